@@ -1,0 +1,50 @@
+"""A reviewed CSV back into the corpus: labels fixed, rows dropped, the rest computed again."""
+
+import dataclasses
+from pathlib import Path
+
+from pipeline.config import RunError
+from pipeline.opened import OpenedRun
+from pipeline.run import Progress, RunFolder, execute
+from storage.table import write_whole
+
+
+def apply_review(
+    run: Path, review: Path, to: Path | None = None, progress: Progress | None = None
+) -> OpenedRun:
+    """The run over the corrected corpus, in a folder of its own and over the same store.
+
+    Text does not change, so no embedding and no NTK row is computed again, and fitted artefacts
+    stay as they are. A dropped row leaves `examples`, the values and the written corpus.
+
+    Args:
+        run: Folder of the run that was reviewed.
+        review: CSV with `source_id` and `decision` (accept, fix, drop), as `assay flag` writes it;
+            `fix` takes the label in `new_label`.
+        to: Folder of the new run; by default the old one's name with `-corrected`.
+        progress: Told what happens.
+
+    Raises:
+        RunError: there is no such review.
+        stages.stage.DataError: the review names unknown rows, labels or decisions.
+    """
+    folder = RunFolder(run.expanduser().resolve())
+    before = folder.read_run()
+    if not review.exists():
+        raise RunError(
+            f"{review}: found no such file, expected a reviewed CSV. "
+            f"Write one with `assay flag {run} --review {review}` and fill in `decision`."
+        )
+    target = (to or folder.path.with_name(f"{folder.path.name}-corrected")).expanduser().resolve()
+    target.mkdir(parents=True, exist_ok=True)
+    kept = target / "review.csv"
+    write_whole(kept, review.read_bytes())
+    corrected = dataclasses.replace(
+        before,
+        run=str(target),
+        store=before.store_url,
+        corpus=dataclasses.replace(
+            before.corpus, corrections=(*before.corpus.corrections, str(kept))
+        ),
+    )
+    return OpenedRun(execute(corrected, progress))

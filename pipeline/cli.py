@@ -1,0 +1,216 @@
+"""The command line: parse, call one function, print. No logic.
+
+Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for misuse.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pipeline.report as report
+from pipeline.opened import OpenedRun, open_run
+
+
+class Assay(click.Group):
+    """The command group: turns the rooms' errors into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; failures of the rooms end with 1, misuse with 2."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            sys.exit(0)
+        except KeyboardInterrupt:
+            click.echo("Stopped. The same command goes on from here.", err=True)
+            sys.exit(1)
+        except Exception as error:
+            code = report.exit_code(error)
+            if code is None or ctx.params.get("debug"):
+                raise
+            click.echo(f"assay: {error}", err=True)
+            sys.exit(code)
+
+
+@click.group(cls=Assay)
+@click.option("--debug", is_flag=True, help="Log more, and show the traceback of an error.")
+@click.version_option(package_name="assay")
+def main(debug: bool) -> None:
+    """Which training examples help, which harm, and which carry a wrong label.
+
+    Example: assay run configs/quickstart.yaml
+    """
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+settings = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one value."
+)
+as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON for programs.")
+out = click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .parquet, .jsonl or .csv."
+)
+method = click.option("--method", help="The stage instance, when the run has several.")
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@settings
+@as_json
+def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
+    """Print what a run would compute, reuse and cost, before anything is computed.
+
+    Example: assay plan configs/quickstart.yaml
+    """
+    from pipeline.estimate import estimate
+
+    report.print_estimate(estimate(config, overrides), is_json)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@settings
+@click.option("--ray-address", help="A Ray cluster to run on; RAY_ADDRESS stands in.")
+@as_json
+def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_json: bool) -> None:
+    """Compute what the YAML describes and is not there yet, and show the main results.
+
+    The same command goes on after a kill; a changed YAML computes only what the change touches.
+
+    Example: assay run configs/quickstart.yaml --set stages.freeshap.rounds=40
+    """
+    from pipeline.config import read_config
+    from pipeline.run import execute
+
+    if ray_address is not None:
+        overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
+    with report.Screen() as screen:
+        folder = execute(read_config(config, overrides), screen)
+    report.print_summary(OpenedRun(folder), is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@as_json
+def status(run: Path, is_json: bool) -> None:
+    """Print how far a run is, and rebuild the catalog of one that was moved.
+
+    Example: assay status runs/quickstart
+    """
+    from pipeline.status import run_status
+
+    report.print_status(run_status(run), is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("statement")
+@out
+@as_json
+def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
+    """Ask the run's views in SQL.
+
+    Example: assay sql runs/quickstart "SELECT reason, count(*) FROM rejected GROUP BY ALL"
+    """
+    opened = open_run(run)
+    rows = opened.sql(statement)
+    if out is not None:
+        click.echo(f"{opened.write_rows(rows, out)} rows in {out}", err=True)
+    else:
+        report.print_rows(rows, is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(min=1), help="This many lowest scores, flagged or not.")
+@method
+@out
+@click.option(
+    "--review",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a CSV whose `decision` column (accept, fix, drop) `assay apply` reads back.",
+)
+@as_json
+def flag(
+    run: Path,
+    top: int | None,
+    method: str | None,
+    out: Path | None,
+    review: Path | None,
+    is_json: bool,
+) -> None:
+    """List the examples whose label is suspicious, with the label suggested instead.
+
+    Example: assay flag runs/quickstart --review review.csv
+    """
+    opened = open_run(run)
+    rows = opened.flag(top, method)
+    if out is not None:
+        click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
+    if review is not None:
+        click.echo(f"{opened.write_review(rows, review)} rows in {review}", err=True)
+    if out is None and review is None:
+        report.print_rows(rows, is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("review", type=click.Path(path_type=Path))
+@out
+@click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
+@as_json
+def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: bool) -> None:
+    """Correct the corpus by a reviewed CSV, and compute again only what depends on labels.
+
+    Example: assay apply runs/quickstart review.csv --out corrected.parquet
+    """
+    from pipeline.apply import apply_review
+
+    with report.Screen() as screen:
+        opened = apply_review(run, review, to, screen)
+    if out is not None:
+        click.echo(f"{opened.write_corpus(out)} rows in {out}", err=True)
+    report.print_summary(opened, is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--keep", help="Rows to keep: a number, or a share such as 20%.")
+@click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
+@click.option("--by", default="shapley", help="shapley (the default) or label_score.")
+@click.option("--utility", help="The utility whose values count, when the run has several.")
+@method
+@out
+@as_json
+def select(
+    run: Path,
+    keep: str | None,
+    drop: str | None,
+    by: str,
+    utility: str | None,
+    method: str | None,
+    out: Path | None,
+    is_json: bool,
+) -> None:
+    """Choose the most valuable examples to train on.
+
+    Example: assay select runs/quickstart --keep 20% --out best.jsonl
+    """
+    if (keep is None) == (drop is None):
+        raise click.UsageError(
+            f"found {'both' if keep else 'neither'} of --keep and --drop, expected one. "
+            "Say for example --keep 20%."
+        )
+    opened = open_run(run)
+    rows = opened.select(keep, drop, by, utility, method)
+    if out is not None:
+        click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
+    else:
+        report.print_rows(rows, is_json)

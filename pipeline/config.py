@@ -1,0 +1,378 @@
+"""YAML to a checked, frozen run.
+
+One file, one run. Unknown keys and wrong types fail with their path; nothing is guessed. Stages are
+plain dataclasses, checked here by pydantic, which no stage imports. There is no interpolation, no
+inheritance of files and no code in the YAML; `--set key.path=value` is the one way to override.
+
+Errors of this room:
+
+    RunError
+      ConfigFileError   the YAML, or a `--set`, cannot be used
+      RunFolderError    a folder is not the run it should be
+      TaskError         a task failed; says which, and why
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import pydantic
+import yaml
+
+from stages.ingest import Source
+from stages.measurement import ModelSpec
+from stages.stage import ConfigError, load
+
+
+class RunError(Exception):
+    """A run cannot be planned, executed or read."""
+
+
+class ConfigFileError(RunError):
+    """The YAML of a run, or an override, cannot be used."""
+
+
+class RunFolderError(RunError):
+    """A folder is not the run it should be."""
+
+
+class TaskError(RunError):
+    """A task of a stage failed."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage gets."""
+
+    cpus: int = 1
+    """Cores per worker, and threads per task. It decides the last bits of a result, so it is pinned
+    in the manifest."""
+    gpus: float = 0.0
+    """GPUs per worker; shares such as 0.5 let workers sit together on one."""
+    memory_gb: float | None = None
+    """Memory that Ray sets aside per worker, 10^9 bytes; none is set aside by default."""
+    workers: int | None = None
+    """Workers at most; by default as many as the cluster's cores and GPUs allow."""
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """Where the work runs. Nothing here is in any key."""
+
+    engine: Literal["ray", "in_process"] = "ray"
+    """`in_process` runs every task in the driver, one after the other, for debugging."""
+    address: str | None = None
+    """A cluster's address; RAY_ADDRESS stands in; without either, Ray starts on this machine."""
+    retries: int = 3
+    """How often a task is tried again when its worker is lost."""
+    default: Resources = field(default_factory=Resources)
+    """For stages that `stages` does not name."""
+    stages: Mapping[str, Resources] = field(default_factory=dict)
+    """Per stage instance."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as configured, with every default filled in."""
+
+    run: str
+    """The run's folder; it is made when it is not there."""
+    corpus: Source
+    """The training rows, the ones that are valued."""
+    queries: Source | None = None
+    """The rows whose predictions matter: a validation set, or predictions to explain."""
+    model: ModelSpec | None = None
+    """The model of every stage that does not name its own."""
+    store: str | None = None
+    """Where tables lie, a folder or URL that runs can share; by default `store` in the run."""
+    shard_size: int = 1000
+    """Rows per shard."""
+    stages: Mapping[str, Any] = field(default_factory=dict)
+    """Stage instances by name."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """Where the work runs."""
+    artefacts: Mapping[str, Any] = field(default_factory=dict)
+    """Fitted artefacts by instance: `{key, labels}` pins one, `refit` asks for a new one."""
+
+    @property
+    def store_url(self) -> str:
+        """Folder or URL of the store."""
+        return self.store if self.store is not None else str(Path(self.run) / "store")
+
+    def resources(self, instance: str) -> Resources:
+        """What one worker of the stage instance gets."""
+        return self.ray.stages.get(instance, self.ray.default)
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """The run that the YAML at `path` describes.
+
+    Args:
+        path: A YAML file; relative paths in it are relative to the working directory.
+        overrides: `key.path=value`, the value in YAML.
+
+    Raises:
+        ConfigFileError: the file or an override cannot be used; the message names the place.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path().glob("configs/*")], 1)
+        raise ConfigFileError(
+            f"{path}: found no such file, expected the YAML of a run. "
+            + (f"Did you mean {near[0]}?" if near else "Start from a copy of configs/tiny.yaml.")
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigFileError(
+            f"{path}: found a file that cannot be read ({error}), expected YAML in UTF-8. "
+            "Name a YAML file."
+        ) from error
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigFileError(
+            f"{path}: found text that is not YAML ({' '.join(str(error).split())}), expected a "
+            "mapping with run, corpus and stages. Check the indentation there."
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigFileError(
+            f"{path}: found {_kind(raw)}, expected a mapping with run, corpus and stages. "
+            "Start from a copy of configs/tiny.yaml."
+        )
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Mapping[str, Any], name: str) -> Run:
+    """The run that `raw` describes; `name` is what errors call it.
+
+    Raises:
+        ConfigFileError: an unknown key, a wrong type, a stage that does not exist.
+    """
+    raw = dict(raw)
+    entries = raw.pop("stages", None)
+    checked: Run = _absolute(_check(Run, raw, name, ()))
+    if entries is None or not isinstance(entries, Mapping) or not entries:
+        raise ConfigFileError(
+            f"{name}: stages: found {_kind(entries)}, expected a mapping from stage to its fields. "
+            "Add for example `stages: {label_issues: {}, freeshap: {}}`."
+        )
+    stages = {
+        str(instance): parse_stage(str(instance), fields, checked.model, name)
+        for instance, fields in entries.items()
+    }
+    for given, where in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
+        _known(given, stages, f"{name}: {where}")
+    if checked.shard_size < 1:
+        raise ConfigFileError(
+            f"{name}: shard_size: found {checked.shard_size}, expected at least 1. "
+            "Leave it out for 1000 rows a shard."
+        )
+    return dataclasses.replace(checked, stages=stages)
+
+
+def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) -> Any:
+    """The stage that the YAML entry `instance: fields` describes, its model filled in.
+
+    Raises:
+        ConfigFileError: there is no such stage, or its fields are wrong.
+    """
+    where = ("stages", instance)
+    if fields is None:
+        fields = {}
+    if not isinstance(fields, Mapping):
+        raise ConfigFileError(
+            f"{name}: stages.{instance}: found {_kind(fields)}, expected a mapping of fields. "
+            f"Write `{instance}: {{}}` for the defaults."
+        )
+    fields = dict(fields)
+    kind = fields.pop("stage", instance)
+    try:
+        cls = load(str(kind))
+    except ConfigError as error:
+        near = difflib.get_close_matches(str(kind), stage_names(), 1)
+        raise ConfigFileError(
+            f"{name}: stages.{instance}: found no stage {kind!r}, expected one of "
+            f"{', '.join(stage_names())}. "
+            + (f"Did you mean {near[0]}?" if near else "Correct the name, or add `stage:`.")
+        ) from error
+    if "model" in {f.name for f in dataclasses.fields(cls)} and "model" not in fields:
+        if model is None:
+            raise ConfigFileError(
+                f"{name}: stages.{instance}: found no model, expected one for this stage. "
+                "Add `model: {path: ...}` at the top of the file."
+            )
+        fields["model"] = dataclasses.asdict(model)
+    elif (
+        isinstance(fields.get("model"), Mapping) and Path(str(fields["model"].get("path"))).exists()
+    ):
+        fields["model"] = {**fields["model"], "path": os.path.abspath(fields["model"]["path"])}
+    return _check(cls, fields, name, where)
+
+
+def stage_names() -> list[str]:
+    """Names of the stages there are: the modules in `stages/` that end with `STAGE = ...`."""
+    folder = Path(__file__).parents[1] / "stages"
+    return sorted(p.stem for p in folder.glob("*.py") if "\nSTAGE = " in p.read_text("utf-8"))
+
+
+def dump_config(run: Run) -> str:
+    """The YAML that repeats `run`, with every default written out."""
+    raw = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "stages"}
+    plain = {key: _plain(value) for key, value in raw.items()}
+    plain["stages"] = {
+        instance: {"stage": stage_name(stage), **_plain(stage)}
+        for instance, stage in run.stages.items()
+    }
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def stage_name(stage: Any) -> str:
+    """The module's name of a stage: `ntk` for `stages.ntk`."""
+    return str(type(stage).__module__).rsplit(".", 1)[-1]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error, not a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = str(getattr(key_node, "value", ""))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found the key {key!r} twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check(cls: type[Any], raw: Mapping[str, Any], name: str, where: tuple[str, ...]) -> Any:
+    if not all(isinstance(key, str) for key in raw):
+        odd = next(key for key in raw if not isinstance(key, str))
+        raise ConfigFileError(
+            f"{name}: {'.'.join(where) or 'top level'}: found the key {odd!r}, expected words. "
+            "Put quotes around it if it is a name."
+        )
+    # A list around the class lets the settings reach plain dataclasses, which cannot carry them.
+    settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    adapter = pydantic.TypeAdapter(list[cls], config=settings)  # type: ignore[valid-type]
+    try:
+        # JSON mode: strict about types, yet lists stand for tuples and mappings for dataclasses.
+        return adapter.validate_json(json.dumps([raw], default=str))[0]
+    except ConfigError as error:
+        raise ConfigFileError(f"{name}: {'.'.join(where)}{': ' if where else ''}{error}") from error
+    except pydantic.ValidationError as error:
+        lines = [_explain(cls, detail, name, where) for detail in error.errors()]
+        raise ConfigFileError("\n".join(lines)) from error
+
+
+def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> str:
+    loc = detail["loc"][1:]
+    place = [str(part) for part in (*where, *loc) if "[" not in str(part)]
+    spot = f"{name}: {'.'.join(place)}"
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _fields_at(cls, loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, 1)
+        hint = f"Did you mean {near[0]}?" if near else "Remove the key."
+        return f"{spot}: found an unknown key, expected one of {', '.join(known)}. {hint}"
+    if detail["type"] in ("missing", "missing_argument"):
+        return f"{spot}: found nothing, expected a value for this key. Add `{place[-1]}: ...`."
+    wanted = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{spot}: found {detail['input']!r}, expected {wanted}. Correct the value."
+
+
+def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
+    for part in loc:
+        hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        options = getattr(hints.get(str(part)), "__args__", (hints.get(str(part)),))
+        inner = [option for option in options if dataclasses.is_dataclass(option)]
+        cls = inner[0] if inner else cls
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _known(given: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:
+    for name in given:
+        if name not in stages:
+            raise ConfigFileError(
+                f"{where}.{name}: found no stage instance of that name, expected one of "
+                f"{', '.join(stages)}. Correct the name."
+            )
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigFileError(
+            f"--set {override}: found no key.path=value, expected for example "
+            "stages.freeshap.rounds=40. Put a dot between keys and one = before the value."
+        )
+    place = raw
+    for depth, key in enumerate(keys[:-1]):
+        inner = place.get(key)
+        if inner is None:
+            inner = place[key] = {}
+        if not isinstance(inner, dict):
+            raise ConfigFileError(
+                f"--set {override}: found {_kind(inner)} at {'.'.join(keys[: depth + 1])}, "
+                "expected a mapping. Correct the path."
+            )
+        place = inner
+    try:
+        place[keys[-1]] = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigFileError(
+            f"--set {override}: found a value that is not YAML, expected for example 40, 0.1 or "
+            "[a, b]. Put quotes around text with special signs."
+        ) from error
+
+
+def _absolute(run: Run) -> Run:
+    def source(given: Source) -> Source:
+        if "://" in given.path:
+            return given
+        path = Path(given.path).expanduser()
+        is_local = path.exists() or any(sign in given.path for sign in "*?[") or bool(path.suffix)
+        fixed = os.path.abspath(path) if is_local else given.path
+        notes = tuple(os.path.abspath(path) for path in given.corrections)
+        return dataclasses.replace(given, path=fixed, corrections=notes)
+
+    store = run.store
+    if store is not None and "://" not in store:
+        store = os.path.abspath(os.path.expanduser(store))
+    model = run.model
+    if model is not None and Path(model.path).exists():
+        model = dataclasses.replace(model, path=os.path.abspath(model.path))
+    return dataclasses.replace(
+        run,
+        run=os.path.abspath(os.path.expanduser(run.run)),
+        store=store,
+        model=model,
+        corpus=source(run.corpus),
+        queries=source(run.queries) if run.queries is not None else None,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"{type(value).__name__} {str(value)[:40]!r}"

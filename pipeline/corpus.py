@@ -1,0 +1,141 @@
+"""From a corpus and its queries to the tables `text`, `label`, `extra` and `rejected`.
+
+These shards are keyed by their content. Rows are cut into shards once: when a corpus that lies in
+the store is read again with more rows or corrected labels, its earlier shards keep their rows.
+Runs in the driver: it is bound by reading one source, and holds the text of the corpus in memory.
+"""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import Run
+from stages import ingest
+from stages.stage import Role
+from storage.manifest import Manifest, ShardRecord, digest
+from storage.schema import TableSpec
+from storage.table import Store
+
+CORPUS = {spec.name: spec for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED)}
+INGEST_VERSION = 1
+EARLIER_CUTS = 20
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The corpus tables as they stand, by table name."""
+
+    tables: Mapping[str, Manifest]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return tuple(self.tables["label"].details["classes"])
+
+    @property
+    def unlabelled_queries(self) -> int:
+        """Queries without a label."""
+        return int(self.tables["label"].details.get("unlabelled_queries", 0))
+
+    def rows(self, table: str, role: str) -> int:
+        """Rows of one role in one of the tables."""
+        return sum(s.rows for s in self.tables[table].shards if s.role == role)
+
+
+def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
+    """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
+
+    Raises:
+        stages.stage.DataError: a source cannot be read, or no row of it can be used.
+    """
+    sources = [source for source in (run.corpus, run.queries) if source is not None]
+    name = digest(
+        [INGEST_VERSION, run.shard_size, [ingest.fingerprint(source) for source in sources]]
+    )
+    known = store.read_note("ingest", name)
+    if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in CORPUS):
+        return Corpus({t: store.read_manifest(t, known[t]) for t in CORPUS})
+    examples = ingest.read(run.corpus, "example")
+    read: list[tuple[Role, Any]] = [("example", examples)]
+    if run.queries is not None:
+        read.append(("query", ingest.read(run.queries, "query", examples.classes)))
+    writer = _Writer(store, is_dry)
+    for role, part in read:
+        for index, rows in enumerate(_cut(part.rows, role, run.shard_size, store)):
+            for table, cells in ingest.tables(rows).items():
+                salt = list(examples.classes) if table == "label" else []
+                writer.add(CORPUS[table], role, index, cells, salt)
+    rejected = pa.concat_tables([part.rejected for _, part in read])
+    writer.add(ingest.REJECTED, "", 0, rejected, [])
+    details = {
+        "label": {
+            "classes": list(examples.classes),
+            "label_kind": examples.label_kind,
+            "unlabelled_queries": sum(
+                part.rows["label"].null_count for role, part in read if role == "query"
+            ),
+        },
+        "extra": {"columns": {role: part.columns for role, part in read}},
+    }
+    manifests = {
+        table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in CORPUS
+    }
+    if not is_dry:
+        keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
+        store.write_note("ingest", name, keys)
+    return Corpus(manifests)
+
+
+class _Writer:
+    """Writes content-keyed shards, or only says what it would write."""
+
+    def __init__(self, store: Store, is_dry: bool):
+        self.store, self.is_dry = store, is_dry
+        self.records: dict[str, list[ShardRecord]] = {table: [] for table in CORPUS}
+        self.present = {table: store.shard_keys(table) for table in CORPUS}
+
+    def add(self, spec: TableSpec, role: str, index: int, rows: pa.Table, salt: Any) -> None:
+        key = digest([ingest.content_hash(rows), salt])
+        if self.is_dry:
+            record = ShardRecord(key, role, index, rows.num_rows, rows.nbytes, "", None, None)
+        elif key in self.present[spec.name]:
+            record = self.store.record_of(spec, key, role, index)
+        else:
+            record = self.store.write_shard(spec, key, role, index, rows)
+        self.records[spec.name].append(record)
+
+    def manifest(self, table: str, shard_size: int, details: Mapping[str, Any]) -> Manifest:
+        return Manifest(
+            table=table,
+            stage="ingest",
+            version=INGEST_VERSION,
+            fields={"shard_size": shard_size},
+            inputs={},
+            shards=tuple(self.records[table]),
+            details=details,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> list[pa.Table]:
+    """The rows in shards: cut as an earlier reading of the same corpus was, where there is one."""
+    ids = rows["id"].to_numpy()
+    best = ingest.cut(ids, [], shard_size)
+    most = 0
+    text = ingest.TEXT.name
+    for key in reversed(store.manifest_keys(text)[-EARLIER_CUTS:]):
+        manifest = store.read_manifest(text, key)
+        if manifest.fields.get("shard_size") != shard_size:
+            continue
+        shards = [s for s in manifest.shards if s.role == role]
+        earlier = [store.read_shard(text, s.key, ["id"])["id"].to_numpy() for s in shards]
+        cut = ingest.cut(ids, earlier, shard_size)
+        hashes = {digest([ingest.content_hash(ingest.tables(rows.take(c))[text]), []]) for c in cut}
+        same = len(hashes & {s.key for s in shards})
+        if same > most:
+            best, most = cut, same
+    return [rows.take(pa.array(np.asarray(positions))) for positions in best]

@@ -1,0 +1,75 @@
+"""What a run will cost, said before anything is computed: `assay plan`."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import read_config
+from pipeline.corpus import read_corpus
+from pipeline.plan import Node, make_plan
+from stages.calibration import flops_per_second
+from stages.stage import Cost, Work
+from storage.table import Store
+
+CHARACTERS_PER_TOKEN = 4.2
+MODEL_EFFICIENCY = 0.5
+"""Share of a bare matrix product's speed that models and solves reach; seen on MiniLM, one core."""
+
+
+def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Per stage and in all: tasks, reuse, forward and backward rows, FLOPs, bytes, memory, seconds.
+
+    Reads the corpus and asks the machine for its speed with a matrix product of a fraction of a
+    second; writes nothing. Costs are scaled to the tasks that are not there yet.
+
+    Raises:
+        pipeline.config.RunError: the run cannot be planned.
+    """
+    run = read_config(config, overrides)
+    store = Store(run.store_url)
+    corpus = read_corpus(run, store, is_dry=True)
+    plan = make_plan(run, corpus, store)
+    n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)
+    work = Work(
+        n_examples=corpus.rows("label", "example"),
+        n_queries=corpus.rows("text", "query"),
+        n_tokens=round(n_bytes / CHARACTERS_PER_TOKEN),
+        n_classes=len(corpus.classes),
+        dim=max((getattr(n.stage, "projection_dim", None) or 0 for n in plan.nodes), default=0),
+    )
+    speed = flops_per_second()
+    workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
+    rows = [_row(node, work, speed, workers) for node in plan.nodes]
+    return {
+        "examples": work.n_examples,
+        "queries": work.n_queries,
+        "rejected": corpus.tables["rejected"].rows,
+        "shards": len(corpus.tables["text"].shards),
+        "stages": rows,
+        "workers": workers,
+        "flops_per_second": speed,
+        "written_bytes": sum(row["written_bytes"] for row in rows),
+        "memory_bytes": max((row["memory_bytes"] for row in rows), default=0),
+        "seconds": sum(row["seconds"] for row in rows),
+    }
+
+
+def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
+    cost = node.stage.cost(work) if hasattr(node.stage, "cost") else Cost()
+    share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
+    at_once = max(1, min(workers, len(node.missing)))
+    scaled = {
+        name: round(value * share)
+        for name, value in dataclasses.asdict(cost).items()
+        if name != "memory_bytes"
+    }
+    return {
+        "stage": node.instance,
+        "tasks": len(node.missing),
+        "reused": len(node.tasks) - len(node.missing),
+        **scaled,
+        "memory_bytes": cost.memory_bytes if node.missing else 0,
+        "seconds": cost.flops * share / (speed * MODEL_EFFICIENCY) / at_once,
+    }

@@ -1,0 +1,181 @@
+"""Run tasks in this process or on Ray; the only file that imports ray.
+
+Both engines take the same tasks and yield the same records; they differ in where the work happens.
+On Ray, a pool of actors holds what the stage opens (a model, a kernel), each with at most two tasks
+waiting, so that the scheduler never holds more than the names of a few tasks. A task whose worker
+is lost is tried again; a task that raises is not, for it would raise again.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.config import RaySettings, Resources, TaskError
+from pipeline.plan import Task
+from pipeline.task import Job, Worker
+from storage.manifest import ShardRecord
+
+QUEUED_PER_WORKER = 2
+
+
+class Engine(Protocol):
+    """Where tasks run."""
+
+    def perform(
+        self, job: Job, tasks: Sequence[Task], resources: Resources
+    ) -> Iterator[tuple[Task, list[ShardRecord]]]:
+        """Each task with its records, in the order in which they finish.
+
+        Raises:
+            TaskError: a task raised, or its worker was lost too often.
+        """
+
+    def close(self) -> None:
+        """Lets go of everything the engine holds."""
+
+
+class InProcess:
+    """Runs every task in this process, one after the other."""
+
+    def __init__(self) -> None:
+        self._worker = Worker()
+
+    def perform(
+        self, job: Job, tasks: Sequence[Task], resources: Resources
+    ) -> Iterator[tuple[Task, list[ShardRecord]]]:
+        """See `Engine.perform`."""
+        for task in tasks:
+            try:
+                yield task, self._worker.perform(job, task.part, task.key)
+            except Exception as error:
+                raise _failed(job, task, error) from error
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._worker = Worker()
+
+
+class OnRay:
+    """Runs tasks in Ray actors, on this machine or on a cluster."""
+
+    def __init__(self, settings: RaySettings):
+        """Connects to the cluster that `settings` or RAY_ADDRESS names, or starts a local one.
+
+        Raises:
+            TaskError: the cluster cannot be reached.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray  # a second of import that `assay sql` should not pay
+        self._ray: Any = ray
+        self._settings = settings
+        address = settings.address or os.environ.get("RAY_ADDRESS")
+        checkout = Path(__file__).resolve().parents[1]
+        excludes = [".venv", ".git", "runs", "*.parquet"]
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address is None else None,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"working_dir": str(checkout), "excludes": excludes}
+                if address is not None
+                else None,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise TaskError(
+                f"ray: found no cluster at {address or 'this machine'} ({error}), expected one to "
+                "connect to. Check the address, or leave it out to start Ray on this machine."
+            ) from error
+        self._pool: list[Any] = []
+        self._pool_is_for: Resources | None = None
+
+    def perform(
+        self, job: Job, tasks: Sequence[Task], resources: Resources
+    ) -> Iterator[tuple[Task, list[ShardRecord]]]:
+        """See `Engine.perform`."""
+        ray = self._ray
+        job_ref = ray.put(job)
+        pool = self._workers(resources, len(tasks))
+        waiting = list(reversed(tasks))
+        running: dict[Any, tuple[Task, Any]] = {}
+
+        def launch(worker: Any) -> None:
+            if waiting:
+                task = waiting.pop()
+                running[worker.perform.remote(job_ref, task.part, task.key)] = (task, worker)
+
+        try:
+            for _ in range(QUEUED_PER_WORKER):
+                for worker in pool:
+                    launch(worker)
+            while running:
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                task, worker = running.pop(ready)
+                try:
+                    records = ray.get(ready)
+                except ray.exceptions.RayTaskError as error:
+                    raise _failed(job, task, error.cause or error) from error
+                except ray.exceptions.RayError as error:
+                    raise _failed(job, task, error) from error
+                launch(worker)
+                yield task, records
+        finally:
+            for ref in running:
+                ray.cancel(ref)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._ray.shutdown()
+
+    def _workers(self, resources: Resources, n_tasks: int) -> list[Any]:
+        """Actors with these resources; those of the stage before serve again if they fit."""
+        ray = self._ray
+        if self._pool_is_for != resources:
+            for worker in self._pool:
+                ray.kill(worker)
+            self._pool, self._pool_is_for = [], resources
+        cluster = ray.cluster_resources()
+        room = int(cluster.get("CPU", 0) // resources.cpus) if resources.cpus else n_tasks
+        if resources.gpus:
+            room = min(room, int(cluster.get("GPU", 0) / resources.gpus))
+        if room < 1:
+            raise TaskError(
+                f"ray: found {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs in "
+                f"the cluster, expected at least {resources.cpus} and {resources.gpus:g} for one "
+                "worker. Lower `ray:` cpus or gpus, or add a node."
+            )
+        wanted = min(n_tasks, room, resources.workers or room)
+        memory = {"memory": int(resources.memory_gb * 1e9)} if resources.memory_gb else {}
+        actor = ray.remote(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=-1,
+            max_task_retries=self._settings.retries,
+            **memory,
+        )(Worker)
+        while len(self._pool) < wanted:
+            self._pool.append(actor.remote())
+        return self._pool[:wanted]
+
+
+def open_engine(settings: RaySettings) -> Engine:
+    """The engine that `settings` ask for."""
+    return InProcess() if settings.engine == "in_process" else OnRay(settings)
+
+
+def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
+    part = task.part
+    place = {
+        "shard": f"{part.role} shard {part.index}",
+        "query": f"query block {part.index}",
+        "round": f"round {part.index}",
+        "whole": "whole table",
+    }[job.stage.split]
+    return TaskError(f"{job.instance}, {place}: {type(error).__name__}: {error}")

@@ -1,0 +1,232 @@
+"""A finished run as Python sees it: SQL over its views, and the tables that commands print."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Run, RunError
+from pipeline.run import RunFolder
+from storage.views import export, open_catalog, query, view_names
+
+
+def open_run(path: str | Path) -> "OpenedRun":
+    """The run in the folder `path`, read-only; reading never blocks a run that writes.
+
+    Raises:
+        pipeline.config.RunFolderError: the folder holds no run.
+        storage.schema.MissingError: its catalog is not there.
+    """
+    return OpenedRun(RunFolder(Path(path).expanduser().resolve()))
+
+
+class OpenedRun:
+    """A run's views, and what the commands make of them. Positive values help."""
+
+    def __init__(self, folder: RunFolder):
+        """Opens the catalog of `folder` as it is now; later changes are not seen."""
+        self.folder = folder
+        self.record = folder.read_record()
+        self._connection = open_catalog(folder.catalog, folder.store())
+
+    def config(self) -> Run:
+        """The resolved configuration."""
+        return self.folder.read_run()
+
+    def views(self) -> list[str]:
+        """Names of the views that the run's tables allow."""
+        return view_names(self._connection)
+
+    def sql(self, statement: str) -> Any:
+        """The DuckDB relation that `statement` gives over the run's views.
+
+        Raises:
+            storage.schema.StorageError: DuckDB refuses the statement.
+        """
+        return query(self._connection, statement)
+
+    def needs(self, view: str, stage: str) -> None:
+        """Nothing, when the run has `view`.
+
+        Raises:
+            RunError: it has not; the message says which stage to add.
+        """
+        if view not in self.views():
+            raise RunError(
+                f"{self.folder.path}: found no view {view}, expected the results of a stage such "
+                f"as {stage}. Add `{stage}: {{}}` under `stages:` and run again."
+            )
+
+    def flag(self, top: int | None = None, method: str | None = None) -> Any:
+        """Examples whose label is suspicious, the most suspicious first.
+
+        Columns: example_id, source_id, text, given_label, suggested_label, label_score (in [0, 1],
+        low = suspicious), is_label_issue, method, and true_label where flips were planted.
+
+        Args:
+            top: How many of the lowest scores, flagged or not; by default all that are flagged.
+            method: The stage instance, when the run has several.
+        """
+        self.needs("label_issues", "label_issues")
+        one = self._one("label_issues", "method", method)
+        ends = f"LIMIT {int(top)}" if top is not None else ""
+        keep = "" if top is not None else "AND i.is_label_issue"
+        return self.sql(
+            f"""SELECT e.example_id, e.source_id, e.text, i.given_label, i.suggested_label,
+                       i.label_score, i.is_label_issue, i.method, e.true_label
+                FROM label_issues AS i JOIN examples AS e USING (example_id)
+                WHERE i.method = {_quoted(one)} {keep}
+                ORDER BY i.label_score, e.example_id {ends}"""
+        )
+
+    def select(
+        self,
+        keep: str | None = None,
+        drop: str | None = None,
+        by: str = "shapley",
+        utility: str | None = None,
+        method: str | None = None,
+    ) -> Any:
+        """Examples to train on, the most valuable first.
+
+        Columns: example_id, source_id, text, label, label_name, value (positive helps), rank.
+
+        Args:
+            keep: How many to keep, a number of rows or a share such as `20%`.
+            drop: How many of the least valuable to leave out; give this or `keep`.
+            by: `shapley`, or `label_score`.
+            utility: The utility whose values count, when the run has several: accuracy first.
+            method: The stage instance, when the run has several.
+        """
+        view = {"shapley": "shapley", "label_score": "label_issues"}.get(by)
+        if view is None:
+            raise RunError(
+                f"select: found by={by!r}, expected shapley or label_score. Correct the name."
+            )
+        self.needs(view, "freeshap" if view == "shapley" else view)
+        one = self._one(view, "method", method)
+        total = int(self.sql("SELECT count(*) FROM examples").fetchall()[0][0])
+        count = total if keep is None else rows_of(keep, total)
+        if drop is not None:
+            count = total - rows_of(drop, total)
+        if view == "shapley":
+            chosen = self._one("shapley", "utility", utility, first="accuracy")
+            where = f"v.semivalue = 'shapley' AND v.utility = {_quoted(chosen)} AND"
+            value = "v.value"
+        else:
+            where, value = "", "v.label_score"
+        return self.sql(
+            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
+                       row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
+                FROM {view} AS v JOIN examples AS e USING (example_id)
+                WHERE {where} v.method = {_quoted(one)} ORDER BY rank LIMIT {count}"""
+        )
+
+    def write(self, rows: Any, path: str | Path) -> int:
+        """How many rows were written to `path`, a .parquet, .jsonl or .csv file.
+
+        The source's own columns come first, under their own names and in their own order.
+
+        Args:
+            rows: What `flag` or `select` gave.
+            path: The file, replaced as a whole if it exists.
+        """
+        return self._export(rows.sql_query(), list(rows.columns), Path(path))
+
+    def write_review(self, rows: Any, path: str | Path) -> int:
+        """How many rows were written to `path`, a CSV for a person to decide about labels.
+
+        Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
+        it where another is right), label_score, example_id.
+        """
+        return export(
+            self._connection,
+            "SELECT source_id, NULL::VARCHAR AS decision, text, given_label, "
+            "suggested_label AS new_label, round(label_score, 4) AS label_score, example_id "
+            f"FROM ({rows.sql_query()})",
+            Path(path),
+        )
+
+    def write_rows(self, rows: Any, path: str | Path) -> int:
+        """How many of `rows`, just as they are, were written to `path`."""
+        return export(self._connection, rows.sql_query(), Path(path))
+
+    def write_corpus(self, path: str | Path) -> int:
+        """How many rows were written to `path`: every example, with its label as it stands now."""
+        return self._export("SELECT example_id FROM examples", ["example_id"], Path(path))
+
+    def _export(self, inner: str, columns: list[str], path: Path) -> int:
+        extra = self.sql(
+            "SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = 'extra'"
+        ).fetchall()[0][0]
+        label = self.sql(
+            "SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = 'label'"
+        ).fetchall()[0][0]
+        is_text = json.loads(label)["label_kind"] == "str"
+        has_number_ids = self.sql(
+            "SELECT bool_and(TRY_CAST(source_id AS BIGINT) = example_id) FROM examples"
+        ).fetchall()[0][0]
+        own = {
+            "label": "e.label_name"
+            if is_text
+            else "coalesce(TRY_CAST(e.label_name AS BIGINT), e.label)",
+            "source_id": "CAST(e.source_id AS BIGINT)" if has_number_ids else "e.source_id",
+        }
+        originals: list[Mapping[str, str]] = json.loads(extra)["columns"]["example"]
+        names = {column["name"] for column in originals}
+        cells = [
+            f"{own.get(c['stored'], 'e.' + _named(c['stored']))} AS {_named(c['name'])}"
+            for c in originals
+        ]
+        cells += [f"r.{_named(c)}" for c in columns if c not in names]
+        return export(
+            self._connection,
+            f"SELECT {', '.join(cells)} FROM (SELECT *, row_number() OVER () AS place_ "
+            f"FROM ({inner})) AS r JOIN examples AS e USING (example_id) ORDER BY r.place_",
+            path,
+        )
+
+    def default_utility(self) -> str:
+        """The utility that is shown when none is named: accuracy where there is one."""
+        return self._one("shapley", "utility", None, first="accuracy")
+
+    def _one(self, view: str, column: str, wish: str | None, first: str | None = None) -> str:
+        """The value of `column` that is meant: `wish`, the only one, or `first` where it occurs."""
+        rows = self.sql(f"SELECT DISTINCT {column} FROM {view} ORDER BY 1").fetchall()
+        found = [str(row[0]) for row in rows]
+        if wish is not None and wish in found:
+            return wish
+        if wish is None and found and (len(found) == 1 or first in found):
+            return first if first in found else found[0]
+        raise RunError(
+            f"{view}: found {column} {', '.join(found) or 'nowhere'}, expected "
+            f"{wish or 'just one'}. Name one with --{column}."
+        )
+
+
+def rows_of(text: str, total: int) -> int:
+    """How many of `total` rows `text` means: a number, or a share such as `20%`.
+
+    Raises:
+        RunError: it is neither, or more than there is.
+    """
+    share = text.strip().endswith("%")
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    count = round(total * number / 100) if share else int(number)
+    if not 0 <= count <= total or (not share and number != int(number)):
+        raise RunError(
+            f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
+            "20%. Correct the number."
+        )
+    return count
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _named(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'

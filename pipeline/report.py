@@ -1,0 +1,345 @@
+"""Views to what people see: tables on the terminal, progress while a run works, JSON for programs.
+
+Results are printed to stdout, progress and notes to stderr.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from storage.schema import StorageError
+
+SUSPICIOUS = 20
+EXTREMES = 10
+TEXT_WIDTH = 60
+
+
+def exit_code(error: BaseException) -> int | None:
+    """1 for a failure that one of the rooms explains; None for a defect of assay itself."""
+    if isinstance(error, StorageError):
+        return 1
+    known = ("RunError", "StageError")
+    return 1 if {cls.__name__ for cls in type(error).__mro__} & set(known) else None
+
+
+class Screen:
+    """Shows a run on stderr while it works: what is reused, what is being done, time left."""
+
+    def __init__(self) -> None:
+        """Bars where stderr is a terminal, a line per stage elsewhere."""
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.completed:>7.0f}/{task.total:.0f} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar: TaskID | None = None
+        self._done = 0
+        self._begun = 0.0
+
+    def __enter__(self) -> "Screen":
+        self._console.print("Reading the corpus ...", style="dim")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def planned(self, plan: Any) -> None:
+        """Says what was read, what was rejected, and what is there already."""
+        corpus = plan.corpus
+        self._say(
+            f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
+            f"queries in {len(corpus.tables['text'].shards)} shards, "
+            f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+        )
+        unlabelled = corpus.unlabelled_queries
+        if unlabelled:
+            self._say(f"{unlabelled} queries have no label: left out of the utilities")
+        rejected = corpus.tables["rejected"].rows
+        if rejected:
+            self._say(
+                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
+                style="yellow",
+            )
+        tasks = sum(len(node.tasks) for node in plan.nodes)
+        missing = sum(len(node.missing) for node in plan.nodes)
+        names = " -> ".join(node.instance for node in plan.nodes)
+        self._say(f"{names}: {missing} tasks to do, {tasks - missing} are there already")
+        for note in plan.notes:
+            self._say(note, style="yellow")
+        self._bars.start()
+
+    def started(self, node: Any) -> None:
+        """Puts a bar for the stage on the screen."""
+        self._done, unit = 0, {"shard": "shards", "query": "blocks", "round": "rounds"}
+        if node.missing:
+            self._bar = self._bars.add_task(
+                node.instance, total=len(node.missing), unit=unit.get(node.stage.split, "task")
+            )
+
+    def advanced(self, node: Any, records: Any) -> None:
+        """Moves the bar by one task."""
+        self._done += 1
+        if self._bar is not None:
+            self._bars.advance(self._bar)
+
+    def finished(self, node: Any, seconds: float) -> None:
+        """Takes the bar away and leaves a line with the time."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
+        if node.missing:
+            self._say(
+                f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
+                f"{seconds:.1f} s"
+            )
+
+    def _say(self, text: str, style: str = "dim") -> None:
+        self._console.print(Text(text, style=style))
+
+
+def print_rows(rows: Any, is_json: bool) -> None:
+    """Prints a DuckDB relation, as a table or as JSON."""
+    names, cells = list(rows.columns), rows.fetchall()
+    if is_json:
+        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in cells], default=str))
+        return
+    _print(_table(names, cells))
+
+
+def print_status(status: Mapping[str, Any], is_json: bool) -> None:
+    """Prints how far a run is."""
+    if is_json:
+        click.echo(json.dumps(status))
+        return
+    rows = [
+        (t["instance"], t["table"], f"{t['done']}/{t['shards']}", "yes" if t["is_whole"] else "no")
+        for t in status["tables"]
+    ]
+    _print(_table(["stage", "table", "shards", "whole"], rows))
+    _print(f"run      {status['run_id']}\nstore    {status['store']}")
+    rebuilt = " (rebuilt)" if status["is_catalog_rebuilt"] else ""
+    _print(f"catalog  {status['catalog']}{rebuilt}")
+
+
+def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
+    """Prints what a run would compute and cost."""
+    if is_json:
+        click.echo(json.dumps(estimate))
+        return
+    columns = {
+        "stage": "stage",
+        "tasks": "tasks",
+        "reused": "reused",
+        "forward_rows": "forward rows",
+        "backward_rows": "backward rows",
+        "flops": "FLOPs",
+        "written_bytes": "written",
+        "memory_bytes": "memory/task",
+        "seconds": "time",
+    }
+    shown = []
+    for row in estimate["stages"]:
+        cells = dict(row)
+        cells["flops"] = f"{row['flops']:.1e}" if row["flops"] else ""
+        cells["written_bytes"] = _bytes(row["written_bytes"])
+        cells["memory_bytes"] = _bytes(row["memory_bytes"])
+        cells["seconds"] = _seconds(row["seconds"])
+        shown.append([cells[name] for name in columns])
+    _print(
+        f"{estimate['examples']} examples, {estimate['queries']} queries, {estimate['rejected']} "
+        f"rejected rows, {estimate['shards']} shards"
+    )
+    _print(_table(list(columns.values()), shown))
+    _print(
+        f"In all about {_seconds(estimate['seconds'])} on {estimate['workers']} workers "
+        f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
+        f"{_bytes(estimate['written_bytes'])} to write, "
+        f"{_bytes(estimate['memory_bytes'])} for the largest task"
+    )
+
+
+def print_summary(run: Any, is_json: bool) -> None:
+    """Prints what a person wants to see of a finished run."""
+    summary = summarize(run)
+    if is_json:
+        click.echo(json.dumps(summary, default=str))
+        return
+    if summary["suspicious"]:
+        _print("\nMost suspicious labels")
+        names = ["text", "given", "suggested", "score"]
+        if summary["planted"]:
+            names.append("planted")
+        _print(_table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
+    if summary["flagged"] is not None:
+        _print(f"{summary['flagged']} of {summary['examples']} labels are flagged as issues.")
+    if summary["planted"]:
+        planted = summary["planted"]
+        _print(
+            f"Of {planted['planted']} planted wrong labels, {planted['flagged']} are among them; "
+            f"{planted['in_top']} are among the {len(summary['suspicious'])} above."
+        )
+    for title, key in (("Most helpful examples", "helpful"), ("Most harmful examples", "harmful")):
+        if summary[key]:
+            _print(f"\n{title} ({summary['utility']} of the queries; positive helps)")
+            names = ["text", "label", "value", "stderr", "p_helpful"]
+            _print(_table(names, [[row[n] for n in names] for row in summary[key]]))
+    for line in summary["accuracy"]:
+        _print(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
+    _print(f"\nCatalog: {summary['catalog']}   Try:")
+    for statement in summary["try"]:
+        _print(f'  assay sql {summary["run"]} "{statement}"')
+
+
+def summarize(run: Any) -> dict[str, Any]:
+    """The main results of a run as plain values; empty where a stage did not run."""
+    views = set(run.views())
+    count = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
+    summary: dict[str, Any] = {
+        "run": str(run.folder.path),
+        "run_id": run.record["run_id"],
+        "catalog": str(run.folder.catalog),
+        "examples": count,
+        "suspicious": [],
+        "flagged": None,
+        "planted": None,
+        "helpful": [],
+        "harmful": [],
+        "utility": None,
+        "accuracy": [],
+        "try": _statements(views),
+    }
+    if "label_issues" in views:
+        rows = _dicts(run.flag(top=SUSPICIOUS))
+        summary["suspicious"] = [
+            {
+                "example_id": r["example_id"],
+                "text": r["text"],
+                "given": r["given_label"],
+                "suggested": r["suggested_label"],
+                "score": r["label_score"],
+                "planted": r["true_label"] is not None and r["true_name"] != r["given_label"],
+            }
+            for r in _with_true_names(run, rows)
+        ]
+        summary["flagged"], planted, caught = run.sql(
+            "SELECT count(*) FILTER (i.is_label_issue), count(*) FILTER (e.true_label <> e.label), "
+            "count(*) FILTER (e.true_label <> e.label AND i.is_label_issue) "
+            "FROM examples AS e JOIN label_issues AS i USING (example_id)"
+        ).fetchall()[0]
+        if planted:
+            found = sum(row["planted"] for row in summary["suspicious"])
+            summary["planted"] = {"planted": planted, "flagged": caught, "in_top": found}
+    if "shapley" in views:
+        utility = run.default_utility()
+        summary["utility"] = utility
+        for key, order in (("helpful", "ASC"), ("harmful", "DESC")):
+            summary[key] = _dicts(
+                run.sql(
+                    "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
+                    "s.p_helpful FROM shapley AS s JOIN examples AS e USING (example_id) "
+                    f"WHERE s.utility = '{utility}' AND s.semivalue = 'shapley' "
+                    f"ORDER BY s.rank {order} LIMIT {EXTREMES}"
+                )
+            )
+    if "predictions" in views:
+        summary["accuracy"] = _dicts(
+            run.sql(
+                "SELECT p.source, avg((p.predicted = q.label)::INT) AS accuracy "
+                "FROM predictions AS p JOIN queries AS q ON q.query_id = p.id "
+                "WHERE p.role = 'query' AND q.label IS NOT NULL GROUP BY ALL ORDER BY 1"
+            )
+        )
+    return summary
+
+
+def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
+    return [{**row, "true_name": names.get(row["true_label"])} for row in rows]
+
+
+def _statements(views: set[str]) -> list[str]:
+    statements = {
+        "label_issues": "SELECT text, given_label, suggested_label, label_score FROM label_issues "
+        "JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
+        "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "
+        "USING (example_id) GROUP BY ALL",
+        "runs": "SELECT instance, stage, rows, bytes, seconds FROM runs",
+        "rejected": "SELECT reason, count(*) FROM rejected GROUP BY ALL",
+        "examples": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
+    }
+    return [text for view, text in statements.items() if view in views][:3]
+
+
+def _dicts(rows: Any) -> list[dict[str, Any]]:
+    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name != "text", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(name, cell)) for name, cell in zip(names, row, strict=True)))
+    return table
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-3 and value else f"{value:.4f}"
+    text = str(value)
+    if name == "text" and len(text) > TEXT_WIDTH:
+        return text[: TEXT_WIDTH - 1] + "…"
+    return text
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if count else ""
+        count /= 1000
+    return ""
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print(item: Any) -> None:
+    console = Console(file=sys.stdout, soft_wrap=not isinstance(item, Table), highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    console.print(Text(item) if isinstance(item, str) else item)

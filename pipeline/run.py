@@ -1,0 +1,334 @@
+"""A run: a local folder with the resolved YAML, the catalog and the record of its tables.
+
+<run>/config.yaml        resolved; `assay run` on it repeats the run
+<run>/run.json           run id, and for every table its shards and, once whole, its manifest
+<run>/catalog.duckdb     views over the tables that are whole
+<run>/assay.log          what was logged
+<run>/store/             the tables, unless `store:` says elsewhere
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from pipeline.config import Run, RunFolderError, dump_config, parse_config, stage_name
+from pipeline.corpus import read_corpus
+from pipeline.execute import Engine, open_engine
+from pipeline.plan import CORPUS_INSTANCE, Node, Plan, make_plan
+from pipeline.task import Job
+from storage.manifest import Manifest, ShardRecord, digest
+from storage.table import Store, write_whole
+from storage.views import Entry, build_catalog
+
+PACKAGES = ("assay", "torch", "transformers", "datasets", "pyarrow", "duckdb", "ray", "numpy")
+
+
+class Progress(Protocol):
+    """Told what happens while a run is executed."""
+
+    def planned(self, plan: Plan) -> None:
+        """The plan is made; nothing of it is computed yet."""
+
+    def started(self, node: Node) -> None:
+        """The tasks of a stage begin."""
+
+    def advanced(self, node: Node, records: list[ShardRecord]) -> None:
+        """A task of the stage is finished."""
+
+    def finished(self, node: Node, seconds: float) -> None:
+        """The stage's tables are whole."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def planned(self, plan: Plan) -> None:
+        """See `Progress.planned`."""
+
+    def started(self, node: Node) -> None:
+        """See `Progress.started`."""
+
+    def advanced(self, node: Node, records: list[ShardRecord]) -> None:
+        """See `Progress.advanced`."""
+
+    def finished(self, node: Node, seconds: float) -> None:
+        """See `Progress.finished`."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """The record of tables."""
+        return self.path / "run.json"
+
+    @property
+    def catalog(self) -> Path:
+        """The DuckDB file."""
+        return self.path / "catalog.duckdb"
+
+    def read_record(self) -> dict[str, Any]:
+        """What `run.json` says.
+
+        Raises:
+            RunFolderError: the folder holds no run, or its record cannot be read.
+        """
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path}: found no run.json, expected the folder of a run. "
+                "Name the `run:` of a configuration that `assay run` has been given."
+            ) from error
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.record}: found text that is not JSON ({error}), expected a run's record. "
+                "Delete the file and run again: nothing that is stored is computed twice."
+            ) from error
+        if not isinstance(record, dict) or "tables" not in record:
+            raise RunFolderError(
+                f"{self.record}: found no tables in it, expected a run's record. "
+                "Delete the file and run again: nothing that is stored is computed twice."
+            )
+        return record
+
+    def read_run(self) -> Run:
+        """The resolved configuration, with the folder's present place as `run`.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        try:
+            raw = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path}: found no config.yaml, expected the folder of a run. "
+                "Name the `run:` of a configuration that `assay run` has been given."
+            ) from error
+        return parse_config({**raw, "run": str(self.path)}, str(self.config))
+
+    def store(self) -> Store:
+        """The store that the run's tables lie in; inside the folder it moves with it."""
+        url = self.read_record()["store"]
+        return Store(url if url is not None else str(self.path / "store"))
+
+    def entries(self, store: Store) -> list[Entry]:
+        """The tables that are whole."""
+        return [
+            Entry(instance, store.read_manifest(table, state["manifest"]))
+            for instance, tables in self.read_record()["tables"].items()
+            for table, state in tables.items()
+            if state["manifest"]
+        ]
+
+    def rebuild_catalog(self) -> None:
+        """Builds the catalog anew over the tables that are whole, wherever the run lies now."""
+        record, store = self.read_record(), self.store()
+        entries = self.entries(store)
+        build_catalog(self.catalog, entries, store, record["run_id"], record["splits"])
+        if record["path"] != str(self.path):
+            self.write_record({**record, "path": str(self.path)})
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Replaces `run.json` as a whole."""
+        write_whole(self.record, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def execute(
+    run: Run,
+    progress: Progress | None = None,
+    engine: Callable[[], Engine] | None = None,
+) -> RunFolder:
+    """Computes everything of `run` that is not in its store yet, and catalogs it.
+
+    A kill at any moment loses at most the tasks in flight: the same call goes on from there.
+
+    Raises:
+        RunError: the run cannot be planned or a task failed.
+        stages.stage.StageError: the corpus or the model cannot be used.
+    """
+    telling = progress or Silent()
+    folder = RunFolder(Path(run.run))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    store = Store(run.store_url)
+    run = _pins_of_before(run, folder)
+    plan = make_plan(run, read_corpus(run, store), store)
+    telling.planned(plan)
+    keeper = _Keeper(plan, folder, store)
+    opened: Engine | None = None
+    try:
+        for node in plan.nodes:
+            telling.started(node)
+            start = time.monotonic()
+            fresh: dict[str, list[ShardRecord]] = {}
+            if node.missing:
+                opened = opened or (engine or (lambda: open_engine(run.ray)))()
+                resources = run.resources(node.instance)
+                job = _job(node, plan, run)
+                for task, records in opened.perform(job, node.missing, resources):
+                    fresh[task.key] = records
+                    telling.advanced(node, records)
+            seconds = time.monotonic() - start
+            keeper.finish(node, fresh, seconds)
+            telling.finished(node, seconds)
+        keeper.close()
+    finally:
+        if opened is not None:
+            opened.close()
+    return folder
+
+
+class _Keeper:
+    """Writes manifests, the run's record and the catalog as stages become whole."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, store: Store):
+        self.plan, self.folder, self.store = plan, folder, store
+        run = plan.run
+        resolved = dataclasses.replace(
+            run, stages={node.instance: node.stage for node in plan.nodes}, artefacts=_pins(plan)
+        )
+        text = dump_config(resolved)
+        write_whole(folder.config, text.encode())
+        roles = {"example": run.corpus, "query": run.queries}
+        self.record: dict[str, Any] = {
+            "run_id": f"{folder.path.name}-{digest(text)[:6]}",
+            "path": str(folder.path),
+            "store": run.store,
+            "splits": {r: s.split or "train" for r, s in roles.items() if s is not None},
+            "tables": {
+                CORPUS_INSTANCE: {
+                    table: {"manifest": m.key, "shards": [s.key for s in m.shards]}
+                    for table, m in plan.corpus.tables.items()
+                }
+            },
+        }
+        for node in plan.nodes:
+            self.record["tables"][node.instance] = {
+                spec.name: {
+                    "manifest": self._manifest_if_whole(node, spec.name),
+                    "shards": [t.key for t in node.tasks],
+                }
+                for spec in node.stage.writes
+            }
+        # Readers of a run that was whole keep its old catalog until the new one is whole, too.
+        self._is_first = not (folder.catalog.exists() and _was_whole(folder))
+        self._save(is_last=False)
+
+    def finish(self, node: Node, fresh: Mapping[str, list[ShardRecord]], seconds: float) -> None:
+        """Writes the manifests of a stage whose shards are all there."""
+        for position, spec in enumerate(node.stage.writes):
+            key = node.manifest_key(spec.name)
+            if not self.store.has_manifest(spec.name, key):
+                shards = []
+                for task in node.tasks:
+                    if task.key in fresh:
+                        shards.append(fresh[task.key][position])
+                    else:
+                        part = task.part
+                        shards.append(self.store.record_of(spec, task.key, part.role, part.index))
+                self.store.write_manifest(self._manifest(node, spec.name, shards, seconds))
+            self.record["tables"][node.instance][spec.name]["manifest"] = key
+        self._save(is_last=False)
+
+    def close(self) -> None:
+        """Puts the catalog of the whole run in place."""
+        self._save(is_last=True)
+
+    def _manifest_if_whole(self, node: Node, table: str) -> str | None:
+        key = node.manifest_key(table)
+        return key if not node.missing and self.store.has_manifest(table, key) else None
+
+    def _save(self, is_last: bool) -> None:
+        self.folder.write_record(self.record)
+        if self._is_first or is_last:
+            self.folder.rebuild_catalog()
+
+    def _manifest(
+        self, node: Node, table: str, shards: list[ShardRecord], seconds: float
+    ) -> Manifest:
+        model = getattr(node.stage, "model", None)
+        details = next((s.details for s in shards if s.details), {})
+        inputs = dict(node.inputs)
+        if node.pinned is not None and "label" in inputs:
+            inputs["label"] = str(node.pinned["labels"])
+        return Manifest(
+            table=table,
+            stage=stage_name(node.stage),
+            version=node.stage.version,
+            fields=node.fields,
+            inputs=inputs,
+            shards=tuple(dataclasses.replace(s, details={}) for s in shards),
+            details=details,
+            model=getattr(model, "path", None),
+            revision=node.fields.get("model", {}).get("fingerprint") if model else None,
+            seed=getattr(node.stage, "seed", None),
+            threads=self.plan.run.resources(node.instance).cpus,
+            packages={name: _version(name) for name in PACKAGES},
+            seconds=seconds,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _was_whole(folder: RunFolder) -> bool:
+    """Whether the folder's last execution came to its end."""
+    try:
+        tables = folder.read_record()["tables"].values()
+    except RunFolderError:
+        return False
+    return all(state["manifest"] for instance in tables for state in instance.values())
+
+
+def _pins_of_before(run: Run, folder: RunFolder) -> Run:
+    """The run with the artefacts that this folder's last execution used, unless it says else."""
+    if not folder.config.exists():
+        return run
+    before = folder.read_run()
+    kept = {
+        instance: pin
+        for instance, pin in before.artefacts.items()
+        if isinstance(pin, Mapping)
+        and instance not in run.artefacts
+        and before.stages.get(instance) == run.stages.get(instance, before.stages.get(instance))
+        and Store(run.store_url).url == Store(before.store_url).url
+    }
+    return dataclasses.replace(run, artefacts={**kept, **run.artefacts})
+
+
+def _pins(plan: Plan) -> dict[str, Any]:
+    return {node.instance: dict(node.pinned) for node in plan.nodes if node.pinned is not None}
+
+
+def _job(node: Node, plan: Plan, run: Run) -> Job:
+    tables: Mapping[str, Any] = plan.corpus.tables
+    nodes = {n.instance: n for n in plan.nodes}
+    inputs = {}
+    for read, (instance, table) in node.reads.items():
+        if instance == CORPUS_INSTANCE:
+            inputs[read] = (table, tables[table].key)
+        else:
+            inputs[read] = (table, nodes[instance].manifest_key(table))
+    return Job(node.instance, node.stage, run.store_url, inputs, run.resources(node.instance).cpus)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

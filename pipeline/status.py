@@ -1,0 +1,44 @@
+"""How far a run is."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.run import RunFolder
+
+
+def run_status(path: Path) -> dict[str, Any]:
+    """The run's id and place, and for every table the shards that are there and those wanted.
+
+    Rebuilds the catalog when the folder has been moved or the catalog is gone.
+
+    Raises:
+        pipeline.config.RunFolderError: the folder holds no run.
+    """
+    folder = RunFolder(path.expanduser().resolve())
+    record = folder.read_record()
+    store = folder.store()
+    tables = []
+    for instance, states in record["tables"].items():
+        for table, state in states.items():
+            present = store.shard_keys(table)
+            tables.append(
+                {
+                    "instance": instance,
+                    "table": table,
+                    "shards": len(state["shards"]),
+                    "done": sum(key in present for key in state["shards"]),
+                    "is_whole": state["manifest"] is not None,
+                }
+            )
+    is_rebuilt = record["path"] != str(folder.path) or not folder.catalog.exists()
+    if is_rebuilt:
+        folder.rebuild_catalog()
+    return {
+        "run_id": record["run_id"],
+        "path": str(folder.path),
+        "store": store.url,
+        "catalog": str(folder.catalog),
+        "is_whole": all(t["is_whole"] for t in tables),
+        "is_catalog_rebuilt": is_rebuilt,
+        "tables": tables,
+    }

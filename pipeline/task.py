@@ -1,0 +1,104 @@
+"""One task: read what a part needs, compute its rows, write its shards.
+
+The same code runs in the driver and in Ray workers. A task is told names and keys and returns
+records; rows and tensors go through Parquet and memory maps, never through the scheduler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from stages.stage import Part, Role, Vectors
+from stages.threads import set_threads
+from storage.feature_map import open_map
+from storage.manifest import Manifest, ShardRecord
+from storage.table import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage instance with everything its tasks share."""
+
+    instance: str
+    stage: Any
+    store_url: str
+    inputs: Mapping[str, tuple[str, str]]
+    """For each name in the stage's `reads`: the table and its manifest key."""
+    threads: int
+
+
+class StoredInputs:
+    """`stages.stage.Inputs` over the tables of a store."""
+
+    def __init__(self, job: Job, store: Store):
+        self.part = Part("", 0)
+        self.opened: Any = None
+        self._job, self._store = job, store
+        self._manifests: dict[str, Manifest] = {}
+
+    def table(self, name: str, role: Role | None = None) -> pa.Table:
+        """Rows of `name` that the part reads; see `stages.stage.Inputs`."""
+        manifest = self._manifest(name)
+        if self._job.stage.split == "shard":
+            own = [
+                s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
+            ]
+            if own:
+                return self._store.read_shard(manifest.table, own[0].key)
+        if self._job.stage.split == "query" and role == "query":
+            own = [s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)]
+            if own:
+                return self._store.read_shard(manifest.table, own[0].key)
+        return self._store.read_table(manifest, role)
+
+    def vectors(self, name: str, role: Role) -> Vectors:
+        """All vectors of `name` for one role, memory-mapped; see `stages.stage.Inputs`."""
+        return Vectors(*open_map(self._store, self._manifest(name), role))
+
+    def details(self, name: str) -> Mapping[str, Any]:
+        """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
+        return self._manifest(name).details
+
+    def _manifest(self, name: str) -> Manifest:
+        if name not in self._manifests:
+            table, key = self._job.inputs[name]
+            self._manifests[name] = self._store.read_manifest(table, key)
+        return self._manifests[name]
+
+
+class Worker:
+    """Performs tasks, and keeps what the current job's stage has opened."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._inputs: StoredInputs | None = None
+        self._store: Store | None = None
+
+    def perform(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
+        """Records of the shards that this part's rows now lie in, one per table written."""
+        if self._job != job or self._inputs is None or self._store is None:
+            set_threads(job.threads)
+            self._store = Store(job.store_url)
+            self._inputs = StoredInputs(job, self._store)
+            opener = getattr(job.stage, "open", None)
+            if opener is not None:
+                self._inputs.opened = opener(self._inputs)
+            self._job = job
+        inputs, store = self._inputs, self._store
+        inputs.part = part
+        batches: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in job.stage.writes}
+        for table, batch in job.stage.compute(inputs):
+            batches[table].append(batch)
+        details = getattr(job.stage, "details", None)
+        facts = dict(details(inputs)) if details is not None else {}
+        records = []
+        for spec in job.stage.writes:
+            rows = (
+                pa.Table.from_batches(batches[spec.name])
+                if batches[spec.name]
+                else spec.schema.empty_table()
+            )
+            records.append(store.write_shard(spec, key, part.role, part.index, rows, facts))
+        return records

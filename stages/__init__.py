@@ -1,0 +1,1 @@
+"""What: one file per method; mathematics in, rows out."""

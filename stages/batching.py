@@ -1,0 +1,127 @@
+"""From rows of text to padded batches, and from a batch's results back to rows of a table.
+
+A shard is tokenised once. Its rows are then sorted by length and cut into batches of at most
+`token_budget` padded tokens, so that little is spent on padding and memory has a bound.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.stage import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of some rows.
+
+    `columns` maps an argument of the network (`input_ids`, perhaps `token_type_ids`) to one list
+    of numbers per row.
+    """
+
+    columns: dict[str, list[list[int]]]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " rows"]:
+        """Tokens per row."""
+        return np.array([len(row) for row in self.columns["input_ids"]], dtype=np.int64)
+
+
+def tokenise(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], max_length: int
+) -> Tokens:
+    """Tokens of each text, or of the text and its pair where that is not None.
+
+    Rows longer than `max_length` lose their end; of a pair, the longer member loses first.
+
+    Raises:
+        DataError: a row has no token at all.
+    """
+    names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+    columns: dict[str, list[list[int]]] = {name: [[] for _ in texts] for name in names}
+    for paired in (False, True):
+        rows = [row for row, pair in enumerate(pairs) if (pair is not None) == paired]
+        if not rows:
+            continue
+        encoded = tokenizer(
+            [texts[row] for row in rows],
+            [pairs[row] for row in rows] if paired else None,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        for name in names:
+            for row, values in zip(rows, encoded[name], strict=True):
+                columns[name][row] = values
+    for row, values in enumerate(columns["input_ids"]):
+        if not values:
+            raise DataError(
+                f"text: found no token in row {row} of the shard ({texts[row]!r}), expected at "
+                "least one. Drop empty rows from the source."
+            )
+    return Tokens(columns)
+
+
+def batches(
+    lengths: Int[np.ndarray, " rows"], token_budget: int
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Row numbers of each batch, longest rows first: what does not fit in memory fails at once.
+
+    Rows times the longest row stays within `token_budget`, except that a batch has at least one
+    row. Each row comes once; the order depends on the lengths alone.
+
+    Raises:
+        ConfigError: the budget is not positive.
+    """
+    if token_budget < 1:
+        raise ConfigError(
+            f"token_budget: found {token_budget}, expected a positive number of tokens. Raise it."
+        )
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        n_rows = max(1, token_budget // max(1, int(lengths[order[start]])))
+        yield order[start : start + n_rows]
+        start += n_rows
+
+
+def pad(
+    tokens: Tokens, rows: Int[np.ndarray, " rows"], pad_id: int, device: str
+) -> dict[str, Tensor]:
+    """The named rows as int64 tensors (rows, longest), padded on the right, with their mask."""
+    lengths = np.array([len(tokens.columns["input_ids"][row]) for row in rows])
+    real = np.arange(int(lengths.max())) < lengths[:, None]
+    padded = {"attention_mask": real.astype(np.int64)}
+    for name, column in tokens.columns.items():
+        values = np.full(real.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
+        values[real] = np.concatenate([column[row] for row in rows])
+        padded[name] = values
+    return {name: torch.from_numpy(values).to(device) for name, values in padded.items()}
+
+
+def matrix_of(column: pa.ChunkedArray) -> Float[np.ndarray, "rows dim"]:
+    """A column of fixed-size lists as a matrix."""
+    combined = column.combine_chunks()
+    values = combined.flatten().to_numpy(zero_copy_only=False)
+    matrix: np.ndarray = values.reshape(len(combined), combined.type.list_size)
+    return matrix
+
+
+def vector_rows(
+    text: pa.Table,
+    rows: Int[np.ndarray, " rows"],
+    vectors: Float[np.ndarray, "rows dim"],
+    column: str = "vector",
+) -> pa.RecordBatch:
+    """The id and role of the named rows of `text`, beside their vectors as float32 lists."""
+    picked = text.select(["id", "role"]).take(pa.array(rows)).combine_chunks()
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table({"id": picked["id"], "role": picked["role"], column: lists}).to_batches()[0]

@@ -1,0 +1,21 @@
+"""How fast this machine multiplies matrices: the yardstick of `assay plan`."""
+
+import time
+
+import torch
+
+
+def flops_per_second(size: int = 768, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of one thread, from float32 products of (size, size)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        matrix = torch.ones(size, size)
+        matrix @ matrix
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            matrix @ matrix
+            count += 1
+        return count * 2.0 * size**3 / (time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)

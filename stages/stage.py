@@ -1,0 +1,171 @@
+"""The contract between a method and the pipeline that runs it.
+
+A stage is a frozen dataclass whose fields are its configuration. It reads named tables, writes
+named tables, and computes rows for one *part* of its work at a time: one shard, one block of
+queries, one Monte-Carlo round, or the whole. It opens no table file, starts no task, prints
+nothing, reads no clock, and takes its randomness from a seed field and the part's number: the same
+inputs give the same rows.
+
+Sign, everywhere in assay: positive helps. A positive Shapley value raises the utility; a positive
+score raises the measured output of the query's predicted class.
+
+Errors of this room:
+
+    StageError
+      ConfigError      a field of a stage has a value it cannot work with
+      DataError        the rows a stage was given cannot be used
+      ModelError       a model, tokenizer or head cannot be loaded or does not fit
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+
+from storage.schema import TableSpec
+
+Role = Literal["example", "query"]
+Split = Literal["shard", "query", "round", "whole"]
+
+
+class StageError(Exception):
+    """A stage cannot do what it was asked to."""
+
+
+class ConfigError(StageError):
+    """A field of a stage or of the run has a value that cannot be used."""
+
+
+class DataError(StageError):
+    """The rows a stage was given cannot be used."""
+
+
+class ModelError(StageError):
+    """A model, tokenizer or head cannot be loaded, or does not fit the task."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a stage's work: what a task is told, and nothing more.
+
+    `role` and `index` name a shard (`split="shard"`), a block of queries (`"query"`: role "query",
+    the shard's index) or a round (`"round"`: role "", the round's number); the whole is ("", 0).
+    """
+
+    role: str
+    index: int
+
+
+class Vectors(NamedTuple):
+    """All rows of a vector column for one role, as read-only memory.
+
+    `ids` has shape (rows,), int64, ascending by shard then id; `matrix` has shape (rows, dim) and
+    is a memory map: indexing it reads only the rows that are touched.
+    """
+
+    ids: np.ndarray
+    matrix: np.ndarray
+
+
+class Inputs(Protocol):
+    """What a stage may see while it computes one part.
+
+    `opened` is what the stage's `open` returned in this worker, None without one.
+    """
+
+    part: Part
+    opened: Any
+
+    def table(self, name: str, role: Role | None = None) -> pa.Table:
+        """Rows of the table `name` that this part reads.
+
+        For `split="shard"` the rows of the part's own shard (tables that are not cut into shards
+        come whole); otherwise all rows, of one role if given.
+        """
+
+    def vectors(self, name: str, role: Role) -> Vectors:
+        """All vectors of the feature table `name` for one role, memory-mapped."""
+
+    def details(self, name: str) -> Mapping[str, Any]:
+        """Facts about the table `name` that its writer recorded, such as `classes` of `label`."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to do, as far as it is known before anything is computed."""
+
+    n_examples: int
+    n_queries: int
+    n_tokens: int
+    """Tokens in all texts together, estimated from characters."""
+    n_classes: int
+    dim: int
+    """Length of the feature vectors that are read or written."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage expects to spend on all of its parts together."""
+
+    forward_rows: int = 0
+    backward_rows: int = 0
+    flops: float = 0.0
+    written_bytes: int = 0
+    memory_bytes: int = 0
+    """Peak of one task."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """Reads named tables, writes named tables.
+
+    Optional members that the pipeline looks for:
+
+    - `open(inputs) -> Any`: loads what is worth loading once per worker (a model, a kernel).
+    - `outside_key: ClassVar[frozenset[str]]`: names of fields that do not change rows.
+    - `is_kept: ClassVar[bool]`: the output is an artefact that is fitted once and then kept, also
+      when the labels it was fitted on are corrected or rows are appended.
+    - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.
+    - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written.
+    - `cost(work) -> Cost`: for `assay plan`.
+    """
+
+    version: ClassVar[int]
+    """Raised when the same inputs would give other rows."""
+    split: ClassVar[Split]
+    """How the work divides."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the tables (or of instances that write them) this stage reads."""
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Tables this stage writes."""
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Rows for one part, as pairs of table name and batch, in any order."""
+
+
+def load(name: str) -> type[Any]:
+    """The stage class of `stages/<name>.py`; nothing else is imported.
+
+    Raises:
+        ConfigError: there is no such file, or it does not end with `STAGE = <Class>`.
+    """
+    if not name.isidentifier() or importlib.util.find_spec(f"stages.{name}") is None:
+        raise ConfigError(
+            f"stages.{name}: found no stage of that name, expected a file stages/{name}.py. "
+            "Correct the name, or set `stage:` when the entry is an instance name of your own."
+        )
+    module = importlib.import_module(f"stages.{name}")
+    if not hasattr(module, "STAGE"):
+        raise ConfigError(
+            f"stages.{name}: found a module of shared functions, expected one that ends with "
+            "`STAGE = <Class>`. Name a stage."
+        )
+    return cast(type[Any], module.STAGE)

@@ -1,0 +1,1 @@
+"""Where it lies: tables on disk, and views over them."""

@@ -1,0 +1,75 @@
+"""Read-only memory maps of vector columns, built once per node from the Parquet shards.
+
+Parquet must be decoded to reach one row; a map is decoded once and then gives any row for the
+price of a page read, shared by all processes of the node through the page cache. It lies under the
+node's temporary folder, named by the keys of its shards, so that it is never stale.
+
+NumPy's own file format rather than Arrow IPC: a map is one matrix, `.npy` is written shard by shard
+in bounded memory and mapped as one contiguous array, where an IPC file would be one array a batch.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.lib.format import open_memmap
+
+from storage.manifest import Manifest, ShardRecord, digest
+from storage.schema import StorageError
+from storage.table import Store
+
+
+def map_folder() -> Path:
+    """Folder of this node's maps; `ASSAY_MAPS` moves it, say to a larger or faster disk."""
+    default = Path(tempfile.gettempdir()) / f"assay-maps-{os.getuid()}"
+    return Path(os.environ.get("ASSAY_MAPS", default))
+
+
+def open_map(store: Store, manifest: Manifest, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (rows,) and vectors (rows, dim) of one role, memory-mapped read-only.
+
+    The first call on a node writes rows * (4 dim + 8) bytes; later calls map them. Of two processes
+    that build the same map at once, one renames its copy into place and the other throws its away.
+
+    Raises:
+        StorageError: the table has no vector column, or no rows of the role.
+    """
+    shards = [s for s in manifest.shards if s.role == role and s.rows]
+    if manifest.vector_length is None or not shards:
+        raise StorageError(
+            f"{manifest.table} {manifest.key}: found no vectors of role {role}, expected a feature "
+            "table with rows. Name a table such as embedding or ntk, and give the run rows."
+        )
+    place = map_folder() / digest([manifest.table, role, [s.sha256 for s in shards]])
+    if not place.exists():
+        _build(store, manifest.table, shards, manifest.vector_length, place)
+    return np.load(place / "ids.npy", mmap_mode="r"), np.load(place / "vectors.npy", mmap_mode="r")
+
+
+def _build(store: Store, table: str, shards: list[ShardRecord], length: int, place: Path) -> None:
+    building = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    building.mkdir(parents=True)
+    try:
+        rows = sum(s.rows for s in shards)
+        ids = open_memmap(building / "ids.npy", "w+", np.int64, (rows,))
+        vectors = open_memmap(building / "vectors.npy", "w+", np.float32, (rows, length))
+        start = 0
+        for shard in shards:
+            part = store.read_shard(table, shard.key, ["id", "vector"])
+            stop = start + part.num_rows
+            ids[start:stop] = part["id"].to_numpy()
+            flat = pc.list_flatten(part["vector"]).to_numpy()
+            vectors[start:stop] = flat.reshape(part.num_rows, length)
+            start = stop
+        ids.flush()
+        vectors.flush()
+        os.replace(building, place)
+    except OSError:
+        if not place.exists():
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

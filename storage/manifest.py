@@ -1,0 +1,131 @@
+"""What was written, from what, by what.
+
+A shard's key is a hash of everything that decides its rows; a manifest lists the shards that make
+a table. Keys are derived from keys, not from bytes, so that `plan` knows every key before anything
+is computed. The one exception is the corpus itself, whose shards are keyed by their content.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.schema import CorruptError
+
+FORMAT_VERSION = 1
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a task returns about one shard it wrote: names and counts, never rows."""
+
+    key: str
+    role: str
+    index: int
+    rows: int
+    bytes: int
+    sha256: str
+    smallest_id: int | None
+    largest_id: int | None
+    vector_length: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Facts that the stage recorded; they travel in the Parquet file's own metadata."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One table as it stands: the shards that count, in order, and how they came to be."""
+
+    table: str
+    stage: str
+    version: int
+    fields: Mapping[str, Any]
+    """The fields that change rows, with models as fingerprints."""
+    inputs: Mapping[str, str]
+    """Manifest key of every table that was read."""
+    shards: tuple[ShardRecord, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Facts that the stage recorded for its readers."""
+    model: str | None = None
+    revision: str | None = None
+    seed: int | None = None
+    threads: int = 1
+    packages: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that name this table's content."""
+        return table_key(self.table, [(s.role, s.index, s.key) for s in self.shards])
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards together."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk of all shards together."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def vector_length(self) -> int | None:
+        """Length of the vectors; None for a table without vectors."""
+        lengths = {s.vector_length for s in self.shards if s.vector_length is not None}
+        return lengths.pop() if lengths else None
+
+    def to_json(self) -> str:
+        """The manifest as the text of its file."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def shard_key(
+    stage: str, version: int, fields: Mapping[str, Any], inputs: Sequence[str], index: int
+) -> str:
+    """Key of one shard: stage, version, row-changing fields, input keys and its round's number.
+
+    `index` is the round for `split="round"`, else 0: a shard's place in the corpus is already in
+    the keys it reads, and must not change the key when the corpus grows.
+    """
+    return digest([stage, version, dict(fields), list(inputs), index])
+
+
+def table_key(table: str, shards: Sequence[tuple[str, int, str]]) -> str:
+    """Key of a table that consists of `shards`, given as role, index and shard key.
+
+    What made the shards is in their keys already; times and package versions are in no key.
+    """
+    return digest([table, [list(shard) for shard in shards]])
+
+
+def parse_manifest(text: str, url: str) -> Manifest:
+    """The manifest written as `text`.
+
+    Raises:
+        CorruptError: it is not a manifest, or one of a newer format.
+    """
+    try:
+        raw = json.loads(text)
+        found = raw.get("format_version")
+        if found != FORMAT_VERSION:
+            raise CorruptError(
+                f"{url}: found manifest format {found}, expected {FORMAT_VERSION}. "
+                "Use the version of assay that wrote it, or run again with an empty store."
+            )
+        shards = tuple(ShardRecord(**shard) for shard in raw.pop("shards"))
+        return Manifest(shards=shards, **raw)
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{url}: found {error}, expected the JSON of a manifest. "
+            "Delete the file; the next run writes it again."
+        ) from error

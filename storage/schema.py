@@ -1,0 +1,145 @@
+"""What a table is, before a byte is written.
+
+Every table of assay is declared by a `TableSpec`: its name, its columns, its key. The writer
+(`storage.table`) calls `TableSpec.check` on every shard, so a table on disk always has exactly the
+declared columns, a unique, non-null key in ascending order, and finite numbers.
+
+Errors of this room:
+
+    StorageError
+      SchemaError       the rows do not have the declared columns, key or finite values
+      MissingError      a shard, manifest, run or catalog that should be there is not
+      CorruptError      a file is there and cannot be read as what it should be
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class StorageError(Exception):
+    """Something about a table on disk is not as it should be."""
+
+
+class SchemaError(StorageError):
+    """Rows do not have the columns, the key or the finite values that their table declares."""
+
+
+class MissingError(StorageError):
+    """A shard, manifest, run or catalog that should exist does not."""
+
+
+class CorruptError(StorageError):
+    """A file exists but cannot be read as what its name says it is."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """The declaration of one table.
+
+    A column declared as a variable list of floats, `pa.list_(pa.float32())`, holds vectors: rows
+    must bring a fixed-size list of that value type, of any one length; the manifest pins the
+    length and refuses shards that disagree.
+
+    Attributes:
+        name: Folder of the table in the store.
+        schema: Columns in order.
+        key: Columns that identify a row inside one shard; rows are stored in ascending key order.
+        carries_columns: Whether columns of the user's own may follow the declared ones.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    carries_columns: bool = False
+
+    def check(self, table: pa.Table) -> pa.Table:
+        """The same rows in key order, proven to be what this table declares.
+
+        Raises:
+            SchemaError: a column is missing, has another type, or is not declared; a key is null
+                or repeated; a float is NaN or infinite.
+        """
+        self._check_columns(table.schema, table.num_rows)
+        table = table.combine_chunks()
+        if table.num_rows == 0:
+            return table
+        for name in self.key:
+            if table[name].null_count:
+                raise SchemaError(
+                    f"{self.name}: key column {name} has {table[name].null_count} nulls, expected "
+                    "none. Give every row an id."
+                )
+        table = table.sort_by([(name, "ascending") for name in self.key]).combine_chunks()
+        self._check_unique(table)
+        for field in table.schema:
+            self._check_finite(field, table[field.name])
+        return table
+
+    def vector_length(self, schema: pa.Schema) -> int | None:
+        """Length of the table's vector column in `schema`; None for a table without vectors."""
+        for field in self.schema:
+            if pa.types.is_list(field.type) and field.name in schema.names:
+                actual = schema.field(field.name).type
+                if pa.types.is_fixed_size_list(actual):
+                    return int(actual.list_size)
+        return None
+
+    def _check_columns(self, actual: pa.Schema, rows: int) -> None:
+        declared = self.schema.names
+        missing = [name for name in declared if name not in actual.names]
+        extra = [name for name in actual.names if name not in declared]
+        if missing or (extra and not self.carries_columns):
+            raise SchemaError(
+                f"{self.name}: found columns {actual.names}, expected {declared}"
+                f"{' and any others after them' if self.carries_columns else ''}. "
+                "Make the stage yield the declared columns."
+            )
+        if actual.names[: len(declared)] != declared:
+            raise SchemaError(
+                f"{self.name}: found columns in the order {actual.names}, expected {declared} "
+                "first. Reorder the columns the stage yields."
+            )
+        for field in self.schema:
+            found = actual.field(field.name).type
+            if rows and not _matches(field.type, found):
+                raise SchemaError(
+                    f"{self.name}: column {field.name} has type {found}, expected {field.type}. "
+                    "Cast it in the stage that writes it."
+                )
+
+    def _check_unique(self, table: pa.Table) -> None:
+        same = np.ones(max(table.num_rows - 1, 0), dtype=bool)
+        for name in self.key:
+            column = table[name]
+            equal = pc.equal(column.slice(1), column.slice(0, table.num_rows - 1))
+            same &= equal.to_numpy(zero_copy_only=False).astype(bool)
+        if same.any():
+            at = int(np.flatnonzero(same)[0])
+            row = {name: table[name][at].as_py() for name in self.key}
+            raise SchemaError(
+                f"{self.name}: key {row} occurs twice, expected unique keys. "
+                "Drop or rename the repeated row."
+            )
+
+    def _check_finite(self, field: pa.Field, column: pa.ChunkedArray) -> None:
+        values = column
+        if pa.types.is_fixed_size_list(field.type):
+            values = pc.list_flatten(column)
+        if not pa.types.is_floating(values.type):
+            return
+        finite = pc.is_finite(values)
+        if not pc.all(finite, skip_nulls=True, min_count=0).as_py():
+            bad = int(pc.sum(pc.invert(finite)).as_py())
+            raise SchemaError(
+                f"{self.name}: column {field.name} holds {bad} NaN or infinite values, expected "
+                "finite numbers. Look for an overflow in the model or lower its precision demands."
+            )
+
+
+def _matches(declared: pa.DataType, found: pa.DataType) -> bool:
+    if pa.types.is_list(declared) and pa.types.is_floating(declared.value_type):
+        return bool(pa.types.is_fixed_size_list(found) and found.value_type == declared.value_type)
+    return bool(declared == found)

@@ -1,0 +1,246 @@
+"""Read and write the shards and manifests of a store.
+
+    <store>/<table>/<shard key>.parquet
+    <store>/<table>/<manifest key>.json
+
+A store is a local folder or a URL that fsspec knows (`s3://`, `gs://`). Nothing is overwritten: on
+a local disk a file is written under a temporary name and renamed; on an object store the object
+appears whole. Two writers of one key write the same bytes, so whoever comes last does no harm.
+"""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.manifest import Manifest, ShardRecord, parse_manifest
+from storage.schema import CorruptError, MissingError, StorageError, TableSpec
+
+DETAILS = b"assay.details"
+
+
+class Store:
+    """A place where tables lie."""
+
+    def __init__(self, url: str):
+        """Opens the store at `url`, a folder or an fsspec URL; creates nothing.
+
+        Raises:
+            StorageError: no file system is known for the URL's protocol.
+        """
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise StorageError(
+                f"store {url}: found no file system for it ({error}), expected a folder, s3:// or "
+                "gs://. Correct `store:`, or install the extra (pip install -e '.[s3]' or '.[gs]')."
+            ) from error
+        self.is_local = "file" in _protocols(self.fs)
+        self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
+        self.url = self.root if self.is_local else url.rstrip("/")
+        self.fs.use_listings_cache = False
+
+    def path(self, table: str, name: str) -> str:
+        """Path of a file of `table` as this store's file system knows it."""
+        return f"{self.root}/{table}/{name}"
+
+    def absolute_url(self, table: str, key: str) -> str:
+        """Where DuckDB finds the shard `key` of `table`."""
+        path = self.path(table, f"{key}.parquet")
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def shard_keys(self, table: str) -> set[str]:
+        """Keys of the shards of `table` that are there, from one listing."""
+        return {name[: -len(".parquet")] for name in self._names(table) if _is_shard(name)}
+
+    def manifest_keys(self, table: str) -> list[str]:
+        """Keys of the manifests of `table`, oldest first."""
+        folder = f"{self.root}/{table}"
+        if not self.fs.isdir(folder):
+            return []
+        entries = [e for e in self.fs.ls(folder, detail=True) if e["name"].endswith(".json")]
+        entries.sort(key=lambda e: (str(e.get("mtime", e.get("LastModified", ""))), e["name"]))
+        return [e["name"].rsplit("/", 1)[-1][: -len(".json")] for e in entries]
+
+    def write_shard(
+        self,
+        spec: TableSpec,
+        key: str,
+        role: str,
+        index: int,
+        rows: pa.Table,
+        details: Mapping[str, Any] | None = None,
+    ) -> ShardRecord:
+        """The record of a shard that now lies in the store, checked and whole.
+
+        Raises:
+            SchemaError: the rows are not what the table declares.
+        """
+        rows = spec.check(rows)
+        if details:
+            rows = rows.replace_schema_metadata({DETAILS: json.dumps(details, sort_keys=True)})
+        else:
+            rows = rows.replace_schema_metadata(None)
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd", store_schema=True)
+        data = buffer.getvalue()
+        self._put(self.path(spec.name, f"{key}.parquet"), data)
+        return _record(spec, key, role, index, rows, data)
+
+    def read_shard(self, table: str, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of one shard.
+
+        Raises:
+            MissingError: the shard is not in the store.
+            CorruptError: the file is not Parquet.
+        """
+        rows = _parse_shard(self._get(table, f"{key}.parquet"), table, key, columns)
+        return rows.replace_schema_metadata(None)
+
+    def record_of(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord:
+        """The record of a shard that an earlier, interrupted run wrote."""
+        data = self._get(spec.name, f"{key}.parquet")
+        rows = _parse_shard(data, spec.name, key, None)
+        return _record(spec, key, role, index, rows, data)
+
+    def write_manifest(self, manifest: Manifest) -> str:
+        """Key of the manifest that now lies in the store; written after all of its shards."""
+        lengths = {s.vector_length for s in manifest.shards if s.vector_length is not None}
+        if len(lengths) > 1:
+            first = next(s for s in manifest.shards if s.vector_length is not None)
+            other = next(
+                s for s in manifest.shards if s.vector_length not in (None, first.vector_length)
+            )
+            raise StorageError(
+                f"{manifest.table} {manifest.key}: shard {other.index} has {other.vector_length} "
+                f"columns, shard {first.index} has {first.vector_length}. Delete one of the two "
+                "shards and run again."
+            )
+        path = self.path(manifest.table, f"{manifest.key}.json")
+        if not self.fs.exists(path):
+            self._put(path, manifest.to_json().encode())
+        return manifest.key
+
+    def has_manifest(self, table: str, key: str) -> bool:
+        """Whether the manifest `key` of `table` lies in the store."""
+        return bool(self.fs.exists(self.path(table, f"{key}.json")))
+
+    def read_manifest(self, table: str, key: str) -> Manifest:
+        """The manifest `key` of `table`.
+
+        Raises:
+            MissingError: it is not in the store.
+            CorruptError: the file is no manifest.
+        """
+        name = f"{key}.json"
+        return parse_manifest(self._get(table, name).decode(), self.path(table, name))
+
+    def read_table(
+        self, manifest: Manifest, role: str | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """All rows that `manifest` lists, of one role if given, in the order of its shards."""
+        shards = [s for s in manifest.shards if role is None or s.role in ("", role)]
+        tables = [self.read_shard(manifest.table, s.key, columns) for s in shards]
+        if not tables:
+            raise MissingError(
+                f"{manifest.table} {manifest.key}: found no shards of role {role}, expected at "
+                "least one. Check that the run has rows of that role."
+            )
+        return pa.concat_tables(tables)
+
+    def write_note(self, table: str, name: str, note: Mapping[str, Any]) -> None:
+        """Keeps a small JSON object beside the tables, for what is found by name and not by key."""
+        text = json.dumps(note, indent=1, sort_keys=True) + "\n"
+        self._put(self.path(table, f"{name}.json"), text.encode())
+
+    def read_note(self, table: str, name: str) -> dict[str, Any] | None:
+        """The JSON object kept under `name`; None where there is none or it is unreadable."""
+        try:
+            note = json.loads(self._get(table, f"{name}.json"))
+        except (MissingError, ValueError):
+            return None
+        return note if isinstance(note, dict) else None
+
+    def _names(self, table: str) -> Iterable[str]:
+        folder = f"{self.root}/{table}"
+        if not self.fs.isdir(folder):
+            return []
+        return [str(p).rsplit("/", 1)[-1] for p in self.fs.ls(folder, detail=False)]
+
+    def _get(self, table: str, name: str) -> bytes:
+        path = self.path(table, name)
+        try:
+            return bytes(self.fs.cat_file(path))
+        except FileNotFoundError as error:
+            raise MissingError(
+                f"{path}: found nothing there, expected a file of table {table}. "
+                "Run `assay run` again: it computes what is missing."
+            ) from error
+
+    def _put(self, path: str, data: bytes) -> None:
+        if not self.is_local:
+            self.fs.pipe_file(path, data)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_whole(Path(path), data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` so that any reader sees all of it or the file that was there before."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    protocol = fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(".")
+
+
+def _parse_shard(data: bytes, table: str, key: str, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
+    except pa.ArrowInvalid as error:
+        raise CorruptError(
+            f"{table}/{key}.parquet: found a file that is not Parquet ({error}), expected a whole "
+            "shard. Delete the file and run again: it is computed anew."
+        ) from error
+
+
+def _record(
+    spec: TableSpec, key: str, role: str, index: int, rows: pa.Table, data: bytes
+) -> ShardRecord:
+    id_column = next((n for n in spec.key if n in ("id", "example_id", "query_id")), None)
+    ids = rows[id_column] if id_column and rows.num_rows else None
+    return ShardRecord(
+        key=key,
+        role=role,
+        index=index,
+        rows=rows.num_rows,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        smallest_id=pc.min(ids).as_py() if ids is not None else None,
+        largest_id=pc.max(ids).as_py() if ids is not None else None,
+        vector_length=spec.vector_length(rows.schema),
+        details=json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}")),
+    )

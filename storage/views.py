@@ -1,0 +1,264 @@
+"""The catalog: one DuckDB file of views over the tables a run uses.
+
+Every table becomes a base view `tables.<table>`, the union over the instances that write it, with
+`method` (the instance) and `run_id` beside its columns; every `sql/<view>.sql` that finds its base
+views becomes a view of `main`. Files are named one by one by absolute URL, as the manifests list
+them, never by glob. The catalog is built beside and renamed into place: a reader keeps the file it
+opened, whatever the run does meanwhile.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from storage.manifest import Manifest
+from storage.schema import CorruptError, MissingError, StorageError
+from storage.table import Store
+
+SQL = Path(__file__).parent / "sql"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table that a run uses: who wrote it, and its manifest."""
+
+    instance: str
+    manifest: Manifest
+
+
+def build_catalog(
+    path: Path, entries: Sequence[Entry], store: Store, run_id: str, splits: Mapping[str, str]
+) -> None:
+    """Puts a catalog of `entries` at `path`; readers see the old one or the new one, whole.
+
+    `splits` names the split of the source that each role was read from.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with duckdb.connect(str(temporary)) as connection:
+            _reach(connection, store)
+            _fill(connection, entries, store, run_id)
+            _facts(connection, entries, store, splits)
+            _views(connection, {entry.manifest.table for entry in entries})
+            connection.execute("CHECKPOINT")
+        os.replace(temporary, path)
+    finally:
+        for leftover in (temporary, temporary.with_name(f"{temporary.name}.wal")):
+            leftover.unlink(missing_ok=True)
+
+
+def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
+    """A read-only connection to the catalog at `path`, able to reach its store.
+
+    Raises:
+        MissingError: there is no catalog yet.
+        CorruptError: the file is no DuckDB database.
+    """
+    if not path.exists():
+        raise MissingError(
+            f"{path}: found no catalog, expected one. Run `assay run` first, or `assay status` on "
+            "the run's folder to rebuild it."
+        )
+    try:
+        connection = duckdb.connect(str(path), read_only=True)
+    except duckdb.Error as error:
+        raise CorruptError(
+            f"{path}: found a file that DuckDB cannot open ({error}), expected a catalog. "
+            "Delete it and rebuild it with `assay status`."
+        ) from error
+    _reach(connection, store)
+    return connection
+
+
+def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """The relation that one SQL statement gives.
+
+    Raises:
+        StorageError: DuckDB refuses the statement; the message is DuckDB's, with the views listed.
+    """
+    try:
+        relation = connection.sql(sql)
+        if relation is None:
+            raise StorageError(
+                "sql: found a statement without rows, expected a SELECT. The catalog is read-only."
+            )
+        return relation
+    except duckdb.Error as error:
+        raise StorageError(
+            f"sql: found a statement DuckDB refuses ({error}), expected one over the views "
+            f"{', '.join(view_names(connection))}. Correct the statement."
+        ) from error
+
+
+def view_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Names of the catalog's views."""
+    rows = connection.execute(
+        "SELECT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main' "
+        "ORDER BY view_name"
+    ).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
+    """How many rows of `sql` were written to `path`, as Parquet, JSONL or CSV by its ending.
+
+    The file appears whole or not at all.
+
+    Raises:
+        StorageError: the ending is none of these, or the file cannot be written.
+    """
+    formats = {
+        ".parquet": "FORMAT parquet, COMPRESSION zstd",
+        ".jsonl": "FORMAT json",
+        ".csv": "FORMAT csv, HEADER",
+    }
+    if path.suffix not in formats:
+        raise StorageError(
+            f"{path}: found the ending {path.suffix!r}, expected {', '.join(formats)}. "
+            "Rename the output."
+        )
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = connection.execute(
+            f"COPY ({sql}) TO {_quoted(str(temporary))} ({formats[path.suffix]})"
+        ).fetchone()
+        os.replace(temporary, path)
+    except (OSError, duckdb.IOException) as error:
+        raise StorageError(
+            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
+            "Name another output."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return int(row[0]) if row else 0
+
+
+def _reach(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    if not store.is_local:
+        connection.register_filesystem(store.fs)
+
+
+def _fill(
+    connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry], store: Store, run_id: str
+) -> None:
+    """Base views over Parquet, and the small physical table behind `runs`."""
+    for macro in sorted((SQL / "macros").glob("*.sql")):
+        connection.execute(macro.read_text(encoding="utf-8"))
+    connection.execute("CREATE SCHEMA tables")
+    connection.execute("CREATE SCHEMA provenance")
+    by_table: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_table.setdefault(entry.manifest.table, []).append(entry)
+    for table, writers in by_table.items():
+        connection.execute(_base_view(table, writers, store, run_id))
+    rows = [_provenance(entry, run_id) for entry in entries]
+    _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
+
+
+def _facts(
+    connection: duckdb.DuckDBPyConnection,
+    entries: Sequence[Entry],
+    store: Store,
+    splits: Mapping[str, str],
+) -> None:
+    """Small physical tables: the shard of every file, the name of every class and split."""
+    shards: dict[str, list[object]] = {"filename": [], "shard": []}
+    classes: list[str] = []
+    for manifest in (entry.manifest for entry in entries):
+        if manifest.table == "text":
+            for shard in manifest.shards:
+                shards["filename"].append(store.absolute_url("text", shard.key))
+                shards["shard"].append(shard.index)
+        if manifest.table == "label":
+            classes = list(manifest.details["classes"])
+    schema = pa.schema([("filename", pa.string()), ("shard", pa.int64())])
+    _keep(connection, "shard", pa.table(shards, schema=schema))
+    labels = pa.array(range(len(classes)), pa.int64())
+    _keep(
+        connection,
+        "class",
+        pa.table({"label": labels, "label_name": pa.array(classes, pa.string())}),
+    )
+    roles = {"role": list(splits), "split": list(splits.values())}
+    _keep(connection, "split", pa.table(roles))
+
+
+def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
+    for file in sorted(SQL.glob("*.sql")):
+        text = file.read_text(encoding="utf-8").strip().rstrip(";")
+        if set(re.findall(r"\btables\.(\w+)", text)) <= tables:
+            connection.execute(f"CREATE VIEW {file.stem} AS {text}")
+
+
+def _keep(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
+    connection.register("kept_rows", rows)
+    connection.execute(f"CREATE TABLE provenance.{name} AS SELECT * FROM kept_rows")
+    connection.unregister("kept_rows")
+
+
+def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) -> str:
+    parts = []
+    for writer in writers:
+        urls = [store.absolute_url(table, shard.key) for shard in writer.manifest.shards]
+        files = ", ".join(_quoted(url) for url in urls)
+        parts.append(
+            f"SELECT {_quoted(writer.instance)} AS method, {_quoted(run_id)} AS run_id, * "
+            f"FROM read_parquet([{files}], union_by_name = true, filename = true)"
+        )
+    return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
+
+
+PROVENANCE = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("instance", pa.string()),
+        ("table", pa.string()),
+        ("stage", pa.string()),
+        ("version", pa.int64()),
+        ("fields", pa.string()),
+        ("inputs", pa.string()),
+        ("manifest", pa.string()),
+        ("model", pa.string()),
+        ("revision", pa.string()),
+        ("seed", pa.int64()),
+        ("threads", pa.int64()),
+        ("shards", pa.int64()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("vector_length", pa.int64()),
+        ("seconds", pa.float64()),
+        ("created", pa.string()),
+        ("packages", pa.string()),
+        ("details", pa.string()),
+    ]
+)
+
+
+def _provenance(entry: Entry, run_id: str) -> Mapping[str, object]:
+    manifest = entry.manifest
+    plain = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(manifest)}
+    for name in ("fields", "inputs", "packages", "details"):
+        plain[name] = json.dumps(plain[name], sort_keys=True)
+    return {
+        **{name: plain[name] for name in PROVENANCE.names if name in plain},
+        "run_id": run_id,
+        "instance": entry.instance,
+        "manifest": manifest.key,
+        "shards": len(manifest.shards),
+        "rows": manifest.rows,
+        "bytes": manifest.bytes,
+        "vector_length": manifest.vector_length,
+    }
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,140 @@
+"""Kernel features against gradients of one row at a time, by autograd, in float64."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+from stages.batching import batches, matrix_of
+from stages.measurement import ModelSpec, load_measurement
+from stages.ntk import Ntk
+from stages.projection import Projector, linear_layers
+from stages.stage import ConfigError, Work
+
+IDENTITY: dict[str, Any] = {"layer_projection": None, "projection_dim": None}
+
+
+def random_model(folder: Path) -> ModelSpec:
+    return ModelSpec(str(folder), head="random", num_labels=3)
+
+
+def jacobians(model: ModelSpec, text: pa.Table, memory: Any) -> np.ndarray:
+    """Gradients of all logits by all linear weights, (rows, classes, weights), in order of ids."""
+    network = load_measurement(model, memory({})).network.double()
+    weights = [m.weight.requires_grad_() for m in network.modules() if isinstance(m, nn.Linear)]
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    found = []
+    for row in text.sort_by("id").to_pylist():
+        logits = network(**tokenizer(row["text"], row["text_b"], return_tensors="pt"))[0]
+        rows = [torch.autograd.grad(logit, weights, retain_graph=True) for logit in logits]
+        found.append([torch.cat([g.flatten() for g in gradient]).numpy() for gradient in rows])
+    return np.array(found)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest over rows, in the Euclidean norm."""
+    return float(
+        (np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max()
+    )
+
+
+@pytest.mark.parametrize("logit", [0, 2])
+def test_identity_features_are_the_gradients(
+    encoder_folder: Path, text: pa.Table, memory: Any, logit: int
+) -> None:
+    model = random_model(encoder_folder)
+    table = memory({"text": text}).run(Ntk(model, logit=logit, **IDENTITY))
+    expected = jacobians(model, text, memory)[:, logit]
+    # Float32 against float64, two layers forward and backward.
+    assert relative_error(matrix_of(table["vector"]), expected) <= 1e-5
+
+
+def test_identity_features_of_a_checkpoint_head(
+    checkpoint_folder: Path, text: pa.Table, memory: Any
+) -> None:
+    model = ModelSpec(str(checkpoint_folder), head="checkpoint")
+    table = memory({"text": text}).run(Ntk(model, **IDENTITY))
+    expected = jacobians(model, text, memory)[:, 0]
+    assert relative_error(matrix_of(table["vector"]), expected) <= 1e-5
+    # The network itself, loaded by transformers, has the same weights in the same order.
+    network = BertForSequenceClassification.from_pretrained(checkpoint_folder)
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    ours = linear_layers(load_measurement(model, memory({})).network)
+    assert list(ours) == [f"classifier.{name}" for name in names]
+
+
+def test_kernel_is_the_kernel_of_full_jacobians(
+    encoder_folder: Path, text: pa.Table, memory: Any
+) -> None:
+    model = random_model(encoder_folder)
+    features = matrix_of(memory({"text": text}).run(Ntk(model, **IDENTITY))["vector"])
+    gradients = jacobians(model, text, memory)
+    kernel = np.einsum("icp,jdp->icjd", gradients, gradients)[:, 0, :, 0]
+    np.testing.assert_allclose(features @ features.T, kernel, rtol=1e-5, atol=1e-5 * kernel.max())
+
+
+def test_projected_kernel_is_unbiased(encoder_folder: Path, text: pa.Table, memory: Any) -> None:
+    measurement = load_measurement(random_model(encoder_folder), memory({}))
+    layers = linear_layers(measurement.network)
+    tokens = measurement.tokenise(text)
+    rows = next(batches(tokens.lengths, 10_000))
+    batch = measurement.batch(tokens, rows)
+
+    def kernel(**projection: Any) -> torch.Tensor:
+        projector = Projector(layers, **projection)
+        features = projector.features(
+            lambda: measurement.outputs(batch)[:, 0], batch["attention_mask"].bool()
+        ).double()
+        return features @ features.T
+
+    exact = kernel()
+    drawn = torch.stack(
+        [kernel(layer_projection=6, projection_dim=96, seed=seed) for seed in range(250)]
+    )
+    stderr = drawn.std(0) / math.sqrt(len(drawn))
+    # 28 distinct entries, correlated: the largest of as many normal deviates is under 4.
+    assert ((drawn.mean(0) - exact).abs() <= 4 * stderr).all()
+    # The test would notice a bias of a tenth.
+    assert (4 * stderr.diagonal() <= 0.1 * exact.diagonal()).all()
+
+
+@pytest.mark.parametrize("projection", [IDENTITY, {"layer_projection": 8, "projection_dim": 200}])
+def test_features_do_not_depend_on_the_batch(
+    encoder_folder: Path, text: pa.Table, memory: Any, projection: dict[str, Any]
+) -> None:
+    model = random_model(encoder_folder)
+    alone = memory({"text": text}).run(Ntk(model, **projection, token_budget=1))
+    together = memory({"text": text}).run(Ntk(model, **projection, token_budget=10_000))
+    shuffled = text.take([3, 6, 0, 2, 5, 1, 4])
+    reordered = memory({"text": shuffled}).run(Ntk(model, **projection, token_budget=30))
+    for other in (together, reordered):
+        assert other["id"].equals(alone["id"])
+        found, expected = matrix_of(other["vector"]), matrix_of(alone["vector"])
+        assert relative_error(found, expected) <= 1e-5
+
+
+def test_lengths_of_features(encoder_folder: Path, text: pa.Table, memory: Any) -> None:
+    model = random_model(encoder_folder)
+    layers = 2 * 6
+    for k, dim, expected in [(4, 50, 50), (4, None, 16 * layers + 3 * 4), (4, 9999, 204)]:
+        stage = Ntk(model, layer_projection=k, projection_dim=dim)
+        table = memory({"text": text}).run(stage)
+        assert table["vector"].type.list_size == expected
+        work = Work(n_examples=6, n_queries=1, n_tokens=70, n_classes=3, dim=0)
+        assert stage.cost(work).written_bytes == 7 * (4 * expected + 16)
+
+
+def test_logit_must_exist(encoder_folder: Path, memory: Any) -> None:
+    with pytest.raises(ConfigError, match="found logit: 3, expected 0 to 2"):
+        Ntk(random_model(encoder_folder), logit=3).open(memory({}))
+
+
+def test_labels_are_never_read() -> None:
+    for head in ("probe", "checkpoint"):
+        assert "label" not in Ntk(ModelSpec("x", head=head)).reads

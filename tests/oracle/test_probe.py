@@ -1,0 +1,149 @@
+"""The probe against its objective's gradient by autograd, its invariances, and closed cases."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from stages.batching import matrix_of
+from stages.measurement import read_probe
+from stages.probe import Probe, fit
+from stages.stage import ConfigError, DataError, StageError, Vectors
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(200, 12, generator=generator, dtype=torch.float64) * 3 + 2
+    teacher = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    return embeddings, (embeddings @ teacher / 5 + noise).argmax(1)
+
+
+def logits(fitted: tuple[Tensor, Tensor], embeddings: Tensor) -> Tensor:
+    return embeddings @ fitted[0].T + fitted[1]
+
+
+@pytest.mark.parametrize("regularization", [1e-4, 1e-2, 1.0])
+def test_the_gradient_of_the_objective_vanishes(
+    data: tuple[Tensor, Tensor], regularization: float
+) -> None:
+    embeddings, labels = data
+    weight, bias = fit(embeddings, labels, 3, regularization)
+    # The formula of the module's docstring, on raw embeddings: W x = (s W) (x / s).
+    centred = embeddings - embeddings.mean(0)
+    square = centred.square().sum(1).mean()
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(embeddings @ weight.T + bias, labels)
+    objective = loss + 0.5 * regularization * square * weight.square().sum()
+    by_weight, by_bias = torch.autograd.grad(objective, [weight, bias])
+    # 1e-9 in centred units, seen through the mean and scale; biases carry a penalty of 1e-6.
+    assert by_bias.abs().max() <= 1e-5
+    centred_gradient = by_weight - by_bias[:, None] * embeddings.mean(0)
+    assert (centred_gradient / square.sqrt()).abs().max() <= 2e-9
+
+
+def test_predictions_do_not_depend_on_unit_shift_rotation_or_repetition(
+    data: tuple[Tensor, Tensor],
+) -> None:
+    embeddings, labels = data
+    expected = logits(fit(embeddings, labels, 3, 1e-2), embeddings)
+    generator = torch.Generator().manual_seed(1)
+    rotation = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))[0]
+    for changed in (embeddings * 100, embeddings + 7, embeddings @ rotation):
+        found = logits(fit(changed, labels, 3, 1e-2), changed)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    repeated = fit(embeddings.repeat(3, 1), labels.repeat(3), 3, 1e-2)
+    torch.testing.assert_close(logits(repeated, embeddings), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_classes_are_exchangeable(data: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels = data
+    weight, bias = fit(embeddings, labels, 3, 1e-2)
+    order = torch.tensor([2, 0, 1])
+    renamed_weight, renamed_bias = fit(embeddings, order[labels], 3, 1e-2)
+    torch.testing.assert_close(renamed_weight[order], weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(renamed_bias[order], bias, rtol=1e-6, atol=1e-8)
+
+
+def test_strong_regularisation_leaves_the_class_shares(data: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels = data
+    probabilities = torch.softmax(logits(fit(embeddings, labels, 3, 1e6), embeddings), 1)
+    shares = torch.bincount(labels).double() / len(labels)
+    torch.testing.assert_close(probabilities, shares.expand(200, 3), rtol=0, atol=1e-4)
+
+
+def test_two_classes_are_logistic_regression() -> None:
+    # x = +-1, one in four mislabelled on each side: with w the logit difference at x = 1 the
+    # objective is log(1 + e^w) - 3/4 w + reg w^2 / 4, so sigmoid(w) + reg w / 2 = 3/4.
+    embeddings = torch.tensor([[1.0]] * 4 + [[-1.0]] * 4)
+    labels = torch.tensor([1, 1, 1, 0, 0, 0, 0, 1])
+    weight, bias = fit(embeddings, labels, 2, 0.1)
+    w = float(weight[1] - weight[0])
+    assert 1 / (1 + math.exp(-w)) + 0.1 * w / 2 == pytest.approx(0.75, abs=1e-8)
+    assert bias.abs().max() <= 1e-8
+
+
+def test_a_class_without_examples_is_unlikely_and_finite(data: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels = data
+    fitted = fit(embeddings, labels, 5, 1e-2)
+    probabilities = torch.softmax(logits(fitted, embeddings), 1)
+    assert probabilities.isfinite().all()
+    assert probabilities[:, 3:].max() < 1e-3
+    three = torch.softmax(logits(fit(embeddings, labels, 3, 1e-2), embeddings), 1)
+    torch.testing.assert_close(probabilities[:, :3], three, rtol=0, atol=1e-3)
+
+
+def test_separable_classes_converge() -> None:
+    embeddings = torch.cat([torch.eye(20), -torch.eye(20)])
+    labels = torch.arange(40) // 20
+    weight, _ = fit(embeddings, labels, 2, 1e-6)
+    assert weight.isfinite().all()
+
+
+def test_what_cannot_be_fitted(data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(DataError, match="found 4 equal embeddings"):
+        fit(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]), 2, 1e-2)
+    with pytest.raises(StageError, match="after 1 Newton steps"):
+        fit(*data, 3, 1e-4, max_steps=1)
+    with pytest.raises(ConfigError, match=r"regularization: 0\.0"):
+        Probe(regularization=0.0)
+
+
+def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], memory: Any) -> None:
+    embeddings, labels = data[0].float().numpy(), data[1].numpy()
+    ids = np.arange(200) * 2
+    kept = np.random.default_rng(0).permutation(200)[:150]
+    label = pa.table({"id": ids[kept], "role": ["example"] * 150, "label": labels[kept]})
+    label = pa.concat_tables([label, pa.table({"id": [1], "role": ["example"], "label": [0]})])
+    inputs = memory(
+        {"label": label},
+        {"label": {"classes": ["a", "b", "c"]}, "embedding": {"layer": 2}},
+        {"embedding": Vectors(ids, embeddings)},
+    )
+    stage = Probe(regularization=1e-2)
+    table = inputs.run(stage)
+    assert table.column_names == ["class", "weight", "bias"]
+    kept.sort()
+    expected = fit(torch.from_numpy(embeddings[kept]), torch.from_numpy(labels[kept]), 3, 1e-2)
+    np.testing.assert_allclose(
+        matrix_of(table["weight"]), expected[0].numpy(), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(read_probe(table)[1].numpy(), expected[1].numpy(), rtol=1e-5)
+    assert stage.details(inputs) == {"layer": 2}
+    assert stage.is_kept
+
+
+def test_the_stage_needs_two_classes(memory: Any) -> None:
+    ids = np.arange(4)
+    inputs = memory(
+        {"label": pa.table({"id": ids, "role": ["example"] * 4, "label": [1] * 4})},
+        {"label": {"classes": ["a", "b"]}},
+        {"embedding": Vectors(ids, np.eye(4, dtype=np.float32))},
+    )
+    with pytest.raises(DataError, match=r"found labels \[1\] among 4 examples"):
+        inputs.run(Probe())

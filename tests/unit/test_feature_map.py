@@ -1,0 +1,54 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.feature_map import open_map
+from storage.manifest import Manifest
+from storage.schema import StorageError, TableSpec
+from storage.table import Store
+
+SPEC = TableSpec("f", pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32()))]), ("id",))
+
+
+def write(store, key, role, index, ids, matrix):
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+    table = pa.table({"id": pa.array(ids, pa.int64()), "vector": cells})
+    return store.write_shard(SPEC, key, role, index, table)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASSAY_MAPS", str(tmp_path / "maps"))
+    store = Store(str(tmp_path / "store"))
+    matrix = np.arange(12, dtype=np.float32).reshape(6, 2)
+    shards = [
+        write(store, "a", "example", 0, [0, 1, 2], matrix[:3]),
+        write(store, "b", "example", 1, [7, 8], matrix[3:5]),
+        write(store, "c", "query", 0, [0], matrix[5:]),
+    ]
+    return store, Manifest("f", "s", 1, {}, {}, tuple(shards)), matrix
+
+
+def test_rows_of_a_role_in_shard_order(table, tmp_path):
+    store, manifest, matrix = table
+    ids, vectors = open_map(store, manifest, "example")
+    assert ids.tolist() == [0, 1, 2, 7, 8]
+    np.testing.assert_array_equal(vectors, matrix[:5])
+    assert isinstance(vectors, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        vectors[0, 0] = 1.0
+    assert len(list((tmp_path / "maps").iterdir())) == 1
+
+
+def test_a_map_is_built_once(table, tmp_path):
+    store, manifest, matrix = table
+    open_map(store, manifest, "example")
+    (tmp_path / "store" / "f" / "a.parquet").unlink()
+    np.testing.assert_array_equal(open_map(store, manifest, "example")[1], matrix[:5])
+
+
+def test_tables_without_vectors_are_refused(table):
+    store, _manifest, _ = table
+    empty = Manifest("f", "s", 1, {}, {}, ())
+    with pytest.raises(StorageError, match="found no vectors of role example"):
+        open_map(store, empty, "example")

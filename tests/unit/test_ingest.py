@@ -1,0 +1,441 @@
+"""Rows of a source: stable ids, reasons of refusal, classes, flips, corrections, shards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stages.ingest import (
+    EXTRA,
+    LABEL,
+    REASONS,
+    REJECTED,
+    TEXT,
+    Corpus,
+    FlipLabels,
+    Source,
+    content_hash,
+    cut,
+    read,
+    tables,
+)
+from stages.stage import ConfigError, DataError
+
+Rows = list[dict[str, Any]]
+
+
+def jsonl(path: Path, rows: Rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+def csv(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def reviews(n: int = 10) -> Rows:
+    return [{"id": f"r{i}", "text": f"review {i}", "label": i % 2} for i in range(n)]
+
+
+def reasons(corpus: Corpus) -> dict[int, str]:
+    numbers, found = (corpus.rejected[c].to_pylist() for c in ("row_number", "reason"))
+    return dict(zip(numbers, found, strict=True))
+
+
+def by_source_id(corpus: Corpus, column: str) -> dict[str, Any]:
+    return dict(
+        zip(corpus.rows["source_id"].to_pylist(), corpus.rows[column].to_pylist(), strict=True)
+    )
+
+
+def test_rows_without_id_column_are_known_by_their_row_number(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "naïve 映画 🎬", "label": 0}, *reviews(3)[1:]])
+    corpus = read(Source(path), "example")
+    assert corpus.rows["id"].to_pylist() == [0, 1, 2]
+    assert corpus.rows["source_id"].to_pylist() == ["0", "1", "2"]
+    assert corpus.rows["text"].to_pylist()[0] == "naïve 映画 🎬"
+    assert corpus.rows["role"].to_pylist() == ["example"] * 3
+    assert corpus.rows["true_label"].null_count == 3
+    assert corpus.rejected.num_rows == 0
+    assert corpus.rejected.schema == REJECTED.schema
+
+
+def test_ids_survive_appending_reordering_and_correcting(tmp_path: Path) -> None:
+    rows = reviews()
+    before = by_source_id(read(Source(jsonl(tmp_path / "a.jsonl", rows), id="id"), "example"), "id")
+    more = [{"id": "new", "text": "new", "label": 1}, *reversed(rows)]
+    more[3]["label"] = 1 - more[3]["label"]
+    after = by_source_id(read(Source(jsonl(tmp_path / "b.jsonl", more), id="id"), "example"), "id")
+    assert {key: after[key] for key in before} == before
+    assert all(0 <= value < 2**63 for value in after.values())
+
+
+def test_integer_ids_are_the_example_ids_and_csv_counts_decimals_as_integers(
+    tmp_path: Path,
+) -> None:
+    rows = [{"id": i, "text": "t", "label": i % 2} for i in (7, 2**62, 0)]
+    corpus = read(Source(jsonl(tmp_path / "a.jsonl", rows), id="id"), "example")
+    assert corpus.rows["id"].to_pylist() == [7, 2**62, 0]
+    path = csv(tmp_path / "a.csv", "id,text,label\n7,a,0\n007,b,1\nx,c,1\n")
+    ids = by_source_id(read(Source(path, id="id"), "example"), "id")
+    assert ids["7"] == 7
+    assert ids["007"] > 2**32
+    assert set(ids) == {"7", "007", "x"}
+
+
+def test_string_ids_that_look_like_numbers_are_hashed_where_types_are_known(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "text": "t", "label": i % 2} for i in range(2)]
+    corpus = read(Source(jsonl(tmp_path / "a.jsonl", rows), id="id"), "example")
+    assert corpus.rows["id"].to_pylist() != [0, 1]
+    assert corpus.rows["source_id"].to_pylist() == ["0", "1"]
+
+
+def test_negative_and_missing_integer_ids(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": "t", "label": n % 2} for n, i in enumerate((-1, 5, None, 5))]
+    corpus = read(Source(jsonl(tmp_path / "a.jsonl", rows), id="id"), "example")
+    assert corpus.rows["source_id"].to_pylist() == ["-1", "5"]
+    assert corpus.rows["id"].to_pylist()[1] == 5
+    assert reasons(corpus) == {2: "null id", 3: "duplicate id"}
+
+
+def test_every_reason_in_jsonl(tmp_path: Path) -> None:
+    lines: list[Any] = [
+        {"id": "a", "text": "good", "second": "x", "label": "pos"},
+        {"id": "b", "text": None, "second": "x", "label": "pos"},
+        {"id": "c", "text": " \n\u3000", "second": "x", "label": "pos"},
+        {"id": "d", "text": "t", "second": None, "label": "pos"},
+        {"id": "e", "text": "t", "second": "", "label": "pos"},
+        {"id": "f", "text": "t", "second": "x", "label": None},
+        {"id": "g", "text": "t", "second": "x", "label": "odd"},
+        {"id": "a", "text": "t", "second": "x", "label": "neg"},
+        {"id": None, "text": "t", "second": "x", "label": "neg"},
+        {"id": "h", "text": 5, "second": "x", "label": "neg"},
+        b'{"id": "i", "text": "bad \xff byte", "second": "x", "label": "neg"}',
+        b'{"id": "j", "text": "cut off',
+        b"5",
+        {"id": "k", "text": "fine", "second": "x", "label": "neg"},
+    ]
+    coded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    (tmp_path / "a.jsonl").write_bytes(b"\n\n".join(coded))
+    source = Source(str(tmp_path / "a.jsonl"), text_b="second", id="id", classes=("neg", "pos"))
+    corpus = read(source, "example")
+    assert corpus.rows["source_id"].to_pylist() == ["a", "k"]
+    assert corpus.rows["row_number"].to_pylist() == [0, 13]
+    assert corpus.rows["label"].to_pylist() == [1, 0]
+    assert corpus.rows["text_b"].to_pylist() == ["x", "x"]
+    assert reasons(corpus) == {
+        1: "null text",
+        2: "empty text",
+        3: "null second text",
+        4: "empty second text",
+        5: "missing label",
+        6: "unknown label",
+        7: "duplicate id",
+        8: "null id",
+        9: "text is not a string",
+        10: "not UTF-8",
+        11: "not valid JSON",
+        12: "not valid JSON",
+    }
+    assert set(reasons(corpus).values()) == set(REASONS) - {""}
+    raw = dict(zip(reasons(corpus), corpus.rejected["raw"].to_pylist(), strict=True))
+    assert "bad \\xff byte" in raw[10]
+    assert raw[11] == '{"id": "j", "text": "cut off'
+    assert json.loads(raw[6])["label"] == "odd"
+    ids = corpus.rejected["source_id"].to_pylist()
+    assert ids[:7] == ["b", "c", "d", "e", "f", "g", "a"]
+    assert ids[7] is None
+    assert corpus.rejected["source"].to_pylist()[0] == source.path
+    REJECTED.check(corpus.rejected)
+
+
+def test_raw_is_cut_after_2000_characters(tmp_path: Path) -> None:
+    rows = [*reviews(4), {"id": "x", "text": "t", "label": None, "note": "n" * 5000}]
+    corpus = read(Source(jsonl(tmp_path / "a.jsonl", rows)), "example")
+    assert len(corpus.rejected["raw"].to_pylist()[0]) == 2000
+
+
+def test_queries_may_lack_labels_but_not_have_unknown_ones(tmp_path: Path) -> None:
+    rows: Rows = [{"text": "a", "label": "pos"}, {"text": "b", "label": None}]
+    path = jsonl(tmp_path / "q.jsonl", [*rows, {"text": "c", "label": "odd"}])
+    corpus = read(Source(path), "query", ("neg", "pos"))
+    assert corpus.rows["label"].to_pylist() == [1, None]
+    assert reasons(corpus) == {2: "unknown label"}
+    unlabelled = read(Source(path, label=None), "query", ("neg", "pos"))
+    assert unlabelled.rows["label"].null_count == 3
+    assert unlabelled.classes == ("neg", "pos")
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "classes", "codes", "kind"),
+    [
+        ([0, 1, 3], None, ("0", "1", "2", "3"), [0, 1, 3], "int"),
+        ([-1, 1, 1], None, ("-1", "1"), [0, 1, 1], "int"),
+        ([1.0, 0.0, 1.0], None, ("0", "1"), [1, 0, 1], "int"),
+        ([True, False, True], None, ("0", "1"), [1, 0, 1], "int"),
+        (["b", "a", "b"], None, ("a", "b"), [1, 0, 1], "str"),
+        ([0, 1, 0], ("no", "yes"), ("no", "yes"), [0, 1, 0], "int"),
+        (["b", "a", "b"], ("b", "a"), ("b", "a"), [0, 1, 0], "str"),
+        ([0, "x", 0], None, ("0", "x"), [0, 1, 0], "str"),
+    ],
+)
+def test_classes(
+    tmp_path: Path,
+    labels: list[Any],
+    given: tuple[str, ...] | None,
+    classes: tuple[str, ...],
+    codes: list[int],
+    kind: str,
+) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": value} for value in labels])
+    corpus = read(Source(path, classes=given), "example")
+    assert corpus.classes == classes
+    assert corpus.rows["label"].to_pylist() == codes
+    assert corpus.label_kind == kind
+
+
+def test_integer_labels_of_queries_follow_the_classes_of_the_corpus(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [{"text": "t", "label": value} for value in (-1, 1)])
+    assert read(Source(path), "query", ("-1", "1")).rows["label"].to_pylist() == [0, 1]
+    named = read(Source(path), "query", ("neg", "pos"))
+    assert named.rows["label"].to_pylist() == [1]
+    assert reasons(named) == {0: "unknown label"}
+    own = read(Source(path, classes=("pos", "neg")), "query", ("neg", "pos"))
+    assert own.rows["label"].to_pylist() == [0]
+
+
+def test_csv_labels_with_gaps_stay_whole_numbers(tmp_path: Path) -> None:
+    text = "text,label,stars,note\na,1,4,NA\nb,,5,\nc,0.0,NA,x\nNA,1,3,y\n"
+    corpus = read(Source(csv(tmp_path / "a.csv", text)), "example")
+    assert corpus.rows["label"].to_pylist() == [1, 0, 1]
+    assert corpus.rows["text"].to_pylist() == ["a", "c", "NA"]
+    assert corpus.rows["stars"].to_pylist() == [4, None, 3]
+    assert corpus.rows["note"].to_pylist() == ["NA", "x", "y"]
+    assert reasons(corpus) == {1: "missing label"}
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    def error(*labels: Any) -> str:
+        path = jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": value} for value in labels])
+        with pytest.raises(DataError) as caught:
+            read(Source(path), "example")
+        return str(caught.value)
+
+    assert "found labels up to 1000" in (message := error(0, 1000))
+    assert "expected class indices below 1000" in message
+    assert "regression" in message
+    assert "list them under classes" in message
+    assert "found the label 0.5" in (message := error(0.5, 1.0))
+    assert "expected whole numbers or strings" in message
+    assert "found 1 class (a)" in (message := error("a", "a"))
+    assert "expected at least two" in message
+    assert "found 1 class" in error(1, 1)
+    assert "found list<item: int64> in the label column label" in (message := error([0], [1]))
+    assert "Give every row one class" in message
+    assert "found 0 class (no label at all)" in error(None, None)
+
+
+def test_missing_columns_name_what_is_there(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"sentence": "t", "labels": 0}])
+    with pytest.raises(DataError) as caught:
+        read(Source(path, text="sentense"), "example")
+    assert "found the columns sentence, labels, expected 'sentense'" in str(caught.value)
+    assert "Did you mean text: sentence?" in str(caught.value)
+    with pytest.raises(DataError, match=r"Did you mean label: labels.*set label: null"):
+        read(Source(path, text="sentence"), "query")
+    with pytest.raises(DataError, match=r"'zzz' among them for id\. Set id to one of them"):
+        read(Source(path, text="sentence", label="labels", id="zzz"), "example")
+
+
+def test_no_usable_row_says_why(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": None, "label": 0}, {"text": " ", "label": 1}])
+    with pytest.raises(DataError) as caught:
+        read(Source(path, classes=("a", "b")), "example")
+    assert "no usable row among 2 (1 null text, 1 empty text)" in str(caught.value)
+    assert "Check which columns" in str(caught.value)
+    path = jsonl(tmp_path / "a.jsonl", [{"text": i, "label": i} for i in range(2)])
+    with pytest.raises(DataError, match=r"among 2 \(2 text is not a string\)"):
+        read(Source(path), "example")
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": 7}])
+    with pytest.raises(DataError, match=r"among 1 \(1 unknown label\)"):
+        read(Source(path), "query", ("no", "yes"))
+
+
+def test_odd_id_columns_are_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"id": [1], "text": "t", "label": 0}])
+    with pytest.raises(DataError, match=r"found \[1\] in the id column.*integers or strings"):
+        read(Source(path, id="id"), "query")
+
+
+def test_other_columns_are_carried_and_can_be_traced_back(tmp_path: Path) -> None:
+    row = {"Text": 1, "split": "s", "review": "t", "source_split": 2.5, "y": "a", "tags": ["x"]}
+    path = jsonl(tmp_path / "a.jsonl", [row, row | {"y": "b"}])
+    corpus = read(Source(path, text="review", label="y"), "example")
+    assert corpus.columns == [
+        {"name": "Text", "stored": "source_Text"},
+        {"name": "split", "stored": "source_source_split"},
+        {"name": "review", "stored": "text"},
+        {"name": "source_split", "stored": "source_split"},
+        {"name": "y", "stored": "label"},
+        {"name": "tags", "stored": "tags"},
+    ]
+    assert set(corpus.rows.column_names[9:]) == {
+        *("source_Text", "source_source_split", "source_split", "tags"),
+    }
+    assert corpus.rows["tags"].to_pylist()[0] == ["x"]
+    assert corpus.rows.schema.field("source_Text").type == pa.int64()
+
+
+def test_tables_fit_their_declarations(tmp_path: Path) -> None:
+    review = csv(tmp_path / "review.csv", "source_id,decision,new_label\n3,drop,\n")
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    corpus = read(Source(path, corrections=(review,)), "example")
+    parts = tables(corpus.rows.slice(2, 5))
+    for spec in (TEXT, LABEL, EXTRA):
+        spec.check(parts[spec.name])
+    assert parts["text"].num_rows == parts["extra"].num_rows == 5
+    assert parts["label"]["id"].to_pylist() == [2, 4, 5, 6]
+    names = ["id", "role", "source_id", "row_number", "source_source_id"]
+    assert parts["extra"].column_names == names
+
+
+def test_flip_labels_changes_exactly_that_many_and_remembers(tmp_path: Path) -> None:
+    rows = [{"text": "t", "label": i % 3} for i in range(50)]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    corpus = read(Source(path, flip_labels=FlipLabels(0.3, seed=1)), "example")
+    label, true = (corpus.rows[c].to_numpy() for c in ("label", "true_label"))
+    assert true.tolist() == [row["label"] for row in rows]
+    assert (label != true).sum() == 15
+    assert set(label.tolist()) == {0, 1, 2}
+    again = read(Source(path, flip_labels=FlipLabels(0.3, seed=1)), "example")
+    assert again.rows.equals(corpus.rows)
+    other = read(Source(path, flip_labels=FlipLabels(0.3, seed=2)), "example")
+    assert other.rows["label"].to_pylist() != label.tolist()
+    assert (
+        read(Source(path, flip_labels=FlipLabels(0)), "example")
+        .rows["true_label"]
+        .equals(corpus.rows["true_label"])
+    )
+
+
+def test_flip_labels_refuses_what_makes_no_sense(tmp_path: Path) -> None:
+    for fraction in (1.0, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match=r"found .*, expected a number in \[0, 1\)\. Write"):
+            FlipLabels(fraction)
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    with pytest.raises(ConfigError, match=r"found on queries, expected on the corpus only. Remove"):
+        read(Source(path, flip_labels=FlipLabels(0.1)), "query")
+    with pytest.raises(ConfigError, match="found label: null for examples"):
+        read(Source(path, label=None), "example")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_corrections_fix_and_drop_after_the_flip(tmp_path: Path, ending: str) -> None:
+    rows = [
+        {"source_id": "r0", "decision": "fix", "new_label": "1"},
+        {"source_id": "r1", "decision": "drop", "new_label": None},
+        {"source_id": "r2", "decision": "Accept", "new_label": None},
+        {"source_id": "r3", "decision": None, "new_label": "1"},
+    ]
+    review = tmp_path / f"review.{ending}"
+    if ending == "jsonl":
+        jsonl(review, rows)
+    else:
+        lines = [",".join(value or "" for value in row.values()) for row in rows]
+        csv(review, "\n".join(["source_id,decision,new_label", *lines]))
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    plain = read(Source(path, id="id"), "example")
+    fixed = read(Source(path, id="id", corrections=(str(review),)), "example")
+    assert by_source_id(fixed, "label") == by_source_id(plain, "label") | {"r0": 1}
+    assert [k for k, dropped in by_source_id(fixed, "is_dropped").items() if dropped] == ["r1"]
+    assert fixed.rows["id"].equals(plain.rows["id"])
+    flip = Source(path, id="id", corrections=(str(review),), flip_labels=FlipLabels(0.9))
+    flipped = read(flip, "example")
+    assert by_source_id(flipped, "label")["r0"] == 1
+    assert by_source_id(flipped, "true_label")["r0"] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("r1,maybe,", r"row 1 .*found decision 'maybe', expected accept, fix, drop.*Correct it"),
+        ("r1,fix,9", r"row 1 \(source_id r1\): found new_label '9', expected one of 0, 1.*Write"),
+        ("r1,fix,", r"row 1 .*found new_label None"),
+        ("zz,drop,", r"row 1 .*found a source_id that no row has, expected one.*Remove"),
+        ("r9,drop,", r"row 1 .*it was rejected: null text"),
+        ("r0,drop,", r"row 1 .*the same source_id as in row 0, expected each once.*Remove"),
+    ],
+)
+def test_corrections_that_fit_no_row_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    rows = reviews()
+    rows[9]["text"] = None
+    review = csv(tmp_path / "r.csv", f"source_id,decision,new_label\nr0,accept,\n{line}\n")
+    source = Source(jsonl(tmp_path / "a.jsonl", rows), id="id", corrections=(review,))
+    with pytest.raises(DataError, match=message):
+        read(source, "example")
+
+
+def test_corrections_need_their_columns(tmp_path: Path) -> None:
+    review = csv(tmp_path / "r.csv", "decision\nfix\n")
+    source = Source(jsonl(tmp_path / "a.jsonl", reviews()), corrections=(review,))
+    with pytest.raises(DataError, match="found the columns decision, expected source_id or exam"):
+        read(source, "example")
+
+
+def test_cut_keeps_rows_in_the_shard_they_were_first_put_into() -> None:
+    ids = np.arange(10, 17)
+    first = cut(ids, [], 3)
+    assert [part.tolist() for part in first] == [[0, 1, 2], [3, 4, 5], [6]]
+    previous = [ids[part] for part in first]
+    after = np.array([99, 15, 10, 98, 12, 13, 97, 96, 95])
+    assert [part.tolist() for part in cut(after, previous, 3)] == [
+        [2, 4],
+        [1, 5],
+        [0, 3, 6],
+        [7, 8],
+    ]
+    assert cut(np.array([], dtype=np.int64), previous, 3) == []
+    assert [part.tolist() for part in cut(ids, [np.array([], dtype=np.int64)], 7)] == [[*range(7)]]
+    with pytest.raises(ConfigError, match=r"shard_size: found 0, expected at least 1. Leave"):
+        cut(ids, [], 0)
+
+
+def test_cut_gives_every_row_exactly_once() -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(5000)
+    previous = [ids[part] for part in cut(ids[:3000], [], 256)]
+    parts = cut(rng.permutation(ids), previous, 100)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(5000))
+    assert all(np.all(np.diff(part) > 0) for part in parts)
+
+
+def test_content_hash_sees_values_and_nothing_else() -> None:
+    table = pa.table({"id": [1, 2, 3], "text": ["a", None, "ü"], "tags": [["x"], [], None]})
+    value = content_hash(table)
+    assert len(value) == 16
+    assert int(value, 16) >= 0
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    padded = pa.concat_tables([table, table]).slice(3)
+    strict = table.cast(
+        pa.schema([f.with_nullable(f.name != "id") for f in table.schema], metadata={"a": "b"})
+    )
+    for same in (chunked, padded, strict, chunked.combine_chunks()):
+        assert content_hash(same) == value
+    for other in (
+        table.slice(1),
+        table.rename_columns(["id", "text", "tag"]),
+        table.take([1, 0, 2]),
+        table.set_column(1, "text", [["a", "", "ü"]]),
+        table.set_column(1, "text", [["a", "None", "ü"]]),
+    ):
+        assert content_hash(other) != value
+
+
+def test_content_hash_does_not_depend_on_its_block() -> None:
+    table = pa.table({"id": range(70000)})
+    chunks = pa.concat_tables([table.slice(0, 65000), table.slice(65000)])
+    assert content_hash(chunks) == content_hash(table)

@@ -1,0 +1,118 @@
+import json
+import threading
+
+import pyarrow as pa
+import pytest
+
+from storage.manifest import Manifest, shard_key, table_key
+from storage.schema import CorruptError, MissingError, StorageError, TableSpec
+from storage.table import Store, write_whole
+
+SPEC = TableSpec("t", pa.schema([("id", pa.int64()), ("x", pa.float64())]), ("id",))
+VECTOR = TableSpec(
+    "v", pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32()))]), ("id",)
+)
+
+
+def rows(n=3):
+    return pa.table({"id": pa.array(range(n), pa.int64()), "x": [float(i) for i in range(n)]})
+
+
+def vector_rows(length):
+    cells = pa.array([[0.0] * length], pa.list_(pa.float32(), length))
+    return pa.table({"id": pa.array([0], pa.int64()), "vector": cells})
+
+
+def manifest(shards, table="t"):
+    return Manifest(table, "stage", 1, {"a": 1}, {"text": "00"}, tuple(shards))
+
+
+def test_shards_come_back_with_their_record(tmp_path):
+    store = Store(str(tmp_path))
+    record = store.write_shard(SPEC, "k1", "example", 0, rows(), {"ridge": 0.5})
+    assert (record.rows, record.smallest_id, record.largest_id) == (3, 0, 2)
+    assert record.bytes == (tmp_path / "t" / "k1.parquet").stat().st_size
+    assert store.read_shard("t", "k1").equals(rows())
+    assert store.record_of(SPEC, "k1", "example", 0) == record
+    assert record.details == {"ridge": 0.5}
+    assert store.shard_keys("t") == {"k1"}
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    one = Store(str(tmp_path / "a")).write_shard(SPEC, "k", "", 0, rows())
+    chunked = pa.concat_tables([rows().slice(2), rows().slice(0, 2)])
+    two = Store(str(tmp_path / "b")).write_shard(SPEC, "k", "", 0, chunked)
+    assert one == two
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_whole(tmp_path / "f", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_readers_see_the_old_file_or_the_new_one(tmp_path):
+    path, seen = tmp_path / "f", set()
+    write_whole(path, b"a" * 100_000)
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(len(set(path.read_bytes())))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for letter in b"bcdefgh":
+        write_whole(path, bytes([letter]) * 100_000)
+    done.set()
+    reader.join()
+    assert seen == {1}
+
+
+def test_manifests_round_trip_and_are_found(tmp_path):
+    store = Store(str(tmp_path))
+    written = manifest([store.write_shard(SPEC, "k1", "example", 0, rows())])
+    key = store.write_manifest(written)
+    assert key == table_key("t", [("example", 0, "k1")])
+    assert store.read_manifest("t", key) == written
+    assert store.manifest_keys("t") == [key]
+    assert store.read_table(written, "example").num_rows == 3
+    with pytest.raises(MissingError, match="no shards of role query"):
+        store.read_table(written, "query")
+
+
+def test_keys_depend_on_each_ingredient():
+    base = ("s", 1, {"a": 1}, ["i"], 0)
+    changed = [("r", *base[1:]), ("s", 2, *base[2:]), (*base[:2], {"a": 2}, *base[3:])]
+    changed += [(*base[:3], ["j"], 0), (*base[:4], 1)]
+    assert len({shard_key(*ingredients) for ingredients in [base, *changed]}) == 6
+    assert shard_key("s", 1, {"a": 1, "b": 2}, [], 0) == shard_key("s", 1, {"b": 2, "a": 1}, [], 0)
+    assert len(shard_key(*base)) == 16
+
+
+def test_vectors_of_two_lengths_are_refused(tmp_path):
+    store = Store(str(tmp_path))
+    shards = [store.write_shard(VECTOR, f"k{n}", "example", n, vector_rows(n)) for n in (2, 3)]
+    with pytest.raises(StorageError, match="shard 3 has 3 columns, shard 2 has 2. Delete one"):
+        store.write_manifest(manifest(shards, "v"))
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    store = Store(str(tmp_path))
+    with pytest.raises(MissingError, match=r"gone\.parquet: found nothing there"):
+        store.read_shard("t", "gone")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(CorruptError, match="found a file that is not Parquet"):
+        store.read_shard("t", "bad")
+    (tmp_path / "t" / "bad.json").write_text("{")
+    with pytest.raises(CorruptError, match="expected the JSON of a manifest. Delete the file"):
+        store.read_manifest("t", "bad")
+    (tmp_path / "t" / "new.json").write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(CorruptError, match="found manifest format 99, expected 1"):
+        store.read_manifest("t", "new")
+
+
+def test_unknown_protocols_are_refused():
+    with pytest.raises(StorageError, match="found no file system for it"):
+        Store("nowhere://bucket")
