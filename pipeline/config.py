@@ -24,8 +24,8 @@ from typing import Any, Literal, get_type_hints
 import pydantic
 import yaml
 
-from stages.ingest import Source
 from stages.measurement import ModelSpec
+from stages.source import Source
 from stages.stage import ConfigError, load
 
 

@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from pipeline.config import Run
 from stages import ingest
+from stages.loading import fingerprint
+from stages.shard import content_hash, cut
 from stages.stage import Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import TableSpec
@@ -53,9 +55,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         stages.stage.DataError: a source cannot be read, or no row of it can be used.
     """
     sources = [source for source in (run.corpus, run.queries) if source is not None]
-    name = digest(
-        [INGEST_VERSION, run.shard_size, [ingest.fingerprint(source) for source in sources]]
-    )
+    name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
     known = store.read_note("ingest", name)
     if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in CORPUS):
         return Corpus({t: store.read_manifest(t, known[t]) for t in CORPUS})
@@ -99,7 +99,7 @@ class _Writer:
         self.present = {table: store.shard_keys(table) for table in CORPUS}
 
     def add(self, spec: TableSpec, role: str, index: int, rows: pa.Table, salt: Any) -> None:
-        key = digest([ingest.content_hash(rows), salt])
+        key = digest([content_hash(rows), salt])
         if self.is_dry:
             record = ShardRecord(key, role, index, rows.num_rows, rows.nbytes, "", None, None)
         elif key in self.present[spec.name]:
@@ -124,7 +124,7 @@ class _Writer:
 def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> list[pa.Table]:
     """The rows in shards: cut as an earlier reading of the same corpus was, where there is one."""
     ids = rows["id"].to_numpy()
-    best = ingest.cut(ids, [], shard_size)
+    best = cut(ids, [], shard_size)
     most = 0
     text = ingest.TEXT.name
     for key in reversed(store.manifest_keys(text)[-EARLIER_CUTS:]):
@@ -133,9 +133,9 @@ def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> list[pa.Ta
             continue
         shards = [s for s in manifest.shards if s.role == role]
         earlier = [store.read_shard(text, s.key, ["id"])["id"].to_numpy() for s in shards]
-        cut = ingest.cut(ids, earlier, shard_size)
-        hashes = {digest([ingest.content_hash(ingest.tables(rows.take(c))[text]), []]) for c in cut}
+        again = cut(ids, earlier, shard_size)
+        hashes = {digest([content_hash(ingest.tables(rows.take(c))[text]), []]) for c in again}
         same = len(hashes & {s.key for s in shards})
         if same > most:
-            best, most = cut, same
+            best, most = again, same
     return [rows.take(pa.array(np.asarray(positions))) for positions in best]

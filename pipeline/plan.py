@@ -157,8 +157,8 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
             if value not in fingerprints:
                 fingerprints[value] = fingerprint(value)
             spec = dataclasses.asdict(value)
-            spec.pop("path")
-            spec.pop("revision")
+            hidden = {name.removeprefix(f"{f.name}.") for name in outside}
+            spec = {k: v for k, v in spec.items() if k not in {"path", "revision", *hidden}}
             value = {**spec, "fingerprint": fingerprints[value]}
         plain[f.name] = _json(value)
     return plain

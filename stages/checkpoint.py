@@ -110,6 +110,8 @@ class NetworkSize(NamedTuple):
     n_parameters: int
     dim: int
     """Length of a hidden state."""
+    n_states: int
+    """Hidden states: one behind the embedding tables and one behind each layer."""
     linear: tuple[tuple[int, int], ...]
     """Inputs and outputs of each linear layer."""
 
@@ -137,7 +139,9 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
     if model.head != "checkpoint" and n_classes is not None:
         linear.append((config.hidden_size, n_classes))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
-    return NetworkSize(n_parameters, int(config.hidden_size), tuple(linear))
+    return NetworkSize(
+        n_parameters, int(config.hidden_size), int(config.num_hidden_layers) + 1, tuple(linear)
+    )
 
 
 def without_pooler(config: Any) -> dict[str, bool]:

@@ -5,7 +5,7 @@ Labels are never read. A row's vector depends on its batch by rounding only (1e-
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import torch
@@ -30,13 +30,18 @@ class Embedding:
 
     model: ModelSpec
     """The model whose trunk is run; its head is not."""
-    layer: int = -1
-    """Hidden state that is averaged: 0 follows the embedding tables, -1 is what a head reads."""
+    layer: int | Literal["all"] = -1
+    """Hidden state that is averaged: 0 follows the embedding tables, -1 is what a head reads; `all`
+    joins all of them, each scaled to unit length, which makes a better kernel and no probe."""
     token_budget: int = 2048
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    outside_key: ClassVar[frozenset[str]] = frozenset(
+        {"model.head", "model.num_labels", "model.seed"}
+    )
+    """The trunk is run without its head."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -70,10 +75,11 @@ class Embedding:
         """One forward pass per row."""
         size = network_size(self.model, None)
         n_rows = work.n_examples + work.n_queries
+        n_states = size.n_states if self.layer == "all" else 1
         return Cost(
             forward_rows=n_rows,
             flops=size.forward_flops(work.n_tokens),
-            written_bytes=n_rows * (4 * size.dim + 16),
+            written_bytes=n_rows * (4 * size.dim * n_states + 16),
             memory_bytes=size.forward_bytes(self.token_budget),
         )
 

@@ -16,7 +16,7 @@ embedding that `stages.embedding` writes, so that a probe's prediction needs no 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
@@ -76,9 +76,13 @@ def cross_entropy(
 
 
 class PooledNetwork(nn.Module):
-    """A trunk, the mean over tokens of one of its hidden states, and a head on top."""
+    """A trunk, the mean over tokens of one of its hidden states, and a head on top.
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, layer: int = -1) -> None:
+    `layer="all"` joins the means of all hidden states, each of unit length, scaled so that an inner
+    product of two outputs is the mean over layers of their cosines.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, layer: int | Literal["all"] = -1) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
@@ -90,8 +94,14 @@ class PooledNetwork(nn.Module):
         """The head's output for each row."""
         every = self.layer != -1
         output = self.trunk(attention_mask=attention_mask, output_hidden_states=every, **batch)
-        hidden = output.hidden_states[self.layer] if every else output.last_hidden_state
-        pooled: Tensor = self.head(mean_pool(hidden, attention_mask))
+        if self.layer == "all":
+            means = [mean_pool(hidden, attention_mask) for hidden in output.hidden_states]
+            unit = [nn.functional.normalize(mean, dim=1) for mean in means]
+            vectors = torch.cat(unit, dim=1) / len(unit) ** 0.5
+        else:
+            hidden = output.hidden_states[self.layer] if every else output.last_hidden_state
+            vectors = mean_pool(hidden, attention_mask)
+        pooled: Tensor = self.head(vectors)
         return pooled
 
 
@@ -160,21 +170,24 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
     return _measurement(model, PooledNetwork(trunk, head), head.out_features, device)
 
 
-def load_embedder(model: ModelSpec, layer: int, device: str | None = None) -> Measurement:
-    """The trunk alone: its output is the mean over tokens of hidden state number `layer`.
+def load_embedder(
+    model: ModelSpec, layer: int | Literal["all"], device: str | None = None
+) -> Measurement:
+    """The trunk alone: its output is the mean over tokens of hidden state number `layer`, or of all.
 
     Raises:
         ConfigError: the trunk has no such layer.
     """
     trunk = _load_trunk(model)
     n_states = int(trunk.config.num_hidden_layers) + 1
-    if not -n_states <= layer < n_states:
+    if layer != "all" and not -n_states <= layer < n_states:
         raise ConfigError(
-            f"embedding: found layer: {layer}, expected {-n_states} to {n_states - 1} for "
+            f"embedding: found layer: {layer}, expected all, or {-n_states} to {n_states - 1} for "
             f"{model.path}. Name one of its {n_states} hidden states; -1 is the last."
         )
     network = PooledNetwork(trunk, nn.Identity(), layer)
-    return _measurement(model, network, int(trunk.config.hidden_size), device)
+    dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
+    return _measurement(model, network, dim, device)
 
 
 def read_probe(

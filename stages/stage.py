@@ -71,6 +71,7 @@ class Vectors(NamedTuple):
     matrix: np.ndarray
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """What a stage may see while it computes one part.
 
@@ -126,7 +127,8 @@ class Stage(Protocol):
     Optional members that the pipeline looks for:
 
     - `open(inputs) -> Any`: loads what is worth loading once per worker (a model, a kernel).
-    - `outside_key: ClassVar[frozenset[str]]`: names of fields that do not change rows.
+    - `outside_key: ClassVar[frozenset[str]]`: names of fields that do not change rows; a name such
+      as `model.head` stands for one field of a field.
     - `is_kept: ClassVar[bool]`: the output is an artefact that is fitted once and then kept, also
       when the labels it was fitted on are corrected or rows are appended.
     - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.

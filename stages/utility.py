@@ -16,6 +16,9 @@ from stages.stage import ConfigError
 
 Utility = Literal["accuracy", "cross_entropy", "margin"]
 
+TIE = 1e-10
+"""Outputs closer than this are equal: true ties differ by the rounding of a solve."""
+
 
 def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
     """Refuse fields no utility can be computed from.
@@ -43,9 +46,9 @@ def mean_utilities(
     """Each utility of each set of examples, as the mean over queries.
 
     accuracy: 1 where the label's output is the largest; k outputs that tie at the top are worth
-        1/k each. The paper's code lets the lowest class win a tie, but then the first example
-        without any similarity to a query would gain or lose against U(empty) = 1/C, and no example
-        were a null player.
+        1/k each. All classes without an example in the set tie, and before the first example all
+        do. Were the lowest class to win, as in the paper's code, U(empty) = 1/C would be no case
+        of the rule and an example without any similarity to the queries no null player.
     cross_entropy: log of the label's share in softmax(outputs / temperature), hence at most 0.
     margin: the label's output minus the largest other output.
 
@@ -53,15 +56,14 @@ def mean_utilities(
     """
     at = labels.expand(outputs.shape[0], 1, -1)
     own = outputs.gather(1, at).squeeze(1)
-    margin = own - outputs.scatter(1, at, float("-inf")).amax(1)
     means = []
     for name in utilities:
         if name == "accuracy":
-            ties = (outputs == own[:, None]).sum(1)
-            value = torch.where(margin == 0, 1 / ties, (margin > 0).to(outputs.dtype))
+            at_top = (outputs >= outputs.amax(1, keepdim=True) - TIE).to(outputs.dtype)
+            value = at_top.gather(1, at).squeeze(1) / at_top.sum(1)
         elif name == "cross_entropy":
-            value = (own - temperature * (outputs / temperature).logsumexp(1)) / temperature
+            value = own / temperature - (outputs / temperature).logsumexp(1)
         else:
-            value = margin
+            value = own - outputs.scatter(1, at, float("-inf")).amax(1)
         means.append(value.mean(1))
     return torch.stack(means)

@@ -1,5 +1,5 @@
 -- What each example is worth to each utility; positive helps, rank 1 helps most. A sample is one
--- permutation. A sum of doubles depends on its order, hence on threads; an ordered sum took twenty
+-- permutation. A sum of doubles depends on its order, hence on threads; an ordered sum took ten
 -- times as long. So numbers are summed exactly, as whole multiples of 2^-100 of the largest.
 WITH unit AS (
     SELECT pow(2e0, 100 - ceil(log2(greatest(max(abs(total)), max(total_sq), 1e-99)))) AS scale

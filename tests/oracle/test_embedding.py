@@ -84,8 +84,19 @@ def test_loading_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+def test_all_layers_give_the_mean_of_their_cosines(
+    encoder_folder: Path, text: pa.Table, memory: Any
+) -> None:
+    stage = Embedding(ModelSpec(str(encoder_folder)), layer="all")
+    vectors = matrix_of(memory({"text": text}).run(stage)["vector"])
+    layers = [by_loop(encoder_folder, text, layer) for layer in range(3)]
+    unit = [states / np.linalg.norm(states, axis=1, keepdims=True) for states in layers]
+    expected = sum(states @ states.T for states in unit) / 3
+    np.testing.assert_allclose(vectors @ vectors.T, expected, rtol=0, atol=5e-6)
+
+
 def test_layer_must_exist(encoder_folder: Path, text: pa.Table, memory: Any) -> None:
-    with pytest.raises(ConfigError, match=r"found layer: 3, expected -3 to 2"):
+    with pytest.raises(ConfigError, match=r"found layer: 3, expected all, or -3 to 2"):
         memory({"text": text}).run(Embedding(ModelSpec(str(encoder_folder)), layer=3))
 
 

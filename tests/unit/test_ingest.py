@@ -15,13 +15,11 @@ from stages.ingest import (
     REJECTED,
     TEXT,
     Corpus,
-    FlipLabels,
-    Source,
-    content_hash,
-    cut,
     read,
     tables,
 )
+from stages.shard import content_hash, cut
+from stages.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 
 Rows = list[dict[str, Any]]

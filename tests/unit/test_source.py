@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 
 from stages.ingest import read
-from stages.source import FlipLabels, Source, fingerprint, load
+from stages.loading import fingerprint, load
+from stages.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 
 ROWS = [{"text": f"review {i}", "label": i % 2} for i in range(6)]
@@ -440,7 +441,9 @@ def hub() -> Iterator[str]:
 
 
 HUB_CODE = """
-from stages.ingest import Source, fingerprint, read
+from stages.ingest import read
+from stages.loading import fingerprint
+from stages.source import Source
 from stages.stage import DataError
 source = Source("someone/reviews", split="train[:4]")
 corpus = read(source, "example")
@@ -481,7 +484,8 @@ def test_hub_data_sets(hub: str, tmp_path: Path) -> None:
 
 def test_hub_that_may_not_be_reached(tmp_path: Path) -> None:
     code = """
-from stages.source import Source, load
+from stages.loading import load
+from stages.source import Source
 from stages.stage import DataError
 try:
     load(Source("someone/reviews", split="train"))

@@ -8,7 +8,7 @@
 -- than 1e-17 of the integral is left, so the interval ends there. From df = 60 the ratio of the gamma
 -- functions is its asymptotic series: gamma itself overflows, and lgamma loses digits.
 CREATE OR REPLACE MACRO student_t_cdf(t, df) AS
-    least(1e0, greatest(0e0, 5e-1
+    CASE WHEN t IS NOT NULL AND df IS NOT NULL THEN least(1e0, greatest(0e0, 5e-1
         + sign(t::DOUBLE)
         * CASE
             WHEN df < 60 THEN gamma(least(df, 60) / 2e0 + 5e-1) / gamma(least(df, 60) / 2e0)
@@ -34,4 +34,4 @@ CREATE OR REPLACE MACRO student_t_cdf(t, df) AS
                 cos(node.x * least(atan(abs(t::DOUBLE) / sqrt(df)), 9e0 / sqrt(df))), df - 1e0
             )
         ))
-    ));
+    )) END;

@@ -1,0 +1,75 @@
+"""A person's review of a corpus: labels fixed, rows dropped."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from stages.loaded import Loaded
+from stages.loading import load_file
+from stages.stage import DataError
+
+
+def correct(rows: pa.Table, rejected: pa.Table, path: str, classes: tuple[str, ...]) -> pa.Table:
+    """The rows after a person's review: labels fixed, rows marked as dropped."""
+    reviewed = load_file(path)
+    key = _review_column(path, reviewed, "source_id", "example_id")
+    ids = rows["source_id" if key == "source_id" else "id"].to_pylist()
+    row_of = {str(value): at for at, value in enumerate(ids)}
+    refused = dict(zip(*(rejected[c].to_pylist() for c in ("source_id", "reason")), strict=True))
+    decisions = reviewed.values(_review_column(path, reviewed, "decision"))
+    names: list[Any] = [None] * len(decisions)
+    if any(str(d).strip().lower() == "fix" for d in decisions):
+        names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
+    code_of = {name: code for code, name in enumerate(classes)}
+    label = rows["label"].to_pylist()
+    is_dropped = [False] * rows.num_rows
+    seen: dict[str, int] = {}
+    for at, (value, decision, name) in enumerate(
+        zip(reviewed.values(key), decisions, names, strict=True)
+    ):
+        own, word = str(value), "" if decision is None else str(decision).strip().lower()
+        where = f"{path}: row {at} ({key} {own})"
+        if at in reviewed.faults:
+            raise DataError(
+                f"{where}: found a row that is {reviewed.faults[at][0]}, expected UTF-8 rows. "
+                "Save the review again."
+            )
+        if own in seen:
+            raise DataError(
+                f"{where}: found the same {key} as in row {seen[own]}, expected each once. "
+                "Remove one of the two rows."
+            )
+        seen[own] = at
+        if own not in row_of:
+            note = f", where it was rejected: {refused[own]}" if own in refused else ""
+            raise DataError(
+                f"{where}: found a {key} that no row has, expected one of the source{note}. "
+                "Remove the row or correct its id."
+            )
+        if word not in {"", "accept", "fix", "drop"}:
+            raise DataError(
+                f"{where}: found decision {decision!r}, expected accept, fix, drop or nothing. "
+                "Correct it."
+            )
+        if word == "fix":
+            if str(name) not in code_of:
+                raise DataError(
+                    f"{where}: found new_label {name!r}, expected one of {', '.join(classes)}. "
+                    "Write the name of the class."
+                )
+            label[row_of[own]] = code_of[str(name)]
+        is_dropped[row_of[own]] = word == "drop"
+    for column, values in (("label", label), ("is_dropped", is_dropped)):
+        at = rows.column_names.index(column)
+        rows = rows.set_column(at, column, pa.array(values, rows.schema.field(column).type))
+    return rows
+
+
+def _review_column(path: str, reviewed: Loaded, *names: str) -> str:
+    for name in names:
+        if name in reviewed.table.column_names:
+            return name
+    raise DataError(
+        f"{path}: found the columns {', '.join(reviewed.table.column_names)}, expected "
+        f"{' or '.join(names)} among them. Add the column to the review."
+    )
