@@ -20,7 +20,7 @@ def apply_review(
     Args:
         run: Folder of the run that was reviewed.
         review: CSV with `source_id` and `decision` (accept, fix, drop), as `assay flag` writes it;
-            `fix` takes the label in `new_label`.
+            `fix` takes the label in `new_label`. It comes on top of earlier reviews.
         to: Folder of the new run; by default the old one's name with `-corrected`.
         progress: Told what happens.
 
@@ -30,14 +30,14 @@ def apply_review(
     """
     folder = RunFolder(run.expanduser().resolve())
     before = folder.read_run()
-    if not review.exists():
+    if not review.is_file():
         raise RunError(
             f"{review}: found no such file, expected a reviewed CSV. "
             f"Write one with `assay flag {run} --review {review}` and fill in `decision`."
         )
     target = (to or folder.path.with_name(f"{folder.path.name}-corrected")).expanduser().resolve()
     target.mkdir(parents=True, exist_ok=True)
-    kept = target / "review.csv"
+    kept = target / f"review-{len(before.corpus.corrections) + 1}{review.suffix}"
     write_whole(kept, review.read_bytes())
     corrected = dataclasses.replace(
         before,

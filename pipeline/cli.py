@@ -13,6 +13,7 @@ import click
 
 import pipeline.report as report
 from pipeline.opened import OpenedRun, open_run
+from pipeline.screen import Screen
 
 
 class Assay(click.Group):
@@ -91,7 +92,7 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
 
     if ray_address is not None:
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
-    with report.Screen() as screen:
+    with Screen() as screen:
         folder = execute(read_config(config, overrides), screen)
     report.print_summary(OpenedRun(folder), is_json)
 
@@ -173,7 +174,7 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
     """
     from pipeline.apply import apply_review
 
-    with report.Screen() as screen:
+    with Screen() as screen:
         opened = apply_review(run, review, to, screen)
     if out is not None:
         click.echo(f"{opened.write_corpus(out)} rows in {out}", err=True)

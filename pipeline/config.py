@@ -3,13 +3,6 @@
 One file, one run. Unknown keys and wrong types fail with their path; nothing is guessed. Stages are
 plain dataclasses, checked here by pydantic, which no stage imports. There is no interpolation, no
 inheritance of files and no code in the YAML; `--set key.path=value` is the one way to override.
-
-Errors of this room:
-
-    RunError
-      ConfigFileError   the YAML, or a `--set`, cannot be used
-      RunFolderError    a folder is not the run it should be
-      TaskError         a task failed; says which, and why
 """
 
 import dataclasses
@@ -24,25 +17,26 @@ from typing import Any, Literal, get_type_hints
 import pydantic
 import yaml
 
+from pipeline.errors import ConfigFileError, RunError, RunFolderError, TaskError
 from stages.measurement import ModelSpec
 from stages.source import Source
 from stages.stage import ConfigError, load
 
-
-class RunError(Exception):
-    """A run cannot be planned, executed or read."""
-
-
-class ConfigFileError(RunError):
-    """The YAML of a run, or an override, cannot be used."""
-
-
-class RunFolderError(RunError):
-    """A folder is not the run it should be."""
-
-
-class TaskError(RunError):
-    """A task of a stage failed."""
+__all__ = [
+    "ConfigFileError",
+    "RaySettings",
+    "Resources",
+    "Run",
+    "RunError",
+    "RunFolderError",
+    "TaskError",
+    "dump_config",
+    "parse_config",
+    "parse_stage",
+    "read_config",
+    "stage_name",
+    "stage_names",
+]
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,8 @@ def parse_config(raw: Mapping[str, Any], name: str) -> Run:
         for instance, fields in entries.items()
     }
     for given, where in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
-        _known(given, stages, f"{name}: {where}")
+        # Stages that the YAML does not name are added where another reads them.
+        _known(given, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {where}")
     if checked.shard_size < 1:
         raise ConfigFileError(
             f"{name}: shard_size: found {checked.shard_size}, expected at least 1. "

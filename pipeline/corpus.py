@@ -5,6 +5,7 @@ the store is read again with more rows or corrected labels, its earlier shards k
 Runs in the driver: it is bound by reading one source, and holds the text of the corpus in memory.
 """
 
+import dataclasses
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
     known = store.read_note("ingest", name)
     if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in CORPUS):
-        return Corpus({t: store.read_manifest(t, known[t]) for t in CORPUS})
+        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in CORPUS})
+        if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
+            return corpus
     examples = ingest.read(run.corpus, "example")
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
@@ -75,11 +78,17 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         "label": {
             "classes": list(examples.classes),
             "label_kind": examples.label_kind,
+            "column": run.corpus.label,
+            "is_declared": run.corpus.classes is not None,
+            "flip_labels": run.corpus.flip_labels and dataclasses.asdict(run.corpus.flip_labels),
             "unlabelled_queries": sum(
                 part.rows["label"].null_count for role, part in read if role == "query"
             ),
         },
-        "extra": {"columns": {role: part.columns for role, part in read}},
+        "extra": {
+            "columns": {role: part.columns for role, part in read},
+            "has_number_ids": examples.has_number_ids,
+        },
     }
     manifests = {
         table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in CORPUS
@@ -122,20 +131,28 @@ class _Writer:
 
 
 def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> list[pa.Table]:
-    """The rows in shards: cut as an earlier reading of the same corpus was, where there is one."""
+    """The rows in shards: cut like the earlier reading of which most rows can be used again."""
     ids = rows["id"].to_numpy()
     best = cut(ids, [], shard_size)
     most = 0
+    ids_of: dict[str, np.ndarray] = {}
     text = ingest.TEXT.name
+    present = store.shard_keys(text)
     for key in reversed(store.manifest_keys(text)[-EARLIER_CUTS:]):
         manifest = store.read_manifest(text, key)
         if manifest.fields.get("shard_size") != shard_size:
             continue
         shards = [s for s in manifest.shards if s.role == role]
-        earlier = [store.read_shard(text, s.key, ["id"])["id"].to_numpy() for s in shards]
-        again = cut(ids, earlier, shard_size)
+        if not {s.key for s in shards} <= present:
+            continue
+        for shard in shards:
+            if shard.key not in ids_of:
+                ids_of[shard.key] = store.read_shard(text, shard.key, ["id"])["id"].to_numpy()
+        again = cut(ids, [ids_of[shard.key] for shard in shards], shard_size)
         hashes = {digest([content_hash(ingest.tables(rows.take(c))[text]), []]) for c in again}
-        same = len(hashes & {s.key for s in shards})
+        same = sum(shard.rows for shard in shards if shard.key in hashes)
         if same > most:
             best, most = again, same
+        if most == len(ids):
+            break
     return [rows.take(pa.array(np.asarray(positions))) for positions in best]

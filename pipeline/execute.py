@@ -9,7 +9,7 @@ is lost is tried again; a task that raises is not, for it would raise again.
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,10 @@ from pipeline.task import Job, Worker
 from storage.manifest import ShardRecord
 
 QUEUED_PER_WORKER = 2
+ROOMS = ("pipeline", "stages", "storage")
+OBJECT_STORE_BYTES = 100 << 20
+"""Of a Ray that is started here: only the names of tasks go through it, and by default it would
+reserve a third of the memory."""
 
 
 class Engine(Protocol):
@@ -75,18 +79,21 @@ class OnRay:
         self._ray: Any = ray
         self._settings = settings
         address = settings.address or os.environ.get("RAY_ADDRESS")
-        checkout = Path(__file__).resolve().parents[1]
-        excludes = [".venv", ".git", "runs", "*.parquet"]
+        # A cluster's nodes get this code, and only it: the rooms, not the folder they lie in, which
+        # in a checkout holds data and runs, and after a plain `pip install` every other package.
+        rooms = [str(Path(__file__).resolve().parents[1] / room) for room in ROOMS]
+        place: dict[str, Any] = (
+            {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            if address is None
+            else {"runtime_env": {"py_modules": rooms, "excludes": ["__pycache__"]}}
+        )
         try:
             ray.init(
                 address=address,
-                include_dashboard=False if address is None else None,
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                runtime_env={"working_dir": str(checkout), "excludes": excludes}
-                if address is not None
-                else None,
+                **place,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TaskError(
@@ -141,24 +148,24 @@ class OnRay:
             for worker in self._pool:
                 ray.kill(worker)
             self._pool, self._pool_is_for = [], resources
-        cluster = ray.cluster_resources()
-        room = int(cluster.get("CPU", 0) // resources.cpus) if resources.cpus else n_tasks
-        if resources.gpus:
-            room = min(room, int(cluster.get("GPU", 0) / resources.gpus))
+        demand: dict[str, float] = {"CPU": resources.cpus, "GPU": resources.gpus}
+        if resources.memory_gb:
+            demand["memory"] = resources.memory_gb * 1e9
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(_fitting(node, demand, n_tasks) for node in nodes)
         if room < 1:
             raise TaskError(
-                f"ray: found {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs in "
-                f"the cluster, expected at least {resources.cpus} and {resources.gpus:g} for one "
-                "worker. Lower `ray:` cpus or gpus, or add a node."
+                f"ray: found nodes of {'; '.join(_told(node) for node in nodes)}, expected one "
+                f"with {_told(demand)} for a worker of this stage. Lower the stage's cpus, gpus or "
+                "memory_gb under `ray:`, or add a node."
             )
         wanted = min(n_tasks, room, resources.workers or room)
-        memory = {"memory": int(resources.memory_gb * 1e9)} if resources.memory_gb else {}
         actor = ray.remote(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
+            memory=demand.get("memory"),
             max_restarts=-1,
             max_task_retries=self._settings.retries,
-            **memory,
         )(Worker)
         while len(self._pool) < wanted:
             self._pool.append(actor.remote())
@@ -168,6 +175,18 @@ class OnRay:
 def open_engine(settings: RaySettings) -> Engine:
     """The engine that `settings` ask for."""
     return InProcess() if settings.engine == "in_process" else OnRay(settings)
+
+
+def _fitting(node: Mapping[str, float], demand: Mapping[str, float], most: int) -> int:
+    """How many workers fit on an empty node, up to `most`; a worker cannot span two nodes."""
+    return min([most, *(int(node.get(name, 0) // n) for name, n in demand.items() if n)])
+
+
+def _told(resources: Mapping[str, float]) -> str:
+    told = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
+    if "memory" in resources:
+        told.append(f"{resources['memory'] / 1e9:.1f} GB")
+    return ", ".join(told)
 
 
 def _failed(job: Job, task: Task, error: BaseException) -> TaskError:

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Run, RunError
-from pipeline.run import RunFolder
-from storage.views import export, open_catalog, query, view_names
+from pipeline.errors import RunError
+
+if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
+    from pipeline.config import Run
+    from pipeline.run import RunFolder
 
 
 def open_run(path: str | Path) -> "OpenedRun":
@@ -17,25 +19,30 @@ def open_run(path: str | Path) -> "OpenedRun":
         pipeline.config.RunFolderError: the folder holds no run.
         storage.schema.MissingError: its catalog is not there.
     """
+    from pipeline.run import RunFolder
+
     return OpenedRun(RunFolder(Path(path).expanduser().resolve()))
 
 
 class OpenedRun:
     """A run's views, and what the commands make of them. Positive values help."""
 
-    def __init__(self, folder: RunFolder):
+    def __init__(self, folder: "RunFolder"):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
-        self.folder = folder
-        self.record = folder.read_record()
-        self._connection = open_catalog(folder.catalog, folder.store())
+        from storage import views
 
-    def config(self) -> Run:
+        self.folder = folder
+        self._views = views
+        self.record = folder.read_record()
+        self._connection = views.open_catalog(folder.catalog, folder.store())
+
+    def config(self) -> "Run":
         """The resolved configuration."""
         return self.folder.read_run()
 
     def views(self) -> list[str]:
         """Names of the views that the run's tables allow."""
-        return view_names(self._connection)
+        return self._views.view_names(self._connection)
 
     def sql(self, statement: str) -> Any:
         """The DuckDB relation that `statement` gives over the run's views.
@@ -43,7 +50,7 @@ class OpenedRun:
         Raises:
             storage.schema.StorageError: DuckDB refuses the statement.
         """
-        return query(self._connection, statement)
+        return self._views.query(self._connection, statement)
 
     def needs(self, view: str, stage: str) -> None:
         """Nothing, when the run has `view`.
@@ -125,7 +132,8 @@ class OpenedRun:
     def write(self, rows: Any, path: str | Path) -> int:
         """How many rows were written to `path`, a .parquet, .jsonl or .csv file.
 
-        The source's own columns come first, under their own names and in their own order.
+        The source's own columns come first, under their own names and in their own order; a column
+        of ours whose name is taken gets `assay_` in front.
 
         Args:
             rows: What `flag` or `select` gave.
@@ -139,7 +147,7 @@ class OpenedRun:
         Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
         it where another is right), label_score, example_id.
         """
-        return export(
+        return self._views.export(
             self._connection,
             "SELECT source_id, NULL::VARCHAR AS decision, text, given_label, "
             "suggested_label AS new_label, round(label_score, 4) AS label_score, example_id "
@@ -149,42 +157,52 @@ class OpenedRun:
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """How many of `rows`, just as they are, were written to `path`."""
-        return export(self._connection, rows.sql_query(), Path(path))
+        return self._views.export(self._connection, rows.sql_query(), Path(path))
 
     def write_corpus(self, path: str | Path) -> int:
-        """How many rows were written to `path`: every example, with its label as it stands now."""
-        return self._export("SELECT example_id FROM examples", ["example_id"], Path(path))
+        """How many rows were written to `path`: every example in its order, as labelled now."""
+        ordered = "SELECT example_id FROM examples ORDER BY row_number"
+        return self._export(ordered, [], Path(path))
 
     def _export(self, inner: str, columns: list[str], path: Path) -> int:
-        extra = self.sql(
-            "SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = 'extra'"
-        ).fetchall()[0][0]
-        label = self.sql(
-            "SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = 'label'"
-        ).fetchall()[0][0]
-        is_text = json.loads(label)["label_kind"] == "str"
-        has_number_ids = self.sql(
-            "SELECT bool_and(TRY_CAST(source_id AS BIGINT) = example_id) FROM examples"
-        ).fetchall()[0][0]
-        own = {
-            "label": "e.label_name"
-            if is_text
-            else "coalesce(TRY_CAST(e.label_name AS BIGINT), e.label)",
-            "source_id": "CAST(e.source_id AS BIGINT)" if has_number_ids else "e.source_id",
+        label, extra = self._facts("label"), self._facts("extra")
+        own = {}
+        if label["label_kind"] == "str":
+            own["label"] = "e.label_name"
+        elif label["label_kind"] == "int" and not label["is_declared"]:
+            own["label"] = "CAST(e.label_name AS BIGINT)"
+        if extra["has_number_ids"]:
+            own["source_id"] = "CAST(e.source_id AS BIGINT)"
+        originals: list[Mapping[str, str]] = extra["columns"]["example"]
+        # SQL does not tell Text from text.
+        names = {column["name"].lower() for column in originals}
+        given = {
+            column["name"]
+            for column in originals
+            if column["name"] == column["stored"] in ("source_id", "text", "label")
         }
-        originals: list[Mapping[str, str]] = json.loads(extra)["columns"]["example"]
-        names = {column["name"] for column in originals}
         cells = [
             f"{own.get(c['stored'], 'e.' + _named(c['stored']))} AS {_named(c['name'])}"
             for c in originals
         ]
-        cells += [f"r.{_named(c)}" for c in columns if c not in names]
-        return export(
+        cells += [
+            f"r.{_named(c)} AS {_named(f'assay_{c}' if c in names else c)}"
+            for c in columns
+            if c not in given
+        ]
+        return self._views.export(
             self._connection,
             f"SELECT {', '.join(cells)} FROM (SELECT *, row_number() OVER () AS place_ "
             f"FROM ({inner})) AS r JOIN examples AS e USING (example_id) ORDER BY r.place_",
             path,
         )
+
+    def _facts(self, table: str) -> Any:
+        """What ingestion recorded about one of its tables."""
+        rows = self.sql(
+            f"SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = {_quoted(table)}"
+        ).fetchall()
+        return json.loads(rows[0][0])
 
     def default_utility(self) -> str:
         """The utility that is shown when none is named: accuracy where there is one."""
@@ -215,13 +233,13 @@ def rows_of(text: str, total: int) -> int:
         number = float(text.strip().removesuffix("%"))
     except ValueError:
         number = -1.0
-    count = round(total * number / 100) if share else int(number)
-    if not 0 <= count <= total or (not share and number != int(number)):
+    wanted = total * number / 100 if share else number
+    if not 0 <= wanted <= total or (not share and not number.is_integer()):
         raise RunError(
             f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
             "20%. Correct the number."
         )
-    return count
+    return round(wanted)
 
 
 def _quoted(text: str) -> str:

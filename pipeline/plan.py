@@ -254,18 +254,25 @@ def _keep(
     table = node.stage.writes[0].name
     if wish == "refit":
         return fresh, None
-    if isinstance(wish, Mapping):
-        key = str(wish.get("key"))
+    if isinstance(wish, Mapping) and {"key", "labels"} <= set(wish):
+        key = str(wish["key"])
         if key == fresh.tasks[0].key:
             return fresh, None
+        labels = str(wish["labels"])
         if key not in store.shard_keys(table):
             raise RunError(
                 f"artefacts.{node.instance}: found no artefact {key} in {store.url}, expected the "
-                f"one this run was pinned to (fitted on labels {wish.get('labels')}). Use the "
-                f"store that holds it, or set `artefacts: {{{node.instance}: refit}}` "
-                f"({node.instance}: refit) to fit a new one."
+                f"one this run was pinned to (fitted on labels {labels}). Use the store that holds "
+                f"it, or set artefacts.{node.instance}=refit ({node.instance}: refit) to fit a new "
+                "one."
             )
-        return _pinned(node, key, str(wish.get("labels"))), None
+        if not _ask_the_same(labels, corpus, store):
+            raise RunError(
+                f"artefacts.{node.instance}: found {key}, which was fitted on other classes or "
+                f"another label column, expected one for {', '.join(corpus.classes)}. Set "
+                f"artefacts.{node.instance}=refit to fit a new one."
+            )
+        return _pinned(node, key, labels), _kept_note(node.instance, key)
     if wish is not None:
         raise ConfigFileError(
             f"artefacts.{node.instance}: found {wish!r}, expected `refit` or a mapping with key "
@@ -277,9 +284,13 @@ def _keep(
     if found is None:
         return fresh, None
     key, fitted_on = found
-    return _pinned(node, key, fitted_on), (
-        f"{node.instance} {key} is kept: it was fitted on an earlier state of this corpus. Set "
-        f"artefacts.{node.instance}=refit to fit it anew."
+    return _pinned(node, key, fitted_on), _kept_note(node.instance, key)
+
+
+def _kept_note(instance: str, key: str) -> str:
+    return (
+        f"{instance} {key} is kept: it was fitted on an earlier state of this corpus and its "
+        f"labels. Set artefacts.{instance}=refit to fit it anew."
     )
 
 
@@ -291,25 +302,47 @@ def _pinned(node: Node, key: str, labels: str) -> Node:
 def _fitted_before(
     node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store, table: str
 ) -> tuple[str, str] | None:
-    """Key and labels of the newest artefact of this kind fitted on shards of this corpus."""
+    """Key and labels of the artefact of this kind whose labels have most shards in common.
+
+    The newest of several; its features must be those of this corpus, by half or more.
+    """
     name = stage_name(node.stage)
     shard_sets = {
         read: {key for _, _, key in _shards(source, planned, corpus)}
         for read, source in node.reads.items()
         if read != "label"
     }
+    labels = {shard.key for shard in corpus.tables["label"].shards}
+    best: tuple[int, str, str] | None = None
     for manifest_key in reversed(store.manifest_keys(table)):
         manifest = store.read_manifest(table, manifest_key)
         if (manifest.stage, manifest.version) != (name, node.stage.version):
             continue
         if dict(manifest.fields) != dict(node.fields):
             continue
+        fitted_on = manifest.inputs.get("label", "")
+        if not _ask_the_same(fitted_on, corpus, store):
+            continue
         if all(
             _overlap(manifest, read, keys, node.reads[read][1], store) >= 0.5
             for read, keys in shard_sets.items()
         ):
-            return manifest.shards[0].key, manifest.inputs.get("label", "")
-    return None
+            before = store.read_manifest("label", fitted_on).shards
+            common = len(labels & {shard.key for shard in before})
+            if best is None or common > best[0]:
+                best = common, manifest.shards[0].key, fitted_on
+    return best[1:] if best is not None else None
+
+
+def _ask_the_same(fitted_on: str, corpus: Corpus, store: Store) -> bool:
+    """Whether the labels an artefact was fitted on answer the same question as the corpus's.
+
+    A corrected label does; another column, other classes or labels flipped on purpose do not.
+    """
+    if not store.has_manifest("label", fitted_on):
+        return False
+    before, now = store.read_manifest("label", fitted_on).details, corpus.tables["label"].details
+    return all(before.get(name) == now.get(name) for name in ("classes", "column", "flip_labels"))
 
 
 def _overlap(manifest: Manifest, read: str, keys: set[str], table: str, store: Store) -> float:

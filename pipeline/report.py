@@ -1,27 +1,18 @@
-"""Views to what people see: tables on the terminal, progress while a run works, JSON for programs.
-
-Results are printed to stdout, progress and notes to stderr.
-"""
+"""Views to what people see: tables on the terminal, JSON for programs; all of it on stdout."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import RunError
+from pipeline.screen import told_seconds
+from stages.stage import StageError
 from storage.schema import StorageError
 
 SUSPICIOUS = 20
@@ -31,96 +22,7 @@ TEXT_WIDTH = 60
 
 def exit_code(error: BaseException) -> int | None:
     """1 for a failure that one of the rooms explains; None for a defect of assay itself."""
-    if isinstance(error, StorageError):
-        return 1
-    known = ("RunError", "StageError")
-    return 1 if {cls.__name__ for cls in type(error).__mro__} & set(known) else None
-
-
-class Screen:
-    """Shows a run on stderr while it works: what is reused, what is being done, time left."""
-
-    def __init__(self) -> None:
-        """Bars where stderr is a terminal, a line per stage elsewhere."""
-        self._console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            TextColumn("{task.completed:>7.0f}/{task.total:.0f} {task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._bar: TaskID | None = None
-        self._done = 0
-        self._begun = 0.0
-
-    def __enter__(self) -> "Screen":
-        self._console.print("Reading the corpus ...", style="dim")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def planned(self, plan: Any) -> None:
-        """Says what was read, what was rejected, and what is there already."""
-        corpus = plan.corpus
-        self._say(
-            f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-            f"queries in {len(corpus.tables['text'].shards)} shards, "
-            f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
-        )
-        unlabelled = corpus.unlabelled_queries
-        if unlabelled:
-            self._say(f"{unlabelled} queries have no label: left out of the utilities")
-        rejected = corpus.tables["rejected"].rows
-        if rejected:
-            self._say(
-                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
-                style="yellow",
-            )
-        tasks = sum(len(node.tasks) for node in plan.nodes)
-        missing = sum(len(node.missing) for node in plan.nodes)
-        names = " -> ".join(node.instance for node in plan.nodes)
-        self._say(f"{names}: {missing} tasks to do, {tasks - missing} are there already")
-        for note in plan.notes:
-            self._say(note, style="yellow")
-        self._bars.start()
-
-    def started(self, node: Any) -> None:
-        """Puts a bar for the stage on the screen."""
-        self._done, unit = 0, {"shard": "shards", "query": "blocks", "round": "rounds"}
-        if node.missing:
-            self._bar = self._bars.add_task(
-                node.instance, total=len(node.missing), unit=unit.get(node.stage.split, "task")
-            )
-
-    def advanced(self, node: Any, records: Any) -> None:
-        """Moves the bar by one task."""
-        self._done += 1
-        if self._bar is not None:
-            self._bars.advance(self._bar)
-
-    def finished(self, node: Any, seconds: float) -> None:
-        """Takes the bar away and leaves a line with the time."""
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
-            self._bar = None
-        if node.missing:
-            self._say(
-                f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
-                f"{seconds:.1f} s"
-            )
-
-    def _say(self, text: str, style: str = "dim") -> None:
-        self._console.print(Text(text, style=style))
+    return 1 if isinstance(error, RunError | StageError | StorageError) else None
 
 
 def print_rows(rows: Any, is_json: bool) -> None:
@@ -169,7 +71,7 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         cells["flops"] = f"{row['flops']:.1e}" if row["flops"] else ""
         cells["written_bytes"] = _bytes(row["written_bytes"])
         cells["memory_bytes"] = _bytes(row["memory_bytes"])
-        cells["seconds"] = _seconds(row["seconds"])
+        cells["seconds"] = told_seconds(row["seconds"])
         shown.append([cells[name] for name in columns])
     _print(
         f"{estimate['examples']} examples, {estimate['queries']} queries, {estimate['rejected']} "
@@ -177,7 +79,7 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     )
     _print(_table(list(columns.values()), shown))
     _print(
-        f"In all about {_seconds(estimate['seconds'])} on {estimate['workers']} workers "
+        f"In all about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
         f"{_bytes(estimate['written_bytes'])} to write, "
         f"{_bytes(estimate['memory_bytes'])} for the largest task"
@@ -328,14 +230,6 @@ def _bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if count else ""
         count /= 1000
     return ""
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _print(item: Any) -> None:

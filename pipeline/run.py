@@ -148,7 +148,7 @@ class RunFolder:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replaces `run.json` as a whole."""
-        write_whole(self.record, (json.dumps(record, indent=1) + "\n").encode())
+        _replace(self.record, json.dumps(record, indent=1) + "\n")
 
 
 def execute(
@@ -205,7 +205,7 @@ class _Keeper:
             run, stages={node.instance: node.stage for node in plan.nodes}, artefacts=_pins(plan)
         )
         text = dump_config(resolved)
-        write_whole(folder.config, text.encode())
+        _replace(folder.config, text)
         roles = {"example": run.corpus, "query": run.queries}
         self.record: dict[str, Any] = {
             "run_id": f"{folder.path.name}-{digest(text)[:6]}",
@@ -227,9 +227,11 @@ class _Keeper:
                 }
                 for spec in node.stage.writes
             }
-        # Readers of a run that was whole keep its old catalog until the new one is whole, too.
-        self._is_first = not (folder.catalog.exists() and _was_whole(folder))
-        self._save(is_last=False)
+        # Readers of a run that was whole keep its catalog until the new one is whole, too, over
+        # any number of kills in between.
+        self._keeps_catalog = folder.catalog.exists() and _was_whole(folder)
+        self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
+        self._save()
 
     def finish(self, node: Node, fresh: Mapping[str, list[ShardRecord]], seconds: float) -> None:
         """Writes the manifests of a stage whose shards are all there."""
@@ -245,19 +247,21 @@ class _Keeper:
                         shards.append(self.store.record_of(spec, task.key, part.role, part.index))
                 self.store.write_manifest(self._manifest(node, spec.name, shards, seconds))
             self.record["tables"][node.instance][spec.name]["manifest"] = key
-        self._save(is_last=False)
+        self._save()
 
     def close(self) -> None:
         """Puts the catalog of the whole run in place."""
-        self._save(is_last=True)
+        self.folder.rebuild_catalog()
+        self.record["keeps_catalog"] = False
+        self.folder.write_record(self.record)
 
     def _manifest_if_whole(self, node: Node, table: str) -> str | None:
         key = node.manifest_key(table)
         return key if not node.missing and self.store.has_manifest(table, key) else None
 
-    def _save(self, is_last: bool) -> None:
+    def _save(self) -> None:
         self.folder.write_record(self.record)
-        if self._is_first or is_last:
+        if not self._keeps_catalog:
             self.folder.rebuild_catalog()
 
     def _manifest(
@@ -287,12 +291,25 @@ class _Keeper:
 
 
 def _was_whole(folder: RunFolder) -> bool:
-    """Whether the folder's last execution came to its end."""
+    """Whether the folder's catalog is that of an execution that came to its end."""
     try:
-        tables = folder.read_record()["tables"].values()
+        record = folder.read_record()
     except RunFolderError:
         return False
-    return all(state["manifest"] for instance in tables for state in instance.values())
+    return bool(record.get("keeps_catalog")) or _is_whole(record)
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    return all(
+        state["manifest"] for tables in record["tables"].values() for state in tables.values()
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Puts `text` at `path`, unless it is there already."""
+    data = text.encode()
+    if not path.exists() or path.read_bytes() != data:
+        write_whole(path, data)
 
 
 def _pins_of_before(run: Run, folder: RunFolder) -> Run:

@@ -72,8 +72,6 @@ def _kind(files: Iterable[str], source: Source) -> str:
 
 
 def _read_csv(files: list[str], source: Source, folder: str) -> Loaded:
-    import datasets
-
     separator = "\t" if files[0].lower().endswith(".tsv") else ","
     clean = [_marked(file, os.path.join(folder, f"{i}.csv")) for i, file in enumerate(files)]
     columns = _header(clean[0], files[0], separator)
@@ -84,11 +82,8 @@ def _read_csv(files: list[str], source: Source, folder: str) -> Loaded:
                 f"{file}: found columns {found}, expected {columns} as in {files[0]}. "
                 "Give all files of a glob the same columns."
             )
-    features = datasets.Features({name: datasets.Value("string") for name in columns})
     with explained(source, "Quote fields that hold the separator, and save the file again."):
-        rows = build(
-            "csv", clean, sep=separator, features=features, keep_default_na=False, na_values=[""]
-        )
+        rows = build("csv", clean, columns, sep=separator, keep_default_na=False, na_values=[""])
     table = rows.with_format("arrow")[:].replace_schema_metadata(None)
     faults = {}
     if clean != files:
@@ -151,7 +146,7 @@ def _header(file: str, name: str, separator: str) -> list[str]:
 
 
 def _read_json(files: list[str], source: Source, folder: str) -> Loaded:
-    options = {"parse_agent_traces": False, "chunksize": _JSON_BLOCK_BYTES}
+    options: dict[str, Any] = {"parse_agent_traces": False, "chunksize": _JSON_BLOCK_BYTES}
     n_lines, is_plain = 0, True
     for file in files:
         for line in _lines(file):

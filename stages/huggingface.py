@@ -8,7 +8,7 @@ function returns, for otherwise every one of them would leave a copy in the user
 import glob
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,12 @@ def load_saved(path: str, source: Source) -> Loaded:
     return select(source, {str(split): reader(rows) for split, rows in saved.items()})
 
 
-def build(kind: str, files: list[str], **options: Any) -> Any:
-    """The data set that the reader `kind` makes of local files."""
+def build(kind: str, files: list[str], texts: Sequence[str] | None = None, **options: Any) -> Any:
+    """The data set that the reader `kind` makes of local files; columns in `texts` stay text."""
     import datasets
+
+    if texts is not None:
+        options["features"] = datasets.Features({n: datasets.Value("string") for n in texts})
 
     # The reader's copy is memory-mapped, so it outlives its file name and dies with the table.
     with quiet(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:

@@ -90,6 +90,8 @@ class Corpus(NamedTuple):
     """What the label column held."""
     columns: list[dict[str, str]]
     """The source's columns in order: `name` there, `stored` name in `rows`."""
+    has_number_ids: bool
+    """Whether the id column held integers, as far as its format can tell."""
 
 
 def read(source: Source, role: Role, classes: tuple[str, ...] | None = None) -> Corpus:
@@ -152,7 +154,10 @@ def read(source: Source, role: Role, classes: tuple[str, ...] | None = None) -> 
     rejected = _rejected(source, role, loaded, reasons, source_ids)
     for path in source.corrections:
         rows = correct(rows, rejected, path, labels.classes)
-    return Corpus(rows, rejected, labels.classes, labels.kind, columns)
+    has_number_ids = source.id is not None and not is_text(
+        (table[source.id] if loaded.is_typed else typed(table[source.id])).type
+    )
+    return Corpus(rows, rejected, labels.classes, labels.kind, columns, has_number_ids)
 
 
 def tables(rows: pa.Table) -> dict[str, pa.Table]:

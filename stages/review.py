@@ -22,7 +22,7 @@ def correct(rows: pa.Table, rejected: pa.Table, path: str, classes: tuple[str, .
         names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
     code_of = {name: code for code, name in enumerate(classes)}
     label = rows["label"].to_pylist()
-    is_dropped = [False] * rows.num_rows
+    is_dropped = rows["is_dropped"].to_pylist()
     seen: dict[str, int] = {}
     for at, (value, decision, name) in enumerate(
         zip(reviewed.values(key), decisions, names, strict=True)
@@ -58,7 +58,8 @@ def correct(rows: pa.Table, rejected: pa.Table, path: str, classes: tuple[str, .
                     "Write the name of the class."
                 )
             label[row_of[own]] = code_of[str(name)]
-        is_dropped[row_of[own]] = word == "drop"
+        if word:
+            is_dropped[row_of[own]] = word == "drop"
     for column, values in (("label", label), ("is_dropped", is_dropped)):
         at = rows.column_names.index(column)
         rows = rows.set_column(at, column, pa.array(values, rows.schema.field(column).type))

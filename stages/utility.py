@@ -47,7 +47,7 @@ def mean_utilities(
 
     accuracy: 1 where the label's output is the largest; k outputs that tie at the top are worth
         1/k each. All classes without an example in the set tie, and before the first example all
-        do. Were the lowest class to win, as in the paper's code, U(empty) = 1/C would be no case
+        do. Were the lowest class to win, as with a plain argmax, U(empty) = 1/C would be no case
         of the rule and an example without any similarity to the queries no null player.
     cross_entropy: log of the label's share in softmax(outputs / temperature), hence at most 0.
     margin: the label's output minus the largest other output.

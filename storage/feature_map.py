@@ -35,15 +35,19 @@ def open_map(store: Store, manifest: Manifest, role: str) -> tuple[np.ndarray, n
     The first call on a node writes rows * (4 dim + 8) bytes; later calls map them. Of two processes
     that build the same map at once, one renames its copy into place and the other throws its away.
 
+    A role without rows gives empty arrays: a run need not have queries.
+
     Raises:
-        StorageError: the table has no vector column, or no rows of the role.
+        StorageError: the table has no vector column.
     """
     shards = [s for s in manifest.shards if s.role == role and s.rows]
-    if manifest.vector_length is None or not shards:
+    if manifest.vector_length is None:
         raise StorageError(
-            f"{manifest.table} {manifest.key}: found no vectors of role {role}, expected a feature "
-            "table with rows. Name a table such as embedding or ntk, and give the run rows."
+            f"{manifest.table} {manifest.key}: found no vectors in it, expected a feature table. "
+            "Name a table such as embedding or ntk."
         )
+    if not shards:
+        return np.empty(0, np.int64), np.empty((0, manifest.vector_length), np.float32)
     place = map_folder() / digest([manifest.table, role, [s.sha256 for s in shards]])
     if not place.exists():
         _build(store, manifest.table, shards, manifest.vector_length, place)

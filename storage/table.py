@@ -38,7 +38,8 @@ class Store:
             StorageError: no file system is known for the URL's protocol.
         """
         try:
-            self.fs, root = fsspec.core.url_to_fs(url)
+            # A listing kept in this process would hide what other processes write.
+            self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StorageError(
                 f"store {url}: found no file system for it ({error}), expected a folder, s3:// or "
@@ -47,7 +48,6 @@ class Store:
         self.is_local = "file" in _protocols(self.fs)
         self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
         self.url = self.root if self.is_local else url.rstrip("/")
-        self.fs.use_listings_cache = False
 
     def path(self, table: str, name: str) -> str:
         """Path of a file of `table` as this store's file system knows it."""
@@ -149,13 +149,11 @@ class Store:
     ) -> pa.Table:
         """All rows that `manifest` lists, of one role if given, in the order of its shards."""
         shards = [s for s in manifest.shards if role is None or s.role in ("", role)]
-        tables = [self.read_shard(manifest.table, s.key, columns) for s in shards]
-        if not tables:
-            raise MissingError(
-                f"{manifest.table} {manifest.key}: found no shards of role {role}, expected at "
-                "least one. Check that the run has rows of that role."
-            )
-        return pa.concat_tables(tables)
+        if not shards:
+            # A role without rows still has columns, and another role's shard knows them.
+            first = self.read_shard(manifest.table, manifest.shards[0].key, columns)
+            return first.slice(0, 0)
+        return pa.concat_tables([self.read_shard(manifest.table, s.key, columns) for s in shards])
 
     def write_note(self, table: str, name: str, note: Mapping[str, Any]) -> None:
         """Keeps a small JSON object beside the tables, for what is found by name and not by key."""

@@ -24,6 +24,8 @@ from storage.schema import CorruptError, MissingError, StorageError
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
+DIFFERING = ("extra",)
+"""Tables that carry the user's own columns, which may differ between examples and queries."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,14 @@ def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
             f"{path}: found no catalog, expected one. Run `assay run` first, or `assay status` on "
             "the run's folder to rebuild it."
         )
+    # Attached, not connected to: a process that holds a connection to a path gets the same database
+    # for every other connection to that path, hence an old catalog after a new one took its place.
+    connection = duckdb.connect()
     try:
-        connection = duckdb.connect(str(path), read_only=True)
+        connection.execute(f"ATTACH {_quoted(str(path))} AS run (READ_ONLY)")
+        connection.execute("USE run")
     except duckdb.Error as error:
+        connection.close()
         raise CorruptError(
             f"{path}: found a file that DuckDB cannot open ({error}), expected a catalog. "
             "Delete it and rebuild it with `assay status`."
@@ -159,7 +166,14 @@ def _fill(
     for entry in entries:
         by_table.setdefault(entry.manifest.table, []).append(entry)
     for table, writers in by_table.items():
-        connection.execute(_base_view(table, writers, store, run_id))
+        try:
+            connection.execute(_base_view(table, writers, store, run_id))
+        except duckdb.Error as error:
+            raise CorruptError(
+                f"{table}: found files that DuckDB cannot read ({str(error).splitlines()[0]}), "
+                "expected the shards that its manifest lists. Delete that file and the manifest "
+                "that lists it, and run again."
+            ) from error
     rows = [_provenance(entry, run_id) for entry in entries]
     _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
 
@@ -193,10 +207,15 @@ def _facts(
 
 
 def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
+    """Creates every view whose tables are there; `name.part.sql` files add their rows to `name`."""
+    parts: dict[str, list[str]] = {}
     for file in sorted(SQL.glob("*.sql")):
         text = file.read_text(encoding="utf-8").strip().rstrip(";")
         if set(re.findall(r"\btables\.(\w+)", text)) <= tables:
-            connection.execute(f"CREATE VIEW {file.stem} AS {text}")
+            parts.setdefault(file.name.split(".")[0], []).append(text)
+    for name, texts in parts.items():
+        union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
+        connection.execute(f"CREATE VIEW {name} AS {union}")
 
 
 def _keep(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
@@ -206,13 +225,16 @@ def _keep(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> N
 
 
 def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) -> str:
+    # Files that all have the same columns need not all be opened to know them: with many shards,
+    # above all on an object store, that is the time of a query.
+    differ = str(table in DIFFERING).lower()
     parts = []
     for writer in writers:
         urls = [store.absolute_url(table, shard.key) for shard in writer.manifest.shards]
         files = ", ".join(_quoted(url) for url in urls)
         parts.append(
             f"SELECT {_quoted(writer.instance)} AS method, {_quoted(run_id)} AS run_id, * "
-            f"FROM read_parquet([{files}], union_by_name = true, filename = true)"
+            f"FROM read_parquet([{files}], union_by_name = {differ}, filename = true)"
         )
     return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -50,5 +52,11 @@ def test_a_map_is_built_once(table, tmp_path):
 def test_tables_without_vectors_are_refused(table):
     store, _manifest, _ = table
     empty = Manifest("f", "s", 1, {}, {}, ())
-    with pytest.raises(StorageError, match="found no vectors of role example"):
+    with pytest.raises(StorageError, match="found no vectors in it, expected a feature table"):
         open_map(store, empty, "example")
+
+
+def test_a_role_without_rows_is_empty(table):
+    store, manifest, _ = table
+    ids, vectors = open_map(store, replace(manifest, shards=manifest.shards[:2]), "query")
+    assert (ids.shape, vectors.shape) == ((0,), (0, 2))

@@ -314,7 +314,7 @@ def test_flip_labels_changes_exactly_that_many_and_remembers(tmp_path: Path) -> 
     other = read(Source(path, flip_labels=FlipLabels(0.3, seed=2)), "example")
     assert other.rows["label"].to_pylist() != label.tolist()
     assert (
-        read(Source(path, flip_labels=FlipLabels(0)), "example")
+        read(Source(path, flip_labels=FlipLabels(0.0)), "example")
         .rows["true_label"]
         .equals(corpus.rows["true_label"])
     )

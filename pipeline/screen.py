@@ -1,0 +1,121 @@
+"""A run on stderr while it works: what was read, what is reused, what is being done, time left."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 10
+UNITS = {"shard": "shards", "query": "blocks", "round": "rounds", "whole": "task"}
+
+
+class Screen:
+    """`pipeline.run.Progress` for people: bars on a terminal, lines elsewhere."""
+
+    def __init__(self) -> None:
+        """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere."""
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.completed:>7.0f}/{task.total:.0f} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar: TaskID | None = None
+        self._done = 0
+        self._begun = self._told = 0.0
+
+    def __enter__(self) -> "Screen":
+        self._console.print("Reading the corpus ...", style="dim")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def planned(self, plan: Any) -> None:
+        """Says what was read, what was rejected, and what is there already."""
+        corpus = plan.corpus
+        self._say(
+            f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
+            f"queries in {len(corpus.tables['text'].shards)} shards, "
+            f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+        )
+        unlabelled = corpus.unlabelled_queries
+        if unlabelled:
+            self._say(f"{unlabelled} queries have no label: left out of the utilities")
+        rejected = corpus.tables["rejected"].rows
+        if rejected:
+            self._say(
+                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
+                style="yellow",
+            )
+        tasks = sum(len(node.tasks) for node in plan.nodes)
+        missing = sum(len(node.missing) for node in plan.nodes)
+        names = " -> ".join(node.instance for node in plan.nodes)
+        self._say(f"{names}: {missing} tasks to do, {tasks - missing} are there already")
+        for note in plan.notes:
+            self._say(note, style="yellow")
+        self._bars.start()
+
+    def started(self, node: Any) -> None:
+        """Puts a bar for the stage on the screen."""
+        self._done = 0
+        self._begun = self._told = time.monotonic()
+        if node.missing:
+            self._bar = self._bars.add_task(
+                node.instance, total=len(node.missing), unit=UNITS[node.stage.split]
+            )
+
+    def advanced(self, node: Any, records: Any) -> None:
+        """Moves the bar by one task; without a terminal, says so every ten seconds."""
+        self._done += 1
+        if self._bar is not None:
+            self._bars.advance(self._bar)
+        now, total = time.monotonic(), len(node.missing)
+        if not self._console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
+            self._told = now
+            left = (now - self._begun) / self._done * (total - self._done)
+            unit = UNITS[node.stage.split]
+            self._say(f"{node.instance}: {self._done} of {total} {unit}, {told_seconds(left)} left")
+
+    def finished(self, node: Any, seconds: float) -> None:
+        """Takes the bar away and leaves a line with the time."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
+        if node.missing:
+            self._say(
+                f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
+                f"{seconds:.1f} s"
+            )
+
+    def _say(self, text: str, style: str = "dim") -> None:
+        self._console.print(Text(text, style=style))
+
+
+def told_seconds(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

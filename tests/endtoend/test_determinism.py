@@ -1,0 +1,162 @@
+"""The same configuration gives the same bytes, wherever and however often it is computed."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import open_run
+from pipeline.config import read_config
+from pipeline.corpus import read_corpus
+from pipeline.plan import make_plan
+from pipeline.run import RunFolder
+from storage.table import Store
+
+FEATURES = ("embedding", "gradient", "ntk")
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory: Any, write_config: Any, assay: Any) -> Path:
+    folder = tmp_path_factory.mktemp("one-shard")
+    result = assay("run", write_config(folder, shard_size=1000))
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+def rows_by_id(run: Path, table: str) -> dict[tuple[str, int], np.ndarray]:
+    folder = RunFolder(run)
+    store = folder.store()
+    (entry,) = [e for e in folder.entries(store) if e.manifest.table == table]
+    rows = store.read_table(entry.manifest).to_pydict()
+    return {
+        (role, row_id): np.array(vector)
+        for role, row_id, vector in zip(rows["role"], rows["id"], rows["vector"], strict=True)
+    }
+
+
+def values(run: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    rows = open_run(run).sql("SELECT utility, example_id, value, stderr FROM shapley").fetchall()
+    return {(utility, example): (value, stderr) for utility, example, value, stderr in rows}
+
+
+@pytest.mark.ray
+def test_one_worker_on_ray_gives_the_bytes_of_this_process(
+    unbroken: Any, write_config: Any, start: Any, tables_of: Any, processes: Any, tmp_path: Path
+) -> None:
+    ray = {"engine": "ray", "default": {"workers": 1}}
+    with start("run", write_config(tmp_path, ray=ray)) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
+    # The screen tells of the run; Ray has nothing to say there, and leaves nobody behind.
+    assert not [line for line in err.splitlines() if "ray" in line.lower()], err
+    until = time.monotonic() + 15
+    while processes(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes(process.pid) == {}
+
+
+@pytest.mark.ray
+def test_two_workers_on_two_nodes_give_the_bytes_of_this_process(
+    unbroken: Any, write_config: Any, cli: Any, tables_of: Any, tmp_path: Path, cluster: Any
+) -> None:
+    ray = {"engine": "ray", "default": {"workers": 2}}
+    config = write_config(tmp_path, ray=ray)
+    done = cli("run", config, "--ray-address", cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
+
+
+def test_features_hardly_depend_on_the_shards(unbroken: Any, one_shard: Path) -> None:
+    for table in FEATURES:
+        many, one = rows_by_id(unbroken.folder, table), rows_by_id(one_shard, table)
+        assert many.keys() == one.keys()
+        for key, vector in many.items():
+            away = np.linalg.norm(vector - one[key]) / np.linalg.norm(vector)
+            assert away < 1e-5, (table, key, away)
+
+
+def test_values_do_not_depend_on_the_shards_of_their_features(
+    unbroken: Any, one_shard: Path, assay: Any, write_config: Any, tmp_path: Path
+) -> None:
+    """The very feature rows of the many-shard run, laid where one shard is expected."""
+    stages = {"freeshap": {"rounds": 6, "permutations_per_round": 5}}
+    path = write_config(tmp_path, shard_size=1000, stages=stages)
+    run = read_config(path)
+    store = Store(run.store_url)
+    plan = make_plan(run, read_corpus(run, store), store)
+    (ntk,) = [node for node in plan.nodes if node.instance == "ntk"]
+    (spec,) = ntk.stage.writes
+    given = RunFolder(unbroken.folder)
+    (entry,) = [e for e in given.entries(given.store()) if e.manifest.table == "ntk"]
+    for task in ntk.tasks:
+        rows = given.store().read_table(entry.manifest, task.part.role)
+        store.write_shard(
+            spec, task.key, task.part.role, task.part.index, rows, entry.manifest.details
+        )
+    assert [task.part.index for task in ntk.tasks] == [0, 0]
+    result = assay("run", path)
+    assert result.exit_code == 0, result.output
+    assert "ntk: " not in result.stderr
+    expected, found = values(unbroken.folder), values(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(
+        [found[key] for key in expected], list(expected.values()), rtol=0, atol=1e-9
+    )
+    assert max(abs(value) for value, _ in found.values()) > 1e-3
+
+
+def test_a_rerun_of_a_finished_run_changes_no_file(
+    unbroken: Any, assay: Any, tables_of: Any, tmp_path: Path
+) -> None:
+    def files() -> dict[Path, tuple[int, int]]:
+        found = [f for f in unbroken.folder.rglob("*") if f.is_file()]
+        return {f: (f.stat().st_mtime_ns, f.stat().st_ino) for f in found}
+
+    rows = open_run(unbroken.folder).sql('FROM runs ORDER BY instance, "table"').fetchall()
+    record, before = (unbroken.folder / "run.json").read_text(), files()
+    result = assay("run", unbroken.config)
+    assert result.exit_code == 0, result.output
+    assert "0 tasks to do" in " ".join(result.stderr.split())
+    after = files()
+    assert after.keys() == before.keys()
+    changed = {f.name for f in after if after[f] != before[f]}
+    # The views are those of the code that ran last; the rest is as it was, to the inode.
+    assert changed <= {"catalog.duckdb"}
+    assert (unbroken.folder / "run.json").read_text() == record
+    assert open_run(unbroken.folder).sql('FROM runs ORDER BY instance, "table"').fetchall() == rows
+
+
+def test_the_resolved_config_repeats_the_run(
+    unbroken: Any, assay: Any, tables_of: Any, tmp_path: Path
+) -> None:
+    resolved = unbroken.folder / "config.yaml"
+    again = assay("run", resolved, "--set", f"run={tmp_path / 'again'}")
+    assert again.exit_code == 0, again.output
+    assert tables_of(tmp_path / "again/store") == tables_of(unbroken.folder / "store")
+    first, second = (
+        yaml.safe_load((p / "config.yaml").read_text())
+        for p in (unbroken.folder, tmp_path / "again")
+    )
+    assert {**first, "run": ""} == {**second, "run": ""}
+
+
+def test_an_open_run_is_not_shown_to_whoever_opens_it_next(
+    unbroken: Any, assay: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken.folder, tmp_path / "run")
+    assert assay("status", tmp_path / "run").exit_code == 0
+    before = open_run(tmp_path / "run")
+    count = "SELECT max(n_samples) FROM shapley"
+    assert before.sql(count).fetchall() == [(30,)]
+    config = tmp_path / "run/config.yaml"
+    result = assay(
+        "run", config, "--set", f"run={tmp_path / 'run'}", "--set", "stages.freeshap.rounds=7"
+    )
+    assert result.exit_code == 0, result.output
+    assert open_run(tmp_path / "run").sql(count).fetchall() == [(35,)]
+    assert before.sql(count).fetchall() == [(30,)]

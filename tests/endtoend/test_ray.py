@@ -1,0 +1,149 @@
+"""The same run on a Ray cluster of several nodes, and what happens there when things break."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Resources, read_config
+from pipeline.execute import InProcess
+from pipeline.plan import Task
+from pipeline.run import execute
+from pipeline.task import Job
+from storage.manifest import ShardRecord
+
+pytestmark = pytest.mark.ray
+NAMES_AND_COUNTS_BYTES = 100_000
+
+
+def on_ray(write_config: Any, folder: Path, stages: Any, **ray: Any) -> Path:
+    path: Path = write_config(folder, ray={"engine": "ray", **ray}, stages=stages)
+    return path
+
+
+def workers(processes: Any, session: int) -> dict[int, str]:
+    """Actors of ours, by pid, with what they do just now."""
+    return {p: c for p, c in processes(session).items() if c.startswith("ray::Worker")}
+
+
+def is_gone(processes: Any, session: int, kind: str, patience_s: float = 15) -> bool:
+    """Whether no process of `kind` is left in the session, soon."""
+    until = time.monotonic() + patience_s
+    while any(c.startswith(kind) for c in processes(session).values()):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_a_killed_worker_costs_only_its_task(
+    unbroken: Any,
+    write_config: Any,
+    start: Any,
+    tables_of: Any,
+    cluster: Any,
+    processes: Any,
+    tmp_path: Path,
+) -> None:
+    """Connected through RAY_ADDRESS, on two nodes; one of the two workers is killed as it works."""
+    run = tmp_path / "run"
+    with start(
+        "run", on_ray(write_config, tmp_path, {"ntk": {}}), RAY_ADDRESS=cluster.address
+    ) as process:
+        busy: list[int] = []
+        while not busy and process.poll() is None:
+            time.sleep(0.01)
+            if list((run / "store/embedding").glob("*.parquet")):
+                found = workers(processes, cluster.session)
+                busy = [pid for pid, command in found.items() if "perform" in command]
+        assert process.poll() is None, process.communicate()
+        os.kill(busy[0], signal.SIGKILL)
+        early = {f: f.stat().st_mtime_ns for f in (run / "store/embedding").glob("*.parquet")}
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    found, expected = tables_of(run / "store"), tables_of(unbroken.folder / "store")
+    assert found.items() <= expected.items()
+    assert {"embedding", "ntk"} <= {name.split("/")[0] for name in found}
+    # What was there when the worker died was not computed again.
+    assert {f: f.stat().st_mtime_ns for f in early} == early
+    assert "Catalog:" in out
+    assert is_gone(processes, cluster.session, "ray::Worker")
+
+
+def test_an_error_in_a_stage_is_one_message(
+    unbroken: Any, write_config: Any, cli: Any, cluster: Any, processes: Any, tmp_path: Path
+) -> None:
+    """One shard of text is not what its stage expects, and what was computed from it is gone."""
+    config, run = on_ray(write_config, tmp_path, {"ntk": {}}), tmp_path / "run"
+    shutil.copytree(unbroken.folder / "store", run / "store")
+    shutil.rmtree(run / "store/embedding")
+    (manifest,) = (json.loads(p.read_text()) for p in (run / "store/text").glob("*.json"))
+    (second,) = (s for s in manifest["shards"] if (s["role"], s["index"]) == ("example", 1))
+    path = run / "store/text" / f"{second['key']}.parquet"
+    pq.write_table(pq.read_table(path).drop(["text"]), path)
+    done = cli("run", config, "--ray-address", cluster.address)
+    assert done.returncode == 1
+    messages = [line for line in done.stderr.splitlines() if line.startswith("assay: ")]
+    assert len(messages) == 1, done.stderr
+    assert messages[0].startswith("assay: embedding, example shard 1: KeyError: ")
+    assert "Traceback" not in done.stderr
+    assert is_gone(processes, cluster.session, "ray::Worker")
+
+
+def test_resources_are_honoured_and_impossible_ones_refused(
+    write_config: Any, cli: Any, start: Any, cluster: Any, processes: Any, tmp_path: Path
+) -> None:
+    """Nodes of one core and of two: no worker of three fits, and of two cores just one."""
+    wanted = {"default": {"workers": 2}, "stages": {"ntk": {"cpus": 3}}}
+    path = on_ray(write_config, tmp_path, {"ntk": {}}, **wanted)
+    refused = cli("run", path, "--ray-address", cluster.address)
+    assert refused.returncode == 1
+    (message,) = [line for line in refused.stderr.splitlines() if line.startswith("assay: ")]
+    assert "expected one with 3 CPUs" in message
+    assert is_gone(processes, cluster.session, "ray::Worker")
+
+    stored, most = tmp_path / "run/store", 0
+    less = ("--set", "ray.stages.ntk.cpus=2", "--ray-address", cluster.address)
+    with start("run", path, *less) as process:
+        while process.poll() is None:
+            most = max(most, len(workers(processes, cluster.session)))
+            time.sleep(0.1)
+        _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert most == 1
+    (manifest,) = (stored / "ntk").glob("*.json")
+    assert json.loads(manifest.read_text())["threads"] == 2
+
+
+class Weighing:
+    """Runs in this process, and weighs everything that an engine is told and gives back."""
+
+    def __init__(self) -> None:
+        self.inner, self.weights = InProcess(), []
+
+    def perform(
+        self, job: Job, tasks: Sequence[Task], resources: Resources
+    ) -> Iterator[tuple[Task, list[ShardRecord]]]:
+        self.weights.append(len(pickle.dumps(job)))
+        for task, records in self.inner.perform(job, tasks, resources):
+            self.weights.append(len(pickle.dumps((task, records))))
+            yield task, records
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_no_row_passes_through_the_scheduler(write_config: Any, tmp_path: Path) -> None:
+    engine = Weighing()
+    stages = {"ntk": {}, "freeshap": {"rounds": 4, "permutations_per_round": 2}}
+    execute(read_config(write_config(tmp_path, stages=stages)), engine=lambda: engine)
+    assert len(engine.weights) > 15
+    assert max(engine.weights) < NAMES_AND_COUNTS_BYTES

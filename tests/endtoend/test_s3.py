@@ -1,0 +1,104 @@
+"""A store in S3 (moto's server, on this machine), and run folders that were moved."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BUCKET = "assay"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A client of an empty bucket; endpoint and credentials are in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        yield client
+    server.stop()
+
+
+def names(client: Any, prefix: str) -> list[str]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+def objects(client: Any, prefix: str) -> dict[str, bytes]:
+    return {
+        key.removeprefix(f"{prefix}/"): client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        for key in names(client, prefix)
+    }
+
+
+def test_a_store_in_s3_is_written_resumed_and_asked(
+    bucket: Any,
+    unbroken: Any,
+    write_config: Any,
+    start: Any,
+    assay: Any,
+    contents: Any,
+    tables_of: Any,
+    tmp_path: Path,
+) -> None:
+    stages = {"freeshap": {"rounds": 6, "permutations_per_round": 5}}
+    config = write_config(tmp_path, store=f"s3://{BUCKET}/store", stages=stages)
+    with start("run", config) as process:
+        while process.poll() is None:
+            if names(bucket, "store/ntk"):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.05)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    left = objects(bucket, "store")
+    assert not [name for name in left if name.startswith("ntk/") and name.endswith(".json")]
+    status = json.loads(assay("status", tmp_path / "run", "--json").stdout)
+    assert not status["is_whole"]
+    done = assay("run", config)
+    assert done.exit_code == 0, done.output
+    stored = contents(objects(bucket, "store"))
+    assert stored.items() <= tables_of(unbroken.folder / "store").items()
+    assert {"embedding", "ntk", "shapley_round"} <= {name.split("/")[0] for name in stored}
+    assert contents(left).items() <= stored.items()
+    assert not (tmp_path / "run/store").exists()
+    status = json.loads(assay("status", tmp_path / "run", "--json").stdout)
+    assert status["is_whole"]
+    assert status["store"] == f"s3://{BUCKET}/store"
+    best = "SELECT example_id, value FROM shapley WHERE utility = 'accuracy' ORDER BY rank LIMIT 5"
+    asked = assay("sql", tmp_path / "run", best, "--json")
+    assert asked.exit_code == 0, asked.output
+    local = assay("sql", unbroken.folder, best, "--json")
+    assert json.loads(asked.stdout) == json.loads(local.stdout)
+
+
+def test_a_moved_run_is_found_by_its_status(unbroken: Any, assay: Any, tmp_path: Path) -> None:
+    """With its default store the tables move along, and the views must name their new place."""
+    shutil.copytree(unbroken.folder, tmp_path / "first")
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    status = json.loads(assay("status", tmp_path / "second", "--json").stdout)
+    assert status["is_catalog_rebuilt"]
+    assert status["is_whole"]
+    assert status["store"] == str(tmp_path / "second/store")
+    files = "SELECT DISTINCT filename FROM tables.text"
+    named = json.loads(assay("sql", tmp_path / "second", files, "--json").stdout)
+    assert named
+    assert all(row["filename"].startswith(str(tmp_path / "second")) for row in named)
+    assert not json.loads(assay("status", tmp_path / "second", "--json").stdout)[
+        "is_catalog_rebuilt"
+    ]

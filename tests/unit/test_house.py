@@ -1,0 +1,103 @@
+"""The guards of style.md: names, places, and what documentation promises."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from pipeline.cli import main
+from pipeline.config import parse_stage, read_config, stage_names
+from stages.measurement import ModelSpec
+from stages.stage import Stage
+from storage.schema import TableSpec
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("pipeline", "stages", "storage")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_belongs_to_this_project_alone(room: str) -> None:
+    owners = set(importlib.metadata.packages_distributions().get(room, ["assay"]))
+    assert owners == {"assay"}
+
+
+def test_tests_are_no_package() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "common", "base", "misc", "core"}
+    assert [path for path in SOURCES if path.stem in drawers or path.parent.name in drawers] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    # 300 lines must justify themselves in review (style.md 7); 400 are not justified.
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_stages_keep_the_contract(stage: str) -> None:
+    made = parse_stage(stage, {}, ModelSpec("owner/name"), "test")
+    assert isinstance(made, Stage)
+    assert made.split in ("shard", "query", "round", "whole")
+    assert isinstance(made.version, int)
+    assert made.writes
+    assert all(isinstance(spec, TableSpec) for spec in made.writes)
+    assert all(isinstance(name, str) for name in made.reads)
+    assert made.__dataclass_params__.frozen
+    assert (made.split == "round") == hasattr(made, "rounds")
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_the_readme_names_every_stage(stage: str) -> None:
+    assert f"`{stage}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_the_readme_names_every_command(command: str) -> None:
+    assert f"assay {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_configs_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert read_config(path).stages
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "storage" / "sql").rglob("*.sql")), ids=lambda p: p.name
+)
+def test_views_are_one_statement_each(path: Path) -> None:
+    statements = duckdb.extract_statements(path.read_text(encoding="utf-8"))
+    assert len(statements) == 1
+    kind = "CREATE" if path.parent.name == "macros" else "SELECT"
+    assert statements[0].type.name == kind
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "storage" / "sql").glob("*.sql")), ids=lambda p: p.name
+)
+def test_views_read_tables_that_are_written(path: Path) -> None:
+    from pipeline.corpus import CORPUS
+
+    model = ModelSpec("owner/name")
+    stages = [parse_stage(name, {}, model, "test") for name in stage_names()]
+    written = {spec.name for stage in stages for spec in stage.writes} | set(CORPUS)
+    read = set(re.findall(r"\btables\.(\w+)", path.read_text(encoding="utf-8")))
+    assert read <= written
+
+
+def test_ray_is_imported_by_one_module() -> None:
+    importing = re.compile(r"^\s*(import|from) ray\b", re.MULTILINE)
+    found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
+    assert found == ["execute.py"]
+
+
+def test_datasets_is_imported_by_one_module() -> None:
+    importing = re.compile(r"^\s*(import|from) datasets\b", re.MULTILINE)
+    found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
+    assert found == ["huggingface.py"]

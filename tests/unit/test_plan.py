@@ -1,0 +1,276 @@
+"""The plan: order, stages that are added, and keys that change with exactly the right things."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import ConfigFileError, RunError, parse_config
+from pipeline.corpus import CORPUS, Corpus
+from pipeline.plan import Plan, make_plan, stages_in_order
+from stages.probe import PROBE
+from storage.manifest import Manifest, ShardRecord
+from storage.table import Store
+
+SHARDS = (("example", 0), ("example", 1), ("query", 0))
+FEATURES = {"embedding", "gradient", "ntk"}
+Raw = dict[str, Any]
+
+
+def corpus(changed: dict[str, str] | None = None, **details: Any) -> Corpus:
+    """Two shards of examples and one of queries; `changed` renames keys such as `label:0`."""
+    changed = changed or {}
+    facts = {"classes": ["a", "b"], "column": "label", "flip_labels": None, **details}
+    manifests = {}
+    for table in CORPUS:
+        records = [
+            ShardRecord(changed.get(f"{table}:{at}", f"{table}-{at}"), role, index, 10, 1, "", 0, 9)
+            for at, (role, index) in enumerate(SHARDS)
+        ]
+        manifests[table] = Manifest(
+            table, "ingest", 1, {}, {}, tuple(records), facts if table == "label" else {}
+        )
+    return Corpus(manifests)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Raw:
+    """A configuration whose model is a folder of a few bytes; planning reads no weight."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    return {
+        "run": str(tmp_path / "run"),
+        "model": {"path": str(model)},
+        "corpus": {"path": "rows.csv"},
+        "stages": {"gradient": {}, "label_issues": {}, "freeshap": {"rounds": 2}},
+    }
+
+
+def plan(raw: Raw, over: Corpus | None = None) -> Plan:
+    run = parse_config(raw, "test")
+    return make_plan(run, over or corpus(), Store(run.store_url))
+
+
+def keys(made: Plan) -> dict[str, list[str]]:
+    return {node.instance: [task.key for task in node.tasks] for node in made.nodes}
+
+
+def moved(before: Plan, after: Plan) -> set[str]:
+    """Stages of which some shard has another key."""
+    old, new = keys(before), keys(after)
+    return {name for name in old if not set(old[name]) <= set(new[name])}
+
+
+def test_stages_follow_what_they_read_and_missing_ones_are_added(raw: Raw) -> None:
+    made = plan(raw)
+    order = [node.instance for node in made.nodes]
+    assert set(order) == {*raw["stages"], "embedding", "probe", "ntk", "kernel_regression"}
+    assert set(made.added) == set(order) - set(raw["stages"])
+    for node in made.nodes:
+        for instance, _ in node.reads.values():
+            assert instance == "corpus" or order.index(instance) < order.index(node.instance)
+
+
+def test_the_order_of_the_file_changes_no_key(raw: Raw) -> None:
+    before = plan(raw)
+    raw["stages"] = dict(reversed(raw["stages"].items()))
+    assert keys(plan(raw)) == keys(before)
+
+
+def test_tasks_follow_the_split(raw: Raw) -> None:
+    tasks = {node.instance: node.tasks for node in plan(raw).nodes}
+    for name in FEATURES:
+        assert [(t.part.role, t.part.index) for t in tasks[name]] == list(SHARDS)
+    assert [(t.part.role, t.part.index) for t in tasks["freeshap"]] == [("", 0), ("", 1)]
+    assert len(tasks["probe"]) == len(tasks["label_issues"]) == 1
+    every = [task.key for found in tasks.values() for task in found]
+    assert len(every) == len(set(every))
+
+
+def put(*path: str, value: Any) -> Callable[[Raw], None]:
+    def change(raw: Raw) -> None:
+        for key in path[:-1]:
+            raw = raw.setdefault(key, {})
+        raw[path[-1]] = value
+
+    return change
+
+
+def other_weights(raw: Raw) -> None:
+    (Path(raw["model"]["path"]) / "model.safetensors").write_bytes(b"others")
+
+
+def same_weights_elsewhere(raw: Raw) -> None:
+    folder = Path(raw["model"]["path"])
+    raw["model"]["path"] = str(folder.rename(folder.with_name("moved")))
+
+
+SCORES = {"kernel_regression", "label_issues", "freeshap"}
+ALL = {*FEATURES, "probe", *SCORES}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (put("stages", "freeshap", "rounds", value=7), set()),
+        (put("ray", "default", value={"cpus": 4}), set()),
+        (put("ray", "engine", value="in_process"), set()),
+        (put("run", value="elsewhere"), set()),
+        (put("shard_size", value=7), set()),
+        (same_weights_elsewhere, set()),
+        (put("stages", "prediction", value={}), set()),
+        (put("stages", "freeshap", "seed", value=1), {"freeshap"}),
+        (put("stages", "freeshap", "utilities", value=["margin"]), {"freeshap"}),
+        (put("stages", "freeshap", "permutations_per_round", value=3), {"freeshap"}),
+        (put("stages", "gradient", "seed", value=1), {"gradient"}),
+        (put("stages", "ntk", value={"seed": 1}), {"ntk", *SCORES}),
+        (put("stages", "kernel_regression", value={"ridge": 0.5}), {"kernel_regression"}),
+        (put("stages", "embedding", value={"layer": -2}), ALL),
+        (put("stages", "probe", value={"regularization": 0.5}), ALL - {"embedding"}),
+        (put("model", "max_length", value=64), ALL),
+        (other_weights, ALL),
+    ],
+)
+def test_keys_change_with_the_fields_that_change_rows(
+    raw: Raw, change: Callable[[Raw], None], expected: set[str]
+) -> None:
+    before = plan(raw)
+    changed = deepcopy(raw)
+    change(changed)
+    after = moved(before, plan(changed))
+    if expected == {"kernel_regression"}:
+        expected = expected | {"label_issues"}
+    assert after == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"text:0": "x"}, ALL),
+        ({"text:2": "x"}, ALL),
+        ({"label:0": "x"}, ALL - {"embedding"}),
+        ({"label:2": "x"}, ALL - {"embedding"}),
+        ({"extra:0": "x"}, set()),
+        ({"rejected:0": "x"}, set()),
+    ],
+)
+def test_keys_change_with_the_shards_that_are_read(
+    raw: Raw, changed: dict[str, str], expected: set[str]
+) -> None:
+    assert moved(plan(raw), plan(raw, corpus(changed))) == expected
+
+
+def test_only_the_shard_that_changed_is_computed_again(raw: Raw) -> None:
+    before, after = keys(plan(raw)), keys(plan(raw, corpus({"text:1": "x"})))
+    same = [a == b for a, b in zip(before["embedding"], after["embedding"], strict=True)]
+    assert same == [True, False, True]
+
+
+def fitted(raw: Raw, over: Corpus | None = None) -> tuple[str, Store]:
+    """Key of a probe in the store, with the manifests that say what it was fitted on."""
+    made = plan(raw, over)
+    store = Store(made.run.store_url)
+    nodes = {node.instance: node for node in made.nodes}
+    for table, manifest in made.corpus.tables.items():
+        if not store.has_manifest(table, manifest.key):
+            store.write_manifest(manifest)
+    records = tuple(
+        ShardRecord(task.key, task.part.role, task.part.index, 10, 1, "", 0, 9)
+        for task in nodes["embedding"].tasks
+    )
+    store.write_manifest(Manifest("embedding", "embedding", 1, {}, {}, records))
+    node = nodes["probe"]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0], pa.float32()), 1)
+    bias = pa.array([0.0, 0.0], pa.float32())
+    rows = pa.Table.from_arrays([pa.array([0, 1]), vectors, bias], PROBE.schema.names)
+    record = store.write_shard(PROBE, node.tasks[0].key, "", 0, rows)
+    manifest = Manifest(
+        "probe", "probe", node.stage.version, dict(node.fields), dict(node.inputs), (record,)
+    )
+    store.write_manifest(manifest)
+    return node.tasks[0].key, store
+
+
+def probe_of(made: Plan) -> str:
+    return next(node.tasks[0].key for node in made.nodes if node.instance == "probe")
+
+
+def test_a_corrected_label_keeps_the_probe_and_says_so(raw: Raw) -> None:
+    key, _ = fitted(raw)
+    before, after = plan(raw), plan(raw, corpus({"label:0": "x"}))
+    assert probe_of(after) == key
+    assert any(key in note and "artefacts.probe=refit" in note for note in after.notes)
+    assert before.notes == ()
+    # With the probe kept, only what reads labels itself is moved.
+    assert moved(before, after) == {"gradient", *SCORES}
+    first, second = keys(before)["gradient"], keys(after)["gradient"]
+    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        corpus({"label:0": "x"}, classes=["a", "b", "c"]),
+        corpus({"label:0": "x"}, column="topic"),
+        corpus({"label:0": "x"}, flip_labels={"fraction": 0.1, "seed": 0}),
+        corpus({"text:0": "x", "text:1": "y", "label:0": "x"}),
+    ],
+    ids=["classes", "column", "flips", "texts"],
+)
+def test_a_probe_is_not_kept_for_another_question(raw: Raw, over: Corpus) -> None:
+    key, _ = fitted(raw)
+    made = plan(raw, over)
+    assert probe_of(made) != key
+    assert made.notes == ()
+
+
+def test_of_two_probes_the_one_with_more_labels_in_common_is_kept(raw: Raw) -> None:
+    near, _ = fitted(raw)
+    raw["artefacts"] = {"probe": "refit"}
+    far, _ = fitted(raw, corpus({"label:0": "u", "label:1": "v"}))
+    assert near != far
+    raw.pop("artefacts")
+    assert probe_of(plan(raw, corpus({"label:2": "x"}))) == near
+    assert probe_of(plan(raw, corpus({"label:0": "u", "label:1": "v", "label:2": "x"}))) == far
+
+
+def test_pins(raw: Raw) -> None:
+    key, store = fitted(raw)
+    labels = plan(raw).corpus.tables["label"].key
+    changed = corpus({"label:0": "x"})
+    raw["artefacts"] = {"probe": "refit"}
+    assert probe_of(plan(raw, changed)) != key
+    raw["artefacts"] = {"probe": {"key": key, "labels": labels}}
+    made = plan(raw, changed)
+    assert probe_of(made) == key
+    assert next(n.pinned for n in made.nodes if n.instance == "probe") == {
+        "key": key,
+        "labels": labels,
+    }
+    with pytest.raises(RunError, match=r"other classes.*refit"):
+        plan(raw, corpus({"label:0": "x"}, classes=["c", "d"]))
+    (Path(store.root) / "probe" / f"{key}.parquet").unlink()
+    with pytest.raises(RunError, match=rf"no artefact {key}.*probe: refit"):
+        plan(raw, changed)
+    raw["artefacts"] = {"probe": "keep"}
+    with pytest.raises(ConfigFileError, match="expected `refit`"):
+        plan(raw)
+
+
+def test_what_lies_in_the_store_is_done(raw: Raw) -> None:
+    fitted(raw)
+    done = {node.instance: len(node.done) for node in plan(raw).nodes if node.done}
+    assert done == {"probe": 1}
+
+
+def test_stages_that_do_not_fit(raw: Raw) -> None:
+    raw["stages"] = {"a": {"stage": "ntk"}, "b": {"stage": "ntk"}, "freeshap": {}}
+    with pytest.raises(ConfigFileError, match=r"2 writers of 'ntk' \(a, b\)"):
+        stages_in_order(parse_config(raw, "test"))
+    raw["stages"]["freeshap"] = {"kernel": ["a", "b"]}
+    assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5

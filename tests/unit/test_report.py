@@ -1,0 +1,38 @@
+import pytest
+
+from pipeline import report
+from pipeline.errors import TaskError
+from stages.stage import DataError
+from storage.schema import MissingError
+
+
+@pytest.mark.parametrize("error", [TaskError("x"), DataError("x"), MissingError("x")])
+def test_failures_that_rooms_explain_end_with_one(error):
+    assert report.exit_code(error) == 1
+
+
+def test_defects_keep_their_traceback():
+    assert report.exit_code(KeyError("x")) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, ""), (999, "999 B"), (1500, "2 kB"), (2.5e9, "2 GB"), (7e15, "7000 TB")]
+)
+def test_bytes_are_rounded_for_people(count, text):
+    assert report._bytes(count) == text
+
+
+def test_cells_show_small_numbers_and_cut_long_texts():
+    assert report._cell("value", 0.00012345) == "0.0001234"
+    assert report._cell("value", 0.5) == "0.5000"
+    assert report._cell("value", None) == ""
+    assert report._cell("planted", True) == "yes"
+    assert len(report._cell("text", "x" * 500)) == report.TEXT_WIDTH
+    assert report._cell("other", "x" * 500) == "x" * 500
+
+
+def test_statements_to_try_use_only_views_that_are_there():
+    assert len(report._statements({"examples", "runs", "rejected", "shapley"})) == 3
+    assert report._statements({"examples"}) == [
+        "SELECT label_name, count(*) FROM examples GROUP BY ALL"
+    ]

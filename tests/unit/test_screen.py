@@ -1,0 +1,35 @@
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from pipeline import screen
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.25, "0.2 s"), (42, "42 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_seconds_are_rounded_for_people(seconds, text):
+    assert screen.told_seconds(seconds) == text
+
+
+def test_progress_is_told_line_by_line_without_a_terminal(monkeypatch):
+    clock = iter([0.0, 4.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(clock))
+    shown = screen.Screen()
+    shown._console = Console(file=io.StringIO(), width=100)
+    tasks = tuple(range(8))
+    node = SimpleNamespace(
+        instance="ntk", missing=tasks, tasks=tasks, stage=SimpleNamespace(split="shard")
+    )
+    shown.started(node)
+    for _ in range(4):
+        shown.advanced(node, [])
+    shown.finished(node, 22.0)
+    told = shown._console.file.getvalue().splitlines()
+    assert told == [
+        "ntk: 2 of 8 shards, 33 s left",
+        "ntk: 4 of 8 shards, 22 s left",
+        "ntk: 8 of 8 tasks in 22.0 s",
+    ]
