@@ -117,8 +117,13 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
     return ordered, added
 
 
-def make_plan(run: Run, corpus: Corpus, store: Store) -> Plan:
+def make_plan(
+    run: Run, corpus: Corpus, store: Store, before: Mapping[str, str] | None = None
+) -> Plan:
     """The plan of `run` over `corpus`, with what lies in `store` marked as done.
+
+    `before` names the artefacts that the run used the last time, by instance; they are used again
+    where they still fit the corpus.
 
     Raises:
         ConfigFileError: the stages do not fit together.
@@ -137,7 +142,8 @@ def make_plan(run: Run, corpus: Corpus, store: Store) -> Plan:
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
         if getattr(stage, "is_kept", False):
-            node, note = _keep(node, run, planned, corpus, store)
+            last = (before or {}).get(instance)
+            node, note = _keep(node, run, planned, corpus, store, last)
             notes += [note] if note else []
         present = [store.shard_keys(spec.name) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
@@ -239,7 +245,12 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
 
 
 def _keep(
-    node: Node, run: Run, planned: Mapping[str, Node], corpus: Corpus, store: Store
+    node: Node,
+    run: Run,
+    planned: Mapping[str, Node],
+    corpus: Corpus,
+    store: Store,
+    last: str | None,
 ) -> tuple[Node, str | None]:
     """The node with the artefact it should use: pinned, found in the store, or to be fitted.
 
@@ -278,12 +289,12 @@ def _keep(
             f"artefacts.{node.instance}: found {wish!r}, expected `refit` or a mapping with key "
             "and labels. Remove the entry to keep the artefact that is there."
         )
-    if fresh.tasks[0].key in store.shard_keys(table):
-        return fresh, None
-    found = _fitted_before(node, planned, corpus, store, table)
-    if found is None:
+    found = _fitted_before(node, planned, corpus, store, last)
+    if found is None or found[0] == fresh.tasks[0].key:
         return fresh, None
     key, fitted_on = found
+    if key != last and fresh.tasks[0].key in store.shard_keys(table):
+        return fresh, None
     return _pinned(node, key, fitted_on), _kept_note(node.instance, key)
 
 
@@ -300,13 +311,14 @@ def _pinned(node: Node, key: str, labels: str) -> Node:
 
 
 def _fitted_before(
-    node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store, table: str
+    node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store, last: str | None
 ) -> tuple[str, str] | None:
     """Key and labels of the artefact of this kind whose labels have most shards in common.
 
-    The newest of several; its features must be those of this corpus, by half or more.
+    `last` goes before all others, then the newest. The features that the artefact was fitted on
+    must be those of this corpus, by half or more.
     """
-    name = stage_name(node.stage)
+    name, table = stage_name(node.stage), node.stage.writes[0].name
     shard_sets = {
         read: {key for _, _, key in _shards(source, planned, corpus)}
         for read, source in node.reads.items()
@@ -327,10 +339,13 @@ def _fitted_before(
             _overlap(manifest, read, keys, node.reads[read][1], store) >= 0.5
             for read, keys in shard_sets.items()
         ):
+            key = manifest.shards[0].key
+            if key == last:
+                return key, fitted_on
             before = store.read_manifest("label", fitted_on).shards
             common = len(labels & {shard.key for shard in before})
             if best is None or common > best[0]:
-                best = common, manifest.shards[0].key, fitted_on
+                best = common, key, fitted_on
     return best[1:] if best is not None else None
 
 

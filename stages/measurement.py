@@ -173,7 +173,7 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
 def load_embedder(
     model: ModelSpec, layer: int | Literal["all"], device: str | None = None
 ) -> Measurement:
-    """The trunk alone: its output is the mean over tokens of hidden state number `layer`, or of all.
+    """The trunk alone: its output is the mean over tokens of one hidden state, or of all.
 
     Raises:
         ConfigError: the trunk has no such layer.

@@ -161,10 +161,10 @@ class Probe:
     regularization: float = 1e-2
     """Penalty per example on weights, for embeddings of unit mean square length.
 
-    Seen with all-MiniLM-L6-v2 on 2,000 rows of SST-2 with a tenth of wrong labels: 1e-4 to 1e-3 gave
-    the smallest loss on held-out rows, but such a probe learns the wrong labels and hands them to
-    the NTK; 3e-3 to 3e-2 flag them best. More than 1e-2 costs the probe's own accuracy when there
-    are many classes.
+    Seen with all-MiniLM-L6-v2 on 2,000 rows of SST-2 with a tenth of wrong labels: 1e-4 to 1e-3
+    gave the smallest loss on held-out rows, but such a probe learns the wrong labels and hands them
+    to the NTK; 3e-3 to 3e-2 flag them best. More than 1e-2 costs the probe's own accuracy when
+    there are many classes.
     """
 
     version: ClassVar[int] = 1

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.ray
 NAMES_AND_COUNTS_BYTES = 100_000
 
 
-def on_ray(write_config: Any, folder: Path, stages: Any, **ray: Any) -> Path:
-    path: Path = write_config(folder, ray={"engine": "ray", **ray}, stages=stages)
+def on_ray(write_config: Any, folder: Path, wanted: Any, **ray: Any) -> Path:
+    path: Path = write_config(folder, ray={"engine": "ray", **ray}, stages=wanted)
     return path
 
 

@@ -239,6 +239,22 @@ def test_of_two_probes_the_one_with_more_labels_in_common_is_kept(raw: Raw) -> N
     assert probe_of(plan(raw, corpus({"label:0": "u", "label:1": "v", "label:2": "x"}))) == far
 
 
+def test_the_probe_of_the_last_time_goes_before_all_others(raw: Raw) -> None:
+    first, store = fitted(raw)
+    changed = corpus({"label:0": "u", "label:1": "v"})
+    raw["artefacts"] = {"probe": "refit"}
+    second, _ = fitted(raw, changed)
+    raw.pop("artefacts")
+    run = parse_config(raw, "test")
+    assert probe_of(make_plan(run, changed, store)) == second
+    kept = make_plan(run, changed, store, {"probe": first})
+    assert probe_of(kept) == first
+    assert "is kept" in kept.notes[0]
+    # Not where it does not fit: another corpus, or another question.
+    for other in (corpus({"text:0": "x", "text:1": "y"}), corpus({"label:0": "x"}, column="z")):
+        assert probe_of(make_plan(run, other, store, {"probe": first})) != first
+
+
 def test_pins(raw: Raw) -> None:
     key, store = fitted(raw)
     labels = plan(raw).corpus.tables["label"].key
