@@ -18,7 +18,7 @@ import pydantic
 import yaml
 
 from pipeline.errors import ConfigFileError, RunError, RunFolderError, TaskError
-from stages.measurement import ModelSpec
+from stages.model import ModelSpec
 from stages.source import Source
 from stages.stage import ConfigError, load
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import read_config
 from pipeline.corpus import read_corpus
 from pipeline.plan import Node, make_plan
+from pipeline.run import RunFolder, artefacts_of_before
 from stages.calibration import flops_per_second
 from stages.stage import Cost, Work
 from storage.table import Store
@@ -30,7 +31,7 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     run = read_config(config, overrides)
     store = Store(run.store_url)
     corpus = read_corpus(run, store, is_dry=True)
-    plan = make_plan(run, corpus, store)
+    plan = make_plan(run, corpus, store, artefacts_of_before(run, RunFolder(Path(run.run))))
     n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)
     work = Work(
         n_examples=corpus.rows("label", "example"),

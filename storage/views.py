@@ -7,6 +7,7 @@ them, never by glob. The catalog is built beside and renamed into place: a reade
 opened, whatever the run does meanwhile.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -105,6 +107,18 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
         ) from error
 
 
+def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
+    """Rows of a relation.
+
+    Raises:
+        StorageError: DuckDB stops on the way, at a value or at a damaged shard.
+    """
+    try:
+        return relation.fetchall()
+    except duckdb.Error as error:
+        raise _stopped(error) from error
+
+
 def view_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Names of the catalog's views."""
     rows = connection.execute(
@@ -144,9 +158,19 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
             f"{path}: found that it cannot be written ({error}), expected a folder with room. "
             "Name another output."
         ) from error
+    except duckdb.Error as error:
+        raise _stopped(error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return int(row[0]) if row else 0
+
+
+def _stopped(error: duckdb.Error) -> StorageError:
+    return StorageError(
+        f"sql: found a statement DuckDB refuses ({error}), expected one that fits the values. "
+        "Correct it; if a file of the store is named, delete that file and run again."
+    )
 
 
 def _reach(connection: duckdb.DuckDBPyConnection, store: Store) -> None:

@@ -186,7 +186,7 @@ def test_run_again_prints_json(config: Path, run: Path) -> None:
     summary = json.loads(again.stdout)
     assert summary["run"] == str(run)
     assert summary["examples"] == N_EXAMPLES
-    assert summary["utility"] == "accuracy"
+    assert summary["utility"] == "cross_entropy"
     assert len(summary["helpful"]) == len(summary["harmful"]) == 10
     assert {line["source"] for line in summary["accuracy"]} == {"kernel", "probe"}
     assert "0 tasks to do" in " ".join(again.stderr.split())

@@ -75,7 +75,7 @@ def test_an_unreachable_hub_is_a_model_error(monkeypatch: pytest.MonkeyPatch) ->
     def offline(*_: object, **__: object) -> str:
         raise OSError("offline")
 
-    monkeypatch.setattr("stages.checkpoint.snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(ModelError, match=r"owner/name: found neither .* \(OSError\)"):
         fingerprint(ModelSpec("owner/name"))
 
@@ -89,7 +89,7 @@ def test_a_hub_id_without_safetensors_asks_for_bin(
         asked.append((name, revision, "*.bin" in allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr("stages.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     fingerprint(ModelSpec("owner/name", revision="v1"))
     assert asked == [("owner/name", "v1", False)]
     (folder / "model.safetensors").unlink()
