@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from pipeline.config import RunError
+from pipeline.errors import RunError
 from pipeline.opened import OpenedRun
 from pipeline.run import Progress, RunFolder, execute
 from storage.table import write_whole

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Run
+from pipeline.settings import Run
 from stages import ingest
 from stages.loading import fingerprint
 from stages.shard import content_hash, cut

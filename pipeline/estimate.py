@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.config import read_config
 from pipeline.corpus import read_corpus
-from pipeline.plan import Node, make_plan
+from pipeline.node import Node
+from pipeline.plan import make_plan
 from pipeline.run import RunFolder, artefacts_of_before
 from stages.calibration import flops_per_second
 from stages.stage import Cost, Work
@@ -26,7 +27,7 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     second; writes nothing. Costs are scaled to the tasks that are not there yet.
 
     Raises:
-        pipeline.config.RunError: the run cannot be planned.
+        pipeline.errors.RunError: the run cannot be planned.
     """
     run = read_config(config, overrides)
     store = Store(run.store_url)

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.config import RaySettings, Resources, TaskError
-from pipeline.plan import Task
+from pipeline.errors import TaskError
+from pipeline.node import Task
+from pipeline.settings import RaySettings, Resources
 from pipeline.task import Job, Worker
 from storage.manifest import ShardRecord
 

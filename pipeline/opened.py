@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import RunError
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
-    from pipeline.config import Run
     from pipeline.run import RunFolder
+    from pipeline.settings import Run
 
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
@@ -20,7 +20,7 @@ def open_run(path: str | Path) -> "OpenedRun":
     """The run in the folder `path`, read-only; reading never blocks a run that writes.
 
     Raises:
-        pipeline.config.RunFolderError: the folder holds no run.
+        pipeline.errors.RunFolderError: the folder holds no run.
         storage.schema.MissingError: its catalog is not there.
     """
     from pipeline.run import RunFolder

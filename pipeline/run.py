@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.config import Run, RunFolderError, dump_config, read_config, stage_name
+from pipeline.config import dump_config, read_config, stage_name
 from pipeline.corpus import read_corpus
+from pipeline.errors import RunFolderError
 from pipeline.execute import Engine, open_engine
-from pipeline.plan import CORPUS_INSTANCE, Node, Plan, make_plan
+from pipeline.node import CORPUS_INSTANCE, Node
+from pipeline.plan import Plan, make_plan
+from pipeline.settings import Run
 from pipeline.task import Job
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store, write_whole

@@ -12,7 +12,7 @@ def run_status(path: Path) -> dict[str, Any]:
     Rebuilds the catalog when the folder has been moved or the catalog is gone.
 
     Raises:
-        pipeline.config.RunFolderError: the folder holds no run.
+        pipeline.errors.RunFolderError: the folder holds no run.
     """
     folder = RunFolder(path.expanduser().resolve())
     record = folder.read_record()

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Resources, read_config
+from pipeline.config import read_config
 from pipeline.execute import InProcess
-from pipeline.plan import Task
+from pipeline.node import Task
 from pipeline.run import execute
+from pipeline.settings import Resources
 from pipeline.task import Job
 from storage.manifest import ShardRecord
 

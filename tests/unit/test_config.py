@@ -8,8 +8,6 @@ import pytest
 import yaml
 
 from pipeline.config import (
-    ConfigFileError,
-    Resources,
     dump_config,
     parse_config,
     parse_stage,
@@ -17,6 +15,8 @@ from pipeline.config import (
     stage_name,
     stage_names,
 )
+from pipeline.errors import ConfigFileError
+from pipeline.settings import Resources
 from stages.measurement import ModelSpec
 from stages.source import FlipLabels
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline import corpus as module
-from pipeline.config import Run
 from pipeline.corpus import CORPUS, Corpus, read_corpus
+from pipeline.settings import Run
 from stages.source import FlipLabels, Source
 from storage.table import Store
 

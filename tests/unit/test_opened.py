@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import open_run
-from pipeline.config import Run, RunError
 from pipeline.corpus import read_corpus
+from pipeline.errors import RunError
 from pipeline.opened import OpenedRun, rows_of
 from pipeline.run import RunFolder
+from pipeline.settings import Run
 from stages.source import Source
 from storage.table import Store
 

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config import ConfigFileError, RunError, parse_config
+from pipeline.config import parse_config
 from pipeline.corpus import CORPUS, Corpus
+from pipeline.errors import ConfigFileError, RunError
 from pipeline.plan import Plan, make_plan, stages_in_order
 from stages.probe import PROBE
 from storage.manifest import Manifest, ShardRecord

@@ -1,0 +1,147 @@
+"""Artefacts that are fitted once and then kept, such as a probe.
+
+An artefact is part of the key of every feature that is computed with it, so fitting it anew makes
+all of them stale. It therefore stays while the corpus it was fitted on lives on: correcting labels
+or appending rows recomputes no feature. Where labels answer another question it is fitted anew.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from pipeline.config import stage_name
+from pipeline.corpus import Corpus
+from pipeline.errors import ConfigFileError, RunError
+from pipeline.node import Node, Task, shards_of
+from pipeline.settings import Run
+from storage.manifest import Manifest
+from storage.table import Store
+
+
+def keep(
+    node: Node,
+    run: Run,
+    planned: Mapping[str, Node],
+    corpus: Corpus,
+    store: Store,
+    last: str | None,
+) -> tuple[Node, str | None]:
+    """The node with the artefact it should use (pinned, found in the store, or to be fitted).
+
+    The second value is a sentence for the user where an earlier artefact is kept. `last` is the key
+    that the run used the last time.
+
+    Raises:
+        RunError: a pinned artefact is not in the store, or does not fit the labels.
+        ConfigFileError: the entry under `artefacts:` is neither `refit` nor a pin.
+    """
+    labels = corpus.tables["label"].key
+    wish = run.artefacts.get(node.instance)
+    fresh = dataclasses.replace(
+        node, pinned={"key": node.tasks[0].key, "labels": node.inputs.get("label", labels)}
+    )
+    table = node.stage.writes[0].name
+    if wish == "refit":
+        return fresh, None
+    if isinstance(wish, Mapping) and {"key", "labels"} <= set(wish):
+        key = str(wish["key"])
+        if key == fresh.tasks[0].key:
+            return fresh, None
+        labels = str(wish["labels"])
+        if key not in store.shard_keys(table):
+            raise RunError(
+                f"artefacts.{node.instance}: found no artefact {key} in {store.url}, expected the "
+                f"one this run was pinned to (fitted on labels {labels}). Use the store that holds "
+                f"it, or set artefacts.{node.instance}=refit ({node.instance}: refit) to fit a new "
+                "one."
+            )
+        if not _ask_the_same(labels, corpus, store):
+            raise RunError(
+                f"artefacts.{node.instance}: found {key}, which was fitted on other classes or "
+                f"another label column, expected one for {', '.join(corpus.classes)}. Set "
+                f"artefacts.{node.instance}=refit to fit a new one."
+            )
+        return _pinned(node, key, labels), _kept_note(node.instance, key)
+    if wish is not None:
+        raise ConfigFileError(
+            f"artefacts.{node.instance}: found {wish!r}, expected `refit` or a mapping with key "
+            "and labels. Remove the entry to keep the artefact that is there."
+        )
+    found = _fitted_before(node, planned, corpus, store, last)
+    if found is None or found[0] == fresh.tasks[0].key:
+        return fresh, None
+    key, fitted_on = found
+    if key != last and fresh.tasks[0].key in store.shard_keys(table):
+        return fresh, None
+    return _pinned(node, key, fitted_on), _kept_note(node.instance, key)
+
+
+def _kept_note(instance: str, key: str) -> str:
+    return (
+        f"{instance} {key} is kept: it was fitted on an earlier state of this corpus and its "
+        f"labels. Set artefacts.{instance}=refit to fit it anew."
+    )
+
+
+def _pinned(node: Node, key: str, labels: str) -> Node:
+    task = Task(node.tasks[0].part, key)
+    return dataclasses.replace(node, tasks=(task,), pinned={"key": key, "labels": labels})
+
+
+def _fitted_before(
+    node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store, last: str | None
+) -> tuple[str, str] | None:
+    """Key and labels of the artefact of this kind whose labels have most shards in common.
+
+    `last` goes before all others, then the newest. The features that the artefact was fitted on
+    must be those of this corpus, by half or more.
+    """
+    name, table = stage_name(node.stage), node.stage.writes[0].name
+    shard_sets = {
+        read: {key for _, _, key in shards_of(source, planned, corpus)}
+        for read, source in node.reads.items()
+        if read != "label"
+    }
+    labels = {shard.key for shard in corpus.tables["label"].shards}
+    best: tuple[int, str, str] | None = None
+    for manifest_key in reversed(store.manifest_keys(table)):
+        manifest = store.read_manifest(table, manifest_key)
+        if (manifest.stage, manifest.version) != (name, node.stage.version):
+            continue
+        if dict(manifest.fields) != dict(node.fields):
+            continue
+        fitted_on = manifest.inputs.get("label", "")
+        if not _ask_the_same(fitted_on, corpus, store):
+            continue
+        if all(
+            _overlap(manifest, read, keys, node.reads[read][1], store) >= 0.5
+            for read, keys in shard_sets.items()
+        ):
+            key = manifest.shards[0].key
+            if key == last:
+                return key, fitted_on
+            before = store.read_manifest("label", fitted_on).shards
+            common = len(labels & {shard.key for shard in before})
+            if best is None or common > best[0]:
+                best = common, key, fitted_on
+    return best[1:] if best is not None else None
+
+
+def _ask_the_same(fitted_on: str, corpus: Corpus, store: Store) -> bool:
+    """Whether the labels an artefact was fitted on answer the same question as the corpus's.
+
+    A corrected label does; another column, other classes or labels flipped on purpose do not.
+    """
+    if not store.has_manifest("label", fitted_on):
+        return False
+    before, now = store.read_manifest("label", fitted_on).details, corpus.tables["label"].details
+    return all(before.get(name) == now.get(name) for name in ("classes", "column", "flip_labels"))
+
+
+def _overlap(manifest: Manifest, read: str, keys: set[str], table: str, store: Store) -> float:
+    """Share of the rows the artefact was fitted on that are still part of this corpus."""
+    key = manifest.inputs.get(read)
+    if key is None or not store.has_manifest(table, key):
+        return 0.0
+    shards = [s for s in store.read_manifest(table, key).shards if s.role != "query"]
+    rows = sum(s.rows for s in shards)
+    return sum(s.rows for s in shards if s.key in keys) / rows if rows else 0.0
