@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from pipeline.errors import RunError
+from pipeline.folder import RunFolder
 from pipeline.opened import OpenedRun
-from pipeline.run import Progress, RunFolder, execute
+from pipeline.run import Progress, execute
 from storage.table import write_whole
 
 

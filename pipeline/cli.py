@@ -6,6 +6,8 @@ Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for 
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,33 @@ def main(debug: bool) -> None:
 
     Example: assay run configs/quickstart.yaml
     """
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.INFO if debug else logging.WARNING)
     logging.basicConfig(
-        level=logging.INFO if debug else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[shown]
     )
+
+
+@contextmanager
+def _log_in(run: str) -> Iterator[None]:
+    """Keeps what is logged in `assay.log` of the run's folder, too."""
+    try:
+        Path(run).mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(Path(run) / "assay.log", delay=True, encoding="utf-8")
+    except OSError:
+        yield  # the run itself says what is wrong with the folder
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("pipeline")
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 settings = click.option(
@@ -92,8 +116,9 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
 
     if ray_address is not None:
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
-    with Screen() as screen:
-        folder = execute(read_config(config, overrides), screen)
+    configured = read_config(config, overrides)
+    with Screen() as screen, _log_in(configured.run):
+        folder = execute(configured, screen)
     report.print_summary(OpenedRun(folder), is_json)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from pipeline.config import read_config
 from pipeline.corpus import read_corpus
+from pipeline.folder import RunFolder
 from pipeline.node import Node
 from pipeline.plan import make_plan
-from pipeline.run import RunFolder, artefacts_of_before
+from pipeline.run import artefacts_of_before
 from stages.calibration import flops_per_second
 from stages.stage import Cost, Work
 from storage.table import Store

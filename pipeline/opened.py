@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import RunError
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
-    from pipeline.run import RunFolder
+    from pipeline.folder import RunFolder
     from pipeline.settings import Run
 
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
@@ -23,7 +23,7 @@ def open_run(path: str | Path) -> "OpenedRun":
         pipeline.errors.RunFolderError: the folder holds no run.
         storage.schema.MissingError: its catalog is not there.
     """
-    from pipeline.run import RunFolder
+    from pipeline.folder import RunFolder
 
     return OpenedRun(RunFolder(Path(path).expanduser().resolve()))
 

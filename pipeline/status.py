@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import RunFolder
+from pipeline.folder import RunFolder
 
 
 def run_status(path: Path) -> dict[str, Any]:

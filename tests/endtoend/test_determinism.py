@@ -12,8 +12,8 @@ import yaml
 from pipeline import open_run
 from pipeline.config import read_config
 from pipeline.corpus import read_corpus
+from pipeline.folder import RunFolder
 from pipeline.plan import make_plan
-from pipeline.run import RunFolder
 from storage.table import Store
 
 FEATURES = ("embedding", "gradient", "ntk")

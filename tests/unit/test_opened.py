@@ -11,8 +11,8 @@ import pytest
 from pipeline import open_run
 from pipeline.corpus import read_corpus
 from pipeline.errors import RunError
+from pipeline.folder import RunFolder
 from pipeline.opened import OpenedRun, rows_of
-from pipeline.run import RunFolder
 from pipeline.settings import Run
 from stages.source import Source
 from storage.table import Store
