@@ -140,12 +140,23 @@ def stage_names() -> list[str]:
 def dump_config(run: Run) -> str:
     """The YAML that repeats `run`, with every default written out."""
     raw = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "stages"}
-    plain = {key: _plain(value) for key, value in raw.items()}
-    plain["stages"] = {
-        instance: {"stage": stage_name(stage), **_plain(stage)}
+    values = {key: plain(value) for key, value in raw.items()}
+    values["stages"] = {
+        instance: {"stage": stage_name(stage), **plain(stage)}
         for instance, stage in run.stages.items()
     }
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types that YAML and JSON know: a dataclass as a mapping, a tuple as a list."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def stage_name(stage: Any) -> str:
@@ -273,16 +284,6 @@ def _absolute(run: Run) -> Run:
         corpus=source(run.corpus),
         queries=source(run.queries) if run.queries is not None else None,
     )
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return value
 
 
 def _kind(value: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.artefact import keep
-from pipeline.config import parse_stage, stage_name, stage_names
+from pipeline.config import parse_stage, plain, stage_name, stage_names
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
@@ -119,7 +119,7 @@ def make_plan(
 def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:
     """The fields of a stage that change its rows, as plain values; models as fingerprints."""
     outside: frozenset[str] = getattr(stage, "outside_key", frozenset())
-    plain = {}
+    found = {}
     for f in dataclasses.fields(stage):
         value = getattr(stage, f.name)
         if f.name in outside:
@@ -131,18 +131,8 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
             hidden = {name.removeprefix(f"{f.name}.") for name in outside}
             spec = {k: v for k, v in spec.items() if k not in {"path", "revision", *hidden}}
             value = {**spec, "fingerprint": fingerprints[value]}
-        plain[f.name] = _json(value)
-    return plain
-
-
-def _json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _json(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_json(v) for v in value]
-    return value
+        found[f.name] = plain(value)
+    return found
 
 
 def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
