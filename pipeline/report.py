@@ -1,6 +1,9 @@
 """Views to what people see: tables on the terminal, JSON for programs; all of it on stdout."""
 
 import json
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +21,7 @@ from storage.schema import StorageError
 SUSPICIOUS = 20
 EXTREMES = 10
 TEXT_WIDTH = 60
+DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -113,9 +117,19 @@ def print_summary(run: Any, is_json: bool) -> None:
             _print(_table(names, [[row[n] for n in names] for row in summary[key]]))
     for line in summary["accuracy"]:
         _print(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
-    _print(f"\nCatalog: {summary['catalog']}   Try:")
+    _print(f"\nCatalog: {_near(summary['catalog'])}   Try:")
     for statement in summary["try"]:
-        _print(f'  assay sql {summary["run"]} "{statement}"')
+        _print(f'  {_command()} sql {_near(summary["run"])} "{statement}"')
+
+
+def _command() -> str:
+    """How this program was called, so that a line can be copied where it is not on the PATH."""
+    return "assay" if shutil.which("assay") else _near(sys.argv[0])
+
+
+def _near(path: str) -> str:
+    """The path as seen from the working directory, quoted for a shell, where that is shorter."""
+    return shlex.quote(min(path, os.path.relpath(path), key=len))
 
 
 def summarize(run: Any) -> dict[str, Any]:
@@ -223,7 +237,7 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-3 and value else f"{value:.4f}"
+        return f"{value:{DIGITS.get(name, '.4g')}}"
     text = str(value)
     if name == "text" and len(text) > TEXT_WIDTH:
         return text[: TEXT_WIDTH - 1] + "…"

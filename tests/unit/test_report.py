@@ -22,9 +22,10 @@ def test_bytes_are_rounded_for_people(count, text):
     assert report._bytes(count) == text
 
 
-def test_cells_show_small_numbers_and_cut_long_texts():
-    assert report._cell("value", 0.00012345) == "0.0001234"
-    assert report._cell("value", 0.5) == "0.5000"
+def test_cells_round_numbers_and_cut_long_texts():
+    assert report._cell("value", 0.00012345) == "0.00012"
+    assert report._cell("p_helpful", 1.0) == "1.0000"
+    assert report._cell("mean", 0.00012345) == "0.0001234"
     assert report._cell("value", None) == ""
     assert report._cell("planted", True) == "yes"
     assert len(report._cell("text", "x" * 500)) == report.TEXT_WIDTH
