@@ -124,7 +124,8 @@ def print_summary(run: Any, is_json: bool) -> None:
 
 def _command() -> str:
     """How this program was called, so that a line can be copied where it is not on the PATH."""
-    return "assay" if shutil.which("assay") else _near(sys.argv[0])
+    is_called_by_path = os.path.basename(sys.argv[0]) == "assay" and not shutil.which("assay")
+    return _near(sys.argv[0]) if is_called_by_path else "assay"
 
 
 def _near(path: str) -> str:

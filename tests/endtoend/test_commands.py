@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -178,7 +180,8 @@ def test_run_tells_on_stderr_and_shows_results_on_stdout(said: Result, run: Path
     for title in ("Most suspicious labels", "Most helpful examples", "Most harmful examples"):
         assert title in said.stdout
         assert title not in said.stderr
-    assert f"assay sql {run}" in said.stdout or "assay sql '" in said.stdout
+    near = min(str(run), os.path.relpath(run), key=len)
+    assert f"assay sql {shlex.quote(near)} " in said.stdout
 
 
 def test_run_again_prints_json(config: Path, run: Path) -> None:
