@@ -1,6 +1,7 @@
 """A reviewed CSV back into the corpus: labels fixed, rows dropped, the rest computed again."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from pipeline.errors import RunError
@@ -22,7 +23,8 @@ def apply_review(
         run: Folder of the run that was reviewed.
         review: CSV with `source_id` and `decision` (accept, fix, drop), as `assay flag` writes it;
             `fix` takes the label in `new_label`. It comes on top of earlier reviews.
-        to: Folder of the new run; by default the old one's name with `-corrected`.
+        to: Folder of the new run; by default the old one's name with `-corrected`, and a number
+            where such a run is there already.
         progress: Told what happens.
 
     Raises:
@@ -36,10 +38,14 @@ def apply_review(
             f"{review}: found no such file, expected a reviewed CSV. "
             f"Write one with `assay flag {run} --review {review}` and fill in `decision`."
         )
-    target = (to or folder.path.with_name(f"{folder.path.name}-corrected")).expanduser().resolve()
+    target = to.expanduser().resolve() if to else _free(folder.path)
     target.mkdir(parents=True, exist_ok=True)
-    kept = target / f"review-{len(before.corpus.corrections) + 1}{review.suffix}"
-    write_whole(kept, review.read_bytes())
+    # Named by its content: a review that is refused must not take the place of one that counts.
+    content = review.read_bytes()
+    number = len(before.corpus.corrections) + 1
+    name = f"review-{number}-{hashlib.sha256(content).hexdigest()[:8]}{review.suffix}"
+    kept = target / name
+    write_whole(kept, content)
     corrected = dataclasses.replace(
         before,
         run=str(target),
@@ -49,3 +55,12 @@ def apply_review(
         ),
     )
     return OpenedRun(execute(corrected, progress))
+
+
+def _free(run: Path) -> Path:
+    """A folder beside `run` that holds no run yet."""
+    target, number = run.with_name(f"{run.name}-corrected"), 1
+    while (target / "run.json").exists():
+        number += 1
+        target = run.with_name(f"{run.name}-corrected-{number}")
+    return target

@@ -68,7 +68,7 @@ def _log_in(run: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        logger.error("%s: %s", type(error).__name__, error)
+        logger.info("stopped by %s: %s", type(error).__name__, error)
         raise
     finally:
         logger.removeHandler(handler)
@@ -202,7 +202,8 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
     with Screen() as screen:
         opened = apply_review(run, review, to, screen)
     if out is not None:
-        click.echo(f"{opened.write_corpus(out)} rows in {out}", err=True)
+        count = opened.write_corpus(out)
+        click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
     report.print_summary(opened, is_json)
 
 

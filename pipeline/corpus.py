@@ -18,7 +18,7 @@ from pipeline.settings import Run
 from stages import ingest
 from stages.loading import fingerprint
 from stages.shard import content_hash, cut
-from stages.stage import Role
+from stages.stage import DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import TableSpec
 from storage.table import Store
@@ -66,6 +66,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
         read.append(("query", ingest.read(run.queries, "query", examples.classes)))
+        _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)
     for role, part in read:
         for index, rows in enumerate(_cut(part.rows, role, run.shard_size, store)):
@@ -97,6 +98,17 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
         store.write_note("ingest", name, keys)
     return Corpus(manifests)
+
+
+def _check_same_labels(run: Run, examples: Any, queries: Any) -> None:
+    """Refuses numbers in the queries where the corpus has names in no declared order."""
+    is_named = examples.label_kind == "str" and run.corpus.classes is None
+    if run.queries is not None and is_named and queries.label_kind == "int":
+        raise DataError(
+            f"{run.queries.path}: found whole numbers in the label column {run.queries.label}, "
+            f"expected class names such as {', '.join(examples.classes[:3])}, as in the corpus. "
+            "Name a column of names, or list `classes:` of the corpus in the order of the numbers."
+        )
 
 
 class _Writer:

@@ -62,17 +62,25 @@ class OpenedRun:
         Raises:
             RunError: it has not; the message says which stage to add.
         """
-        if view not in self.views():
+        rows = "" if view not in self.views() else f"FROM {SHAPLEY if view == 'shapley' else view}"
+        if rows and self.sql(f"{rows} LIMIT 1").fetchall():
+            return
+        if self.record["tables"].get(stage):
             raise RunError(
-                f"{self.folder.path}: found no view {view}, expected the results of a stage such "
-                f"as {stage}. Add `{stage}: {{}}` under `stages:` and run again."
+                f"{self.folder.path}: found no results of {stage} yet, expected a run that came to "
+                f"its end. Go on with `assay run {self.folder.config}`."
             )
+        raise RunError(
+            f"{self.folder.path}: found no view {view}, expected the results of a stage such as "
+            f"{stage}. Add `{stage}: {{}}` under `stages:` and run again."
+        )
 
     def flag(self, top: int | None = None, method: str | None = None) -> Any:
         """Examples whose label is suspicious, the most suspicious first.
 
-        Columns: example_id, source_id, text, given_label, suggested_label, label_score (in [0, 1],
-        low = suspicious), is_label_issue, method, and true_label where flips were planted.
+        Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
+        label_score (in [0, 1], low = suspicious), is_label_issue, method, and true_label where
+        flips were planted.
 
         Args:
             top: How many of the lowest scores, flagged or not; by default all that are flagged.
@@ -82,8 +90,10 @@ class OpenedRun:
         one = self._one("label_issues", "method", method)
         ends = f"LIMIT {int(top)}" if top is not None else ""
         keep = "" if top is not None else "AND i.is_label_issue"
+        pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
+        pair = "e.text_b, " if pairs else ""
         return self.sql(
-            f"""SELECT e.example_id, e.source_id, e.text, i.given_label, i.suggested_label,
+            f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
                 FROM label_issues AS i JOIN examples AS e USING (example_id)
                 WHERE i.method = {_quoted(one)} {keep}
@@ -149,11 +159,20 @@ class OpenedRun:
         """How many rows were written to `path`, a CSV for a person to decide about labels.
 
         Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
-        it where another is right), label_score, example_id.
+        it where another is right), label_score, example_id; text_b for pairs.
+
+        Raises:
+            RunError: the file is there already; it may hold decisions.
         """
+        if Path(path).exists():
+            raise RunError(
+                f"{path}: found a file there already, expected a new one: it may hold decisions. "
+                "Name another, or delete it first."
+            )
+        pair = "text_b, " if "text_b" in rows.columns else ""
         return self._views.export(
             self._connection,
-            "SELECT source_id, NULL::VARCHAR AS decision, text, given_label, "
+            f"SELECT source_id, NULL::VARCHAR AS decision, text, {pair}given_label, "
             "suggested_label AS new_label, round(label_score, 4) AS label_score, example_id "
             f"FROM ({rows.sql_query()})",
             Path(path),
@@ -208,6 +227,14 @@ class OpenedRun:
         ).fetchall()
         return json.loads(rows[0][0])
 
+    def methods(self, view: str) -> list[str]:
+        """Stage instances with rows in `view`; for `shapley` those with Shapley values proper."""
+        if view not in self.views():
+            return []
+        source = SHAPLEY if view == "shapley" else view
+        rows = self.sql(f"SELECT DISTINCT method FROM {source} AS v ORDER BY 1").fetchall()
+        return [str(row[0]) for row in rows]
+
     def default_utility(self) -> str:
         """The utility that is shown when none is named.
 
@@ -225,8 +252,8 @@ class OpenedRun:
         if wish is None and found and (len(found) == 1 or first in found):
             return first if first in found else found[0]
         raise RunError(
-            f"found {column} {', '.join(found) or 'nowhere'}, expected {wish or 'just one'}. "
-            f"Name one with --{column}."
+            f"found {f'--{column} {wish}' if wish else f'no --{column}'}, expected one of "
+            f"{', '.join(found)}. Name one with --{column}."
         )
 
 

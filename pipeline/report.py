@@ -21,6 +21,7 @@ from storage.schema import StorageError
 SUSPICIOUS = 20
 EXTREMES = 10
 TEXT_WIDTH = 60
+SHORT = 24
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
 
 
@@ -151,8 +152,9 @@ def summarize(run: Any) -> dict[str, Any]:
         "accuracy": [],
         "try": _statements(views),
     }
-    if "label_issues" in views:
-        rows = _dicts(run.flag(top=SUSPICIOUS))
+    # With several instances of a stage, the first speaks; the views hold them all.
+    for method in run.methods("label_issues")[:1]:
+        rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
         summary["suspicious"] = [
             {
                 "example_id": r["example_id"],
@@ -167,12 +169,13 @@ def summarize(run: Any) -> dict[str, Any]:
         summary["flagged"], planted, caught = run.sql(
             "SELECT count(*) FILTER (i.is_label_issue), count(*) FILTER (e.true_label <> e.label), "
             "count(*) FILTER (e.true_label <> e.label AND i.is_label_issue) "
-            "FROM examples AS e JOIN label_issues AS i USING (example_id)"
+            "FROM examples AS e JOIN label_issues AS i USING (example_id) "
+            f"WHERE i.method = '{method}'"
         ).fetchall()[0]
         if planted:
             found = sum(row["planted"] for row in summary["suspicious"])
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": found}
-    if "shapley" in views:
+    for method in run.methods("shapley")[:1]:
         utility = run.default_utility()
         summary["utility"] = utility
         for key, order in (("helpful", "ASC"), ("harmful", "DESC")):
@@ -181,6 +184,7 @@ def summarize(run: Any) -> dict[str, Any]:
                     "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
                     "s.p_helpful FROM shapley AS s JOIN examples AS e USING (example_id) "
                     f"WHERE s.utility = '{utility}' AND s.semivalue = 'shapley' "
+                    f"AND s.method = '{method}' "
                     f"ORDER BY s.rank {order} LIMIT {EXTREMES}"
                 )
             )
@@ -224,11 +228,15 @@ def _fetch(rows: Any) -> list[tuple[Any, ...]]:
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table whose long columns give way where the terminal is narrow, and no other."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in names:
-        table.add_column(name, no_wrap=name != "text", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(name, cell)) for name, cell in zip(names, row, strict=True)))
+    cells = [[_cell(name, cell) for name, cell in zip(names, row, strict=True)] for row in rows]
+    for at, name in enumerate(names):
+        widest = max([len(name), *(len(row[at]) for row in cells)])
+        least = widest if widest <= SHORT else SHORT // 2
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
+    for row in cells:
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -240,7 +248,7 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:{DIGITS.get(name, '.4g')}}"
     text = str(value)
-    if name == "text" and len(text) > TEXT_WIDTH:
+    if len(text) > TEXT_WIDTH:
         return text[: TEXT_WIDTH - 1] + "…"
     return text
 
@@ -255,6 +263,7 @@ def _bytes(count: float) -> str:
 
 def _print(item: Any) -> None:
     console = Console(file=sys.stdout, soft_wrap=not isinstance(item, Table), highlight=False)
-    if not console.is_terminal:
-        console.width = 140
+    if not console.is_terminal and isinstance(item, Table):
+        unlimited = console.options.update(max_width=10_000)
+        console.width = console.measure(item, options=unlimited).maximum
     console.print(Text(item) if isinstance(item, str) else item)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 
 
@@ -12,11 +13,17 @@ def run_status(path: Path) -> dict[str, Any]:
     Rebuilds the catalog when the folder has been moved or the catalog is gone.
 
     Raises:
-        pipeline.errors.RunFolderError: the folder holds no run.
+        pipeline.errors.RunFolderError: the folder holds no run, or its store is gone.
     """
     folder = RunFolder(path.expanduser().resolve())
     record = folder.read_record()
     store = folder.store()
+    if store.is_local and not Path(store.root).exists():
+        raise RunFolderError(
+            f"{folder.path}: found no store at {store.root}, expected the tables of this run. "
+            "Move the store back (it may lie in another run's folder that was moved), or correct "
+            f"`store` in {folder.record}."
+        )
     tables = []
     for instance, states in record["tables"].items():
         for table, state in states.items():

@@ -463,11 +463,11 @@ COMMAND_CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown method": (
         ["flag", "RUN", "--method", "mine"],
-        ["found method label_issues", "expected mine", "--method"],
+        ["found --method mine", "expected one of label_issues", "Name one with --method"],
     ),
     "unknown utility": (
         ["select", "RUN", "--keep", "3", "--utility", "f1"],
-        ["found utility accuracy, cross_entropy", "expected f1", "--utility"],
+        ["found --utility f1", "expected one of accuracy, cross_entropy", "--utility"],
     ),
     "unknown order": (
         ["select", "RUN", "--keep", "3", "--by", "beauty"],

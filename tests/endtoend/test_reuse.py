@@ -67,6 +67,7 @@ def config(folder: Path, rows: Rows) -> dict[str, Any]:
     columns = {"text": "sentence", "label": "sentiment", "id": "uid"}
     raw["run"] = str(folder / "it's a run")
     raw["corpus"] = {"path": str(folder / "corpus.jsonl"), **columns}
+    raw["corpus"]["classes"] = ["negative", "positive"]
     raw["queries"]["path"] = str(CONFIGS / "data" / "sst2_validation.parquet")
     raw["queries"]["split"] = f"train[:{N_QUERIES}]"
     raw["shard_size"] = SHARD
@@ -356,6 +357,7 @@ def test_a_probe_is_not_kept_for_another_question(
     again["store"] = str(folder / "it's a run/store")
     again["run"] = str(folder / "topics")
     again["corpus"] |= {"path": str(folder / "topics.jsonl"), "label": "topic"}
+    again["corpus"]["classes"] = ["short", "middle", "long"]
     again["queries"]["label"] = None
     again["stages"] = {"prediction": {}}
     said = run(folder, again)
@@ -368,9 +370,38 @@ def test_a_probe_is_not_kept_for_another_question(
     # Labels that are flipped on purpose must not meet a probe that saw the right ones.
     again["run"] = str(folder / "flipped")
     again["corpus"] |= {"label": "sentiment", "flip_labels": {"fraction": 0.1}}
+    again["corpus"]["classes"] = ["negative", "positive"]
     said = run(folder, again)
     assert "is kept" not in said.stderr
     assert shards(open_run(folder / "flipped"), "probe") != before
+
+
+def test_numbers_in_the_queries_are_not_taken_for_names_in_some_order(
+    folder: Path, again: dict[str, Any]
+) -> None:
+    del again["corpus"]["classes"]
+    (folder / "numbers.yaml").write_text(yaml.safe_dump(again))
+    said = CliRunner().invoke(main, ["run", str(folder / "numbers.yaml")])
+    assert said.exit_code == 1
+    assert "found whole numbers in the label column label" in said.stderr
+    assert "expected class names such as negative, positive" in said.stderr
+    assert "list `classes:` of the corpus" in said.stderr
+
+
+def test_a_refused_review_leaves_the_corrected_run_as_it_was(folder: Path) -> None:
+    name = folder / "it's a run"
+    good, bad = folder / "good.csv", folder / "bad.csv"
+    source_id = open_run(name).sql("SELECT source_id FROM examples LIMIT 1").fetchall()[0][0]
+    good.write_text(f"source_id,decision,new_label\n{source_id},drop,\n")
+    bad.write_text(f"source_id,decision,new_label\n{source_id},fix,nonsense\n")
+    assay("apply", name, good)
+    corrected = folder / "it's a run-corrected"
+    before = {p.name: p.read_bytes() for p in corrected.glob("*.*") if p.suffix != ".log"}
+    refused = CliRunner().invoke(main, ["apply", str(name), str(bad)])
+    assert refused.exit_code == 1
+    assert before == {p.name: p.read_bytes() for p in corrected.glob("*.*") if p.suffix != ".log"}
+    assay("apply", name, good)
+    assert (folder / "it's a run-corrected-2" / "run.json").exists()
 
 
 def test_a_deleted_shard_of_the_corpus_is_written_again(

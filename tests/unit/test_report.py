@@ -29,7 +29,14 @@ def test_cells_round_numbers_and_cut_long_texts():
     assert report._cell("value", None) == ""
     assert report._cell("planted", True) == "yes"
     assert len(report._cell("text", "x" * 500)) == report.TEXT_WIDTH
-    assert report._cell("other", "x" * 500) == "x" * 500
+
+
+def test_no_column_is_lost_off_a_terminal(capsys):
+    names = [f"column_{i}" for i in range(30)]
+    report._print(report._table(names, [["x" * 200] * 30]))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+    assert shown.count("x" * (report.TEXT_WIDTH - 1) + "…") == 30
 
 
 def test_statements_to_try_use_only_views_that_are_there():
