@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.kernel import RIDGE_GRID, solve
+from stages.kernel import RIDGE_GRID, closed_form_loo, solve
 from stages.labelled_kernel import LabelledKernel, Ridge, check_fields, read_labelled_kernel
 from stages.stage import Cost, Inputs, Role, Split, Work
 from stages.tables import PREDICTION
@@ -37,7 +37,7 @@ def fit(regression: LabelledKernel) -> Fit:
     offset = 1 / targets.shape[1]
     return Fit(
         regression=regression,
-        of_examples=offset + targets - solution.dual / solution.inverse.diagonal()[:, None],
+        of_examples=offset + closed_form_loo(targets, solution),
         of_queries=offset + regression.query_kernel @ solution.dual,
     )
 
