@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -32,8 +33,10 @@ def map_folder() -> Path:
 def open_map(store: Store, manifest: Manifest, role: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids (rows,) and vectors (rows, dim) of one role, memory-mapped read-only.
 
-    The first call on a node writes rows * (4 dim + 8) bytes; later calls map them. Of two processes
-    that build the same map at once, one renames its copy into place and the other throws its away.
+    Vectors keep the value type they are stored in, float16 or float32: whoever computes with them
+    casts them up. The first call on a node writes rows * (4 dim + 8) bytes, or rows * (2 dim + 8)
+    for float16; later calls map them. Of two processes that build the same map at once, one renames
+    its copy into place and the other throws its away.
 
     A role without rows gives empty arrays: a run need not have queries.
 
@@ -46,28 +49,37 @@ def open_map(store: Store, manifest: Manifest, role: str) -> tuple[np.ndarray, n
             f"{manifest.table} {manifest.key}: found no vectors in it, expected a feature table. "
             "Name a table such as embedding or ntk."
         )
+    # A manifest of before there was a choice names no type: its vectors are float32.
+    dtype = np.dtype(manifest.dtype or np.float32)
     if not shards:
-        return np.empty(0, np.int64), np.empty((0, manifest.vector_length), np.float32)
+        return np.empty(0, np.int64), np.empty((0, manifest.vector_length), dtype)
     place = map_folder() / digest([manifest.table, role, [s.sha256 for s in shards]])
     if not place.exists():
-        _build(store, manifest.table, shards, manifest.vector_length, place)
+        shape = (sum(s.rows for s in shards), manifest.vector_length)
+        _build(store, manifest.table, shards, shape, dtype, place)
     return np.load(place / "ids.npy", mmap_mode="r"), np.load(place / "vectors.npy", mmap_mode="r")
 
 
-def _build(store: Store, table: str, shards: list[ShardRecord], length: int, place: Path) -> None:
+def _build(
+    store: Store,
+    table: str,
+    shards: list[ShardRecord],
+    shape: tuple[int, int],
+    dtype: np.dtype[np.floating[Any]],
+    place: Path,
+) -> None:
     building = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     building.mkdir(parents=True)
     try:
-        rows = sum(s.rows for s in shards)
-        ids = open_memmap(building / "ids.npy", "w+", np.int64, (rows,))
-        vectors = open_memmap(building / "vectors.npy", "w+", np.float32, (rows, length))
+        ids = open_memmap(building / "ids.npy", "w+", np.int64, shape[:1])
+        vectors = open_memmap(building / "vectors.npy", "w+", dtype, shape)
         start = 0
         for shard in shards:
             part = store.read_shard(table, shard.key, ["id", "vector"])
             stop = start + part.num_rows
             ids[start:stop] = part["id"].to_numpy()
             flat = pc.list_flatten(part["vector"]).to_numpy()
-            vectors[start:stop] = flat.reshape(part.num_rows, length)
+            vectors[start:stop] = flat.reshape(part.num_rows, shape[1])
             start = stop
         ids.flush()
         vectors.flush()

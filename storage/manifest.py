@@ -36,6 +36,8 @@ class ShardRecord:
     smallest_id: int | None
     largest_id: int | None
     vector_length: int | None = None
+    dtype: str | None = None
+    """Value type of the vectors on disk, by NumPy's name."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Facts that the stage recorded; they travel in the Parquet file's own metadata."""
 
@@ -83,6 +85,12 @@ class Manifest:
         """Length of the vectors; None for a table without vectors."""
         lengths = {s.vector_length for s in self.shards if s.vector_length is not None}
         return lengths.pop() if lengths else None
+
+    @property
+    def dtype(self) -> str | None:
+        """Value type of the vectors on disk; None for a table without vectors."""
+        dtypes = {s.dtype for s in self.shards if s.dtype is not None}
+        return dtypes.pop() if dtypes else None
 
     def to_json(self) -> str:
         """The manifest as the text of its file."""

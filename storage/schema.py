@@ -40,8 +40,10 @@ class TableSpec:
     """The declaration of one table.
 
     A column declared as a variable list of floats, `pa.list_(pa.float32())`, holds vectors: rows
-    must bring a fixed-size list of that value type, of any one length; the manifest pins the
-    length and refuses shards that disagree.
+    must bring a fixed-size list of that value type, of any one length. Where float32 is declared,
+    float16 may be brought as well and is stored as such; whoever computes with it casts it up. The
+    manifest pins length and value type and refuses shards that disagree. A `pa.large_list` of
+    floats holds rows of unequal length and is no vector column.
 
     Attributes:
         name: Folder of the table in the store.
@@ -80,11 +82,20 @@ class TableSpec:
 
     def vector_length(self, schema: pa.Schema) -> int | None:
         """Length of the table's vector column in `schema`; None for a table without vectors."""
+        kind = self._vector_type(schema)
+        return int(kind.list_size) if kind is not None else None
+
+    def dtype(self, schema: pa.Schema) -> str | None:
+        """Value type of the table's vector column in `schema`, by NumPy's name: "float16"."""
+        kind = self._vector_type(schema)
+        return str(np.dtype(kind.value_type.to_pandas_dtype())) if kind is not None else None
+
+    def _vector_type(self, schema: pa.Schema) -> pa.DataType | None:
         for field in self.schema:
             if pa.types.is_list(field.type) and field.name in schema.names:
                 actual = schema.field(field.name).type
                 if pa.types.is_fixed_size_list(actual):
-                    return int(actual.list_size)
+                    return actual
         return None
 
     def _check_columns(self, actual: pa.Schema, rows: int) -> None:
@@ -126,7 +137,7 @@ class TableSpec:
 
     def _check_finite(self, field: pa.Field, column: pa.ChunkedArray) -> None:
         values = column
-        if pa.types.is_fixed_size_list(field.type):
+        if pa.types.is_fixed_size_list(field.type) or pa.types.is_large_list(field.type):
             values = pc.list_flatten(column)
         if not pa.types.is_floating(values.type):
             return
@@ -141,5 +152,8 @@ class TableSpec:
 
 def _matches(declared: pa.DataType, found: pa.DataType) -> bool:
     if pa.types.is_list(declared) and pa.types.is_floating(declared.value_type):
-        return bool(pa.types.is_fixed_size_list(found) and found.value_type == declared.value_type)
+        values = {declared.value_type}
+        if pa.types.is_float32(declared.value_type):
+            values.add(pa.float16())
+        return bool(pa.types.is_fixed_size_list(found) and found.value_type in values)
     return bool(declared == found)

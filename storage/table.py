@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.manifest import Manifest, ShardRecord, parse_manifest
-from storage.schema import CorruptError, MissingError, StorageError, TableSpec
+from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
 
 DETAILS = b"assay.details"
 
@@ -91,7 +91,16 @@ class Store:
         else:
             rows = rows.replace_schema_metadata(None)
         buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd", store_schema=True)
+        # A dictionary of numbers that hardly repeat only takes room, up to a quarter of a shard.
+        plain = [f.name for f in rows.schema if not pa.types.is_nested(f.type)]
+        is_flat = len(plain) == len(rows.schema)
+        pq.write_table(
+            rows,
+            buffer,
+            compression="zstd",
+            store_schema=True,
+            use_dictionary=True if is_flat or spec.carries_columns else plain,
+        )
         data = buffer.getvalue()
         self._put(self.path(spec.name, f"{key}.parquet"), data)
         return _record(spec, key, role, index, rows, data)
@@ -113,18 +122,12 @@ class Store:
         return _record(spec, key, role, index, rows, data)
 
     def write_manifest(self, manifest: Manifest) -> str:
-        """Key of the manifest that now lies in the store; written after all of its shards."""
-        lengths = {s.vector_length for s in manifest.shards if s.vector_length is not None}
-        if len(lengths) > 1:
-            first = next(s for s in manifest.shards if s.vector_length is not None)
-            other = next(
-                s for s in manifest.shards if s.vector_length not in (None, first.vector_length)
-            )
-            raise StorageError(
-                f"{manifest.table} {manifest.key}: shard {other.index} has {other.vector_length} "
-                f"columns, shard {first.index} has {first.vector_length}. Delete one of the two "
-                "shards and run again."
-            )
+        """Key of the manifest that now lies in the store; written after all of its shards.
+
+        Raises:
+            SchemaError: shards disagree in the length or the value type of their vectors.
+        """
+        _check_alike(manifest)
         path = self.path(manifest.table, f"{manifest.key}.json")
         if not self.fs.exists(path):
             self._put(path, manifest.to_json().encode())
@@ -153,6 +156,8 @@ class Store:
             # A role without rows still has columns, and another role's shard knows them.
             first = self.read_shard(manifest.table, manifest.shards[0].key, columns)
             return first.slice(0, 0)
+        # A shard without rows knows the declared columns only, not the length of its vectors.
+        shards = [s for s in shards if s.rows] or shards[:1]
         return pa.concat_tables([self.read_shard(manifest.table, s.key, columns) for s in shards])
 
     def write_note(self, table: str, name: str, note: Mapping[str, Any]) -> None:
@@ -225,6 +230,19 @@ def _parse_shard(data: bytes, table: str, key: str, columns: Sequence[str] | Non
         ) from error
 
 
+def _check_alike(manifest: Manifest) -> None:
+    shards = [s for s in manifest.shards if s.vector_length is not None]
+    for other in shards[1:]:
+        first = shards[0]
+        if (other.vector_length, other.dtype) != (first.vector_length, first.dtype):
+            raise SchemaError(
+                f"{manifest.table} {manifest.key}: shard {other.index} ({other.role}) has vectors "
+                f"of {other.vector_length} {other.dtype}, shard {first.index} ({first.role}) of "
+                f"{first.vector_length} {first.dtype}, expected one length and one type. Delete "
+                f"one of {first.key}.parquet and {other.key}.parquet and run again."
+            )
+
+
 def _record(
     spec: TableSpec, key: str, role: str, index: int, rows: pa.Table, data: bytes
 ) -> ShardRecord:
@@ -240,5 +258,6 @@ def _record(
         smallest_id=pc.min(ids).as_py() if ids is not None else None,
         largest_id=pc.max(ids).as_py() if ids is not None else None,
         vector_length=spec.vector_length(rows.schema),
+        dtype=spec.dtype(rows.schema),
         details=json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}")),
     )

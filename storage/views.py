@@ -281,6 +281,7 @@ PROVENANCE = pa.schema(
         ("rows", pa.int64()),
         ("bytes", pa.int64()),
         ("vector_length", pa.int64()),
+        ("dtype", pa.string()),
         ("seconds", pa.float64()),
         ("created", pa.string()),
         ("packages", pa.string()),
@@ -303,6 +304,7 @@ def _provenance(entry: Entry, run_id: str) -> Mapping[str, object]:
         "rows": manifest.rows,
         "bytes": manifest.bytes,
         "vector_length": manifest.vector_length,
+        "dtype": manifest.dtype,
     }
 
 

@@ -42,6 +42,21 @@ def test_rows_of_a_role_in_shard_order(table, tmp_path):
     assert len(list((tmp_path / "maps").iterdir())) == 1
 
 
+def test_a_map_keeps_the_stored_type(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASSAY_MAPS", str(tmp_path / "maps"))
+    store = Store(str(tmp_path / "store"))
+    # A third is no number of half precision, and 6e-5 is a subnormal one.
+    matrix = np.array([[1 / 3, 6e-5], [-65504.0, 0.0]], dtype=np.float16)
+    shards = (write(store, "a", "example", 0, [0, 1], matrix),)
+    manifest = Manifest("f", "s", 1, {}, {}, shards)
+    _, vectors = open_map(store, manifest, "example")
+    assert vectors.dtype == np.float16
+    np.testing.assert_array_equal(vectors, matrix)
+    assert open_map(store, manifest, "query")[1].dtype == np.float16
+    data = next((tmp_path / "maps").glob("*/vectors.npy"))
+    assert data.stat().st_size <= 128 + 2 * matrix.size
+
+
 def test_a_map_is_built_once(table, tmp_path):
     store, manifest, matrix = table
     open_map(store, manifest, "example")

@@ -39,6 +39,21 @@ def test_normalized_kernel_is_the_mean_of_cosines(
     torch.testing.assert_close(to, expected_to, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_features_of_half_precision_are_multiplied_in_double(normalize: bool) -> None:
+    generator = np.random.default_rng(1)
+    # Their squares leave the range of float16, at 65504.
+    stored = [(300 * generator.normal(size=(n, 50))).astype(np.float16) for n in (6, 4)]
+    halves = [aligned(Vectors(np.arange(len(m)), m), np.arange(len(m))) for m in stored]
+    assert all(rows.dtype == torch.float16 for rows in halves)
+    doubles = [rows.double() for rows in halves]
+    found = gram([(halves[0], halves[1])], normalize)
+    expected = gram([(doubles[0], doubles[1])], normalize)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float64
+        assert torch.equal(one, other)
+
+
 def test_one_raw_kernel_stays_raw(tables: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     examples, queries = (rows.double() for rows in tables[0])
     among, to = gram(tables[:1], normalize=False)

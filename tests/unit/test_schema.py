@@ -11,6 +11,16 @@ VECTORS = TableSpec(
 )
 
 
+RAGGED = TableSpec(
+    "rag", pa.schema([("id", pa.int64()), ("row", pa.large_list(pa.float64()))]), ("id",)
+)
+
+
+def ragged(rows):
+    ids = pa.array(range(len(rows)), pa.int64())
+    return pa.table({"id": ids, "row": pa.array(rows, pa.large_list(pa.float64()))})
+
+
 def scores(ids, x):
     return pa.table(
         {"id": pa.array(ids, pa.int64()), "role": ["example"] * len(ids), "x": x},
@@ -18,9 +28,9 @@ def scores(ids, x):
     )
 
 
-def vectors(rows, length=2):
+def vectors(rows, length=2, kind=None):
     ids = pa.array(range(len(rows)), pa.int64())
-    return pa.table({"id": ids, "vector": pa.array(rows, pa.list_(pa.float32(), length))})
+    return pa.table({"id": ids, "vector": pa.array(rows, pa.list_(kind or pa.float32(), length))})
 
 
 def test_rows_are_sorted_by_key():
@@ -53,6 +63,26 @@ def test_numbers_that_are_not_finite_are_refused(bad):
         SCORES.check(scores([1, 2], [0.0, bad]))
     with pytest.raises(SchemaError, match="vector holds 1 NaN or infinite"):
         VECTORS.check(vectors([[0.0, bad]]))
+    with pytest.raises(SchemaError, match="vector holds 1 NaN or infinite"):
+        VECTORS.check(vectors([[0.0, bad]], kind=pa.float16()))
+    with pytest.raises(SchemaError, match="row holds 1 NaN or infinite"):
+        RAGGED.check(ragged([[0.0], [1.0, bad]]))
+
+
+def test_vectors_may_be_of_half_precision_and_of_no_other():
+    table = vectors([[0.5, -2.0]], kind=pa.float16())
+    assert VECTORS.check(table)["vector"].to_pylist() == [[0.5, -2.0]]
+    assert (VECTORS.dtype(table.schema), VECTORS.vector_length(table.schema)) == ("float16", 2)
+    assert VECTORS.dtype(vectors([[0.0, 1.0]]).schema) == "float32"
+    assert SCORES.dtype(SCORES.schema) is None
+    with pytest.raises(SchemaError, match="vector has type fixed_size_list<item: double>"):
+        VECTORS.check(vectors([[0.0, 1.0]], kind=pa.float64()))
+
+
+def test_rows_of_unequal_length_are_declared_as_large_lists():
+    table = ragged([[3.0], [1.0, 2.0]])
+    assert RAGGED.check(table)["row"].to_pylist() == [[3.0], [1.0, 2.0]]
+    assert (RAGGED.vector_length(table.schema), RAGGED.dtype(table.schema)) == (None, None)
 
 
 def test_missing_extra_and_reordered_columns_are_refused():

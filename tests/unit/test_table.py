@@ -1,11 +1,12 @@
 import json
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from storage.manifest import Manifest, shard_key, table_key
-from storage.schema import CorruptError, MissingError, StorageError, TableSpec
+from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
 from storage.table import Store, write_whole
 
 SPEC = TableSpec("t", pa.schema([("id", pa.int64()), ("x", pa.float64())]), ("id",))
@@ -18,8 +19,8 @@ def rows(n=3):
     return pa.table({"id": pa.array(range(n), pa.int64()), "x": [float(i) for i in range(n)]})
 
 
-def vector_rows(length):
-    cells = pa.array([[0.0] * length], pa.list_(pa.float32(), length))
+def vector_rows(length, kind=None):
+    cells = pa.array([[0.0] * length], pa.list_(kind or pa.float32(), length))
     return pa.table({"id": pa.array([0], pa.int64()), "vector": cells})
 
 
@@ -93,8 +94,49 @@ def test_keys_depend_on_each_ingredient():
 def test_vectors_of_two_lengths_are_refused(tmp_path):
     store = Store(str(tmp_path))
     shards = [store.write_shard(VECTOR, f"k{n}", "example", n, vector_rows(n)) for n in (2, 3)]
-    with pytest.raises(StorageError, match="shard 3 has 3 columns, shard 2 has 2. Delete one"):
+    refused = r"shard 3 \(example\) has vectors of 3 float32, shard 2 \(example\) of 2 float32"
+    with pytest.raises(SchemaError, match=f"{refused}.*Delete one of k2.parquet and k3.parquet"):
         store.write_manifest(manifest(shards, "v"))
+
+
+def test_vectors_of_two_types_are_refused(tmp_path):
+    store = Store(str(tmp_path))
+    shards = [
+        store.write_shard(VECTOR, kind, "example", n, vector_rows(2, getattr(pa, kind)()))
+        for n, kind in enumerate(("float16", "float32"))
+    ]
+    with pytest.raises(SchemaError, match="of 2 float32, shard 0 .* of 2 float16, expected one"):
+        store.write_manifest(manifest(shards, "v"))
+
+
+def test_half_precision_is_recorded_and_takes_two_bytes_a_number(tmp_path):
+    store = Store(str(tmp_path))
+    random = np.random.default_rng(0).normal(size=4096)
+    sizes = {}
+    for kind in (np.float16, np.float32):
+        cells = pa.FixedSizeListArray.from_arrays(pa.array(random.astype(kind)), 4096)
+        table = pa.table({"id": pa.array([0], pa.int64()), "vector": cells})
+        name = np.dtype(kind).name
+        record = store.write_shard(VECTOR, name, "example", 0, table)
+        sizes[name] = record.bytes
+        assert (record.dtype, record.vector_length) == (name, 4096)
+        assert store.record_of(VECTOR, name, "example", 0) == record
+        assert manifest([record], "v").dtype == name
+        assert store.read_shard("v", name).equals(table)
+    assert sizes["float16"] <= 1.1 * 2 * 4096
+    assert manifest([store.write_shard(SPEC, "k", "", 0, rows())]).dtype is None
+
+
+def test_a_shard_without_rows_does_not_hide_the_others(tmp_path):
+    store = Store(str(tmp_path))
+    shards = [
+        store.write_shard(VECTOR, "none", "example", 0, VECTOR.schema.empty_table()),
+        store.write_shard(VECTOR, "some", "example", 1, vector_rows(2, pa.float16())),
+    ]
+    written = manifest(shards, "v")
+    store.write_manifest(written)
+    assert (written.vector_length, written.dtype) == (2, "float16")
+    assert store.read_table(written).equals(vector_rows(2, pa.float16()))
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

@@ -1,0 +1,71 @@
+"""Base views over tables that several instances write, and the views over them."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stages.ntk import NTK
+from storage.manifest import Manifest
+from storage.table import Store
+from storage.views import Entry, build_catalog, open_catalog
+
+
+def entry(store: Store, spec: Any, instance: str, *shards: pa.Table) -> Entry:
+    """A table of `shards` that `instance` has written."""
+    records = [
+        store.write_shard(spec, f"{instance}{at}", "example", at, rows)
+        for at, rows in enumerate(shards)
+    ]
+    manifest = Manifest(spec.name, "stage", 1, {}, {}, tuple(records))
+    store.write_manifest(manifest)
+    return Entry(instance, manifest)
+
+
+def vectors(ids: list[int], kind: type) -> pa.Table:
+    numbers = np.repeat(np.array(ids, dtype=kind), 3) + np.tile([0, 0.5, 1], len(ids)).astype(kind)
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 3)
+    return pa.table({"id": pa.array(ids), "role": ["example"] * len(ids), "vector": cells})
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Any:
+    """Puts a catalog over entries and opens it."""
+    opened: list[duckdb.DuckDBPyConnection] = []
+
+    def build(store: Store, *entries: Entry) -> duckdb.DuckDBPyConnection:
+        build_catalog(tmp_path / "catalog.duckdb", entries, store, "run", {"example": "train"})
+        opened.append(open_catalog(tmp_path / "catalog.duckdb", store))
+        return opened[-1]
+
+    yield build
+    for connection in opened:
+        connection.close()
+
+
+def test_instances_with_vectors_of_two_types_share_a_view(tmp_path: Path, catalog: Any) -> None:
+    store = Store(str(tmp_path / "store"))
+    found = catalog(
+        store,
+        entry(store, NTK, "half", vectors([1, 2], np.float16), NTK.schema.empty_table()),
+        entry(store, NTK, "single", vectors([1, 3], np.float32)),
+    )
+    rows = found.execute("SELECT method, id, vector FROM ntk ORDER BY ALL").fetchall()
+    assert rows == [
+        ("half", 1, [1.0, 1.5, 2.0]),
+        ("half", 2, [2.0, 2.5, 3.0]),
+        ("single", 1, [1.0, 1.5, 2.0]),
+        ("single", 3, [3.0, 3.5, 4.0]),
+    ]
+    kinds = found.execute("SELECT DISTINCT typeof(vector) FROM ntk").fetchall()
+    assert kinds == [("FLOAT[]",)]
+    product = (
+        "SELECT array_inner_product(a.vector::FLOAT[3], b.vector::FLOAT[3]) FROM ntk AS a, ntk AS b"
+        " WHERE a.method = 'half' AND b.method = 'single' AND a.id = 1 AND b.id = 3"
+    )
+    assert found.execute(product).fetchall() == [(3 + 1.5 * 3.5 + 2 * 4,)]
+    dtypes = found.execute("SELECT instance, dtype, vector_length FROM runs ORDER BY 1").fetchall()
+    assert dtypes == [("half", "float16", 3), ("single", "float32", 3)]
