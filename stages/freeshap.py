@@ -185,6 +185,7 @@ class FreeShap:
             "n_examples": len(labelled.example_ids),
             "n_queries": len(labelled.query_ids),
             "n_unlabelled_queries": len(regression.query_ids) - len(labelled.query_ids),
+            **regression.left_out(),
             "utility_of_none": dict(zip(self.utilities, ends[:, 0].tolist(), strict=True)),
             "utility_of_all": dict(zip(self.utilities, ends[:, 1].tolist(), strict=True)),
         }

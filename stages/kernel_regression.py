@@ -90,6 +90,7 @@ class KernelRegression:
             "damping": regression.damping,
             "n_examples": len(regression.example_ids),
             "ridge_errors": [{"ridge": ridge, "error": error} for ridge, error in tried],
+            **regression.left_out(),
         }
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:

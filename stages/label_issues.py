@@ -76,6 +76,17 @@ class NoiseModel(NamedTuple):
         return replaced / (kept + replaced).clamp_min(1e-300)
 
 
+class Judged(NamedTuple):
+    """The labelled examples that have a prediction, ascending by id, and the noise model."""
+
+    ids: Int64[np.ndarray, " rows"]
+    outputs: Float[Tensor, "rows classes"]
+    labels: Int64[Tensor, " rows"]
+    model: NoiseModel
+    n_without_features: int
+    """Labelled examples without a prediction."""
+
+
 def fit_noise_model(
     outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
 ) -> NoiseModel:
@@ -169,42 +180,56 @@ class LabelIssues:
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """One row per labelled example."""
+        """One row per labelled example that has a prediction."""
         return (LABEL_ISSUES,)
 
-    def open(self, inputs: Inputs) -> tuple[np.ndarray, Tensor, Tensor, NoiseModel]:
-        """Ids, predictions, labels and the fitted noise model.
+    def open(self, inputs: Inputs) -> Judged:
+        """Predictions, labels and the fitted noise model of the examples that have both.
 
         Raises:
-            DataError: a labelled example has no prediction.
+            DataError: no labelled example has a prediction.
         """
-        label = inputs.table("label", "example").select(["id", "label"]).sort_by("id")
+        label = inputs.table("label", "example").select(["id", "label"]).drop_null().sort_by("id")
         rows = inputs.table(self.predictions)
         rows = rows.filter(pc.equal(rows["role"], "example")).sort_by("id")
-        ids = label["id"].to_numpy()
-        if not np.array_equal(ids, rows["id"].to_numpy()):
+        n_labelled = label.num_rows
+        label = label.filter(pc.is_in(label["id"], value_set=rows["id"].combine_chunks()))
+        rows = rows.filter(pc.is_in(rows["id"], value_set=label["id"].combine_chunks()))
+        if rows.num_rows == 0 or rows.num_rows != label.num_rows:
             raise DataError(
-                f"label_issues: found {rows.num_rows} predictions in {self.predictions}, expected "
-                f"one for each of {len(ids)} labelled examples. Name an instance that predicts "
-                "every example out of sample, such as kernel_regression."
+                f"label_issues: found {rows.num_rows} predictions in {self.predictions} for "
+                f"{label.num_rows} of {n_labelled} labelled examples, expected one for each that "
+                "has features. Name one instance that predicts examples out of sample, such as "
+                "kernel_regression."
             )
         outputs = torch.from_numpy(matrix_of(rows["logits"]).astype(np.float64))
         labels = torch.from_numpy(np.array(label["label"].to_numpy()))
-        return ids, outputs, labels, fit_noise_model(outputs, labels)
+        model = fit_noise_model(outputs, labels)
+        left_out = n_labelled - label.num_rows
+        return Judged(label["id"].to_numpy(), outputs, labels, model, left_out)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """The noise model and how many labels it expects to be wrong."""
-        _, outputs, labels, model = inputs.opened
-        return {
+        """The noise model, how many labels it expects to be wrong, how many it could not judge."""
+        judged: Judged = inputs.opened
+        model = judged.model
+        facts: dict[str, Any] = {
             "noise_rate": model.noise_rate,
             "temperature": model.temperature,
             "offsets": model.offsets.tolist(),
-            "expected_wrong": float(model.wrong(outputs, labels).sum()),
+            "expected_wrong": float(model.wrong(judged.outputs, judged.labels).sum()),
+            "n_without_features": judged.n_without_features,
         }
+        if judged.n_without_features:
+            facts["notices"] = [
+                f"{judged.n_without_features} labelled examples have no prediction, for want of "
+                "features, and were not judged"
+            ]
+        return facts
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """One row per labelled example."""
-        ids, outputs, labels, model = inputs.opened
+        """One row per labelled example that has a prediction."""
+        judged: Judged = inputs.opened
+        ids, outputs, labels, model = judged[:4]
         clean = model.clean(outputs)
         wrong = model.wrong(outputs, labels)
         score = clean[torch.arange(len(labels)), labels]

@@ -13,11 +13,11 @@ hence no option. What the offset buys: outputs sum to one, a fit on nothing says
 automatic ridge is not judged by how well the constant 1/C is fitted.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from stages.kernel import aligned, auto_ridge, gram, mean_diagonal, one_hot
@@ -42,6 +42,22 @@ class LabelledKernel(NamedTuple):
     damping: float
     ridge_errors: tuple[float, ...]
     """Leave-one-out error for each of `kernel.RIDGE_GRID`; empty if the ridge was given."""
+    n_without_features: tuple[int, int] = (0, 0)
+    """Labelled examples, and queries, that some feature table has no row for."""
+
+    def left_out(self) -> dict[str, Any]:
+        """Facts for a manifest: how many rows were left out for want of features, and a notice."""
+        examples, queries = self.n_without_features
+        facts: dict[str, Any] = {
+            "n_without_features": examples,
+            "n_queries_without_features": queries,
+        }
+        if examples or queries:
+            facts["notices"] = [
+                f"{examples} labelled examples and {queries} queries have no features and were "
+                "left out"
+            ]
+        return facts
 
     def with_labelled_queries(self) -> "LabelledKernel":
         """The same without the queries whose label is unknown.
@@ -83,13 +99,13 @@ def read_labelled_kernel(
 ) -> LabelledKernel:
     """The regression of the table `label` on the feature tables `kernel`.
 
-    Examples without a label (dropped, or null) take no part; queries keep the order of the first
-    feature table. Memory 8 (n + m) n bytes for the kernel, beside it one feature table in float64
+    Examples without a label (dropped, or null) take no part, and neither does a row that one of the
+    feature tables lacks; queries keep the order of the first feature table. Memory 8 (n + m) n bytes for the kernel, beside it one feature table in float64
     while it is built; `ridge="auto"` then takes about 32 n^2 bytes and O(n^3).
 
     Raises:
-        DataError: a feature row is missing, fewer than two classes are declared, a label is
-            outside of them, no example is labelled, or all features are zero.
+        DataError: fewer than two classes are declared, a label is outside of them, no example is
+            labelled, no labelled example has features, or all features are zero.
     """
     n_classes = len(inputs.details("label")["classes"])
     if n_classes < 2:
@@ -102,7 +118,18 @@ def read_labelled_kernel(
         raise DataError(
             "label: found no example with a label, expected at least 1. Label some examples."
         )
-    query_ids = inputs.vectors(kernel[0], "query").ids
+    with_label = len(example_ids)
+    has_features = _in_all(inputs, kernel, "example", example_ids)
+    example_ids, labels = example_ids[has_features], labels[has_features]
+    if len(example_ids) == 0:
+        raise DataError(
+            f"{', '.join(kernel)}: found features of none of the {with_label} labelled examples "
+            "in all of these tables, expected at least 1. Look into the view diagnostics for what "
+            "happened to them."
+        )
+    query_ids = np.array(inputs.vectors(kernel[0], "query").ids)
+    query_ids = query_ids[_in_all(inputs, kernel, "query", query_ids)]
+    known_queries = inputs.table("label", "query")["id"].to_numpy()
     features = [
         (
             aligned(inputs.vectors(name, "example"), example_ids),
@@ -129,7 +156,21 @@ def read_labelled_kernel(
         ridge=ridge,
         damping=ridge * mean_diagonal(among_examples),
         ridge_errors=errors,
+        n_without_features=(
+            with_label - len(example_ids),
+            int((~np.isin(known_queries, query_ids)).sum()),
+        ),
     )
+
+
+def _in_all(
+    inputs: Inputs, kernel: tuple[str, ...], role: Role, ids: Int64[np.ndarray, " rows"]
+) -> Bool[np.ndarray, " rows"]:
+    """Which ids every one of the feature tables has a row for."""
+    found = np.ones(len(ids), dtype=bool)
+    for name in kernel:
+        found &= np.isin(ids, inputs.vectors(name, role).ids)
+    return found
 
 
 def _labelled(

@@ -101,6 +101,7 @@ class LeaveOneOut:
             "ridge": regression.ridge,
             "damping": regression.damping,
             "n_queries": len(regression.query_ids),
+            **regression.left_out(),
         }
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -75,7 +75,7 @@ def test_an_automatic_ridge_comes_with_its_errors() -> None:
         (LABELS, ["one"], "found 1 classes"),
         ({("example", 1): 2}, ["no", "yes"], "found labels 2 to 2 among example"),
         ({("example", 1): None}, ["no", "yes"], "no example with a label"),
-        ({("example", 5): 1}, ["no", "yes"], "the first is 5"),
+        ({("example", 5): 1}, ["no", "yes"], "ntk: found features of none of the 1 labelled"),
     ],
 )
 def test_unusable_labels_are_refused(

@@ -1,0 +1,159 @@
+"""A row that a feature table lacks is left out, as if the corpus had never had it, and counted."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from stages.freeshap import FreeShap
+from stages.kernel_regression import KernelRegression
+from stages.label_issues import LabelIssues
+from stages.labelled_kernel import read_labelled_kernel
+from stages.leave_one_out import LeaveOneOut
+from stages.probe import Probe
+from stages.stage import DataError, Part, Vectors
+
+KERNELS = ("ntk", "layers")
+ROLES = {"example": 30, "query": 8}
+
+
+class InMemory:
+    """30 examples and 8 queries with labels, and two feature tables of which some rows are gone.
+
+    `gone` names rows as (table, role, id). With `is_forgotten` the label table lacks them as well.
+    """
+
+    def __init__(self, *gone: tuple[str, str, int], is_forgotten: bool = False) -> None:
+        generator = np.random.default_rng(3)
+        self.part, self.opened = Part("", 0), None
+        self.rows: dict[tuple[str, str], Vectors] = {}
+        labels = []
+        for role, n in ROLES.items():
+            # Ids out of order, as shards that grew over time leave them.
+            ids = np.roll(np.arange(n), 3)
+            for table in (*KERNELS, "embedding"):
+                matrix = generator.normal(size=(n, 6)).astype(np.float16)
+                kept = [at for at, i in enumerate(ids) if (table, role, i) not in gone]
+                self.rows[table, role] = Vectors(ids[kept], matrix[kept])
+            forgotten = {i for _, r, i in gone if r == role} if is_forgotten else set()
+            labels += [(i, role, i % 3 % 2) for i in range(n) if i not in forgotten]
+        columns = zip(*labels, strict=True)
+        self.tables = {"label": pa.table(list(map(pa.array, columns)), ["id", "role", "label"])}
+
+    def table(self, name: str, role: str | None = None) -> pa.Table:
+        table = self.tables[name]
+        return table if role is None else table.filter(pc.equal(table["role"], role))
+
+    def vectors(self, name: str, role: str) -> Vectors:
+        return self.rows[name, role]
+
+    def details(self, name: str) -> dict[str, Any]:
+        return {"classes": ["no", "yes"]}
+
+    def run(self, stage: Any) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows and facts of a stage."""
+        self.opened = stage.open(self) if hasattr(stage, "open") else None
+        batches = [batch for _, batch in stage.compute(self)]
+        rows = stage.writes[0].check(pa.Table.from_batches(batches))
+        return rows, dict(stage.details(self))
+
+
+# Examples 4 and 17 and query 5 lack one table or the other, query 2 both.
+GONE = (
+    ("ntk", "example", 4),
+    ("layers", "example", 17),
+    ("layers", "query", 5),
+    ("ntk", "query", 2),
+    ("layers", "query", 2),
+)
+COUNTS = {"n_without_features": 2, "n_queries_without_features": 2}
+
+
+def test_of_several_tables_the_rows_in_all_of_them_are_used() -> None:
+    found = read_labelled_kernel(InMemory(*GONE), KERNELS, True, 0.1)
+    assert found.example_ids.tolist() == [i for i in range(30) if i not in (4, 17)]
+    assert sorted(found.query_ids.tolist()) == [0, 1, 3, 4, 6, 7]
+    assert found.n_without_features == (2, 2)
+    expected = read_labelled_kernel(InMemory(*GONE, is_forgotten=True), KERNELS, True, 0.1)
+    assert expected.n_without_features == (0, 0)
+    for one, other in zip(found[:6], expected[:6], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_table_is_not_asked_for_rows_of_another() -> None:
+    found = read_labelled_kernel(InMemory(*GONE), ("ntk",), True, 0.1)
+    assert found.n_without_features == (1, 1)
+    assert 17 in found.example_ids
+
+
+def test_a_dropped_row_without_features_is_not_missed() -> None:
+    inputs = InMemory(("ntk", "example", 4))
+    label = inputs.tables["label"]
+    is_dropped = pc.and_(pc.equal(label["role"], "example"), pc.equal(label["id"], 4))
+    inputs.tables["label"] = label.filter(pc.invert(is_dropped))
+    assert read_labelled_kernel(inputs, ("ntk",), True, 0.1).n_without_features == (0, 0)
+
+
+def test_no_features_at_all_are_an_error() -> None:
+    gone = [("ntk", "example", i) for i in range(15)]
+    gone += [("layers", "example", i) for i in range(15, 30)]
+    with pytest.raises(DataError, match="ntk, layers: found features of none of the 30 labelled"):
+        read_labelled_kernel(InMemory(*gone), KERNELS, True, 0.1)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        KernelRegression(kernel=KERNELS),
+        FreeShap(kernel=KERNELS, permutations_per_round=2),
+        LeaveOneOut(kernel=KERNELS),
+    ],
+    ids=lambda stage: type(stage).__name__,
+)
+def test_methods_give_what_they_give_without_the_rows(stage: Any) -> None:
+    rows, facts = InMemory(*GONE).run(stage)
+    expected, none_missing = InMemory(*GONE, is_forgotten=True).run(stage)
+    assert rows.equals(expected)
+    assert {name: facts[name] for name in COUNTS} == COUNTS
+    assert facts["notices"] == [
+        "2 labelled examples and 2 queries have no features and were left out"
+    ]
+    assert {none_missing[name] for name in COUNTS} == {0}
+    assert "notices" not in none_missing
+
+
+def test_label_issues_judges_the_rows_that_have_a_prediction() -> None:
+    judged = []
+    for is_forgotten in (False, True):
+        inputs = InMemory(*GONE, is_forgotten=is_forgotten)
+        inputs.tables["kernel_regression"] = inputs.run(KernelRegression(kernel=KERNELS))[0]
+        judged.append(inputs.run(LabelIssues()))
+    (rows, facts), (expected, none_missing) = judged
+    assert rows.equals(expected)
+    assert rows["example_id"].to_pylist() == [i for i in range(30) if i not in (4, 17)]
+    assert facts["n_without_features"] == 2
+    assert facts["notices"][0].startswith("2 labelled examples have no prediction")
+    assert none_missing["n_without_features"] == 0
+    assert "notices" not in none_missing
+
+
+def test_label_issues_without_any_prediction_are_an_error() -> None:
+    inputs = InMemory()
+    rows = inputs.run(KernelRegression(kernel=KERNELS))[0]
+    inputs.tables["kernel_regression"] = rows.filter(pc.equal(rows["role"], "query"))
+    with pytest.raises(DataError, match="found 0 predictions in kernel_regression for 0 of 30"):
+        inputs.run(LabelIssues())
+    twice = pa.concat_tables([rows, rows])
+    inputs.tables["kernel_regression"] = twice
+    with pytest.raises(DataError, match="found 60 predictions in kernel_regression for 30 of 30"):
+        inputs.run(LabelIssues())
+
+
+def test_the_probe_is_fitted_on_the_rows_that_have_an_embedding() -> None:
+    gone = (("embedding", "example", 4), ("embedding", "example", 29))
+    rows, _ = InMemory(*gone).run(Probe())
+    expected, _ = InMemory(*gone, is_forgotten=True).run(Probe())
+    assert rows.equals(expected)
+    assert not rows.equals(InMemory().run(Probe())[0])
