@@ -137,7 +137,8 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
 
 def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
     if read in stages:
-        return [(read, spec.name) for spec in stages[read].writes]
+        # A stage's first table is its own; others, such as diagnostics, lie beside it.
+        return [(read, stages[read].writes[0].name)]
     return [(i, s.name) for i, stage in stages.items() for s in stage.writes if s.name == read]
 
 

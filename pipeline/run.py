@@ -5,7 +5,7 @@ import datetime
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from pipeline.config import dump_config, stage_name
 from pipeline.corpus import read_corpus
 from pipeline.errors import RunFolderError
 from pipeline.execute import Engine, open_engine
+from pipeline.facts import sentences, together
 from pipeline.folder import RunFolder, replace_file
 from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan, make_plan
@@ -37,8 +38,8 @@ class Progress(Protocol):
     def advanced(self, node: Node, records: list[ShardRecord]) -> None:
         """A task of the stage is finished."""
 
-    def finished(self, node: Node, seconds: float) -> None:
-        """The stage's tables are whole."""
+    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
+        """The stage's tables are whole; `notices` are what its tasks had to say."""
 
 
 class Silent:
@@ -53,7 +54,7 @@ class Silent:
     def advanced(self, node: Node, records: list[ShardRecord]) -> None:
         """See `Progress.advanced`."""
 
-    def finished(self, node: Node, seconds: float) -> None:
+    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
         """See `Progress.finished`."""
 
 
@@ -99,8 +100,8 @@ def execute(
                     fresh[task.key] = records
                     telling.advanced(node, records)
             seconds = time.monotonic() - start
-            keeper.finish(node, fresh, seconds)
-            telling.finished(node, seconds)
+            notices = keeper.finish(node, fresh, seconds)
+            telling.finished(node, seconds, notices)
             LOG.info(
                 "%s: %d of %d tasks computed in %.1f s",
                 node.instance,
@@ -108,6 +109,8 @@ def execute(
                 len(node.tasks),
                 seconds,
             )
+            for notice in notices:
+                LOG.warning("%s: %s", node.instance, notice)
         keeper.close()
     finally:
         if opened is not None:
@@ -153,8 +156,15 @@ class _Keeper:
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
 
-    def finish(self, node: Node, fresh: Mapping[str, list[ShardRecord]], seconds: float) -> None:
-        """Writes the manifests of a stage whose shards are all there."""
+    def finish(
+        self, node: Node, fresh: Mapping[str, list[ShardRecord]], seconds: float
+    ) -> list[str]:
+        """Writes the manifests of a stage whose shards are all there.
+
+        Returns what its tasks had to say, those of an interrupted execution too; nothing where all
+        was there already.
+        """
+        notices: list[str] = []
         for position, spec in enumerate(node.stage.writes):
             key = node.manifest_key(spec.name)
             if not self.store.has_manifest(spec.name, key):
@@ -165,9 +175,12 @@ class _Keeper:
                     else:
                         part = task.part
                         shards.append(self.store.record_of(spec, task.key, part.role, part.index))
-                self.store.write_manifest(self._manifest(node, spec.name, shards, seconds))
+                manifest = self._manifest(node, spec.name, shards, seconds)
+                self.store.write_manifest(manifest)
+                notices = notices or sentences(manifest.details)
             self.record["tables"][node.instance][spec.name]["manifest"] = key
         self._save()
+        return notices
 
     def close(self) -> None:
         """Puts the catalog of the whole run in place."""
@@ -188,7 +201,6 @@ class _Keeper:
         self, node: Node, table: str, shards: list[ShardRecord], seconds: float
     ) -> Manifest:
         model = getattr(node.stage, "model", None)
-        details = next((s.details for s in shards if s.details), {})
         inputs = dict(node.inputs)
         if node.pinned is not None and "label" in inputs:
             inputs["label"] = str(node.pinned["labels"])
@@ -199,7 +211,7 @@ class _Keeper:
             fields=node.fields,
             inputs=inputs,
             shards=tuple(dataclasses.replace(s, details={}) for s in shards),
-            details=details,
+            details=together(s.details for s in shards),
             model=getattr(model, "path", None),
             revision=node.fields.get("model", {}).get("fingerprint") if model else None,
             seed=getattr(node.stage, "seed", None),

@@ -1,6 +1,7 @@
 """A run on stderr while it works: what was read, what is reused, what is being done, time left."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -97,8 +98,8 @@ class Screen:
             unit = UNITS[node.stage.split]
             self._say(f"{node.instance}: {self._done} of {total} {unit}, {told_seconds(left)} left")
 
-    def finished(self, node: Any, seconds: float) -> None:
-        """Takes the bar away and leaves a line with the time."""
+    def finished(self, node: Any, seconds: float, notices: Sequence[str] = ()) -> None:
+        """Takes the bar away and leaves a line with the time, and one for each notice."""
         if self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
@@ -107,6 +108,8 @@ class Screen:
                 f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
                 f"{seconds:.1f} s"
             )
+        for notice in notices:
+            self._say(f"{node.instance}: {notice}", style="yellow")
 
     def _say(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(text, style=style))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.facts import of_task
 from stages.stage import Part, Role, Vectors
 from stages.threads import set_threads
 from storage.feature_map import open_map
@@ -92,7 +93,7 @@ class Worker:
         for table, batch in job.stage.compute(inputs):
             batches[table].append(batch)
         details = getattr(job.stage, "details", None)
-        facts = dict(details(inputs)) if details is not None else {}
+        facts = of_task(details(inputs), key) if details is not None else {}
         records = []
         for spec in job.stage.writes:
             rows = (

@@ -221,8 +221,8 @@ class LabelIssues:
         }
         if judged.n_without_features:
             facts["notices"] = [
-                f"{judged.n_without_features} labelled examples have no prediction, for want of "
-                "features, and were not judged"
+                "labelled examples not judged, as they have no features and hence no prediction: "
+                f"{judged.n_without_features}"
             ]
         return facts
 

@@ -54,8 +54,7 @@ class LabelledKernel(NamedTuple):
         }
         if examples or queries:
             facts["notices"] = [
-                f"{examples} labelled examples and {queries} queries have no features and were "
-                "left out"
+                f"left out for want of features: labelled examples {examples}, queries {queries}"
             ]
         return facts
 
@@ -100,8 +99,9 @@ def read_labelled_kernel(
     """The regression of the table `label` on the feature tables `kernel`.
 
     Examples without a label (dropped, or null) take no part, and neither does a row that one of the
-    feature tables lacks; queries keep the order of the first feature table. Memory 8 (n + m) n bytes for the kernel, beside it one feature table in float64
-    while it is built; `ridge="auto"` then takes about 32 n^2 bytes and O(n^3).
+    feature tables lacks; queries keep the order of the first feature table. Memory 8 (n + m) n
+    bytes for the kernel, beside it one feature table in float64 while it is built; `ridge="auto"`
+    then takes about 32 n^2 bytes and O(n^3).
 
     Raises:
         DataError: fewer than two classes are declared, a label is outside of them, no example is

@@ -132,7 +132,12 @@ class Stage(Protocol):
     - `is_kept: ClassVar[bool]`: the output is an artefact that is fitted once and then kept, also
       when the labels it was fitted on are corrected or rows are appended.
     - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.
-    - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written.
+    - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written, asked
+      for after `compute`. Four keys have a meaning of their own and are added up over shards:
+      `notices: list[str]` are sentences for the user, `n_not_finite` rows whose features could not
+      be stored, `n_left_out` rows that another input of the shard lacks, and `is_exact_bytes:
+      False` exempts the shard from byte identity, say because memory ran out and batches were cut
+      in another way.
     - `cost(work) -> Cost`: for `assay plan`.
     """
 
@@ -147,7 +152,7 @@ class Stage(Protocol):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Tables this stage writes."""
+        """Tables this stage writes; the first is what the name of an instance stands for."""
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Rows for one part, as pairs of table name and batch, in any order."""

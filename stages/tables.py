@@ -18,6 +18,27 @@ PREDICTION = TableSpec(
 )
 """One output per class for a row; `source` says who predicts: 'model', 'probe' or 'kernel'."""
 
+DIAGNOSTICS = TableSpec(
+    name="diagnostics",
+    schema=pa.schema(
+        [
+            ("id", pa.int64()),
+            ("role", pa.string()),
+            ("n_tokens", pa.int64()),
+            ("measured", pa.float64()),
+            ("norm", pa.float64()),
+            ("status", pa.string()),
+        ]
+    ),
+    key=("id",),
+)
+"""How the features of a row came out; a feature stage writes it as its second table.
+
+`measured` is the number that was differentiated, a loss or a logit, and `norm` the length of the
+row's feature vector; both are null where they are not finite. `status` is "ok", "not finite", or
+"overflow" (finite in float32, not in float16). Only rows that are "ok" are in the feature table.
+"""
+
 EXACT_VALUE = TableSpec(
     name="exact_value",
     schema=pa.schema(

@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+import stages.tables as stages_tables
 from pipeline.cli import main
 from pipeline.config import parse_stage, read_config, stage_names
 from stages.measurement import ModelSpec
@@ -87,6 +88,7 @@ def test_views_read_tables_that_are_written(path: Path) -> None:
     model = ModelSpec("owner/name")
     stages = [parse_stage(name, {}, model, "test") for name in stage_names()]
     written = {spec.name for stage in stages for spec in stage.writes} | set(CORPUS)
+    written |= {spec.name for spec in vars(stages_tables).values() if isinstance(spec, TableSpec)}
     read = set(re.findall(r"\btables\.(\w+)", path.read_text(encoding="utf-8")))
     assert read <= written
 

@@ -117,9 +117,7 @@ def test_methods_give_what_they_give_without_the_rows(stage: Any) -> None:
     expected, none_missing = InMemory(*GONE, is_forgotten=True).run(stage)
     assert rows.equals(expected)
     assert {name: facts[name] for name in COUNTS} == COUNTS
-    assert facts["notices"] == [
-        "2 labelled examples and 2 queries have no features and were left out"
-    ]
+    assert facts["notices"] == ["left out for want of features: labelled examples 2, queries 2"]
     assert {none_missing[name] for name in COUNTS} == {0}
     assert "notices" not in none_missing
 
@@ -134,7 +132,7 @@ def test_label_issues_judges_the_rows_that_have_a_prediction() -> None:
     assert rows.equals(expected)
     assert rows["example_id"].to_pylist() == [i for i in range(30) if i not in (4, 17)]
     assert facts["n_without_features"] == 2
-    assert facts["notices"][0].startswith("2 labelled examples have no prediction")
+    assert facts["notices"][0].endswith("have no features and hence no prediction: 2")
     assert none_missing["n_without_features"] == 0
     assert "notices" not in none_missing
 

@@ -33,3 +33,16 @@ def test_progress_is_told_line_by_line_without_a_terminal(monkeypatch):
         "ntk: 4 of 8 shards, 22 s left",
         "ntk: 8 of 8 tasks in 22.0 s",
     ]
+
+
+def test_notices_are_shown_once_a_stage_is_finished():
+    shown = screen.Screen()
+    shown._console = Console(file=io.StringIO(), width=100)
+    node = SimpleNamespace(
+        instance="ntk", missing=(1,), tasks=(1,), stage=SimpleNamespace(split="shard")
+    )
+    shown.finished(node, 1.0, ["a batch of 32 rows did not fit in memory; halved (in 3 tasks)"])
+    assert shown._console.file.getvalue().splitlines() == [
+        "ntk: 1 of 1 tasks in 1.0 s",
+        "ntk: a batch of 32 rows did not fit in memory; halved (in 3 tasks)",
+    ]

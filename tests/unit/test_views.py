@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from stages.ntk import NTK
+from stages.tables import DIAGNOSTICS
 from storage.manifest import Manifest
 from storage.table import Store
 from storage.views import Entry, build_catalog, open_catalog
@@ -69,3 +70,39 @@ def test_instances_with_vectors_of_two_types_share_a_view(tmp_path: Path, catalo
     assert found.execute(product).fetchall() == [(3 + 1.5 * 3.5 + 2 * 4,)]
     dtypes = found.execute("SELECT instance, dtype, vector_length FROM runs ORDER BY 1").fetchall()
     assert dtypes == [("half", "float16", 3), ("single", "float32", 3)]
+
+
+def diagnostics(role: str, norms: list[float | None], start: int) -> pa.Table:
+    n = len(norms)
+    columns = {
+        "id": pa.array(range(start, start + n), pa.int64()),
+        "role": [role] * n,
+        "n_tokens": pa.array([7] * n, pa.int64()),
+        "measured": pa.array([None if norm is None else 0.5 for norm in norms], pa.float64()),
+        "norm": pa.array(norms, pa.float64()),
+        "status": ["not finite" if norm is None else "ok" for norm in norms],
+    }
+    return pa.table(columns)
+
+
+def test_outliers_are_far_from_the_median_norm_of_their_method(
+    tmp_path: Path, catalog: Any
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    # The median of all shards of `one` together is 2; that of either shard is not.
+    shards = [diagnostics("example", [2.0, 20.0, 20.5, None], 0)]
+    shards += [diagnostics("query", [0.2, 0.19, 1.0, 3.0], 10)]
+    found = catalog(
+        store,
+        entry(store, DIAGNOSTICS, "one", *shards),
+        entry(store, DIAGNOSTICS, "other", diagnostics("example", [20.0, 20.5, 21.0], 0)),
+    )
+    relation = found.sql("SELECT * FROM diagnostics")
+    names = "method id role n_tokens measured norm status is_outlier run_id"
+    assert relation.columns == names.split()
+    rows = found.execute("SELECT method, id, is_outlier FROM diagnostics ORDER BY ALL").fetchall()
+    one = [(0, False), (1, False), (2, True), (3, None), (10, False), (11, True)]
+    one += [(12, False), (13, False)]
+    assert rows == [("one", *row) for row in one] + [("other", i, False) for i in range(3)]
+    bad = found.execute("SELECT method, id FROM diagnostics WHERE status <> 'ok'").fetchall()
+    assert bad == [("one", 3)]
