@@ -40,6 +40,7 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         n_queries=corpus.rows("text", "query"),
         n_tokens=round(n_bytes / CHARACTERS_PER_TOKEN),
         n_classes=len(corpus.classes),
+        n_shards=sum(s.role == "example" for s in corpus.tables["text"].shards),
         dim=max((getattr(n.stage, "projection_dim", None) or 0 for n in plan.nodes), default=0),
     )
     speed = flops_per_second()

@@ -54,7 +54,11 @@ class InProcess:
         """See `Engine.perform`."""
         for task in tasks:
             try:
-                yield task, self._worker.perform(job, task.part, task.key)
+                if task.parts:
+                    records = self._worker.merge(job, task.part, task.key, task.parts)
+                else:
+                    records = self._worker.perform(job, task.part, task.key)
+                yield task, records
             except Exception as error:
                 raise _failed(job, task, error) from error
 
@@ -117,7 +121,11 @@ class OnRay:
         def launch(worker: Any) -> None:
             if waiting:
                 task = waiting.pop()
-                running[worker.perform.remote(job_ref, task.part, task.key)] = (task, worker)
+                if task.parts:
+                    ref = worker.merge.remote(job_ref, task.part, task.key, task.parts)
+                else:
+                    ref = worker.perform.remote(job_ref, task.part, task.key)
+                running[ref] = (task, worker)
 
         try:
             for _ in range(QUEUED_PER_WORKER):
@@ -198,4 +206,6 @@ def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
         "round": f"round {part.index}",
         "whole": "whole table",
     }[job.stage.split]
+    if task.parts:
+        place = f"merge {part.index} of level {task.level}"
     return TaskError(f"{job.instance}, {place}: {type(error).__name__}: {error}")

@@ -17,6 +17,11 @@ class Task:
 
     part: Part
     key: str
+    parts: tuple[str, ...] = ()
+    """Keys of the shards that the task combines; none where it computes rows from tables."""
+    level: int = 0
+    """How far above the leaves of a tree it stands (`pipeline.tree`); tasks of a level share
+    nothing, and wait for those below."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,24 @@ class Node:
         """Tasks that must be computed."""
         return tuple(task for task in self.tasks if task.key not in self.done)
 
+    @property
+    def waves(self) -> tuple[tuple[Task, ...], ...]:
+        """The missing tasks, those that may run side by side together, in the order of waiting."""
+        levels = sorted({task.level for task in self.missing})
+        return tuple(tuple(t for t in self.missing if t.level == level) for level in levels)
+
+    @property
+    def whole(self) -> tuple[Task, ...]:
+        """Tasks whose shards make the tables: all of them, or the root where they are a tree."""
+        return self.tasks[-1:] if self.tasks and self.tasks[-1].parts else self.tasks
+
+    def shards(self) -> list[tuple[str, int, str]]:
+        """Role, index and key of every shard of the tables this instance writes."""
+        return [(task.part.role, task.part.index, task.key) for task in self.whole]
+
     def manifest_key(self, table: str) -> str:
         """Key of the manifest of one of the tables this instance writes."""
-        return table_key(table, [(t.part.role, t.part.index, t.key) for t in self.tasks])
+        return table_key(table, self.shards())
 
 
 def shards_of(
@@ -54,4 +74,4 @@ def shards_of(
     instance, table = source
     if instance == CORPUS_INSTANCE:
         return [(s.role, s.index, s.key) for s in corpus.tables[table].shards]
-    return [(t.part.role, t.part.index, t.key) for t in planned[instance].tasks]
+    return planned[instance].shards()

@@ -16,6 +16,7 @@ from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.settings import Run
+from pipeline.tree import grow, not_needed
 from stages.model import ModelSpec, fingerprint
 from stages.stage import Part, Stage
 from storage.manifest import digest, shard_key, table_key
@@ -112,6 +113,8 @@ def make_plan(
             notes += [note] if note else []
         present = [store.shard_keys(spec.name) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
+        if hasattr(stage, "merge"):
+            done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
     return Plan(run, corpus, tuple(planned.values()), tuple(added), tuple(notes))
 
@@ -180,6 +183,8 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
             continue
+        if hasattr(stage, "merge") and shard.role != "example":
+            continue
         keys = []
         for read in node.reads:
             own = place[read].get((shard.role, shard.index))
@@ -188,4 +193,4 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
             keys.append(own or node.inputs[read])
         part = Part(shard.role, shard.index)
         tasks.append(Task(part, shard_key(name, version, node.fields, keys, 0)))
-    return tuple(tasks)
+    return grow(tasks, name, version, node.fields) if hasattr(stage, "merge") else tuple(tasks)

@@ -96,9 +96,10 @@ def execute(
                 opened = opened or (engine or (lambda: open_engine(run.ray)))()
                 resources = run.resources(node.instance)
                 job = _job(node, plan, run)
-                for task, records in opened.perform(job, node.missing, resources):
-                    fresh[task.key] = records
-                    telling.advanced(node, records)
+                for wave in node.waves:
+                    for task, records in opened.perform(job, wave, resources):
+                        fresh[task.key] = records
+                        telling.advanced(node, records)
             seconds = time.monotonic() - start
             notices = keeper.finish(node, fresh, seconds)
             telling.finished(node, seconds, notices)
@@ -169,7 +170,7 @@ class _Keeper:
             key = node.manifest_key(spec.name)
             if not self.store.has_manifest(spec.name, key):
                 shards = []
-                for task in node.tasks:
+                for task in node.whole:
                     if task.key in fresh:
                         shards.append(fresh[task.key][position])
                     else:

@@ -83,7 +83,7 @@ class Screen:
         self._begun = self._told = time.monotonic()
         if node.missing:
             self._bar = self._bars.add_task(
-                node.instance, total=len(node.missing), unit=UNITS[node.stage.split]
+                node.instance, total=len(node.missing), unit=_unit(node.stage)
             )
 
     def advanced(self, node: Any, records: Any) -> None:
@@ -95,7 +95,7 @@ class Screen:
         if not self._console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
             self._told = now
             left = (now - self._begun) / self._done * (total - self._done)
-            unit = UNITS[node.stage.split]
+            unit = _unit(node.stage)
             self._say(f"{node.instance}: {self._done} of {total} {unit}, {told_seconds(left)} left")
 
     def finished(self, node: Any, seconds: float, notices: Sequence[str] = ()) -> None:
@@ -113,6 +113,11 @@ class Screen:
 
     def _say(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(text, style=style))
+
+
+def _unit(stage: Any) -> str:
+    """What the tasks of a stage are called; with a merge some are shards and some combine them."""
+    return "tasks" if hasattr(stage, "merge") else UNITS[stage.split]
 
 
 def told_seconds(seconds: float) -> str:

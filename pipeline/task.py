@@ -4,17 +4,18 @@ The same code runs in the driver and in Ray workers. A task is told names and ke
 records; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.facts import of_task
+from pipeline.facts import of_task, together
 from stages.stage import Part, Role, Vectors
 from stages.threads import set_threads
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
+from storage.schema import TableSpec
 from storage.table import Store
 
 
@@ -38,6 +39,8 @@ class StoredInputs:
         self.opened: Any = None
         self._job, self._store = job, store
         self._manifests: dict[str, Manifest] = {}
+        self._own: dict[str, pa.Table] = {}
+        self._own_part = self.part
 
     def table(self, name: str, role: Role | None = None) -> pa.Table:
         """Rows of `name` that the part reads; see `stages.stage.Inputs`."""
@@ -47,11 +50,11 @@ class StoredInputs:
                 s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
             ]
             if own:
-                return self._store.read_shard(manifest.table, own[0].key)
+                return self._own_shard(manifest.table, own[0].key)
         if self._job.stage.split == "query" and role == "query":
             own = [s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)]
             if own:
-                return self._store.read_shard(manifest.table, own[0].key)
+                return self._own_shard(manifest.table, own[0].key)
         return self._store.read_table(manifest, role)
 
     def vectors(self, name: str, role: Role) -> Vectors:
@@ -61,6 +64,14 @@ class StoredInputs:
     def details(self, name: str) -> Mapping[str, Any]:
         """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
         return self._manifest(name).details
+
+    def _own_shard(self, table: str, key: str) -> pa.Table:
+        """A shard of the part at work, read once: `compute` and `details` may both ask for it."""
+        if self._own_part != self.part:
+            self._own, self._own_part = {}, self.part
+        if key not in self._own:
+            self._own[key] = self._store.read_shard(table, key)
+        return self._own[key]
 
     def _manifest(self, name: str) -> Manifest:
         if name not in self._manifests:
@@ -89,17 +100,44 @@ class Worker:
             self._job = job
         inputs, store = self._inputs, self._store
         inputs.part = part
-        batches: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in job.stage.writes}
-        for table, batch in job.stage.compute(inputs):
-            batches[table].append(batch)
+        tables = _gathered(job.stage.writes, job.stage.compute(inputs))
         details = getattr(job.stage, "details", None)
         facts = of_task(details(inputs), key) if details is not None else {}
-        records = []
+        return [
+            store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts)
+            for spec in job.stage.writes
+        ]
+
+    def merge(self, job: Job, part: Part, key: str, parts: Sequence[str]) -> list[ShardRecord]:
+        """Records of the shards that hold what the stage makes of the shards `parts`.
+
+        Nothing is opened: a model that the parts were computed with is not loaded to combine them.
+        """
+        set_threads(job.threads)
+        store = Store(job.store_url)
+        rows: dict[str, list[pa.Table]] = {}
+        facts: dict[str, dict[str, Any]] = {}
         for spec in job.stage.writes:
-            rows = (
-                pa.Table.from_batches(batches[spec.name])
-                if batches[spec.name]
-                else spec.schema.empty_table()
-            )
-            records.append(store.write_shard(spec, key, part.role, part.index, rows, facts))
-        return records
+            read = [store.read_whole_shard(spec.name, child) for child in parts]
+            rows[spec.name] = [table for table, _ in read]
+            facts[spec.name] = together(details for _, details in read)
+        tables = _gathered(job.stage.writes, job.stage.merge(rows))
+        return [
+            store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])
+            for spec in job.stage.writes
+        ]
+
+
+def _gathered(
+    specs: Sequence[TableSpec], batches: Iterable[tuple[str, pa.RecordBatch]]
+) -> dict[str, pa.Table]:
+    """The rows of each table, without rows where a stage yields none."""
+    found: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in specs}
+    for table, batch in batches:
+        found[table].append(batch)
+    return {
+        spec.name: pa.Table.from_batches(found[spec.name])
+        if found[spec.name]
+        else spec.schema.empty_table()
+        for spec in specs
+    }

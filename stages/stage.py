@@ -106,6 +106,8 @@ class Work:
     n_classes: int
     dim: int
     """Length of the feature vectors that are read or written."""
+    n_shards: int = 1
+    """Shards of examples."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,13 @@ class Stage(Protocol):
       be stored, `n_left_out` rows that another input of the shard lacks, and `is_exact_bytes:
       False` exempts the shard from byte identity, say because memory ran out and batches were cut
       in another way.
+    - `merge(parts: Mapping[str, Sequence[pa.Table]]) -> Iterator[tuple[str, pa.RecordBatch]]`:
+      for `split="shard"`, the rows of each table that stand for those of several parts together,
+      given by table name, in the order of the corpus. `compute` is then asked for the shards of
+      examples alone, what it yields are partial results such as sums, and a tree of tasks combines
+      them (`pipeline.tree`): the tables hold the rows of the last call. A part may have no rows.
+      `merge` sees nothing but the rows, so it must do for merged parts as for computed ones, and be
+      associative up to rounding. Memory of a task: eight parts.
     - `cost(work) -> Cost`: for `assay plan`.
     """
 

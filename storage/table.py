@@ -115,6 +115,16 @@ class Store:
         rows = _parse_shard(self._get(table, f"{key}.parquet"), table, key, columns)
         return rows.replace_schema_metadata(None)
 
+    def read_whole_shard(self, table: str, key: str) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of one shard, and the facts that its writer recorded with it.
+
+        Raises:
+            MissingError: the shard is not in the store.
+            CorruptError: the file is not Parquet.
+        """
+        rows = _parse_shard(self._get(table, f"{key}.parquet"), table, key, None)
+        return rows.replace_schema_metadata(None), _details(rows)
+
     def record_of(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord:
         """The record of a shard that an earlier, interrupted run wrote."""
         data = self._get(spec.name, f"{key}.parquet")
@@ -259,5 +269,10 @@ def _record(
         largest_id=pc.max(ids).as_py() if ids is not None else None,
         vector_length=spec.vector_length(rows.schema),
         dtype=spec.dtype(rows.schema),
-        details=json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}")),
+        details=_details(rows),
     )
+
+
+def _details(rows: pa.Table) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}"))
+    return found

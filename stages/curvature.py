@@ -1,0 +1,210 @@
+"""Fisher and Gauss-Newton matrices of the training loss, one for each layer's block of a gradient.
+
+With g_i the projected loss gradient of example i, g_ic that of its class logit c, and p_ic the
+probability that the model gives the class,
+
+    fisher         (1/n) sum_i g_i g_i'
+    gauss_newton   (1/n) sum_i sum_c p_ic (g_ic - gbar_i) (g_ic - gbar_i)'
+                   with gbar_i = sum_c p_ic g_ic.
+
+The second is the generalised Gauss-Newton matrix of the cross-entropy, J'(diag(p) - pp')J, which is
+the Fisher matrix with labels drawn from the model: it sees no label. The first, with the labels as
+given, is the *empirical* Fisher matrix: where the model fits its labels, its gradients and with
+them the matrix vanish. Both are the second-order part of influence in place of the Hessian.
+
+Source: Martens 2020, arXiv:1412.1193 (Gauss-Newton and Fisher matrices), Kunstner et al. 2019,
+arXiv:1905.12558 (what the empirical one is not); blocks of layers as in Grosse et al. 2023,
+arXiv:2308.03296, here of projected gradients and without Kronecker factors.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.batching import matrix_of
+from stages.curvature_table import CURVATURE, Block, Sums, add, blocks_of, to_rows
+from stages.stage import Cost, DataError, Inputs, Split, Work
+from storage.schema import TableSpec
+
+BATCH_NUMBERS = 2**23
+"""Numbers of a block that are held in float64 at a time: 64 MiB."""
+
+
+def fisher_sums(gradients: Float[Tensor, "rows dim"], blocks: Sequence[Block]) -> dict[str, Sums]:
+    """Per block the sums of g and g g' over the rows, in float64.
+
+    Cost rows * size^2 for a block; memory 8 size^2 bytes, beside it a bounded batch.
+    """
+    found = {}
+    for block in blocks:
+        total = torch.zeros(block.size, dtype=torch.float64)
+        products = torch.zeros(block.size, block.size, dtype=torch.float64)
+        for rows in _batches(len(gradients), block.size):
+            g = gradients[rows, block.part].double()
+            total += g.sum(0)
+            products.addmm_(g.T, g)
+        found[block.name] = Sums(len(gradients), total, products)
+    return found
+
+
+def gauss_newton_sums(
+    gradients: Float[Tensor, "rows classes dim"],
+    logits: Float[Tensor, "rows classes"],
+    blocks: Sequence[Block],
+) -> dict[str, Sums]:
+    """Per block the sums of sum_c p_c (g_c - gbar)(g_c - gbar)' over the rows, in float64.
+
+    `gradients` are those of the logits, p is the softmax of `logits`. The sum of g, the model's own
+    expectation of the loss gradient, is zero by its definition. Cost rows * classes * size^2.
+    """
+    n_rows, n_classes = logits.shape
+    p = torch.softmax(logits.double(), 1)
+    found = {}
+    for block in blocks:
+        products = torch.zeros(block.size, block.size, dtype=torch.float64)
+        for rows in _batches(n_rows, n_classes * block.size):
+            g = gradients[rows, :, block.part].double()
+            g = (g - p[rows, None, :] @ g) * p[rows, :, None].sqrt()
+            g = g.reshape(-1, block.size)
+            products.addmm_(g.T, g)
+        found[block.name] = Sums(n_rows, torch.zeros(block.size, dtype=torch.float64), products)
+    return found
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Sums of outer products over all examples; `curvature_table.read_curvature` has the matrices.
+
+    A task holds one shard of vectors and one matrix per block; a merge eight sets of these.
+    """
+
+    kind: Literal["fisher", "gauss_newton"] = "fisher"
+    """`fisher` takes the loss gradients at the given labels, `gauss_newton` the gradients of all
+    logits at the probabilities that the model predicts."""
+    gradient: str = "gradient"
+    """Instance whose loss gradients `fisher` reads."""
+    ntk: str = "ntk"
+    """Instance that `gauss_newton` reads, with the gradients of all logits (`logit: all`)."""
+    predictions: str = "prediction"
+    """Instance with the model's logits, for `gauss_newton`."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Loss gradients, or gradients of the logits and the logits themselves."""
+        return (self.gradient,) if self.kind == "fisher" else (self.ntk, self.predictions)
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """The rows of each block's matrix."""
+        return (CURVATURE,)
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Sums over the examples of one shard; no rows where none has a vector."""
+        if self.kind == "fisher":
+            rows = _examples(inputs.table(self.gradient))
+            if rows.num_rows:
+                gradients = torch.from_numpy(np.array(matrix_of(rows["vector"])))
+                blocks = blocks_of(inputs.details(self.gradient), gradients.shape[1])
+                yield CURVATURE.name, to_rows(fisher_sums(gradients, blocks))
+            return
+        vectors, predictions, _ = self._joined(inputs)
+        if vectors.num_rows:
+            logits = torch.from_numpy(np.array(matrix_of(predictions["logits"])))
+            flat = torch.from_numpy(np.array(matrix_of(vectors["vector"])))
+            blocks = class_blocks(inputs.details(self.ntk), flat.shape[1], logits.shape[1])
+            gradients = flat.reshape(len(flat), logits.shape[1], -1)
+            yield CURVATURE.name, to_rows(gauss_newton_sums(gradients, logits, blocks))
+
+    def merge(
+        self, parts: Mapping[str, Sequence[pa.Table]]
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Sums over the examples of all parts."""
+        together = add(parts[CURVATURE.name])
+        if together is not None:
+            yield CURVATURE.name, together
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """The kind, the blocks' places in the vector, and how many rows found no partner."""
+        read = self.gradient if self.kind == "fisher" else self.ntk
+        facts = {"kind": self.kind, "blocks": inputs.details(read).get("blocks")}
+        if self.kind == "gauss_newton":
+            facts["n_left_out"] = self._joined(inputs)[2]
+        return facts
+
+    def cost(self, work: Work) -> Cost:
+        """One product of the vectors with themselves; as of one block, hence an upper bound."""
+        classes = work.n_classes if self.kind == "gauss_newton" else 1
+        triangle_bytes = 4 * work.dim**2
+        return Cost(
+            flops=2.0 * work.n_examples * classes * work.dim**2,
+            written_bytes=round(triangle_bytes * work.n_shards * 8 / 7),
+            memory_bytes=10 * triangle_bytes
+            + 12 * work.n_examples // work.n_shards * classes * work.dim
+            + 24 * BATCH_NUMBERS,
+        )
+
+    def _joined(self, inputs: Inputs) -> tuple[pa.Table, pa.Table, int]:
+        """Gradients and predictions of the examples that have both, and how many have one alone.
+
+        Raises:
+            DataError: the predictions are those of a kernel, whose outputs are no logits.
+        """
+        vectors, predictions = (
+            _examples(inputs.table(name)) for name in (self.ntk, self.predictions)
+        )
+        sources = set(predictions["source"].to_pylist())
+        if "kernel" in sources or len(sources) > 1:
+            raise DataError(
+                f"curvature: found predictions of {', '.join(sorted(sources))} in "
+                f"{self.predictions}, expected the logits of one model or probe. Name an instance "
+                "of the stage prediction."
+            )
+        both, first, second = np.intersect1d(
+            vectors["id"].to_numpy(),
+            predictions["id"].to_numpy(),
+            assume_unique=True,
+            return_indices=True,
+        )
+        n_alone = len(vectors) + len(predictions) - 2 * len(both)
+        return vectors.take(pa.array(first)), predictions.take(pa.array(second)), n_alone
+
+
+def class_blocks(details: Mapping[str, Any], dim: int, n_classes: int) -> tuple[Block, ...]:
+    """The blocks of one class's part of a vector that joins those of all classes.
+
+    Raises:
+        DataError: no blocks were recorded, or as many parts as classes do not make up the vector.
+    """
+    told = details.get("blocks") or []
+    length = sum(int(block["size"]) for block in told)
+    if length == 0 or n_classes * length != dim:
+        raise DataError(
+            f"curvature: found vectors of length {dim} and {len(told)} blocks of {length} numbers "
+            f"in all, expected blocks for the gradient of one of {n_classes} logits, {n_classes} "
+            "of which make up the vector. Name an instance of ntk with logit: all."
+        )
+    return blocks_of(details, dim // n_classes)
+
+
+def _examples(table: pa.Table) -> pa.Table:
+    return table.filter(pc.equal(table["role"], "example"))
+
+
+def _batches(n_rows: int, numbers_per_row: int) -> Iterator[slice]:
+    """Slices of rows; they depend on these two numbers alone, as the last bits of a sum do."""
+    size = max(1, BATCH_NUMBERS // numbers_per_row)
+    for start in range(0, n_rows, size):
+        yield slice(start, start + size)
+
+
+STAGE = Curvature
