@@ -276,6 +276,9 @@ def _absolute(run: Run) -> Run:
     model = run.model
     if model is not None and Path(model.path).exists():
         model = dataclasses.replace(model, path=os.path.abspath(model.path))
+    if model is not None and model.adapter is not None:
+        folder = os.path.abspath(os.path.expanduser(model.adapter))
+        model = dataclasses.replace(model, adapter=folder)
     return dataclasses.replace(
         run,
         run=os.path.abspath(os.path.expanduser(run.run)),

@@ -132,7 +132,9 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
                 fingerprints[value] = fingerprint(value)
             spec = dataclasses.asdict(value)
             hidden = {name.removeprefix(f"{f.name}.") for name in outside}
-            spec = {k: v for k, v in spec.items() if k not in {"path", "revision", *hidden}}
+            spec = {
+                k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
+            }
             value = {**spec, "fingerprint": fingerprints[value]}
         found[f.name] = plain(value)
     return found

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.networks import IGNORED
 from stages.stage import ConfigError, DataError
 
 
@@ -21,16 +22,22 @@ from stages.stage import ConfigError, DataError
 class Tokens:
     """The tokens of some rows.
 
-    `columns` maps an argument of the network (`input_ids`, perhaps `token_type_ids`) to one list
-    of numbers per row.
+    `columns` maps an argument of the network (`input_ids`, perhaps `token_type_ids`, `targets`) to
+    one list of numbers per row; `positions` holds the token whose output is read, where it is one.
     """
 
     columns: dict[str, list[list[int]]]
+    positions: Int[np.ndarray, " rows"] | None = None
 
     @property
     def lengths(self) -> Int[np.ndarray, " rows"]:
         """Tokens per row."""
         return np.array([len(row) for row in self.columns["input_ids"]], dtype=np.int64)
+
+    def take(self, rows: Int[np.ndarray, " kept"]) -> "Tokens":
+        """The named rows."""
+        columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
+        return Tokens(columns, None if self.positions is None else self.positions[rows])
 
 
 def tokenise(
@@ -100,9 +107,12 @@ def pad(
     real = np.arange(int(lengths.max())) < lengths[:, None]
     padded = {"attention_mask": real.astype(np.int64)}
     for name, column in tokens.columns.items():
-        values = np.full(real.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
+        filler = {"input_ids": pad_id, "targets": IGNORED}.get(name, 0)
+        values = np.full(real.shape, filler, dtype=np.int64)
         values[real] = np.concatenate([column[row] for row in rows])
         padded[name] = values
+    if tokens.positions is not None:
+        padded["position"] = tokens.positions[rows]
     return {name: torch.from_numpy(values).to(device) for name, values in padded.items()}
 
 
@@ -120,8 +130,12 @@ def vector_rows(
     vectors: Float[np.ndarray, "rows dim"],
     column: str = "vector",
 ) -> pa.RecordBatch:
-    """The id and role of the named rows of `text`, beside their vectors as float32 lists."""
+    """The id and role of the named rows of `text`, beside their vectors.
+
+    Lists are of float16 where the vectors are, and of float32 otherwise.
+    """
     picked = text.select(["id", "role"]).take(pa.array(rows)).combine_chunks()
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    stored = np.float16 if vectors.dtype == np.float16 else np.float32
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=stored).reshape(-1))
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     return pa.table({"id": picked["id"], "role": picked["role"], column: lists}).to_batches()[0]

@@ -33,13 +33,20 @@ class Embedding:
     layer: int | Literal["all"] = -1
     """Hidden state that is averaged: 0 follows the embedding tables, -1 is what a head reads; `all`
     joins all of them, each scaled to unit length, which makes a better kernel and no probe."""
-    token_budget: int = 2048
+    token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
     outside_key: ClassVar[frozenset[str]] = frozenset(
-        {"model.head", "model.num_labels", "model.seed"}
+        {
+            "model.head",
+            "model.num_labels",
+            "model.seed",
+            "model.prompt",
+            "model.reduction",
+            "model.train",
+        }
     )
     """The trunk is run without its head."""
 
@@ -55,7 +62,8 @@ class Embedding:
 
     def open(self, inputs: Inputs) -> Measurement:
         """The trunk and its tokenizer."""
-        return load_embedder(self.model, self.layer)
+        form = str(inputs.details("text").get("format", "text"))
+        return load_embedder(self.model, self.layer, form=form)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """The layer, so that a probe knows what it was fitted on."""

@@ -1,16 +1,18 @@
 """Projected gradients of each row's training loss.
 
-The loss is the cross-entropy of the row's label; a query without a label is given the class that
-the model predicts for it. Rows of the text that have no row in `label` (dropped ones) have no
-gradient. `stages.projection` says with respect to which weights and how they are projected.
+The loss is that of `stages.measurement`: cross-entropy of the label, squared error of the target,
+or the negative log-likelihood of a completion. A query without a label is given the class that the
+model predicts for it; a regression's query without a target has no gradient. Rows of the text that
+have no row in `label` (dropped ones) have none either. `stages.trained` says with respect to which
+weights, `stages.projection` how they are projected.
 
 Sign: of the loss. The inner product of two rows is positive where a small gradient step on one
 lowers the loss of the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +21,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.batching import vector_rows
-from stages.measurement import ModelSpec, cross_entropy
-from stages.projection import (
-    Projected,
-    load_projected,
-    project_rows,
-    projected_cost,
+from stages.answer import task_of
+from stages.batching import Tokens
+from stages.feature_pass import (
+    DType,
+    Passes,
+    diagnostic_rows,
+    feature_rows,
+    make_features,
+    open_passes,
+    pass_cost,
 )
-from stages.stage import Cost, DataError, Inputs, Split, Work
+from stages.measurement import UNLABELLED, ModelSpec, row_loss
+from stages.projection import Precision, Projection
+from stages.prompt import one_position_each
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.tables import DIAGNOSTICS
 from storage.schema import TableSpec
 
 GRADIENT = TableSpec(
@@ -37,40 +46,52 @@ GRADIENT = TableSpec(
     ),
     key=("id",),
 )
-UNLABELLED = -1
-
-
-def loss(
-    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]
-) -> Float[Tensor, " rows"]:
-    """Cross-entropy per row in nats; a label of -1 stands for the predicted class."""
-    predicted = logits.detach().argmax(1)
-    return cross_entropy(logits, torch.where(labels == UNLABELLED, predicted, labels))
+TOKEN_GRADIENT = TableSpec(
+    name="token_gradient",
+    schema=pa.schema(
+        [
+            ("id", pa.int64()),
+            ("role", pa.string()),
+            ("token_index", pa.int64()),
+            ("vector", pa.list_(pa.float32())),
+        ]
+    ),
+    key=("id", "token_index"),
+)
+"""The gradient of the loss of one predicted token, which is token `token_index` of the row."""
 
 
 def labelled_rows(
-    text: pa.Table, label: pa.Table, n_classes: int
-) -> tuple[pa.Table, Int[np.ndarray, " rows"]]:
-    """Rows of the text that have a row in `label`, and their labels, -1 for a null of a query.
+    text: pa.Table, label: pa.Table, n_outputs: int, task: str = "classification"
+) -> tuple[pa.Table, Tensor | None]:
+    """Rows of the text that have a row in `label`, and what they should be answered with.
+
+    Labels are integers, -1 for a query without one; targets of a regression are floats; a
+    completion answers itself (None).
 
     Raises:
         DataError: an example's label is null, or a label is not a class of the model.
     """
     text = text.filter(pc.is_in(text["id"], value_set=label["id"].combine_chunks()))
-    at = pc.index_in(text["id"], value_set=label["id"].combine_chunks())
-    label = label.take(at)
+    label = label.take(pc.index_in(text["id"], value_set=label["id"].combine_chunks()))
+    if task == "completion":
+        return text, None
+    if task == "regression":
+        has_target = pc.is_valid(label["target"])
+        targets = label["target"].filter(has_target).to_numpy()
+        return text.filter(has_target), torch.from_numpy(targets.astype(np.float64))
     unlabelled = pc.is_null(label["label"]).to_numpy(zero_copy_only=False)
     is_example = pc.equal(text["role"], "example").to_numpy(zero_copy_only=False)
     labels = pc.fill_null(label["label"], UNLABELLED).to_numpy(zero_copy_only=False)
-    wrong = (unlabelled & is_example) | (~unlabelled & ((labels < 0) | (labels >= n_classes)))
+    wrong = (unlabelled & is_example) | (~unlabelled & ((labels < 0) | (labels >= n_outputs)))
     if wrong.any():
         at_row = int(np.flatnonzero(wrong)[0])
         raise DataError(
             f"gradient: found label {label['label'][at_row]} for {text['role'][at_row]} "
-            f"{text['id'][at_row]}, expected 0 to {n_classes - 1}, the model's classes. "
+            f"{text['id'][at_row]}, expected 0 to {n_outputs - 1}, the model's classes. "
             "Correct the label, or use a head with that many classes."
         )
-    return text, labels.astype(np.int64)
+    return text, torch.from_numpy(labels.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -78,18 +99,29 @@ class Gradient:
     """One projected loss gradient per labelled row, and per query."""
 
     model: ModelSpec
-    """The classifier whose loss is differentiated."""
-    layer_projection: int | None = 16
-    """Length k that each side of a layer's gradient is projected to; null keeps all."""
-    projection_dim: int | None = 2048
-    """Length of a feature vector; null joins the layers' blocks, k x k numbers each."""
-    seed: int = 0
-    """Seed of the projections; with the seed and lengths of `ntk` both lie in one space."""
-    token_budget: int = 2048
+    """The model whose loss is differentiated."""
+    per: Literal["row", "token"] = "row"
+    """`token` takes, for completions, the gradient of each predicted token's loss by itself; they
+    add up to the row's where `reduction: sum`. Costs as many passes as a row has such tokens."""
+    projection: Projection = Projection()
+    """How gradients are made short."""
+    dtype: DType = "float32"
+    """Type of the stored numbers; a confident row's gradient can be too small for float16."""
+    precision: Precision = "float32"
+    """`bfloat16` runs the model in mixed precision, where the device has it."""
+    token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "shard"
+
+    def __post_init__(self) -> None:
+        """Refuses tokens of a model that predicts none."""
+        if self.per == "token" and self.model.head != "completion":
+            raise ConfigError(
+                f"per: found token with head: {self.model.head}, expected head: completion. "
+                "Set per: row."
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -98,37 +130,75 @@ class Gradient:
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """One projected gradient per row."""
-        return (GRADIENT,)
+        """One projected gradient per row, or token, and how each came out."""
+        return (TOKEN_GRADIENT,) if self.per == "token" else (GRADIENT, DIAGNOSTICS)
 
-    def open(self, inputs: Inputs) -> Projected:
-        """The classifier and its projections."""
-        return load_projected(
-            self.model, inputs, self.layer_projection, self.projection_dim, self.seed
-        )
+    def open(self, inputs: Inputs) -> Passes:
+        """The model and its projections."""
+        return open_passes(self.model, inputs, self.projection, self.precision)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """Which part of a vector belongs to which layer; what happened to the shard."""
+        passes: Passes = inputs.opened
+        return passes.details()
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Gradients of one shard, one forward and one backward pass per row."""
-        measurement, projector = inputs.opened
-        text, labels = labelled_rows(
-            inputs.table("text"), inputs.table("label"), measurement.n_outputs
+        passes: Passes = inputs.opened
+        text, answers = labelled_rows(
+            inputs.table("text"),
+            inputs.table("label"),
+            passes.measurement.n_outputs,
+            task_of(inputs),
         )
-        tokens = measurement.tokenise(text)
+        tokens = passes.measurement.tokenise(text)
+        if self.per == "token":
+            yield from self._per_token(passes, text, tokens)
+            return
+        has_target = np.array(passes.measurement.has_target(tokens), dtype=bool)
+        yield from _without_target(text, tokens, has_target)
+        kept = np.flatnonzero(has_target)
+        text, tokens = text.take(pa.array(kept)), tokens.take(kept)
+        if answers is not None:
+            answers = answers[torch.from_numpy(kept)].to(passes.measurement.device)
 
         def measured(
-            logits: Float[Tensor, "batch classes"], rows: Int[np.ndarray, " batch"]
+            outputs: Float[Tensor, "batch outputs"], rows: Int[np.ndarray, " batch"]
         ) -> Float[Tensor, " batch"]:
-            return loss(logits, torch.from_numpy(labels[rows]).to(logits.device))
+            at = None if answers is None else answers[torch.from_numpy(rows).to(answers.device)]
+            return row_loss(outputs, at)
 
-        for rows, features in project_rows(
-            measurement, projector, tokens, self.token_budget, measured
+        for made in make_features(passes, tokens, self.token_budget, measured):
+            yield from feature_rows(GRADIENT.name, text, tokens, made, self.dtype, passes.told)
+
+    def _per_token(
+        self, passes: Passes, text: pa.Table, tokens: Tokens
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        each, owners, indices = one_position_each(tokens)
+        text = text.take(pa.array(owners))
+        more = {"token_index": indices}
+        for made in make_features(
+            passes, each, self.token_budget, lambda outputs, _: row_loss(outputs, None)
         ):
-            yield GRADIENT.name, vector_rows(text, rows, features)
+            yield from feature_rows(
+                TOKEN_GRADIENT.name, text, each, made, self.dtype, passes.told, more
+            )
 
     def cost(self, work: Work) -> Cost:
         """One forward and one backward pass per row."""
-        return projected_cost(
-            self.model, work, self.layer_projection, self.projection_dim, self.token_budget
+        return pass_cost(self.model, work, self.projection, self.token_budget, self.dtype)
+
+
+def _without_target(
+    text: pa.Table, tokens: Tokens, has_target: np.ndarray
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    rows = np.flatnonzero(~has_target)
+    if len(rows):
+        none = np.full(len(rows), np.nan)
+        status = np.array(["no target"] * len(rows))
+        yield (
+            DIAGNOSTICS.name,
+            diagnostic_rows(text, rows, tokens.lengths[rows], none, none, status),
         )
 
 

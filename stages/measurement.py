@@ -1,21 +1,26 @@
 """The model, its loss, and the measured output f(theta) that everything else explains.
 
-A `Measurement` is a frozen classifier: tokenizer, network and head, in eval mode, float32. Its
-**output** is the logits, shape (rows, classes). Its **loss** is the cross-entropy of the given
-class, in nats, per row; a smaller loss is a better model, so a score made of loss gradients carries
-a minus sign of its own to make positive mean "helps". A **query** is measured by the logit of one
-class.
+A `Measurement` is a frozen network with its tokenizer and head, in eval mode, float32. What it
+measures depends on `head` and on what the corpus asks for:
+
+| head | output of a row | loss of a row |
+|---|---|---|
+| probe, random, checkpoint, label_words | one logit per class | cross-entropy of the class, nats |
+| probe, random or checkpoint with one output | the predicted number | (output - target)^2 |
+| completion | log-likelihood of the completion, nats | its negative |
+
+A smaller loss is a better model, so a score made of loss gradients carries a minus sign of its own
+to make positive mean "helps". A **query** is measured by the logit of one class, or by its only
+output.
 
 Every pass of a model goes through the function `forward` of this module, and through nothing else.
 
-The head is fitted on embeddings (`probe`), drawn at random (`random`), or the checkpoint's own
-(`checkpoint`). The first two read the trunk's last hidden state, averaged over real tokens: the
+The probe and the random head read the trunk's last hidden state, averaged over real tokens: the
 embedding that `stages.embedding` writes, so that a probe's prediction needs no pass of its own.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -25,9 +30,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stages.batching import Tokens, matrix_of, pad, tokenise
-from stages.checkpoint import NetworkSize, network_size, quiet, without_pooler
+from stages.checkpoint import NetworkSize, network_size
 from stages.model import ModelSpec, fingerprint, resolve
+from stages.networks import IGNORED, CompletionNetwork, PooledNetwork, mean_pool
+from stages.prompt import tokenise_completions, tokenise_prompts
 from stages.stage import ConfigError, DataError, Inputs, ModelError
+from stages.weights import (
+    is_masked,
+    linear,
+    load_checkpoint,
+    load_completion,
+    load_label_words,
+    load_tokenizer,
+    load_trunk,
+)
 
 __all__ = [
     "Measurement",
@@ -41,21 +57,16 @@ __all__ = [
     "mean_pool",
     "network_size",
     "read_probe",
+    "row_loss",
 ]
+
+UNLABELLED = -1
 
 
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows outputs"]:
     """What the network returns for one batch; the only place where a model is called."""
     output: Tensor = network(**batch)
     return output
-
-
-def mean_pool(
-    hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
-) -> Float[Tensor, "rows dim"]:
-    """Average of each row's hidden states over its real tokens (mask 1)."""
-    weight = mask.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weight).sum(1) / weight.sum(1)
 
 
 def cross_entropy(
@@ -68,47 +79,19 @@ def cross_entropy(
     return nn.functional.cross_entropy(logits.double(), labels, reduction="none")
 
 
-class PooledNetwork(nn.Module):
-    """A trunk, the mean over tokens of one of its hidden states, and a head on top.
+def row_loss(
+    outputs: Float[Tensor, "rows outputs"], answers: Tensor | None
+) -> Float[Tensor, " rows"]:
+    """The loss of each row: of its class (integers), its target (floats), its completion (None).
 
-    `layer="all"` joins the means of all hidden states, each of unit length, scaled so that an inner
-    product of two outputs is the mean over layers of their cosines.
+    The label -1 stands for the class that the outputs predict.
     """
-
-    def __init__(self, trunk: nn.Module, head: nn.Module, layer: int | Literal["all"] = -1) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = head
-        self.layer = layer
-
-    def forward(
-        self, attention_mask: Int[Tensor, "rows tokens"], **batch: Tensor
-    ) -> Float[Tensor, "rows outputs"]:
-        """The head's output for each row."""
-        every = self.layer != -1
-        output = self.trunk(attention_mask=attention_mask, output_hidden_states=every, **batch)
-        if self.layer == "all":
-            means = [mean_pool(hidden, attention_mask) for hidden in output.hidden_states]
-            unit = [nn.functional.normalize(mean, dim=1) for mean in means]
-            vectors = torch.cat(unit, dim=1) / len(unit) ** 0.5
-        else:
-            hidden = output.hidden_states[self.layer] if every else output.last_hidden_state
-            vectors = mean_pool(hidden, attention_mask)
-        pooled: Tensor = self.head(vectors)
-        return pooled
-
-
-class CheckpointNetwork(nn.Module):
-    """A sequence classifier as it was saved, returning its logits alone."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, **batch: Tensor) -> Float[Tensor, "rows classes"]:
-        """The classifier's logits."""
-        logits: Tensor = self.classifier(**batch).logits
-        return logits
+    if answers is None:
+        return -outputs[:, 0]
+    if answers.is_floating_point():
+        return (outputs[:, 0].double() - answers).square()
+    predicted = outputs.detach().argmax(1)
+    return cross_entropy(outputs, torch.where(answers == UNLABELLED, predicted, answers))
 
 
 class Measurement:
@@ -116,23 +99,43 @@ class Measurement:
 
     Attributes:
         network: What `forward` is called with; eval mode, float32, no parameter asks for gradients.
-        n_outputs: Length of an output row: classes, or the hidden size of an embedder.
+        n_outputs: Length of an output row: classes, 1, or the hidden size of an embedder.
+        spec: The configuration it was made from.
+        form: What the text columns hold: "text", "prompt_completion" or "messages".
     """
 
     def __init__(
-        self, network: nn.Module, tokenizer: Any, n_outputs: int, max_length: int, device: str
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        n_outputs: int,
+        spec: ModelSpec,
+        device: str,
+        form: str = "text",
     ) -> None:
         self.network = network.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.n_outputs = n_outputs
-        self.max_length = max_length
+        self.spec = spec
         self.device = device
+        self.form = form
+        self._is_masked = spec.head == "label_words" and is_masked(spec)
 
     def tokenise(self, text: pa.Table) -> Tokens:
         """The rows of a text table as tokens; a row's `text_b`, where not null, is its pair."""
-        return tokenise(
-            self.tokenizer, text["text"].to_pylist(), text["text_b"].to_pylist(), self.max_length
-        )
+        texts, pairs = text["text"].to_pylist(), text["text_b"].to_pylist()
+        longest = self.spec.max_length
+        is_embedder = isinstance(self.network, PooledNetwork)
+        if self.spec.prompt is not None and not is_embedder:
+            return tokenise_prompts(
+                self.tokenizer, self.spec.prompt, texts, pairs, longest, self._is_masked
+            )
+        if isinstance(self.network, CompletionNetwork):
+            return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest)
+        if self.form != "text":
+            whole = tokenise_completions(self.tokenizer, texts, pairs, self.form, longest)
+            return Tokens({"input_ids": whole.columns["input_ids"]})
+        return tokenise(self.tokenizer, texts, pairs, longest)
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
         """The named rows, padded to the longest, as arguments of the network."""
@@ -141,37 +144,93 @@ class Measurement:
         return pad(tokens, rows, pad_id, self.device)
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows outputs"]:
-        """Logits of a classifier, embeddings of an embedder."""
+        """Logits of a classifier, log-likelihoods of completions, embeddings of an embedder."""
         return forward(self.network, batch)
+
+    def has_target(self, tokens: Tokens) -> list[bool]:
+        """Which rows have anything to measure; a completion can be cut away by `max_length`."""
+        if "targets" not in tokens.columns:
+            return [True] * len(tokens.columns["input_ids"])
+        return [any(t != IGNORED for t in row) for row in tokens.columns["targets"]]
+
+    def random_text(self, n_rows: int, n_words: int, seed: int) -> pa.Table:
+        """Rows of random tokens of the vocabulary, as text in the form that the corpus has."""
+        generator = torch.Generator().manual_seed(seed)
+        special = set(self.tokenizer.all_special_ids)
+        plain = [i for i in range(len(self.tokenizer)) if i not in special]
+
+        def draw() -> list[str]:
+            ids = torch.randint(len(plain), (n_rows, n_words), generator=generator)
+            return [self.tokenizer.decode([plain[i] for i in row]) for row in ids.tolist()]
+
+        first, second = draw(), pa.nulls(n_rows, pa.string())
+        prompt = self.spec.prompt
+        if self.form == "prompt_completion" or (prompt and "text_b" in prompt.template):
+            second = pa.array(draw())
+        if self.form == "messages":
+            first = [
+                json.dumps([{"role": "user", "content": "?"}, {"role": "assistant", "content": t}])
+                for t in first
+            ]
+        return pa.table({"text": first, "text_b": second})
 
 
 def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None) -> Measurement:
-    """The classifier that `model` describes; a probe head is read from the table `probe`.
+    """The classifier, regressor or language model that `model` describes.
+
+    A probe head is read from the table `probe`.
 
     Raises:
-        ModelError: something cannot be loaded, or the head does not fit the trunk.
+        ModelError: something cannot be loaded, or the head does not fit the trunk or the corpus.
         ConfigError: the probe was fitted on another layer than the last.
     """
-    if model.head == "checkpoint":
-        return _load_checkpoint(model, device)
-    trunk = _load_trunk(model)
-    dim = int(trunk.config.hidden_size)
-    if model.head == "random":
-        head = _random_head(dim, model.num_labels or 0, model.seed)
+    form = str(inputs.details("text").get("format", "text"))
+    task = str(inputs.details("label").get("task", "classification"))
+    if (model.head == "completion") != (task == "completion"):
+        raise ModelError(
+            f"{model.path}: found head: {model.head} for a corpus with task: {task}, expected head: "
+            "completion for completions and for nothing else. Correct model.head or corpus.task."
+        )
+    tokenizer = load_tokenizer(model)
+    network: nn.Module
+    if model.head == "completion":
+        network, n_outputs = load_completion(model), 1
+    elif model.head == "label_words":
+        network, n_outputs = load_label_words(model, tokenizer)
+    elif model.head == "checkpoint":
+        network, n_outputs = load_checkpoint(model)
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                f"{model.path}: found no padding token, expected one because the head looks for the "
+                "last real token. Set pad_token in tokenizer_config.json and config.json."
+            )
     else:
-        head = _probe_head(dim, inputs)
-    return _measurement(model, PooledNetwork(trunk, head), head.out_features, device)
+        trunk = load_trunk(model)
+        dim = int(trunk.config.hidden_size)
+        is_random = model.head == "random"
+        head = _random_head(dim, model) if is_random else _probe_head(dim, inputs)
+        network, n_outputs = PooledNetwork(trunk, head), head.out_features
+    if (n_outputs == 1) != (task != "classification"):
+        raise ModelError(
+            f"{model.path}: found a head with {n_outputs} outputs for a corpus with task: {task}, "
+            "expected one output for a regression and one per class otherwise. Correct corpus.task, "
+            "or name another model."
+        )
+    return _measurement(model, network, tokenizer, n_outputs, device, form)
 
 
 def load_embedder(
-    model: ModelSpec, layer: int | Literal["all"], device: str | None = None
+    model: ModelSpec,
+    layer: int | Literal["all"],
+    device: str | None = None,
+    form: str = "text",
 ) -> Measurement:
     """The trunk alone: its output is the mean over tokens of one hidden state, or of all.
 
     Raises:
         ConfigError: the trunk has no such layer.
     """
-    trunk = _load_trunk(model)
+    trunk = load_trunk(model)
     n_states = int(trunk.config.num_hidden_layers) + 1
     if layer != "all" and not -n_states <= layer < n_states:
         raise ConfigError(
@@ -180,41 +239,36 @@ def load_embedder(
         )
     network = PooledNetwork(trunk, nn.Identity(), layer)
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
-    return _measurement(model, network, dim, device)
+    return _measurement(model, network, load_tokenizer(model), dim, device, form)
 
 
 def read_probe(
     probe: pa.Table,
 ) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
-    """Weight and bias of the table `probe`, in class order.
+    """Weight and bias of the table `probe`, in class order; a regression's has one row.
 
     Raises:
         DataError: the classes are not 0, 1, 2, and so on.
     """
     probe = probe.sort_by("class")
     classes = probe["class"].to_pylist()
-    if classes != list(range(len(classes))) or len(classes) < 2:
+    if classes != list(range(len(classes))) or not classes:
         raise DataError(
-            f"probe: found classes {classes}, expected 0 to n - 1 with n at least 2. "
-            "Fit the probe again."
+            f"probe: found classes {classes}, expected 0 to n - 1. Fit the probe again."
         )
     bias = probe["bias"].to_numpy().copy()
     return torch.from_numpy(matrix_of(probe["weight"]).copy()), torch.from_numpy(bias)
 
 
 def _measurement(
-    model: ModelSpec, network: nn.Module, n_outputs: int, device: str | None
+    model: ModelSpec,
+    network: nn.Module,
+    tokenizer: Any,
+    n_outputs: int,
+    device: str | None,
+    form: str,
 ) -> Measurement:
-    folder = resolve(model)
-    with quiet(), _as_model_error(folder, "a tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # Without its files, some tokenizers are made with special tokens alone, and nothing is said.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ModelError(
-            f"{folder}: found a tokenizer without words, expected its vocabulary beside the "
-            "weights. Save the tokenizer there with save_pretrained."
-        )
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     longest = min(positions, tokenizer.model_max_length)
     if model.max_length > longest:
@@ -223,55 +277,16 @@ def _measurement(
             f"positions of {model.path}. Lower it."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Measurement(network, tokenizer, n_outputs, model.max_length, device)
-
-
-def _load_trunk(model: ModelSpec) -> Any:
-    folder = resolve(model)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    with quiet(), _as_model_error(folder, "weights"):
-        trunk, info = transformers.AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **without_pooler(config),
-        )
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
-    _refuse_missing(model, missing, "Use the checkpoint's own architecture")
-    return trunk
-
-
-def _load_checkpoint(model: ModelSpec, device: str | None) -> Measurement:
-    folder = resolve(model)
-    with quiet(), _as_model_error(folder, "weights"):
-        network, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    _refuse_missing(
-        model, info["missing_keys"], "Set head: probe, or use a checkpoint with a trained head"
-    )
-    n_classes = int(network.config.num_labels)
-    if n_classes < 2:
-        raise ModelError(
-            f"{model.path}: found a head with {n_classes} output, expected at least 2 classes. "
-            "Regression is not measured yet; set head: probe."
-        )
-    measurement = _measurement(model, CheckpointNetwork(network), n_classes, device)
-    if measurement.tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"{model.path}: found no padding token, expected one because the head looks for the "
-            "last real token. Set pad_token in tokenizer_config.json and config.json."
-        )
-    return measurement
+    return Measurement(network, tokenizer, n_outputs, model, device, form)
 
 
 def _probe_head(dim: int, inputs: Inputs) -> nn.Linear:
-    layer = inputs.details("probe").get("layer", -1)
+    details = inputs.details("probe")
+    layer = details.get("layer", -1)
     if layer != -1:
         raise ConfigError(
-            f"probe: found one fitted on the embeddings of layer {layer}, expected layer -1, which "
-            "the head reads. Set layer: -1 in the embedding stage."
+            f"probe: found one fitted on the {details.get('embedding', 'embedding')} of layer "
+            f"{layer}, expected layer -1, which the head reads. Set layer: -1 in the embedding stage."
         )
     weight, bias = read_probe(inputs.table("probe"))
     if weight.shape[1] != dim:
@@ -279,37 +294,11 @@ def _probe_head(dim: int, inputs: Inputs) -> nn.Linear:
             f"probe: found {weight.shape[1]} weights per class, expected {dim}, the model's hidden "
             "size. Fit the probe on this model's embeddings."
         )
-    return _linear(weight, bias)
+    return linear(weight, bias)
 
 
-def _random_head(dim: int, n_classes: int, seed: int) -> nn.Linear:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(n_classes, dim, generator=generator) / dim**0.5
-    return _linear(weight, torch.zeros(n_classes))
-
-
-def _linear(weight: Float[Tensor, "classes dim"], bias: Float[Tensor, " classes"]) -> nn.Linear:
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    head.weight = nn.Parameter(weight.float())
-    head.bias = nn.Parameter(bias.float())
-    return head
-
-
-def _refuse_missing(model: ModelSpec, missing: Any, advice: str) -> None:
-    if missing:
-        raise ModelError(
-            f"{model.path}: found no weights for {', '.join(sorted(missing)[:4])}"
-            f"{' and others' if len(missing) > 4 else ''}, expected them in the checkpoint: they "
-            f"would be drawn at random. {advice}."
-        )
-
-
-@contextmanager
-def _as_model_error(folder: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{folder}: found no {what} that can be loaded ({error}), expected {what} of a Hugging "
-            "Face model. Save the model and its tokenizer there with save_pretrained."
-        ) from error
+def _random_head(dim: int, model: ModelSpec) -> nn.Linear:
+    n_outputs = model.num_labels or 0
+    generator = torch.Generator().manual_seed(model.seed)
+    weight = torch.randn(n_outputs, dim, generator=generator) / dim**0.5
+    return linear(weight, torch.zeros(n_outputs))

@@ -5,7 +5,7 @@ Commands that only plan or read a run import this module, so it does without tor
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,89 @@ _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A cloze question: the model answers it by the word it expects at one place of the text.
+
+    A masked language model reads the logits at its mask token, a causal one those of the last
+    token. Source: arXiv:2406.04606, section 2 (methods.md 1.2).
+    """
+
+    template: str
+    """The text with `{text}`, for pairs `{text_b}`, and for a masked model `{mask}`, such as
+    `{text} It was {mask}.`; `{text_b:uncapitalised}` lowers its first letter and `{text:trimmed}`
+    drops its last character."""
+    label_words: tuple[str, ...]
+    """One word per class, in the order of the classes; each must be a single token."""
+
+    def __post_init__(self) -> None:
+        """Refuses a template without its text, and words that do not name classes."""
+        if "{text}" not in self.template and "{text:" not in self.template:
+            raise ConfigError(
+                f"prompt: found the template {self.template!r}, expected {{text}} in it. Write for "
+                "example '{text} It was {mask}.'"
+            )
+        if len(set(self.label_words)) < max(2, len(self.label_words)):
+            raise ConfigError(
+                f"prompt: found label_words {list(self.label_words)}, expected a different word for "
+                "each of at least two classes. List one per class."
+            )
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters as fine-tuning would begin with them: B is zero, A is random.
+
+    The gradient with respect to A is then exactly zero, and only B and the head count.
+    """
+
+    rank: int = 16
+    """Columns of B."""
+    alpha: float = 16.0
+    """The adapter's output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get one, by their last part, such as `q_proj`; empty for all linear
+    layers of the trunk."""
+    seed: int = 0
+    """Seed of A."""
+
+    def __post_init__(self) -> None:
+        """Refuses an adapter of no rank."""
+        if self.rank < 1 or not self.alpha > 0:
+            raise ConfigError(
+                f"lora: found rank: {self.rank}, alpha: {self.alpha}, expected positive numbers. "
+                "Raise them."
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which weights fine-tuning would change, hence which gradients are taken.
+
+    Always: weights of linear layers (`nn.Linear` and the `Conv1D` of GPT-2). Never: biases, norms,
+    and embedding tables, but for one that shares its weight with a trained output layer.
+    """
+
+    layers: tuple[str, ...] = ("*",)
+    """Patterns over the names of layers, as in a shell; a layer counts if one of them fits."""
+    last_blocks: int | None = None
+    """Only the last blocks of the trunk and what lies above; what lies below is not run
+    backward."""
+    lora: Lora | None = None
+    """Adapters, and the head, instead of the layers themselves."""
+
+    def __post_init__(self) -> None:
+        """Refuses a choice of nothing."""
+        if not self.layers or (self.last_blocks is not None and self.last_blocks < 0):
+            raise ConfigError(
+                f"train: found layers: {list(self.layers)}, last_blocks: {self.last_blocks}, "
+                "expected at least one pattern and a number of blocks. Leave them out to train all."
+            )
+
+
+HEADS_OF_CLASSES = ("probe", "random", "checkpoint", "label_words")
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The model that is measured."""
 
@@ -23,14 +106,24 @@ class ModelSpec:
     """Local folder, hub id, or `package:<module>/<folder>` for weights inside a Python package."""
     revision: str | None = None
     """Branch, tag or commit, for a hub id only."""
-    head: Literal["probe", "random", "checkpoint"] = "probe"
-    """Where the classification layer comes from."""
+    head: Literal["probe", "random", "checkpoint", "label_words", "completion"] = "probe"
+    """What turns hidden states into outputs: a probe that the run fits, a random layer, the
+    classifier or regressor of the checkpoint, the label words of `prompt`, or the output layer of a
+    causal language model whose completions are measured."""
     num_labels: int | None = None
-    """Classes of a random head; the other heads know their own."""
+    """Outputs of a random head, 1 for a regression; the other heads know their own."""
     max_length: int = 128
     """Tokens kept per row, special tokens included."""
     seed: int = 0
     """Seed of a random head."""
+    prompt: Prompt | None = None
+    """The question of `head: label_words`."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Loss of a completion: the mean or the sum over its tokens."""
+    train: Trained = field(default_factory=Trained)
+    """Which weights gradients are taken of."""
+    adapter: str | None = None
+    """Folder of a trained LoRA adapter that peft saved for this model."""
 
     def __post_init__(self) -> None:
         if (self.head == "random") != (self.num_labels is not None):
@@ -38,9 +131,19 @@ class ModelSpec:
                 f"model: found head: {self.head} with num_labels: {self.num_labels}, expected "
                 "num_labels for head: random and for no other. Set or remove num_labels."
             )
-        if self.num_labels is not None and self.num_labels < 2:
+        if self.num_labels is not None and self.num_labels < 1:
             raise ConfigError(
-                f"model: found num_labels: {self.num_labels}, expected at least 2. Raise it."
+                f"model: found num_labels: {self.num_labels}, expected at least 1. Raise it."
+            )
+        if (self.head == "label_words") != (self.prompt is not None):
+            raise ConfigError(
+                f"model: found head: {self.head} {'with' if self.prompt else 'without'} prompt, "
+                "expected a prompt for head: label_words and for no other. Set or remove prompt."
+            )
+        if self.adapter is not None and self.train.lora is not None:
+            raise ConfigError(
+                "model: found both adapter and train.lora, expected one of them. Remove train.lora "
+                "to take gradients of the trained adapter."
             )
         if self.max_length < 3:
             raise ConfigError(
@@ -84,13 +187,30 @@ def fingerprint(model: ModelSpec) -> str:
         ModelError: as `resolve`.
     """
     folder = resolve(model)
-    if folder.parent.name == "snapshots":
+    if folder.parent.name == "snapshots" and model.adapter is None:
         return folder.name[:16]
     total = hashlib.sha256()
-    for path in sorted({p for pattern in _KEYED_FILES for p in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    for place in [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]:
+        for path in sorted({p for pattern in _KEYED_FILES for p in place.glob(pattern)}):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            total.update(path.name.encode() + b"\0" + content)
     return total.hexdigest()[:16]
+
+
+def adapter_folder(path: str) -> Path:
+    """The local folder of a trained adapter.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path}: found no adapter_config.json, expected the folder of a peft adapter. Point "
+            "model.adapter at the folder that save_pretrained wrote."
+        )
+    return folder
 
 
 def _package_folder(path: str) -> Path:

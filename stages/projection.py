@@ -1,176 +1,355 @@
 """Per-example gradients of linear layers, projected while they are made.
 
 For a linear layer with input a_t and output gradient delta_t at token t, the gradient of its weight
-is `G = sum_t delta_t a_t'`. With one Gaussian matrix L for the outputs and one R for the inputs,
-`L G R' = sum_t (L delta_t) (R a_t)'` needs two small products per token and never forms G: the
-price is a backward pass without weight gradients. Each layer's k x k block then goes through a
-Gaussian block of its own to `projection_dim`, and the blocks are summed.
+is `G = sum_t delta_t a_t'`. With a matrix L for the outputs and R for the inputs, `L G R' = sum_t
+(L delta_t) (R a_t)'` needs two small products per token and never forms G: the price is a backward
+pass without weight gradients. The blocks of all layers are joined, and then hashed to `dim` numbers
+with random signs (or multiplied by a Gaussian matrix).
 
-Entries are N(0, 1/k): the expected inner product of two projected gradients is the inner product of
-the gradients. A side that is no longer than k is kept as it is, and so is the concatenation of all
-blocks when it is no longer than `projection_dim`: projecting upward would add noise for nothing.
-Matrices are drawn on the CPU from the seed and the layer's name alone, so that neither the device,
-nor the other layers, nor their order change a layer's projection.
+Each side keeps a few **principal directions** exactly and projects the rest at random, so that the
+expected inner product of two projected gradients is that of the gradients. Activations share large
+components that would otherwise drown in the noise of the projection what tells rows apart. The
+directions are those of random tokens sent through the network: they depend on the model, the
+measured output and the seed, on no row of the corpus. On 256 rows of SST-2 with MiniLM they raise
+the correlation of off-diagonal kernel entries from 0.956 to 0.974 at 32 x 32 numbers a layer.
 
-**What is in theta**: the weights of all `nn.Linear` layers, the head's included. Biases, layer
-norms (a few thousandths of an encoder's parameters) and embedding tables (lookups, with no input to
-project) are left out. A weight used several times, or by several layers, counts once
-with the sum of its gradients.
+A side that is no longer than its projection is kept as it is, and so are the joined blocks where
+they are no longer than `dim`: projecting upward would add noise for nothing. Matrices are drawn on
+the CPU from the seed and the layer's name alone, so that neither the device, nor the other layers,
+nor their order change a layer's projection.
 
-Source: Choe et al. 2023, arXiv:2405.13954, section 3 (projection inside the backward pass).
+`stages.trained` says which weights count. A weight used several times counts once, with the sum of
+its gradients.
+
+Sources: Choe et al. 2023, arXiv:2405.13954, section 3 (projection inside the backward pass);
+Weinberger et al. 2009, arXiv:0902.2206 (hashing with signs). The principal directions are ours.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from stages.batching import Tokens, batches
-from stages.measurement import Measurement, ModelSpec, load_measurement, network_size
-from stages.stage import ConfigError, Cost, Inputs, ModelError, Work
+from stages.stage import ConfigError, ModelError
+from stages.trained import Shape, shape_of, tied_tables
+from stages.weights import seed_of
+
+Precision = Literal["float32", "bfloat16"]
+LONGEST_SIDE = 16384
+"""A longer side, such as a vocabulary, gets no principal directions."""
+ITERATIONS = 6
+"""Of subspace iteration: the directions need not be exact, only the same each time."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How gradients are made short; all null keeps every number, for oracles and small models."""
+
+    inputs: int | None = 48
+    """Numbers that the inputs of a layer are projected to; null keeps all."""
+    outputs: int | None = 24
+    """Numbers that its output gradients are projected to; null keeps all."""
+    principal: int = 4
+    """Directions of each side that are kept exactly."""
+    dim: int | None = 8192
+    """Length of a feature vector; null joins the layers' blocks, inputs x outputs numbers each."""
+    final: Literal["sparse", "dense"] = "sparse"
+    """How the joined blocks are brought to `dim`: hashed with random signs at no cost, or by a
+    Gaussian matrix that must be held and multiplied, with the same error."""
+    seed: int = 0
+    """Seed of all projections; with one seed, features of `gradient` and `ntk` share a space."""
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that are not positive."""
+        for name in ("inputs", "outputs", "dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"projection: found {name}: {value}, expected a positive number, or null for "
+                    "no projection. Raise it."
+                )
+        if self.principal < 0:
+            raise ConfigError(
+                f"projection: found principal: {self.principal}, expected 0 or more. Raise it."
+            )
+
+    def block(self, shape: Shape) -> tuple[int, int]:
+        """Numbers that the outputs and the inputs of a layer are kept in."""
+        return (
+            min(shape.outputs, self.outputs or shape.outputs),
+            min(shape.inputs, self.inputs or shape.inputs),
+        )
+
+    def length(self, shapes: Sequence[Shape]) -> int:
+        """Length of a feature vector for layers of these shapes."""
+        joined = sum(left * right for left, right in map(self.block, shapes))
+        return min(joined, self.dim or joined)
 
 
 class Layer(NamedTuple):
-    """How one weight is projected.
-
-    `left` (outputs, k) and `right` (inputs, k) are None where a side is kept; `dense`
-    (block, projection_dim) is None where blocks are concatenated, each from `start`.
-    """
+    """How one weight is projected: `left` (outputs, k), `right` (inputs, k), None to keep all."""
 
     name: str
+    shape: Shape
     left: Tensor | None
     right: Tensor | None
-    dense: Tensor | None
-    start: int
-    size: int
+
+
+class _Seen(NamedTuple):
+    """Inputs and output gradients of a layer, one row per token."""
+
+    inputs: Tensor
+    deltas: Tensor
 
 
 def gaussian(
     seed: int, name: str, n_rows: int, n_columns: int
 ) -> Float[Tensor, "n_rows n_columns"]:
     """Independent N(0, 1 / n_columns) entries that depend on the arguments alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(f"{seed}/{name}"))
     entries = torch.randn(n_rows, n_columns, generator=generator)
     return entries.div_(n_columns**0.5)
 
 
-def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of a network by name, in module order.
+def with_principal(
+    drawn: Float[Tensor, "n k"], principal: Float[Tensor, "n r"]
+) -> Float[Tensor, "n k"]:
+    """A projection that keeps orthonormal `principal` exactly and draws the rest of its columns.
 
-    Raises:
-        ModelError: there is none; or weights of another kind of layer would be left out silently;
-            or a weight is shared with an embedding table, whose part of the gradient is not seen.
+    With P = U U' + (I - U U') S, the expected P P' is the identity: inner products stay unbiased.
     """
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
-    foreign = [n for n, m in network.named_modules() if isinstance(m, Conv1D)]
-    if foreign or not layers:
-        raise ModelError(
-            f"network: found {len(foreign)} Conv1D and {len(layers)} nn.Linear layers, expected "
-            "nn.Linear only. Use a model whose layers are nn.Linear (GPT-2's are not)."
-        )
-    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-    shared = [name for name, layer in layers.items() if id(layer.weight) in tables]
-    if shared:
-        raise ModelError(
-            f"network: found the weight of {shared[0]} shared with an embedding table, expected "
-            "weights of their own. Use a classification head instead of a language model's."
-        )
-    return layers
+    r, k = principal.shape[1], drawn.shape[1]
+    rest = drawn[:, r:] * (k / (k - r)) ** 0.5 if k > r else drawn[:, :0]
+    return torch.cat([principal, rest - principal @ (principal.T @ rest)], dim=1)
+
+
+def principal_directions(
+    rows: Float[Tensor, "rows n"], count: int, start: Float[Tensor, "n count"]
+) -> Float[Tensor, "n count"]:
+    """Orthonormal columns near the `count` leading right singular vectors of `rows`."""
+    basis = torch.linalg.qr(start)[0]
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(rows.T @ (rows @ basis))[0]
+    return basis
 
 
 class Projector:
-    """Projected gradients of scalar outputs, one per row, with respect to linear weights.
+    """Projected gradients of scalar outputs, one per row, with respect to the layers' weights.
 
     Attributes:
         dim: Length of a feature vector.
+        blocks: Name, start and size of each layer's part of a vector; one part named "all" where
+            the layers are mixed.
     """
 
     def __init__(
         self,
-        layers: Mapping[str, nn.Linear],
-        layer_projection: int | None = None,
-        projection_dim: int | None = None,
-        seed: int = 0,
+        network: nn.Module,
+        layers: Mapping[str, nn.Module],
+        projection: Projection,
         device: str = "cpu",
     ) -> None:
-        for name, value in (
-            ("layer_projection", layer_projection),
-            ("projection_dim", projection_dim),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(
-                    f"projection: found {name}: {value}, expected a positive number, or null for "
-                    "no projection. Raise it."
-                )
-        blocks, self.dim = block_sizes(
-            [(layer.in_features, layer.out_features) for layer in _distinct(layers).values()],
-            layer_projection,
-            projection_dim,
-        )
-        is_dense = self.dim != sum(blocks)
+        """Draws the projections of these layers of the network; principal directions come later."""
         self.modules = dict(layers)
+        self._tables = tied_tables(network, self.modules)
+        self._projection, self._device = projection, device
         self._layers: dict[int, Layer] = {}
-        start = 0
-        for (name, module), size in zip(_distinct(layers).items(), blocks, strict=True):
-
-            def draw(side: str, length: int, k: int | None, name: str = name) -> Tensor | None:
-                if k is None or k >= length:
-                    return None
-                return gaussian(seed, f"{name}/{side}", length, k).to(device)
-
+        for name, module in self.modules.items():
+            if id(module.weight) in self._layers:
+                continue
+            shape = shape_of(module)
+            left, right = projection.block(shape)
             self._layers[id(module.weight)] = Layer(
                 name,
-                left=draw("left", module.out_features, layer_projection),
-                right=draw("right", module.in_features, layer_projection),
-                dense=gaussian(seed, f"{name}/dense", size, self.dim).to(device)
-                if is_dense
-                else None,
-                start=start,
-                size=size,
+                shape,
+                left=self._draw(f"{name}/left", shape.outputs, left),
+                right=self._draw(f"{name}/right", shape.inputs, right),
             )
-            start += size
+        self._sizes = {key: _size(layer) for key, layer in self._layers.items()}
+        joined = sum(self._sizes.values())
+        self.dim = min(joined, projection.dim or joined)
+        self._is_mixed = self.dim < joined
+        self._hash = self._dense = None
+        if self._is_mixed and projection.final == "sparse":
+            self._hash = self._draw_hash()
+        elif self._is_mixed:
+            names = {layer.name: self._sizes[key] for key, layer in self._layers.items()}
+            drawn = [gaussian(projection.seed, f"{n}/dense", s, self.dim) for n, s in names.items()]
+            self._dense = torch.cat(drawn).to(device)
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """Which part of a vector belongs to which layer."""
+        if self._is_mixed:
+            return [{"name": "all", "start": 0, "size": self.dim}]
+        parts, start = [], 0
+        for key, layer in self._layers.items():
+            parts.append({"name": layer.name, "start": start, "size": self._sizes[key]})
+            start += self._sizes[key]
+        return parts
+
+    def calibrate(
+        self, measure: Callable[[], Float[Tensor, " rows"]], mask: Bool[Tensor, "rows tokens"]
+    ) -> None:
+        """Keeps from now on the principal directions of the batch that `measure` runs."""
+        count = self._projection.principal
+        seen: dict[int, list[_Seen]] = {key: [] for key in self._layers}
+        with torch.enable_grad(), self._hooks(mask, torch.float32, seen=seen):
+            torch.autograd.backward(measure().sum())
+        for key, layer in self._layers.items():
+            if not seen[key]:
+                continue
+            inputs = torch.cat([s.inputs for s in seen[key]])
+            deltas = torch.cat([s.deltas for s in seen[key]])
+            self._layers[key] = layer._replace(
+                left=self._keep(layer.left, deltas, f"{layer.name}/left", count),
+                right=self._keep(layer.right, inputs, f"{layer.name}/right", count),
+            )
 
     def features(
-        self, measure: Callable[[], Float[Tensor, " rows"]], mask: Bool[Tensor, "rows tokens"]
-    ) -> Float[Tensor, "rows dim"]:
-        """Projected gradient of each row's output.
+        self,
+        measure: Callable[[], Tensor],
+        mask: Bool[Tensor, "rows tokens"],
+        precision: Precision = "float32",
+    ) -> tuple[Float[Tensor, "rows measured dim"], Float[Tensor, "rows measured"]]:
+        """Projected gradient of each row's numbers, and the numbers.
 
-        `measure` runs one forward pass and returns one number per row; `mask` is true at real
-        tokens, and padding contributes exactly nothing. Sign: the gradient of the output itself.
-        Cost: a forward pass and a backward pass to activations only; per token and layer
-        O(k * (inputs + outputs + k)), per row and layer O(k^2 * projection_dim).
+        `measure` runs one forward pass and returns one number per row, or (rows, measured); each
+        column costs a backward pass. `mask` is true at real tokens, and padding contributes exactly
+        nothing. Sign: the gradient of the number itself. Cost: a forward pass and backward passes
+        to activations only; per token and layer O(k * (inputs + outputs + k)).
 
         Raises:
             ModelError: a layer's output is neither (rows, outputs) nor (rows, tokens, outputs).
         """
-        features = torch.zeros(mask.shape[0], self.dim, device=mask.device)
-        with torch.enable_grad(), self._hooks(features, mask):
-            torch.autograd.backward(measure().sum())
-        return features
+        sums: dict[int, Tensor] = {}
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        kind = mask.device.type
+        with torch.enable_grad(), self._hooks(mask, dtype, sums=sums):
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                numbers = measure()
+            numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
+            last = numbers.shape[1] - 1
+            found = []
+            for column in range(last + 1):
+                sums.clear()
+                torch.autograd.backward(numbers[:, column].sum(), retain_graph=column < last)
+                found.append(self._join(sums, len(mask)))
+        return torch.stack(found, dim=1), numbers.detach()
+
+    def _join(self, sums: Mapping[int, Tensor], n_rows: int) -> Float[Tensor, "rows dim"]:
+        parts = [
+            sums[key].flatten(1)
+            if key in sums
+            else torch.zeros(n_rows, self._sizes[key], device=self._device)
+            for key in self._layers
+        ]
+        if self._hash is not None:
+            order, starts, signs = self._hash
+            columns = torch.cat([part.T for part in parts])
+            hashed = nn.functional.embedding_bag(
+                order, columns, starts, mode="sum", per_sample_weights=signs
+            )
+            return hashed.T
+        joined = torch.cat(parts, dim=1)
+        return joined if self._dense is None else joined @ self._dense
+
+    def _draw(self, name: str, length: int, k: int) -> Tensor | None:
+        if k >= length:
+            return None
+        return gaussian(self._projection.seed, name, length, k).to(self._device)
+
+    def _draw_hash(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Joined numbers in the order of the place they are hashed to, its bounds, their signs."""
+        places, signs = [], []
+        for key, layer in self._layers.items():
+            named = f"{self._projection.seed}/{layer.name}/hash"
+            generator = torch.Generator().manual_seed(seed_of(named))
+            size = (self._sizes[key],)
+            places.append(torch.randint(self.dim, size, generator=generator))
+            signs.append(torch.randint(2, size, generator=generator) * 2.0 - 1.0)
+        place = torch.cat(places)
+        order = place.argsort(stable=True)
+        starts = torch.searchsorted(place[order], torch.arange(self.dim))
+        drawn = torch.cat(signs)[order]
+        return order.to(self._device), starts.to(self._device), drawn.to(self._device)
+
+    def _keep(self, drawn: Tensor | None, rows: Tensor, name: str, count: int) -> Tensor | None:
+        if drawn is None or count == 0 or len(drawn) > LONGEST_SIDE or not rows.any():
+            return drawn
+        count = min(count, drawn.shape[1])
+        start = gaussian(self._projection.seed, f"{name}/start", len(drawn), count)
+        return with_principal(
+            drawn, principal_directions(rows.float(), count, start.to(rows.device))
+        )
 
     @contextmanager
     def _hooks(
-        self, features: Float[Tensor, "rows dim"], mask: Bool[Tensor, "rows tokens"]
+        self,
+        mask: Bool[Tensor, "rows tokens"],
+        dtype: torch.dtype,
+        sums: dict[int, Tensor] | None = None,
+        seen: dict[int, list[_Seen]] | None = None,
     ) -> Iterator[None]:
-        def after_forward(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-            layer = self._layers[id(module.weight)]
-            _check_shape(layer.name, output, mask)
-            inputs = args[0].detach()
-            inputs = inputs if layer.right is None else inputs @ layer.right
-            # The first layers' outputs become the leaves: nothing below them needs a gradient.
-            if not output.requires_grad:
-                output.requires_grad_()
-            output.register_hook(lambda delta: _add(features, layer, inputs, delta, mask))
+        """While open, every pass adds its blocks to `sums`, or what layers saw to `seen`."""
+        has_padding = not bool(mask.all())
+        sides = {
+            key: tuple(None if side is None else side.to(dtype) for side in layer[2:])
+            for key, layer in self._layers.items()
+        }
 
-        handles = [m.register_forward_hook(after_forward) for m in self.modules.values()]
+        def record(key: int, layer: Layer, inputs: Tensor, delta: Tensor) -> None:
+            if has_padding and delta.dim() == 3 and delta.shape[:2] == mask.shape:
+                delta = delta.masked_fill(~mask.unsqueeze(-1), 0.0)
+            if seen is not None:
+                seen[key].append(_Seen(inputs.flatten(0, -2), delta.flatten(0, -2)))
+            elif sums is not None:
+                block = outer_sum(delta.float(), inputs.float())
+                sums[key] = sums[key] + block if key in sums else block
+
+        def after_layer(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
+            key = id(module.weight)
+            layer = self._layers[key]
+            _check_shape(layer.name, output, mask)
+            left, right = sides[key] if sums is not None else (None, None)
+            inputs = args[0].detach()
+            inputs = inputs if right is None else inputs.to(dtype) @ right
+            _begin(output)
+
+            def after_backward(delta: Tensor) -> None:
+                delta = delta.detach()
+                record(key, layer, inputs, delta if left is None else delta.to(dtype) @ left)
+
+            output.register_hook(after_backward)
+
+        def after_table(module: nn.Embedding, args: tuple[Tensor], output: Tensor) -> None:
+            # The table's gradient at token t is e_token delta_t': in the layer's words the output
+            # gradient is e_token, whose projection is a row of `left`, and the input is delta_t.
+            key = id(module.weight)
+            layer = self._layers[key]
+            left, right = sides[key] if sums is not None else (None, None)
+            ids = args[0]
+            counts = mask if module.padding_idx is None else mask & (ids != module.padding_idx)
+            _begin(output)
+
+            def after_backward(delta: Tensor) -> None:
+                delta = delta.detach() * counts.unsqueeze(-1)
+                words = (
+                    nn.functional.one_hot(ids, layer.shape.outputs).to(delta.dtype)
+                    if left is None
+                    else left[ids]
+                )
+                if seen is None:
+                    record(key, layer, delta if right is None else delta.to(dtype) @ right, words)
+
+            output.register_hook(after_backward)
+
+        handles = [m.register_forward_hook(after_layer) for m in self.modules.values()]
+        handles += [m.register_forward_hook(after_table) for m, _ in self._tables.values()]
         try:
             yield
         finally:
@@ -178,129 +357,34 @@ class Projector:
                 handle.remove()
 
 
-def block_sizes(
-    shapes: Sequence[tuple[int, int]], layer_projection: int | None, projection_dim: int | None
-) -> tuple[list[int], int]:
-    """Numbers per layer after its two small projections, and the length of a feature vector.
-
-    `shapes` holds the inputs and outputs of each layer.
-    """
-    blocks = [
-        min(n_in, layer_projection or n_in) * min(n_out, layer_projection or n_out)
-        for n_in, n_out in shapes
-    ]
-    return blocks, min(sum(blocks), projection_dim or sum(blocks))
-
-
-class Projected(NamedTuple):
-    """What a stage of projected gradients loads once per worker."""
-
-    measurement: Measurement
-    projector: Projector
-
-
-def load_projected(
-    model: ModelSpec,
-    inputs: Inputs,
-    layer_projection: int | None,
-    projection_dim: int | None,
-    seed: int,
-) -> Projected:
-    """The classifier, and the projections of all its linear layers."""
-    measurement = load_measurement(model, inputs)
-    layers = linear_layers(measurement.network)
-    projector = Projector(layers, layer_projection, projection_dim, seed, measurement.device)
-    return Projected(measurement, projector)
-
-
-def projected_cost(
-    model: ModelSpec,
-    work: Work,
-    layer_projection: int | None,
-    projection_dim: int | None,
-    token_budget: int,
-) -> Cost:
-    """One forward and one weight-free backward pass per row, and the projections."""
-    size = network_size(model, work.n_classes)
-    n_rows = work.n_examples + work.n_queries
-    blocks, dim = block_sizes(size.linear, layer_projection, projection_dim)
-    per_token = 0.0
-    for n_in, n_out in size.linear:
-        right, left = (min(n, layer_projection or n) for n in (n_in, n_out))
-        per_token += 2.0 * (n_in * right + n_out * left + left * right)
-    dense = sum(blocks) * dim if dim < sum(blocks) else 0
-    widths = sum(n_in + n_out for n_in, n_out in size.linear)
-    # Attention, norms and activations keep about as much again as the linear layers.
-    kept_bytes = 4 * token_budget * 2 * widths
-    return Cost(
-        forward_rows=n_rows,
-        backward_rows=n_rows,
-        flops=2 * size.forward_flops(work.n_tokens)
-        + work.n_tokens * per_token
-        + 2.0 * n_rows * dense,
-        written_bytes=n_rows * (4 * dim + 16),
-        memory_bytes=size.forward_bytes(token_budget) + kept_bytes + 4 * dense,
-    )
-
-
-def project_rows(
-    measurement: Measurement,
-    projector: Projector,
-    tokens: Tokens,
-    token_budget: int,
-    measured: Callable[[Float[Tensor, "batch classes"], Int[np.ndarray, " batch"]], Tensor],
-) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[np.ndarray, "batch dim"]]]:
-    """Features of all rows, batch by batch, each with its row numbers.
-
-    `measured(logits, rows)` gives the number per row whose gradient is wanted.
-    """
-
-    def measure(
-        batch: Mapping[str, Tensor], rows: Int[np.ndarray, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        return measured(measurement.outputs(batch), rows)
-
-    for rows in batches(tokens.lengths, token_budget):
-        batch = measurement.batch(tokens, rows)
-        mask = batch["attention_mask"].bool()
-        features = projector.features(partial(measure, batch, rows), mask)
-        yield rows, features.cpu().numpy()
-
-
-def _add(
-    features: Float[Tensor, "rows dim"],
-    layer: Layer,
-    inputs: Float[Tensor, "rows *tokens right"],
-    delta: Float[Tensor, "rows *tokens outputs"],
-    mask: Bool[Tensor, "rows tokens"],
-) -> None:
-    delta = delta.detach()
-    delta = delta if layer.left is None else delta @ layer.left
+def outer_sum(
+    delta: Float[Tensor, "rows *tokens outputs"], inputs: Float[Tensor, "rows *tokens inputs"]
+) -> Float[Tensor, "rows outputs inputs"]:
+    """The sum over each row's tokens of the outer products of its two vectors."""
     if delta.dim() == 3:
-        delta = delta.masked_fill(~mask.unsqueeze(-1), 0.0)
-        block = torch.bmm(delta.transpose(1, 2), inputs)
-    else:
-        block = delta.unsqueeze(2) * inputs.unsqueeze(1)
-    flat = block.flatten(1)
-    if layer.dense is None:
-        features[:, layer.start : layer.start + layer.size] += flat
-    else:
-        features.addmm_(flat, layer.dense)
+        return torch.bmm(delta.transpose(1, 2), inputs)
+    return delta.unsqueeze(2) * inputs.unsqueeze(1)
+
+
+def _begin(output: Tensor) -> None:
+    """Makes the lowest trained layers' outputs the leaves: nothing below needs a gradient."""
+    if not output.requires_grad:
+        output.requires_grad_()
+
+
+def _size(layer: Layer) -> int:
+    left = layer.shape.outputs if layer.left is None else layer.left.shape[1]
+    right = layer.shape.inputs if layer.right is None else layer.right.shape[1]
+    return int(left * right)
 
 
 def _check_shape(name: str, output: Tensor, mask: Bool[Tensor, "rows tokens"]) -> None:
+    """A head may read some of the tokens; any other layer sees all of them, or one place a row."""
     shape = tuple(output.shape[:-1])
-    if shape not in {tuple(mask.shape), (mask.shape[0],)}:
+    is_head = name.split(".")[0] == "head" and len(shape) == 2 and shape[0] == mask.shape[0]
+    if not is_head and shape not in {tuple(mask.shape), (mask.shape[0],)}:
         raise ModelError(
             f"network: layer {name} returned shape {tuple(output.shape)} for a batch of shape "
             f"{tuple(mask.shape)}, expected (rows, tokens, outputs) or (rows, outputs). Use a "
             "model that keeps rows apart (no unpadding, no mixture of experts)."
         )
-
-
-def _distinct(layers: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
-    """Layers by the first name of each weight."""
-    by_weight: dict[int, str] = {}
-    for name, layer in layers.items():
-        by_weight.setdefault(id(layer.weight), name)
-    return {name: layers[name] for name in by_weight.values()}

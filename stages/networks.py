@@ -1,0 +1,146 @@
+"""What a model computes from a batch: hidden states, and the head that makes outputs of them.
+
+Each network takes the tensors of a batch by name and returns one row of numbers per row of text.
+`trained_head` names the layers of the head that fine-tuning would train beside LoRA adapters.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+IGNORED = -100
+"""A position without a next token to predict, as everywhere in transformers."""
+
+
+def mean_pool(
+    hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows dim"]:
+    """Average of each row's hidden states over its real tokens (mask 1)."""
+    weight = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
+class PooledNetwork(nn.Module):
+    """A trunk, the mean over tokens of one of its hidden states, and a head on top.
+
+    `layer="all"` joins the means of all hidden states, each of unit length, scaled so that an inner
+    product of two outputs is the mean over layers of their cosines.
+    """
+
+    trained_head = ("head",)
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, layer: int | Literal["all"] = -1) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.layer = layer
+
+    def forward(
+        self, attention_mask: Int[Tensor, "rows tokens"], **batch: Tensor
+    ) -> Float[Tensor, "rows outputs"]:
+        """The head's output for each row."""
+        every = self.layer != -1
+        output = self.trunk(attention_mask=attention_mask, output_hidden_states=every, **batch)
+        if self.layer == "all":
+            means = [mean_pool(hidden, attention_mask) for hidden in output.hidden_states]
+            unit = [nn.functional.normalize(mean, dim=1) for mean in means]
+            vectors = torch.cat(unit, dim=1) / len(unit) ** 0.5
+        else:
+            hidden = output.hidden_states[self.layer] if every else output.last_hidden_state
+            vectors = mean_pool(hidden, attention_mask)
+        pooled: Tensor = self.head(vectors)
+        return pooled
+
+
+class CheckpointNetwork(nn.Module):
+    """A sequence classifier or regressor as it was saved, returning its outputs alone."""
+
+    def __init__(self, classifier: nn.Module, base: str) -> None:
+        super().__init__()
+        self.classifier = classifier
+        inner = [n for n, m in classifier.named_modules() if isinstance(m, nn.Linear)]
+        outside = [name for name in inner if not name.startswith(f"{base}.")]
+        self.trained_head = tuple(f"classifier.{name}" for name in outside)
+
+    def forward(self, **batch: Tensor) -> Float[Tensor, "rows outputs"]:
+        """The classifier's logits."""
+        logits: Tensor = self.classifier(**batch).logits
+        return logits
+
+
+class MaskedWordNetwork(nn.Module):
+    """A masked language model whose output layer has one row per label word."""
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        super().__init__()
+        self.model = model
+        self.trained_head = (f"model.{head}",)
+
+    def forward(
+        self, position: Int[Tensor, " rows"], **batch: Tensor
+    ) -> Float[Tensor, "rows classes"]:
+        """The label words' logits at each row's mask token."""
+        logits = self.model(**batch).logits
+        at: Tensor = logits[torch.arange(len(position), device=logits.device), position]
+        return at
+
+
+class NextWordNetwork(nn.Module):
+    """The trunk of a causal language model, and an output layer with one row per label word.
+
+    The head sees the hidden states of one position a row: the full vocabulary at every position
+    would cost several times the trunk.
+    """
+
+    trained_head = ("head",)
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def forward(
+        self, position: Int[Tensor, " rows"], **batch: Tensor
+    ) -> Float[Tensor, "rows classes"]:
+        """The label words' logits behind each row's last token."""
+        hidden = self.trunk(**batch, use_cache=False).last_hidden_state
+        read = hidden[torch.arange(len(position), device=hidden.device), position]
+        logits: Tensor = self.head(read)
+        return logits
+
+
+class CompletionNetwork(nn.Module):
+    """A causal language model; its output is the log-likelihood of each row's completion, in nats.
+
+    `reduction="mean"` divides by the number of tokens that are predicted. Logits are computed at
+    these positions alone.
+    """
+
+    trained_head = ()
+
+    def __init__(
+        self, trunk: nn.Module, head: nn.Linear, reduction: Literal["mean", "sum"]
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.reduction = reduction
+
+    def forward(
+        self, targets: Int[Tensor, "rows tokens"], **batch: Tensor
+    ) -> Float[Tensor, "rows one"]:
+        """The log-likelihood of each row; `targets` holds the next token, or -100."""
+        is_predicted = targets != IGNORED
+        counts = is_predicted.sum(1)
+        # Each row's predicted positions first, in order, then others whose weight is zero.
+        at = (~is_predicted).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
+        hidden = self.trunk(**batch, use_cache=False).last_hidden_state
+        read = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        words = targets.gather(1, at)
+        weight = (words != IGNORED).float()
+        logits = self.head(read).float()
+        chosen = logits.gather(2, words.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        total = ((chosen - logits.logsumexp(2)) * weight).sum(1)
+        return (total / counts if self.reduction == "mean" else total).unsqueeze(1)
