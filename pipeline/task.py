@@ -39,7 +39,7 @@ class StoredInputs:
         self.opened: Any = None
         self._job, self._store = job, store
         self._manifests: dict[str, Manifest] = {}
-        self._own: dict[str, pa.Table] = {}
+        self._own: dict[tuple[str, str], pa.Table] = {}
         self._own_part = self.part
 
     def table(self, name: str, role: Role | None = None) -> pa.Table:
@@ -69,9 +69,10 @@ class StoredInputs:
         """A shard of the part at work, read once: `compute` and `details` may both ask for it."""
         if self._own_part != self.part:
             self._own, self._own_part = {}, self.part
-        if key not in self._own:
-            self._own[key] = self._store.read_shard(table, key)
-        return self._own[key]
+        # Tables that one task wrote have shards of one key.
+        if (table, key) not in self._own:
+            self._own[table, key] = self._store.read_shard(table, key)
+        return self._own[table, key]
 
     def _manifest(self, name: str) -> Manifest:
         if name not in self._manifests:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.batching import matrix_of
@@ -117,10 +117,10 @@ class Curvature:
                 blocks = blocks_of(inputs.details(self.gradient), gradients.shape[1])
                 yield CURVATURE.name, to_rows(fisher_sums(gradients, blocks))
             return
-        vectors, predictions, _ = self._joined(inputs)
-        if vectors.num_rows:
-            logits = torch.from_numpy(np.array(matrix_of(predictions["logits"])))
-            flat = torch.from_numpy(np.array(matrix_of(vectors["vector"])))
+        vectors, predictions, in_vectors, in_predictions = self._joined(inputs)
+        if len(in_vectors):
+            logits = torch.from_numpy(matrix_of(predictions["logits"])[in_predictions])
+            flat = torch.from_numpy(matrix_of(vectors["vector"])[in_vectors])
             blocks = class_blocks(inputs.details(self.ntk), flat.shape[1], logits.shape[1])
             gradients = flat.reshape(len(flat), logits.shape[1], -1)
             yield CURVATURE.name, to_rows(gauss_newton_sums(gradients, logits, blocks))
@@ -138,7 +138,8 @@ class Curvature:
         read = self.gradient if self.kind == "fisher" else self.ntk
         facts = {"kind": self.kind, "blocks": inputs.details(read).get("blocks")}
         if self.kind == "gauss_newton":
-            facts["n_left_out"] = self._joined(inputs)[2]
+            vectors, predictions, both, _ = self._joined(inputs)
+            facts["n_left_out"] = len(vectors) + len(predictions) - 2 * len(both)
         return facts
 
     def cost(self, work: Work) -> Cost:
@@ -153,8 +154,10 @@ class Curvature:
             + 24 * BATCH_NUMBERS,
         )
 
-    def _joined(self, inputs: Inputs) -> tuple[pa.Table, pa.Table, int]:
-        """Gradients and predictions of the examples that have both, and how many have one alone.
+    def _joined(
+        self, inputs: Inputs
+    ) -> tuple[pa.Table, pa.Table, Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
+        """Gradients and predictions of examples, and in each the rows of those that have both.
 
         Raises:
             DataError: the predictions are those of a kernel, whose outputs are no logits.
@@ -169,14 +172,13 @@ class Curvature:
                 f"{self.predictions}, expected the logits of one model or probe. Name an instance "
                 "of the stage prediction."
             )
-        both, first, second = np.intersect1d(
+        _, in_vectors, in_predictions = np.intersect1d(
             vectors["id"].to_numpy(),
             predictions["id"].to_numpy(),
             assume_unique=True,
             return_indices=True,
         )
-        n_alone = len(vectors) + len(predictions) - 2 * len(both)
-        return vectors.take(pa.array(first)), predictions.take(pa.array(second)), n_alone
+        return vectors, predictions, in_vectors, in_predictions
 
 
 def class_blocks(details: Mapping[str, Any], dim: int, n_classes: int) -> tuple[Block, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -18,8 +19,11 @@ from pipeline.errors import TaskError
 from pipeline.plan import make_plan
 from pipeline.run import Silent, execute
 from pipeline.settings import Run
+from stages.curvature import Curvature
+from stages.curvature_table import Block, read_curvature
+from stages.ntk import NTK
 from stages.stage import DataError, Split
-from stages.tables import DIAGNOSTICS
+from stages.tables import DIAGNOSTICS, PREDICTION
 from storage.schema import TableSpec
 from storage.table import Store
 
@@ -100,6 +104,60 @@ class Tally:
     def details(self, inputs: Any) -> Mapping[str, Any]:
         n_rows = inputs.table("text").num_rows - inputs.table(self.source).num_rows
         return {"unit": "word", "n_left_out": n_rows}
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Gradients of two logits in half precision, where a text is not bad, and predictions."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[TableSpec, ...]] = (NTK,)
+
+    def compute(self, inputs: Any) -> Iterator[tuple[str, pa.RecordBatch]]:
+        text = inputs.table("text").select(["id", "role", "text"])
+        text = text.filter(pc.invert(pc.match_substring(text["text"], "bad")))
+        if text.num_rows:
+            yield NTK.name, _with_vectors(text, gradients_of(text["id"].to_pylist()), "vector")
+
+    def details(self, inputs: Any) -> Mapping[str, Any]:
+        return {"blocks": [block._asdict() for block in BLOCKS]}
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Logits of every text."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    writes: ClassVar[tuple[TableSpec, ...]] = (PREDICTION,)
+
+    def compute(self, inputs: Any) -> Iterator[tuple[str, pa.RecordBatch]]:
+        text = inputs.table("text").select(["id", "role", "text"])
+        sources = pa.array(["model"] * text.num_rows)
+        text = text.append_column("source", sources)
+        yield PREDICTION.name, _with_vectors(text, logits_of(text["id"].to_pylist()), "logits")
+
+
+BLOCKS = (Block("second", 0, 2), Block("first", 2, 3))
+
+
+def gradients_of(ids: list[int]) -> np.ndarray:
+    """Two classes' gradients of five numbers, one after the other, for each id."""
+    rows = [np.random.default_rng(i).normal(size=10) for i in ids]
+    return np.array(rows).astype(np.float16)
+
+
+def logits_of(ids: list[int]) -> np.ndarray:
+    return np.array([np.random.default_rng([i, 1]).normal(size=2) for i in ids]).astype(np.float32)
+
+
+def _with_vectors(rows: pa.Table, matrix: np.ndarray, name: str) -> pa.RecordBatch:
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+    batch = rows.drop_columns(["text"]).append_column(name, cells).combine_chunks().to_batches()
+    return batch[0]
 
 
 def _counted(pairs: list[tuple[str, int]]) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -286,3 +344,27 @@ def test_partial_results_below_a_finished_node_may_be_gone(make: Any, tmp_path: 
     execute(make("three"), heard)
     assert heard.done == {"words": 24}
     assert whole.read_bytes() == expected
+
+
+def test_gauss_newton_of_half_precision_gradients_with_rows_missing(make: Any) -> None:
+    own = Curvature(kind="gauss_newton", ntk="logits", predictions="guesses")
+    stages = {"logits": Logits(), "guesses": Guesses(), "curvature": own}
+    run, heard = dataclasses.replace(make("one"), stages=stages), Listening()
+    execute(run, heard)
+    found = manifest(run, "curvature")
+    assert manifest(run, "ntk").dtype == "float16"
+    assert found.details["n_left_out"] == len(BAD)
+    assert heard.told["curvature"] == [
+        "rows left out, as one of the tables that are read lacks them: 4"
+    ]
+    matrices = read_curvature(Store(run.store_url).read_table(found))
+    ids = [i for i in range(N_EXAMPLES) if i not in BAD]
+    g = gradients_of(ids).astype(np.float64).reshape(len(ids), 2, 5)
+    logits = logits_of(ids).astype(np.float64)
+    for name, start, size in BLOCKS:
+        expected = np.zeros((size, size))
+        for jacobian, row in zip(g[:, :, start : start + size], logits, strict=True):
+            # Of two classes: p (1 - p) times the outer product of the difference.
+            p = 1 / (1 + np.exp(row[1] - row[0]))
+            expected += p * (1 - p) * np.outer(*[jacobian[0] - jacobian[1]] * 2) / len(ids)
+        np.testing.assert_allclose(matrices[name], expected, rtol=0, atol=1e-14)
