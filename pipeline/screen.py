@@ -56,8 +56,7 @@ class Screen:
         corpus = plan.corpus
         self._say(
             f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-            f"queries in {len(corpus.tables['text'].shards)} shards, "
-            f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+            f"queries in {len(corpus.tables['text'].shards)} shards, " + _told_task(corpus)
         )
         unlabelled = corpus.unlabelled_queries
         if unlabelled:
@@ -110,6 +109,12 @@ class Screen:
 
     def _say(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(text, style=style))
+
+
+def _told_task(corpus: Any) -> str:
+    if corpus.task == "classification":
+        return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+    return {"regression": "targets of a regression", "completion": "texts to complete"}[corpus.task]
 
 
 def told_seconds(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A")
+NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,7 +44,7 @@ def typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """
     if pc.any(pc.match_substring_regex(column, "^[+-]?(0[0-9]|[0-9]{19})")).as_py():
         return column
-    values = pc.if_else(pc.is_in(column, value_set=pa.array(_NULLS)), None, column)
+    values = pc.if_else(pc.is_in(column, value_set=pa.array(NULLS)), None, column)
     if values.null_count < len(values):
         for kind in (pa.int64(), pa.float64(), pa.bool_()):
             try:
