@@ -63,7 +63,7 @@ class OpenedRun:
         Raises:
             RunError: it has not; the message says which stage to add.
         """
-        task = self._facts("label").get("task", "classification")
+        task = self.task()
         if task != "classification":
             raise RunError(
                 f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
@@ -87,6 +87,10 @@ class OpenedRun:
             f"{self.folder.path}: found no view {view}, expected the results of a stage such as "
             f"{stage}. Add `{stage}: {{}}` under `stages:` and run again."
         )
+
+    def task(self) -> str:
+        """What a model learns from a row: classification, regression or completion."""
+        return str(self._facts("label").get("task", "classification"))
 
     def flag(self, top: int | None = None, method: str | None = None) -> Any:
         """Examples whose label is suspicious, the most suspicious first.

@@ -148,6 +148,7 @@ class FreeShap:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "round"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"rounds"})
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from stages.answer import count_classes
 from stages.batching import matrix_of
 from stages.stage import Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
@@ -161,6 +162,7 @@ class LabelIssues:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -176,8 +178,9 @@ class LabelIssues:
         """Ids, predictions, labels and the fitted noise model.
 
         Raises:
-            DataError: a labelled example has no prediction.
+            DataError: a labelled example has no prediction, or the corpus no classes.
         """
+        count_classes(inputs)
         label = inputs.table("label", "example").select(["id", "label"]).sort_by("id")
         rows = inputs.table(self.predictions)
         rows = rows.filter(pc.equal(rows["role"], "example")).sort_by("id")

@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.kernel import aligned, auto_ridge, gram, mean_diagonal, one_hot
-from stages.stage import ConfigError, DataError, Inputs, Role
+from stages.answer import count_classes, read_answers, read_labels
+from stages.kernel import aligned, auto_ridge, gram, mean_diagonal
+from stages.stage import ConfigError, DataError, Inputs
 
 Ridge = float | Literal["auto"]
 
@@ -91,34 +92,18 @@ def read_labelled_kernel(
         DataError: a feature row is missing, fewer than two classes are declared, a label is
             outside of them, no example is labelled, or all features are zero.
     """
-    n_classes = len(inputs.details("label")["classes"])
-    if n_classes < 2:
-        raise DataError(
-            f"label: found {n_classes} classes, expected at least 2. Kernel regression of labels "
-            "is for classifiers; leave this stage out for other tasks."
-        )
-    example_ids, labels = _labelled(inputs, "example", n_classes)
-    if len(example_ids) == 0:
-        raise DataError(
-            "label: found no example with a label, expected at least 1. Label some examples."
-        )
-    query_ids = inputs.vectors(kernel[0], "query").ids
-    features = [
-        (
-            aligned(inputs.vectors(name, "example"), example_ids),
-            aligned(inputs.vectors(name, "query"), query_ids),
-        )
-        for name in kernel
-    ]
+    n_classes = count_classes(inputs)
+    answers = read_answers(inputs)
+    query_ids, features = read_features(inputs, kernel, answers.ids)
     among_examples, to_examples = gram(features, normalize)
-    targets = one_hot(torch.from_numpy(labels), n_classes) - 1 / n_classes
+    targets = answers.targets
     errors: tuple[float, ...] = ()
     if ridge == "auto":
         ridge, errors = auto_ridge(among_examples, targets)
-    known_ids, known = _labelled(inputs, "query", n_classes)
+    known_ids, known = read_labels(inputs, "query", n_classes)
     label_of = dict(zip(known_ids.tolist(), known.tolist(), strict=True))
     return LabelledKernel(
-        example_ids=example_ids,
+        example_ids=answers.ids,
         query_ids=query_ids,
         query_labels=torch.tensor(
             [label_of.get(query_id, -1) for query_id in query_ids.tolist()], dtype=torch.int64
@@ -132,16 +117,23 @@ def read_labelled_kernel(
     )
 
 
-def _labelled(
-    inputs: Inputs, role: Role, n_classes: int
-) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
-    """Ids, ascending, and labels of the rows of one role that have a label."""
-    table = inputs.table("label", role).select(["id", "label"]).drop_null().sort_by("id")
-    # A copy: torch warns about memory it may not write to.
-    ids, labels = (np.array(table[name].to_numpy()) for name in ("id", "label"))
-    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
-        raise DataError(
-            f"label: found labels {labels.min()} to {labels.max()} among {role} rows, expected 0 "
-            f"to {n_classes - 1}. Correct the labels or the list of classes."
+def read_features(
+    inputs: Inputs, kernel: tuple[str, ...], example_ids: Int64[np.ndarray, " examples"]
+) -> tuple[
+    Int64[np.ndarray, " queries"],
+    list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]],
+]:
+    """Ids of all queries, as the first table has them, and the rows of each feature table.
+
+    Raises:
+        DataError: a feature row is missing.
+    """
+    query_ids = inputs.vectors(kernel[0], "query").ids
+    features = [
+        (
+            aligned(inputs.vectors(name, "example"), example_ids),
+            aligned(inputs.vectors(name, "query"), query_ids),
         )
-    return ids, labels
+        for name in kernel
+    ]
+    return query_ids, features

@@ -69,6 +69,7 @@ class LeaveOneOut:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.

@@ -134,7 +134,7 @@ def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], mem
         matrix_of(table["weight"]), expected[0].numpy(), rtol=1e-5, atol=1e-7
     )
     np.testing.assert_allclose(read_probe(table)[1].numpy(), expected[1].numpy(), rtol=1e-5)
-    assert stage.details(inputs) == {"layer": 2}
+    assert stage.details(inputs) == {"embedding": "embedding", "layer": 2}
     assert stage.is_kept
 
 
