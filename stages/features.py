@@ -8,7 +8,6 @@ from stages.loaded import Loaded
 from stages.rejection import mark
 from stages.source import Source, local
 from stages.stage import DataError
-from stages.target import as_float
 from storage.schema import TableSpec
 
 FEATURES = TableSpec(
@@ -85,7 +84,7 @@ def _read_column(
         is_list = np.array([cell is None or _is_numbers(cell) for cell in cells], dtype=bool)
         mark(reasons, ~is_list, "vector is not a list of numbers")
         kept = [
-            [None if v is None else as_float(v) for v in cell] if ok and cell is not None else None
+            [None if v is None else float(v) for v in cell] if ok and cell is not None else None
             for cell, ok in zip(cells, is_list, strict=True)
         ]
         column = pa.chunked_array([pa.array(kept, pa.list_(pa.float64()))])

@@ -47,18 +47,10 @@ def read_targets(source: Source, loaded: Loaded, reasons: np.ndarray, role: Role
         mark(reasons, is_missing, "missing label")
     mark(reasons, ~is_number & ~is_missing, "label is not a number")
     targets = np.array(
-        [as_float(cell) if ok else np.nan for cell, ok in zip(cells, is_number, strict=True)]
+        [float(cell) if ok else np.nan for cell, ok in zip(cells, is_number, strict=True)]
     )
     mark(reasons, is_number & ~np.isfinite(targets), "label is not finite")
     return targets
-
-
-def as_float(number: int | float) -> float:
-    """The number in float64, infinite where that is too small for it."""
-    try:
-        return float(number)
-    except OverflowError:
-        return float("inf")
 
 
 def parse_number(text: str) -> float | None:
