@@ -94,10 +94,17 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)
     for role, part in read:
-        for index, rows in enumerate(_cut(part.rows, role, run.shard_size, store)):
+        # What a manifest says beside its rows must follow from its key: see `details` below.
+        salts: dict[str, list[Any]] = {
+            "text": [] if part.format == "text" else [part.format],
+            "label": list(examples.classes),
+            "extra": [part.columns, part.has_number_ids],
+            "features": [],
+        }
+        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
+        for index, rows in enumerate(cuts):
             for table, cells in ingest.tables(rows).items():
-                salt = list(examples.classes) if table == "label" else []
-                writer.add(CORPUS[table], role, index, cells, salt)
+                writer.add(CORPUS[table], role, index, cells, salts[table])
     rejected = pa.concat_tables([part.rejected for _, part in read])
     writer.add(ingest.REJECTED, "", 0, rejected, [])
     details = {
@@ -199,7 +206,9 @@ class _Writer:
         )
 
 
-def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> Iterator[pa.Table]:
+def _cut(
+    rows: pa.Table, role: str, shard_size: int, store: Store, salt: list[Any]
+) -> Iterator[pa.Table]:
     """The rows in shards: cut like the earlier reading of which most rows can be used again."""
     ids = rows["id"].to_numpy()
     best = cut(ids, [], shard_size)
@@ -219,7 +228,7 @@ def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> Iterator[p
             if shard.key not in ids_of:
                 ids_of[shard.key] = store.read_shard(text, shard.key, ["id"])["id"].to_numpy()
         again = cut(ids, [ids_of[shard.key] for shard in shards], shard_size)
-        hashes = {digest([content_hash(texts.take(positions)), []]) for positions in again}
+        hashes = {digest([content_hash(texts.take(positions)), salt]) for positions in again}
         same = sum(shard.rows for shard in shards if shard.key in hashes)
         if same > most:
             best, most = again, same
