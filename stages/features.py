@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.loaded import Loaded
+from stages.loaded import Loaded, holds_json
 from stages.rejection import mark
 from stages.source import Source, local
 from stages.stage import DataError
@@ -79,7 +79,7 @@ def _read_column(
 ) -> np.ndarray:
     name = str(source.features)
     column = loaded.table[name]
-    if name in loaded.mixed:
+    if name in loaded.mixed or holds_json(column.type):
         cells = loaded.values(name)
         is_list = np.array([cell is None or _is_numbers(cell) for cell in cells], dtype=bool)
         mark(reasons, ~is_list, "vector is not a list of numbers")

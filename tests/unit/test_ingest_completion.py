@@ -131,6 +131,21 @@ def test_conversations_of_jsonl_as_lists_and_as_text(tmp_path: Path) -> None:
     assert corpus.rows["source_text"].to_pylist() == ["carried", None]
 
 
+def test_conversations_whose_messages_have_different_keys(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": "x", "tool_calls": [{"id": "1", "args": {"a": None}}]}
+    path = jsonl(tmp_path / "a.jsonl", [{"messages": [USER, call]}, {"messages": [ANSWER]}])
+    corpus = completions(path)
+    assert [json.loads(t) for t in corpus.rows["text"].to_pylist()] == [[USER, call], [ANSWER]]
+    parts = [{"type": "text", "text": "hi"}]
+    several: Rows = [
+        {"messages": [{"role": "user", "content": parts}, ANSWER]},
+        {"messages": [USER, ANSWER]},
+    ]
+    corpus = completions(jsonl(tmp_path / "a.jsonl", several))
+    assert [json.loads(t) for t in corpus.rows["text"].to_pylist()] == [[USER, ANSWER]]
+    assert reasons(corpus) == {0: "messages are not a list of {role, content}"}
+
+
 def test_plain_texts(tmp_path: Path) -> None:
     rows: Rows = [{"body": "once", "text": "t"}, {"body": "", "text": "t"}]
     corpus = completions(jsonl(tmp_path / "a.jsonl", rows), text="body")

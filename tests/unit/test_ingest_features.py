@@ -109,6 +109,12 @@ def test_cells_of_several_types_in_jsonl(tmp_path: Path) -> None:
     assert reasons(corpus) == dict.fromkeys((1, 2, 3, 4, 7), strange) | {6: "missing vector"}
 
 
+def test_lists_of_several_types_in_jsonl(tmp_path: Path) -> None:
+    corpus = vectors_of(jsonl(tmp_path / "a.jsonl", [[1, 2], [1, "x"], [0.5, None], [3, 4.5]]))
+    assert matrix(corpus) == [[1, 2], [3, 4.5]]
+    assert reasons(corpus) == {1: "vector is not a list of numbers", 2: "vector is not finite"}
+
+
 def test_columns_that_hold_no_vectors_are_refused(tmp_path: Path) -> None:
     for column in (pa.array(["a", "b"]), pa.array([["a"], ["b"]]), pa.array([1.0, 2.0])):
         with pytest.raises(DataError, match="in the features column v, expected a list of numbers"):
