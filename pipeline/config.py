@@ -71,6 +71,9 @@ def parse_config(raw: Mapping[str, Any], name: str) -> Run:
     """
     raw = dict(raw)
     entries = raw.pop("stages", None)
+    corpus, queries = raw.get("corpus"), raw.get("queries")
+    if isinstance(corpus, Mapping) and isinstance(queries, Mapping) and "task" in corpus:
+        raw["queries"] = {"task": corpus["task"], **queries}
     checked: Run = _absolute(_check(Run, raw, name, ()))
     if entries is None or not isinstance(entries, Mapping) or not entries:
         raise ConfigFileError(
@@ -117,13 +120,15 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
             f"{', '.join(stage_names())}. "
             + (f"Did you mean {near[0]}?" if near else "Correct the name, or add `stage:`.")
         ) from error
-    if "model" in {f.name for f in dataclasses.fields(cls)} and "model" not in fields:
-        if model is None:
+    takes = {f.name: f for f in dataclasses.fields(cls)}
+    if "model" in takes and "model" not in fields:
+        if model is not None:
+            fields["model"] = dataclasses.asdict(model)
+        elif takes["model"].default is dataclasses.MISSING:
             raise ConfigFileError(
                 f"{name}: stages.{instance}: found no model, expected one for this stage. "
                 "Add `model: {path: ...}` at the top of the file."
             )
-        fields["model"] = dataclasses.asdict(model)
     elif (
         isinstance(fields.get("model"), Mapping) and Path(str(fields["model"].get("path"))).exists()
     ):
@@ -262,13 +267,15 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _absolute(run: Run) -> Run:
     def source(given: Source) -> Source:
+        notes = tuple(os.path.abspath(path) for path in given.corrections)
+        vectors = given.features_file
+        features = os.path.abspath(os.path.expanduser(vectors)) if vectors else given.features
+        given = dataclasses.replace(given, corrections=notes, features=features)
         if "://" in given.path:
             return given
         path = Path(given.path).expanduser()
         is_local = path.exists() or any(sign in given.path for sign in "*?[") or bool(path.suffix)
-        fixed = os.path.abspath(path) if is_local else given.path
-        notes = tuple(os.path.abspath(path) for path in given.corrections)
-        return dataclasses.replace(given, path=fixed, corrections=notes)
+        return dataclasses.replace(given, path=os.path.abspath(path) if is_local else given.path)
 
     store = run.store
     if store is not None and "://" not in store:

@@ -1,13 +1,14 @@
-"""From a corpus and its queries to the tables `text`, `label`, `extra` and `rejected`.
+"""From a corpus and its queries to the tables `text`, `label`, `extra`, `rejected`, `features`.
 
 These shards are keyed by their content. Rows are cut into shards once: when a corpus that lies in
 the store is read again with more rows or corrected labels, its earlier shards keep their rows.
-Runs in the driver: it is bound by reading one source, and holds the text of the corpus in memory.
+Runs in the driver: it is bound by reading one source, and holds the text of the corpus in memory,
+and its vectors where it has some.
 """
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,19 @@ from pipeline.settings import Run
 from stages import ingest
 from stages.loading import fingerprint
 from stages.shard import content_hash, cut
-from stages.stage import DataError, Role
+from stages.source import Task
+from stages.stage import ConfigError, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import TableSpec
 from storage.table import Store
 
-CORPUS = {spec.name: spec for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED)}
-INGEST_VERSION = 1
+CORPUS = {
+    spec.name: spec
+    for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED, ingest.FEATURES)
+}
+SOMETIMES = frozenset({ingest.FEATURES.name})
+"""Tables that are there for some corpora only."""
+INGEST_VERSION = 2
 EARLIER_CUTS = 20
 
 
@@ -33,15 +40,27 @@ class Corpus:
     """The corpus tables as they stand, by table name."""
 
     tables: Mapping[str, Manifest]
+    """`features` is there only if the sources have some."""
+
+    @property
+    def task(self) -> Task:
+        """What a model learns from a row."""
+        task: Task = self.tables["label"].details.get("task", "classification")
+        return task
+
+    @property
+    def has_text(self) -> bool:
+        """Whether rows have a text, or are vectors alone."""
+        return bool(self.tables["text"].details.get("has_text", True))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, by label."""
+        """Names of the classes, by label; none for another task than classification."""
         return tuple(self.tables["label"].details["classes"])
 
     @property
     def unlabelled_queries(self) -> int:
-        """Queries without a label."""
+        """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
 
     def rows(self, table: str, role: str) -> int:
@@ -53,51 +72,93 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
 
     Raises:
+        stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
+            two has features.
         stages.stage.DataError: a source cannot be read, or no row of it can be used.
     """
+    _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
     name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
     known = store.read_note("ingest", name)
-    if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in CORPUS):
-        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in CORPUS})
+    wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
+    if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
+        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted})
         if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
             return corpus
     examples = ingest.read(run.corpus, "example")
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
-        read.append(("query", ingest.read(run.queries, "query", examples.classes)))
+        length = examples.vector_length
+        read.append(("query", ingest.read(run.queries, "query", examples.classes, length)))
+        _check_same_form(run, examples, read[1][1])
         _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)
     for role, part in read:
-        for index, rows in enumerate(_cut(part.rows, role, run.shard_size, store)):
+        # What a manifest says beside its rows must follow from its key: see `details` below.
+        salts: dict[str, list[Any]] = {
+            "text": [] if part.format == "text" else [part.format],
+            "label": list(examples.classes),
+            "extra": [part.columns, part.has_number_ids],
+            "features": [],
+        }
+        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
+        for index, rows in enumerate(cuts):
             for table, cells in ingest.tables(rows).items():
-                salt = list(examples.classes) if table == "label" else []
-                writer.add(CORPUS[table], role, index, cells, salt)
+                writer.add(CORPUS[table], role, index, cells, salts[table])
     rejected = pa.concat_tables([part.rejected for _, part in read])
     writer.add(ingest.REJECTED, "", 0, rejected, [])
     details = {
         "label": {
+            "task": examples.task,
             "classes": list(examples.classes),
             "label_kind": examples.label_kind,
-            "column": run.corpus.label,
+            "column": run.corpus.label if examples.task != "completion" else None,
             "is_declared": run.corpus.classes is not None,
             "flip_labels": run.corpus.flip_labels and dataclasses.asdict(run.corpus.flip_labels),
-            "unlabelled_queries": sum(
-                part.rows["label"].null_count for role, part in read if role == "query"
-            ),
+            "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),
         },
+        "text": {"format": examples.format, "has_text": examples.has_text},
         "extra": {
             "columns": {role: part.columns for role, part in read},
             "has_number_ids": examples.has_number_ids,
         },
     }
     manifests = {
-        table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in CORPUS
+        table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
     }
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
         store.write_note("ingest", name, keys)
     return Corpus(manifests)
+
+
+def _check_same_kind(run: Run) -> None:
+    """Refuses queries that answer another question than the corpus, or lack its vectors."""
+    if run.queries is None:
+        return
+    if run.queries.task != run.corpus.task:
+        raise ConfigError(
+            f"queries.task: found {run.queries.task}, expected {run.corpus.task}, the task of the "
+            "corpus. Remove it there."
+        )
+    if (run.queries.features is None) != (run.corpus.features is None):
+        raise ConfigError(
+            f"queries.features: found {run.queries.features} with corpus.features: "
+            f"{run.corpus.features}, expected both or neither. Name the vectors of both."
+        )
+
+
+def _check_same_form(run: Run, examples: Any, queries: Any) -> None:
+    """Refuses queries of another form of text, which the corpus's format would misread."""
+    if (examples.format, examples.has_text) != (queries.format, queries.has_text):
+        raise DataError(
+            f"{run.queries.path if run.queries else ''}: found rows as {_form(queries)}, expected "
+            f"{_form(examples)}, as in the corpus. Name the same kind of columns in both."
+        )
+
+
+def _form(part: Any) -> str:
+    return str(part.format) if part.has_text else "vectors without text"
 
 
 def _check_same_labels(run: Run, examples: Any, queries: Any) -> None:
@@ -122,7 +183,10 @@ class _Writer:
     def add(self, spec: TableSpec, role: str, index: int, rows: pa.Table, salt: Any) -> None:
         key = digest([content_hash(rows), salt])
         if self.is_dry:
-            record = ShardRecord(key, role, index, rows.num_rows, rows.nbytes, "", None, None)
+            length = spec.vector_length(rows.schema)
+            record = ShardRecord(
+                key, role, index, rows.num_rows, rows.nbytes, "", None, None, length
+            )
         elif key in self.present[spec.name]:
             record = self.store.record_of(spec, key, role, index)
         else:
@@ -142,13 +206,16 @@ class _Writer:
         )
 
 
-def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> list[pa.Table]:
+def _cut(
+    rows: pa.Table, role: str, shard_size: int, store: Store, salt: list[Any]
+) -> Iterator[pa.Table]:
     """The rows in shards: cut like the earlier reading of which most rows can be used again."""
     ids = rows["id"].to_numpy()
     best = cut(ids, [], shard_size)
     most = 0
     ids_of: dict[str, np.ndarray] = {}
     text = ingest.TEXT.name
+    texts = rows.select(ingest.TEXT.schema.names)
     present = store.shard_keys(text)
     for key in reversed(store.manifest_keys(text)[-EARLIER_CUTS:]):
         manifest = store.read_manifest(text, key)
@@ -161,10 +228,11 @@ def _cut(rows: pa.Table, role: str, shard_size: int, store: Store) -> list[pa.Ta
             if shard.key not in ids_of:
                 ids_of[shard.key] = store.read_shard(text, shard.key, ["id"])["id"].to_numpy()
         again = cut(ids, [ids_of[shard.key] for shard in shards], shard_size)
-        hashes = {digest([content_hash(ingest.tables(rows.take(c))[text]), []]) for c in again}
+        hashes = {digest([content_hash(texts.take(positions)), salt]) for positions in again}
         same = sum(shard.rows for shard in shards if shard.key in hashes)
         if same > most:
             best, most = again, same
         if most == len(ids):
             break
-    return [rows.take(pa.array(np.asarray(positions))) for positions in best]
+    for positions in best:
+        yield rows.take(pa.array(np.asarray(positions)))

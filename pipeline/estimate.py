@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import read_config
-from pipeline.corpus import read_corpus
+from pipeline.corpus import SOMETIMES, Corpus, read_corpus
 from pipeline.folder import RunFolder
 from pipeline.node import Node
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.run import artefacts_of_before
 from stages.calibration import flops_per_second
 from stages.stage import Cost, Work
@@ -39,9 +39,9 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         n_examples=corpus.rows("label", "example"),
         n_queries=corpus.rows("text", "query"),
         n_tokens=round(n_bytes / CHARACTERS_PER_TOKEN),
-        n_classes=len(corpus.classes),
+        n_classes=max(1, len(corpus.classes)),
         n_shards=sum(s.role == "example" for s in corpus.tables["text"].shards),
-        dim=max((getattr(n.stage, "projection_dim", None) or 0 for n in plan.nodes), default=0),
+        dim=max(_lengths(corpus, plan), default=0),
     )
     speed = flops_per_second()
     workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
@@ -58,6 +58,17 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "memory_bytes": max((row["memory_bytes"] for row in rows), default=0),
         "seconds": sum(row["seconds"] for row in rows),
     }
+
+
+def _lengths(corpus: Corpus, plan: Plan) -> list[int]:
+    """Lengths of the feature vectors that are known before they are computed."""
+    own = [corpus.tables[name].vector_length or 0 for name in SOMETIMES & set(corpus.tables)]
+    return own + [_length(node.stage) for node in plan.nodes]
+
+
+def _length(stage: Any) -> int:
+    projection = getattr(stage, "projection", None)
+    return int(getattr(projection, "dim", None) or 0)
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
+from stages.columns import VECTOR
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
@@ -62,6 +63,18 @@ class OpenedRun:
         Raises:
             RunError: it has not; the message says which stage to add.
         """
+        task = self.task()
+        if task != "classification":
+            raise RunError(
+                f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
+                f"which {stage} works on. "
+                + (
+                    "For the targets that are worst predicted, ask `assay sql`: FROM predictions "
+                    "WHERE role = 'example' ORDER BY loss DESC."
+                    if task == "regression"
+                    else "See the run's views with `assay sql`."
+                )
+            )
         rows = "" if view not in self.views() else f"FROM {SHAPLEY if view == 'shapley' else view}"
         if rows and self.sql(f"{rows} LIMIT 1").fetchall():
             return
@@ -74,6 +87,10 @@ class OpenedRun:
             f"{self.folder.path}: found no view {view}, expected the results of a stage such as "
             f"{stage}. Add `{stage}: {{}}` under `stages:` and run again."
         )
+
+    def task(self) -> str:
+        """What a model learns from a row: classification, regression or completion."""
+        return str(self._facts("label").get("task", "classification"))
 
     def flag(self, top: int | None = None, method: str | None = None) -> Any:
         """Examples whose label is suspicious, the most suspicious first.
@@ -196,6 +213,10 @@ class OpenedRun:
             own["label"] = "CAST(e.label_name AS BIGINT)"
         if extra["has_number_ids"]:
             own["source_id"] = "CAST(e.source_id AS BIGINT)"
+        text = self._facts("text")
+        if text.get("format") == "messages":
+            own["text"] = "e.text::JSON"
+        own[VECTOR] = "f.vector"
         originals: list[Mapping[str, str]] = extra["columns"]["example"]
         # SQL does not tell Text from text.
         names = {column["name"].lower() for column in originals}
@@ -208,6 +229,13 @@ class OpenedRun:
             f"{own.get(c['stored'], 'e.' + _named(c['stored']))} AS {_named(c['name'])}"
             for c in originals
         ]
+        has_features = "features" in self.views()
+        if has_features and VECTOR not in {column["stored"] for column in originals}:
+            # They lay in a file of their own, whose rows the written ones no longer match.
+            cells.append(f"f.vector AS {'assay_features' if 'features' in names else 'features'}")
+        if not text.get("has_text", True):
+            given |= {"text"}
+        vectors = "LEFT JOIN features AS f ON f.id = e.example_id AND f.role = 'example'"
         cells += [
             f"r.{_named(c)} AS {_named(f'assay_{c}' if c in names else c)}"
             for c in columns
@@ -216,7 +244,8 @@ class OpenedRun:
         return self._views.export(
             self._connection,
             f"SELECT {', '.join(cells)} FROM (SELECT *, row_number() OVER () AS place_ "
-            f"FROM ({inner})) AS r JOIN examples AS e USING (example_id) ORDER BY r.place_",
+            f"FROM ({inner})) AS r JOIN examples AS e USING (example_id) "
+            f"{vectors if has_features else ''} ORDER BY r.place_",
             path,
         )
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from pipeline.artefact import keep
 from pipeline.config import parse_stage, plain, stage_name, stage_names
-from pipeline.corpus import CORPUS, Corpus
+from pipeline.corpus import CORPUS, SOMETIMES, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.settings import Run
 from pipeline.tree import grow, not_needed
 from stages.model import ModelSpec, fingerprint
-from stages.stage import Part, Stage
+from stages.stage import Part, Stage, load
 from storage.manifest import digest, shard_key, table_key
 from storage.table import Store
 
@@ -43,10 +43,17 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
     its default fields.
 
     Raises:
-        ConfigFileError: a table has no writer or several, or stages read each other in a circle.
+        ConfigFileError: a table has no writer or several, a stage has the name of a corpus table,
+            or stages read each other in a circle.
     """
     stages = dict(run.stages)
-    added = []
+    added: list[str] = []
+    for instance in stages:
+        if instance in CORPUS:
+            raise ConfigFileError(
+                f"{name}: stages.{instance}: found the name of a table of the corpus, expected "
+                "another. Rename the stage; `stage:` says which it is."
+            )
     pending = list(stages)
     while pending:
         instance = pending.pop()
@@ -59,6 +66,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
                     f"writes, expected one of {', '.join(sorted([*CORPUS, *stages]))}. "
                     "Name an instance or a table that is there."
                 )
+            _check_model(read, instance, run, name)
             stages[read] = parse_stage(read, {}, run.model, name)
             added.append(read)
             pending.append(read)
@@ -100,6 +108,7 @@ def make_plan(
     planned: dict[str, Node] = {}
     notes: list[str] = []
     for instance, stage in stages.items():
+        _check_fit(instance, stage, corpus)
         reads = {
             read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
             for read in stage.reads
@@ -117,6 +126,39 @@ def make_plan(
             done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
     return Plan(run, corpus, tuple(planned.values()), tuple(added), tuple(notes))
+
+
+def _check_model(read: str, reader: str, run: Run, name: str) -> None:
+    """Refuses to add a stage that asks for a model where the corpus brings vectors of its own."""
+    needs = {f.name: f.default for f in dataclasses.fields(load(read))}.get("model")
+    if run.model is None and run.corpus.features and needs is dataclasses.MISSING:
+        raise ConfigFileError(
+            f"{name}: stages.{reader}: found that it reads {read!r}, which needs a model, expected "
+            "the features of the corpus where there is no model. Name them there: kernel: "
+            "[features], or embedding: features for a probe and what uses it; or add `model:`."
+        )
+
+
+def _check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
+    """Refuses a stage that the corpus does not have the rows for."""
+    tasks: tuple[str, ...] = getattr(stage, "tasks", (corpus.task,))
+    if corpus.task not in tasks:
+        raise ConfigFileError(
+            f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
+            f"{' or '.join(tasks)}, which is what {stage_name(stage)} works on. Leave the stage "
+            "out, or correct the corpus's task."
+        )
+    if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
+        raise ConfigFileError(
+            f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "
+            "Set `features:` of corpus and queries to a column of vectors or a .npy file."
+        )
+    if "text" in stage.reads and not corpus.has_text:
+        raise ConfigFileError(
+            f"stages.{instance}: found that it reads the text, expected a corpus with text, and "
+            "this one has none (text: null). Work on its features instead, or name the column of "
+            "the text."
+        )
 
 
 def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:

@@ -118,6 +118,12 @@ def print_summary(run: Any, is_json: bool) -> None:
             _print(_table(names, [[row[n] for n in names] for row in summary[key]]))
     for line in summary["accuracy"]:
         _print(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
+    for line in summary["regression"]:
+        share = "" if line["r_squared"] is None else f"R^2 {line['r_squared']:.3f}, "
+        _print(
+            f"Error of the {line['source']} on the queries: {share}"
+            f"mean squared error {line['mean_squared_error']:.4g}"
+        )
     _print(f"\nCatalog: {_near(summary['catalog'])}   Try:")
     for statement in summary["try"]:
         _print(f'  {_command()} sql {_near(summary["run"])} "{statement}"')
@@ -150,7 +156,8 @@ def summarize(run: Any) -> dict[str, Any]:
         "harmful": [],
         "utility": None,
         "accuracy": [],
-        "try": _statements(views),
+        "regression": [],
+        "try": _statements(views, run.task()),
     }
     # With several instances of a stage, the first speaks; the views hold them all.
     for method in run.methods("label_issues")[:1]:
@@ -196,6 +203,16 @@ def summarize(run: Any) -> dict[str, Any]:
                 "WHERE p.role = 'query' AND q.label IS NOT NULL GROUP BY ALL ORDER BY 1"
             )
         )
+        # R^2 has no value where all targets are equal.
+        summary["regression"] = _dicts(
+            run.sql(
+                "SELECT p.source, p.method, avg(p.loss) AS mean_squared_error, "
+                "1 - avg(p.loss) / nullif(var_pop(q.target), 0) AS r_squared "
+                "FROM predictions AS p JOIN queries AS q ON q.query_id = p.id "
+                "WHERE p.role = 'query' AND q.target IS NOT NULL AND p.loss IS NOT NULL "
+                "GROUP BY ALL ORDER BY 1, 2"
+            )
+        )
     return summary
 
 
@@ -204,16 +221,25 @@ def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any
     return [{**row, "true_name": names.get(row["true_label"])} for row in rows]
 
 
-def _statements(views: set[str]) -> list[str]:
+def _statements(views: set[str], task: str = "classification") -> list[str]:
+    of_examples = {
+        "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
+        "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
+        "completion": "SELECT text, text_b FROM examples LIMIT 20",
+    }
     statements = {
         "label_issues": "SELECT text, given_label, suggested_label, label_score FROM label_issues "
         "JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
         "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "
         "USING (example_id) GROUP BY ALL",
+        "predictions": "SELECT text, target, logits[1] AS predicted FROM predictions JOIN "
+        "examples ON id = example_id WHERE role = 'example' ORDER BY loss DESC LIMIT 20",
         "runs": "SELECT instance, stage, rows, bytes, seconds FROM runs",
         "rejected": "SELECT reason, count(*) FROM rejected GROUP BY ALL",
-        "examples": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
+        "examples": of_examples[task],
     }
+    if task != "regression":
+        del statements["predictions"]
     return [text for view, text in statements.items() if view in views][:3]
 
 

@@ -57,8 +57,7 @@ class Screen:
         corpus = plan.corpus
         self._say(
             f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-            f"queries in {len(corpus.tables['text'].shards)} shards, "
-            f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+            f"queries in {len(corpus.tables['text'].shards)} shards, " + _told_task(corpus)
         )
         unlabelled = corpus.unlabelled_queries
         if unlabelled:
@@ -118,6 +117,12 @@ class Screen:
 def _unit(stage: Any) -> str:
     """What the tasks of a stage are called; with a merge some are shards and some combine them."""
     return "tasks" if hasattr(stage, "merge") else UNITS[stage.split]
+
+
+def _told_task(corpus: Any) -> str:
+    if corpus.task == "classification":
+        return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+    return {"regression": "targets of a regression", "completion": "texts to complete"}[corpus.task]
 
 
 def told_seconds(seconds: float) -> str:

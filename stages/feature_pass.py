@@ -80,8 +80,8 @@ def open_passes(
     measurement = load_measurement(model, inputs)
     if precision == "bfloat16" and not has_bfloat16(measurement.device):
         raise ConfigError(
-            f"precision: found bfloat16 on {measurement.device}, expected a device that computes in "
-            "it. Set precision: float32."
+            f"precision: found bfloat16 on {measurement.device}, expected a device that computes "
+            "in it. Set precision: float32."
         )
     layers = trained_layers(measurement.network, model.train)
     projector = Projector(measurement.network, layers, projection, measurement.device)
@@ -94,7 +94,7 @@ def open_passes(
 def has_bfloat16(device: str) -> bool:
     """Whether matrix products in bfloat16 are native there."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -237,7 +237,11 @@ def _shown(line: Any) -> str:
 
 def _undated(table: pa.Table, files: list[str], source: Source) -> pa.Table:
     """The table with texts, labels and ids that look like dates as they were written."""
-    for name in {source.text, source.text_b, source.label, source.id} & set(table.column_names):
+    named = {source.text, source.text_b, source.label, source.id}
+    if source.task == "completion":
+        # A cell of `messages` is a list; a string of prose is no date.
+        named |= {source.prompt, source.completion, "prompt", "completion"}
+    for name in named & set(table.column_names):
         at = table.column_names.index(name)
         if pa.types.is_temporal(table.column(at).type):
             cells = []

@@ -148,6 +148,7 @@ class FreeShap:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "round"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"rounds"})
 
     def __post_init__(self) -> None:
@@ -185,7 +186,7 @@ class FreeShap:
             "n_examples": len(labelled.example_ids),
             "n_queries": len(labelled.query_ids),
             "n_unlabelled_queries": len(regression.query_ids) - len(labelled.query_ids),
-            **regression.left_out(),
+            **regression.left_out.details(),
             "utility_of_none": dict(zip(self.utilities, ends[:, 0].tolist(), strict=True)),
             "utility_of_all": dict(zip(self.utilities, ends[:, 1].tolist(), strict=True)),
         }

@@ -11,7 +11,7 @@ lowers the loss of the other.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -103,7 +103,7 @@ class Gradient:
     per: Literal["row", "token"] = "row"
     """`token` takes, for completions, the gradient of each predicted token's loss by itself; they
     add up to the row's where `reduction: sum`. Costs as many passes as a row has such tokens."""
-    projection: Projection = Projection()
+    projection: Projection = field(default_factory=Projection)
     """How gradients are made short."""
     dtype: DType = "float32"
     """Type of the stored numbers; a confident row's gradient can be too small for float16."""

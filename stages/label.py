@@ -101,7 +101,7 @@ def _label(source: Source, value: Any) -> int | str | None:
         return int(value)
     raise DataError(
         f"{source.path}: found the label {value!r} in column {source.label}, expected whole "
-        "numbers or strings. Targets of a regression are not supported: name a column of classes."
+        "numbers or strings. Name a column of classes, or set task: regression."
     )
 
 
@@ -142,7 +142,7 @@ def _infer_classes(source: Source, values: list[Any]) -> tuple[str, ...]:
     if n_classes > _MAX_CLASSES:
         raise DataError(
             f"{source.path}: found labels up to {distinct[-1]} in column {source.label}, expected "
-            f"class indices below {_MAX_CLASSES}. If these are targets of a regression or ids, "
-            "name another label column; if they are classes, list them under classes."
+            f"class indices below {_MAX_CLASSES}. If these are targets, set task: regression; if "
+            "ids, name another label column; if classes, list them under classes."
         )
     return tuple(str(i) for i in range(n_classes))

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from stages.answer import count_classes
 from stages.batching import matrix_of
 from stages.stage import Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
@@ -172,6 +173,7 @@ class LabelIssues:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -187,8 +189,9 @@ class LabelIssues:
         """Predictions, labels and the fitted noise model of the examples that have both.
 
         Raises:
-            DataError: no labelled example has a prediction.
+            DataError: no labelled example has a prediction, or the corpus has no classes.
         """
+        count_classes(inputs)
         label = inputs.table("label", "example").select(["id", "label"]).drop_null().sort_by("id")
         rows = inputs.table(self.predictions)
         rows = rows.filter(pc.equal(rows["role"], "example")).sort_by("id")

@@ -20,10 +20,43 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from stages.kernel import aligned, auto_ridge, gram, mean_diagonal, one_hot
+from stages.answer import Answers, count_classes, read_answers, read_labels
+from stages.kernel import aligned, auto_ridge, gram, mean_diagonal
 from stages.stage import ConfigError, DataError, Inputs, Role
 
 Ridge = float | Literal["auto"]
+
+
+class LeftOut(NamedTuple):
+    """Rows that some feature table has no row for."""
+
+    examples: int = 0
+    """Labelled ones."""
+    queries: int = 0
+
+    def details(self) -> dict[str, Any]:
+        """Facts for a manifest, with a notice where there is any."""
+        facts: dict[str, Any] = {
+            "n_without_features": self.examples,
+            "n_queries_without_features": self.queries,
+        }
+        if any(self):
+            facts["notices"] = [
+                f"left out for want of features: labelled examples {self.examples}, "
+                f"queries {self.queries}"
+            ]
+        return facts
+
+
+class Joined(NamedTuple):
+    """Answers and features of the rows that have both."""
+
+    answers: Answers
+    query_ids: Int64[np.ndarray, " queries"]
+    """In the order of the first feature table."""
+    features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]]
+    """Of each feature table the rows of the examples and those of the queries."""
+    left_out: LeftOut
 
 
 class LabelledKernel(NamedTuple):
@@ -42,21 +75,7 @@ class LabelledKernel(NamedTuple):
     damping: float
     ridge_errors: tuple[float, ...]
     """Leave-one-out error for each of `kernel.RIDGE_GRID`; empty if the ridge was given."""
-    n_without_features: tuple[int, int] = (0, 0)
-    """Labelled examples, and queries, that some feature table has no row for."""
-
-    def left_out(self) -> dict[str, Any]:
-        """Facts for a manifest: how many rows were left out for want of features, and a notice."""
-        examples, queries = self.n_without_features
-        facts: dict[str, Any] = {
-            "n_without_features": examples,
-            "n_queries_without_features": queries,
-        }
-        if examples or queries:
-            facts["notices"] = [
-                f"left out for want of features: labelled examples {examples}, queries {queries}"
-            ]
-        return facts
+    left_out: LeftOut = LeftOut()
 
     def with_labelled_queries(self) -> "LabelledKernel":
         """The same without the queries whose label is unknown.
@@ -99,68 +118,65 @@ def read_labelled_kernel(
     """The regression of the table `label` on the feature tables `kernel`.
 
     Examples without a label (dropped, or null) take no part, and neither does a row that one of the
-    feature tables lacks; queries keep the order of the first feature table. Memory 8 (n + m) n
-    bytes for the kernel, beside it one feature table in float64 while it is built; `ridge="auto"`
-    then takes about 32 n^2 bytes and O(n^3).
+    feature tables lacks. Memory 8 (n + m) n bytes for the kernel, beside it one feature table in
+    float64 while it is built; `ridge="auto"` then takes about 32 n^2 bytes and O(n^3).
 
     Raises:
         DataError: fewer than two classes are declared, a label is outside of them, no example is
             labelled, no labelled example has features, or all features are zero.
     """
-    n_classes = len(inputs.details("label")["classes"])
-    if n_classes < 2:
+    n_classes = count_classes(inputs)
+    answers, query_ids, features, left_out = read_features(inputs, kernel, read_answers(inputs))
+    among_examples, to_examples = gram(features, normalize)
+    errors: tuple[float, ...] = ()
+    if ridge == "auto":
+        ridge, errors = auto_ridge(among_examples, answers.targets)
+    known_ids, known = read_labels(inputs, "query", n_classes)
+    label_of = dict(zip(known_ids.tolist(), known.tolist(), strict=True))
+    return LabelledKernel(
+        example_ids=answers.ids,
+        query_ids=query_ids,
+        query_labels=torch.tensor(
+            [label_of.get(query_id, -1) for query_id in query_ids.tolist()], dtype=torch.int64
+        ),
+        targets=answers.targets,
+        kernel=among_examples,
+        query_kernel=to_examples,
+        ridge=ridge,
+        damping=ridge * mean_diagonal(among_examples),
+        ridge_errors=errors,
+        left_out=left_out,
+    )
+
+
+def read_features(inputs: Inputs, kernel: tuple[str, ...], answers: Answers) -> Joined:
+    """The features of every answered example and of every query that each table has a row for.
+
+    Raises:
+        DataError: no answered example has features.
+    """
+    has_features = _in_all(inputs, kernel, "example", answers.ids)
+    kept = answers._replace(
+        ids=answers.ids[has_features], targets=answers.targets[torch.from_numpy(has_features)]
+    )
+    if len(kept.ids) == 0:
         raise DataError(
-            f"label: found {n_classes} classes, expected at least 2. Kernel regression of labels "
-            "is for classifiers; leave this stage out for other tasks."
-        )
-    example_ids, labels = _labelled(inputs, "example", n_classes)
-    if len(example_ids) == 0:
-        raise DataError(
-            "label: found no example with a label, expected at least 1. Label some examples."
-        )
-    with_label = len(example_ids)
-    has_features = _in_all(inputs, kernel, "example", example_ids)
-    example_ids, labels = example_ids[has_features], labels[has_features]
-    if len(example_ids) == 0:
-        raise DataError(
-            f"{', '.join(kernel)}: found features of none of the {with_label} labelled examples "
-            "in all of these tables, expected at least 1. Look into the view diagnostics for what "
-            "happened to them."
+            f"{', '.join(kernel)}: found features of none of the {len(answers.ids)} labelled "
+            "examples in all of these tables, expected at least 1. Look into the view diagnostics "
+            "for what happened to them."
         )
     query_ids = np.array(inputs.vectors(kernel[0], "query").ids)
     query_ids = query_ids[_in_all(inputs, kernel, "query", query_ids)]
     known_queries = inputs.table("label", "query")["id"].to_numpy()
     features = [
         (
-            aligned(inputs.vectors(name, "example"), example_ids),
+            aligned(inputs.vectors(name, "example"), kept.ids),
             aligned(inputs.vectors(name, "query"), query_ids),
         )
         for name in kernel
     ]
-    among_examples, to_examples = gram(features, normalize)
-    targets = one_hot(torch.from_numpy(labels), n_classes) - 1 / n_classes
-    errors: tuple[float, ...] = ()
-    if ridge == "auto":
-        ridge, errors = auto_ridge(among_examples, targets)
-    known_ids, known = _labelled(inputs, "query", n_classes)
-    label_of = dict(zip(known_ids.tolist(), known.tolist(), strict=True))
-    return LabelledKernel(
-        example_ids=example_ids,
-        query_ids=query_ids,
-        query_labels=torch.tensor(
-            [label_of.get(query_id, -1) for query_id in query_ids.tolist()], dtype=torch.int64
-        ),
-        targets=targets,
-        kernel=among_examples,
-        query_kernel=to_examples,
-        ridge=ridge,
-        damping=ridge * mean_diagonal(among_examples),
-        ridge_errors=errors,
-        n_without_features=(
-            with_label - len(example_ids),
-            int((~np.isin(known_queries, query_ids)).sum()),
-        ),
-    )
+    missing = int((~np.isin(known_queries, query_ids)).sum())
+    return Joined(kept, query_ids, features, LeftOut(len(answers.ids) - len(kept.ids), missing))
 
 
 def _in_all(
@@ -171,18 +187,3 @@ def _in_all(
     for name in kernel:
         found &= np.isin(ids, inputs.vectors(name, role).ids)
     return found
-
-
-def _labelled(
-    inputs: Inputs, role: Role, n_classes: int
-) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
-    """Ids, ascending, and labels of the rows of one role that have a label."""
-    table = inputs.table("label", role).select(["id", "label"]).drop_null().sort_by("id")
-    # A copy: torch warns about memory it may not write to.
-    ids, labels = (np.array(table[name].to_numpy()) for name in ("id", "label"))
-    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
-        raise DataError(
-            f"label: found labels {labels.min()} to {labels.max()} among {role} rows, expected 0 "
-            f"to {n_classes - 1}. Correct the labels or the list of classes."
-        )
-    return ids, labels

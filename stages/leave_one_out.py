@@ -69,6 +69,7 @@ class LeaveOneOut:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
@@ -101,7 +102,7 @@ class LeaveOneOut:
             "ridge": regression.ridge,
             "damping": regression.damping,
             "n_queries": len(regression.query_ids),
-            **regression.left_out(),
+            **regression.left_out.details(),
         }
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A")
+NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -33,7 +33,8 @@ class Loaded(NamedTuple):
         cells: list[Any] = self.table[name].to_pylist()
         if name in self.mixed:
             return [None if cell is None else json.loads(cell) for cell in cells]
-        return cells
+        kind = self.table[name].type
+        return [_plain(cell, kind) for cell in cells] if holds_json(kind) else cells
 
 
 def typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -44,7 +45,7 @@ def typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """
     if pc.any(pc.match_substring_regex(column, "^[+-]?(0[0-9]|[0-9]{19})")).as_py():
         return column
-    values = pc.if_else(pc.is_in(column, value_set=pa.array(_NULLS)), None, column)
+    values = pc.if_else(pc.is_in(column, value_set=pa.array(NULLS)), None, column)
     if values.null_count < len(values):
         for kind in (pa.int64(), pa.float64(), pa.bool_()):
             try:
@@ -68,6 +69,24 @@ def show(text: str) -> str:
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
     return SURROGATE.sub(written, text)
+
+
+def holds_json(kind: pa.DataType) -> bool:
+    """Whether cells of this type have, anywhere inside, values of several types as JSON."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return bool(kind == pa.json_(pa.string()))
+    return any(holds_json(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def _plain(cell: Any, kind: pa.DataType) -> Any:
+    """The cell with everything that is JSON by its type read; lists and structs are entered."""
+    if cell is None or not holds_json(kind):
+        return cell
+    if isinstance(kind, pa.BaseExtensionType):
+        return json.loads(cell)
+    if pa.types.is_struct(kind):
+        return {f.name: _plain(cell[f.name], f.type) for f in kind}
+    return [_plain(item, kind.field(0).type) for item in cell]
 
 
 def is_text(kind: pa.DataType) -> bool:

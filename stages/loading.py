@@ -11,12 +11,14 @@ from stages.files import read_files
 from stages.huggingface import files_by_split, from_dataset, load_hub, load_saved, select
 from stages.loaded import Loaded
 from stages.source import Source, is_local, local, matches
+from stages.stage import DataError
 
 
 def fingerprint(source: Source) -> str:
     """A SHA-256 in hex that changes when a field of the source or the content behind it does.
 
-    Files and folders are read whole. A hub data set is loaded; its fingerprint and revision count.
+    Files and folders are read whole, and so are reviews and a file of features. A hub data set is
+    loaded; its fingerprint and revision count.
 
     Raises:
         DataError: nothing readable is there.
@@ -29,7 +31,10 @@ def fingerprint(source: Source) -> str:
         files = sorted(str(f) for f in Path(local(source.path)).rglob("*") if f.is_file())
     else:
         files = matches(source.path)
-    for file in [*files, *(match for path in source.corrections for match in matches(path))]:
+    files += [match for path in source.corrections for match in matches(path)]
+    if source.features_file is not None:
+        files.append(_checked(source.features_file))
+    for file in files:
         with open(file, "rb") as stream:
             digest.update(os.path.basename(file).encode() + b"\0")
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -60,6 +65,15 @@ def load_file(path: str) -> Loaded:
         DataError: there is no such file, or it cannot be read.
     """
     return read_files(matches(path), Source(path=path, label=None))
+
+
+def _checked(path: str) -> str:
+    if not os.path.isfile(local(path)):
+        raise DataError(
+            f"{path}: found no such file, expected the vectors that features names, as numpy.save "
+            "writes them. Correct features."
+        )
+    return local(path)
 
 
 def _choose(source: Source, files: Mapping[str, list[str]]) -> Loaded:

@@ -188,8 +188,8 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
     task = str(inputs.details("label").get("task", "classification"))
     if (model.head == "completion") != (task == "completion"):
         raise ModelError(
-            f"{model.path}: found head: {model.head} for a corpus with task: {task}, expected head: "
-            "completion for completions and for nothing else. Correct model.head or corpus.task."
+            f"{model.path}: found head: {model.head} for a corpus with task: {task}, expected "
+            "head: completion for completions and nothing else. Correct model.head or corpus.task."
         )
     tokenizer = load_tokenizer(model)
     network: nn.Module
@@ -201,8 +201,8 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
         network, n_outputs = load_checkpoint(model)
         if tokenizer.pad_token_id is None:
             raise ModelError(
-                f"{model.path}: found no padding token, expected one because the head looks for the "
-                "last real token. Set pad_token in tokenizer_config.json and config.json."
+                f"{model.path}: found no padding token, expected one because the head looks for "
+                "the last real token. Set pad_token in tokenizer_config.json and config.json."
             )
     else:
         trunk = load_trunk(model)
@@ -213,8 +213,8 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
     if (n_outputs == 1) != (task != "classification"):
         raise ModelError(
             f"{model.path}: found a head with {n_outputs} outputs for a corpus with task: {task}, "
-            "expected one output for a regression and one per class otherwise. Correct corpus.task, "
-            "or name another model."
+            "expected one output for a regression and one per class otherwise. Correct "
+            "corpus.task, or name another model."
         )
     return _measurement(model, network, tokenizer, n_outputs, device, form)
 
@@ -286,7 +286,8 @@ def _probe_head(dim: int, inputs: Inputs) -> nn.Linear:
     if layer != -1:
         raise ConfigError(
             f"probe: found one fitted on the {details.get('embedding', 'embedding')} of layer "
-            f"{layer}, expected layer -1, which the head reads. Set layer: -1 in the embedding stage."
+            f"{layer}, expected layer -1, which the head reads. Set layer: -1 in the "
+            "embedding stage."
         )
     weight, bias = read_probe(inputs.table("probe"))
     if weight.shape[1] != dim:

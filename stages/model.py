@@ -34,13 +34,13 @@ class Prompt:
         """Refuses a template without its text, and words that do not name classes."""
         if "{text}" not in self.template and "{text:" not in self.template:
             raise ConfigError(
-                f"prompt: found the template {self.template!r}, expected {{text}} in it. Write for "
-                "example '{text} It was {mask}.'"
+                f"prompt: found the template {self.template!r}, expected {{text}} in it. Write "
+                "for example '{text} It was {mask}.'"
             )
         if len(set(self.label_words)) < max(2, len(self.label_words)):
             raise ConfigError(
-                f"prompt: found label_words {list(self.label_words)}, expected a different word for "
-                "each of at least two classes. List one per class."
+                f"prompt: found label_words {list(self.label_words)}, expected a different word "
+                "for each of at least two classes. List one per class."
             )
 
 
@@ -53,7 +53,7 @@ class Lora:
 
     rank: int = 16
     """Columns of B."""
-    alpha: float = 16.0
+    alpha: int = 16
     """The adapter's output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the layers that get one, by their last part, such as `q_proj`; empty for all linear

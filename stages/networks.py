@@ -143,4 +143,5 @@ class CompletionNetwork(nn.Module):
         logits = self.head(read).float()
         chosen = logits.gather(2, words.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         total = ((chosen - logits.logsumexp(2)) * weight).sum(1)
-        return (total / counts if self.reduction == "mean" else total).unsqueeze(1)
+        found: Tensor = total / counts if self.reduction == "mean" else total
+        return found.unsqueeze(1)

@@ -18,7 +18,7 @@ the margin is the output function of Park et al. 2023, arXiv:2303.14186, for a f
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -72,7 +72,7 @@ class Ntk:
     with two classes of a probe both give one kernel."""
     output: Literal["logit", "margin"] = "logit"
     """The logit itself, or the log-odds of its class."""
-    projection: Projection = Projection()
+    projection: Projection = field(default_factory=Projection)
     """How gradients are made short."""
     dtype: DType = "float16"
     """Type of the stored numbers; float16 halves the bytes and changes a kernel entry by less than

@@ -1,8 +1,8 @@
 """Predictions: the logits of every row.
 
-With a probe head they come from the stored embeddings, in float64 and without a pass of the model:
-the head's input is the mean-pooled last hidden state, which is what `embedding` holds. The other
-heads run the model.
+With a probe head they come from the vectors that the probe was fitted on, in float64 and without a
+pass of the model: the head's input is the mean-pooled last hidden state, which is what `embedding`
+holds. The other heads run the model. A probe on vectors of the user's own needs no model at all.
 """
 
 from collections.abc import Iterator
@@ -15,27 +15,46 @@ import torch
 
 from stages.batching import batches, matrix_of, vector_rows
 from stages.measurement import ModelSpec, load_measurement, network_size, read_probe
-from stages.stage import Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.tables import PREDICTION
 from storage.schema import TableSpec
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits per row of text; the predicted class is the largest, the first among equals."""
+    """Logits per row; the predicted class is the largest, the first among equals."""
 
-    model: ModelSpec
-    """The model that predicts."""
+    model: ModelSpec | None = None
+    """The model that predicts; null, like `head: probe`, stands for the probe."""
+    embedding: str = "embedding"
+    """Feature table that the probe was fitted on: an instance of `embedding`, or `features`."""
     token_budget: int = 2048
     """Padded tokens per batch, where the model is run."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
 
+    def __post_init__(self) -> None:
+        """Refuse a field that would be without effect.
+
+        Raises:
+            ConfigError: an embedding is named for a head that reads the text.
+        """
+        if self.embedding != "embedding" and self._running is not None:
+            raise ConfigError(
+                f"embedding: found {self.embedding} with a model of head: {self._running.head}, "
+                "which reads the text, expected head: probe. Set model: null in this stage."
+            )
+
+    @property
+    def _running(self) -> ModelSpec | None:
+        """The model, where it is run; None where the probe predicts."""
+        return None if self.model is None or self.model.head == "probe" else self.model
+
     @property
     def reads(self) -> tuple[str, ...]:
         """Embeddings and the probe, or the text for a head of another kind."""
-        return ("embedding", "probe") if self.model.head == "probe" else ("text",)
+        return (self.embedding, "probe") if self._running is None else ("text",)
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -43,15 +62,26 @@ class Prediction:
         return (PREDICTION,)
 
     def open(self, inputs: Inputs) -> Any:
-        """Weight and bias of the probe, or the classifier."""
-        if self.model.head == "probe":
-            return read_probe(inputs.table("probe"))
-        return load_measurement(self.model, inputs)
+        """Weight and bias of the probe, or the classifier.
+
+        Raises:
+            ConfigError: the probe was fitted on another table.
+        """
+        if self._running is not None:
+            return load_measurement(self._running, inputs)
+        fitted_on = inputs.details("probe").get("embedding", self.embedding)
+        if fitted_on != self.embedding:
+            raise ConfigError(
+                f"embedding: found {self.embedding} with a probe fitted on {fitted_on}, expected "
+                "the same table for both. Name it in both stages."
+            )
+        return read_probe(inputs.table("probe"))
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Logits of one shard."""
-        found = self._from_probe(inputs) if self.model.head == "probe" else self._from_model(inputs)
-        source = "probe" if self.model.head == "probe" else "model"
+        is_run = self._running is not None
+        found = self._from_model(inputs) if is_run else self._from_probe(inputs)
+        source = "model" if is_run else "probe"
         for batch in found:
             sources = pa.array([source] * batch.num_rows)
             columns = [batch["id"], batch["role"], sources, batch["logits"]]
@@ -59,7 +89,7 @@ class Prediction:
 
     def _from_probe(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
         weight, bias = (tensor.double().numpy() for tensor in inputs.opened)
-        embedding = inputs.table("embedding")
+        embedding = inputs.table(self.embedding)
         if embedding.num_rows == 0:
             return
         vectors = matrix_of(embedding["vector"])
@@ -84,10 +114,12 @@ class Prediction:
         """A matrix product with a probe, else one forward pass per row."""
         n_rows = work.n_examples + work.n_queries
         written = n_rows * (4 * work.n_classes + 24)
-        size = network_size(self.model, work.n_classes)
-        if self.model.head == "probe":
-            flops = 2.0 * n_rows * size.dim * work.n_classes
-            return Cost(flops=flops, written_bytes=written)
+        if self._running is None:
+            dim = work.dim
+            if self.model is not None and self.embedding == "embedding":
+                dim = network_size(self.model, work.n_classes).dim
+            return Cost(flops=2.0 * n_rows * dim * work.n_classes, written_bytes=written)
+        size = network_size(self._running, work.n_classes)
         return Cost(
             forward_rows=n_rows,
             flops=size.forward_flops(work.n_tokens),

@@ -1,4 +1,4 @@
-"""A linear probe: multinomial logistic regression on the embeddings of the training examples.
+"""A linear probe: logistic or least-squares regression on the embeddings of the training examples.
 
 With embeddings centred and divided by their root mean square length s, the probe minimises
 
@@ -7,6 +7,12 @@ With embeddings centred and divided by their root mean square length s, the prob
 so that its predictions change neither with the unit of the embeddings, nor with a shift or rotation
 of them, nor when every example is repeated. scikit-learn's `LogisticRegression(C=...)` on the raw
 embeddings is the same problem at C = 1 / (n * regularization * s^2).
+
+For a regression it has one output, "class" 0, and minimises in the same units
+
+    (1/2n) sum_i (w x_i + b - y_i)^2  +  (regularization / 2) ||w||^2,
+
+which scikit-learn's `Ridge(alpha=n * regularization * s^2)` on the raw embeddings does, too.
 
 The probe is an artefact: fitted once on the labels of that time, then kept, so that correcting a
 label does not move the features of every other row. It has seen its own training labels; judge
@@ -23,7 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, StageError, Work
+from stages.answer import count_classes, read_labels, read_targets, task_of
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, StageError, Vectors, Work
 from storage.schema import TableSpec
 
 PROBE = TableSpec(
@@ -72,18 +79,7 @@ def fit(
         StageError: the tolerance was not reached in `max_steps` Newton steps.
         DataError: all embeddings are equal.
     """
-    mean = embeddings.double().mean(0)
-    features = torch.empty(len(embeddings), embeddings.shape[1] + 1, dtype=torch.float64)
-    features[:, :-1] = embeddings
-    features[:, :-1] -= mean
-    scale = float(features[:, :-1].square().sum(1).mean().sqrt())
-    if scale == 0.0:
-        raise DataError(
-            f"probe: found {len(embeddings)} equal embeddings, expected different ones. "
-            "Give more examples, or check the embedding stage."
-        )
-    features[:, :-1] /= scale
-    features[:, -1] = 1.0
+    features, mean, scale = _standardised(embeddings)
 
     penalty = torch.full((features.shape[1],), regularization, dtype=torch.float64)
     penalty[-1] = _BIAS_PENALTY
@@ -109,6 +105,68 @@ def fit(
         f"probe: found a gradient of {steepest:.1e} after {max_steps} Newton steps, expected at "
         f"most {tolerance:.1e}. Raise regularization."
     )
+
+
+def fit_least_squares(
+    embeddings: Float[Tensor, "rows dim"],
+    targets: Float[Tensor, " rows"],
+    regularization: float,
+) -> tuple[Float[Tensor, "1 dim"], Float[Tensor, "1"]]:
+    """Weight and bias of the probe of a regression, for embeddings as they are, in float64.
+
+    In closed form, through the smaller of the matrices over dimensions and over rows: cost
+    rows * dim * min(rows, dim), memory one float64 copy of the embeddings and that matrix.
+
+    Raises:
+        DataError: all embeddings are equal.
+    """
+    features, mean, scale = _standardised(embeddings)
+    features, level = features[:, :-1], targets.double().mean()
+    residual = targets.double() - level
+    n_rows, dim = features.shape
+    if dim <= n_rows:
+        gram = features.T @ features / n_rows
+        gram.diagonal().add_(regularization)
+        weight = torch.cholesky_solve((features.T @ residual / n_rows)[:, None], _lower(gram))[:, 0]
+    else:
+        gram = features @ features.T / n_rows
+        gram.diagonal().add_(regularization)
+        weight = features.T @ torch.cholesky_solve(residual[:, None], _lower(gram))[:, 0] / n_rows
+    weight = weight[None] / scale
+    return weight, level - weight @ mean
+
+
+def _lower(matrix: Tensor) -> Tensor:
+    lower: Tensor
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if int(info):
+        raise DataError(
+            f"probe: found a matrix that is not positive definite at row {int(info)}, expected one "
+            "that is. Raise regularization."
+        )
+    return lower
+
+
+def _standardised(
+    embeddings: Float[Tensor, "rows dim"],
+) -> tuple[Float[Tensor, "rows dim_and_bias"], Float[Tensor, " dim"], float]:
+    """Embeddings centred and in units of their root mean square length, then a column of ones.
+
+    Beside them the mean and the length, in float64.
+    """
+    mean = embeddings.double().mean(0)
+    features = torch.empty(len(embeddings), embeddings.shape[1] + 1, dtype=torch.float64)
+    features[:, :-1] = embeddings
+    features[:, :-1] -= mean
+    scale = float(features[:, :-1].square().sum(1).mean().sqrt())
+    if scale == 0.0:
+        raise DataError(
+            f"probe: found {len(embeddings)} equal embeddings, expected different ones. "
+            "Give more examples, or check the embedding stage."
+        )
+    features[:, :-1] /= scale
+    features[:, -1] = 1.0
+    return features, mean, scale
 
 
 def _conjugate_gradients(
@@ -153,11 +211,13 @@ def _line_search(
 
 @dataclass(frozen=True)
 class Probe:
-    """The classification head of a model that was never fine-tuned.
+    """The head of a model that was never fine-tuned, or of vectors alone.
 
     One task; its memory grows with the examples, 12 bytes per number of their embeddings.
     """
 
+    embedding: str = "embedding"
+    """Feature table that it is fitted on: an instance of `embedding`, or `features`."""
     regularization: float = 1e-2
     """Penalty per example on weights, for embeddings of unit mean square length.
 
@@ -169,6 +229,7 @@ class Probe:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
     is_kept: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -181,41 +242,57 @@ class Probe:
     @property
     def reads(self) -> tuple[str, ...]:
         """Embeddings and labels of the examples."""
-        return ("embedding", "label")
+        return (self.embedding, "label")
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """One row per class."""
+        """One row per class; of a regression one row."""
         return (PROBE,)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """The layer of the embeddings, which a model's head must read."""
-        return {"layer": inputs.details("embedding").get("layer", -1)}
+        """What it was fitted on, and the layer of it, which a model's head must read.
+
+        Vectors that no model made have no layer, so that no model takes them for its own.
+        """
+        layer = inputs.details(self.embedding).get("layer")
+        return {"embedding": self.embedding, "layer": layer}
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Weight and bias per class, fitted on all examples that have a label."""
-        label = inputs.table("label", "example")
-        embeddings = inputs.vectors("embedding", "example")
-        rows, labels = _labelled(embeddings.ids, label)
-        n_classes = len(inputs.details("label")["classes"])
-        if len(np.unique(labels)) < 2 or labels.min() < 0 or labels.max() >= n_classes:
-            raise DataError(
-                f"probe: found labels {np.unique(labels)[:8].tolist()} among {len(rows)} examples, "
-                f"expected at least two of the classes 0 to {n_classes - 1}. Check the labels."
+        """Weight and bias per class, fitted on all examples that have a label or target."""
+        embeddings = inputs.vectors(self.embedding, "example")
+        if task_of(inputs) == "regression":
+            ids, targets = read_targets(inputs, "example")
+            rows, targets = _found(embeddings.ids, ids, targets)
+            if len(rows) == 0:
+                raise DataError(
+                    f"probe: found no row of {self.embedding} with a target among "
+                    f"{len(embeddings.ids)}, expected some. Check the labels."
+                )
+            vectors = torch.from_numpy(np.array(embeddings.matrix[rows]))
+            weight, bias = fit_least_squares(
+                vectors, torch.from_numpy(targets), self.regularization
             )
-        weight, bias = fit(
-            torch.from_numpy(np.array(embeddings.matrix[rows])),
-            torch.from_numpy(labels),
-            n_classes,
-            self.regularization,
-        )
+        else:
+            weight, bias = self._classifier(inputs, embeddings)
         flat = pa.array(weight.numpy().astype(np.float32).reshape(-1))
         columns = [
-            pa.array(np.arange(n_classes)),
+            pa.array(np.arange(len(weight))),
             pa.FixedSizeListArray.from_arrays(flat, weight.shape[1]),
             pa.array(bias.numpy().astype(np.float32)),
         ]
         yield PROBE.name, pa.RecordBatch.from_arrays(columns, PROBE.schema.names)
+
+    def _classifier(self, inputs: Inputs, embeddings: Vectors) -> tuple[Tensor, Tensor]:
+        n_classes = count_classes(inputs)
+        ids, labels = read_labels(inputs, "example", n_classes)
+        rows, labels = _found(embeddings.ids, ids, labels)
+        if len(np.unique(labels)) < 2:
+            raise DataError(
+                f"probe: found labels {np.unique(labels)[:8].tolist()} among {len(rows)} examples, "
+                f"expected at least two of the classes 0 to {n_classes - 1}. Check the labels."
+            )
+        vectors = torch.from_numpy(np.array(embeddings.matrix[rows]))
+        return fit(vectors, torch.from_numpy(labels), n_classes, self.regularization)
 
     def cost(self, work: Work) -> Cost:
         """Some two hundred products of the embeddings with a matrix, there and back."""
@@ -227,16 +304,13 @@ class Probe:
         )
 
 
-def _labelled(
-    ids: Int[np.ndarray, " rows"], label: pa.Table
-) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-    """Row numbers of the ids that have a label, and these labels."""
-    wanted = label["id"].to_numpy()
-    labels = label["label"].to_numpy().astype(np.int64)
-    order = np.argsort(wanted, kind="stable")
-    at = np.searchsorted(wanted, ids, sorter=order).clip(max=max(len(wanted) - 1, 0))
-    found = np.flatnonzero(wanted[order[at]] == ids) if len(wanted) else np.zeros(0, np.int64)
-    return found, labels[order[at[found]]]
+def _found(
+    ids: Int[np.ndarray, " rows"], wanted: Int[np.ndarray, " labelled"], answers: np.ndarray
+) -> tuple[Int[np.ndarray, " found"], np.ndarray]:
+    """Places in `ids` of those that are `wanted`, which is ascending, and their answers."""
+    at = np.searchsorted(wanted, ids).clip(max=max(len(wanted) - 1, 0))
+    found = np.flatnonzero(wanted[at] == ids) if len(wanted) else np.zeros(0, np.int64)
+    return found, answers[at[found]]
 
 
 STAGE = Probe

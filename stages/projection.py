@@ -111,7 +111,7 @@ def gaussian(
 ) -> Float[Tensor, "n_rows n_columns"]:
     """Independent N(0, 1 / n_columns) entries that depend on the arguments alone."""
     generator = torch.Generator().manual_seed(seed_of(f"{seed}/{name}"))
-    entries = torch.randn(n_rows, n_columns, generator=generator)
+    entries: Tensor = torch.randn(n_rows, n_columns, generator=generator)
     return entries.div_(n_columns**0.5)
 
 
@@ -131,7 +131,7 @@ def principal_directions(
     rows: Float[Tensor, "rows n"], count: int, start: Float[Tensor, "n count"]
 ) -> Float[Tensor, "n count"]:
     """Orthonormal columns near the `count` leading right singular vectors of `rows`."""
-    basis = torch.linalg.qr(start)[0]
+    basis: Tensor = torch.linalg.qr(start)[0]
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(rows.T @ (rows @ basis))[0]
     return basis
@@ -346,7 +346,7 @@ class Projector:
                 if seen is None:
                     record(key, layer, delta if right is None else delta.to(dtype) @ right, words)
 
-            output.register_hook(after_backward)
+            output.register_hook(after_backward)  # type: ignore[no-untyped-call]
 
         handles = [m.register_forward_hook(after_layer) for m in self.modules.values()]
         handles += [m.register_forward_hook(after_table) for m, _ in self._tables.values()]

@@ -152,7 +152,7 @@ class _Template(string.Formatter):
             return str(value)[:-1]
         if format_spec == "uncapitalised":
             return str(value)[:1].lower() + str(value)[1:]
-        return super().format_field(value, format_spec)
+        return str(super().format_field(value, format_spec))
 
 
 def _fit(
@@ -202,8 +202,8 @@ def _end(tokenizer: Any) -> list[int]:
 def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
     if not tokenizer.chat_template:
         raise ModelError(
-            "tokenizer: found no chat template, expected one because the corpus holds messages. Use "
-            "an instruction-tuned model, or set chat_template in tokenizer_config.json."
+            "tokenizer: found no chat template, expected one because the corpus holds messages. "
+            "Use an instruction-tuned model, or set chat_template in tokenizer_config.json."
         )
 
     def lay_out(upto: int, asks: bool) -> list[int]:
@@ -222,8 +222,8 @@ def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[
         if ids[: len(before)] != before or ids[: len(after)] != after:
             raise ModelError(
                 "tokenizer: found a chat template that lays out earlier messages in another way "
-                "when later ones follow, expected one that only appends. Write the corpus as prompt "
-                "and completion instead."
+                "when later ones follow, expected one that only appends. Write the corpus as "
+                "prompt and completion instead."
             )
         is_answer[len(before) : len(after)] = [True] * (len(after) - len(before))
     return ids, is_answer

@@ -6,11 +6,20 @@ import pyarrow as pa
 
 from stages.loaded import Loaded
 from stages.loading import load_file
+from stages.source import Task
 from stages.stage import DataError
+from stages.target import parse_number
 
 
-def correct(rows: pa.Table, rejected: pa.Table, path: str, classes: tuple[str, ...]) -> pa.Table:
-    """The rows after a person's review: labels fixed, rows marked as dropped."""
+def correct(
+    rows: pa.Table, rejected: pa.Table, path: str, task: Task, classes: tuple[str, ...]
+) -> pa.Table:
+    """The rows after a person's review: labels or targets fixed, rows marked as dropped.
+
+    Raises:
+        DataError: the review cannot be read, or names unknown rows, decisions or labels; a
+            completion is to be fixed, which has no label.
+    """
     reviewed = load_file(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
     ids = rows["source_id" if key == "source_id" else "id"].to_pylist()
@@ -20,8 +29,8 @@ def correct(rows: pa.Table, rejected: pa.Table, path: str, classes: tuple[str, .
     names: list[Any] = [None] * len(decisions)
     if any(str(d).strip().lower() == "fix" for d in decisions):
         names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
-    code_of = {name: code for code, name in enumerate(classes)}
-    label = rows["label"].to_pylist()
+    column = "target" if task == "regression" else "label"
+    fixed = rows[column].to_pylist()
     is_dropped = rows["is_dropped"].to_pylist()
     seen: dict[str, int] = {}
     for at, (value, decision, name) in enumerate(
@@ -52,18 +61,35 @@ def correct(rows: pa.Table, rejected: pa.Table, path: str, classes: tuple[str, .
                 "Correct it."
             )
         if word == "fix":
-            if str(name) not in code_of:
-                raise DataError(
-                    f"{where}: found new_label {name!r}, expected one of {', '.join(classes)}. "
-                    "Write the name of the class."
-                )
-            label[row_of[own]] = code_of[str(name)]
+            fixed[row_of[own]] = _answer(where, name, task, classes)
         if word:
             is_dropped[row_of[own]] = word == "drop"
-    for column, values in (("label", label), ("is_dropped", is_dropped)):
-        at = rows.column_names.index(column)
-        rows = rows.set_column(at, column, pa.array(values, rows.schema.field(column).type))
+    for name, values in ((column, fixed), ("is_dropped", is_dropped)):
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, name, pa.array(values, rows.schema.field(name).type))
     return rows
+
+
+def _answer(where: str, name: Any, task: Task, classes: tuple[str, ...]) -> int | float:
+    """The class or the number that a person wrote in new_label."""
+    if task == "completion":
+        raise DataError(
+            f"{where}: found decision fix, expected accept, drop or nothing: a completion has no "
+            "label. Correct the text in the source instead."
+        )
+    if task == "regression":
+        number = parse_number(str(name))
+        if number is None:
+            raise DataError(
+                f"{where}: found new_label {name!r}, expected a finite number. Write the target."
+            )
+        return number
+    if str(name) not in classes:
+        raise DataError(
+            f"{where}: found new_label {name!r}, expected one of {', '.join(classes)}. "
+            "Write the name of the class."
+        )
+    return classes.index(str(name))
 
 
 def _review_column(path: str, reviewed: Loaded, *names: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.stage import ConfigError
 
@@ -46,11 +47,24 @@ def content_hash(rows: pa.Table) -> str:
     """16 hex digits that depend on the columns' names and order and the cells' values alone.
 
     How the table is chunked, sliced or padded and which fields may be null make no difference.
-    About 3 microseconds a row of short text.
+    About 3 microseconds a row of short text; vectors of float32 are hashed as bytes, at the speed
+    of memory.
     """
     digest = hashlib.sha256(repr((rows.column_names, rows.num_rows)).encode())
     block = 65536
     for column in rows.columns:
         for start in range(0, len(column), block):
-            digest.update(repr(column.slice(start, block).to_pylist()).encode())
+            cells = column.slice(start, block)
+            digest.update(_vector_bytes(cells) or repr(cells.to_pylist()).encode())
     return digest.hexdigest()[:16]
+
+
+def _vector_bytes(cells: pa.ChunkedArray) -> bytes | None:
+    """The numbers of a column of float32 vectors; None for other columns and where some is null."""
+    kind = cells.type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        return None
+    numbers = pc.list_flatten(cells)
+    if cells.null_count or numbers.null_count:
+        return None
+    return bytes(numbers.to_numpy().tobytes())

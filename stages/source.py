@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stages.stage import ConfigError, DataError
 
@@ -18,6 +19,7 @@ KINDS = {
     ".tsv": "csv",
 }
 ENDINGS = ", ".join(KINDS)
+Task = Literal["classification", "regression", "completion"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,27 @@ class Source:
     """Branch, tag or commit of a data set on the hub."""
     split: str | None = None
     """Split expression such as `train`, `train[:1000]` or `train[:50%]+test`; files are `train`."""
-    text: str = "text"
-    """Column of the text."""
+    task: Task = "classification"
+    """What a model learns from a row: its class, its number, or the text it should write. Queries
+    have the task of the corpus."""
+    text: str | None = "text"
+    """Column of the text; null for rows that are vectors alone."""
     text_b: str | None = None
     """Column of the second text of a pair."""
+    prompt: str | None = None
+    """Completion: column of what is given; a row's may be empty. Goes with `completion`."""
+    completion: str | None = None
+    """Completion: column of what is to be written."""
+    messages: str | None = None
+    """Completion: column of a conversation, each cell a list of {role, content} or its JSON. If no
+    column is named, prompt and completion are taken where both are there, else messages, else text.
+    """
+    features: str | None = None
+    """Vectors that are there already: a column of lists of numbers, or a `.npy` file with one row
+    per row of the source as the split expression gives them. They are kept in float32."""
     label: str | None = "label"
-    """Column of the label; null for queries without labels."""
+    """Column of the class or, for a regression, of the number; null for queries without labels. A
+    completion has none."""
     id: str | None = None
     """Column that identifies a row for good; without one, the row's number does."""
     classes: tuple[str, ...] | None = None
@@ -67,7 +84,12 @@ class Source:
     """Reviewed files, applied in order: columns source_id or example_id, decision, new_label."""
 
     def __post_init__(self) -> None:
-        """Refuses an empty path and class names that are repeated or fewer than two."""
+        """Refuses columns and classes that do not fit the task or one another.
+
+        Raises:
+            ConfigError: the path is empty, class names are repeated or fewer than two, or a field
+                belongs to another task.
+        """
         if not self.path:
             raise ConfigError(
                 "path: found an empty string, expected a hub id, folder, file or glob. Set path."
@@ -77,6 +99,58 @@ class Source:
                 f"classes: found {list(self.classes)}, expected at least two different names. "
                 "List every class once, in the order of the label's indices."
             )
+        self._check_task()
+        if self.task == "completion":
+            self._check_completion()
+        elif self.text is None and (self.features is None or self.text_b is not None):
+            raise ConfigError(
+                f"text: found null with features: {self.features} and text_b: {self.text_b}, "
+                "expected a column, or features and no text_b. Name the column of the text, or "
+                "set features."
+            )
+
+    def _check_task(self) -> None:
+        wanted = {
+            "classes": "classification",
+            "flip_labels": "classification",
+            "prompt": "completion",
+            "completion": "completion",
+            "messages": "completion",
+        }
+        for name, task in wanted.items():
+            if getattr(self, name) is not None and self.task != task:
+                raise ConfigError(
+                    f"{name}: found it with task: {self.task}, expected it with task: {task} only. "
+                    f"Remove {name}, or set task: {task}."
+                )
+
+    def _check_completion(self) -> None:
+        if self.text_b is not None or self.label not in (None, "label"):
+            name = "text_b" if self.text_b is not None else "label"
+            raise ConfigError(
+                f"{name}: found {getattr(self, name)} with task: completion, expected none: a "
+                f"completion is its own target. Remove {name}; for a pair of texts name prompt and "
+                "completion."
+            )
+        if (self.prompt is None) != (self.completion is None):
+            raise ConfigError(
+                f"prompt: found prompt: {self.prompt} and completion: {self.completion}, expected "
+                "both or neither. Name both; rows without a prompt are task: completion with text."
+            )
+        own_text = self.text if self.text != "text" else None
+        named = {"prompt": self.prompt, "messages": self.messages, "text": own_text}
+        given = [name for name, column in named.items() if column is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"{given[0]}: found {' and '.join(given)} named, expected one form of a "
+                "completion: prompt and completion, messages, or text. Remove the others."
+            )
+
+    @property
+    def features_file(self) -> str | None:
+        """Path of the `.npy` file of the vectors; None where they are a column, or none."""
+        is_file = self.features is not None and self.features.lower().endswith(".npy")
+        return self.features if is_file else None
 
 
 def local(path: str) -> str:

@@ -133,6 +133,8 @@ class Stage(Protocol):
       as `model.head` stands for one field of a field.
     - `is_kept: ClassVar[bool]`: the output is an artefact that is fitted once and then kept, also
       when the labels it was fitted on are corrected or rows are appended.
+    - `tasks: ClassVar[tuple[str, ...]]`: the kinds of corpora it can work on (`task` of a source);
+      all of them if it says nothing. Another one is refused before anything is computed.
     - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.
     - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written, asked
       for after `compute`. Four keys have a meaning of their own and are added up over shards:

@@ -36,7 +36,9 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
     Raises:
         ConfigError: no layer fits, or the network has no blocks to count.
     """
-    found = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    found: dict[str, nn.Module] = {
+        n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | Conv1D)
+    }
     head = set(getattr(network, "trained_head", ()))
     has_adapters = any(".lora_A." in name for name in found)
     if trained.lora is not None or has_adapters:
@@ -73,8 +75,8 @@ def tied_tables(
             layer = weights[id(module.weight)]
             if isinstance(layer, Conv1D):
                 raise ModelError(
-                    f"network: found the weight of the embedding table {name} in a Conv1D, expected "
-                    "it in an nn.Linear or in no other layer. Leave the layer out by train.layers."
+                    f"network: found the weight of the embedding table {name} in a Conv1D, "
+                    "expected it in an nn.Linear or no other layer. Leave it out by train.layers."
                 )
             tied[name] = (module, module.weight)
     return tied

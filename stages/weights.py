@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.checkpoint import quiet, without_pooler
-from stages.model import ModelSpec, adapter_folder, resolve
+from stages.model import Lora, ModelSpec, adapter_folder, resolve
 from stages.networks import CheckpointNetwork, CompletionNetwork, MaskedWordNetwork, NextWordNetwork
 from stages.prompt import label_word_ids
 from stages.stage import ConfigError, ModelError
@@ -106,8 +106,8 @@ def is_masked(model: ModelSpec) -> bool:
     if type(config) in _auto.MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
     raise ModelError(
-        f"{model.path}: found a {type(config).__name__}, expected a masked or causal language model. "
-        "Set head: probe, or name a language model."
+        f"{model.path}: found a {type(config).__name__}, expected a masked or causal language "
+        "model. Set head: probe, or name a language model."
     )
 
 
@@ -157,8 +157,7 @@ def _causal(model: ModelSpec) -> tuple[Any, nn.Linear]:
 
 def _adapted(model: ModelSpec, network: Any) -> Any:
     """The network with its trained adapter, or with fresh ones whose A depends on seed and name."""
-    lora = model.train.lora
-    if model.adapter is None and lora is None:
+    if model.adapter is None and model.train.lora is None:
         return network
     try:
         import peft
@@ -173,6 +172,7 @@ def _adapted(model: ModelSpec, network: Any) -> Any:
         with quiet(), as_model_error(folder, "an adapter"):
             wrapped: Any = peft.PeftModel.from_pretrained(network, str(folder))
         return wrapped.base_model.model
+    lora = model.train.lora or Lora()
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

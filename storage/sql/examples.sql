@@ -1,6 +1,7 @@
--- The training rows with the labels they are valued under; dropped rows are not among them.
-SELECT t.id AS example_id, x.source_id, t.text, l.label, c.label_name, p.split, s.shard, t.text_b,
-       l.true_label, x.* EXCLUDE (id, role, source_id, method, run_id, filename), t.run_id
+-- The training rows with the labels they are valued under; dropped rows are not among them. A
+-- regression has a target and no label, a completion neither.
+SELECT t.id AS example_id, x.source_id, t.text, l.label, c.label_name, p.split, s.shard, l.target,
+       t.text_b, l.true_label, x.* EXCLUDE (id, role, source_id, method, run_id, filename), t.run_id
 FROM tables.text AS t
 JOIN tables.label AS l ON l.id = t.id AND l.role = t.role
 JOIN tables.extra AS x ON x.id = t.id AND x.role = t.role

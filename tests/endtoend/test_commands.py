@@ -33,6 +33,7 @@ VIEWS = {
     "rejected": "source row_number source_id reason raw",
     "embeddings": "id role vector",
     "gradients": "id role vector",
+    "features": "id role vector",
     "ntk": "id role vector",
     "predictions": "id role source predicted predicted_name confidence margin loss logits",
     "shapley": "method semivalue utility example_id value stderr n_samples n_observed p_helpful "

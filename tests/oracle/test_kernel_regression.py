@@ -11,9 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.kernel import RIDGE_GRID, auto_ridge, closed_form_loo, mean_diagonal, one_hot, solve
+from stages.kernel import (
+    RIDGE_GRID,
+    auto_ridge,
+    closed_form_loo,
+    gram,
+    mean_diagonal,
+    one_hot,
+    solve,
+)
 from stages.kernel_regression import KernelRegression
-from stages.stage import Part, Vectors
+from stages.stage import DataError, Part, Vectors
 
 
 def problem(n: int, dim: int, c: int) -> tuple[Tensor, Tensor]:
@@ -105,3 +113,146 @@ def test_the_stage_writes_out_of_sample_outputs_of_every_row() -> None:
     np.testing.assert_allclose(np.array(rows["logits"].to_pylist()), expected, rtol=0, atol=1e-6)
     best = min(facts["ridge_errors"], key=lambda tried: tried["error"])
     assert best["ridge"] == facts["ridge"]
+
+
+class Numbers(InMemory):
+    """The same rows with targets instead of labels; id 3 is dropped, id 4 has no target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = np.delete(np.arange(20), 3)
+        self.targets = 7 + 2 * self.rows["example"].matrix[self.kept, 0].astype(np.float64)
+
+    def table(self, name: str, role: str) -> pa.Table:
+        ids, targets = self.kept, self.targets.tolist()
+        targets[list(ids).index(4)] = None
+        nothing = pa.nulls(len(ids), pa.int64())
+        return pa.table({"id": ids, "label": nothing, "target": pa.array(targets, pa.float64())})
+
+    def details(self, name: str) -> dict[str, Any]:
+        return {"classes": [], "task": "regression"}
+
+
+def outputs(stage: KernelRegression, inputs: InMemory) -> tuple[pa.Table, Any]:
+    inputs.opened = stage.open(inputs)
+    batches = [batch for _, batch in stage.compute(inputs)]
+    return stage.writes[0].check(pa.Table.from_batches(batches)), stage.details(inputs)
+
+
+@pytest.mark.parametrize("ridge", [0.5, "auto"])
+def test_a_regression_is_fitted_to_centred_targets_and_judged_by_retraining(ridge: Any) -> None:
+    inputs = Numbers()
+    rows, facts = outputs(KernelRegression(normalize=False, ridge=ridge), inputs)
+    known = [i for i in range(20) if i not in (3, 4)]
+    assert rows["id"].to_pylist() == [*known, 0, 1, 2, 3]
+    features, queries = (
+        torch.from_numpy(inputs.rows[role].matrix.astype(np.float64))
+        for role in ("example", "query")
+    )
+    y = torch.from_numpy(inputs.targets)[[list(inputs.kept).index(i) for i in known]]
+    kernel = features[known] @ features[known].T
+    targets = (y - y.mean())[:, None]
+    assert facts["damping"] == pytest.approx(facts["ridge"] * mean_diagonal(kernel))
+    damped = kernel + facts["damping"] * torch.eye(18, dtype=torch.float64)
+    of_queries = queries @ features[known].T @ torch.linalg.solve(damped, targets)
+    expected = torch.cat([retrained(kernel, targets, facts["damping"]), of_queries]) + y.mean()
+    np.testing.assert_allclose(np.array(rows["logits"].to_pylist()), expected, rtol=0, atol=2e-6)
+    if ridge == "auto":
+        errors = [tried["error"] for tried in facts["ridge_errors"]]
+        brute = [
+            float((targets - retrained(kernel, targets, r * mean_diagonal(kernel))).square().mean())
+            for r in RIDGE_GRID
+        ]
+        np.testing.assert_allclose(errors, brute, rtol=1e-7)
+        assert facts["ridge"] == RIDGE_GRID[int(np.argmin(brute))]
+
+
+class Parts(InMemory):
+    """Three classes, two feature tables, each of three parts of which the middle is larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        g = np.random.default_rng(3)
+        unit = np.repeat([1.0, 30.0, 0.1], 4)
+        self.tables = {
+            (name, role): Vectors(self.rows[role].ids, (g.normal(size=(n, 12)) * unit).astype("f4"))
+            for name in ("ntk", "other")
+            for role, n in (("example", 20), ("query", 4))
+        }
+        self.labels = np.arange(19) % 3
+
+    def vectors(self, name: str, role: str) -> Vectors:
+        return self.tables[name, role]
+
+    def details(self, name: str) -> dict[str, Any]:
+        return {"classes": ["a", "b", "c"], "task": "classification"}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("kernel", [("ntk",), ("ntk", "other")])
+@pytest.mark.parametrize("ridge", [0.3, "auto"])
+def test_per_class_is_one_regression_for_each_class(
+    normalize: bool, kernel: tuple[str, ...], ridge: Any
+) -> None:
+    inputs = Parts()
+    stage = KernelRegression(kernel=kernel, normalize=normalize, ridge=ridge, per_class=True)
+    rows, facts = outputs(stage, inputs)
+    targets = one_hot(torch.from_numpy(inputs.labels), 3) - 1 / 3
+    grams = []
+    for c in range(3):
+        own = slice(4 * c, 4 * c + 4)
+        tables = [
+            tuple(
+                torch.from_numpy(inputs.tables[name, role].matrix[rows_][:, own])
+                for role, rows_ in (("example", inputs.kept), ("query", slice(None)))
+            )
+            for name in kernel
+        ]
+        grams.append(gram(tables, normalize))
+    if ridge == "auto":
+        errors = sum(
+            np.array(auto_ridge(among, targets[:, [c]])[1]) for c, (among, _) in enumerate(grams)
+        )
+        np.testing.assert_allclose([t["error"] for t in facts["ridge_errors"]], errors, rtol=1e-9)
+        ridge = RIDGE_GRID[int(np.argmin(errors))]
+    assert facts["ridge"] == ridge
+    columns = []
+    for c, (among, to) in enumerate(grams):
+        damping = ridge * mean_diagonal(among)
+        assert facts["damping"][c] == pytest.approx(damping)
+        damped = among + damping * torch.eye(19, dtype=torch.float64)
+        of_queries = to @ torch.linalg.solve(damped, targets[:, [c]])
+        columns.append(torch.cat([retrained(among, targets[:, [c]], damping), of_queries]) + 1 / 3)
+    found = np.array(rows["logits"].to_pylist())
+    np.testing.assert_allclose(found, torch.cat(columns, dim=1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_equal_parts_are_one_kernel(normalize: bool) -> None:
+    inputs = Parts()
+    for (name, role), (ids, matrix) in list(inputs.tables.items()):
+        inputs.tables[name, role] = Vectors(ids, np.tile(matrix[:, :4], 3))
+        inputs.rows[role] = Vectors(ids, matrix[:, :4])
+    parts, of_parts = outputs(KernelRegression(normalize=normalize, per_class=True), inputs)
+    inputs.tables = {key: Vectors(v.ids, v.matrix[:, :4]) for key, v in inputs.tables.items()}
+    whole, of_whole = outputs(KernelRegression(normalize=normalize), inputs)
+    assert of_parts["ridge"] == of_whole["ridge"]
+    np.testing.assert_allclose(
+        np.array(parts["logits"].to_pylist()), np.array(whole["logits"].to_pylist()), atol=1e-6
+    )
+
+
+def test_what_per_class_cannot_cut_is_refused() -> None:
+    inputs = Parts()
+    inputs.tables = {key: Vectors(v.ids, v.matrix[:, :11]) for key, v in inputs.tables.items()}
+    with pytest.raises(DataError, match="found vectors of length 11, expected a multiple of 3"):
+        KernelRegression(per_class=True).open(inputs)
+    with pytest.raises(DataError, match="per_class: found true in a corpus with task: regression"):
+        KernelRegression(per_class=True).open(Numbers())
+
+
+def test_a_completion_has_nothing_to_regress_on() -> None:
+    inputs = Numbers()
+    inputs.details = lambda name: {"classes": [], "task": "completion"}  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="found 0 classes in a corpus with task: completion"):
+        KernelRegression().open(inputs)

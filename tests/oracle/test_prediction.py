@@ -14,7 +14,7 @@ from stages.batching import matrix_of
 from stages.embedding import Embedding
 from stages.measurement import ModelSpec, load_measurement
 from stages.prediction import Prediction
-from stages.stage import ModelError, Work
+from stages.stage import ConfigError, ModelError, Work
 
 
 def probe_table() -> pa.Table:
@@ -96,3 +96,40 @@ def test_cost_of_a_probe_is_without_passes(encoder_folder: Path, checkpoint_fold
     own = Prediction(ModelSpec(str(checkpoint_folder), head="checkpoint")).cost(work)
     assert own.forward_rows == 7
     assert own.memory_bytes > 0
+
+
+def rows_of(vectors: np.ndarray) -> pa.Table:
+    flat = pa.array(vectors.astype(np.float32).reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table({"id": range(len(vectors)), "role": ["query"] * len(vectors), "vector": lists})
+
+
+def test_a_probe_on_vectors_of_the_users_own_needs_no_model(memory: Any) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+    tables = {"features": rows_of(vectors), "probe": probe_table()}
+    stage = Prediction(embedding="features")
+    assert stage.reads == ("features", "probe")
+    table = memory(tables, {"probe": {"embedding": "features"}}).run(stage)
+    assert set(table["source"].to_pylist()) == {"probe"}
+    probe = probe_table().sort_by("class")
+    expected = vectors @ matrix_of(probe["weight"]).T + probe["bias"].to_numpy()
+    np.testing.assert_allclose(matrix_of(table["logits"]), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="with a probe fitted on embedding, expected the same"):
+        memory(tables, {"probe": {"embedding": "embedding"}}).run(stage)
+    assert stage.cost(Work(5, 2, 70, 3, 32)).flops == 2 * 7 * 32 * 3
+
+
+def test_a_probe_of_one_output_predicts_a_number(memory: Any) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    inputs = memory({"features": rows_of(vectors)})
+    weight, bias = torch.tensor([[1.0, -2.0, 0.5, 3.0]]), torch.tensor([7.0])
+    inputs.opened = weight, bias
+    (name, batch), *rest = Prediction(embedding="features").compute(inputs)
+    assert (name, rest) == ("prediction", [])
+    found = np.array(batch["logits"].to_pylist())
+    np.testing.assert_allclose(found, vectors @ weight.numpy().T + 7, rtol=0, atol=1e-5)
+
+
+def test_vectors_are_of_no_use_to_a_model_that_reads_text(checkpoint_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="Set model: null in this stage"):
+        Prediction(ModelSpec(str(checkpoint_folder), head="checkpoint"), embedding="features")

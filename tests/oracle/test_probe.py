@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.batching import matrix_of
 from stages.measurement import read_probe
-from stages.probe import Probe, fit
+from stages.probe import Probe, fit, fit_least_squares
 from stages.stage import ConfigError, DataError, StageError, Vectors
 
 
@@ -134,7 +134,7 @@ def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], mem
         matrix_of(table["weight"]), expected[0].numpy(), rtol=1e-5, atol=1e-7
     )
     np.testing.assert_allclose(read_probe(table)[1].numpy(), expected[1].numpy(), rtol=1e-5)
-    assert stage.details(inputs) == {"layer": 2}
+    assert stage.details(inputs) == {"embedding": "embedding", "layer": 2}
     assert stage.is_kept
 
 
@@ -147,3 +147,79 @@ def test_the_stage_needs_two_classes(memory: Any) -> None:
     )
     with pytest.raises(DataError, match=r"found labels \[1\] among 4 examples"):
         inputs.run(Probe())
+
+
+@pytest.mark.parametrize(("n", "dim"), [(60, 12), (12, 60), (20, 20)])
+@pytest.mark.parametrize("regularization", [1e-4, 1e-2, 3.0])
+def test_least_squares_solve_the_normal_equations(n: int, dim: int, regularization: float) -> None:
+    generator = torch.Generator().manual_seed(n)
+    embeddings = torch.randn(n, dim, generator=generator, dtype=torch.float64) * 3 + 2
+    targets = torch.randn(n, generator=generator, dtype=torch.float64) * 5 - 40
+    weight, bias = fit_least_squares(embeddings, targets, regularization)
+    # Raw embeddings with an unpenalised column of ones: (X'X / n + regularization s^2 I) w = X'y/n.
+    square = (embeddings - embeddings.mean(0)).square().sum(1).mean()
+    raw = torch.cat([embeddings, torch.ones(n, 1, dtype=torch.float64)], dim=1)
+    penalty = torch.full((dim + 1,), float(regularization * square), dtype=torch.float64)
+    penalty[-1] = 0
+    expected = torch.linalg.solve(raw.T @ raw / n + penalty.diag(), raw.T @ targets / n)
+    torch.testing.assert_close(weight[0], expected[:-1], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(bias[0], expected[-1], rtol=1e-7, atol=1e-9)
+
+
+def test_least_squares_do_not_depend_on_unit_shift_or_repetition(
+    data: tuple[Tensor, Tensor],
+) -> None:
+    embeddings = data[0]
+    targets = embeddings[:, 0] * 2 + embeddings[:, 1].sin()
+    expected = logits(fit_least_squares(embeddings, targets, 1e-2), embeddings)
+    for changed in (embeddings * 100, embeddings + 7):
+        found = logits(fit_least_squares(changed, targets, 1e-2), changed)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    repeated = fit_least_squares(embeddings.repeat(3, 1), targets.repeat(3), 1e-2)
+    torch.testing.assert_close(logits(repeated, embeddings), expected, rtol=1e-9, atol=1e-9)
+    moved = logits(fit_least_squares(embeddings, 3 * targets - 8, 1e-2), embeddings)
+    torch.testing.assert_close(moved, 3 * expected - 8, rtol=1e-9, atol=1e-9)
+    with pytest.raises(DataError, match="found 4 equal embeddings"):
+        fit_least_squares(torch.ones(4, 2), torch.arange(4.0), 1e-2)
+
+
+def test_the_stage_fits_a_regression_on_the_vectors_it_is_told(
+    data: tuple[Tensor, Tensor], memory: Any
+) -> None:
+    vectors = data[0].float().numpy()
+    ids = np.arange(200) * 2
+    kept = np.sort(np.random.default_rng(0).permutation(200)[:150])
+    targets = vectors[kept, 0].astype(np.float64)
+    known = np.concatenate([targets[:-1], [np.nan]])
+    columns = {
+        "id": ids[kept][::-1],
+        "target": pa.array(known[::-1], pa.float64(), from_pandas=True),
+    }
+    inputs = memory(
+        {"label": pa.table(columns)},
+        {"label": {"classes": [], "task": "regression"}},
+        {"features": Vectors(ids, vectors)},
+    )
+    stage = Probe(embedding="features")
+    assert stage.reads == ("features", "label")
+    table = inputs.run(stage)
+    assert table["class"].to_pylist() == [0]
+    fitted = torch.from_numpy(vectors[kept[:-1]]), torch.from_numpy(targets[:-1])
+    weight, bias = fit_least_squares(*fitted, stage.regularization)
+    np.testing.assert_allclose(matrix_of(table["weight"]), weight.numpy(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(table["bias"].to_pylist(), bias.numpy(), rtol=1e-5)
+    assert stage.details(inputs) == {"embedding": "features", "layer": None}
+
+
+def test_the_stage_refuses_completions_and_rows_without_targets(memory: Any) -> None:
+    ids = np.arange(4)
+    nothing = pa.nulls(4, pa.float64())
+    label = pa.table({"id": ids, "label": pa.nulls(4, pa.int64()), "target": nothing})
+    vectors = {"embedding": Vectors(ids, np.eye(4, dtype=np.float32))}
+    for task, message in (
+        ("completion", "found 0 classes in a corpus with task: completion"),
+        ("regression", "found no example with a target"),
+    ):
+        inputs = memory({"label": label}, {"label": {"classes": [], "task": task}}, vectors)
+        with pytest.raises(DataError, match=message):
+            inputs.run(Probe())

@@ -130,3 +130,37 @@ def test_a_run_is_frozen() -> None:
     assert replace(run, shard_size=5) != run
     with pytest.raises(AttributeError):
         run.shard_size = 5  # type: ignore[misc]
+
+
+def test_queries_take_the_task_of_the_corpus_unless_they_say_another() -> None:
+    raw: dict[str, Any] = {**RAW, "corpus": {"path": "a.csv", "task": "completion"}}
+    run = parse_config({**raw, "queries": {"path": "b.csv", "messages": "talk"}}, "test")
+    assert run.queries is not None
+    assert (run.corpus.task, run.queries.task) == ("completion", "completion")
+    assert parse_config(yaml.safe_load(dump_config(run)), "test") == run
+    other = parse_config({**raw, "queries": {"path": "b.csv", "task": "regression"}}, "test")
+    assert other.queries is not None
+    assert other.queries.task == "regression"
+    with pytest.raises(ConfigFileError, match="corpus.task: found 'guess', expected 'classificat"):
+        parse_config({**raw, "corpus": {"path": "a.csv", "task": "guess"}}, "test")
+
+
+def test_files_of_features_are_absolute_and_columns_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = {"path": "a.csv", "text": None}
+    raw = {**RAW, "corpus": {**source, "features": "x.npy"}}
+    run = parse_config({**raw, "queries": {**source, "features": "embedding"}}, "test")
+    assert run.queries is not None
+    assert run.corpus.features == run.corpus.features_file == str(tmp_path / "x.npy")
+    assert (run.queries.features, run.queries.features_file) == ("embedding", None)
+
+
+def test_a_stage_that_can_do_without_a_model_is_given_none() -> None:
+    raw = {**RAW, "model": None, "stages": {"prediction": {"embedding": "features"}}}
+    assert parse_config(raw, "test").stages["prediction"].model is None
+    with_one = parse_config({**RAW, "stages": {"prediction": {}}}, "test")
+    assert with_one.stages["prediction"].model == with_one.model
+    with pytest.raises(ConfigFileError, match="stages.ntk: found no model, expected one for this"):
+        parse_config({**raw, "stages": {"ntk": {}}}, "test")

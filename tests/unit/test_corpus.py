@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import corpus as module
 from pipeline.corpus import CORPUS, Corpus, read_corpus
 from pipeline.settings import Run
 from stages.source import FlipLabels, Source
+from stages.stage import ConfigError, DataError
 from storage.table import Store
 
 Rows = list[dict[str, Any]]
@@ -57,7 +59,8 @@ def test_a_dry_reading_has_the_same_keys_and_writes_nothing(tmp_path: Path, stor
     dry = read_corpus(run(tmp_path, rows(25)), store, is_dry=True)
     assert not Path(store.root).exists()
     wet = read_corpus(run(tmp_path, rows(25)), store)
-    for table in CORPUS:
+    assert set(dry.tables) == set(wet.tables) == set(CORPUS) - {"features"}
+    for table in wet.tables:
         assert keys(dry, table) == keys(wet, table)
         assert dry.tables[table].key == wet.tables[table].key
 
@@ -186,3 +189,97 @@ def test_facts_about_labels(tmp_path: Path, store: Store) -> None:
     both = read_corpus(run(tmp_path, rows(20), queries=Source(str(queries))), store)
     assert both.unlabelled_queries == 1
     assert both.rows("text", "query") == 2
+
+
+def bag(folder: Path, n: int, dim: int = 3, name: str = "rows") -> Source:
+    """Rows without text whose vectors lie in a file."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"label": i % 2}) + "\n" for i in range(n)))
+    np.save(folder / f"{name}.npy", np.arange(n * dim).reshape(n, dim))
+    return Source(str(path), text=None, features=str(folder / f"{name}.npy"))
+
+
+def test_vectors_lie_in_the_shards_of_their_rows(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Run(str(tmp_path), bag(tmp_path, 25), bag(tmp_path, 4, name="queries"), shard_size=10)
+    dry = read_corpus(given, store, is_dry=True)
+    assert not Path(store.root).exists()
+    assert (dry.tables["features"].vector_length, dry.has_text) == (3, False)
+    corpus = read_corpus(given, store)
+    assert dry.tables["features"].key == corpus.tables["features"].key
+    for role in ("example", "query"):
+        assert ids(corpus, store, "features", role) == ids(corpus, store, "text", role)
+    monkeypatch.setattr(module.ingest, "read", None)  # Known by now, it is not read again.
+    assert read_corpus(given, store) == corpus
+
+
+def test_a_changed_vector_changes_its_shard_of_features_alone(tmp_path: Path, store: Store) -> None:
+    source = bag(tmp_path, 25)
+    first = read_corpus(Run(str(tmp_path), source, shard_size=10), store)
+    changed = np.load(tmp_path / "rows.npy")
+    changed[12, 1] += 1
+    np.save(tmp_path / "rows.npy", changed)
+    second = read_corpus(Run(str(tmp_path), source, shard_size=10), store)
+    same = [a == b for a, b in zip(keys(first, "features"), keys(second, "features"), strict=True)]
+    assert same == [True, False, True]
+    assert keys(first, "label") == keys(second, "label")
+
+
+def test_a_lost_shard_of_features_is_written_again(tmp_path: Path, store: Store) -> None:
+    given = Run(str(tmp_path), bag(tmp_path, 25), shard_size=10)
+    first = read_corpus(given, store)
+    lost = Path(store.path("features", f"{keys(first, 'features')[1]}.parquet"))
+    before = lost.read_bytes()
+    lost.unlink()
+    assert read_corpus(given, store).tables["features"].shards == first.tables["features"].shards
+    assert lost.read_bytes() == before
+
+
+def test_queries_of_another_kind_are_refused(tmp_path: Path, store: Store) -> None:
+    source, text = bag(tmp_path, 5), run(tmp_path, rows(5)).corpus
+
+    def error(kind: type[Exception], corpus: Source, queries: Source) -> str:
+        with pytest.raises(kind) as caught:
+            read_corpus(Run(str(tmp_path), corpus, queries), store)
+        return str(caught.value)
+
+    queries = bag(tmp_path, 5, 2, "queries")
+    assert "found vectors of length 2" in error(DataError, source, queries)
+    assert "expected both or neither" in error(ConfigError, source, text)
+    assert "expected both or neither" in error(ConfigError, text, source)
+    other = Source(text.path, task="regression")
+    assert "found regression, expected classification" in error(ConfigError, text, other)
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text('{"messages": [{"role": "assistant", "content": "x"}], "text": "t"}\n')
+    talks = Source(str(talk), task="completion")
+    plain = Source(str(talk), task="completion", text="t2")
+    talk.write_text(talk.read_text().replace('"text"', '"t2"'))
+    assert "found rows as text, expected messages" in error(DataError, talks, plain)
+
+
+def test_the_same_rows_read_for_another_task_are_told_apart(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"p {i}", "completion": "c", "label": i % 2} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    pair = {"text": "prompt", "text_b": "completion"}
+    classes = read_corpus(Run(str(tmp_path), Source(str(path), **pair)), store)
+    numbers = read_corpus(Run(str(tmp_path), Source(str(path), task="regression", **pair)), store)
+    written = read_corpus(Run(str(tmp_path), Source(str(path), task="completion")), store)
+    assert [c.task for c in (classes, numbers, written)] == [
+        "classification",
+        "regression",
+        "completion",
+    ]
+    assert keys(classes, "text") == keys(numbers, "text") != keys(written, "text")
+    for corpus, form, stored in (
+        (classes, "text", "label"),
+        (numbers, "text", "target"),
+        (written, "prompt_completion", "source_label"),
+    ):
+        again = {name: store.read_manifest(name, m.key) for name, m in corpus.tables.items()}
+        assert again["text"].details["format"] == form
+        assert again["extra"].details["columns"]["example"][2]["stored"] == stored
+    assert numbers.classes == written.classes == ()
+    assert written.tables["label"].details["column"] is None
+    assert written.unlabelled_queries == 0

@@ -1,5 +1,6 @@
 """The plan: order, stages that are added, and keys that change with exactly the right things."""
 
+import dataclasses
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -291,3 +292,64 @@ def test_stages_that_do_not_fit(raw: Raw) -> None:
         stages_in_order(parse_config(raw, "test"))
     raw["stages"]["freeshap"] = {"kernel": ["a", "b"]}
     assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5
+
+
+def features(raw: Raw, *, without: str | None = None, **stages: Any) -> Plan:
+    """The plan over a corpus with features and without a model, one of its tables taken away."""
+    bare = {k: v for k, v in raw.items() if k != "model"}
+    bare["corpus"] = {"path": "rows.csv", "features": "vectors.npy", "text": None}
+    tables = {name: m for name, m in corpus().tables.items() if name != without}
+    return plan({**bare, "stages": stages}, Corpus(tables))
+
+
+def test_features_of_the_corpus_are_read_shard_by_shard_without_a_model(raw: Raw) -> None:
+    made = features(
+        raw,
+        probe={"embedding": "features"},
+        prediction={"embedding": "features"},
+        label_issues={},
+        kernel_regression={"kernel": ["features"]},
+    )
+    nodes = {node.instance: node for node in made.nodes}
+    assert made.added == ()
+    assert nodes["prediction"].reads["features"] == ("corpus", "features")
+    assert len(nodes["prediction"].tasks) == len(SHARDS)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"freeshap": {}}, "stages.freeshap: found that it reads 'ntk', which needs a model"),
+        ({"probe": {}}, "stages.probe: found that it reads 'embedding', which needs a model"),
+        ({"probe": {"embedding": "features"}, "text": {"stage": "probe"}}, "name of a table of"),
+    ],
+)
+def test_a_model_is_asked_for_only_where_one_is_needed(
+    raw: Raw, stages: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigFileError, match=message):
+        features(raw, **stages)
+
+
+def test_a_corpus_without_features_or_text_is_told_so(raw: Raw) -> None:
+    with pytest.raises(ConfigFileError, match="reads features, expected a corpus that has it"):
+        features(raw, without="features", probe={"embedding": "features"})
+    tables = dict(corpus().tables)
+    tables["text"] = dataclasses.replace(tables["text"], details={"has_text": False})
+    with pytest.raises(ConfigFileError, match="stages.embedding: found that it reads the text"):
+        plan(raw, Corpus(tables))
+
+
+@pytest.mark.parametrize("task", ["regression", "completion"])
+@pytest.mark.parametrize("stage", ["label_issues", "freeshap", "leave_one_out"])
+def test_stages_for_classes_refuse_other_tasks(raw: Raw, stage: str, task: str) -> None:
+    with pytest.raises(ConfigFileError, match=f"found a corpus with task: {task}, expected class"):
+        plan({**raw, "stages": {stage: {}}}, corpus(task=task, classes=[]))
+
+
+def test_a_regression_plans_what_can_regress(raw: Raw) -> None:
+    kernel = {"kernel_regression": {"kernel": ["embedding"]}, "probe": {}}
+    made = plan({**raw, "stages": kernel}, corpus(task="regression", classes=[]))
+    assert {node.instance for node in made.nodes} == {"embedding", "kernel_regression", "probe"}
+    with pytest.raises(ConfigFileError, match="expected classification or regression"):
+        plan({**raw, "stages": kernel}, corpus(task="completion", classes=[]))

@@ -1,0 +1,49 @@
+"""Why a row of a source cannot be used: the reasons, and the one that holds first for each row."""
+
+from typing import Any
+
+import numpy as np
+
+REASONS = (
+    "",
+    "not UTF-8",
+    "not valid JSON",
+    "null id",
+    "null text",
+    "text is not a string",
+    "empty text",
+    "null second text",
+    "empty second text",
+    "null prompt",
+    "null completion",
+    "empty completion",
+    "null messages",
+    "messages are not a list of {role, content}",
+    "messages without an assistant's",
+    "missing vector",
+    "vector is not a list of numbers",
+    "vector of another length",
+    "vector is not finite",
+    "missing label",
+    "unknown label",
+    "label is not a number",
+    "label is not finite",
+    "duplicate id",
+)
+"""Why a row is rejected, the first that holds; the empty one is for usable rows."""
+
+
+def mark(reasons: np.ndarray, mask: Any, reason: str) -> None:
+    """Gives `reason` to the rows of `mask` that have none yet.
+
+    `reasons` holds a place in `REASONS` for every row.
+    """
+    mask = mask if isinstance(mask, np.ndarray) else np.asarray(mask)
+    reasons[mask & (reasons == 0)] = REASONS.index(reason)
+
+
+def mark_repeated(reasons: np.ndarray, ids: np.ndarray) -> None:
+    """Rejects all rows of an id but the first usable one."""
+    usable = np.flatnonzero(reasons == 0)
+    _, first = np.unique(ids[usable], return_index=True)
+    reasons[np.delete(usable, first)] = REASONS.index("duplicate id")
