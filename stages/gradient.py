@@ -35,7 +35,7 @@ from stages.feature_pass import (
 from stages.measurement import UNLABELLED, ModelSpec, row_loss
 from stages.projection import Precision, Projection
 from stages.prompt import one_position_each
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Work
 from stages.tables import DIAGNOSTICS
 from storage.schema import TableSpec
 
@@ -134,8 +134,24 @@ class Gradient:
         return (TOKEN_GRADIENT,) if self.per == "token" else (GRADIENT, DIAGNOSTICS)
 
     def open(self, inputs: Inputs) -> Passes:
-        """The model and its projections."""
-        return open_passes(self.model, inputs, self.projection, self.precision)
+        """The model and its projections.
+
+        Raises:
+            ModelError: its head does not measure what the corpus asks for.
+        """
+        task = task_of(inputs)
+        passes = open_passes(self.model, inputs, self.projection, self.precision)
+        n_outputs, head = passes.measurement.n_outputs, self.model.head
+        is_completion = head == "completion"
+        if is_completion != (task == "completion") or (
+            not is_completion and (n_outputs == 1) != (task == "regression")
+        ):
+            raise ModelError(
+                f"{self.model.path}: found head: {head} with {n_outputs} outputs for a corpus with "
+                f"task: {task}, expected head: completion for completions, one output for a "
+                "regression, and one per class otherwise. Correct model.head or corpus.task."
+            )
+        return passes
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Which part of a vector belongs to which layer; what happened to the shard."""

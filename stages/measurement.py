@@ -181,16 +181,10 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
     A probe head is read from the table `probe`.
 
     Raises:
-        ModelError: something cannot be loaded, or the head does not fit the trunk or the corpus.
+        ModelError: something cannot be loaded, or the head does not fit the trunk.
         ConfigError: the probe was fitted on another layer than the last.
     """
     form = str(inputs.details("text").get("format", "text"))
-    task = str(inputs.details("label").get("task", "classification"))
-    if (model.head == "completion") != (task == "completion"):
-        raise ModelError(
-            f"{model.path}: found head: {model.head} for a corpus with task: {task}, expected "
-            "head: completion for completions and nothing else. Correct model.head or corpus.task."
-        )
     tokenizer = load_tokenizer(model)
     network: nn.Module
     if model.head == "completion":
@@ -210,12 +204,6 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
         is_random = model.head == "random"
         head = _random_head(dim, model) if is_random else _probe_head(dim, inputs)
         network, n_outputs = PooledNetwork(trunk, head), head.out_features
-    if (n_outputs == 1) != (task != "classification"):
-        raise ModelError(
-            f"{model.path}: found a head with {n_outputs} outputs for a corpus with task: {task}, "
-            "expected one output for a regression and one per class otherwise. Correct "
-            "corpus.task, or name another model."
-        )
     return _measurement(model, network, tokenizer, n_outputs, device, form)
 
 

@@ -86,6 +86,14 @@ class Ntk:
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
+    def __post_init__(self) -> None:
+        """Refuses a model that measures completions: its one output is its loss."""
+        if self.model.head == "completion":
+            raise ConfigError(
+                "ntk: found head: completion, expected a head with class logits. Use the stage "
+                "gradient."
+            )
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The text, and the probe where it is the head."""
