@@ -36,7 +36,7 @@ from stages.measurement import UNLABELLED, ModelSpec, row_loss
 from stages.projection import Precision, Projection
 from stages.prompt import one_position_each
 from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Work
-from stages.tables import DIAGNOSTICS
+from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
 from storage.schema import TableSpec
 
 GRADIENT = TableSpec(
@@ -46,19 +46,6 @@ GRADIENT = TableSpec(
     ),
     key=("id",),
 )
-TOKEN_GRADIENT = TableSpec(
-    name="token_gradient",
-    schema=pa.schema(
-        [
-            ("id", pa.int64()),
-            ("role", pa.string()),
-            ("token_index", pa.int64()),
-            ("vector", pa.list_(pa.float32())),
-        ]
-    ),
-    key=("id", "token_index"),
-)
-"""The gradient of the loss of one predicted token, which is token `token_index` of the row."""
 
 
 def labelled_rows(

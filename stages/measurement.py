@@ -33,7 +33,7 @@ from stages.batching import Tokens, matrix_of, pad, tokenise
 from stages.checkpoint import NetworkSize, network_size
 from stages.model import ModelSpec, fingerprint, resolve
 from stages.networks import IGNORED, CompletionNetwork, PooledNetwork, mean_pool
-from stages.prompt import tokenise_completions, tokenise_prompts
+from stages.prompt import plain_texts, tokenise_completions, tokenise_prompts
 from stages.stage import ConfigError, DataError, Inputs, ModelError
 from stages.weights import (
     is_masked,
@@ -132,10 +132,7 @@ class Measurement:
             )
         if isinstance(self.network, CompletionNetwork):
             return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest)
-        if self.form != "text":
-            whole = tokenise_completions(self.tokenizer, texts, pairs, self.form, longest)
-            return Tokens({"input_ids": whole.columns["input_ids"]})
-        return tokenise(self.tokenizer, texts, pairs, longest)
+        return tokenise(self.tokenizer, *plain_texts(texts, pairs, self.form), longest)
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
         """The named rows, padded to the longest, as arguments of the network."""

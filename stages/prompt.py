@@ -125,6 +125,21 @@ def tokenise_completions(
     return Tokens(columns)
 
 
+def plain_texts(
+    texts: Sequence[str], pairs: Sequence[str | None], form: str
+) -> tuple[list[str], list[str | None]]:
+    """What a model that knows no completions reads of each row, as texts and pairs.
+
+    Turns are joined by line ends, a prompt and its completion by nothing.
+    """
+    if form == "messages":
+        turns = ["\n".join(turn["content"] for turn in json.loads(text)) for text in texts]
+        return turns, [None] * len(turns)
+    if form == "prompt_completion":
+        return [f"{a}{b or ''}" for a, b in zip(texts, pairs, strict=True)], [None] * len(texts)
+    return list(texts), list(pairs)
+
+
 def one_position_each(tokens: Tokens) -> tuple[Tokens, np.ndarray, np.ndarray]:
     """A row for every predicted position, with what comes before it; its row and token index.
 

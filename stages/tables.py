@@ -39,6 +39,20 @@ row's feature vector; both are null where they are not finite. `status` is "ok",
 "overflow" (finite in float32, not in float16). Only rows that are "ok" are in the feature table.
 """
 
+TOKEN_GRADIENT = TableSpec(
+    name="token_gradient",
+    schema=pa.schema(
+        [
+            ("id", pa.int64()),
+            ("role", pa.string()),
+            ("token_index", pa.int64()),
+            ("vector", pa.list_(pa.float32())),
+        ]
+    ),
+    key=("id", "token_index"),
+)
+"""The gradient of the loss of one predicted token, which is token `token_index` of the row."""
+
 EXACT_VALUE = TableSpec(
     name="exact_value",
     schema=pa.schema(

@@ -35,6 +35,7 @@ VIEWS = {
     "gradients": "id role vector",
     "features": "id role vector",
     "ntk": "id role vector",
+    "diagnostics": "method id role n_tokens measured norm status is_outlier",
     "predictions": "id role source predicted predicted_name confidence margin loss logits",
     "shapley": "method semivalue utility example_id value stderr n_samples n_observed p_helpful "
     "rank",

@@ -16,7 +16,7 @@ from storage.table import Store
 N_EXAMPLES, SHARD = 96, 4
 # 24 leaves, three nodes above them, the root.
 N_TASKS = 28
-STAGES = {"gradient": {"layer_projection": 4, "projection_dim": 24}, "curvature": {}}
+STAGES = {"gradient": {"projection": {"inputs": 4, "outputs": 4, "dim": 24}}, "curvature": {}}
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,8 @@ def test_features_hardly_depend_on_the_shards(unbroken: Any, one_shard: Path) ->
         assert many.keys() == one.keys()
         for key, vector in many.items():
             away = np.linalg.norm(vector - one[key]) / np.linalg.norm(vector)
-            assert away < 1e-5, (table, key, away)
+            # Numbers in float16 may round to either side, one in some thousands of them.
+            assert away < (1e-4 if table == "ntk" else 1e-5), (table, key, away)
 
 
 def test_values_do_not_depend_on_the_shards_of_their_features(
@@ -90,14 +91,15 @@ def test_values_do_not_depend_on_the_shards_of_their_features(
     store = Store(run.store_url)
     plan = make_plan(run, read_corpus(run, store), store)
     (ntk,) = [node for node in plan.nodes if node.instance == "ntk"]
-    (spec,) = ntk.stage.writes
+    specs = {spec.name: spec for spec in ntk.stage.writes}
     given = RunFolder(unbroken.folder)
-    (entry,) = [e for e in given.entries(given.store()) if e.manifest.table == "ntk"]
-    for task in ntk.tasks:
-        rows = given.store().read_table(entry.manifest, task.part.role)
-        store.write_shard(
-            spec, task.key, task.part.role, task.part.index, rows, entry.manifest.details
-        )
+    for entry in given.entries(given.store()):
+        if entry.instance != "ntk":
+            continue
+        spec, details = specs[entry.manifest.table], entry.manifest.details
+        for task in ntk.tasks:
+            rows = given.store().read_table(entry.manifest, task.part.role)
+            store.write_shard(spec, task.key, task.part.role, task.part.index, rows, details)
     assert [task.part.index for task in ntk.tasks] == [0, 0]
     result = assay("run", path)
     assert result.exit_code == 0, result.output

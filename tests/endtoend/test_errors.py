@@ -180,8 +180,8 @@ CONFIG_CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "two writers": (
         stages(
-            small={"stage": "ntk", "projection_dim": 64},
-            large={"stage": "ntk", "projection_dim": 128},
+            small={"stage": "ntk", "projection": {"dim": 64}},
+            large={"stage": "ntk", "projection": {"dim": 128}},
             freeshap={},
         ),
         ["stages.freeshap: found 2 writers of 'ntk' (", "small", "large", "Name the instance"],

@@ -26,7 +26,7 @@ RAW: dict[str, Any] = {
     "corpus": {"path": "rows.csv", "classes": ["a", "b"], "flip_labels": {"fraction": 0.1}},
     "queries": {"path": "owner/queries", "label": None},
     "stages": {
-        "small": {"stage": "ntk", "projection_dim": 64},
+        "small": {"stage": "ntk", "projection": {"dim": 64}},
         "ntk": {"model": {"path": "owner/other"}},
         "freeshap": {"kernel": ["small"], "ridge": 1, "utilities": ["margin"]},
         "label_issues": None,
