@@ -215,7 +215,7 @@ class _Keeper:
             details=together(s.details for s in shards),
             model=getattr(model, "path", None),
             revision=node.fields.get("model", {}).get("fingerprint") if model else None,
-            seed=getattr(node.stage, "seed", None),
+            seed=_seed(node.stage),
             threads=self.plan.run.resources(node.instance).cpus,
             packages={name: _version(name) for name in PACKAGES},
             seconds=seconds,
@@ -263,6 +263,13 @@ def _job(node: Node, plan: Plan, run: Run) -> Job:
         else:
             inputs[read] = (table, nodes[instance].manifest_key(table))
     return Job(node.instance, node.stage, run.store_url, inputs, run.resources(node.instance).cpus)
+
+
+def _seed(stage: Any) -> int | None:
+    """The seed of a stage, which may be that of its projection."""
+    projection = getattr(stage, "projection", None)
+    seed: int | None = getattr(stage, "seed", getattr(projection, "seed", None))
+    return seed
 
 
 def _version(package: str) -> str:

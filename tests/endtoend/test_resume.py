@@ -196,7 +196,7 @@ def test_readers_keep_their_views_while_a_changed_run_is_made_and_killed(
     assert assay("status", run).exit_code == 0
     changed = tmp_path / "changed.yaml"
     changed.write_text((run / "config.yaml").read_text().replace(str(unbroken.folder), str(run)))
-    settings = ("--set", "stages.ntk.seed=1")
+    settings = ("--set", "stages.ntk.projection.seed=1")
     with reader(run, "shapley", "ntk", "predictions", "gradients") as seen:
         for changes in (2, 4):
             process = start("run", changed, *settings)

@@ -89,14 +89,14 @@ def test_overrides_are_yaml_and_make_what_is_missing(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(RAW))
     settings = [
         "stages.freeshap.utilities=[accuracy, margin]",
-        "stages.gradient.seed=3",
+        "stages.gradient.projection.seed=3",
         "corpus.flip_labels=null",
         "run=with = signs",
         "queries.split='train[:5]'",
     ]
     run = read_config(path, settings)
     assert run.stages["freeshap"].utilities == ("accuracy", "margin")
-    assert run.stages["gradient"].seed == 3
+    assert run.stages["gradient"].projection.seed == 3
     assert run.corpus.flip_labels is None
     assert run.run.endswith("/with = signs")
     assert run.queries is not None
