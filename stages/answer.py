@@ -16,7 +16,7 @@ from stages.stage import DataError, Inputs, Role
 
 
 class Answers(NamedTuple):
-    """The answers of all examples that have one."""
+    """The answers of the examples that a regression is fitted on."""
 
     ids: Int64[np.ndarray, " examples"]
     """Ascending."""
@@ -30,10 +30,13 @@ def task_of(inputs: Inputs) -> str:
     return str(inputs.details("label").get("task", "classification"))
 
 
-def read_answers(inputs: Inputs) -> Answers:
-    """The answers of a classification or regression; dropped and unlabelled examples have none.
+def read_answers(
+    inputs: Inputs,
+) -> tuple[Int64[np.ndarray, " examples"], Float[Tensor, "examples outputs"]]:
+    """Ids, ascending, of the examples that have an answer, and the columns of these answers.
 
-    The offset of a regression is the mean over *all* examples, also where one is left out later.
+    One-hot labels of a classification, the targets of a regression; float64. Dropped and unlabelled
+    examples have no answer.
 
     Raises:
         DataError: the corpus has another task, fewer than two classes, a label outside of them, or
@@ -41,15 +44,25 @@ def read_answers(inputs: Inputs) -> Answers:
     """
     if task_of(inputs) == "regression":
         ids, targets = read_targets(inputs, "example")
-        mean = float(targets.mean())
-        return Answers(ids, torch.from_numpy(targets - mean)[:, None], mean)
+        return ids, torch.from_numpy(targets)[:, None]
     n_classes = count_classes(inputs)
     ids, labels = read_labels(inputs, "example", n_classes)
     if len(ids) == 0:
         raise DataError(
             "label: found no example with a label, expected at least 1. Label some examples."
         )
-    return Answers(ids, one_hot(torch.from_numpy(labels), n_classes) - 1 / n_classes, 1 / n_classes)
+    return ids, one_hot(torch.from_numpy(labels), n_classes)
+
+
+def centre(
+    ids: Int64[np.ndarray, " examples"], columns: Float[Tensor, "examples outputs"]
+) -> Answers:
+    """The answers less the mean of all their entries, which of one-hot columns is 1/C.
+
+    It is the mean over *all* these examples, also where one is left out later.
+    """
+    offset = float(columns.sum()) / columns.numel()
+    return Answers(ids, columns - offset, offset)
 
 
 def count_classes(inputs: Inputs) -> int:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.answer import Answers, read_answers, task_of
+from stages.answer import Answers, task_of
 from stages.kernel import RIDGE_GRID, auto_ridge, closed_form_loo, gram, mean_diagonal, solve
 from stages.labelled_kernel import LeftOut, Ridge, check_fields, read_features
 from stages.stage import Cost, DataError, Inputs, Role, Split, Work
@@ -166,7 +166,7 @@ class KernelRegression:
                 f"per_class: found true in a corpus with task: {task}, expected classes. Set "
                 "per_class: false."
             )
-        joined = read_features(inputs, self.kernel, read_answers(inputs))
+        joined = read_features(inputs, self.kernel)
         answers, query_ids, features, left_out = joined
         n_parts = answers.targets.shape[1] if self.per_class else 1
         found = fit(answers, query_ids, features, n_parts, self.normalize, self.ridge)

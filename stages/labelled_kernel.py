@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from stages.answer import Answers, count_classes, read_answers, read_labels
+from stages.answer import Answers, centre, count_classes, read_answers, read_labels
 from stages.kernel import aligned, auto_ridge, gram, mean_diagonal
 from stages.stage import ConfigError, DataError, Inputs, Role
 
@@ -126,7 +126,7 @@ def read_labelled_kernel(
             labelled, no labelled example has features, or all features are zero.
     """
     n_classes = count_classes(inputs)
-    answers, query_ids, features, left_out = read_features(inputs, kernel, read_answers(inputs))
+    answers, query_ids, features, left_out = read_features(inputs, kernel)
     among_examples, to_examples = gram(features, normalize)
     errors: tuple[float, ...] = ()
     if ridge == "auto":
@@ -149,22 +149,23 @@ def read_labelled_kernel(
     )
 
 
-def read_features(inputs: Inputs, kernel: tuple[str, ...], answers: Answers) -> Joined:
-    """The features of every answered example and of every query that each table has a row for.
+def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> Joined:
+    """Answers and features of the examples, and features of the queries, that each table has.
+
+    The offset of the answers is that of these examples alone.
 
     Raises:
-        DataError: no answered example has features.
+        DataError: the answers cannot be read, or no answered example has features.
     """
-    has_features = _in_all(inputs, kernel, "example", answers.ids)
-    kept = answers._replace(
-        ids=answers.ids[has_features], targets=answers.targets[torch.from_numpy(has_features)]
-    )
-    if len(kept.ids) == 0:
+    ids, columns = read_answers(inputs)
+    has_features = _in_all(inputs, kernel, "example", ids)
+    if not has_features.any():
         raise DataError(
-            f"{', '.join(kernel)}: found features of none of the {len(answers.ids)} labelled "
+            f"{', '.join(kernel)}: found features of none of the {len(ids)} labelled "
             "examples in all of these tables, expected at least 1. Look into the view diagnostics "
             "for what happened to them."
         )
+    kept = centre(ids[has_features], columns[torch.from_numpy(has_features)])
     query_ids = np.array(inputs.vectors(kernel[0], "query").ids)
     query_ids = query_ids[_in_all(inputs, kernel, "query", query_ids)]
     known_queries = inputs.table("label", "query")["id"].to_numpy()
@@ -176,7 +177,7 @@ def read_features(inputs: Inputs, kernel: tuple[str, ...], answers: Answers) -> 
         for name in kernel
     ]
     missing = int((~np.isin(known_queries, query_ids)).sum())
-    return Joined(kept, query_ids, features, LeftOut(len(answers.ids) - len(kept.ids), missing))
+    return Joined(kept, query_ids, features, LeftOut(len(ids) - len(kept.ids), missing))
 
 
 def _in_all(

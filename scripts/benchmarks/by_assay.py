@@ -11,14 +11,19 @@ from benchmarks.memory import MemoryInputs, as_tokens, label_table, text_table
 from stages.batching import batches, matrix_of
 from stages.gradient import Gradient
 from stages.model import ModelSpec
+from stages.projection import Projection
+
+SMALL = Projection(inputs=16, outputs=16, principal=0, dim=2048)
+"""As short as the peer's."""
+EXACT = Projection(inputs=None, outputs=None, principal=0, dim=None)
 
 
-def stage(settings: dict[str, Any], is_projected: bool = True) -> Gradient:
+def stage(settings: dict[str, Any], projection: Projection, precision: str = "float32") -> Gradient:
     """The stage `gradient` as a run would configure it."""
     return Gradient(
         ModelSpec(settings["model"], head="random", num_labels=2, seed=settings["seed"]),
-        layer_projection=settings["layer_projection"] if is_projected else None,
-        projection_dim=settings["projection_dim"] if is_projected else None,
+        projection=projection,
+        precision=precision,
         token_budget=settings["token_budget"],
     )
 
@@ -29,7 +34,7 @@ def computed(gradient: Gradient, opened: Any, rows: Rows) -> list[pa.RecordBatch
     inputs = MemoryInputs(text=text_table(numbers), label=label_table(rows.labels))
     inputs.opened = opened
     opened.measurement.tokenise = lambda text: as_tokens(rows.ids)
-    return [batch for _, batch in gradient.compute(inputs)]
+    return [batch for name, batch in gradient.compute(inputs) if name == "gradient"]
 
 
 def linear_sizes(opened: Any) -> list[int]:
@@ -40,13 +45,15 @@ def linear_sizes(opened: Any) -> list[int]:
 
 def save_head(settings: dict[str, Any]) -> None:
     """Writes the head that the stage draws, for the contestants that are not assay."""
-    head = stage(settings).open(MemoryInputs()).measurement.network.head
+    head = stage(settings, SMALL).open(MemoryInputs()).measurement.network.head
     np.savez(settings["head"], weight=head.weight.numpy(), bias=head.bias.numpy())
 
 
 def contestant(name: str, settings: dict[str, Any]) -> Contestant:
     """The stage `gradient` shard by shard, or its forward passes alone."""
-    gradient = stage(settings)
+    projection = SMALL if name in ("assay", "forward") else Projection()
+    precision = "bfloat16" if name == "assay_bfloat16" else "float32"
+    gradient = stage(settings, projection, precision)
     opened = gradient.open(MemoryInputs())
     shard = settings["shard_size"]
 
@@ -64,7 +71,7 @@ def contestant(name: str, settings: dict[str, Any]) -> Contestant:
         return 0
 
     def gradients(rows: Rows) -> list[np.ndarray]:
-        exact = stage(settings, is_projected=False)
+        exact = stage(settings, EXACT, precision)
         loaded = exact.open(MemoryInputs())
         table = pa.Table.from_batches(computed(exact, loaded, rows)).sort_by("id")
         return np.split(matrix_of(table["vector"]), np.cumsum(linear_sizes(loaded))[:-1], axis=1)

@@ -26,6 +26,8 @@ import torch
 MODULES = {
     "forward": "benchmarks.by_assay",
     "assay": "benchmarks.by_assay",
+    "assay_default": "benchmarks.by_assay",
+    "assay_bfloat16": "benchmarks.by_assay",
     "plain": "benchmarks.by_autograd",
     "plain_sorted": "benchmarks.by_autograd",
     "bergson": "benchmarks.by_bergson",

@@ -33,10 +33,11 @@ class MemoryInputs:
 
 
 def run(stage: Any, inputs: MemoryInputs) -> pa.Table:
-    """All rows that a stage with one table writes for these inputs, by id where it has one."""
+    """All rows of the first table that a stage writes for these inputs, by id where it has one."""
     if inputs.opened is None and hasattr(stage, "open"):
         inputs.opened = stage.open(inputs)
-    table = pa.Table.from_batches([batch for _, batch in stage.compute(inputs)])
+    own = stage.writes[0].name
+    table = pa.Table.from_batches([batch for name, batch in stage.compute(inputs) if name == own])
     return table.sort_by("id") if "id" in table.column_names else table
 
 

@@ -9,10 +9,8 @@ queries, beside that of the exact kernel.
 """
 
 import argparse
-import itertools
 import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.environment import MODEL
 
-LAYER_PROJECTIONS = (8, 16, 32, 64)
-DIMS = (512, 1024, 2048, 4096, 8192, None)
+GRID = (
+    *("16x16+0:2048", "16x16+0:null", "16x16+4:2048", "16x16+4:null", "32x32+0:8192"),
+    *("32x32+0:null", "32x32+4:4096", "32x32+4:8192", "32x32+4:null", "48x24+0:8192"),
+    *("48x24+4:2048", "48x24+4:4096", "48x24+4:8192", "48x24+4:null", "64x64+4:8192"),
+)
 
 
 class Setting(NamedTuple):
-    """Lengths of the two projections; None leaves one out."""
+    """Fields of `stages.projection.Projection`."""
 
-    layer_projection: int | None
-    projection_dim: int | None
+    inputs: int | None
+    outputs: int | None
+    principal: int
+    dim: int | None
 
 
 class Corpus(NamedTuple):
@@ -48,20 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel-rows", type=int, default=256, help="rows of the kernel's errors")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the random matrices")
     parser.add_argument(
-        "--settings", nargs="+", type=setting, help="such as 16:2048 or 32:null; default a grid"
-    )
-    parser.add_argument(
-        "--dense-bytes",
-        type=int,
-        default=2**31,
-        help="the grid leaves out settings whose second projection is larger",
+        "--settings",
+        nargs="+",
+        type=setting,
+        default=[setting(one) for one in GRID],
+        help="inputs x outputs + principal : dim, such as 48x24+4:8192 or 32x32+0:null",
     )
 
 
 def setting(text: str) -> Setting:
-    """`k:dim`, either of which may be null."""
-    layer, dim = (None if part == "null" else int(part) for part in text.split(":"))
-    return Setting(layer, dim)
+    """`inputs x outputs + principal : dim`, each of which may be null."""
+    parts = text.replace("x", ":").replace("+", ":").split(":")
+    inputs, outputs, principal, dim = (None if p == "null" else int(p) for p in parts)
+    return Setting(inputs, outputs, principal or 0, dim)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,12 +89,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(f"exact kernel of {len(corpus.texts)} rows with {corpus.n}")
     exact = exact_kernel(network, Rows(token_ids(model, corpus.texts), corpus.labels), corpus.n)
     few = corpus._replace(texts=corpus.texts[:8], labels=corpus.labels[:8])
-    gradients = projected(few, head, Setting(None, None), 0).astype(np.float64)
+    gradients = projected(few, head, Setting(None, None, 0, None), 0).astype(np.float64)
     check = np.abs(gradients @ gradients.T - exact.products[:8, :8].numpy()).max()
     expected = regression(exact, corpus)
     found = []
-    for one in arguments.settings or grid(shapes, arguments.dense_bytes):
-        say(f"layer_projection {one.layer_projection}, projection_dim {one.projection_dim}")
+    for one in arguments.settings:
+        say(" ".join(f"{name} {value}" for name, value in one._asdict().items()))
         seeds = [
             judged(corpus, head, one, seed, exact, expected, arguments.kernel_rows)
             for seed in range(arguments.seeds)
@@ -115,14 +117,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     print(markdown(result), file=sys.stderr)
     return result
-
-
-def grid(shapes: list[tuple[int, int]], dense_bytes: int) -> Iterator[Setting]:
-    """All pairs of lengths where the second projection shortens, and fits."""
-    for layer, dim in itertools.product(LAYER_PROJECTIONS, DIMS):
-        joined = sum(min(n_in, layer) * min(n_out, layer) for n_in, n_out in shapes)
-        if dim is None or (dim < joined and 4 * joined * dim <= dense_bytes):
-            yield Setting(layer, dim)
 
 
 def read(data: Path, n_examples: int, n_queries: int) -> Corpus:
@@ -163,8 +157,11 @@ def projected(corpus: Corpus, probe: pa.Table, one: Setting, seed: int) -> np.nd
     from stages.batching import matrix_of
     from stages.model import ModelSpec
     from stages.ntk import Ntk
+    from stages.projection import Projection
 
-    stage = Ntk(ModelSpec(MODEL), seed=seed, **one._asdict())
+    stage = Ntk(
+        ModelSpec(MODEL), projection=Projection(**one._asdict(), seed=seed), dtype="float32"
+    )
     return matrix_of(run(stage, MemoryInputs(text=text_table(corpus.texts), probe=probe))["vector"])
 
 
@@ -228,14 +225,14 @@ def markdown(result: dict[str, Any]) -> str:
     """The settings as a table."""
     exact = result["exact"]
     lines = [
-        "| layer_projection | projection_dim | bytes a row | correlation | relative error "
-        "| correlation, unit length | accuracy | same prediction |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
-        f"| exact | | {exact['row_bytes']:,} | 1 | 0 | 1 | {exact['accuracy']:.4f} | 1 |",
+        "| inputs x outputs | principal | dim | bytes a row, float32 | correlation "
+        "| relative error | correlation, unit length | accuracy | same prediction |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| exact | | | {exact['row_bytes']:,} | 1 | 0 | 1 | {exact['accuracy']:.4f} | 1 |",
     ]
     for one in result["settings"]:
         lines.append(
-            f"| {one['layer_projection'] or 'null'} | {one['projection_dim'] or 'null'} "
+            f"| {one['inputs']} x {one['outputs']} | {one['principal']} | {one['dim'] or 'null'} "
             f"| {one['row_bytes']:,.0f} | {one['correlation']:.4f} | {one['frobenius']:.4f} "
             f"| {one['cosine_correlation']:.4f} | {one['accuracy']:.4f} | {one['agreement']:.3f} |"
         )

@@ -207,7 +207,7 @@ def test_readers_keep_their_views_while_a_changed_run_is_made_and_killed(
         assert last.returncode == 0, last.stderr
     check_readers([seen])
     assert run_status(run)["is_whole"]
-    fields = "SELECT DISTINCT fields->>'$.seed' FROM runs WHERE stage = 'ntk'"
+    fields = "SELECT DISTINCT fields->>'$.projection.seed' FROM runs WHERE stage = 'ntk'"
     assert json.loads(assay("sql", run, fields, "--json").stdout)[0].popitem()[1] == "1"
 
 

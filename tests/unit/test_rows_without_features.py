@@ -23,9 +23,16 @@ class InMemory:
     """30 examples and 8 queries with labels, and two feature tables of which some rows are gone.
 
     `gone` names rows as (table, role, id). With `is_forgotten` the label table lacks them as well.
+    Targets of a regression are far apart, so that the mean tells which rows it was taken over.
     """
 
-    def __init__(self, *gone: tuple[str, str, int], is_forgotten: bool = False) -> None:
+    def __init__(
+        self,
+        *gone: tuple[str, str, int],
+        is_forgotten: bool = False,
+        task: str = "classification",
+    ) -> None:
+        self.task = task
         generator = np.random.default_rng(3)
         self.part, self.opened = Part("", 0), None
         self.rows: dict[tuple[str, str], Vectors] = {}
@@ -38,9 +45,11 @@ class InMemory:
                 kept = [at for at, i in enumerate(ids) if (table, role, i) not in gone]
                 self.rows[table, role] = Vectors(ids[kept], matrix[kept])
             forgotten = {i for _, r, i in gone if r == role} if is_forgotten else set()
-            labels += [(i, role, i % 3 % 2) for i in range(n) if i not in forgotten]
+            kept_ids = [i for i in range(n) if i not in forgotten]
+            labels += [(i, role, i % 3 % 2, float(i**2)) for i in kept_ids]
         columns = zip(*labels, strict=True)
-        self.tables = {"label": pa.table(list(map(pa.array, columns)), ["id", "role", "label"])}
+        names = ["id", "role", "label", "target"]
+        self.tables = {"label": pa.table(list(map(pa.array, columns)), names)}
 
     def table(self, name: str, role: str | None = None) -> pa.Table:
         table = self.tables[name]
@@ -50,7 +59,8 @@ class InMemory:
         return self.rows[name, role]
 
     def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["no", "yes"]}
+        classes = ["no", "yes"] if self.task == "classification" else []
+        return {"task": self.task, "classes": classes}
 
     def run(self, stage: Any) -> tuple[pa.Table, dict[str, Any]]:
         """Rows and facts of a stage."""
@@ -75,16 +85,16 @@ def test_of_several_tables_the_rows_in_all_of_them_are_used() -> None:
     found = read_labelled_kernel(InMemory(*GONE), KERNELS, True, 0.1)
     assert found.example_ids.tolist() == [i for i in range(30) if i not in (4, 17)]
     assert sorted(found.query_ids.tolist()) == [0, 1, 3, 4, 6, 7]
-    assert found.n_without_features == (2, 2)
+    assert found.left_out == (2, 2)
     expected = read_labelled_kernel(InMemory(*GONE, is_forgotten=True), KERNELS, True, 0.1)
-    assert expected.n_without_features == (0, 0)
+    assert expected.left_out == (0, 0)
     for one, other in zip(found[:6], expected[:6], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_one_table_is_not_asked_for_rows_of_another() -> None:
     found = read_labelled_kernel(InMemory(*GONE), ("ntk",), True, 0.1)
-    assert found.n_without_features == (1, 1)
+    assert found.left_out == (1, 1)
     assert 17 in found.example_ids
 
 
@@ -93,7 +103,7 @@ def test_a_dropped_row_without_features_is_not_missed() -> None:
     label = inputs.tables["label"]
     is_dropped = pc.and_(pc.equal(label["role"], "example"), pc.equal(label["id"], 4))
     inputs.tables["label"] = label.filter(pc.invert(is_dropped))
-    assert read_labelled_kernel(inputs, ("ntk",), True, 0.1).n_without_features == (0, 0)
+    assert read_labelled_kernel(inputs, ("ntk",), True, 0.1).left_out == (0, 0)
 
 
 def test_no_features_at_all_are_an_error() -> None:
@@ -104,17 +114,19 @@ def test_no_features_at_all_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage",
+    ("stage", "task"),
     [
-        KernelRegression(kernel=KERNELS),
-        FreeShap(kernel=KERNELS, permutations_per_round=2),
-        LeaveOneOut(kernel=KERNELS),
+        (KernelRegression(kernel=KERNELS), "classification"),
+        (KernelRegression(kernel=KERNELS, per_class=True), "classification"),
+        (KernelRegression(kernel=KERNELS), "regression"),
+        (FreeShap(kernel=KERNELS, permutations_per_round=2), "classification"),
+        (LeaveOneOut(kernel=KERNELS), "classification"),
     ],
-    ids=lambda stage: type(stage).__name__,
+    ids=["KernelRegression", "per_class", "regression", "FreeShap", "LeaveOneOut"],
 )
-def test_methods_give_what_they_give_without_the_rows(stage: Any) -> None:
-    rows, facts = InMemory(*GONE).run(stage)
-    expected, none_missing = InMemory(*GONE, is_forgotten=True).run(stage)
+def test_methods_give_what_they_give_without_the_rows(stage: Any, task: str) -> None:
+    rows, facts = InMemory(*GONE, task=task).run(stage)
+    expected, none_missing = InMemory(*GONE, is_forgotten=True, task=task).run(stage)
     assert rows.equals(expected)
     assert {name: facts[name] for name in COUNTS} == COUNTS
     assert facts["notices"] == ["left out for want of features: labelled examples 2, queries 2"]
