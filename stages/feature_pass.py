@@ -25,7 +25,7 @@ from stages.trained import Shape, trained_layers
 
 DType = Literal["float32", "float16"]
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
-RANDOM_ROWS, RANDOM_WORDS = 64, 32
+RANDOM_ROWS, RANDOM_WORDS = 32, 32
 """Random text whose principal directions a projection keeps."""
 
 
