@@ -54,7 +54,8 @@ class Projection:
     outputs: int | None = 24
     """Numbers that its output gradients are projected to; null keeps all."""
     principal: int = 4
-    """Directions of each side that are kept exactly."""
+    """Directions of each side that are kept exactly; at most half of the side's numbers are, so
+    that enough of them are left for the rest."""
     dim: int | None = 8192
     """Length of a feature vector; null joins the layers' blocks, inputs x outputs numbers each."""
     final: Literal["sparse", "dense"] = "sparse"
@@ -121,9 +122,10 @@ def with_principal(
     """A projection that keeps orthonormal `principal` exactly and draws the rest of its columns.
 
     With P = U U' + (I - U U') S, the expected P P' is the identity: inner products stay unbiased.
+    That needs k > r: with no column left to draw, what is not along `principal` would be lost.
     """
     r, k = principal.shape[1], drawn.shape[1]
-    rest = drawn[:, r:] * (k / (k - r)) ** 0.5 if k > r else drawn[:, :0]
+    rest = drawn[:, r:] * (k / (k - r)) ** 0.5
     return torch.cat([principal, rest - principal @ (principal.T @ rest)], dim=1)
 
 
@@ -279,9 +281,12 @@ class Projector:
         return order.to(self._device), starts.to(self._device), drawn.to(self._device)
 
     def _keep(self, drawn: Tensor | None, rows: Tensor, name: str, count: int) -> Tensor | None:
-        if drawn is None or count == 0 or len(drawn) > LONGEST_SIDE or not rows.any():
+        if drawn is None:
+            return None
+        # Without a random column, what is not along a direction would be lost: a biased kernel.
+        count = min(count, drawn.shape[1] // 2)
+        if count == 0 or len(drawn) > LONGEST_SIDE or not rows.any():
             return drawn
-        count = min(count, drawn.shape[1])
         start = gaussian(self._projection.seed, f"{name}/start", len(drawn), count)
         return with_principal(
             drawn, principal_directions(rows.float(), count, start.to(rows.device))

@@ -1,12 +1,15 @@
-"""A tiny BERT with its tokenizer, a few rows of text, and tables held in memory."""
+"""Tiny models with their tokenizers, a few rows of text, and tables held in memory."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 from transformers.utils import logging
 
@@ -35,6 +38,7 @@ class MemoryInputs:
     ) -> None:
         self.part = Part("example", 0)
         self.opened: Any = None
+        self.written: dict[str, pa.Table] = {}
         self._tables, self._details, self._vectors = tables, details or {}, vectors or {}
 
     def table(self, name: str, role: str | None = None) -> pa.Table:
@@ -47,11 +51,19 @@ class MemoryInputs:
         return self._details.get(name, {})
 
     def run(self, stage: Any) -> pa.Table:
-        """All rows of a stage that writes one table, checked and in key order."""
+        """All rows of the stage's first table, checked and in key order; `written` holds all."""
         if hasattr(stage, "open"):
             self.opened = stage.open(self)
-        batches = [batch for _, batch in stage.compute(self)]
-        return stage.writes[0].check(pa.Table.from_batches(batches))
+        found: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in stage.writes}
+        for name, batch in stage.compute(self):
+            found[name].append(batch)
+        self.written = {
+            spec.name: spec.check(
+                pa.Table.from_batches(found[spec.name], None if found[spec.name] else spec.schema)
+            )
+            for spec in stage.writes
+        }
+        return self.written[stage.writes[0].name]
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +103,115 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a head of 3 classes."""
     return _save(tmp_path_factory.mktemp("checkpoint"), BertForSequenceClassification)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`saved("llama", "CausalLM")`: a folder with that model of 2 layers, and its tokenizer."""
+
+    @functools.cache
+    def save(kind: str, task: str = "", **more: Any) -> Path:
+        folder = tmp_path_factory.mktemp(f"{kind}{task}")
+        tokenizer = TOKENIZERS[kind]()
+        tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+        config = transformers.AutoConfig.for_model(
+            kind, **SIZES[kind], **tokens, vocab_size=len(tokenizer), **{"num_labels": 3, **more}
+        )
+        loader = getattr(transformers, f"AutoModel{f'For{task}' if task else ''}")
+        logging.disable_progress_bar()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = loader.from_config(config)
+            # Biases and norms that differ from what they begin with.
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter += 0.1 * torch.randn_like(parameter)
+            network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _byte_pairs(first: str, last: str, **special: str) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE that knows the words of `ROWS`, with `first` and `last` around a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=["<s>", "</s>", "<pad>", "<mask>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = [f" {text} {pair or ''} great terrible" for text, pair in ROWS] * 3
+    tokenizer.train_from_iterator(texts, trainer)
+    around = f"{first} $A {last}".strip()
+    ids = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=around, pair=f"{around} {around.replace('A', 'B')}", special_tokens=ids
+            ),
+        ]
+    )
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=160,
+        chat_template=CHAT,
+        **special,
+    )
+    return made
+
+
+SPECIAL = ("pad", "bos", "eos")
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "bert": lambda: _word_pieces(),
+    "distilbert": lambda: _word_pieces(),
+    "roberta": lambda: _byte_pairs(
+        "<s>", "</s>", bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>"
+    ),
+    "gpt2": lambda: _byte_pairs("", "", bos_token="</s>", eos_token="</s>", pad_token="<pad>"),
+    "llama": lambda: _byte_pairs("<s>", "", bos_token="<s>", eos_token="</s>", pad_token="<pad>"),
+}
+_ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 170,
+    "initializer_range": 0.2,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": _ENCODER,
+    "roberta": {**_ENCODER, "type_vocab_size": 1},
+    "distilbert": {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 40,
+        "max_position_embeddings": 160,
+        "initializer_range": 0.2,
+    },
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160, "initializer_range": 0.2},
+    "llama": {**_ENCODER, "num_key_value_heads": 2, "max_position_embeddings": 160},
+}
+
+
+def _word_pieces() -> Any:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"bc.:", "it", "great"]
+    return BertTokenizer(
+        vocab={word: at for at, word in enumerate(vocabulary)}, model_max_length=160
+    )
 
 
 def _save(folder: Path, network_class: Any) -> Path:

@@ -13,9 +13,13 @@ from transformers import AutoTokenizer
 from stages.batching import matrix_of
 from stages.gradient import Gradient
 from stages.measurement import ModelSpec, load_measurement
+from stages.projection import Projection
 from stages.stage import ConfigError, DataError, ModelError
 
-IDENTITY: dict[str, Any] = {"layer_projection": None, "projection_dim": None}
+IDENTITY: dict[str, Any] = {
+    "projection": Projection(inputs=None, outputs=None, principal=0, dim=None),
+    "dtype": "float32",
+}
 
 
 def probe_table(scale: float = 1.0) -> pa.Table:
@@ -133,5 +137,5 @@ def test_probe_must_fit_the_model(encoder_folder: Path, memory: Any) -> None:
     probe = probe.set_column(2, "bias", pa.array([0.0, 0.0, 0.0], pa.float32()))
     with pytest.raises(ModelError, match="found 2 weights per class, expected 32"):
         stage.open(memory({"probe": probe}))
-    with pytest.raises(ConfigError, match="fitted on the embeddings of layer 1"):
+    with pytest.raises(ConfigError, match="fitted on the embedding of layer 1"):
         stage.open(memory({"probe": probe_table()}, {"probe": {"layer": 1}}))

@@ -13,11 +13,15 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from stages.batching import batches, matrix_of
 from stages.measurement import ModelSpec, load_measurement
+from stages.model import Trained
 from stages.ntk import Ntk
-from stages.projection import Projector, linear_layers
+from stages.projection import Projection, Projector
 from stages.stage import ConfigError, Work
+from stages.trained import trained_layers
 
-IDENTITY: dict[str, Any] = {"layer_projection": None, "projection_dim": None}
+EXACT = Projection(inputs=None, outputs=None, principal=0, dim=None)
+IDENTITY: dict[str, Any] = {"projection": EXACT, "dtype": "float32"}
+SMALL = Projection(inputs=8, outputs=8, principal=2, dim=200)
 
 
 def random_model(folder: Path) -> ModelSpec:
@@ -65,7 +69,7 @@ def test_identity_features_of_a_checkpoint_head(
     # The network itself, loaded by transformers, has the same weights in the same order.
     network = BertForSequenceClassification.from_pretrained(checkpoint_folder)
     names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    ours = linear_layers(load_measurement(model, memory({})).network)
+    ours = trained_layers(load_measurement(model, memory({})).network, Trained())
     assert list(ours) == [f"classifier.{name}" for name in names]
 
 
@@ -81,38 +85,44 @@ def test_kernel_is_the_kernel_of_full_jacobians(
 
 def test_projected_kernel_is_unbiased(encoder_folder: Path, text: pa.Table, memory: Any) -> None:
     measurement = load_measurement(random_model(encoder_folder), memory({}))
-    layers = linear_layers(measurement.network)
+    layers = trained_layers(measurement.network, Trained())
     tokens = measurement.tokenise(text)
     rows = next(batches(tokens.lengths, 10_000))
     batch = measurement.batch(tokens, rows)
 
-    def kernel(**projection: Any) -> torch.Tensor:
-        projector = Projector(layers, **projection)
-        features = projector.features(
+    def kernel(projection: Projection) -> torch.Tensor:
+        projector = Projector(measurement.network, layers, projection)
+        features, _ = projector.features(
             lambda: measurement.outputs(batch)[:, 0], batch["attention_mask"].bool()
-        ).double()
-        return features @ features.T
+        )
+        return features[:, 0].double() @ features[:, 0].double().T
 
-    exact = kernel()
+    exact = kernel(EXACT)
     drawn = torch.stack(
-        [kernel(layer_projection=6, projection_dim=96, seed=seed) for seed in range(250)]
+        [
+            kernel(Projection(inputs=6, outputs=6, principal=0, dim=96, seed=seed))
+            for seed in range(100)
+        ]
     )
     stderr = drawn.std(0) / math.sqrt(len(drawn))
     # 28 distinct entries, correlated: the largest of as many normal deviates is under 4.
     assert ((drawn.mean(0) - exact).abs() <= 4 * stderr).all()
-    # The test would notice a bias of a tenth.
-    assert (4 * stderr.diagonal() <= 0.1 * exact.diagonal()).all()
+    # The test would notice a bias of a quarter.
+    assert (4 * stderr.diagonal() <= 0.25 * exact.diagonal()).all()
 
 
-@pytest.mark.parametrize("projection", [IDENTITY, {"layer_projection": 8, "projection_dim": 200}])
+@pytest.mark.parametrize("projection", [EXACT, SMALL])
 def test_features_do_not_depend_on_the_batch(
-    encoder_folder: Path, text: pa.Table, memory: Any, projection: dict[str, Any]
+    encoder_folder: Path, text: pa.Table, memory: Any, projection: Projection
 ) -> None:
-    model = random_model(encoder_folder)
-    alone = memory({"text": text}).run(Ntk(model, **projection, token_budget=1))
-    together = memory({"text": text}).run(Ntk(model, **projection, token_budget=10_000))
-    shuffled = text.take([3, 6, 0, 2, 5, 1, 4])
-    reordered = memory({"text": shuffled}).run(Ntk(model, **projection, token_budget=30))
+    def features(rows: pa.Table, token_budget: int) -> pa.Table:
+        model = random_model(encoder_folder)
+        stage = Ntk(model, projection=projection, dtype="float32", token_budget=token_budget)
+        return memory({"text": rows}).run(stage)
+
+    alone = features(text, 1)
+    together = features(text, 10_000)
+    reordered = features(text.take([3, 6, 0, 2, 5, 1, 4]), 30)
     for other in (together, reordered):
         assert other["id"].equals(alone["id"])
         found, expected = matrix_of(other["vector"]), matrix_of(alone["vector"])
@@ -123,11 +133,12 @@ def test_lengths_of_features(encoder_folder: Path, text: pa.Table, memory: Any) 
     model = random_model(encoder_folder)
     layers = 2 * 6
     for k, dim, expected in [(4, 50, 50), (4, None, 16 * layers + 3 * 4), (4, 9999, 204)]:
-        stage = Ntk(model, layer_projection=k, projection_dim=dim)
+        projection = Projection(inputs=k, outputs=k, principal=1, dim=dim)
+        stage = Ntk(model, projection=projection)
         table = memory({"text": text}).run(stage)
         assert table["vector"].type.list_size == expected
         work = Work(n_examples=6, n_queries=1, n_tokens=70, n_classes=3, dim=0)
-        assert stage.cost(work).written_bytes == 7 * (4 * expected + 16)
+        assert stage.cost(work).written_bytes == 7 * (2 * expected + 64)
 
 
 def test_logit_must_exist(encoder_folder: Path, memory: Any) -> None:

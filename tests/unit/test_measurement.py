@@ -102,7 +102,7 @@ def test_a_hub_id_without_safetensors_asks_for_bin(
     [
         ({"head": "random"}, "num_labels: None"),
         ({"head": "probe", "num_labels": 2}, "num_labels: 2"),
-        ({"head": "random", "num_labels": 1}, "num_labels: 1"),
+        ({"head": "random", "num_labels": 0}, "num_labels: 0"),
         ({"max_length": 2}, "max_length: 2"),
     ],
 )
@@ -117,5 +117,7 @@ def test_a_probe_is_read_in_class_order() -> None:
     weight, bias = read_probe(probe)
     assert weight.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert bias.tolist() == [5.0, 6.0]
-    with pytest.raises(DataError, match=r"found classes \[0\]"):
-        read_probe(probe.slice(1))
+    with pytest.raises(DataError, match=r"found classes \[1\]"):
+        read_probe(probe.slice(0, 1))
+    # A regression's probe has one row.
+    assert read_probe(probe.slice(1))[0].tolist() == [[1.0, 2.0]]
