@@ -4,6 +4,7 @@
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
     .venv/bin/python scripts/bench.py projection --data DIR  what projecting costs in exactness
+    .venv/bin/python scripts/bench.py variants --data DIR    which neural tangent kernel is best
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1). Peers live in
 environments of their own, which the script makes under `.bench`; none is a dependency. A case is
@@ -23,7 +24,7 @@ import time
 import pyarrow as pa
 from benchmarks.environment import ROOT, WORK
 
-CASES = ("flags", "demo", "features", "projection")
+CASES = ("flags", "demo", "features", "projection", "variants")
 
 
 def main() -> None:

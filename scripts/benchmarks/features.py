@@ -96,6 +96,7 @@ class Bench:
             "head": str(self.folder / "head.npz"),
             "seed": 0,
             "compare": 0,
+            "projection_dim": 2048,
             **{name: getattr(arguments, name) for name in names},
         }
         save_head(self.settings)
