@@ -4,11 +4,12 @@
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
     .venv/bin/python scripts/bench.py projection --data DIR  what projecting costs in exactness
-    .venv/bin/python scripts/bench.py variants --data DIR    which neural tangent kernel is best
+    .venv/bin/python scripts/bench.py variants --data ALL    which NTK predicts best
 
-DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1). Peers live in
-environments of their own, which the script makes under `.bench`; none is a dependency. A case is
-one file of `benchmarks/`; `scripts/bench.py CASE --help` says what it may be told.
+DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
+per data set, which the case's help names. Peers live in environments of their own, which the script
+makes under `.bench`; none is a dependency. A case is one file of `benchmarks/`; `scripts/bench.py
+CASE --help` says what it may be told.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from benchmarks.environment import MODEL, environment
+from benchmarks.finished import accuracy, run_config
 
 PEERS = ("cleanlab==2.9.0", "scikit-learn")
 
@@ -59,15 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=20, help="of 10 permutations each")
 
 
-def run_config(raw: dict[str, Any]) -> Any:
-    """The finished run of a configuration."""
-    from pipeline import open_run
-    from pipeline.config import parse_config
-    from pipeline.run import execute
-
-    return open_run(execute(parse_config(raw, "bench")).path)
-
-
 def area(run: Any, scores: str) -> float:
     """Area under the ROC curve of planted wrong labels; `scores` gives example_id, score."""
     return float(run.sql(AREA.format(scores=scores)).fetchall()[0][0])
@@ -96,15 +88,6 @@ def judged(run: Any, issues: str, regression: str) -> dict[str, float]:
         "agree_right": agree[0],
         "agree_wrong": agree[1],
     }
-
-
-def accuracy(run: Any, method: str) -> float:
-    """Share of the queries that an instance predicts correctly."""
-    statement = (
-        "SELECT avg((p.predicted = q.label)::INT) FROM predictions AS p "
-        f"JOIN queries AS q ON q.query_id = p.id WHERE p.role = 'query' AND p.method = '{method}'"
-    )
-    return float(run.sql(statement).fetchall()[0][0])
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
