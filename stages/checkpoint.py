@@ -9,9 +9,11 @@ import torch
 import transformers
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from stages.model import ModelSpec, resolve
+from stages.trained import shape_of
 
 # Parts of transformers that its own types leave out.
 _auto: Any = transformers
@@ -47,10 +49,10 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
             network = _auto.AutoModelForSequenceClassification.from_config(config)
         else:
             network = _auto.AutoModel.from_config(config, **without_pooler(config))
-    linear = [
-        (m.in_features, m.out_features) for m in network.modules() if isinstance(m, nn.Linear)
-    ]
-    if model.head != "checkpoint" and n_classes is not None:
+    linear = [tuple(shape_of(m)) for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
+    if model.head == "completion" and n_classes is not None:
+        linear.append((config.hidden_size, config.vocab_size))
+    elif model.head != "checkpoint" and n_classes is not None:
         linear.append((config.hidden_size, n_classes))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     return NetworkSize(

@@ -236,11 +236,13 @@ def pass_cost(
     # Attention, norms and activations keep about as much again as the linear layers.
     kept_bytes = 4 * token_budget * 2 * widths
     width = 2 if dtype == "float16" else 4
+    last = model.train.last_blocks
+    share = 1.0 if last is None else last / (size.n_states - 1)
     return Cost(
         forward_rows=n_rows,
         backward_rows=n_rows * n_backward,
-        flops=(1 + n_backward) * size.forward_flops(work.n_tokens)
-        + n_backward * (work.n_tokens * per_token + 2.0 * n_rows * dense),
+        flops=(1 + n_backward * share) * size.forward_flops(work.n_tokens)
+        + n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
         written_bytes=n_rows * (width * dim * n_backward + 64),
         memory_bytes=size.forward_bytes(token_budget) + kept_bytes + 4 * dense,
     )

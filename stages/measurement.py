@@ -13,7 +13,7 @@ A smaller loss is a better model, so a score made of loss gradients carries a mi
 to make positive mean "helps". A **query** is measured by the logit of one class, or by its only
 output.
 
-Every pass of a model goes through the function `forward` of this module, and through nothing else.
+Every pass over rows goes through the function `forward` of this module, and through nothing else.
 
 The probe and the random head read the trunk's last hidden state, averaged over real tokens: the
 embedding that `stages.embedding` writes, so that a probe's prediction needs no pass of its own.

@@ -1,6 +1,7 @@
 """Loading: trunks, tokenizers, adapters and the heads that come with a checkpoint."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,13 +147,14 @@ def _load(model: ModelSpec, loader: Any, what: str) -> Any:
 def _causal(model: ModelSpec) -> tuple[Any, nn.Linear]:
     """Trunk and output layer of a causal language model, proven to make its logits."""
     network = _load(model, _auto.AutoModelForCausalLM, "a causal language model")
+    network = _adapted(model, network)
     trunk, head = network.base_model, network.get_output_embeddings()
     tokens = torch.arange(8).unsqueeze(0) % network.config.vocab_size
     network.eval()
     with torch.no_grad():
         hidden = trunk(input_ids=tokens, use_cache=False).last_hidden_state
         _refuse_other_logits(model, head(hidden), network(input_ids=tokens).logits)
-    return _adapted(model, trunk), head
+    return trunk, head
 
 
 def _adapted(model: ModelSpec, network: Any) -> Any:
@@ -164,13 +166,22 @@ def _adapted(model: ModelSpec, network: Any) -> Any:
     except ImportError as error:
         raise ModelError(
             f"{model.path}: found no package peft, expected it for LoRA adapters. "
-            "Run `pip install peft`."
+            "Run `pip install -e '.[lora]'`."
         ) from error
     network.requires_grad_(False)
     if model.adapter is not None:
         folder = adapter_folder(model.adapter)
-        with quiet(), as_model_error(folder, "an adapter"):
-            wrapped: Any = peft.PeftModel.from_pretrained(network, str(folder))
+        with quiet(), as_model_error(folder, "an adapter"), warnings.catch_warnings():
+            # Where nothing fits, peft warns and goes on with fresh adapters.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            try:
+                wrapped: Any = peft.PeftModel.from_pretrained(network, str(folder))
+            except UserWarning as error:
+                raise ModelError(
+                    f"{model.adapter}: found an adapter of another network than the one that head: "
+                    f"{model.head} runs, expected one that was trained on it. Set the head that it "
+                    "was trained with."
+                ) from error
         return wrapped.base_model.model
     lora = model.train.lora or Lora()
     config = peft.LoraConfig(
