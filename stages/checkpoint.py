@@ -49,7 +49,8 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
             network = _auto.AutoModelForSequenceClassification.from_config(config)
         else:
             network = _auto.AutoModel.from_config(config, **without_pooler(config))
-    linear = [tuple(shape_of(m)) for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
+    linear = [(shape.inputs, shape.outputs) for shape in map(shape_of, layers)]
     if model.head == "completion" and n_classes is not None:
         linear.append((config.hidden_size, config.vocab_size))
     elif model.head != "checkpoint" and n_classes is not None:
