@@ -78,17 +78,26 @@ def open_passes(
         ConfigError: bfloat16 is asked of a device without it.
     """
     measurement = load_measurement(model, inputs)
-    if precision == "bfloat16" and not has_bfloat16(measurement.device):
-        raise ConfigError(
-            f"precision: found bfloat16 on {measurement.device}, expected a device that computes "
-            "in it. Set precision: float32."
-        )
+    check_precision(measurement.device, precision)
     layers = trained_layers(measurement.network, model.train)
     projector = Projector(measurement.network, layers, projection, measurement.device)
     passes = Passes(measurement, projector, precision)
     if projection.principal:
         _calibrate(passes, projection.seed)
     return passes
+
+
+def check_precision(device: str, precision: Precision) -> None:
+    """Refuse bfloat16 where it would be emulated.
+
+    Raises:
+        ConfigError: the device does not compute in it.
+    """
+    if precision == "bfloat16" and not has_bfloat16(device):
+        raise ConfigError(
+            f"precision: found bfloat16 on {device}, expected a device that computes in it. Set "
+            "precision: float32."
+        )
 
 
 def has_bfloat16(device: str) -> bool:
