@@ -14,7 +14,7 @@ them the matrix vanish. Both are the second-order part of influence in place of 
 
 Blocks of layers need gradients whose layers lie side by side, such as those of a stage
 `gradient: {projection: {inputs: 16, outputs: 16, dim: null}}`, with 256 x 256 numbers a layer. The
-default projection mixes all layers into one block of 8,192 numbers, a quarter of a gigabyte a shard.
+default projection mixes all layers into one block of 8,192 numbers: 270 MB a shard.
 
 Source: Martens 2020, arXiv:1412.1193 (Gauss-Newton and Fisher matrices), Kunstner et al. 2019,
 arXiv:1905.12558 (what the empirical one is not); blocks of layers as in Grosse et al. 2023,
