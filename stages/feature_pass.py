@@ -26,7 +26,8 @@ from stages.trained import Shape, trained_layers
 DType = Literal["float32", "float16"]
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
 RANDOM_ROWS, RANDOM_WORDS = 32, 32
-"""Random text whose principal directions a projection keeps."""
+"""Random text whose principal directions a projection keeps; half the words, and half of these
+again, while `max_length` cuts the completion of a row away."""
 
 
 @dataclass
@@ -259,10 +260,18 @@ def pass_cost(
 
 def _calibrate(passes: Passes, seed: int) -> None:
     measurement = passes.measurement
-    text = measurement.random_text(RANDOM_ROWS, RANDOM_WORDS, seed)
-    tokens = measurement.tokenise(text)
-    batch = measurement.batch(tokens, np.arange(RANDOM_ROWS))
-    columns = torch.arange(RANDOM_ROWS, device=measurement.device) % measurement.n_outputs
+    n_words = RANDOM_WORDS
+    while True:
+        tokens = measurement.tokenise(measurement.random_text(RANDOM_ROWS, n_words, seed))
+        rows = np.flatnonzero(measurement.has_target(tokens))
+        if len(rows) == RANDOM_ROWS or n_words == 1:
+            break
+        # A row without a target measures 0 / 0, which would make every direction NaN.
+        n_words //= 2
+    if len(rows) == 0:
+        return
+    batch = measurement.batch(tokens, rows)
+    columns = torch.arange(len(rows), device=measurement.device) % measurement.n_outputs
 
     def measure() -> Tensor:
         # The loss of any class is a sum over logits: each row stands for one of them.

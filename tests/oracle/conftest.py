@@ -1,19 +1,25 @@
 """Tiny models with their tokenizers, a few rows of text, and tables held in memory."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from stages.measurement import Measurement
+from stages.model import Trained
 from stages.stage import Part, Vectors
+from stages.trained import trained_layers
 
 WORDS = "a the film plot is was good bad dull bright very not and but slow ##ly ##er".split()
 ROWS = [
@@ -131,6 +137,77 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+Measured = Callable[[torch.Tensor, int], torch.Tensor]
+"""From the outputs of one row, and the row's place in the text, to the number to differentiate."""
+
+
+@pytest.fixture(scope="session")
+def loop_gradients() -> Callable[..., np.ndarray]:
+    return _by_loop
+
+
+@pytest.fixture(scope="session")
+def func_gradients() -> Callable[..., np.ndarray]:
+    return _by_func
+
+
+def _by_loop(
+    measurement: Measurement, text: pa.Table, measured: Measured, trained: Trained | None = None
+) -> np.ndarray:
+    """Gradients by autograd, a batch of one at a time, float64, (rows, weights), in text order."""
+    network = copy.deepcopy(measurement.network).double()
+    layers = _weights(network, trained)
+    for weight in layers:
+        weight.requires_grad_()
+    found = []
+    for row in range(text.num_rows):
+        tokens = measurement.tokenise(text.slice(row, 1))
+        outputs = network(**measurement.batch(tokens, np.array([0])))[0]
+        number = measured(outputs, row)
+        gradients = torch.autograd.grad(number, list(layers), materialize_grads=True)
+        found.append(_flat(gradients, list(layers.values())))
+    return np.stack(found)
+
+
+def _by_func(
+    measurement: Measurement, text: pa.Table, measured: Measured, trained: Trained | None = None
+) -> np.ndarray:
+    """The same by `torch.func`, of one padded batch."""
+    network = copy.deepcopy(measurement.network).double()
+    layers = _weights(network, trained)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    tokens = measurement.tokenise(text)
+    batch = measurement.batch(tokens, np.arange(text.num_rows))
+
+    def numbers(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        outputs = torch.func.functional_call(network, weights, (), batch)
+        return torch.stack([measured(output, row) for row, output in enumerate(outputs)])
+
+    weights = {names[id(weight)]: weight.detach() for weight in layers}
+    # One row of the Jacobian at a time: attention has no batched backward pass.
+    jacobian = torch.func.jacrev(numbers, chunk_size=1)(weights)
+    return np.stack(
+        [
+            _flat([j[row] for j in jacobian.values()], list(layers.values()))
+            for row in range(len(text))
+        ]
+    )
+
+
+def _weights(network: torch.nn.Module, trained: Trained | None) -> dict[torch.nn.Parameter, bool]:
+    """Weights of the trained layers, each once, and whether they are (inputs, outputs)."""
+    layers = trained_layers(network, trained or Trained())
+    return {layer.weight: isinstance(layer, Conv1D) for layer in layers.values()}
+
+
+def _flat(gradients: Any, is_transposed: list[bool]) -> np.ndarray:
+    parts = [
+        (g.T if transposed else g).flatten()
+        for g, transposed in zip(gradients, is_transposed, strict=True)
+    ]
+    return torch.cat(parts).detach().double().numpy()
 
 
 CHAT = (
