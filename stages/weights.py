@@ -1,7 +1,6 @@
 """Loading: trunks, tokenizers, adapters and the heads that come with a checkpoint."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from stages.checkpoint import quiet, without_pooler
 from stages.model import Lora, ModelSpec, adapter_folder, resolve
@@ -75,17 +75,17 @@ def load_label_words(model: ModelSpec, tokenizer: Any) -> tuple[nn.Module, int]:
     if not is_masked(model):
         trunk, head = _causal(model)
         return NextWordNetwork(trunk, _rows(head, ids)), len(ids)
-    network = _load(model, _auto.AutoModelForMaskedLM, "a masked language model")
+    network = _adapted(model, _load(model, _auto.AutoModelForMaskedLM, "a masked language model"))
     probe = _sample(tokenizer)
     with torch.no_grad():
         wanted = network(input_ids=probe).logits[..., ids]
-    head = network.get_output_embeddings()
+    head = _output_layer(model, network)
     name = next(name for name, module in network.named_modules() if module is head)
     network.config.tie_word_embeddings = False
     network.set_output_embeddings(_rows(head, ids))
     with torch.no_grad():
         _refuse_other_logits(model, network(input_ids=probe).logits, wanted)
-    return MaskedWordNetwork(_adapted(model, network), name), len(ids)
+    return MaskedWordNetwork(network, name), len(ids)
 
 
 def load_completion(model: ModelSpec) -> nn.Module:
@@ -146,15 +146,24 @@ def _load(model: ModelSpec, loader: Any, what: str) -> Any:
 
 def _causal(model: ModelSpec) -> tuple[Any, nn.Linear]:
     """Trunk and output layer of a causal language model, proven to make its logits."""
-    network = _load(model, _auto.AutoModelForCausalLM, "a causal language model")
-    network = _adapted(model, network)
-    trunk, head = network.base_model, network.get_output_embeddings()
+    network = _adapted(model, _load(model, _auto.AutoModelForCausalLM, "a causal language model"))
+    trunk, head = network.base_model, _output_layer(model, network)
     tokens = torch.arange(8).unsqueeze(0) % network.config.vocab_size
     network.eval()
     with torch.no_grad():
         hidden = trunk(input_ids=tokens, use_cache=False).last_hidden_state
         _refuse_other_logits(model, head(hidden), network(input_ids=tokens).logits)
     return trunk, head
+
+
+def _output_layer(model: ModelSpec, network: Any) -> nn.Linear:
+    head = network.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"{model.path}: found an output layer of type {type(head).__name__}, expected an "
+            "nn.Linear. Set head: probe, or use an adapter that leaves the output layer alone."
+        )
+    return head
 
 
 def _adapted(model: ModelSpec, network: Any) -> Any:
@@ -170,38 +179,87 @@ def _adapted(model: ModelSpec, network: Any) -> Any:
         ) from error
     network.requires_grad_(False)
     if model.adapter is not None:
-        folder = adapter_folder(model.adapter)
-        with quiet(), as_model_error(folder, "an adapter"), warnings.catch_warnings():
-            # Where nothing fits, peft warns and goes on with fresh adapters.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            try:
-                wrapped: Any = peft.PeftModel.from_pretrained(network, str(folder))
-            except UserWarning as error:
-                raise ModelError(
-                    f"{model.adapter}: found an adapter of another network than the one that head: "
-                    f"{model.head} runs, expected one that was trained on it. Set the head that it "
-                    "was trained with."
-                ) from error
-        return wrapped.base_model.model
+        _load_adapter(peft, adapter_folder(model.adapter), network)
+        return network
     lora = model.train.lora or Lora()
+    trunk = network.base_model
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
         target_modules=list(lora.targets) or "all-linear",
-        fan_in_fan_out=any("Conv1D" in type(m).__name__ for m in network.modules()),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in trunk.modules()),
     )
     try:
-        peft.inject_adapter_in_model(config, network)
+        peft.inject_adapter_in_model(config, trunk)
     except ValueError as error:
         raise ConfigError(
             f"lora: found targets: {list(lora.targets)} ({error}), expected names of linear layers "
-            "of the model. Leave targets out for all of them."
+            "of the trunk. Leave targets out for all of them."
         ) from error
-    for name, module in network.named_modules():
+    for name, module in trunk.named_modules():
         if isinstance(module, nn.Linear) and ".lora_A." in name:
             _draw_uniform(module.weight, f"{lora.seed}/{name}")
     return network
+
+
+def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
+    """Puts a trained adapter into the network, and the head it was trained with into its head.
+
+    The names in it begin at the model it was trained in, which may be this one's trunk, or a whole
+    model around it; a head has no place in a bare trunk, whose head is another.
+    """
+    with quiet(), as_model_error(folder, "adapter"):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        weights = peft.load_peft_weights(str(folder), device="cpu")
+    modules = {name for name, _ in network.named_modules()}
+    base = network.base_model_prefix
+
+    def place(path: str) -> str | None:
+        tried = (path, path.removeprefix(f"{base}."), f"{base}.{path}")
+        return next((name for name in tried if name in modules), None)
+
+    adapters: dict[str, Tensor] = {}
+    targets, lost = set(), []
+    for key, weight in weights.items():
+        key = key.removeprefix("base_model.model.")
+        path, kind, leaf = key.partition(".lora_")
+        if not kind:
+            path, kind, leaf = key.rpartition(".")
+        module = place(path)
+        if module is None:
+            is_head = kind == "." and network is network.base_model
+            lost += [] if is_head else [key]
+        elif kind == ".lora_":
+            targets.add(module)
+            adapters[f"{module}{kind}{leaf}"] = weight
+        elif getattr(network.get_submodule(module), leaf, torch.empty(0)).shape == weight.shape:
+            with torch.no_grad():
+                network.get_submodule(module).get_parameter(leaf).copy_(weight)
+        else:
+            lost.append(key)
+    if config.peft_type != peft.PeftType.LORA or not targets or lost:
+        raise ModelError(
+            f"{folder}: found an adapter of type {config.peft_type.value} whose weights "
+            f"{', '.join(lost[:3]) or 'are none'} have no place in the model, expected a LoRA "
+            "adapter of this model. Correct model.adapter or model.path."
+        )
+    # The layers by name: whatever else chose them was written for the model it was trained in.
+    config.target_modules = targets
+    config.exclude_modules = config.modules_to_save = config.task_type = None
+    config.layers_to_transform = config.layers_pattern = None
+    config.rank_pattern = {place(path) or path: r for path, r in config.rank_pattern.items()}
+    config.alpha_pattern = {place(path) or path: a for path, a in config.alpha_pattern.items()}
+    config.inference_mode, config.init_lora_weights = True, True
+    peft.inject_adapter_in_model(config, network)
+    result = peft.set_peft_model_state_dict(network, adapters)
+    missing = [key for key in result.missing_keys if ".lora_" in key]
+    if missing or result.unexpected_keys:
+        raise ModelError(
+            f"{folder}: found no weights for {', '.join(missing[:3]) or 'all layers'}, and "
+            f"{len(result.unexpected_keys)} that fit none, expected both of each adapted layer. "
+            "Save the adapter again with save_pretrained."
+        )
 
 
 def _draw_uniform(weight: Tensor, name: str) -> None:
