@@ -48,7 +48,7 @@ def tokenise_prompts(
     def encode(text: str) -> Any:
         return tokenizer(text, return_attention_mask=False)
 
-    columns: dict[str, list[list[int]]] = {}
+    columns: dict[str, list[list[int]]] = {"input_ids": []}
     positions = []
     for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
         if pair is None and "text_b" in prompt.template:
@@ -201,7 +201,9 @@ def _fit(
         offsets = tokenizer(parts[longer], add_special_tokens=False, return_offsets_mapping=True)[
             "offset_mapping"
         ]
-        parts[longer] = parts[longer][: offsets[kept - 1][1]] if kept else ""
+        # Up to where the first lost token begins: all bytes of a character begin where it does.
+        end = min(offsets[kept - 1][1], offsets[kept][0]) if kept else 0
+        parts[longer] = parts[longer][:end]
 
 
 def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
