@@ -33,6 +33,8 @@ class Prediction:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
+    """Fresh adapters change no output."""
 
     def __post_init__(self) -> None:
         """Refuse a field that would be without effect.

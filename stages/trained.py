@@ -40,9 +40,10 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
         n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | Conv1D)
     }
     head = set(getattr(network, "trained_head", ()))
-    has_adapters = any(".lora_A." in name for name in found)
-    if trained.lora is not None or has_adapters:
-        found = {n: m for n, m in found.items() if ".lora_A." in n or ".lora_B." in n or n in head}
+    # Fresh adapters have B = 0, so that the gradient of A is exactly zero.
+    counted = (".lora_B.",) if trained.lora is not None else (".lora_A.", ".lora_B.")
+    if any(".lora_B." in name for name in found):
+        found = {n: m for n, m in found.items() if any(c in n for c in counted) or n in head}
     if trained.last_blocks is not None:
         found = _above(network, found, trained.last_blocks)
         tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}

@@ -135,6 +135,7 @@ ALL = {*FEATURES, "probe", *SCORES}
         (put("stages", "embedding", value={"layer": -2}), ALL),
         (put("stages", "probe", value={"regularization": 0.5}), ALL - {"embedding"}),
         (put("model", "max_length", value=64), ALL),
+        (put("model", "train", value={"last_blocks": 1}), {"gradient", "ntk", *SCORES}),
         (other_weights, ALL),
     ],
 )
