@@ -5,6 +5,8 @@
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
     .venv/bin/python scripts/bench.py projection --data DIR  what projecting costs in exactness
     .venv/bin/python scripts/bench.py variants --data ALL    which NTK predicts best
+    .venv/bin/python scripts/bench.py language_model --data ALL
+                                                             a real causal language model
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
@@ -25,7 +27,7 @@ import time
 import pyarrow as pa
 from benchmarks.environment import ROOT, WORK
 
-CASES = ("flags", "demo", "features", "projection", "variants")
+CASES = ("flags", "demo", "features", "projection", "variants", "language_model")
 
 
 def main() -> None:

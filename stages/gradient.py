@@ -99,7 +99,7 @@ class Gradient:
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
 
     def __post_init__(self) -> None:

@@ -82,7 +82,7 @@ class Ntk:
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 

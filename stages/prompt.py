@@ -1,8 +1,8 @@
 """From rows of text to tokens, where the tokens are not those of the text alone.
 
 A prompt asks for a class by a cloze question, a completion is what a causal language model is
-trained to write. Both keep what they need whatever the length: a prompt cuts the text inside the
-template, not the template.
+trained to write. A prompt that is too long loses text inside the template, never the template; a
+completion loses its end, as it does where models are trained, and with a long prompt all of it.
 """
 
 import json
