@@ -1,6 +1,5 @@
 """Loading: trunks, tokenizers, adapters and the heads that come with a checkpoint."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from stages.checkpoint import quiet, without_pooler
+from stages.drawing import generator_of
 from stages.model import Lora, ModelSpec, adapter_folder, resolve
 from stages.networks import CheckpointNetwork, CompletionNetwork, MaskedWordNetwork, NextWordNetwork
 from stages.prompt import label_word_ids
@@ -264,16 +264,10 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
 
 def _draw_uniform(weight: Tensor, name: str) -> None:
     """What peft draws by default, uniform within 1 / sqrt(inputs), from the name alone."""
-    generator = torch.Generator().manual_seed(seed_of(name))
     bound = weight.shape[1] ** -0.5
-    drawn = torch.rand(weight.shape, generator=generator) * (2 * bound) - bound
+    drawn = torch.rand(weight.shape, generator=generator_of(name)) * (2 * bound) - bound
     with torch.no_grad():
         weight.copy_(drawn)
-
-
-def seed_of(name: str) -> int:
-    """A seed that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def _rows(head: Any, ids: Sequence[int]) -> nn.Linear:
