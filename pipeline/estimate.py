@@ -78,7 +78,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
-        if name != "memory_bytes"
+        if name not in ("memory_bytes", "note")
     }
     return {
         "stage": node.instance,
@@ -86,5 +86,6 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
         "reused": len(node.tasks) - len(node.missing),
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,
+        "note": cost.note,
         "seconds": cost.flops * share / (speed * MODEL_EFFICIENCY) / at_once,
     }

@@ -113,6 +113,7 @@ def make_plan(
             read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
             for read in stage.reads
         }
+        _check_rounds(instance, reads, planned)
         fields = row_fields(stage, fingerprints)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
@@ -159,6 +160,20 @@ def _check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
             "this one has none (text: null). Work on its features instead, or name the column of "
             "the text."
         )
+
+
+def _check_rounds(
+    instance: str, reads: Mapping[str, tuple[str, str]], planned: Mapping[str, Node]
+) -> None:
+    """Refuses a stage that reads rounds whose number only their rows decide."""
+    for writer, _ in reads.values():
+        watch = getattr(planned[writer].stage, "watch", None) if writer in planned else None
+        if watch is not None and watch() is not None:
+            raise ConfigFileError(
+                f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
+                "rule, expected a fixed number of rounds. Leave minutes, stderr and "
+                f"sign_confidence of {writer} out."
+            )
 
 
 def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         "written_bytes": "written",
         "memory_bytes": "memory/task",
         "seconds": "time",
+        "note": "how",
     }
     shown = []
     for row in estimate["stages"]:

@@ -5,7 +5,7 @@ import datetime
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from pipeline.errors import RunFolderError
 from pipeline.execute import Engine, open_engine
 from pipeline.facts import sentences, together
 from pipeline.folder import RunFolder, replace_file
-from pipeline.node import CORPUS_INSTANCE, Node
+from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan
+from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.task import Job
 from storage.manifest import Manifest, ShardRecord, digest
@@ -91,17 +92,21 @@ def execute(
         for node in plan.nodes:
             telling.started(node)
             start = time.monotonic()
-            fresh: dict[str, list[ShardRecord]] = {}
             if node.missing:
                 opened = opened or (engine or (lambda: open_engine(run.ray)))()
-                resources = run.resources(node.instance)
-                job = _job(node, plan, run)
-                for wave in node.waves:
-                    for task, records in opened.perform(job, wave, resources):
-                        fresh[task.key] = records
-                        telling.advanced(node, records)
+            working = _Working(node, _job(node, plan, run), opened, run, telling)
+            watch = node.stage.watch() if hasattr(node.stage, "watch") else None
+            if watch is None:
+                for task, records in working.perform():
+                    working.found(task, records)
+            else:
+                outcome = until_enough(
+                    node, watch, keeper.outcome(node), store, working.perform, working.found
+                )
+                node = outcome.of(node)
+                keeper.stopped(node, outcome)
             seconds = time.monotonic() - start
-            notices = keeper.finish(node, fresh, seconds)
+            notices = keeper.finish(node, working.fresh, seconds)
             telling.finished(node, seconds, notices)
             LOG.info(
                 "%s: %d of %d tasks computed in %.1f s",
@@ -117,6 +122,26 @@ def execute(
         if opened is not None:
             opened.close()
     return folder
+
+
+class _Working:
+    """The missing tasks of a stage, performed in order, and what came of them."""
+
+    def __init__(self, node: Node, job: Job, engine: Engine | None, run: Run, telling: Progress):
+        self.fresh: dict[str, list[ShardRecord]] = {}
+        self._node, self._job, self._engine, self._telling = node, job, engine, telling
+        self._resources = run.resources(node.instance)
+
+    def perform(self) -> Iterator[tuple[Task, list[ShardRecord]]]:
+        """Each missing task with its records, in the order in which they finish."""
+        for wave in self._node.waves:
+            assert self._engine is not None, "there are tasks and no engine"
+            yield from self._engine.perform(self._job, wave, self._resources)
+
+    def found(self, task: Task, records: list[ShardRecord]) -> None:
+        """Keeps and tells what a task gave."""
+        self.fresh[task.key] = records
+        self._telling.advanced(self._node, records)
 
 
 class _Keeper:
@@ -154,6 +179,7 @@ class _Keeper:
         # Readers of a run that was whole keep its catalog until the new one is whole, too, over
         # any number of kills in between.
         self._keeps_catalog = folder.catalog.exists() and _was_whole(folder)
+        self.record["rounds"] = _rounds_of_before(folder)
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
 
@@ -182,6 +208,16 @@ class _Keeper:
             self.record["tables"][node.instance][spec.name]["manifest"] = key
         self._save()
         return notices
+
+    def outcome(self, node: Node) -> Outcome:
+        """What an earlier execution came to with the rounds of a stage."""
+        return Outcome.before(node, self.record["rounds"].get(node.instance, {}))
+
+    def stopped(self, node: Node, outcome: Outcome) -> None:
+        """Keeps which rounds of a stage count; `node` has no others."""
+        self.record["rounds"][node.instance] = dataclasses.asdict(outcome)
+        for table in self.record["tables"][node.instance].values():
+            table["shards"] = [task.key for task in node.tasks]
 
     def close(self) -> None:
         """Puts the catalog of the whole run in place."""
@@ -221,6 +257,14 @@ class _Keeper:
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+
+def _rounds_of_before(folder: RunFolder) -> dict[str, Any]:
+    """What the folder's last execution came to with rounds that end by a rule, by instance."""
+    try:
+        return dict(folder.read_record().get("rounds", {}))
+    except RunFolderError:
+        return {}
 
 
 def _was_whole(folder: RunFolder) -> bool:

@@ -1,12 +1,14 @@
 """FreeShap: Shapley values of examples in the game "utility of kernel regression on a subset".
 
 Source: arXiv:2406.04606 (methods.md 1.4 to 1.6). The players are the labelled examples, the
-utility is a mean over the labelled queries, and every marginal contribution is exact: no
-truncation, no block-diagonal or incremental inverse. All prefixes of a permutation come from one
-Cholesky factor instead of the paper's rank-one updates. [derived, methods.md 1.6]
+utility is a mean over the labelled queries, and every marginal contribution is exact. What the
+paper does along permutations, with a new inverse per step, is one Cholesky factor here; and by
+default permutations give way to coalitions of drawn sizes, which give an error several times
+smaller in the same time (`stages/coalition_sampling.py`). The paper's own estimator is
+`sampling: uniform, truncation: tolerance`.
 
-Round r draws its permutations by `numpy.random.default_rng([seed, r]).permutation(n)`, called
-`permutations_per_round` times, over the examples in ascending id: it depends on nothing else.
+Round r draws from (seed, r) alone: values do not depend on the number of workers, and more rounds
+extend them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,15 +17,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from stages.kernel import factor
-from stages.labelled_kernel import LabelledKernel, Ridge, check_fields, read_labelled_kernel
+from stages.game_source import KERNEL_EXAMPLES, Opened, read_game
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
-from stages.utility import Utility, mean_utilities
-from stages.utility import check_fields as check_utilities
+from stages.stopping import StopRule, Watch
+from stages.tally import Tally
+from stages.valuation import Valuation
 from storage.schema import TableSpec
 
 SHAPLEY_ROUND = TableSpec(
@@ -31,6 +32,7 @@ SHAPLEY_ROUND = TableSpec(
     schema=pa.schema(
         [
             ("round", pa.int64()),
+            ("semivalue", pa.string()),
             ("utility", pa.string()),
             ("example_id", pa.int64()),
             ("total", pa.float64()),
@@ -39,117 +41,62 @@ SHAPLEY_ROUND = TableSpec(
             ("n_observed", pa.int64()),
         ]
     ),
-    key=("utility", "example_id"),
+    key=("semivalue", "utility", "example_id"),
 )
-"""Sums over a round's units, a unit being one permutation: of the marginal contributions, of their
-squares, how many units there were, and in how many of them the marginal was observed."""
+"""Sums over a round's units, independent estimates of one value: of the estimates, of their
+squares, how many units there were, and how many of them saw the example at all."""
+
+SHAPLEY_STRATUM = TableSpec(
+    name="shapley_stratum",
+    schema=pa.schema(
+        [
+            ("round", pa.int64()),
+            ("utility", pa.string()),
+            ("smallest", pa.int64()),
+            ("n_marginals", pa.int64()),
+            ("total_abs", pa.float64()),
+            ("total_sq", pa.float64()),
+        ]
+    ),
+    key=("utility", "smallest"),
+)
+"""Marginals of a round by the size of the coalition, from `smallest` to 2 `smallest` + 1 less 1:
+how many, the sum of their absolute values, and of their squares."""
 
 
-BLOCK_NUMBERS = 2**19
-"""Outputs (prefixes x classes x queries) held at a time; a few megabytes stay in the cache."""
+class Opening(NamedTuple):
+    """What a worker keeps: the game, and each utility of no and of all examples."""
 
-
-class Game(NamedTuple):
-    """What a worker keeps: the regression on labelled queries, and facts for the manifest."""
-
-    regression: LabelledKernel
-    facts: dict[str, Any]
-
-
-def prefix_outputs(
-    regression: LabelledKernel, order: Int64[Tensor, " examples"]
-) -> Iterator[Float[Tensor, "prefixes classes queries"]]:
-    """Outputs, less 1/C, for the first p examples of `order`: p = 0 to n, in blocks.
-
-    A block starts with the last prefix of the one before. With L the Cholesky factor of
-    K[order,order] + damping I, V = L^-1 K[order,queries] and Z = L^-1 targets[order], they are
-    sum_{q<p} V[q,t] Z[q,c]. Cost n^3/3 + n^2 (queries + classes) + 2 n queries classes; memory
-    16 n^2 bytes beside the kernel. [derived, methods.md 1.6]
-    """
-    lower = factor(regression.kernel[order[:, None], order[None, :]], regression.damping)
-    right = torch.cat([regression.query_kernel, regression.targets.T])[:, order].T
-    solved = torch.linalg.solve_triangular(lower, right, upper=False)
-    n_queries, n_classes = len(regression.query_kernel), regression.targets.shape[1]
-    steps, weights = solved[:, :n_queries], solved[:, n_queries:]
-    last = torch.zeros(1, n_classes, n_queries, dtype=steps.dtype)
-    size = max(1, BLOCK_NUMBERS // last.numel())
-    for start in range(0, len(order), size):
-        block = slice(start, start + size)
-        increments = steps[block, None, :] * weights[block, :, None]
-        outputs = torch.cat([last, increments]).cumsum(0)
-        last = outputs[-1:].clone()
-        yield outputs
-
-
-def marginals(
-    regression: LabelledKernel,
-    order: Int64[Tensor, " examples"],
-    utilities: tuple[Utility, ...],
-    temperature: float = 1.0,
-) -> Float[Tensor, "utilities examples"]:
-    """What each example adds to each utility when it joins those before it in `order`.
-
-    Columns follow the regression's examples, not the order. A row sums to U(all) - U(empty).
-    An example whose features are zero gets exactly zero. Cost as `prefix_outputs`.
-    """
-    differences = []
-    for outputs in prefix_outputs(regression, order):
-        values = mean_utilities(outputs, regression.query_labels, utilities, temperature)
-        moved = (outputs[1:] != outputs[:-1]).flatten(1).any(1)
-        # Equal outputs at two places of a vector may differ in the last bit of their logarithm.
-        differences.append(values.diff(dim=1) * moved)
-    scattered = torch.empty(len(utilities), len(order), dtype=torch.float64)
-    scattered[:, order] = torch.cat(differences, dim=1)
-    return scattered
-
-
-def permutations(n: int, count: int, seed: int, index: int) -> Iterator[Int64[Tensor, " n"]]:
-    """The `count` permutations of 0 to n - 1 that round `index` draws, from nothing else."""
-    generator = np.random.default_rng([seed, index])
-    for _ in range(count):
-        yield torch.from_numpy(generator.permutation(n).astype(np.int64))
-
-
-def end_points(
-    regression: LabelledKernel, utilities: tuple[Utility, ...], temperature: float
-) -> Float[Tensor, "utilities 2"]:
-    """U(empty) and U(all) of each utility. Cost n^3/3 + n queries classes."""
-    lower = factor(regression.kernel, regression.damping)
-    dual = torch.cholesky_solve(regression.targets, lower)
-    full = (regression.query_kernel @ dual).T
-    outputs = torch.stack([torch.zeros_like(full), full])
-    return mean_utilities(outputs, regression.query_labels, utilities, temperature)
+    opened: Opened
+    ends: Float[Tensor, "utilities ends"]
 
 
 @dataclass(frozen=True)
-class FreeShap:
-    """Exact marginal contributions along random permutations, summed per round.
+class FreeShap(Valuation):
+    """Semivalues of examples with standard errors, from sampled coalitions, round by round.
 
-    Memory of a task: the kernel, 8 (n + m) n bytes, and 24 n^2 + 16 n m bytes while it computes.
+    Memory of a task with n examples, m queries and C classes (two count as one): 16 n^2 + 8 n m C
+    bytes for `prefix_cholesky`, and up to 16 n^2 while it computes; 24 d^2 + 8 d m bytes for
+    `least_squares`; and 40 n bytes per semivalue and utility.
     """
 
-    kernel: tuple[str, ...] = ("ntk",)
-    """Feature tables; with several, their kernels' mean."""
-    normalize: bool = True
-    """Scale every feature vector to unit length. The paper does not."""
-    ridge: Ridge = "auto"
-    """Relative to the kernel's mean diagonal, the same for every subset; `auto` takes the least
-    leave-one-out error on the training labels. The paper has 1e-6, absolute."""
-    utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
-    """What a set of examples is worth; values of all are computed from the same permutations."""
-    temperature: float = 1.0
-    """Divides the outputs before the softmax of `cross_entropy`. The paper feeds them raw: 1."""
-    permutations_per_round: int = 10
-    """Permutations in a round, the unit of the standard error being one permutation."""
-    rounds: int = 20
-    """Rounds wanted; more can be added later. The paper draws 200 permutations."""
-    seed: int = 0
-    """Seed of the permutations, together with the round's number."""
+    units_per_round: int = 2
+    """Independent estimates in a round; the standard error is taken over them."""
+    rounds: int = 12
+    """Rounds wanted at most; more can be added later."""
+    minutes: float | None = None
+    """Stop after the first round that ends later than this, in all executions together."""
+    stderr: float | None = None
+    """Stop when the root mean square of the examples' standard errors is no larger, for every
+    utility."""
+    sign_confidence: float | None = None
+    """Stop when half of the examples have a sign that is as sure, 0.5 to 1, for every utility."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "round"
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    outside_key: ClassVar[frozenset[str]] = frozenset({"rounds"})
+    outside_key: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "minutes", "stderr", "sign_confidence"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
@@ -157,80 +104,99 @@ class FreeShap:
         Raises:
             ConfigError: a field is empty, negative or not a number.
         """
-        check_fields(self.kernel, self.ridge)
-        check_utilities(self.utilities, self.temperature)
-        if self.permutations_per_round < 1 or self.rounds < 1 or self.seed < 0:
+        self.check()
+        if self.units_per_round < 1 or self.rounds < 1:
             raise ConfigError(
-                f"freeshap: found permutations_per_round: {self.permutations_per_round}, rounds: "
-                f"{self.rounds}, seed: {self.seed}, expected at least 1, 1 and 0. Raise them."
+                f"freeshap: found units_per_round: {self.units_per_round}, rounds: {self.rounds}, "
+                "expected at least 1. Raise them."
             )
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The feature tables and the labels."""
-        return (*self.kernel, "label")
+        self.stop_rule().check()
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Sums over the permutations of a round."""
-        return (SHAPLEY_ROUND,)
+        """Sums over the units of a round, and how marginals spread over sizes."""
+        return (SHAPLEY_ROUND, SHAPLEY_STRATUM)
 
-    def open(self, inputs: Inputs) -> Game:
-        """The kernel, once per worker, with the ridge and the utilities' end points."""
-        regression = read_labelled_kernel(inputs, self.kernel, self.normalize, self.ridge)
-        labelled = regression.with_labelled_queries()
-        ends = end_points(labelled, self.utilities, self.temperature)
-        facts = {
-            "ridge": labelled.ridge,
-            "damping": labelled.damping,
-            "n_examples": len(labelled.example_ids),
-            "n_queries": len(labelled.query_ids),
-            "n_unlabelled_queries": len(regression.query_ids) - len(labelled.query_ids),
-            **regression.left_out.details(),
+    def stop_rule(self) -> StopRule:
+        """When rounds are enough."""
+        return StopRule(self.minutes, self.stderr, self.sign_confidence)
+
+    def watch(self) -> Watch | None:
+        """Who says when rounds are enough; see `stages.stage.Stage`."""
+        return Watch(self.stop_rule()) if self.stop_rule().is_open else None
+
+    def open(self, inputs: Inputs) -> Opening:
+        """The game, once per worker, with the utilities' ends."""
+        opened = read_game(inputs, self)
+        return Opening(opened, opened.game.ends(self.utilities))
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """Engine, ridge, counts, and the utilities of no and of all examples."""
+        (opened, ends) = inputs.opened
+        return {
+            **opened.facts,
             "utility_of_none": dict(zip(self.utilities, ends[:, 0].tolist(), strict=True)),
             "utility_of_all": dict(zip(self.utilities, ends[:, 1].tolist(), strict=True)),
         }
-        return Game(labelled, facts)
-
-    def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Ridge, counts, and the utilities of no and of all examples."""
-        game: Game = inputs.opened
-        return game.facts
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The sums of one round."""
-        regression, index = inputs.opened.regression, inputs.part.index
-        n, n_units = len(regression.example_ids), self.permutations_per_round
-        total = torch.zeros(len(self.utilities), n, dtype=torch.float64)
-        total_sq = torch.zeros_like(total)
-        for order in permutations(n, n_units, self.seed, index):
-            unit = marginals(regression, order, self.utilities, self.temperature)
-            total += unit
-            total_sq += unit.square()
-        for row, name in enumerate(self.utilities):
-            columns = [
-                pa.array(np.full(n, index, dtype=np.int64)),
-                pa.array([name] * n, pa.string()),
-                pa.array(regression.example_ids),
-                pa.array(total[row].numpy()),
-                pa.array(total_sq[row].numpy()),
-                pa.array(np.full(n, n_units, dtype=np.int64)),
-                pa.array(np.full(n, n_units, dtype=np.int64)),
-            ]
-            yield (
-                SHAPLEY_ROUND.name,
-                pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_ROUND.schema),
-            )
+        (opened, ends), index = inputs.opened, inputs.part.index
+        game = opened.game
+        tally = Tally(self.utilities, self.weights(game))
+        self.sample(game, tally, self.units_per_round, index, ends)
+        for row, semivalue in enumerate(self.semivalues):
+            for column, utility in enumerate(self.utilities):
+                columns = [
+                    pa.array(np.full(game.n, index)),
+                    pa.array([semivalue] * game.n, pa.string()),
+                    pa.array([utility] * game.n, pa.string()),
+                    pa.array(opened.example_ids),
+                    pa.array(tally.total[row, column].numpy()),
+                    pa.array(tally.total_sq[row, column].numpy()),
+                    pa.array(np.full(game.n, tally.n_units)),
+                    pa.array(tally.n_observed[column].numpy()),
+                ]
+                yield (
+                    SHAPLEY_ROUND.name,
+                    pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_ROUND.schema),
+                )
+        yield SHAPLEY_STRATUM.name, _strata(self.utilities, tally, index)
 
     def cost(self, work: Work) -> Cost:
-        """One Cholesky factor and one triangular solve per permutation."""
-        n, m, n_classes = work.n_examples, work.n_queries, work.n_classes
-        per_permutation = n**3 / 3 + n**2 * (m + n_classes) + 30.0 * n * m * n_classes
-        return Cost(
-            flops=self.rounds * self.permutations_per_round * per_permutation,
-            written_bytes=self.rounds * n * len(self.utilities) * 32,
-            memory_bytes=32 * n**2 + 24 * n * m,
+        """Matrix products, by the engine that `engine` means for so many examples."""
+        n, dim = work.n_examples, max(1, work.dim)
+        n_outputs = 1 if work.n_classes <= 2 else work.n_classes
+        width = 1 if self.utilities == ("loss",) else max(1, work.n_queries * n_outputs)
+        is_dense = self.engine == "prefix_cholesky" or (
+            self.engine == "auto" and n <= KERNEL_EXAMPLES
         )
+        per_unit = self.unit_flops(n, width, None if is_dense else dim)
+        memory = 32 * n**2 + 8 * n * width if is_dense else 24 * dim**2 + 8 * dim * width
+        n_values = len(self.semivalues) * len(self.utilities)
+        return Cost(
+            flops=self.rounds * self.units_per_round * per_unit,
+            written_bytes=self.rounds * n * n_values * 32,
+            memory_bytes=memory + 40 * n * n_values,
+            note="prefix Cholesky" if is_dense else "recursive least squares",
+        )
+
+
+def _strata(utilities: tuple[str, ...], tally: Tally, index: int) -> pa.RecordBatch:
+    rows = [
+        {
+            "round": index,
+            "utility": utility,
+            "smallest": 2**stratum - 1,
+            "n_marginals": round(float(sums[0])),
+            "total_abs": float(sums[1]),
+            "total_sq": float(sums[2]),
+        }
+        for utility, strata in zip(utilities, tally.strata, strict=True)
+        for stratum, sums in enumerate(strata)
+        if sums[0] > 0
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=SHAPLEY_STRATUM.schema)
 
 
 STAGE = FreeShap

@@ -158,16 +158,16 @@ def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> Joined:
         DataError: the answers cannot be read, or no answered example has features.
     """
     ids, columns = read_answers(inputs)
-    has_features = _in_all(inputs, kernel, "example", ids)
-    if not has_features.any():
+    found = has_features(inputs, kernel, "example", ids)
+    if not found.any():
         raise DataError(
             f"{', '.join(kernel)}: found features of none of the {len(ids)} labelled "
             "examples in all of these tables, expected at least 1. Look into the view diagnostics "
             "for what happened to them."
         )
-    kept = centre(ids[has_features], columns[torch.from_numpy(has_features)])
+    kept = centre(ids[found], columns[torch.from_numpy(found)])
     query_ids = np.array(inputs.vectors(kernel[0], "query").ids)
-    query_ids = query_ids[_in_all(inputs, kernel, "query", query_ids)]
+    query_ids = query_ids[has_features(inputs, kernel, "query", query_ids)]
     known_queries = inputs.table("label", "query")["id"].to_numpy()
     features = [
         (
@@ -180,10 +180,10 @@ def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> Joined:
     return Joined(kept, query_ids, features, LeftOut(len(ids) - len(kept.ids), missing))
 
 
-def _in_all(
+def has_features(
     inputs: Inputs, kernel: tuple[str, ...], role: Role, ids: Int64[np.ndarray, " rows"]
 ) -> Bool[np.ndarray, " rows"]:
-    """Which ids every one of the feature tables has a row for."""
+    """Which of some ids every one of the feature tables has a row for."""
     found = np.ones(len(ids), dtype=bool)
     for name in kernel:
         found &= np.isin(ids, inputs.vectors(name, role).ids)

@@ -120,6 +120,8 @@ class Cost:
     written_bytes: int = 0
     memory_bytes: int = 0
     """Peak of one task."""
+    note: str = ""
+    """A choice that follows from the size of the work, such as an algorithm."""
 
 
 @runtime_checkable
@@ -136,6 +138,9 @@ class Stage(Protocol):
     - `tasks: ClassVar[tuple[str, ...]]`: the kinds of corpora it can work on (`task` of a source);
       all of them if it says nothing. Another one is refused before anything is computed.
     - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.
+    - `watch() -> Watch | None`: for `split="round"`, who says when fewer are enough: it is given
+      the first table's rows of each round in turn (`add`), and asked for the `reason` to stop
+      (`stages.stopping.Watch`). The rounds that count are then those up to the first reason.
     - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written, asked
       for after `compute`. Four keys have a meaning of their own and are added up over shards:
       `notices: list[str]` are sentences for the user, `n_not_finite` rows whose features could not

@@ -1,11 +1,19 @@
 """How good a set of examples is, judged by the outputs of the model it trains: larger is better.
 
-Every utility sees only differences between a query's class outputs, so a number added to all
-classes of a query changes nothing, and the utility of the empty set, U(empty), is that of equal
-outputs: accuracy 1/C, cross-entropy -log C, margin 0 (methods.md 1.5; the paper's U(empty) is the
-random guess as well).
+Every utility of a classifier sees only differences between a query's class outputs, so a number
+added to all classes of a query changes nothing, and the utility of the empty set, U(empty), is that
+of equal outputs: accuracy 1/C, cross-entropy -log C, margin 0 (methods.md 1.5; the paper's U(empty)
+is the random guess as well).
+
+`loss` is the utility of another game, which needs no classes: the players are per-example gradients
+of the loss, and the one output is by how much a step on the set lowers the loss of the queries
+(`stages.game_source`); U(empty) is 0.
+
+With two classes the outputs of a query, less 1/2, are z and -z: one number is computed instead of
+two, and its sign is turned so that z is the output of the query's own class.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +22,7 @@ from torch import Tensor
 
 from stages.stage import ConfigError
 
-Utility = Literal["accuracy", "cross_entropy", "margin"]
+Utility = Literal["accuracy", "cross_entropy", "margin", "loss"]
 
 TIE = 1e-10
 """Outputs closer than this are equal: true ties differ by the rounding of a solve."""
@@ -29,7 +37,12 @@ def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
     if not utilities or len(set(utilities)) < len(utilities):
         raise ConfigError(
             f"utilities: found {list(utilities)}, expected at least one, each once. "
-            "Name some of accuracy, cross_entropy, margin."
+            "Name some of accuracy, cross_entropy, margin; or loss alone."
+        )
+    if "loss" in utilities and len(utilities) > 1:
+        raise ConfigError(
+            f"utilities: found {list(utilities)}, expected loss alone: it is another game, over "
+            "the gradients of losses. Give it a stage instance of its own."
         )
     if not 0 < temperature < float("inf"):
         raise ConfigError(
@@ -37,13 +50,9 @@ def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
         )
 
 
-def mean_utilities(
-    outputs: Float[Tensor, "sets classes queries"],
-    labels: Int64[Tensor, " queries"],
-    utilities: tuple[Utility, ...],
-    temperature: float,
-) -> Float[Tensor, "utilities sets"]:
-    """Each utility of each set of examples, as the mean over queries.
+@dataclass(frozen=True)
+class Judge:
+    """The utilities of a game: what its outputs are, and what they are worth.
 
     accuracy: 1 where the label's output is the largest; k outputs that tie at the top are worth
         1/k each. All classes without an example in the set tie, and before the first example all
@@ -54,16 +63,84 @@ def mean_utilities(
 
     Source: arXiv:2406.04606, Sec. 1.4 and 1.5 of methods.md; temperature and margin are ours.
     """
-    at = labels.expand(outputs.shape[0], 1, -1)
-    own = outputs.gather(1, at).squeeze(1)
-    means = []
-    for name in utilities:
-        if name == "accuracy":
-            at_top = (outputs >= outputs.amax(1, keepdim=True) - TIE).to(outputs.dtype)
-            value = at_top.gather(1, at).squeeze(1) / at_top.sum(1)
-        elif name == "cross_entropy":
-            value = own / temperature - (outputs / temperature).logsumexp(1)
-        else:
-            value = own - outputs.scatter(1, at, float("-inf")).amax(1)
-        means.append(value.mean(1))
-    return torch.stack(means)
+
+    labels: Int64[Tensor, " queries"]
+    n_classes: int
+    temperature: float = 1.0
+
+    @property
+    def n_queries(self) -> int:
+        """Queries, or 1 where one stands for all."""
+        return len(self.labels)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether one output stands for both classes."""
+        return self.n_classes == 2
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers per query that a regression predicts: 1 for two classes, otherwise C."""
+        return 1 if self.is_binary else self.n_classes
+
+    def targets(
+        self, targets: Float[Tensor, "examples classes"]
+    ) -> Float[Tensor, "examples outputs"]:
+        """What is fitted, of one-hot columns less 1/C."""
+        return targets[:, 1:].contiguous() if self.is_binary else targets
+
+    def signs(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, " queries"]:
+        """What a query's similarities are multiplied by: -1 where its label is class 0 of two."""
+        if self.is_binary:
+            return 2 * self.labels.to(dtype) - 1
+        return torch.ones(len(self.labels), dtype=dtype)
+
+    def each(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, "*sets queries"]:
+        """The utility of each set for each query."""
+        if self.is_binary:
+            own = outputs[..., 0, :]
+            if utility == "accuracy":
+                return ((own > TIE).to(own.dtype) + (own >= -TIE).to(own.dtype)) / 2
+            if utility == "margin":
+                return 2 * own
+            return -torch.nn.functional.softplus(own * (-2 / self.temperature))
+        at = self.labels.expand(*outputs.shape[:-2], 1, -1)
+        own = outputs.gather(-2, at).squeeze(-2)
+        if utility == "accuracy":
+            at_top = (outputs >= outputs.amax(-2, keepdim=True) - TIE).to(outputs.dtype)
+            return at_top.gather(-2, at).squeeze(-2) / at_top.sum(-2)
+        if utility == "margin":
+            return own - outputs.scatter(-2, at, float("-inf")).amax(-2)
+        return own / self.temperature - (outputs / self.temperature).logsumexp(-2)
+
+    def mean(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, " *sets"]:
+        """The utility of each set as the mean over the queries; float64."""
+        if self.is_binary and utility == "accuracy":
+            own = outputs[..., 0, :]
+            counts = (own > TIE).count_nonzero(-1) + (own >= -TIE).count_nonzero(-1)
+            return counts.to(torch.float64) / (2 * own.shape[-1])
+        return self.each(outputs, utility).mean(-1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LossJudge:
+    """The one utility of the game of gradients, `loss`: the output itself."""
+
+    n_queries: int
+    n_outputs: int = 1
+
+    def each(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, "*sets queries"]:
+        """By how much the loss of each query falls."""
+        return outputs[..., 0, :]
+
+    def mean(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, " *sets"]:
+        """By how much the mean loss falls; float64."""
+        return outputs[..., 0, :].mean(-1, dtype=torch.float64)

@@ -1,17 +1,17 @@
 -- What each example is worth to each utility; positive helps, rank 1 helps most. A sample is one
--- permutation. A sum of doubles depends on its order, hence on threads; an ordered sum took ten
+-- unit: an independent estimate by one permutation, or by coalitions of all sizes. A sum of doubles depends on its order, hence on threads; an ordered sum took ten
 -- times as long. So numbers are summed exactly, as whole multiples of 2^-100 of the largest.
 WITH unit AS (
     SELECT pow(2e0, 100 - ceil(log2(greatest(max(abs(total)), max(total_sq), 1e-99)))) AS scale
     FROM tables.shapley_round
 ), sums AS (
-    SELECT run_id, method, utility, example_id,
+    SELECT run_id, method, semivalue, utility, example_id,
            sum((total * scale)::HUGEINT)::DOUBLE / any_value(scale) AS total,
            sum((total_sq * scale)::HUGEINT)::DOUBLE / any_value(scale) AS total_sq,
            sum(n_units)::BIGINT AS n_samples,
            sum(n_observed)::BIGINT AS n_observed
     FROM tables.shapley_round, unit
-    GROUP BY run_id, method, utility, example_id
+    GROUP BY run_id, method, semivalue, utility, example_id
 ), spread AS (
     -- Equal samples leave only the rounding of two nearly equal numbers, which is no spread.
     SELECT *, total / n_samples AS value, total_sq - total * total / n_samples AS raw_spread,
@@ -21,13 +21,13 @@ WITH unit AS (
     SELECT *, CASE WHEN n_samples > 1 THEN sqrt(squares / (n_samples - 1) / n_samples) END AS stderr
     FROM spread
 )
-SELECT method, 'shapley' AS semivalue, utility, example_id, value, stderr, n_samples, n_observed,
+SELECT method, semivalue, utility, example_id, value, stderr, n_samples, n_observed,
        CASE
            WHEN stderr > 0 THEN student_t_cdf(value / stderr, n_samples - 1)
            WHEN stderr = 0 THEN (1 + sign(value)) / 2e0
        END AS p_helpful,
        row_number() OVER (
-           PARTITION BY run_id, method, utility ORDER BY value DESC, example_id
+           PARTITION BY run_id, method, semivalue, utility ORDER BY value DESC, example_id
        ) AS rank,
        run_id
 FROM errors

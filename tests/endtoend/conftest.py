@@ -74,7 +74,7 @@ def write_config() -> Callable[..., Path]:
                 "prediction": {},
                 "gradient": {},
                 "kernel_regression": {},
-                "freeshap": {"rounds": 6, "permutations_per_round": 5},
+                "freeshap": {"rounds": 6, "units_per_round": 5},
             },
         }
         folder.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "prediction": {},
             "gradient": {},
             "label_issues": {},
-            "freeshap": {"rounds": 2, "permutations_per_round": 3},
+            "freeshap": {"rounds": 2, "units_per_round": 3},
         },
         "ray": {"engine": "in_process"},
     }

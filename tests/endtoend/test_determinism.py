@@ -85,7 +85,7 @@ def test_values_do_not_depend_on_the_shards_of_their_features(
     unbroken: Any, one_shard: Path, assay: Any, write_config: Any, tmp_path: Path
 ) -> None:
     """The very feature rows of the many-shard run, laid where one shard is expected."""
-    stages = {"freeshap": {"rounds": 6, "permutations_per_round": 5}}
+    stages = {"freeshap": {"rounds": 6, "units_per_round": 5}}
     path = write_config(tmp_path, shard_size=1000, stages=stages)
     run = read_config(path)
     store = Store(run.store_url)

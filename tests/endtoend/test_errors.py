@@ -41,7 +41,7 @@ def config(folder: Path) -> Raw:
         "corpus": {"path": write(folder / "corpus.jsonl", rows(16)), "id": "id"},
         "queries": {"path": write(folder / "queries.jsonl", rows(4, start=16)), "id": "id"},
         "shard_size": 8,
-        "stages": {"label_issues": {}, "freeshap": {"rounds": 1, "permutations_per_round": 2}},
+        "stages": {"label_issues": {}, "freeshap": {"rounds": 1, "units_per_round": 2}},
         "ray": {"engine": "in_process"},
     }
 
@@ -211,8 +211,8 @@ CONFIG_CASES: dict[str, tuple[Change, list[str]]] = {
         ["stages.freeshap", "rounds: 0", "expected at least 1", "Raise"],
     ),
     "no permutations": (
-        put("stages", "freeshap", "permutations_per_round", value=0),
-        ["permutations_per_round: 0", "expected at least 1"],
+        put("stages", "freeshap", "units_per_round", value=0),
+        ["units_per_round: 0", "expected at least 1"],
     ),
     "empty shards": (
         put("shard_size", value=0),

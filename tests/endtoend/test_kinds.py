@@ -53,7 +53,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "probe": {"embedding": "features"},
         "prediction": {"embedding": "features"},
         "kernel_regression": {"kernel": ["features"]},
-        "freeshap": {"kernel": ["features"], "rounds": 2, "permutations_per_round": 3},
+        "freeshap": {"kernel": ["features"], "rounds": 2, "units_per_round": 3},
         "label_issues": {},
     }
     corpus = {**bag(folder, "train", N_EXAMPLES, 1), "flip_labels": {"fraction": 0.1}}

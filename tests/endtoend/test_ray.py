@@ -144,7 +144,7 @@ class Weighing:
 
 def test_no_row_passes_through_the_scheduler(write_config: Any, tmp_path: Path) -> None:
     engine = Weighing()
-    stages = {"ntk": {}, "freeshap": {"rounds": 4, "permutations_per_round": 2}}
+    stages = {"ntk": {}, "freeshap": {"rounds": 4, "units_per_round": 2}}
     execute(read_config(write_config(tmp_path, stages=stages)), engine=lambda: engine)
     assert len(engine.weights) > 15
     assert max(engine.weights) < NAMES_AND_COUNTS_BYTES

@@ -74,7 +74,7 @@ def config(folder: Path, rows: Rows) -> dict[str, Any]:
     raw["shard_size"] = SHARD
     raw["model"]["max_length"] = 24
     raw["ray"] = {"engine": "in_process"}
-    raw["stages"] = {"gradient": {}, "freeshap": {"rounds": 2, "permutations_per_round": 3}}
+    raw["stages"] = {"gradient": {}, "freeshap": {"rounds": 2, "units_per_round": 3}}
     raw["stages"]["label_issues"] = {}
     return raw
 

@@ -48,7 +48,7 @@ def rows_of(stage: Any, index: int = 0) -> pa.Table:
 
 
 def test_a_round_is_the_same_whenever_it_is_computed() -> None:
-    stage = FreeShap(permutations_per_round=3, utilities=("accuracy", "cross_entropy", "margin"))
+    stage = FreeShap(units_per_round=3, utilities=("accuracy", "cross_entropy", "margin"))
     first = rows_of(stage, 4)
     assert rows_of(stage, 2) != first
     assert rows_of(stage, 4) == first
@@ -66,7 +66,7 @@ def test_another_seed_draws_other_permutations() -> None:
 
 
 def test_values_of_a_round_sum_to_what_all_examples_are_worth() -> None:
-    stage = FreeShap(permutations_per_round=4)
+    stage = FreeShap(units_per_round=4)
     inputs = InMemory()
     inputs.opened = stage.open(inputs)
     facts = stage.details(inputs)
@@ -81,7 +81,7 @@ def test_values_of_a_round_sum_to_what_all_examples_are_worth() -> None:
 
 
 def test_squares_are_of_whole_permutations() -> None:
-    units = [rows_of(FreeShap(permutations_per_round=count)) for count in (1, 2)]
+    units = [rows_of(FreeShap(units_per_round=count)) for count in (1, 2)]
     first, both = (np.array(rows["total"]) for rows in units)
     expected = first**2 + (both - first) ** 2
     np.testing.assert_allclose(np.array(units[1]["total_sq"]), expected, rtol=1e-12, atol=1e-15)
@@ -110,7 +110,7 @@ def test_temperature_divides_the_outputs() -> None:
         {"utilities": ()},
         {"utilities": ("accuracy", "accuracy")},
         {"temperature": 0.0},
-        {"permutations_per_round": 0},
+        {"units_per_round": 0},
         {"rounds": 0},
         {"seed": -1},
         {"kernel": ()},

@@ -119,7 +119,7 @@ def test_no_features_at_all_are_an_error() -> None:
         (KernelRegression(kernel=KERNELS), "classification"),
         (KernelRegression(kernel=KERNELS, per_class=True), "classification"),
         (KernelRegression(kernel=KERNELS), "regression"),
-        (FreeShap(kernel=KERNELS, permutations_per_round=2), "classification"),
+        (FreeShap(kernel=KERNELS, units_per_round=2), "classification"),
         (LeaveOneOut(kernel=KERNELS), "classification"),
     ],
     ids=["KernelRegression", "per_class", "regression", "FreeShap", "LeaveOneOut"],

@@ -1,0 +1,109 @@
+"""When the rounds of a Monte-Carlo method are enough."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.stage import ConfigError
+
+SURE_SHARE = 0.5
+"""Share of the examples whose signs must be sure."""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Rounds end when the first of these holds, over the rounds 0 to r that are finished."""
+
+    minutes: float | None = None
+    stderr: float | None = None
+    """The root mean square of the examples' standard errors, of every value."""
+    sign_confidence: float | None = None
+    """How sure half of the signs must be, of every value."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any rule is there."""
+        return (self.minutes, self.stderr, self.sign_confidence) != (None, None, None)
+
+    def check(self) -> None:
+        """Refuse what can never hold.
+
+        Raises:
+            ConfigError: a limit is not positive, or a confidence not between 0.5 and 1.
+        """
+        for name in ("minutes", "stderr"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ConfigError(
+                    f"{name}: found {limit}, expected a positive number. Correct it, or leave it "
+                    "out."
+                )
+        if self.sign_confidence is not None and not 0.5 < self.sign_confidence < 1:
+            raise ConfigError(
+                f"sign_confidence: found {self.sign_confidence}, expected more than 0.5 and less "
+                "than 1. Set it to 0.95, say."
+            )
+
+
+class Watch:
+    """Looks at finished rounds in their order, and knows when they are enough."""
+
+    def __init__(self, rule: StopRule):
+        """No round yet."""
+        self.rule = rule
+        self._sums: dict[tuple[str, str], np.ndarray] = {}
+        self._n_units = 0
+
+    def add(self, rounds: pa.Table) -> None:
+        """One more round: the rows that `freeshap` wrote for it."""
+        keys = rounds.group_by(["semivalue", "utility"]).aggregate([("n_units", "max")])
+        for semivalue, utility, _ in zip(*keys.columns, strict=True):
+            mine = pc.and_(
+                pc.equal(rounds["semivalue"], semivalue), pc.equal(rounds["utility"], utility)
+            )
+            rows = rounds.filter(mine)
+            sums = np.stack([rows["total"].to_numpy(), rows["total_sq"].to_numpy()])
+            key = (semivalue.as_py(), utility.as_py())
+            self._sums[key] = self._sums.get(key, 0) + sums
+        self._n_units += keys["n_units_max"][0].as_py()
+
+    def reason(self, minutes: float) -> str | None:
+        """Why the rounds so far are enough, `minutes` having been spent on them; None if not."""
+        limit, confidence = self.rule.stderr, self.rule.sign_confidence
+        if self.rule.minutes is not None and minutes >= self.rule.minutes:
+            return f"{minutes:.1f} minutes have passed, of {self.rule.minutes:g}"
+        if self._n_units < 2 or (limit is None and confidence is None):
+            return None
+        n = self._n_units
+        values = [sums[0] / n for sums in self._sums.values()]
+        errors = [
+            np.sqrt(np.maximum(sums[1] - sums[0] ** 2 / n, 0) / (n - 1) / n)
+            for sums in self._sums.values()
+        ]
+        if limit is not None:
+            largest = max(float(np.sqrt(np.mean(error**2))) for error in errors)
+            if largest <= limit:
+                return f"the standard error is {largest:.3g}, of {limit:g} allowed"
+        if confidence is not None:
+            far = student_t_quantile(confidence, n - 1)
+            least = min(
+                float(np.mean(np.abs(value) > far * error))
+                for value, error in zip(values, errors, strict=True)
+            )
+            if least >= SURE_SHARE:
+                return f"{least:.0%} of the signs are {confidence:g} sure"
+        return None
+
+
+def student_t_quantile(probability: float, df: int) -> float:
+    """Where Student's t distribution has `probability` (above 0.5) to its left; to about 1e-6.
+
+    With t = sqrt(df) tan(angle), the density of the angle is proportional to cos(angle)^(df - 1).
+    """
+    angles = np.linspace(0, np.pi / 2, 200_001)
+    density = np.cos(angles) ** (df - 1)
+    share = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = np.interp(2 * probability - 1, share / share[-1], angles)
+    return float(np.sqrt(df) * np.tan(angle))

@@ -1,0 +1,8 @@
+-- How marginal contributions spread over the sizes of the coalitions they were taken at.
+SELECT method, utility, smallest AS smallest_size, 2 * smallest AS largest_size,
+       sum(n_marginals)::BIGINT AS n_marginals,
+       fsum(total_abs ORDER BY round) / sum(n_marginals) AS mean_abs,
+       sqrt(fsum(total_sq ORDER BY round) / sum(n_marginals)) AS root_mean_square,
+       run_id
+FROM tables.shapley_stratum
+GROUP BY run_id, method, utility, smallest
