@@ -13,8 +13,9 @@ given, is the *empirical* Fisher matrix: where the model fits its labels, its gr
 them the matrix vanish. Both are the second-order part of influence in place of the Hessian.
 
 Blocks of layers need gradients whose layers lie side by side, such as those of a stage
-`gradient: {projection: {inputs: 16, outputs: 16, dim: null}}`, with 256 x 256 numbers a layer. The
-default projection mixes all layers into one block of 8,192 numbers: 270 MB a shard.
+`gradient: {projection: {inputs: 16, outputs: 16, dim: null}}`, with a matrix of 256 x 256 numbers a
+layer; where the run names none, that one is added. The default projection mixes all layers into one
+block of 8,192 numbers, whose sums would take 270 MB a shard: it is refused.
 
 Source: Martens 2020, arXiv:1412.1193 (Gauss-Newton and Fisher matrices), Kunstner et al. 2019,
 arXiv:1905.12558 (what the empirical one is not); blocks of layers as in Grosse et al. 2023,
@@ -34,9 +35,14 @@ from torch import Tensor
 
 from stages.batching import matrix_of
 from stages.curvature_table import CURVATURE, Block, Sums, add, blocks_of, to_rows
-from stages.stage import Cost, DataError, Inputs, Split, Work
+from stages.projection import Projection
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
 
+SHORT = {"inputs": 16, "outputs": 16, "dim": None}
+"""The projection of gradients that are added for this stage."""
+LONGEST_BLOCK = 4096
+"""Numbers of a block at most: its sums then take 67 MB a shard, and a merge of eight 0.7 GB."""
 BATCH_NUMBERS = 2**23
 """Numbers of a block that are held in float64 at a time: 64 MiB."""
 
@@ -108,9 +114,32 @@ class Curvature:
         return (self.gradient,) if self.kind == "fisher" else (self.ntk, self.predictions)
 
     @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Gradients whose layers are not mixed; of all logits for `gauss_newton`."""
+        if self.kind == "fisher":
+            return {self.gradient: {"projection": SHORT}}
+        return {self.ntk: {"projection": SHORT, "logit": "all"}}
+
+    @property
     def writes(self) -> tuple[TableSpec, ...]:
         """The rows of each block's matrix."""
         return (CURVATURE,)
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses gradients whose blocks can be too long.
+
+        Raises:
+            ConfigError: they can.
+        """
+        read = self._vectors
+        projection = getattr(writers[read], "projection", None)
+        longest = longest_block(projection) if projection is not None else None
+        if longest is not None and longest > LONGEST_BLOCK:
+            raise ConfigError(
+                f"{read}: found that a block of its vectors can have {longest} numbers, expected "
+                f"at most {LONGEST_BLOCK}, as a matrix has their square. Set there projection: "
+                "{inputs: 16, outputs: 16, dim: null}, which mixes no layers, or a smaller dim."
+            )
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Sums over the examples of one shard; no rows where none has a vector."""
@@ -118,7 +147,7 @@ class Curvature:
             rows = _examples(inputs.table(self.gradient))
             if rows.num_rows:
                 gradients = torch.from_numpy(np.array(matrix_of(rows["vector"])))
-                blocks = blocks_of(inputs.details(self.gradient), gradients.shape[1])
+                blocks = short_enough(blocks_of(inputs.details(self.gradient), gradients.shape[1]))
                 yield CURVATURE.name, to_rows(fisher_sums(gradients, blocks))
             return
         vectors, predictions, in_vectors, in_predictions = self._joined(inputs)
@@ -126,6 +155,7 @@ class Curvature:
             logits = torch.from_numpy(matrix_of(predictions["logits"])[in_predictions])
             flat = torch.from_numpy(matrix_of(vectors["vector"])[in_vectors])
             blocks = class_blocks(inputs.details(self.ntk), flat.shape[1], logits.shape[1])
+            blocks = short_enough(blocks)
             gradients = flat.reshape(len(flat), logits.shape[1], -1)
             yield CURVATURE.name, to_rows(gauss_newton_sums(gradients, logits, blocks))
 
@@ -139,8 +169,7 @@ class Curvature:
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """The kind, the blocks' places in the vector, and how many rows found no partner."""
-        read = self.gradient if self.kind == "fisher" else self.ntk
-        facts = {"kind": self.kind, "blocks": inputs.details(read).get("blocks")}
+        facts = {"kind": self.kind, "blocks": inputs.details(self._vectors).get("blocks")}
         if self.kind == "gauss_newton":
             vectors, predictions, both, _ = self._joined(inputs)
             facts["n_left_out"] = len(vectors) + len(predictions) - 2 * len(both)
@@ -157,6 +186,11 @@ class Curvature:
             + 12 * work.n_examples // work.n_shards * classes * work.dim
             + 24 * BATCH_NUMBERS,
         )
+
+    @property
+    def _vectors(self) -> str:
+        """The instance whose vectors are summed up."""
+        return self.gradient if self.kind == "fisher" else self.ntk
 
     def _joined(
         self, inputs: Inputs
@@ -183,6 +217,31 @@ class Curvature:
             return_indices=True,
         )
         return vectors, predictions, in_vectors, in_predictions
+
+
+def longest_block(projection: Projection) -> int | None:
+    """Numbers that a layer's part of a vector has at most; None where the network decides."""
+    if projection.dim is not None:
+        return projection.dim
+    if projection.inputs is None or projection.outputs is None:
+        return None
+    return projection.inputs * projection.outputs
+
+
+def short_enough(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The blocks, none of which is longer than `LONGEST_BLOCK`.
+
+    Raises:
+        DataError: one is.
+    """
+    longest = max(blocks, key=lambda block: block.size)
+    if longest.size > LONGEST_BLOCK:
+        raise DataError(
+            f"curvature: found the block {longest.name} of {longest.size} numbers, expected at "
+            f"most {LONGEST_BLOCK}, as a matrix has their square. Set for the gradients "
+            "projection: {inputs: 16, outputs: 16, dim: null}."
+        )
+    return blocks
 
 
 def class_blocks(details: Mapping[str, Any], dim: int, n_classes: int) -> tuple[Block, ...]:

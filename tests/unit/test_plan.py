@@ -14,6 +14,7 @@ from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError, RunError
 from pipeline.plan import Plan, make_plan, stages_in_order
 from stages.probe import PROBE
+from stages.projection import Projection
 from storage.manifest import Manifest, ShardRecord
 from storage.table import Store
 
@@ -293,6 +294,51 @@ def test_stages_that_do_not_fit(raw: Raw) -> None:
         stages_in_order(parse_config(raw, "test"))
     raw["stages"]["freeshap"] = {"kernel": ["a", "b"]}
     assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5
+
+
+def test_curvature_alone_gets_gradients_whose_layers_are_not_mixed(raw: Raw) -> None:
+    made = plan({**raw, "stages": {"curvature": {}}})
+    assert set(made.added) == {"embedding", "probe", "gradient"}
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["gradient"].projection == Projection(inputs=16, outputs=16, dim=None)
+    made = plan({**raw, "stages": {"curvature": {"kind": "gauss_newton"}}})
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["ntk"].projection == Projection(inputs=16, outputs=16, dim=None)
+    assert stages["ntk"].logit == "all"
+
+
+def test_what_the_file_names_stays_as_it_says(raw: Raw) -> None:
+    own = {"projection": {"inputs": 8, "dim": None}}
+    made = plan({**raw, "stages": {"curvature": {}, "gradient": own}})
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["gradient"].projection == Projection(inputs=8, dim=None)
+
+
+@pytest.mark.parametrize(
+    ("projection", "numbers"),
+    [({}, "8192"), ({"inputs": 64, "outputs": 65, "dim": None}, "4160"), ({"dim": 5000}, "5000")],
+)
+def test_gradients_of_long_blocks_are_refused(raw: Raw, projection: Raw, numbers: str) -> None:
+    stages = {"mine": {"stage": "gradient", "projection": projection}}
+    stages["curvature"] = {"gradient": "mine"}
+    with pytest.raises(ConfigFileError, match=rf"curvature: mine: found .* have {numbers} numbers"):
+        plan({**raw, "stages": stages})
+    stages = {"mine": {"stage": "ntk", "projection": projection, "logit": "all"}}
+    stages["curvature"] = {"ntk": "mine", "kind": "gauss_newton"}
+    with pytest.raises(ConfigFileError, match=rf"curvature: mine: found .* have {numbers} numbers"):
+        plan({**raw, "stages": stages})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_readers_that_ask_for_different_stages_are_told_so(raw: Raw, order: int) -> None:
+    stages = {"freeshap": {}, "curvature": {"kind": "gauss_newton"}}
+    mixed = dict(list(stages.items())[::order])
+    with pytest.raises(ConfigFileError, match="'ntk'.*ask for different logit, projection"):
+        plan({**raw, "stages": mixed})
+    both = {"classes": {"stage": "ntk", "logit": "all", "projection": {"dim": 2048}}}
+    both |= {"ntk": {}, "curvature": {"kind": "gauss_newton", "ntk": "classes"}, "freeshap": {}}
+    added = plan({**raw, "stages": both}).added
+    assert set(added) == {"embedding", "probe", "prediction"}
 
 
 def features(raw: Raw, *, without: str | None = None, **stages: Any) -> Plan:
