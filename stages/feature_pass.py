@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from stages.batching import Tokens, batches, vector_rows
@@ -25,6 +25,8 @@ from stages.trained import Shape, trained_layers
 
 DType = Literal["float32", "float16"]
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
+STATUSES = ("ok", "overflow", "not finite")
+"""What becomes of a vector when it is stored, from good to bad."""
 RANDOM_ROWS, RANDOM_WORDS = 32, 32
 """Random text whose principal directions a projection keeps; half the words, and half of these
 again, while `max_length` cuts the completion of a row away."""
@@ -165,39 +167,50 @@ def halving(
 
 
 def feature_rows(
-    table: str,
-    text: pa.Table,
-    tokens: Tokens,
-    made: Made,
-    dtype: DType,
-    told: Told,
-    more: Mapping[str, np.ndarray] | None = None,
+    table: str, text: pa.Table, tokens: Tokens, made: Made, dtype: DType, told: Told
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The rows of a feature table for one batch, and of `diagnostics` beside them.
 
-    Rows that are not finite, or too large for float16, are in `diagnostics` alone. `more` adds
-    columns, one value per row of `text`, between the role and the vector.
+    Rows that are not finite, or too large for float16, are in `diagnostics` alone.
     """
+    stored, status = as_stored(made, dtype)
+    told.n_not_finite += int((status != "ok").sum())
+    yield from usable_rows(table, text, made.rows, stored, status)
+    norms = np.linalg.norm(made.vectors.astype(np.float64), axis=1)
+    n_tokens = tokens.lengths[made.rows]
+    numbers = made.numbers[:, 0]
+    yield DIAGNOSTICS.name, diagnostic_rows(text, made.rows, n_tokens, numbers, norms, status)
+
+
+def as_stored(
+    made: Made, dtype: DType
+) -> tuple[Float[np.ndarray, "batch dim"], Shaped[np.ndarray, " batch"]]:
+    """The vectors in the stored type, and for each one of `STATUSES`."""
     finite = np.isfinite(made.vectors).all(1) & np.isfinite(made.numbers).all(1)
     with np.errstate(over="ignore"):
         stored = made.vectors.astype(dtype)
     fits = np.isfinite(stored).all(1)
-    status = np.where(~finite, "not finite", np.where(fits, "ok", "overflow"))
+    return stored, np.where(~finite, "not finite", np.where(fits, "ok", "overflow"))
+
+
+def usable_rows(
+    table: str,
+    text: pa.Table,
+    rows: Int[np.ndarray, " batch"],
+    stored: Float[np.ndarray, "batch dim"],
+    status: Shaped[np.ndarray, " batch"],
+    more: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The rows of a feature table whose status is "ok".
+
+    `more` adds columns, one value per row of `text`, between the role and the vector.
+    """
     good = np.flatnonzero(status == "ok")
-    told.n_not_finite += len(made.rows) - len(good)
     if len(good):
-        batch = vector_rows(text, made.rows[good], stored[good])
+        batch = vector_rows(text, rows[good], stored[good])
         for at, (name, values) in enumerate((more or {}).items()):
-            batch = batch.add_column(2 + at, name, pa.array(values[made.rows[good]]))
+            batch = batch.add_column(2 + at, name, pa.array(values[rows[good]]))
         yield table, batch
-    norms = np.linalg.norm(made.vectors.astype(np.float64), axis=1)
-    if more is None:
-        yield (
-            DIAGNOSTICS.name,
-            diagnostic_rows(
-                text, made.rows, tokens.lengths[made.rows], made.numbers[:, 0], norms, status
-            ),
-        )
 
 
 def diagnostic_rows(
@@ -206,7 +219,7 @@ def diagnostic_rows(
     n_tokens: Int[np.ndarray, " batch"],
     numbers: Float[np.ndarray, " batch"],
     norms: Float[np.ndarray, " batch"],
-    status: np.ndarray,
+    status: Shaped[np.ndarray, " batch"],
 ) -> pa.RecordBatch:
     """How the features of these rows came out; numbers that are not finite become null."""
     picked = text.select(["id", "role"]).take(pa.array(rows)).combine_chunks()

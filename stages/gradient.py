@@ -24,13 +24,16 @@ from torch import Tensor
 from stages.answer import task_of
 from stages.batching import Tokens
 from stages.feature_pass import (
+    STATUSES,
     DType,
     Passes,
+    as_stored,
     diagnostic_rows,
     feature_rows,
     make_features,
     open_passes,
     pass_cost,
+    usable_rows,
 )
 from stages.measurement import UNLABELLED, ModelSpec, row_loss
 from stages.projection import Precision, Projection
@@ -89,7 +92,8 @@ class Gradient:
     """The model whose loss is differentiated."""
     per: Literal["row", "token"] = "row"
     """`token` takes, for completions, the gradient of each predicted token's loss by itself; they
-    add up to the row's where `reduction: sum`. Costs as many passes as a row has such tokens."""
+    add up to the row's where `reduction: sum`, and else their mean is the row's, which is what
+    `diagnostics` tells of. Costs as many passes as a row has such tokens."""
     projection: Projection = field(default_factory=Projection)
     """How gradients are made short."""
     dtype: DType = "float32"
@@ -99,7 +103,7 @@ class Gradient:
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "shard"
 
     def __post_init__(self) -> None:
@@ -118,7 +122,7 @@ class Gradient:
     @property
     def writes(self) -> tuple[TableSpec, ...]:
         """One projected gradient per row, or token, and how each came out."""
-        return (TOKEN_GRADIENT,) if self.per == "token" else (GRADIENT, DIAGNOSTICS)
+        return (TOKEN_GRADIENT if self.per == "token" else GRADIENT, DIAGNOSTICS)
 
     def open(self, inputs: Inputs) -> Passes:
         """The model and its projections.
@@ -155,13 +159,13 @@ class Gradient:
             task_of(inputs),
         )
         tokens = passes.measurement.tokenise(text)
-        if self.per == "token":
-            yield from self._per_token(passes, text, tokens)
-            return
         has_target = np.array(passes.measurement.has_target(tokens), dtype=bool)
         yield from _without_target(text, tokens, has_target)
         kept = np.flatnonzero(has_target)
         text, tokens = text.take(pa.array(kept)), tokens.take(kept)
+        if self.per == "token":
+            yield from self._per_token(passes, text, tokens)
+            return
         if answers is not None:
             answers = answers[torch.from_numpy(kept)].to(passes.measurement.device)
 
@@ -177,14 +181,30 @@ class Gradient:
     def _per_token(
         self, passes: Passes, text: pa.Table, tokens: Tokens
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Rows of tokens, then of `diagnostics`; holds a vector for each row of text."""
         each, owners, indices = one_position_each(tokens)
-        text = text.take(pa.array(owners))
-        more = {"token_index": indices}
+        of_tokens, more = text.take(pa.array(owners)), {"token_index": indices}
+        n_rows = text.num_rows
+        totals = torch.zeros(n_rows, passes.projector.dim, dtype=torch.float64)
+        losses, worst = np.zeros(n_rows), np.zeros(n_rows, dtype=np.int64)
         for made in make_features(
             passes, each, self.token_budget, lambda outputs, _: row_loss(outputs, None)
         ):
-            yield from feature_rows(
-                TOKEN_GRADIENT.name, text, each, made, self.dtype, passes.told, more
+            stored, status = as_stored(made, self.dtype)
+            yield from usable_rows(TOKEN_GRADIENT.name, of_tokens, made.rows, stored, status, more)
+            rows = owners[made.rows]
+            totals.index_add_(0, torch.from_numpy(rows), torch.from_numpy(made.vectors).double())
+            np.add.at(losses, rows, made.numbers[:, 0])
+            np.maximum.at(worst, rows, [STATUSES.index(s) for s in status])
+        passes.told.n_not_finite = int((worst > 0).sum())
+        if n_rows:
+            is_mean = self.model.reduction == "mean"
+            counts = np.bincount(owners) if is_mean else np.ones(n_rows)
+            losses, norms = losses / counts, totals.norm(dim=1).numpy() / counts
+            every, status = np.arange(n_rows), np.array(STATUSES)[worst]
+            yield (
+                DIAGNOSTICS.name,
+                diagnostic_rows(text, every, tokens.lengths, losses, norms, status),
             )
 
     def cost(self, work: Work) -> Cost:

@@ -38,6 +38,10 @@ DIAGNOSTICS = TableSpec(
 row's feature vector; both are null where they are not finite. `status` is "ok", "not finite",
 "overflow" (finite in float32, not in float16), or "no target" (`max_length` cut the completion
 away). Only rows that are "ok" are in the feature table.
+
+Where the feature table has a row per token, `measured` and `norm` are those of the row of text, the
+sum or mean of its tokens' losses and gradients, and `status` is the worst of its tokens': those
+that came out are in the feature table.
 """
 
 TOKEN_GRADIENT = TableSpec(
