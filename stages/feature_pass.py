@@ -18,7 +18,8 @@ from torch import Tensor
 from stages.batching import Tokens, batches, vector_rows
 from stages.checkpoint import network_size
 from stages.measurement import Measurement, ModelSpec, load_measurement
-from stages.projection import Precision, Projection, Projector
+from stages.projection import Precision, Projection
+from stages.projector import Projector
 from stages.stage import ConfigError, Cost, Inputs, StageError, Work
 from stages.tables import DIAGNOSTICS
 from stages.trained import Shape, trained_layers
@@ -57,7 +58,7 @@ class Passes:
 
     def details(self) -> dict[str, Any]:
         """Facts of the shard that was computed last, and how its vectors are laid out."""
-        return {"blocks": self.projector.blocks, **self.told.details()}
+        return {"blocks": self.projector.sketch.blocks, **self.told.details()}
 
 
 class Made(NamedTuple):

@@ -4,7 +4,7 @@ The loss is that of `stages.measurement`: cross-entropy of the label, squared er
 or the negative log-likelihood of a completion. A query without a label is given the class that the
 model predicts for it; a regression's query without a target has no gradient. Rows of the text that
 have no row in `label` (dropped ones) have none either. `stages.trained` says with respect to which
-weights, `stages.projection` how they are projected.
+weights, `stages.projection` how they are made short.
 
 Sign: of the loss. The inner product of two rows is positive where a small gradient step on one
 lowers the loss of the other.
@@ -185,7 +185,7 @@ class Gradient:
         each, owners, indices = one_position_each(tokens)
         of_tokens, more = text.take(pa.array(owners)), {"token_index": indices}
         n_rows = text.num_rows
-        totals = torch.zeros(n_rows, passes.projector.dim, dtype=torch.float64)
+        totals = torch.zeros(n_rows, passes.projector.sketch.dim, dtype=torch.float64)
         losses, worst = np.zeros(n_rows), np.zeros(n_rows, dtype=np.int64)
         for made in make_features(
             passes, each, self.token_budget, lambda outputs, _: row_loss(outputs, None)

@@ -16,10 +16,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from stages.batching import matrix_of
+from stages.drawing import gaussian
 from stages.gradient import Gradient
 from stages.measurement import ModelSpec
 from stages.model import Trained
-from stages.projection import Projection, gaussian
+from stages.projection import Projection
 from stages.stage import ModelError
 
 EXACT: dict[str, Any] = {
@@ -307,7 +308,7 @@ def test_the_default_projection_works_at_any_length(
     for row_id, has in zip(text["id"].to_pylist(), has_target, strict=True):
         assert status[row_id] == ("ok" if has else "no target")
     # The directions are kept, unless no row of this form can have a target.
-    layers = inputs.opened.projector._layers.values()
+    layers = inputs.opened.projector.sketch.layers.values()
     is_kept = [
         not layer.left.equal(gaussian(0, f"{layer.name}/left", *layer.left.shape))
         for layer in layers
