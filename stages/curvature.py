@@ -34,6 +34,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.batching import matrix_of
+from stages.class_gradients import check_parts, check_writers, matched
 from stages.curvature_table import CURVATURE, Block, Sums, add, blocks_of, to_rows
 from stages.projection import Projection
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
@@ -126,12 +127,14 @@ class Curvature:
         return (CURVATURE,)
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
-        """Refuses gradients whose blocks can be too long.
+        """Refuses gradients whose blocks can be too long, or that do not go with the logits.
 
         Raises:
-            ConfigError: they can.
+            ConfigError: they can, or do not.
         """
         read = self._vectors
+        if self.kind == "gauss_newton":
+            check_writers(read, writers[read], self.predictions, writers[self.predictions])
         projection = getattr(writers[read], "projection", None)
         longest = longest_block(projection) if projection is not None else None
         if longest is not None and longest > LONGEST_BLOCK:
@@ -154,9 +157,10 @@ class Curvature:
         if len(in_vectors):
             logits = torch.from_numpy(matrix_of(predictions["logits"])[in_predictions])
             flat = torch.from_numpy(matrix_of(vectors["vector"])[in_vectors])
-            blocks = class_blocks(inputs.details(self.ntk), flat.shape[1], logits.shape[1])
-            blocks = short_enough(blocks)
-            gradients = flat.reshape(len(flat), logits.shape[1], -1)
+            details, n_classes = inputs.details(self.ntk), logits.shape[1]
+            check_parts(details, flat.shape[1], n_classes, self.ntk)
+            blocks = short_enough(blocks_of(details, flat.shape[1] // n_classes))
+            gradients = flat.reshape(len(flat), n_classes, -1)
             yield CURVATURE.name, to_rows(gauss_newton_sums(gradients, logits, blocks))
 
     def merge(
@@ -195,28 +199,11 @@ class Curvature:
     def _joined(
         self, inputs: Inputs
     ) -> tuple[pa.Table, pa.Table, Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
-        """Gradients and predictions of examples, and in each the rows of those that have both.
-
-        Raises:
-            DataError: the predictions are those of a kernel, whose outputs are no logits.
-        """
+        """Gradients and predictions of examples, and in each the rows of those that have both."""
         vectors, predictions = (
             _examples(inputs.table(name)) for name in (self.ntk, self.predictions)
         )
-        sources = set(predictions["source"].to_pylist())
-        if "kernel" in sources or len(sources) > 1:
-            raise DataError(
-                f"curvature: found predictions of {', '.join(sorted(sources))} in "
-                f"{self.predictions}, expected the logits of one model or probe. Name an instance "
-                "of the stage prediction."
-            )
-        _, in_vectors, in_predictions = np.intersect1d(
-            vectors["id"].to_numpy(),
-            predictions["id"].to_numpy(),
-            assume_unique=True,
-            return_indices=True,
-        )
-        return vectors, predictions, in_vectors, in_predictions
+        return vectors, predictions, *matched(vectors, predictions, self.predictions)
 
 
 def longest_block(projection: Projection) -> int | None:
@@ -242,23 +229,6 @@ def short_enough(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
             "projection: {inputs: 16, outputs: 16, dim: null}."
         )
     return blocks
-
-
-def class_blocks(details: Mapping[str, Any], dim: int, n_classes: int) -> tuple[Block, ...]:
-    """The blocks of one class's part of a vector that joins those of all classes.
-
-    Raises:
-        DataError: no blocks were recorded, or as many parts as classes do not make up the vector.
-    """
-    told = details.get("blocks") or []
-    length = sum(int(block["size"]) for block in told)
-    if length == 0 or n_classes * length != dim:
-        raise DataError(
-            f"curvature: found vectors of length {dim} and {len(told)} blocks of {length} numbers "
-            f"in all, expected blocks for the gradient of one of {n_classes} logits, {n_classes} "
-            "of which make up the vector. Name an instance of ntk with logit: all."
-        )
-    return blocks_of(details, dim // n_classes)
 
 
 def _examples(table: pa.Table) -> pa.Table:

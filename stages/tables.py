@@ -35,7 +35,8 @@ DIAGNOSTICS = TableSpec(
 """How the features of a row came out; a feature stage writes it as its second table.
 
 `measured` is the number that was differentiated, a loss or a logit, and `norm` the length of the
-row's feature vector; both are null where they are not finite. `status` is "ok", "not finite",
+row's feature vector; both are null where they are not finite, and `n_tokens` where no token was
+looked at, as with `gradient: {ntk: ...}`. `status` is "ok", "not finite",
 "overflow" (finite in float32, not in float16), or "no target" (`max_length` cut the completion
 away). Only rows that are "ok" are in the feature table.
 

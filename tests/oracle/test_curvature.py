@@ -221,7 +221,7 @@ def test_outputs_of_a_kernel_are_no_logits(memory: Any) -> None:
         "ntk": vectors([1], random(1, 18)),
         "prediction": predictions([1], random(1, 2), "kernel"),
     }
-    with pytest.raises(DataError, match="found predictions of kernel in prediction"):
+    with pytest.raises(DataError, match="prediction: found predictions of kernel"):
         memory(tables, {"ntk": TOLD}).run(Curvature(kind="gauss_newton"))
 
 
