@@ -241,6 +241,32 @@ def test_a_row_whose_completion_is_cut_away_has_no_target(
     assert [told[row]["status"] for row in (1, 2, 3, 4)] == ["ok"] * 4
 
 
+def test_a_row_whose_start_is_cut_is_the_row_that_is_left(saved: Any, memory: Any) -> None:
+    folder = saved("llama", "CausalLM")
+    text, label, details = rows_of("prompt_completion")
+    start = "the film is not good and a very dull and slow"
+    long = text.set_column(2, "text", pa.array([f"{start} {p}" for p in PROMPTS]))
+    model = ModelSpec(
+        str(folder), head="completion", max_length=12, truncation_mode="keep_end", reduction="sum"
+    )
+    inputs = memory({"text": long, "label": label}, details)
+    found = matrix_of(inputs.run(Gradient(model, **EXACT))["vector"])
+    assert inputs.written["diagnostics"]["status"].to_pylist() == ["ok"] * 5
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder).double()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    weights = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
+    for vector, row in zip(found, np.argsort(text["id"].to_numpy()), strict=True):
+        prompt = tokenizer(long["text"][row].as_py())["input_ids"]
+        answer = tokenizer(COMPLETIONS[row], add_special_tokens=False)["input_ids"]
+        answer = [*answer, tokenizer.eos_token_id]
+        ids = [*prompt, *answer][-12:]
+        assert len(prompt) + len(answer) > 12 > len(answer)
+        logits = network(torch.tensor([ids]), use_cache=False).logits[0, -len(answer) - 1 : -1]
+        loss = nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")
+        expected = torch.autograd.grad(loss, weights)
+        assert_row_equals(vector, torch.cat([g.flatten() for g in expected]).numpy())
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_diagnostics_of_tokens_are_those_of_their_rows(
     reduction: Any, saved: Any, memory: Any
