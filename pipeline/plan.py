@@ -18,7 +18,7 @@ from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.settings import Run
 from pipeline.tree import grow, not_needed
 from stages.model import ModelSpec, fingerprint
-from stages.stage import Part, Stage, load
+from stages.stage import ConfigError, Part, Stage, load
 from storage.manifest import digest, shard_key, table_key
 from storage.table import Store
 
@@ -39,15 +39,16 @@ class Plan:
 def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], list[str]]:
     """Stage instances, every one after those it reads, and the names of those that were added.
 
-    A table that is read and not written by any instance is taken from the stage of that name with
-    its default fields.
+    A table that is read and not written by any instance is taken from the stage of that name, with
+    the fields that its reader asks for, or the defaults.
 
     Raises:
-        ConfigFileError: a table has no writer or several, a stage has the name of a corpus table,
-            or stages read each other in a circle.
+        ConfigFileError: a table has no writer or several, readers of a stage that is added ask for
+            different ones, a stage has the name of a corpus table, or stages read each other in a
+            circle.
     """
     stages = dict(run.stages)
-    added: list[str] = []
+    added: dict[str, str] = {}
     for instance in stages:
         if instance in CORPUS:
             raise ConfigFileError(
@@ -58,6 +59,10 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
     while pending:
         instance = pending.pop()
         for read in stages[instance].reads:
+            wanted = getattr(stages[instance], "asks", {}).get(read, {})
+            if read in added:
+                other = parse_stage(read, wanted, run.model, name)
+                _check_same(read, stages[read], added[read], other, instance, name)
             if read in CORPUS or _writers(read, stages):
                 continue
             if read not in stage_names():
@@ -67,8 +72,8 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
                     "Name an instance or a table that is there."
                 )
             _check_model(read, instance, run, name)
-            stages[read] = parse_stage(read, {}, run.model, name)
-            added.append(read)
+            stages[read] = parse_stage(read, wanted, run.model, name)
+            added[read] = instance
             pending.append(read)
     ordered: dict[str, Any] = {}
     while len(ordered) < len(stages):
@@ -88,7 +93,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
                 "Remove one of the readings."
             )
         ordered.update((instance, stages[instance]) for instance in ready)
-    return ordered, added
+    return ordered, list(added)
 
 
 def make_plan(
@@ -113,6 +118,9 @@ def make_plan(
             read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
             for read in stage.reads
         }
+        _check_reads(
+            instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
+        )
         _check_rounds(instance, reads, planned)
         fields = row_fields(stage, fingerprints)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
@@ -138,6 +146,28 @@ def _check_model(read: str, reader: str, run: Run, name: str) -> None:
             "the features of the corpus where there is no model. Name them there: kernel: "
             "[features], or embedding: features for a probe and what uses it; or add `model:`."
         )
+
+
+def _check_same(read: str, one: Any, asker: str, other: Any, reader: str, name: str) -> None:
+    """Refuses to add a stage that its two readers want in two ways."""
+    fields = [f.name for f in dataclasses.fields(one)]
+    if differing := [f for f in fields if getattr(one, f) != getattr(other, f)]:
+        raise ConfigFileError(
+            f"{name}: stages.{reader}: found that {asker} and {reader} both read {read!r}, which "
+            f"the file does not name, and ask for different {', '.join(differing)}, expected one "
+            f"for both. Add `{read}:` with the fields that are meant, or one instance for each and "
+            "name it there."
+        )
+
+
+def _check_reads(instance: str, stage: Any, writers: Mapping[str, Any]) -> None:
+    """Asks a stage whether it can work with what it reads."""
+    if not hasattr(stage, "check_reads"):
+        return
+    try:
+        stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
+    except ConfigError as error:
+        raise ConfigFileError(f"stages.{instance}: {error}") from error
 
 
 def _check_fit(instance: str, stage: Any, corpus: Corpus) -> None:

@@ -13,8 +13,9 @@ given, is the *empirical* Fisher matrix: where the model fits its labels, its gr
 them the matrix vanish. Both are the second-order part of influence in place of the Hessian.
 
 Blocks of layers need gradients whose layers lie side by side, such as those of a stage
-`gradient: {projection: {inputs: 16, outputs: 16, dim: null}}`, with 256 x 256 numbers a layer. The
-default projection mixes all layers into one block of 8,192 numbers: 270 MB a shard.
+`gradient: {projection: {inputs: 16, outputs: 16, dim: null}}`, with a matrix of 256 x 256 numbers a
+layer; where the run names none, that one is added. The default projection mixes all layers into one
+block of 8,192 numbers, whose sums would take 270 MB a shard: it is refused.
 
 Source: Martens 2020, arXiv:1412.1193 (Gauss-Newton and Fisher matrices), Kunstner et al. 2019,
 arXiv:1905.12558 (what the empirical one is not); blocks of layers as in Grosse et al. 2023,
@@ -33,10 +34,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.batching import matrix_of
+from stages.class_gradients import check_parts, check_writers, matched
 from stages.curvature_table import CURVATURE, Block, Sums, add, blocks_of, to_rows
-from stages.stage import Cost, DataError, Inputs, Split, Work
+from stages.projection import Projection
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
 
+SHORT = {"inputs": 16, "outputs": 16, "dim": None}
+"""The projection of gradients that are added for this stage."""
+LONGEST_BLOCK = 4096
+"""Numbers of a block at most: its sums then take 67 MB a shard, and a merge of eight 0.7 GB."""
 BATCH_NUMBERS = 2**23
 """Numbers of a block that are held in float64 at a time: 64 MiB."""
 
@@ -108,9 +115,34 @@ class Curvature:
         return (self.gradient,) if self.kind == "fisher" else (self.ntk, self.predictions)
 
     @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Gradients whose layers are not mixed; of all logits for `gauss_newton`."""
+        if self.kind == "fisher":
+            return {self.gradient: {"projection": SHORT}}
+        return {self.ntk: {"projection": SHORT, "logit": "all"}}
+
+    @property
     def writes(self) -> tuple[TableSpec, ...]:
         """The rows of each block's matrix."""
         return (CURVATURE,)
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses gradients whose blocks can be too long, or that do not go with the logits.
+
+        Raises:
+            ConfigError: they can, or do not.
+        """
+        read = self._vectors
+        if self.kind == "gauss_newton":
+            check_writers(read, writers[read], self.predictions, writers[self.predictions])
+        projection = getattr(writers[read], "projection", None)
+        longest = longest_block(projection) if projection is not None else None
+        if longest is not None and longest > LONGEST_BLOCK:
+            raise ConfigError(
+                f"{read}: found that a block of its vectors can have {longest} numbers, expected "
+                f"at most {LONGEST_BLOCK}, as a matrix has their square. Set there projection: "
+                "{inputs: 16, outputs: 16, dim: null}, which mixes no layers, or a smaller dim."
+            )
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Sums over the examples of one shard; no rows where none has a vector."""
@@ -118,15 +150,17 @@ class Curvature:
             rows = _examples(inputs.table(self.gradient))
             if rows.num_rows:
                 gradients = torch.from_numpy(np.array(matrix_of(rows["vector"])))
-                blocks = blocks_of(inputs.details(self.gradient), gradients.shape[1])
+                blocks = short_enough(blocks_of(inputs.details(self.gradient), gradients.shape[1]))
                 yield CURVATURE.name, to_rows(fisher_sums(gradients, blocks))
             return
         vectors, predictions, in_vectors, in_predictions = self._joined(inputs)
         if len(in_vectors):
             logits = torch.from_numpy(matrix_of(predictions["logits"])[in_predictions])
             flat = torch.from_numpy(matrix_of(vectors["vector"])[in_vectors])
-            blocks = class_blocks(inputs.details(self.ntk), flat.shape[1], logits.shape[1])
-            gradients = flat.reshape(len(flat), logits.shape[1], -1)
+            details, n_classes = inputs.details(self.ntk), logits.shape[1]
+            check_parts(details, flat.shape[1], n_classes, self.ntk)
+            blocks = short_enough(blocks_of(details, flat.shape[1] // n_classes))
+            gradients = flat.reshape(len(flat), n_classes, -1)
             yield CURVATURE.name, to_rows(gauss_newton_sums(gradients, logits, blocks))
 
     def merge(
@@ -139,8 +173,7 @@ class Curvature:
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """The kind, the blocks' places in the vector, and how many rows found no partner."""
-        read = self.gradient if self.kind == "fisher" else self.ntk
-        facts = {"kind": self.kind, "blocks": inputs.details(read).get("blocks")}
+        facts = {"kind": self.kind, "blocks": inputs.details(self._vectors).get("blocks")}
         if self.kind == "gauss_newton":
             vectors, predictions, both, _ = self._joined(inputs)
             facts["n_left_out"] = len(vectors) + len(predictions) - 2 * len(both)
@@ -158,48 +191,44 @@ class Curvature:
             + 24 * BATCH_NUMBERS,
         )
 
+    @property
+    def _vectors(self) -> str:
+        """The instance whose vectors are summed up."""
+        return self.gradient if self.kind == "fisher" else self.ntk
+
     def _joined(
         self, inputs: Inputs
     ) -> tuple[pa.Table, pa.Table, Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
-        """Gradients and predictions of examples, and in each the rows of those that have both.
-
-        Raises:
-            DataError: the predictions are those of a kernel, whose outputs are no logits.
-        """
+        """Gradients and predictions of examples, and in each the rows of those that have both."""
         vectors, predictions = (
             _examples(inputs.table(name)) for name in (self.ntk, self.predictions)
         )
-        sources = set(predictions["source"].to_pylist())
-        if "kernel" in sources or len(sources) > 1:
-            raise DataError(
-                f"curvature: found predictions of {', '.join(sorted(sources))} in "
-                f"{self.predictions}, expected the logits of one model or probe. Name an instance "
-                "of the stage prediction."
-            )
-        _, in_vectors, in_predictions = np.intersect1d(
-            vectors["id"].to_numpy(),
-            predictions["id"].to_numpy(),
-            assume_unique=True,
-            return_indices=True,
-        )
-        return vectors, predictions, in_vectors, in_predictions
+        return vectors, predictions, *matched(vectors, predictions, self.predictions)
 
 
-def class_blocks(details: Mapping[str, Any], dim: int, n_classes: int) -> tuple[Block, ...]:
-    """The blocks of one class's part of a vector that joins those of all classes.
+def longest_block(projection: Projection) -> int | None:
+    """Numbers that a layer's part of a vector has at most; None where the network decides."""
+    if projection.dim is not None:
+        return projection.dim
+    if projection.inputs is None or projection.outputs is None:
+        return None
+    return projection.inputs * projection.outputs
+
+
+def short_enough(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The blocks, none of which is longer than `LONGEST_BLOCK`.
 
     Raises:
-        DataError: no blocks were recorded, or as many parts as classes do not make up the vector.
+        DataError: one is.
     """
-    told = details.get("blocks") or []
-    length = sum(int(block["size"]) for block in told)
-    if length == 0 or n_classes * length != dim:
+    longest = max(blocks, key=lambda block: block.size)
+    if longest.size > LONGEST_BLOCK:
         raise DataError(
-            f"curvature: found vectors of length {dim} and {len(told)} blocks of {length} numbers "
-            f"in all, expected blocks for the gradient of one of {n_classes} logits, {n_classes} "
-            "of which make up the vector. Name an instance of ntk with logit: all."
+            f"curvature: found the block {longest.name} of {longest.size} numbers, expected at "
+            f"most {LONGEST_BLOCK}, as a matrix has their square. Set for the gradients "
+            "projection: {inputs: 16, outputs: 16, dim: null}."
         )
-    return blocks_of(details, dim // n_classes)
+    return blocks
 
 
 def _examples(table: pa.Table) -> pa.Table:

@@ -45,6 +45,7 @@ class Embedding:
             "model.seed",
             "model.prompt",
             "model.reduction",
+            "model.truncation_mode",
             "model.train",
         }
     )

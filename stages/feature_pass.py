@@ -5,43 +5,28 @@ memory is halved until it does; that is told and recorded, since it changes the 
 whose gradient is not finite is put aside and recorded; it never touches another row.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.batching import Tokens, batches, vector_rows
+from stages.batching import Tokens, batches
 from stages.checkpoint import network_size
+from stages.feature_rows import DType, Made, Told
 from stages.measurement import Measurement, ModelSpec, load_measurement
-from stages.projection import Precision, Projection, Projector
+from stages.projection import Precision, Projection
+from stages.projector import Projector
 from stages.stage import ConfigError, Cost, Inputs, StageError, Work
-from stages.tables import DIAGNOSTICS
 from stages.trained import Shape, trained_layers
 
-DType = Literal["float32", "float16"]
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
 RANDOM_ROWS, RANDOM_WORDS = 32, 32
 """Random text whose principal directions a projection keeps; half the words, and half of these
 again, while `max_length` cuts the completion of a row away."""
-
-
-@dataclass
-class Told:
-    """What a shard has to say of itself."""
-
-    notices: list[str] = field(default_factory=list)
-    n_not_finite: int = 0
-    is_exact: bool = True
-
-    def details(self) -> dict[str, Any]:
-        """As facts for a manifest."""
-        facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
-        return facts if self.is_exact else {**facts, "is_exact_bytes": False}
 
 
 @dataclass
@@ -55,16 +40,7 @@ class Passes:
 
     def details(self) -> dict[str, Any]:
         """Facts of the shard that was computed last, and how its vectors are laid out."""
-        return {"blocks": self.projector.blocks, **self.told.details()}
-
-
-class Made(NamedTuple):
-    """The features of one batch."""
-
-    rows: Int[np.ndarray, " batch"]
-    vectors: Float[np.ndarray, "batch dim"]
-    """Of several measured numbers, one after the other."""
-    numbers: Float[np.ndarray, "batch measured"]
+        return {"blocks": self.projector.sketch.blocks, **self.told.details()}
 
 
 def open_passes(
@@ -164,62 +140,10 @@ def halving(
     yield from halving(compute, rows[middle:], told)
 
 
-def feature_rows(
-    table: str,
-    text: pa.Table,
-    tokens: Tokens,
-    made: Made,
-    dtype: DType,
-    told: Told,
-    more: Mapping[str, np.ndarray] | None = None,
-) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The rows of a feature table for one batch, and of `diagnostics` beside them.
-
-    Rows that are not finite, or too large for float16, are in `diagnostics` alone. `more` adds
-    columns, one value per row of `text`, between the role and the vector.
-    """
-    finite = np.isfinite(made.vectors).all(1) & np.isfinite(made.numbers).all(1)
-    with np.errstate(over="ignore"):
-        stored = made.vectors.astype(dtype)
-    fits = np.isfinite(stored).all(1)
-    status = np.where(~finite, "not finite", np.where(fits, "ok", "overflow"))
-    good = np.flatnonzero(status == "ok")
-    told.n_not_finite += len(made.rows) - len(good)
-    if len(good):
-        batch = vector_rows(text, made.rows[good], stored[good])
-        for at, (name, values) in enumerate((more or {}).items()):
-            batch = batch.add_column(2 + at, name, pa.array(values[made.rows[good]]))
-        yield table, batch
-    norms = np.linalg.norm(made.vectors.astype(np.float64), axis=1)
-    if more is None:
-        yield (
-            DIAGNOSTICS.name,
-            diagnostic_rows(
-                text, made.rows, tokens.lengths[made.rows], made.numbers[:, 0], norms, status
-            ),
-        )
-
-
-def diagnostic_rows(
-    text: pa.Table,
-    rows: Int[np.ndarray, " batch"],
-    n_tokens: Int[np.ndarray, " batch"],
-    numbers: Float[np.ndarray, " batch"],
-    norms: Float[np.ndarray, " batch"],
-    status: np.ndarray,
-) -> pa.RecordBatch:
-    """How the features of these rows came out; numbers that are not finite become null."""
-    picked = text.select(["id", "role"]).take(pa.array(rows)).combine_chunks()
-    return pa.table(
-        {
-            "id": picked["id"],
-            "role": picked["role"],
-            "n_tokens": pa.array(n_tokens, pa.int64()),
-            "measured": pa.array(numbers, pa.float64(), mask=~np.isfinite(numbers)),
-            "norm": pa.array(norms, pa.float64(), mask=~np.isfinite(norms)),
-            "status": pa.array(status.tolist(), pa.string()),
-        }
-    ).to_batches()[0]
+def vector_length(model: ModelSpec, projection: Projection, n_classes: int) -> int:
+    """Length of a vector if all linear layers are trained; no weight is loaded."""
+    shapes = network_size(model, n_classes).linear
+    return projection.length([Shape(*shape) for shape in shapes])
 
 
 def pass_cost(
@@ -234,7 +158,7 @@ def pass_cost(
     size = network_size(model, work.n_classes)
     n_rows = work.n_examples + work.n_queries
     shapes = [Shape(*shape) for shape in size.linear]
-    dim = projection.length(shapes)
+    dim = vector_length(model, projection, work.n_classes)
     per_token = 0.0
     for shape in shapes:
         left, right = projection.block(shape)

@@ -4,15 +4,22 @@ The loss is that of `stages.measurement`: cross-entropy of the label, squared er
 or the negative log-likelihood of a completion. A query without a label is given the class that the
 model predicts for it; a regression's query without a target has no gradient. Rows of the text that
 have no row in `label` (dropped ones) have none either. `stages.trained` says with respect to which
-weights, `stages.projection` how they are projected.
+weights, `stages.projection` how they are made short.
+
+With `ntk` no model is run: the gradient of a loss is put together from those of the logits
+(`stages.class_gradients`), so that a corrected label costs a few products. That holds for every
+head with classes, whether fitted, loaded or made of label words, and for regressions; a completion
+has no such logits. It is what the model pass gives up to rounding: 1e-6 of a row's norm on MiniLM
+where the logits' gradients are stored in float32, and 2e-4 in float16. The latter grows where they
+are much longer than their weighed sum, at most to 5e-4 of the sum of their lengths.
 
 Sign: of the loss. The inner product of two rows is positive where a small gradient step on one
 lowers the loss of the other.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,21 +29,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.answer import task_of
-from stages.batching import Tokens
-from stages.feature_pass import (
-    DType,
-    Passes,
-    diagnostic_rows,
-    feature_rows,
-    make_features,
-    open_passes,
-    pass_cost,
-)
+from stages.batching import Tokens, matrix_of
+from stages.class_gradients import BATCH_NUMBERS, check_parts, check_writers, matched, rebuilt
+from stages.feature_pass import Passes, make_features, open_passes, pass_cost, vector_length
+from stages.feature_rows import DType, Told, diagnostic_rows, feature_rows
 from stages.measurement import UNLABELLED, ModelSpec, row_loss
 from stages.projection import Precision, Projection
-from stages.prompt import one_position_each
 from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Work
 from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
+from stages.token_gradient import token_rows
 from storage.schema import TableSpec
 
 GRADIENT = TableSpec(
@@ -89,7 +90,8 @@ class Gradient:
     """The model whose loss is differentiated."""
     per: Literal["row", "token"] = "row"
     """`token` takes, for completions, the gradient of each predicted token's loss by itself; they
-    add up to the row's where `reduction: sum`. Costs as many passes as a row has such tokens."""
+    add up to the row's where `reduction: sum`, and else their mean is the row's, which is what
+    `diagnostics` tells of. Costs as many passes as a row has such tokens."""
     projection: Projection = field(default_factory=Projection)
     """How gradients are made short."""
     dtype: DType = "float32"
@@ -99,7 +101,13 @@ class Gradient:
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
 
-    version: ClassVar[int] = 3
+    ntk: str | None = None
+    """Instance with the gradients of all logits (`logit: all`) of the same model, projected in the
+    same way: loss gradients are then put together from these, without a pass of the model."""
+    predictions: str = "prediction"
+    """Instance with the model's logits, for `ntk`."""
+
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "shard"
 
     def __post_init__(self) -> None:
@@ -109,26 +117,71 @@ class Gradient:
                 f"per: found token with head: {self.model.head}, expected head: completion. "
                 "Set per: row."
             )
+        if self.ntk is not None and self.model.head == "completion":
+            raise ConfigError(
+                f"ntk: found {self.ntk} with head: completion, expected a head with class logits. "
+                "Set ntk: null."
+            )
+        if self.ntk is None and self.predictions != "prediction":
+            raise ConfigError(
+                f"predictions: found {self.predictions} with ntk: null, expected an instance of "
+                "ntk, whose gradients they weigh. Set ntk, or remove predictions."
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Text and labels, and the probe where it is the head."""
+        """Labels, and the text, with the probe where it is the head, or what stands for them."""
+        if self.ntk is not None:
+            return (self.ntk, self.predictions, "label")
         return ("text", "label", "probe") if self.model.head == "probe" else ("text", "label")
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Gradients of all logits that are otherwise this stage's own."""
+        if self.ntk is None:
+            return {}
+        own = {"model": asdict(self.model), "projection": asdict(self.projection)}
+        rest = {name: getattr(self, name) for name in ("dtype", "precision", "token_budget")}
+        return {self.ntk: {**own, **rest, "logit": "all"}}
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses gradients of logits that are not those of this stage's loss.
+
+        Raises:
+            ConfigError: they are of other outputs, another model or projection.
+        """
+        if self.ntk is None:
+            return
+        gradients = writers[self.ntk]
+        check_writers(self.ntk, gradients, self.predictions, writers[self.predictions])
+        for name in ("model", "projection", "precision", "token_budget"):
+            own, other = getattr(self, name), getattr(gradients, name, None)
+            if other is not None and own != other:
+                raise ConfigError(
+                    f"{self.ntk}: found another {name} than this stage's, expected the same, as "
+                    f"its gradients are those of {self.ntk}. Set {name} alike in both, or "
+                    "ntk: null to take the gradients by the model."
+                )
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
         """One projected gradient per row, or token, and how each came out."""
-        return (TOKEN_GRADIENT,) if self.per == "token" else (GRADIENT, DIAGNOSTICS)
+        return (TOKEN_GRADIENT if self.per == "token" else GRADIENT, DIAGNOSTICS)
 
-    def open(self, inputs: Inputs) -> Passes:
-        """The model and its projections.
+    def open(self, inputs: Inputs) -> Passes | Told:
+        """The model and its projections; with `ntk` nothing but a place for notes.
 
         Raises:
             ModelError: its head does not measure what the corpus asks for.
         """
-        task = task_of(inputs)
+        if self.ntk is not None:
+            return Told()
         passes = open_passes(self.model, inputs, self.projection, self.precision)
-        n_outputs, head = passes.measurement.n_outputs, self.model.head
+        self._check_task(passes.measurement.n_outputs, task_of(inputs))
+        return passes
+
+    def _check_task(self, n_outputs: int, task: str) -> None:
+        head = self.model.head
         is_completion = head == "completion"
         if is_completion != (task == "completion") or (
             not is_completion and (n_outputs == 1) != (task == "regression")
@@ -138,15 +191,19 @@ class Gradient:
                 f"task: {task}, expected head: completion for completions, one output for a "
                 "regression, and one per class otherwise. Correct model.head or corpus.task."
             )
-        return passes
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Which part of a vector belongs to which layer; what happened to the shard."""
-        passes: Passes = inputs.opened
-        return passes.details()
+        details: Mapping[str, Any] = inputs.opened.details()
+        if self.ntk is None:
+            return details
+        return {"blocks": inputs.details(self.ntk).get("blocks"), **details}
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Gradients of one shard, one forward and one backward pass per row."""
+        """Gradients of one shard, one forward and one backward pass per row, or none."""
+        if self.ntk is not None:
+            yield from self._from_logits(inputs, self.ntk)
+            return
         passes: Passes = inputs.opened
         text, answers = labelled_rows(
             inputs.table("text"),
@@ -155,13 +212,13 @@ class Gradient:
             task_of(inputs),
         )
         tokens = passes.measurement.tokenise(text)
-        if self.per == "token":
-            yield from self._per_token(passes, text, tokens)
-            return
         has_target = np.array(passes.measurement.has_target(tokens), dtype=bool)
         yield from _without_target(text, tokens, has_target)
         kept = np.flatnonzero(has_target)
         text, tokens = text.take(pa.array(kept)), tokens.take(kept)
+        if self.per == "token":
+            yield from token_rows(passes, text, tokens, self.token_budget, self.dtype)
+            return
         if answers is not None:
             answers = answers[torch.from_numpy(kept)].to(passes.measurement.device)
 
@@ -172,23 +229,44 @@ class Gradient:
             return row_loss(outputs, at)
 
         for made in make_features(passes, tokens, self.token_budget, measured):
-            yield from feature_rows(GRADIENT.name, text, tokens, made, self.dtype, passes.told)
+            lengths = tokens.lengths[made.rows]
+            yield from feature_rows(GRADIENT.name, text, lengths, made, self.dtype, passes.told)
 
-    def _per_token(
-        self, passes: Passes, text: pa.Table, tokens: Tokens
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        each, owners, indices = one_position_each(tokens)
-        text = text.take(pa.array(owners))
-        more = {"token_index": indices}
-        for made in make_features(
-            passes, each, self.token_budget, lambda outputs, _: row_loss(outputs, None)
-        ):
-            yield from feature_rows(
-                TOKEN_GRADIENT.name, text, each, made, self.dtype, passes.told, more
-            )
+    def _from_logits(self, inputs: Inputs, read: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+        told: Told = inputs.opened
+        told.n_not_finite = told.n_left_out = 0
+        vectors, predictions = inputs.table(read), inputs.table(self.predictions)
+        label, task = inputs.table("label"), task_of(inputs)
+        in_vectors, in_predictions = matched(vectors, predictions, self.predictions)
+        n_answers = label.num_rows - (label["target"].null_count if task == "regression" else 0)
+        told.n_left_out = n_answers
+        if len(in_vectors) == 0:
+            return
+        logits = matrix_of(predictions["logits"])[in_predictions]
+        n_outputs = logits.shape[1]
+        self._check_task(n_outputs, task)
+        both = vectors.take(pa.array(in_vectors))
+        length = matrix_of(both["vector"]).shape[1]
+        check_parts(inputs.details(read), length, n_outputs, read)
+        rows, answers = labelled_rows(both, label, n_outputs, task)
+        told.n_left_out -= rows.num_rows
+        logits = logits[pc.index_in(rows["id"], value_set=both["id"].combine_chunks()).to_numpy()]
+        # Only completions have no answers, and they have no such gradients.
+        for made in rebuilt(rows, logits, cast(Tensor, answers)):
+            yield from feature_rows(GRADIENT.name, rows, None, made, self.dtype, told)
 
     def cost(self, work: Work) -> Cost:
-        """One forward and one backward pass per row."""
+        """One forward and one backward pass per row, or a product for each of its logits."""
+        if self.ntk is not None:
+            n_rows = work.n_examples + work.n_queries
+            dim = vector_length(self.model, self.projection, work.n_classes)
+            width = 2 if self.dtype == "float16" else 4
+            shard = n_rows // max(1, work.n_shards)
+            return Cost(
+                flops=2.0 * n_rows * work.n_classes * dim,
+                written_bytes=n_rows * (width * dim + 64),
+                memory_bytes=shard * dim * (8 * work.n_classes + width) + 16 * BATCH_NUMBERS,
+            )
         return pass_cost(self.model, work, self.projection, self.token_budget, self.dtype)
 
 

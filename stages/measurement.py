@@ -131,7 +131,8 @@ class Measurement:
                 self.tokenizer, self.spec.prompt, texts, pairs, longest, self._is_masked
             )
         if isinstance(self.network, CompletionNetwork):
-            return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest)
+            keeps_end = self.spec.truncation_mode == "keep_end"
+            return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest, keeps_end)
         return tokenise(self.tokenizer, *plain_texts(texts, pairs, self.form), longest)
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:

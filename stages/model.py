@@ -120,6 +120,11 @@ class ModelSpec:
     """The question of `head: label_words`."""
     reduction: Literal["mean", "sum"] = "mean"
     """Loss of a completion: the mean or the sum over its tokens."""
+    truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
+    """What is kept of a row of `head: completion` that is longer than `max_length`, by TRL's names:
+    `keep_start`, the default of supervised fine-tuning there, cuts the completion's end, and with a
+    long prompt all of it; `keep_end` cuts the prompt's start, and the completion's only when the
+    prompt is gone. Choose what the model is trained with."""
     train: Trained = field(default_factory=Trained)
     """Which weights gradients are taken of."""
     adapter: str | None = None
@@ -139,6 +144,11 @@ class ModelSpec:
             raise ConfigError(
                 f"model: found head: {self.head} {'with' if self.prompt else 'without'} prompt, "
                 "expected a prompt for head: label_words and for no other. Set or remove prompt."
+            )
+        if self.truncation_mode == "keep_end" and self.head != "completion":
+            raise ConfigError(
+                f"model: found truncation_mode: keep_end with head: {self.head}, expected "
+                "head: completion; other heads lose the end of the text. Remove truncation_mode."
             )
         if self.adapter is not None and self.train.lora is not None:
             raise ConfigError(

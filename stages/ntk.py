@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.feature_pass import DType, Passes, feature_rows, make_features, open_passes, pass_cost
+from stages.feature_pass import Passes, make_features, open_passes, pass_cost
+from stages.feature_rows import DType, feature_rows
 from stages.measurement import ModelSpec
 from stages.projection import Precision, Projection
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
@@ -141,7 +142,8 @@ class Ntk:
             return chosen_outputs(logits, self.logit, self.output)
 
         for made in make_features(passes, tokens, self.token_budget, measured):
-            yield from feature_rows(NTK.name, text, tokens, made, self.dtype, passes.told)
+            lengths = tokens.lengths[made.rows]
+            yield from feature_rows(NTK.name, text, lengths, made, self.dtype, passes.told)
 
     def cost(self, work: Work) -> Cost:
         """One forward pass per row, one backward pass per logit."""

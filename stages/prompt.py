@@ -2,7 +2,7 @@
 
 A prompt asks for a class by a cloze question, a completion is what a causal language model is
 trained to write. A prompt that is too long loses text inside the template, never the template; a
-completion loses its end, as it does where models are trained, and with a long prompt all of it.
+completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
 """
 
 import json
@@ -93,15 +93,20 @@ def label_word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 
 def tokenise_completions(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str, max_length: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
+    form: str,
+    max_length: int,
+    keeps_end: bool = False,
 ) -> Tokens:
     """Each row as a causal language model is trained on it; column `targets` holds next tokens.
 
     `form` "prompt_completion": `texts` are prompts, `pairs` what follows, and only that and the
     end-of-text token behind it are predicted. "messages": conversations in JSON, laid out by the
     tokenizer's chat template; what the assistant says is predicted. "text": everything is, but for
-    the first token. Rows longer than `max_length` lose their end; a row may be left without any
-    target then.
+    the first token. Rows longer than `max_length` lose their end, or with `keeps_end` their start;
+    a row may be left without any target then.
 
     Raises:
         ModelError: there is no chat template, or it rewrites what came before.
@@ -117,7 +122,8 @@ def tokenise_completions(
         else:
             ids = [*_ids(tokenizer, text, special=True), *_end(tokenizer)]
             is_answer = [True] * len(ids)
-        ids, is_answer = ids[:max_length], is_answer[:max_length]
+        kept = slice(-max_length, None) if keeps_end else slice(max_length)
+        ids, is_answer = ids[kept], is_answer[kept]
         following = zip(ids[1:], is_answer[1:], strict=True)
         targets = [token if answers else IGNORED for token, answers in following]
         columns["input_ids"].append(ids)

@@ -137,6 +137,12 @@ class Stage(Protocol):
       when the labels it was fitted on are corrected or rows are appended.
     - `tasks: ClassVar[tuple[str, ...]]`: the kinds of corpora it can work on (`task` of a source);
       all of them if it says nothing. Another one is refused before anything is computed.
+    - `asks: Mapping[str, Mapping[str, Any]]`: the fields of a stage that the run does not name and
+      that is added because this one reads it, by the name in `reads`; the defaults where it asks
+      for nothing. Two readers that ask for different ones are refused.
+    - `check_reads(writers: Mapping[str, Any]) -> None`: refuses, by a `ConfigError` and before
+      anything is computed, stages whose tables it cannot work with. `writers` holds the stage
+      behind each name in `reads`, but for tables of the corpus.
     - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.
     - `watch() -> Watch | None`: for `split="round"`, who says when fewer are enough: it is given
       the first table's rows of each round in turn (`add`), and asked for the `reason` to stop

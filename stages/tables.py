@@ -35,9 +35,14 @@ DIAGNOSTICS = TableSpec(
 """How the features of a row came out; a feature stage writes it as its second table.
 
 `measured` is the number that was differentiated, a loss or a logit, and `norm` the length of the
-row's feature vector; both are null where they are not finite. `status` is "ok", "not finite",
+row's feature vector; both are null where they are not finite, and `n_tokens` where no token was
+looked at, as with `gradient: {ntk: ...}`. `status` is "ok", "not finite",
 "overflow" (finite in float32, not in float16), or "no target" (`max_length` cut the completion
 away). Only rows that are "ok" are in the feature table.
+
+Where the feature table has a row per token, `measured` and `norm` are those of the row of text, the
+sum or mean of its tokens' losses and gradients, and `status` is the worst of its tokens': those
+that came out are in the feature table.
 """
 
 TOKEN_GRADIENT = TableSpec(

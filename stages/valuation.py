@@ -34,12 +34,12 @@ class Valuation(GameFields):
     (`stages/coalition_sampling.py`); or permutations: `uniform`, `paired`, `quasi_random`."""
     coalitions: int = 8
     """Of `stratified`: coalitions in a unit."""
-    size_exponent: float = 0.7
+    size_exponent: float = 0.4
     """Of `stratified`: coalitions of a examples are drawn as (a + 1) to minus this power, over the
-    root of their cost. Smooth utilities want some 0.9, accuracy some 0.5."""
-    block: int = 64
+    root of their cost."""
+    block: int = 32
     """Of `stratified`: examples that join together where accuracy is measured."""
-    orders: int = 8
+    orders: int = 4
     """Of `stratified`: orders they join in, whose marginals are averaged."""
     truncation: Truncation = "none"
     """Of permutations: `tolerance` is the paper's rule, which is biased towards small coalitions,

@@ -91,6 +91,22 @@ def test_the_plan_counts_the_tree(finished: Path, config: Any, assay: Any, tmp_p
     assert planned(finished / "config.yaml") == (0, N_TASKS)
 
 
+def test_named_alone_it_has_a_matrix_for_each_layer(
+    write_config: Any, assay: Any, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, shard_size=SHARD, stages={"curvature": {}}, queries=None)
+    config.write_text(config.read_text().replace("train[:96]", "train[:8]"))
+    result = assay("run", config)
+    assert result.exit_code == 0, result.output
+    found = matrices(tmp_path / "run")
+    # Six linear layers in each of six blocks, and the probe.
+    assert len(found) == len(manifest_of(tmp_path / "run", "gradient").details["blocks"]) == 37
+    sizes = {name: len(matrix) for name, matrix in found.items()}
+    assert set(sizes.values()) == {256, 32}
+    assert sizes["head"] == 32
+    assert all(torch.linalg.eigvalsh(matrix)[-1] > 0 for matrix in found.values())
+
+
 @pytest.mark.ray
 def test_two_workers_on_ray_give_the_bytes_of_this_process(
     finished: Path, config: Any, cli: Any, tables_of: Any, tmp_path: Path

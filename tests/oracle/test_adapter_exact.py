@@ -45,7 +45,7 @@ def parts_of(inputs: Any, table: pa.Table) -> dict[str, np.ndarray]:
     vectors = matrix_of(table["vector"])
     return {
         block["name"]: vectors[:, block["start"] : block["start"] + block["size"]]
-        for block in inputs.opened.projector.blocks
+        for block in inputs.opened.projector.sketch.blocks
     }
 
 

@@ -1,5 +1,6 @@
 """Gradients of completions against autograd on the whole causal language model."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from stages.batching import matrix_of
+from stages.drawing import gaussian
 from stages.gradient import Gradient
 from stages.measurement import ModelSpec
 from stages.model import Trained
-from stages.projection import Projection, gaussian
+from stages.projection import Projection
 from stages.stage import ModelError
 
 EXACT: dict[str, Any] = {
@@ -227,17 +229,92 @@ def test_a_row_whose_completion_is_cut_away_has_no_target(
         matrix_of(found["vector"]), matrix_of(whole["vector"])[kept], strict=True
     ):
         assert_row_equals(vector, expected)
-    if per == "row":
-        told = {row["id"]: row for row in inputs.written["diagnostics"].to_pylist()}
-        assert told[5] == {
-            "id": 5,
-            "role": "example",
-            "n_tokens": 14,
-            "measured": None,
-            "norm": None,
-            "status": "no target",
-        }
-        assert [told[row]["status"] for row in (1, 2, 3, 4)] == ["ok"] * 4
+    told = {row["id"]: row for row in inputs.written["diagnostics"].to_pylist()}
+    assert told[5] == {
+        "id": 5,
+        "role": "example",
+        "n_tokens": 14,
+        "measured": None,
+        "norm": None,
+        "status": "no target",
+    }
+    assert [told[row]["status"] for row in (1, 2, 3, 4)] == ["ok"] * 4
+
+
+def test_a_row_whose_start_is_cut_is_the_row_that_is_left(saved: Any, memory: Any) -> None:
+    folder = saved("llama", "CausalLM")
+    text, label, details = rows_of("prompt_completion")
+    start = "the film is not good and a very dull and slow"
+    long = text.set_column(2, "text", pa.array([f"{start} {p}" for p in PROMPTS]))
+    model = ModelSpec(
+        str(folder), head="completion", max_length=12, truncation_mode="keep_end", reduction="sum"
+    )
+    inputs = memory({"text": long, "label": label}, details)
+    found = matrix_of(inputs.run(Gradient(model, **EXACT))["vector"])
+    assert inputs.written["diagnostics"]["status"].to_pylist() == ["ok"] * 5
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder).double()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    weights = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
+    for vector, row in zip(found, np.argsort(text["id"].to_numpy()), strict=True):
+        prompt = tokenizer(long["text"][row].as_py())["input_ids"]
+        answer = tokenizer(COMPLETIONS[row], add_special_tokens=False)["input_ids"]
+        answer = [*answer, tokenizer.eos_token_id]
+        ids = [*prompt, *answer][-12:]
+        assert len(prompt) + len(answer) > 12 > len(answer)
+        logits = network(torch.tensor([ids]), use_cache=False).logits[0, -len(answer) - 1 : -1]
+        loss = nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")
+        expected = torch.autograd.grad(loss, weights)
+        assert_row_equals(vector, torch.cat([g.flatten() for g in expected]).numpy())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_diagnostics_of_tokens_are_those_of_their_rows(
+    reduction: Any, saved: Any, memory: Any
+) -> None:
+    folder = saved("llama", "CausalLM")
+    text, label, details = rows_of("prompt_completion")
+    model = ModelSpec(str(folder), head="completion", reduction=reduction)
+    inputs = memory({"text": text, "label": label}, details)
+    inputs.run(Gradient(model, **EXACT))
+    expected = inputs.written["diagnostics"]
+    inputs.run(Gradient(model, per="token", **EXACT))
+    found = inputs.written["diagnostics"]
+    for name in ("id", "role", "n_tokens", "status"):
+        assert found[name].equals(expected[name])
+    for name in ("measured", "norm"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=0)
+    assert inputs.opened.told.n_not_finite == 0
+
+
+def test_a_row_of_tokens_is_as_bad_as_its_worst(
+    saved: Any, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved("llama", "CausalLM")
+    text, label, details = rows_of("prompt_completion")
+    inputs = memory({"text": text, "label": label}, details)
+    stage = Gradient(ModelSpec(str(folder), head="completion"), per="token", **EXACT)
+    whole = inputs.run(stage)
+    passes = stage.open(inputs)
+    made = passes.projector.features
+
+    def broken(*arguments: Any) -> Any:
+        """The first token of a batch has no number, the second one too large for float16."""
+        vectors, numbers = made(*arguments)
+        vectors[0, 0, 0], vectors[1, 0, 0] = math.nan, 1e6
+        return vectors, numbers
+
+    monkeypatch.setattr(passes.projector, "features", broken)
+    monkeypatch.setattr(Gradient, "open", lambda *_: passes)
+    found = inputs.run(dataclasses.replace(stage, dtype="float16", token_budget=10**6))
+    assert found.num_rows == whole.num_rows - 2
+    told = inputs.written["diagnostics"].to_pydict()
+    bad = [i for i, status in zip(told["id"], told["status"], strict=True) if status != "ok"]
+    lost = {i for i in bad if found["id"].to_pylist().count(i) < whole["id"].to_pylist().count(i)}
+    assert set(bad) == lost
+    assert "not finite" in told["status"]
+    assert passes.details()["n_not_finite"] == len(bad)
+    for norm, status in zip(told["norm"], told["status"], strict=True):
+        assert (norm is None) == (status == "not finite")
 
 
 @pytest.mark.parametrize("form", ["prompt_completion", "messages", "text"])
@@ -257,7 +334,7 @@ def test_the_default_projection_works_at_any_length(
     for row_id, has in zip(text["id"].to_pylist(), has_target, strict=True):
         assert status[row_id] == ("ok" if has else "no target")
     # The directions are kept, unless no row of this form can have a target.
-    layers = inputs.opened.projector._layers.values()
+    layers = inputs.opened.projector.sketch.layers.values()
     is_kept = [
         not layer.left.equal(gaussian(0, f"{layer.name}/left", *layer.left.shape))
         for layer in layers

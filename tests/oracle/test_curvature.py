@@ -204,12 +204,24 @@ def test_gradients_of_one_logit_have_no_gauss_newton(memory: Any, details: Any) 
         memory(tables, details).run(Curvature(kind="gauss_newton"))
 
 
+@pytest.mark.parametrize("kind", ["fisher", "gauss_newton"])
+def test_a_block_that_is_too_long_is_refused_before_its_matrix_is_made(
+    memory: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.curvature.LONGEST_BLOCK", 4)
+    tables = {"gradient": vectors([1], random(1, 9)), "ntk": vectors([1], random(1, 18))}
+    tables["prediction"] = predictions([1], random(1, 2))
+    inputs = memory(tables, {"gradient": TOLD, "ntk": TOLD})
+    with pytest.raises(DataError, match="found the block early of 5 numbers, expected at most 4"):
+        inputs.run(Curvature(kind=kind))
+
+
 def test_outputs_of_a_kernel_are_no_logits(memory: Any) -> None:
     tables = {
         "ntk": vectors([1], random(1, 18)),
         "prediction": predictions([1], random(1, 2), "kernel"),
     }
-    with pytest.raises(DataError, match="found predictions of kernel in prediction"):
+    with pytest.raises(DataError, match="prediction: found predictions of kernel"):
         memory(tables, {"ntk": TOLD}).run(Curvature(kind="gauss_newton"))
 
 

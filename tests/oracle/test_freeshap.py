@@ -397,7 +397,7 @@ def test_the_game_of_gradients_is_a_damped_gauss_newton_step(engine: str) -> Non
         {"sampling": "uniform"},
         {"sampling": "paired"},
         {"sampling": "uniform", "truncation": "random", "survival": 6.0},
-        {"coalitions": 3, "size_exponent": 0.3},
+        pytest.param({"coalitions": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_intervals_cover_the_value(fields: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from stages.batching import batches, matrix_of
 from stages.measurement import ModelSpec, load_measurement
 from stages.model import Trained
 from stages.ntk import Ntk
-from stages.projection import Projection, Projector
+from stages.projection import Projection
+from stages.projector import Projector
 from stages.stage import ConfigError, Work
 from stages.trained import trained_layers
 

@@ -83,7 +83,7 @@ def test_loss_gradients_are_combinations_of_logit_gradients(
     inputs = memory({"text": text, "label": label})
     loss = rows_of(inputs.run(Gradient(model, **fields)))
     logits = rows_of(inputs.run(Ntk(model, logit="all", **fields)))
-    assert inputs.opened.projector.dim * n_classes == len(next(iter(logits.values())))
+    assert inputs.opened.projector.sketch.dim * n_classes == len(next(iter(logits.values())))
     measurement = inputs.opened.measurement
     tokens = measurement.tokenise(text)
     with torch.no_grad():

@@ -13,7 +13,9 @@ from pipeline.config import parse_config
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError, RunError
 from pipeline.plan import Plan, make_plan, stages_in_order
+from stages.model import ModelSpec
 from stages.probe import PROBE
+from stages.projection import Projection
 from storage.manifest import Manifest, ShardRecord
 from storage.table import Store
 
@@ -293,6 +295,129 @@ def test_stages_that_do_not_fit(raw: Raw) -> None:
         stages_in_order(parse_config(raw, "test"))
     raw["stages"]["freeshap"] = {"kernel": ["a", "b"]}
     assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5
+
+
+def test_curvature_alone_gets_gradients_whose_layers_are_not_mixed(raw: Raw) -> None:
+    made = plan({**raw, "stages": {"curvature": {}}})
+    assert set(made.added) == {"embedding", "probe", "gradient"}
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["gradient"].projection == Projection(inputs=16, outputs=16, dim=None)
+    made = plan({**raw, "stages": {"curvature": {"kind": "gauss_newton"}}})
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["ntk"].projection == Projection(inputs=16, outputs=16, dim=None)
+    assert stages["ntk"].logit == "all"
+
+
+def test_what_the_file_names_stays_as_it_says(raw: Raw) -> None:
+    own = {"projection": {"inputs": 8, "dim": None}}
+    made = plan({**raw, "stages": {"curvature": {}, "gradient": own}})
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["gradient"].projection == Projection(inputs=8, dim=None)
+
+
+@pytest.mark.parametrize(
+    ("projection", "numbers"),
+    [({}, "8192"), ({"inputs": 64, "outputs": 65, "dim": None}, "4160"), ({"dim": 5000}, "5000")],
+)
+def test_gradients_of_long_blocks_are_refused(raw: Raw, projection: Raw, numbers: str) -> None:
+    stages = {"mine": {"stage": "gradient", "projection": projection}}
+    stages["curvature"] = {"gradient": "mine"}
+    with pytest.raises(ConfigFileError, match=rf"curvature: mine: found .* have {numbers} numbers"):
+        plan({**raw, "stages": stages})
+    stages = {"mine": {"stage": "ntk", "projection": projection, "logit": "all"}}
+    stages["curvature"] = {"ntk": "mine", "kind": "gauss_newton"}
+    with pytest.raises(ConfigFileError, match=rf"curvature: mine: found .* have {numbers} numbers"):
+        plan({**raw, "stages": stages})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_readers_that_ask_for_different_stages_are_told_so(raw: Raw, order: int) -> None:
+    stages = {"freeshap": {}, "curvature": {"kind": "gauss_newton"}}
+    mixed = dict(list(stages.items())[::order])
+    with pytest.raises(ConfigFileError, match="'ntk'.*ask for different logit, projection"):
+        plan({**raw, "stages": mixed})
+    both = {"classes": {"stage": "ntk", "logit": "all", "projection": {"dim": 2048}}}
+    both |= {"ntk": {}, "curvature": {"kind": "gauss_newton", "ntk": "classes"}, "freeshap": {}}
+    added = plan({**raw, "stages": both}).added
+    assert set(added) == {"embedding", "probe", "prediction"}
+
+
+def test_gradients_of_logits_are_added_as_the_loss_needs_them(raw: Raw) -> None:
+    own = {"ntk": "ntk", "projection": {"dim": 99, "seed": 3}, "token_budget": 512}
+    made = plan({**raw, "stages": {"gradient": own}})
+    assert set(made.added) == {"embedding", "probe", "ntk", "prediction"}
+    stages = {node.instance: node.stage for node in made.nodes}
+    loss, logits = stages["gradient"], stages["ntk"]
+    for name in ("model", "projection", "precision", "token_budget", "dtype"):
+        assert getattr(loss, name) == getattr(logits, name)
+    assert (logits.logit, logits.output) == ("all", "logit")
+    assert set(stages["gradient"].reads) == {"ntk", "prediction", "label"}
+    # A corrected label changes its shard of the loss gradients and nothing else, once the probe is
+    # kept, which the plan of an empty store cannot know.
+    raw["model"] |= {"head": "random", "num_labels": 2}
+    before = plan({**raw, "stages": {"gradient": own}})
+    after = plan({**raw, "stages": {"gradient": own}}, corpus({"label:0": "x"}))
+    assert moved(before, after) == {"gradient"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": {"logit": 0}}, "logits: found gradients of logit: 0, output: logit"),
+        ({"logits": {"output": "margin"}}, "logits: found gradients of logit: all, output: margin"),
+        ({"logits": {"projection": {"seed": 1}}}, "logits: found another projection"),
+        ({"logits": {"token_budget": 7}}, "logits: found another token_budget"),
+        ({"logits": {"max_length": 9}}, "guesses: found logits of another model"),
+        ({"logits": {"train": {"last_blocks": 1}}}, "logits: found another model than"),
+        ({"logits": {"max_length": 9}, "guesses": {"max_length": 9}}, "logits: found another mod"),
+        ({"guesses": {"head": "random", "num_labels": 2}}, "guesses: found logits of another mo"),
+    ],
+    ids=str,
+)
+def test_gradients_of_other_logits_are_refused(
+    raw: Raw, change: dict[str, Any], message: str
+) -> None:
+    fields: dict[str, Any] = {"logits": {"stage": "ntk", "logit": "all"}}
+    fields["guesses"] = {"stage": "prediction"}
+    for instance, changes in change.items():
+        own = {k: v for k, v in changes.items() if hasattr(ModelSpec(path=""), k)}
+        rest = {k: v for k, v in changes.items() if k not in own}
+        model = {"model": {**raw["model"], **own}} if own else {}
+        fields[instance] = {**fields[instance], **rest, **model}
+    loss = {"stage": "gradient", "ntk": "logits", "predictions": "guesses"}
+    with pytest.raises(ConfigFileError, match=f"stages.loss: {message}"):
+        plan({**raw, "stages": {**fields, "loss": loss}})
+
+
+def test_fresh_adapters_and_the_probe_without_a_model_change_no_logit(raw: Raw) -> None:
+    train = {**raw["model"], "train": {"lora": {"rank": 2}}}
+    stages: dict[str, Any] = {
+        "ntk": {"logit": "all", "model": train},
+        "gradient": {"ntk": "ntk", "model": train},
+    }
+    assert plan({**raw, "stages": {**stages, "prediction": {}}})
+    assert plan({**raw, "stages": {**stages, "prediction": {"model": None}}})
+
+
+def test_gauss_newton_wants_gradients_of_the_very_logits(raw: Raw) -> None:
+    stages: dict[str, Any] = {"curvature": {"kind": "gauss_newton"}}
+    stages["ntk"] = {"logit": "all", "output": "margin", "projection": {"dim": 64}}
+    with pytest.raises(ConfigFileError, match="curvature: ntk: found gradients of .* margin"):
+        plan({**raw, "stages": stages})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ntk": "ntk", "model": {"head": "completion"}}, "ntk: found ntk with head: completion"),
+        ({"predictions": "mine"}, "predictions: found mine with ntk: null"),
+    ],
+)
+def test_fields_without_effect_are_refused(raw: Raw, fields: Raw, message: str) -> None:
+    if "model" in fields:
+        fields = {**fields, "model": {**raw["model"], **fields["model"]}}
+    with pytest.raises(ConfigFileError, match=message):
+        plan({**raw, "stages": {"gradient": fields}})
 
 
 def features(raw: Raw, *, without: str | None = None, **stages: Any) -> Plan:

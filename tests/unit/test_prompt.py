@@ -122,6 +122,23 @@ def test_a_completion_and_its_end_are_predicted() -> None:
     assert targets(tok, cut) == "- - -"
 
 
+@pytest.mark.parametrize(
+    ("max_length", "shown", "predicted"),
+    [
+        (7, "a b c d </s>", "- - d </s> -"),
+        (4, "b c d </s>", "- d </s> -"),
+        (3, "c d </s>", "d </s> -"),
+        # Of a completion without its prompt, the first token follows from nothing.
+        (2, "d </s>", "</s> -"),
+    ],
+)
+def test_the_end_of_a_row_can_be_kept(max_length: int, shown: str, predicted: str) -> None:
+    tok = tokenizer(False)
+    tokens = tokenise_completions(tok, ["a b c"], ["d"], "prompt_completion", max_length, True)
+    assert words(tok, tokens.columns["input_ids"][0]) == shown
+    assert targets(tok, tokens) == predicted
+
+
 def test_what_the_assistant_says_is_predicted() -> None:
     tok = tokenizer(False)
     tok.chat_template = (
@@ -171,6 +188,7 @@ def test_a_model_without_completions_reads_them_as_text() -> None:
         (lambda: Trained(last_blocks=-1), "last_blocks: -1"),
         (lambda: ModelSpec("x", head="label_words"), "without prompt"),
         (lambda: ModelSpec("x", prompt=MASKED), "with prompt"),
+        (lambda: ModelSpec("x", truncation_mode="keep_end"), "keep_end with head: probe"),
         (lambda: ModelSpec("x", adapter="y", train=Trained(lora=Lora())), "both adapter and"),
     ],
 )
