@@ -91,8 +91,8 @@ def size_law(n: int, exponent: float, cost: Float[np.ndarray, " sizes_and_one"])
     The optimum allocation where marginals spread as (a + 1)^-exponent and a coalition of a examples
     costs cost(a). [Neyman 1934]
     """
-    law: np.ndarray = (np.arange(n + 1) + 1.0) ** -exponent / np.sqrt(cost)
-    return law / law.sum()
+    law = (np.arange(n + 1) + 1.0) ** -exponent / np.sqrt(cost)
+    return np.asarray(law / law.sum())
 
 
 def add_unit(

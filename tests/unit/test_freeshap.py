@@ -2,13 +2,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
-from stages.freeshap import SHAPLEY_ROUND, FreeShap, permutations
+from stages.freeshap import SHAPLEY_ROUND, SHAPLEY_STRATUM, FreeShap
 from stages.leave_one_out import LeaveOneOut
+from stages.permutation_sampling import permutations
 from stages.stage import ConfigError, Part, Vectors, load
-from stages.utility import mean_utilities
+from stages.utility import Judge
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 
@@ -43,8 +45,12 @@ def rows_of(stage: Any, index: int = 0) -> pa.Table:
     inputs.opened = stage.open(inputs)
     inputs.part = Part("", index)
     pairs = list(stage.compute(inputs))
-    assert {name for name, _ in pairs} == {stage.writes[0].name}
-    return stage.writes[0].check(pa.Table.from_batches([batch for _, batch in pairs]))
+    assert {name for name, _ in pairs} == {spec.name for spec in stage.writes}
+    tables = {
+        spec.name: spec.check(pa.Table.from_batches([b for name, b in pairs if name == spec.name]))
+        for spec in stage.writes
+    }
+    return tables[stage.writes[0].name]
 
 
 def test_a_round_is_the_same_whenever_it_is_computed() -> None:
@@ -55,6 +61,7 @@ def test_a_round_is_the_same_whenever_it_is_computed() -> None:
     assert first["round"].unique().to_pylist() == [4]
     assert first["n_units"].unique().to_pylist() == [3]
     assert first["n_observed"].unique().to_pylist() == [3]
+    assert first["semivalue"].unique().to_pylist() == ["shapley"]
     assert first["example_id"].to_pylist() == sorted(LABELS["example"]) * 3
 
 
@@ -66,7 +73,7 @@ def test_another_seed_draws_other_permutations() -> None:
 
 
 def test_values_of_a_round_sum_to_what_all_examples_are_worth() -> None:
-    stage = FreeShap(units_per_round=4)
+    stage = FreeShap(units_per_round=4, sampling="uniform")
     inputs = InMemory()
     inputs.opened = stage.open(inputs)
     facts = stage.details(inputs)
@@ -78,10 +85,34 @@ def test_values_of_a_round_sum_to_what_all_examples_are_worth() -> None:
     assert facts["utility_of_none"]["accuracy"] == pytest.approx(1 / 3)
     assert facts["utility_of_none"]["cross_entropy"] == pytest.approx(-np.log(3))
     assert (facts["n_examples"], facts["n_queries"], facts["n_unlabelled_queries"]) == (6, 3, 1)
+    assert facts["engine"] == "prefix_cholesky"
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("kernel", [("ntk",), ("ntk", "embedding")])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_engines_read_the_same_game(kernel: Any, normalize: bool, precision: Any) -> None:
+    fields: Any = {"kernel": kernel, "normalize": normalize, "ridge": 0.1, "sampling": "uniform"}
+    found = [
+        rows_of(FreeShap(**fields, engine="prefix_cholesky")),
+        rows_of(FreeShap(**fields, engine="least_squares", precision=precision)),
+    ]
+    smooth = [pc.equal(table["utility"], "cross_entropy") for table in found]
+    totals = [t.filter(s)["total"].to_numpy() for t, s in zip(found, smooth, strict=True)]
+    tolerance = 1e-12 if precision == "float64" else 1e-5
+    np.testing.assert_allclose(totals[1], totals[0], rtol=0, atol=tolerance)
+
+
+def test_semivalues_and_strata_are_written() -> None:
+    stage = FreeShap(semivalues=("shapley", "beta(16,1)"), utilities=("margin",))
+    rows = rows_of(stage)
+    assert rows["semivalue"].unique().to_pylist() == ["beta(16,1)", "shapley"]
+    assert stage.writes == (SHAPLEY_ROUND, SHAPLEY_STRATUM)
 
 
 def test_squares_are_of_whole_permutations() -> None:
-    units = [rows_of(FreeShap(units_per_round=count)) for count in (1, 2)]
+    sampled: Any = {"sampling": "uniform", "seed": 3}
+    units = [rows_of(FreeShap(units_per_round=count, **sampled)) for count in (1, 2)]
     first, both = (np.array(rows["total"]) for rows in units)
     expected = first**2 + (both - first) ** 2
     np.testing.assert_allclose(np.array(units[1]["total_sq"]), expected, rtol=1e-12, atol=1e-15)
@@ -90,18 +121,11 @@ def test_squares_are_of_whole_permutations() -> None:
 def test_outputs_that_tie_share_the_accuracy() -> None:
     outputs = torch.tensor([[0.0, 0, 0], [1, 1, 0], [0, 1, 2]], dtype=torch.float64)[..., None]
     labels = torch.tensor([1])
-    found = mean_utilities(outputs, labels, ("accuracy", "margin", "cross_entropy"), 1.0)
-    assert found[0].tolist() == pytest.approx([1 / 3, 1 / 2, 0])
-    assert found[1].tolist() == pytest.approx([0, 0, -1])
-    assert found[2].tolist() == pytest.approx(outputs[..., 0].log_softmax(1)[:, 1].tolist())
-
-
-def test_temperature_divides_the_outputs() -> None:
-    outputs = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([2, 0])
-    found = mean_utilities(outputs, labels, ("cross_entropy",), 0.1)
-    expected = mean_utilities(outputs / 0.1, labels, ("cross_entropy",), 1.0)
-    torch.testing.assert_close(found, expected)
+    judge = Judge(labels, 3)
+    assert judge.mean(outputs, "accuracy").tolist() == pytest.approx([1 / 3, 1 / 2, 0])
+    assert judge.mean(outputs, "margin").tolist() == pytest.approx([0, 0, -1])
+    expected = outputs[..., 0].log_softmax(1)[:, 1].tolist()
+    assert judge.mean(outputs, "cross_entropy").tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +139,16 @@ def test_temperature_divides_the_outputs() -> None:
         {"seed": -1},
         {"kernel": ()},
         {"ridge": 0.0},
+        {"utilities": ("loss", "accuracy")},
+        {"semivalues": ()},
+        {"semivalues": ("banzhaf",)},
+        {"semivalues": ("beta(0,1)",)},
+        {"coalitions": 0},
+        {"truncation": "random"},
+        {"sampling": "uniform", "truncation": "random", "survival": 0.0},
+        {"minutes": 0.0},
+        {"stderr": -1.0},
+        {"sign_confidence": 0.4},
     ],
 )
 def test_unusable_fields_are_refused(fields: dict[str, Any]) -> None:
@@ -125,7 +159,6 @@ def test_unusable_fields_are_refused(fields: dict[str, Any]) -> None:
 def test_stages_declare_what_they_read_and_write() -> None:
     stage = load("freeshap")(kernel=("ntk", "embedding"))
     assert stage.reads == ("ntk", "embedding", "label")
-    assert stage.writes == (SHAPLEY_ROUND,)
     assert "rounds" in stage.outside_key
     assert load("leave_one_out") is LeaveOneOut
 

@@ -65,7 +65,8 @@ class InMemory:
     def run(self, stage: Any) -> tuple[pa.Table, dict[str, Any]]:
         """Rows and facts of a stage."""
         self.opened = stage.open(self) if hasattr(stage, "open") else None
-        batches = [batch for _, batch in stage.compute(self)]
+        first = stage.writes[0].name
+        batches = [batch for name, batch in stage.compute(self) if name == first]
         rows = stage.writes[0].check(pa.Table.from_batches(batches))
         return rows, dict(stage.details(self))
 

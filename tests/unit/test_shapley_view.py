@@ -72,6 +72,7 @@ def catalog(folder: Path, units: dict[int, list[list[float]]]) -> Path:
         rows = [
             {
                 "round": index,
+                "semivalue": "shapley",
                 "utility": "accuracy",
                 "example_id": example,
                 "total": sum(rounds[index]),
