@@ -137,16 +137,20 @@ class FeatureRows:
         return torch.cat(parts, 1)
 
 
-def read_game(inputs: Inputs, fields: GameFields, by_query: bool = False) -> Opened:
+def read_game(inputs: Inputs, fields: GameFields, chosen: np.ndarray | None = None) -> Opened:
     """The game of labelled examples and labelled queries, or of loss gradients.
+
+    With `chosen`, ids of queries, a set is worth one number per query instead of their mean, and
+    for a query without a label the class stands in that all examples together predict.
 
     Raises:
         DataError: no example or no query can take part.
     """
+    by_query = chosen is not None
     is_loss = fields.utilities == ("loss",)
     n_classes = 1 if is_loss else count_classes(inputs)
     known, labels = _players(inputs, n_classes)
-    asked, query_labels = _asked(inputs, n_classes)
+    asked, query_labels = _asked(inputs, n_classes, chosen)
     found = has_features(inputs, fields.kernel, "example", known)
     asked_found = has_features(inputs, fields.kernel, "query", asked)
     left_out = LeftOut(int((~found).sum()), int((~asked_found).sum()))
@@ -164,14 +168,23 @@ def read_game(inputs: Inputs, fields: GameFields, by_query: bool = False) -> Ope
     if is_loss:
         judge = LossJudge(len(query_ids) if by_query else 1)
     else:
-        judge = Judge(torch.from_numpy(query_labels), n_classes, fields.temperature)
+        # Class 1 for a query without a label: of two classes it leaves the sign of outputs alone.
+        given = torch.from_numpy(np.where(query_labels < 0, 1, query_labels))
+        judge = Judge(given, n_classes, fields.temperature)
         targets = judge.targets(targets)
     engine = fields.engine
     if engine == "auto":
         engine = "prefix_cholesky" if len(ids) <= KERNEL_EXAMPLES else "least_squares"
     build = _by_kernel if engine == "prefix_cholesky" else _by_features
     game, more = build(inputs, fields, ids, query_ids, targets, judge, by_query)
-    unlabelled = inputs.table("label", "query").num_rows - len(asked)
+    unknown = torch.from_numpy(query_labels < 0)
+    if isinstance(judge, Judge) and unknown.any():
+        regression = game.regression()
+        regression.take(torch.arange(game.n))
+        predicted = judge.predicted(regression.outputs)
+        judge = Judge(torch.where(unknown, predicted, given), n_classes, fields.temperature)
+        game, more = build(inputs, fields, ids, query_ids, targets, judge, by_query)
+    unlabelled = inputs.table("label", "query")["label"].null_count if not is_loss else 0
     facts = {
         "engine": engine,
         **more,
@@ -191,11 +204,20 @@ def _players(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.zeros(len(ids), np.int64)
 
 
-def _asked(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    if n_classes > 1:
+def _asked(
+    inputs: Inputs, n_classes: int, chosen: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, ascending, and labels of the queries that are asked about; -1 where it is unknown."""
+    if n_classes > 1 and chosen is None:
         return read_labels(inputs, "query", n_classes)
-    ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
-    return ids, np.zeros(len(ids), np.int64)
+    every = np.sort(inputs.table("label", "query")["id"].to_numpy())
+    ids = every if chosen is None else every[np.isin(every, chosen)]
+    labels = np.zeros(len(ids), np.int64) if n_classes == 1 else np.full(len(ids), -1)
+    if n_classes > 1:
+        known, found = read_labels(inputs, "query", n_classes)
+        kept = np.isin(known, ids)
+        labels[np.searchsorted(ids, known[kept])] = found[kept]
+    return ids, labels
 
 
 def _targets(

@@ -95,6 +95,12 @@ class Judge:
             return 2 * self.labels.to(dtype) - 1
         return torch.ones(len(self.labels), dtype=dtype)
 
+    def predicted(self, outputs: Float[Tensor, "outputs queries"]) -> Int64[Tensor, " queries"]:
+        """The class that the outputs of a set say for each query."""
+        if self.is_binary:
+            return (outputs[0] * self.signs(outputs.dtype) > 0).to(torch.int64)
+        return outputs.argmax(0)
+
     def each(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, "*sets queries"]:

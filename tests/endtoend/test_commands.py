@@ -40,6 +40,7 @@ VIEWS = {
     "shapley": "method semivalue utility example_id value stderr n_samples n_observed p_helpful "
     "rank",
     "shapley_by_query": "method utility query_id example_id value stderr",
+    "shapley_strata": "method utility smallest_size largest_size n_marginals",
     "attributions": "method query_id example_id score",
     "components": "method query_id example_id global_score local_score",
     "support": "method query_id contrast rank example_id global_score local_score",

@@ -1,0 +1,136 @@
+"""Semivalues of examples for single queries: why a prediction came out as it did.
+
+The games and the sampling are those of `freeshap`, but a set is worth one number per query; the
+mean over queries of a value is its value in the game of `freeshap`. A query without a label is
+valued for the class that all examples together predict. One task per block of queries, a shard of
+them, draws the same coalitions as every other, and no more than a block is in memory.
+
+Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from stages.game_source import KERNEL_EXAMPLES, read_game
+from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.tally import Tally
+from stages.valuation import Valuation
+from storage.schema import TableSpec
+
+SHAPLEY_QUERY = TableSpec(
+    name="shapley_query",
+    schema=pa.schema(
+        [
+            ("semivalue", pa.string()),
+            ("utility", pa.string()),
+            ("query_id", pa.int64()),
+            ("example_id", pa.int64()),
+            ("value", pa.float64()),
+            ("stderr", pa.float64()),
+        ]
+    ),
+    key=("semivalue", "utility", "query_id", "example_id"),
+)
+"""An example's value for a query, with its standard error; null where there is one unit only."""
+
+NUMBERS = 2**25
+"""Values (semivalues x utilities x examples x queries) that are summed at a time."""
+
+
+@dataclass(frozen=True)
+class ShapleyByQuery(Valuation):
+    """Every example's value for every query of a block.
+
+    Memory of a task: what `freeshap` needs, and 0.8 GB of sums; where a block needs more, its
+    queries are done a few at a time, each time with the same coalitions.
+    """
+
+    queries: tuple[int, ...] | None = None
+    """Ids of the queries that are wanted; by default all."""
+    units: int = 24
+    """Independent estimates, over which the standard error is taken."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "query"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed.
+
+        Raises:
+            ConfigError: a field is empty, negative or not a number.
+        """
+        self.check()
+        if self.units < 1 or self.queries == ():
+            raise ConfigError(
+                f"shapley_by_query: found units: {self.units}, queries: {self.queries}, expected "
+                "at least 1 of each. Raise units, or leave queries out for all of them."
+            )
+        if self.truncation == "tolerance":
+            raise ConfigError(
+                "truncation: found tolerance, expected none or random: the rule is one for the "
+                "mean over queries. Set truncation: none."
+            )
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """A value for each semivalue, utility, query and example."""
+        return (SHAPLEY_QUERY,)
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The values for one block of queries."""
+        ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
+        if self.queries is not None:
+            ids = ids[np.isin(ids, self.queries)]
+        n_examples = max(1, inputs.table("label", "example").num_rows)
+        per_query = n_examples * len(self.utilities) * len(self.semivalues)
+        at_once = max(1, NUMBERS // per_query)
+        for start in range(0, len(ids), at_once):
+            yield from self._values(inputs, ids[start : start + at_once])
+
+    def _values(self, inputs: Inputs, ids: np.ndarray) -> Iterator[tuple[str, pa.RecordBatch]]:
+        game, example_ids, query_ids, _ = read_game(inputs, self, ids)
+        tally = Tally(self.utilities, self.weights(game), len(query_ids))
+        self.sample(game, tally, self.units, 0, game.ends(self.utilities))
+        mean = (tally.total / tally.n_units).numpy()
+        spread = (tally.total_sq - tally.total.square() / tally.n_units).clamp(min=0).numpy()
+        error = np.sqrt(spread / max(1, self.units - 1) / self.units)
+        for row, semivalue in enumerate(self.semivalues):
+            for column, utility in enumerate(self.utilities):
+                for at, query_id in enumerate(query_ids):
+                    found = error[row, column, :, at]
+                    columns = [
+                        pa.array([semivalue] * game.n, pa.string()),
+                        pa.array([utility] * game.n, pa.string()),
+                        pa.array(np.full(game.n, query_id)),
+                        pa.array(example_ids),
+                        pa.array(np.ascontiguousarray(mean[row, column, :, at])),
+                        pa.array(found, mask=np.full(game.n, self.units < 2)),
+                    ]
+                    yield (
+                        SHAPLEY_QUERY.name,
+                        pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_QUERY.schema),
+                    )
+
+    def cost(self, work: Work) -> Cost:
+        """That of `freeshap` for each block, with one judgement per query."""
+        n, dim, m = work.n_examples, max(1, work.dim), work.n_queries
+        width = max(1, m * (1 if work.n_classes <= 2 else work.n_classes))
+        is_dense = self.engine == "prefix_cholesky" or (
+            self.engine == "auto" and n <= KERNEL_EXAMPLES
+        )
+        asked = m if self.queries is None else len(self.queries)
+        n_values = n * asked * len(self.utilities) * len(self.semivalues)
+        memory = 32 * n**2 + 8 * n * width if is_dense else 24 * dim**2 + 8 * dim * width
+        return Cost(
+            flops=self.units * self.unit_flops(n, width, None if is_dense else dim),
+            written_bytes=20 * n_values,
+            memory_bytes=memory + 24 * min(n_values, NUMBERS),
+            note="prefix Cholesky" if is_dense else "recursive least squares",
+        )
+
+
+STAGE = ShapleyByQuery
