@@ -209,6 +209,25 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("metric")
+@settings
+@as_json
+def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) -> None:
+    """Measure how far the values of a run can be trusted; METRIC is robustness.
+
+    Reads the run's tables and stores nothing.
+
+    Example: assay evaluate runs/quickstart robustness --set examples=300 --set rounds=24
+    """
+    from pipeline.evaluate import evaluate as measure
+
+    with Screen("Reading the run ...") as screen:
+        found = measure(run, metric, overrides, screen.stepped)
+    report.print_evaluation(found, is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option("--keep", help="Rows to keep: a number, or a share such as 20%.")
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
 @click.option("--by", default="shapley", help="shapley (the default) or label_score.")

@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.errors import ConfigFileError
 from pipeline.settings import Run
+from stages.metrics.metric import load_metric
 from stages.model import ModelSpec
 from stages.source import Source
 from stages.stage import ConfigError, load
@@ -140,6 +141,30 @@ def stage_names() -> list[str]:
     """Names of the stages there are: the modules in `stages/` that end with `STAGE = ...`."""
     folder = Path(__file__).parents[1] / "stages"
     return sorted(p.stem for p in folder.glob("*.py") if "\nSTAGE = " in p.read_text("utf-8"))
+
+
+def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
+    """The metric of that name, with the fields that `overrides`, `field=value` each, give it.
+
+    Raises:
+        ConfigFileError: there is no such metric, or its fields are wrong.
+    """
+    if metric not in metric_names():
+        near = difflib.get_close_matches(metric, metric_names(), 1)
+        raise ConfigFileError(
+            f"found no metric {metric!r}, expected one of {', '.join(metric_names())}. "
+            + (f"Did you mean {near[0]}?" if near else "Correct the name.")
+        )
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        _override(fields, override)
+    return _check(load_metric(metric), fields, metric, ())
+
+
+def metric_names() -> list[str]:
+    """Names of the metrics there are: the modules in `stages/metrics/` with `METRIC = ...`."""
+    folder = Path(__file__).parents[1] / "stages" / "metrics"
+    return sorted(p.stem for p in folder.glob("*.py") if "\nMETRIC = " in p.read_text("utf-8"))
 
 
 def dump_config(run: Run) -> str:

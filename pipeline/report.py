@@ -92,6 +92,17 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     )
 
 
+def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
+    """Prints what a metric found; the values it was computed from in JSON alone."""
+    if is_json:
+        click.echo(json.dumps(evaluation))
+        return
+    rows = evaluation["rows"]
+    _print(_table(list(rows[0]), [list(row.values()) for row in rows]))
+    for name in ("fields", "facts"):
+        _print(f"\n{name}: " + ", ".join(f"{k} {_told(v)}" for k, v in evaluation[name].items()))
+
+
 def print_summary(run: Any, is_json: bool) -> None:
     """Prints what a person wants to see of a finished run."""
     summary = summarize(run)
@@ -278,6 +289,14 @@ def _cell(name: str, value: Any) -> str:
     if len(text) > TEXT_WIDTH:
         return text[: TEXT_WIDTH - 1] + "…"
     return text
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_told, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(count: float) -> str:

@@ -23,8 +23,9 @@ UNITS = {"shard": "shards", "query": "blocks", "round": "rounds", "whole": "task
 class Screen:
     """`pipeline.run.Progress` for people: bars on a terminal, lines elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, opening: str = "Reading the corpus ...") -> None:
         """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere."""
+        self._opening = opening
         self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description:<18}"),
@@ -41,7 +42,7 @@ class Screen:
         self._begun = self._told = 0.0
 
     def __enter__(self) -> "Screen":
-        self._console.print("Reading the corpus ...", style="dim")
+        self._say(self._opening)
         return self
 
     def __exit__(
@@ -78,30 +79,15 @@ class Screen:
 
     def started(self, node: Any) -> None:
         """Puts a bar for the stage on the screen."""
-        self._done = 0
-        self._begun = self._told = time.monotonic()
-        if node.missing:
-            self._bar = self._bars.add_task(
-                node.instance, total=len(node.missing), unit=_unit(node.stage)
-            )
+        self._begin(node.instance, len(node.missing), _unit(node.stage))
 
     def advanced(self, node: Any, records: Any) -> None:
         """Moves the bar by one task; without a terminal, says so every ten seconds."""
-        self._done += 1
-        if self._bar is not None:
-            self._bars.advance(self._bar)
-        now, total = time.monotonic(), len(node.missing)
-        if not self._console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
-            self._told = now
-            left = (now - self._begun) / self._done * (total - self._done)
-            unit = _unit(node.stage)
-            self._say(f"{node.instance}: {self._done} of {total} {unit}, {told_seconds(left)} left")
+        self._advance(node.instance, len(node.missing), _unit(node.stage))
 
     def finished(self, node: Any, seconds: float, notices: Sequence[str] = ()) -> None:
         """Takes the bar away and leaves a line with the time, and one for each notice."""
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
-            self._bar = None
+        self._end()
         if node.missing:
             self._say(
                 f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
@@ -109,6 +95,38 @@ class Screen:
             )
         for notice in notices:
             self._say(f"{node.instance}: {notice}", style="yellow")
+
+    def stepped(self, name: str, done: int, total: int) -> None:
+        """Shows how many steps of something that is no stage are done; first that none is."""
+        if done == 0:
+            self._bars.start()
+            self._begin(name, total, "steps")
+            return
+        self._advance(name, total, "steps")
+        if done == total:
+            self._end()
+            self._say(f"{name}: {total} steps in {time.monotonic() - self._begun:.1f} s")
+
+    def _begin(self, name: str, total: int, unit: str) -> None:
+        self._done = 0
+        self._begun = self._told = time.monotonic()
+        if total:
+            self._bar = self._bars.add_task(name, total=total, unit=unit)
+
+    def _advance(self, name: str, total: int, unit: str) -> None:
+        self._done += 1
+        if self._bar is not None:
+            self._bars.advance(self._bar)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
+            self._told = now
+            left = (now - self._begun) / self._done * (total - self._done)
+            self._say(f"{name}: {self._done} of {total} {unit}, {told_seconds(left)} left")
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
 
     def _say(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(text, style=style))

@@ -20,6 +20,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.game import Game, Values
 from stages.game_source import KERNEL_EXAMPLES, Opened, read_game
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
 from stages.stopping import StopRule, Watch
@@ -124,6 +125,14 @@ class FreeShap(Valuation):
     def watch(self) -> Watch | None:
         """Who says when rounds are enough; see `stages.stage.Stage`."""
         return Watch(self.stop_rule()) if self.stop_rule().is_open else None
+
+    def play(self, game: Game, draw: int = 0) -> Values:
+        """Values of all players from all rounds; another `draw` has rounds of its own."""
+        tally = Tally(self.utilities, self.weights(game))
+        ends = game.ends(self.utilities)
+        for index in range(draw * self.rounds, (draw + 1) * self.rounds):
+            self.sample(game, tally, self.units_per_round, index, ends)
+        return Values(self.semivalues, *tally.estimates())
 
     def open(self, inputs: Inputs) -> Opening:
         """The game, once per worker, with the utilities' ends."""

@@ -137,11 +137,25 @@ class FeatureRows:
         return torch.cat(parts, 1)
 
 
-def read_game(inputs: Inputs, fields: GameFields, chosen: np.ndarray | None = None) -> Opened:
+def player_ids(inputs: Inputs, fields: GameFields) -> Int64[np.ndarray, " examples"]:
+    """Ids, ascending, of the examples that can play: those with an answer and with features."""
+    n_classes = 1 if fields.utilities == ("loss",) else count_classes(inputs)
+    known, _ = _players(inputs, n_classes)
+    found: np.ndarray = known[has_features(inputs, fields.kernel, "example", known)]
+    return found
+
+
+def read_game(
+    inputs: Inputs,
+    fields: GameFields,
+    chosen: np.ndarray | None = None,
+    players: np.ndarray | None = None,
+) -> Opened:
     """The game of labelled examples and labelled queries, or of loss gradients.
 
     With `chosen`, ids of queries, a set is worth one number per query instead of their mean, and
-    for a query without a label the class stands in that all examples together predict.
+    for a query without a label the class stands in that all examples together predict. With
+    `players`, ids of examples, no others are read, and the ridge is chosen on these.
 
     Raises:
         DataError: no example or no query can take part.
@@ -150,6 +164,9 @@ def read_game(inputs: Inputs, fields: GameFields, chosen: np.ndarray | None = No
     is_loss = fields.utilities == ("loss",)
     n_classes = 1 if is_loss else count_classes(inputs)
     known, labels = _players(inputs, n_classes)
+    if players is not None:
+        named = np.isin(known, players)
+        known, labels = known[named], labels[named]
     asked, query_labels = _asked(inputs, n_classes, chosen)
     found = has_features(inputs, fields.kernel, "example", known)
     asked_found = has_features(inputs, fields.kernel, "query", asked)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.conditioned import gains, join
-from stages.game import Game
+from stages.game import Game, Values
 from stages.game_source import KERNEL_EXAMPLES, GameFields, Opened, read_game
 from stages.stage import Cost, Inputs, Split, Work
 from stages.tables import EXACT_VALUE
@@ -68,6 +68,11 @@ class LeaveOneOut(GameFields):
     def writes(self) -> tuple[TableSpec, ...]:
         """Values with `semivalue` "loo"."""
         return (EXACT_VALUE,)
+
+    def play(self, game: Game, draw: int = 0) -> Values:
+        """Values of all players; nothing is drawn."""
+        found = leave_one_out(game, self.utilities)[None]
+        return Values(("loo",), found, torch.zeros_like(found))
 
     def open(self, inputs: Inputs) -> Opened:
         """The game, once per worker."""

@@ -57,6 +57,14 @@ class Tally:
             moments = [counts, gains.abs().sum(0), gains.square().sum(0)]
             self.strata[row].index_add_(0, stratum, torch.stack(moments, 1))
 
+    def estimates(self) -> tuple[Tensor, Tensor]:
+        """The means over the units, and their standard errors; those take two units at least."""
+        mean = self.total / self.n_units
+        # Equal units leave only the rounding of two nearly equal numbers, which is no spread.
+        spread = self.total_sq - self.total * mean
+        spread = torch.where(spread > 1e-13 * self.total_sq, spread, 0.0)
+        return mean, (spread / (self.n_units - 1) / self.n_units).sqrt()
+
     def close_unit(self) -> None:
         """What was added since the last call is one unit."""
         self.total += self._unit

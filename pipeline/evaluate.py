@@ -1,0 +1,97 @@
+"""Metrics over a finished run: how far what it computed can be trusted.
+
+Computed in this process, shown and not stored: a metric is a question about a run, not a part of
+it, and whoever wants it again asks again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.config import parse_metric, plain
+from pipeline.errors import RunError
+from pipeline.folder import RunFolder
+from pipeline.node import CORPUS_INSTANCE
+from pipeline.task import Job, StoredInputs
+from stages.stage import Split
+
+Stepped = Callable[[str, int, int], None]
+"""Told a name, and how many steps of how many are done."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Stands where a job has its stage: a metric reads all rows."""
+
+    split: ClassVar[Split] = "whole"
+
+
+def evaluate(
+    run: Path, metric: str, overrides: Sequence[str] = (), stepped: Stepped | None = None
+) -> dict[str, Any]:
+    """What a metric says of the run in a folder.
+
+    Keys: run_id, metric, fields (with every default), facts, rows, details; see
+    `stages.metrics.metric.Result`.
+
+    Args:
+        run: Folder of a run whose tables that the metric reads are whole.
+        metric: The name of a file in `stages/metrics/`.
+        overrides: `field=value` each.
+        stepped: Told how far it is.
+
+    Raises:
+        RunError: there is no such run, metric or field, or the run lacks a table.
+        stages.stage.StageError: the rows cannot be used.
+    """
+    asked = parse_metric(metric, overrides)
+    folder = RunFolder(run.expanduser().resolve())
+    record, store = folder.read_record(), folder.store()
+    found = {read: _table(read, record["tables"], folder) for read in asked.reads}
+    inputs = StoredInputs(Job(metric, _Reader(), store.url, found, threads=1), store)
+    task = str(inputs.details("label").get("task", "classification"))
+    if task not in getattr(asked, "tasks", (task,)):
+        raise RunError(
+            f"{folder.path}: found a corpus with task: {task}, expected {' or '.join(asked.tasks)} "
+            f"for {metric} with these fields. Evaluate another run, or set other fields."
+        )
+
+    def tell(done: int, total: int) -> None:
+        if stepped is not None:
+            stepped(metric, done, total)
+
+    rows, facts, details = asked.compute(inputs, tell)
+    return {
+        "run_id": record["run_id"],
+        "metric": metric,
+        "fields": plain(asked),
+        "facts": facts,
+        "rows": rows,
+        "details": details,
+    }
+
+
+def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:
+    """Name and manifest key of the table of a finished run that `read` stands for."""
+    if read in tables and read != CORPUS_INSTANCE:
+        # An instance's first table is its own; others, such as diagnostics, lie beside it.
+        places = [(read, next(iter(tables[read])))]
+    else:
+        places = [(instance, read) for instance in tables if read in tables[instance]]
+    if len(places) != 1:
+        names = ", ".join(instance for instance, _ in places) or "none"
+        there = ", ".join(name for name in tables if name != CORPUS_INSTANCE)
+        raise RunError(
+            f"{folder.path}: found {names} that {'write' if places else 'writes'} {read!r}, "
+            f"expected one instance of {there}. Name it, as in --set kernel=[embedding], or add "
+            f"`{read}: {{}}` under `stages:` and run again."
+        )
+    ((instance, table),) = places
+    key = tables[instance][table]["manifest"]
+    if key is None:
+        raise RunError(
+            f"{folder.path}: found that {instance} is not whole yet, expected a run that came to "
+            f"its end. Go on with `assay run {folder.config}`."
+        )
+    return table, str(key)

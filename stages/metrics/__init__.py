@@ -1,0 +1,1 @@
+"""How far what the stages compute can be trusted: one metric per file."""

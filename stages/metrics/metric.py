@@ -1,0 +1,63 @@
+"""The contract between a metric and `assay evaluate`.
+
+A metric is a frozen dataclass whose fields are its configuration. It reads tables of a finished run
+through the same `Inputs` as a stage, all rows of them, and computes a small table that is shown
+and not stored. It takes its randomness from a field `seed`: the same run gives the same table.
+
+A new metric is one file in `stages/metrics/` that ends with `METRIC = <Class>`, one oracle test,
+and one line in the README's table. No metric imports another, and no stage imports a metric.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+from stages.stage import ConfigError, Inputs
+
+Tell = Callable[[int, int], None]
+"""Told how many steps of how many are done; first of all that none is."""
+
+
+class Result(NamedTuple):
+    """What a metric found, in plain values."""
+
+    rows: list[dict[str, Any]]
+    """The table that is shown; all rows have the same keys."""
+    facts: dict[str, Any]
+    """What all rows rest on, such as sizes and the ridge."""
+    details: list[dict[str, Any]]
+    """What the rows were computed from, so that a program can compute them again."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Reads tables of a run, and says how good something is.
+
+    Optional: `tasks: tuple[str, ...]`, the kinds of corpora it can work on; all if it says nothing.
+    """
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the tables, or of the run's instances that write them, that it reads."""
+
+    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+        """The table."""
+
+
+def load_metric(name: str) -> type[Any]:
+    """The metric class of `stages/metrics/<name>.py`; nothing else is imported.
+
+    Raises:
+        ConfigError: there is no such file, or it does not end with `METRIC = <Class>`.
+    """
+    place = f"stages.metrics.{name}"
+    module = None
+    if name.isidentifier() and importlib.util.find_spec(place) is not None:
+        module = importlib.import_module(place)
+    if not hasattr(module, "METRIC"):
+        raise ConfigError(
+            f"{place}: found no metric of that name, expected a file stages/metrics/{name}.py that "
+            "ends with `METRIC = <Class>`. Correct the name."
+        )
+    return cast(type[Any], cast(Any, module).METRIC)
