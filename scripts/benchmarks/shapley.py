@@ -90,10 +90,7 @@ def features(source: Path, work: Path) -> dict[str, torch.Tensor]:
         }
     )
     rows: dict[str, torch.Tensor] = {}
-    for role, view, key in (
-        ("example", "examples", "example_id"),
-        ("query", "queries", "query_id"),
-    ):
+    for role, view in (("example", "examples"), ("query", "queries")):
         table = done.sql(
             f"SELECT n.vector, r.label FROM ntk AS n JOIN {view} AS r ON r.{role}_id = n.id "
             f"WHERE n.role = '{role}' ORDER BY n.id"
