@@ -105,7 +105,8 @@ class KnnShapley:
     features: str = "embedding"
     """The feature table that distances are taken in."""
     neighbours: int = 10
-    """K, how many neighbours vote."""
+    """K, how many neighbours vote. Of 1, 5, 10 and 50 it was 10 that found planted wrong labels
+    best in TREC and Subj, and 50 in SST-2."""
     normalize: bool = True
     """Nearest is the largest cosine, and a zero vector has cosine 0 with all; without it, the least
     Euclidean distance."""
