@@ -126,7 +126,7 @@ class _Stop:
         self._was_near = False
         self.is_reached = False
 
-    def after(self, found: list[Float[Tensor, "rows *queries"]], most: int) -> int:
+    def after(self, found: list[Tensor], most: int) -> int:
         """How many of a block's marginals count, `most` at most."""
         if self._near is None:
             return most

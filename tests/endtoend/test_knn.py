@@ -125,7 +125,7 @@ def test_a_new_label_of_a_query_recomputes_its_block_alone(
 
 
 def test_beside_other_values_each_utility_has_its_method(tmp_path: Path, assay: Any) -> None:
-    freeshap = {"kernel": ["features"], "rounds": 1, "permutations_per_round": 2}
+    freeshap = {"kernel": ["features"], "rounds": 1, "units_per_round": 2}
     stages = {
         "knn": {"stage": "knn_shapley", "features": "features"},
         "euclid": {"stage": "knn_shapley", "features": "features", "normalize": False},
