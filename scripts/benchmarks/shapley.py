@@ -125,7 +125,7 @@ def game_of(rows: dict[str, torch.Tensor], n: int) -> Any:
 
 def permutation_seconds(rows: dict[str, torch.Tensor], n: int, every: int) -> dict[str, float]:
     """CPU-seconds of one permutation of each contestant, and how far their utilities differ."""
-    from stages.permutation_sampling import permutations
+    from stages.drawing import permutations
 
     game, kernel, to_queries, goal, damping = game_of(rows, n)
     order = next(permutations(n, 1, 0, 0))
@@ -407,9 +407,10 @@ def enumerated(game: Any) -> np.ndarray:
 
 def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
     """A permutation and a default unit on synthetic rows, margin; float32 against float64."""
+    from stages.drawing import permutations
     from stages.game import Game
     from stages.least_squares import RecursiveLeastSquares
-    from stages.permutation_sampling import permutations, walk
+    from stages.permutation_sampling import walk
     from stages.tally import Tally
     from stages.utility import Judge
     from stages.valuation import Valuation
