@@ -7,6 +7,7 @@ in all of them, and the first shard speaks for the table:
     notices: ["...", ...]         notices: {"...": in how many tasks}
     n_not_finite: 3               n_not_finite: the sum; rows whose numbers cannot be stored
     n_left_out: 2                 n_left_out: the sum; rows that a shard's other inputs lack
+    n_without_label: 1            n_without_label: the sum; queries of a block that have no label
     is_exact_bytes: false         inexact_shards: [keys of those shards]
 
 A shard that is not exact in its bytes (its task ran out of memory and worked in smaller batches)
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-SUMMED = ("n_not_finite", "n_left_out")
+SUMMED = ("n_not_finite", "n_left_out", "n_without_label")
 
 
 def of_task(details: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class OpenedRun:
             keep: How many to keep, a number of rows or a share such as `20%`.
             drop: How many of the least valuable to leave out; give this or `keep`.
             by: `shapley`, or `label_score`.
-            utility: The utility whose values count; by default `default_utility`.
+            utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
         """
         if by not in ("shapley", "label_score"):
@@ -142,12 +142,11 @@ class OpenedRun:
             )
         if by == "shapley":
             self.needs("shapley", "freeshap")
-            view, value = SHAPLEY, "v.value"
             chosen = self._one(SHAPLEY, "utility", utility, first=PREFERRED_UTILITY)
-            where = f"v.utility = {_quoted(chosen)} AND"
+            view, value = f"(FROM {SHAPLEY} WHERE utility = {_quoted(chosen)})", "v.value"
         else:
             self.needs("label_issues", "label_issues")
-            view, value, where = "label_issues", "v.label_score", ""
+            view, value = "label_issues", "v.label_score"
         one = self._one(view, "method", method)
         total = int(self.sql("SELECT count(*) FROM examples").fetchall()[0][0])
         count = total if keep is None else rows_of(keep, total)
@@ -157,7 +156,7 @@ class OpenedRun:
             f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
                        row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
                 FROM {view} AS v JOIN examples AS e USING (example_id)
-                WHERE {where} v.method = {_quoted(one)} ORDER BY rank LIMIT {count}"""
+                WHERE v.method = {_quoted(one)} ORDER BY rank LIMIT {count}"""
         )
 
     def write(self, rows: Any, path: str | Path) -> int:
@@ -257,20 +256,25 @@ class OpenedRun:
         return json.loads(rows[0][0])
 
     def methods(self, view: str) -> list[str]:
-        """Stage instances with rows in `view`; for `shapley` those with Shapley values proper."""
+        """Stage instances with rows in `view`."""
         if view not in self.views():
             return []
-        source = SHAPLEY if view == "shapley" else view
-        rows = self.sql(f"SELECT DISTINCT method FROM {source} AS v ORDER BY 1").fetchall()
+        rows = self.sql(f"SELECT DISTINCT method FROM {view} ORDER BY 1").fetchall()
         return [str(row[0]) for row in rows]
 
-    def default_utility(self) -> str:
-        """The utility that is shown when none is named.
+    def shown_values(self) -> tuple[str, str] | None:
+        """Method and utility of the Shapley values that are shown; None where there are none.
 
         Cross-entropy where there is one: after 100 permutations of 2,000 SST-2 rows nine values in
         ten have a sign beyond doubt, against one in thirteen for accuracy, which moves in steps.
         """
-        return self._one(SHAPLEY, "utility", None, first=PREFERRED_UTILITY)
+        if "shapley" not in self.views():
+            return None
+        rows = self.sql(
+            f"FROM (SELECT DISTINCT method, utility FROM {SHAPLEY}) "
+            f"ORDER BY utility <> {_quoted(PREFERRED_UTILITY)}, method, utility LIMIT 1"
+        ).fetchall()
+        return rows[0] if rows else None
 
     def _one(self, view: str, column: str, wish: str | None, first: str | None = None) -> str:
         """The value of `column` that is meant: `wish`, the only one, or `first` where it occurs."""

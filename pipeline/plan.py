@@ -184,6 +184,11 @@ def _check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
             f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "
             "Set `features:` of corpus and queries to a column of vectors or a .npy file."
         )
+    if stage.split == "query" and not corpus.rows("text", "query"):
+        raise ConfigFileError(
+            f"stages.{instance}: found no queries, expected some: its work is cut into blocks of "
+            "them. Add `queries:`, or leave the stage out."
+        )
     if "text" in stage.reads and not corpus.has_text:
         raise ConfigFileError(
             f"stages.{instance}: found that it reads the text, expected a corpus with text, and "

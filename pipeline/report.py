@@ -194,15 +194,15 @@ def summarize(run: Any) -> dict[str, Any]:
         if planted:
             found = sum(row["planted"] for row in summary["suspicious"])
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": found}
-    for method in run.methods("shapley")[:1]:
-        utility = run.default_utility()
-        summary["utility"] = utility
+    shown = run.shown_values()
+    if shown is not None:
+        method, summary["utility"] = shown
         for key, order in (("helpful", "ASC"), ("harmful", "DESC")):
             summary[key] = _dicts(
                 run.sql(
                     "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
                     "s.p_helpful FROM shapley AS s JOIN examples AS e USING (example_id) "
-                    f"WHERE s.utility = '{utility}' AND s.semivalue = 'shapley' "
+                    f"WHERE s.utility = '{summary['utility']}' AND s.semivalue = 'shapley' "
                     f"AND s.method = '{method}' "
                     f"ORDER BY s.rank {order} LIMIT {EXTREMES}"
                 )

@@ -24,28 +24,10 @@ from stages.game import Game, Values
 from stages.game_source import KERNEL_EXAMPLES, Opened, read_game
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
 from stages.stopping import StopRule, Watch
+from stages.tables import SHAPLEY_ROUND
 from stages.tally import Tally
 from stages.valuation import Valuation
 from storage.schema import TableSpec
-
-SHAPLEY_ROUND = TableSpec(
-    name="shapley_round",
-    schema=pa.schema(
-        [
-            ("round", pa.int64()),
-            ("semivalue", pa.string()),
-            ("utility", pa.string()),
-            ("example_id", pa.int64()),
-            ("total", pa.float64()),
-            ("total_sq", pa.float64()),
-            ("n_units", pa.int64()),
-            ("n_observed", pa.int64()),
-        ]
-    ),
-    key=("semivalue", "utility", "example_id"),
-)
-"""Sums over a round's units, independent estimates of one value: of the estimates, of their
-squares, how many units there were, and how many of them saw the example at all."""
 
 SHAPLEY_STRATUM = TableSpec(
     name="shapley_stratum",

@@ -34,13 +34,6 @@ FIRST = 64
 """Examples of every permutation of a round that join in one batch, since they join nobody."""
 
 
-def permutations(n: int, count: int, seed: int, index: int) -> Iterator[Int64[Tensor, " n"]]:
-    """The `count` permutations of 0 to n - 1 that round `index` draws, from nothing else."""
-    generator = np.random.default_rng([seed, index])
-    for _ in range(count):
-        yield torch.from_numpy(generator.permutation(n).astype(np.int64))
-
-
 def unit_of(order: Int64[Tensor, " n"], sampling: Sampling) -> list[Int64[Tensor, " n"]]:
     """The permutations of one unit, the first being `order`."""
     if sampling == "paired":
@@ -126,7 +119,7 @@ class _Stop:
         self._was_near = False
         self.is_reached = False
 
-    def after(self, found: list[Float[Tensor, "rows *queries"]], most: int) -> int:
+    def after(self, found: list[Tensor], most: int) -> int:
         """How many of a block's marginals count, `most` at most."""
         if self._near is None:
             return most

@@ -85,7 +85,8 @@ class Inputs(Protocol):
         """Rows of the table `name` that this part reads.
 
         For `split="shard"` the rows of the part's own shard (tables that are not cut into shards
-        come whole); otherwise all rows, of one role if given.
+        come whole); otherwise all rows, of one role if given. For `split="query"` the rows of the
+        role "query" are those of the part's own block.
         """
 
     def vectors(self, name: str, role: Role) -> Vectors:
@@ -148,11 +149,11 @@ class Stage(Protocol):
       the first table's rows of each round in turn (`add`), and asked for the `reason` to stop
       (`stages.stopping.Watch`). The rounds that count are then those up to the first reason.
     - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written, asked
-      for after `compute`. Four keys have a meaning of their own and are added up over shards:
+      for after `compute`. Five keys have a meaning of their own and are added up over shards:
       `notices: list[str]` are sentences for the user, `n_not_finite` rows whose features could not
-      be stored, `n_left_out` rows that another input of the shard lacks, and `is_exact_bytes:
-      False` exempts the shard from byte identity, say because memory ran out and batches were cut
-      in another way.
+      be stored, `n_left_out` rows that another input of the shard lacks, `n_without_label` queries
+      of a block that have no label, and `is_exact_bytes: False` exempts the shard from byte
+      identity, say because memory ran out and batches were cut in another way.
     - `merge(parts: Mapping[str, Sequence[pa.Table]]) -> Iterator[tuple[str, pa.RecordBatch]]`:
       for `split="shard"`, the rows of each table that stand for those of several parts together,
       given by table name, in the order of the corpus. `compute` is then asked for the shards of

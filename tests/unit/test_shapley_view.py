@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage.schema
-from stages.freeshap import SHAPLEY_ROUND
+from stages.tables import SHAPLEY_ROUND
 
 SQL = Path(storage.schema.__file__).parent / "sql"
 MACRO = (SQL / "macros" / "student_t_cdf.sql").read_text(encoding="utf-8")

@@ -3,8 +3,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.freeshap import SHAPLEY_ROUND
 from stages.stopping import StopRule, Watch, student_t_quantile
+from stages.tables import SHAPLEY_ROUND
 
 
 def rounds(units: np.ndarray, utility: str = "margin") -> pa.Table:
