@@ -57,9 +57,10 @@ def summary(
 ) -> dict[str, float]:
     """What the table says of one method and utility.
 
-    non_robust, surely_non_robust: shares of the points; zeros: share of all values that are exactly 0; mean_abs:
-    mean over points of |mean over draws|; mean_sd: mean over points of the standard deviation over
-    draws; stderr: root mean square of the standard errors of sampling, which are part of mean_sd.
+    non_robust, surely_non_robust: shares of the points; zeros: share of all values that are exactly
+    0; mean_abs: mean over points of |mean over draws|; mean_sd: mean over points of the standard
+    deviation over draws; stderr: root mean square of the standard errors of sampling, whose noise
+    is part of mean_sd.
     """
     return {
         "non_robust": float(non_robust(value).mean()),
