@@ -80,18 +80,19 @@ def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, s
     else:
         places = [(instance, read) for instance in tables if read in tables[instance]]
     if len(places) != 1:
-        names = ", ".join(instance for instance, _ in places) or "none"
+        several = ", ".join(instance for instance, _ in places)
         there = ", ".join(name for name in tables if name != CORPUS_INSTANCE)
         raise RunError(
-            f"{folder.path}: found {names} that {'write' if places else 'writes'} {read!r}, "
-            f"expected one instance of {there}. Name it, as in --set kernel=[embedding], or add "
-            f"`{read}: {{}}` under `stages:` and run again."
+            f"{folder.path}: found {'several tables' if places else 'no table'} {read!r}"
+            f"{f' ({several})' if places else ''}, expected the name of one of {several or there}. "
+            f"Name another, as in --set kernel=[NAME]"
+            + (". " if places else f", or add `{read}: {{}}` under `stages:` and run again.")
         )
     ((instance, table),) = places
     key = tables[instance][table]["manifest"]
     if key is None:
         raise RunError(
-            f"{folder.path}: found that {instance} is not whole yet, expected a run that came to "
-            f"its end. Go on with `assay run {folder.config}`."
+            f"{folder.path}: found that the table {read!r} is not whole yet, expected a run that "
+            f"came to its end. Go on with `assay run {folder.config}`."
         )
     return table, str(key)

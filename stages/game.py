@@ -67,7 +67,7 @@ class PlaysGame(Protocol):
     """A method that needs nothing of examples but what sets of them are worth.
 
     A stage that has `play` can be asked about any game, hence about any training set. Methods that
-    look at features or gradients one by one, such as influence, have no such function.
+    look at the examples' features or gradients, such as influence or KNN-Shapley, cannot have it.
     """
 
     @property

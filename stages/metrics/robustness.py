@@ -9,11 +9,15 @@ How it is read here. [derived]
 - A training set is the points and companions, `examples` in all, so that one game values all points
   at once. The points are each other's companions in every set: of a point's companions a share of
   (points - 1) / (examples - 1) is not drawn anew.
-- The paper's mean |score| is smaller than its mean standard deviation by more than five draws allow
-  if scores were averaged as |.|, so it must be the |.| of a point's mean over the draws.
+- The paper's mean |score| is that of a point's mean over the draws: were it the mean over points
+  and draws, the mean standard deviation could be sqrt(5) times as large at most, and for
+  leave-one-out the paper has 3.8 times.
 - What a set is worth must not hang on the draw. All sets are restrictions of one game, over
-  everything that was drawn, with one ridge. Were it chosen for each set anew, signs would also turn
-  with the ridge, which is no property of the method.
+  everything that was drawn, with one ridge, chosen on all of that. Were it chosen for each set
+  anew, signs would also turn with the ridge, which is no property of the method.
+
+A method is a function from a game to values (`stages.game.PlaysGame`), so what it is given is what
+sets are worth, and no more: `leave_one_out` and `freeshap` can be asked, `knn_shapley` cannot.
 """
 
 import dataclasses

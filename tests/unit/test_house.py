@@ -9,8 +9,9 @@ import pytest
 
 import stages.tables as stages_tables
 from pipeline.cli import main
-from pipeline.config import parse_stage, read_config, stage_names
+from pipeline.config import metric_names, parse_metric, parse_stage, read_config, stage_names
 from stages.measurement import ModelSpec
+from stages.metrics.metric import Metric
 from stages.stage import Stage
 from storage.schema import TableSpec
 
@@ -57,6 +58,19 @@ def test_stages_keep_the_contract(stage: str) -> None:
 @pytest.mark.parametrize("stage", stage_names())
 def test_the_readme_names_every_stage(stage: str) -> None:
     assert f"`{stage}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("metric", metric_names())
+def test_metrics_keep_the_contract(metric: str) -> None:
+    made = parse_metric(metric)
+    assert isinstance(made, Metric)
+    assert made.__dataclass_params__.frozen
+    assert all(isinstance(name, str) for name in made.reads)
+
+
+@pytest.mark.parametrize("metric", metric_names())
+def test_the_readme_names_every_metric(metric: str) -> None:
+    assert f"`{metric}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))

@@ -1,0 +1,140 @@
+"""`assay evaluate` over a run of one's own vectors: what is printed, and that nothing is stored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+N_EXAMPLES, N_QUERIES = 70, 30
+SMALL = ("examples=20", "points=6", "draws=3", "rounds=2", "kernel=[features]")
+
+
+def source(folder: Path, name: str, n: int, seed: int, **changes: Any) -> dict[str, Any]:
+    g = np.random.default_rng(seed)
+    labels = g.integers(0, 2, n)
+    rows = g.normal(size=(n, 6)) + 2 * labels[:, None]
+    np.save(folder / f"{name}.npy", rows.astype(np.float32))
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"label": int(label)}) + "\n" for label in labels))
+    features = str(folder / f"{name}.npy")
+    return {"path": str(path), "text": None, "features": features, **changes}
+
+
+def made(folder: Path, assay: Any, **changes: Any) -> Path:
+    """The folder of a finished run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = {
+        "run": str(folder / "run"),
+        "corpus": source(folder, "train", N_EXAMPLES, 1),
+        "queries": source(folder, "test", N_QUERIES, 2),
+        "stages": {"kernel_regression": {"kernel": ["features"]}},
+        "ray": {"engine": "in_process"},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**raw, **changes}))
+    done = assay("run", path)
+    assert done.exit_code == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
+    return made(tmp_path_factory.mktemp("evaluate"), assay)
+
+
+def settings(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def complaint(assay: Any, *arguments: Any, code: int = 1) -> str:
+    result = assay("evaluate", *arguments)
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def test_json_says_what_was_computed_from_what(run: Path, assay: Any) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = assay("evaluate", run, "robustness", *settings(*SMALL), "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert list(found) == ["run_id", "metric", "fields", "facts", "rows", "details"]
+    assert found["run_id"] == json.loads((run / "run.json").read_text())["run_id"]
+    assert found["metric"] == "robustness"
+    assert found["fields"]["examples"] == 20
+    assert found["fields"]["ridge"] == "auto"
+    assert found["facts"]["n_pool"] == N_EXAMPLES
+    named = [(row["method"], row["semivalue"], row["utility"]) for row in found["rows"]]
+    assert named == [
+        ("leave_one_out", "loo", "accuracy"),
+        ("leave_one_out", "loo", "cross_entropy"),
+        ("freeshap", "shapley", "accuracy"),
+        ("freeshap", "shapley", "cross_entropy"),
+    ]
+    assert len(found["details"]) == 4 * 6
+    assert all(len(cell["value"]) == len(cell["stderr"]) == 3 for cell in found["details"])
+    assert "robustness: 6 steps in" in result.stderr
+    again = assay("evaluate", run, "robustness", *settings(*SMALL), "--json")
+    assert json.loads(again.stdout) == found
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_person_sees_a_table_and_what_it_rests_on(run: Path, assay: Any) -> None:
+    wanted = settings(*SMALL, "methods=[leave_one_out]", "utilities=[margin]")
+    result = assay("evaluate", run, "robustness", *wanted)
+    assert result.exit_code == 0, result.output
+    head, row = result.stdout.splitlines()[:2]
+    assert head.split()[:4] == ["method", "semivalue", "utility", "non_robust"]
+    assert row.split()[:3] == ["leave_one_out", "loo", "margin"]
+    assert "fields: kernel [features]" in result.stdout
+    assert f"facts: n_pool {N_EXAMPLES}" in result.stdout
+
+
+def test_help_shows_an_example(assay: Any) -> None:
+    result = assay("evaluate", "--help")
+    assert result.exit_code == 0
+    assert "Example: assay evaluate runs/quickstart robustness" in " ".join(result.stdout.split())
+    assert assay("evaluate", "runs/quickstart").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["robustnes"], "found no metric 'robustnes', expected one of robustness. Did you mean"),
+        (["robustness", "--set", "exampls=3"], "exampls: found an unknown key"),
+        (["robustness", "--set", "examples=x"], "robustness: examples: found 'x', expected"),
+        (["robustness", "--set", "draws=2"], "robustness: draws: found 2, expected an odd number"),
+        (["robustness", "--set", "methods=[ntk]"], "methods: found ntk, expected stages that"),
+        (["robustness", "--set", "kernel=[features]"], "found 500, expected fewer than the 70"),
+        (["robustness"], "found no table 'ntk', expected the name of one of kernel_regression"),
+    ],
+)
+def test_what_is_wrong_is_said(run: Path, assay: Any, given: list[str], said: str) -> None:
+    assert said in complaint(assay, run, *given)
+
+
+def test_a_folder_without_a_run(tmp_path: Path, assay: Any) -> None:
+    assert "found no run.json" in complaint(assay, tmp_path, "robustness")
+
+
+def test_a_run_that_is_not_whole(tmp_path: Path, assay: Any) -> None:
+    run = made(tmp_path, assay)
+    record = json.loads((run / "run.json").read_text())
+    record["tables"]["corpus"]["features"]["manifest"] = None
+    (run / "run.json").write_text(json.dumps(record))
+    said = complaint(assay, run, "robustness", *settings("kernel=[features]"))
+    assert "found that the table 'features' is not whole yet" in said
+    assert "Go on with `assay run" in said
+
+
+def test_a_corpus_that_the_metric_cannot_work_with(tmp_path: Path, assay: Any) -> None:
+    run = made(
+        tmp_path,
+        assay,
+        corpus=source(tmp_path, "train", N_EXAMPLES, 1, task="regression"),
+    )
+    said = complaint(assay, run, "robustness", *settings("kernel=[features]"))
+    assert "found a corpus with task: regression, expected classification for robustness" in said
