@@ -1,9 +1,11 @@
-"""Random numbers that depend on a name alone: no order of layers, no device changes them."""
+"""Random numbers that depend on a name, or a seed and a round, and on no order and no device."""
 
 import hashlib
+from collections.abc import Iterator
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -19,3 +21,10 @@ def gaussian(
     """Independent N(0, 1 / n_columns) entries that depend on the arguments alone."""
     entries: Tensor = torch.randn(n_rows, n_columns, generator=generator_of(f"{seed}/{name}"))
     return entries.div_(n_columns**0.5)
+
+
+def permutations(n: int, count: int, seed: int, index: int) -> Iterator[Int64[Tensor, " n"]]:
+    """The `count` permutations of 0 to n - 1 that round `index` draws, from nothing else."""
+    generator = np.random.default_rng([seed, index])
+    for _ in range(count):
+        yield torch.from_numpy(generator.permutation(n).astype(np.int64))

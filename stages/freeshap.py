@@ -19,31 +19,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.drawing import permutations
 from stages.kernel import factor
 from stages.labelled_kernel import LabelledKernel, Ridge, check_fields, read_labelled_kernel
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.tables import SHAPLEY_ROUND
 from stages.utility import Utility, mean_utilities
 from stages.utility import check_fields as check_utilities
 from storage.schema import TableSpec
-
-SHAPLEY_ROUND = TableSpec(
-    name="shapley_round",
-    schema=pa.schema(
-        [
-            ("round", pa.int64()),
-            ("utility", pa.string()),
-            ("example_id", pa.int64()),
-            ("total", pa.float64()),
-            ("total_sq", pa.float64()),
-            ("n_units", pa.int64()),
-            ("n_observed", pa.int64()),
-        ]
-    ),
-    key=("utility", "example_id"),
-)
-"""Sums over a round's units, a unit being one permutation: of the marginal contributions, of their
-squares, how many units there were, and in how many of them the marginal was observed."""
-
 
 BLOCK_NUMBERS = 2**19
 """Outputs (prefixes x classes x queries) held at a time; a few megabytes stay in the cache."""
@@ -101,13 +84,6 @@ def marginals(
     scattered = torch.empty(len(utilities), len(order), dtype=torch.float64)
     scattered[:, order] = torch.cat(differences, dim=1)
     return scattered
-
-
-def permutations(n: int, count: int, seed: int, index: int) -> Iterator[Int64[Tensor, " n"]]:
-    """The `count` permutations of 0 to n - 1 that round `index` draws, from nothing else."""
-    generator = np.random.default_rng([seed, index])
-    for _ in range(count):
-        yield torch.from_numpy(generator.permutation(n).astype(np.int64))
 
 
 def end_points(

@@ -67,3 +67,21 @@ EXACT_VALUE = TableSpec(
     key=("semivalue", "utility", "example_id"),
 )
 """Values of examples that are known without sampling, so that they carry no standard error."""
+
+SHAPLEY_ROUND = TableSpec(
+    name="shapley_round",
+    schema=pa.schema(
+        [
+            ("round", pa.int64()),
+            ("utility", pa.string()),
+            ("example_id", pa.int64()),
+            ("total", pa.float64()),
+            ("total_sq", pa.float64()),
+            ("n_units", pa.int64()),
+            ("n_observed", pa.int64()),
+        ]
+    ),
+    key=("utility", "example_id"),
+)
+"""Sums over a round's units, a unit being one permutation: of the marginal contributions, of their
+squares, how many units there were, and in how many of them the marginal was observed."""
