@@ -7,6 +7,7 @@
     .venv/bin/python scripts/bench.py variants --data ALL    which NTK predicts best
     .venv/bin/python scripts/bench.py language_model --data ALL
                                                              a real causal language model
+    .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
@@ -27,7 +28,7 @@ import time
 import pyarrow as pa
 from benchmarks.environment import ROOT, WORK
 
-CASES = ("flags", "demo", "features", "projection", "variants", "language_model")
+CASES = ("flags", "demo", "features", "projection", "variants", "language_model", "retrain")
 
 
 def main() -> None:
