@@ -22,7 +22,8 @@ from stages.drawing import permutations
 from stages.learners import load_start, text_learner, vector_learner
 from stages.measurement import Measurement
 from stages.model import ModelSpec, Prompt
-from stages.retrain import marginals
+from stages.retrain import OUTCOME, Retrain, marginals
+from stages.stage import ModelError, Part
 from stages.tuning import Learner, Training, outputs, prefix_outputs, train
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
@@ -228,6 +229,65 @@ def test_stored_hidden_states_equal_a_whole_pass(
         found = outputs(made, everything(7), budget).T
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
         measurement.network = copy.deepcopy(whole)
+
+
+class TwoRoles:
+    """Tables of a role each, rows in no order of ids; one example was dropped."""
+
+    def __init__(self, text: pa.Table) -> None:
+        self.part, self.opened = Part("", 1), None
+        self.roles = {"example": text.slice(0, 5), "query": text.slice(5)}
+        self.labels = {30: 0, 10: 1, 60: None, 20: 1, 70: 0, 50: 2, 40: None}
+
+    def table(self, name: str, role: str) -> pa.Table:
+        if name == "text":
+            return self.roles[role]
+        ids = self.roles[role]["id"]
+        labels = [self.labels[row] for row in ids.to_pylist()]
+        return pa.table({"id": ids, "label": pa.array(labels, pa.int64())})
+
+    def vectors(self, name: str, role: str) -> Any:
+        raise NotImplementedError
+
+    def details(self, name: str) -> dict[str, Any]:
+        return {"classes": ["a", "b", "c"]}
+
+
+def test_the_stage_trains_on_each_text_with_its_own_label(
+    encoder_folder: Path, text: pa.Table
+) -> None:
+    """In float32, by plain gradient steps, whose rounding does not grow: hence 1e-5."""
+    model = ModelSpec(str(encoder_folder))
+    stage, inputs = Retrain(model, last_blocks=1, training=ONCE, every=4), TwoRoles(text)
+    inputs.opened = stage.open(inputs)
+    (rows,) = [batch.to_pylist() for name, batch in stage.compute(inputs) if name == OUTCOME.name]
+    assert [(row["size"], row["query_id"]) for row in rows] == [(4, 50), (4, 40)]
+
+    measurement, _ = load_start(inputs, model, 3)
+    whole = measurement.network.double().requires_grad_(True)
+    by_id = {row["id"]: row for row in text.to_pylist()}
+
+    def logits(ids: list[int]) -> Tensor:
+        tokens = measurement.tokenise(pa.Table.from_pylist([by_id[i] for i in ids], text.schema))
+        return whole(**measurement.batch(tokens, everything(len(ids))))
+
+    own = tuned_by_name(whole, "encoder", 1)
+    rates = [2e-2 if name.startswith("head.") else 1e-3 for name in own]
+    optimiser = PlainDescent(list(own.values()), rates)
+    for at in next(permutations(4, 1, 0, 1)).tolist():
+        example = [10, 20, 30, 70][at]
+        optimiser.step(plain_loss(logits([example]), torch.tensor([inputs.labels[example]])))
+    found = torch.tensor([row["logits"] for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(found, logits([50, 40]).detach(), rtol=0, atol=1e-5)
+    assert found.abs().max() > 1e-2
+
+
+def test_a_head_of_other_classes_is_refused(
+    checkpoint_folder: Path, text: pa.Table, memory: Any
+) -> None:
+    model = ModelSpec(str(checkpoint_folder), head="checkpoint")
+    with pytest.raises(ModelError, match="found a head of 3 outputs"):
+        load_start(memory({"text": text}), model, 2)
 
 
 def worth(said: Tensor, labels: Tensor) -> np.ndarray:
