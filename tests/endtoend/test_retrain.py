@@ -94,6 +94,7 @@ def test_outcomes_say_what_follows_from_their_logits(finished: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_workers_on_two_nodes_give_the_bytes_of_this_process(
     finished: Path, write_config: Any, cli: Any, tables_of: Any, tmp_path: Path, cluster: Any
 ) -> None:
