@@ -4,7 +4,8 @@ Each network takes the tensors of a batch by name and returns one row of numbers
 `trained_head` names the layers of the head that fine-tuning would train beside LoRA adapters.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -145,3 +146,29 @@ class CompletionNetwork(nn.Module):
         total = ((chosen - logits.logsumexp(2)) * weight).sum(1)
         found: Tensor = total / counts if self.reduction == "mean" else total
         return found.unsqueeze(1)
+
+
+class UpperNetwork(nn.Module):
+    """What lies above the lower blocks of a network, whose hidden states a batch brings along.
+
+    The blocks themselves stand idle: each says what the last of them said when it last ran, so that
+    the network around them makes masks and positions as it always does.
+    """
+
+    def __init__(self, network: nn.Module, lower: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.network = network
+        self._states: Tensor | None = None
+        for block in lower:
+            block.forward = self._brought
+
+    def forward(
+        self, hidden_states: Float[Tensor, "rows tokens dim"], **batch: Tensor
+    ) -> Float[Tensor, "rows outputs"]:
+        """The network's output for each row."""
+        self._states = hidden_states
+        output: Tensor = self.network(**batch)
+        return output
+
+    def _brought(self, *_: Any, **__: Any) -> Tensor | None:
+        return self._states

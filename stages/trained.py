@@ -8,13 +8,15 @@ what is trained, so such an output layer is left out.
 """
 
 import fnmatch
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from stages.model import Trained
 from stages.stage import ConfigError, ModelError
+
+Named = TypeVar("Named")
 
 
 class Shape(NamedTuple):
@@ -88,10 +90,12 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight
 
 
-def _above(
-    network: nn.Module, layers: dict[str, nn.Module], last_blocks: int
-) -> dict[str, nn.Module]:
-    """Layers of the last blocks, and those that are neither in a block nor in the embeddings."""
+def blocks_of(network: nn.Module, last_blocks: int) -> tuple[str, nn.ModuleList]:
+    """Name and blocks of the longest stack in the network, which has at least `last_blocks`.
+
+    Raises:
+        ConfigError: it has fewer, or none.
+    """
     lists = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.ModuleList)]
     blocks = max(lists, key=lambda item: (len(item[1]), -item[0].count(".")), default=None)
     if blocks is None or last_blocks > len(blocks[1]):
@@ -99,11 +103,32 @@ def _above(
             f"train: found last_blocks: {last_blocks} for a network with "
             f"{len(blocks[1]) if blocks else 0} blocks, expected at most as many. Lower it."
         )
-    name, stack = blocks
+    return blocks
+
+
+def parameters_above(network: nn.Module, last_blocks: int) -> dict[str, nn.Parameter]:
+    """All parameters of the last blocks, biases and norms too, and of what lies above them.
+
+    Raises:
+        ConfigError: as `blocks_of`.
+    """
+    tables = {
+        id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    return {
+        n: p
+        for n, p in _above(network, dict(network.named_parameters()), last_blocks).items()
+        if id(p) not in tables
+    }
+
+
+def _above(network: nn.Module, named: dict[str, Named], last_blocks: int) -> dict[str, Named]:
+    """What is in the last blocks, and what is neither in a block nor in the embeddings."""
+    name, stack = blocks_of(network, last_blocks)
     lower = [f"{name}.{i}." for i in range(len(stack) - last_blocks)]
     return {
         n: m
-        for n, m in layers.items()
+        for n, m in named.items()
         if not any(n.startswith(prefix) for prefix in lower)
         and not ("embed" in n and not n.startswith(f"{name}."))
     }

@@ -150,3 +150,16 @@ class LossJudge:
     ) -> Float[Tensor, " *sets"]:
         """By how much the mean loss falls; float64."""
         return outputs[..., 0, :].mean(-1, dtype=torch.float64)
+
+
+def mean_utilities(
+    outputs: Float[Tensor, "sets classes queries"],
+    labels: Int64[Tensor, " queries"],
+    utilities: tuple[Utility, ...],
+) -> Float[Tensor, "utilities sets"]:
+    """Each utility of each set from one output per class, as a trained model gives them."""
+    judge = Judge(labels, outputs.shape[1])
+    if judge.is_binary:
+        own = outputs.gather(1, labels.expand(len(outputs), 1, -1))
+        outputs = own - outputs.mean(1, keepdim=True)
+    return torch.stack([judge.mean(outputs, name) for name in utilities])

@@ -1,0 +1,226 @@
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from stages.batching import matrix_of
+from stages.drawing import permutations
+from stages.learners import hidden_states, vector_learner
+from stages.model import ModelSpec
+from stages.networks import PooledNetwork
+from stages.retrain import OUTCOME, SUBSET, Retrain
+from stages.stage import ConfigError, DataError, ModelError, Part, StageError, Vectors, Work
+from stages.tables import SHAPLEY_ROUND
+from stages.trained import blocks_of, parameters_above
+from stages.tuning import Training, outputs, train
+from stages.utility import mean_utilities
+
+LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
+EXAMPLES = sorted(LABELS["example"])
+
+
+class InMemory:
+    """Six labelled examples, one that was dropped (id 5), and four queries, one without label."""
+
+    def __init__(self, labels: Any = None) -> None:
+        self.part = Part("", 0)
+        self.opened: Any = None
+        self.labels = labels or LABELS
+        generator = np.random.default_rng(1)
+        self.rows = {
+            role: Vectors(np.array(ids), generator.normal(size=(len(ids), 5)).astype(np.float32))
+            for role, ids in (("example", [1, 2, 4, 5, 7, 8, 9]), ("query", [0, 1, 2, 3]))
+        }
+
+    def table(self, name: str, role: str) -> pa.Table:
+        ids, labels = self.labels[role].keys(), self.labels[role].values()
+        return pa.table(
+            {"id": pa.array(ids, pa.int64()), "label": pa.array(list(labels), pa.int64())}
+        )
+
+    def vectors(self, name: str, role: str) -> Vectors:
+        return self.rows[role]
+
+    def details(self, name: str) -> dict[str, Any]:
+        return {"classes": ["a", "b", "c"]}
+
+
+def tables_of(stage: Retrain, *indices: int) -> dict[str, pa.Table]:
+    """What the last of these rounds writes, the others before it in the same worker."""
+    inputs = InMemory()
+    inputs.opened = stage.open(inputs)
+    for index in indices:
+        inputs.part = Part("", index)
+        found: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in stage.writes}
+        for name, batch in stage.compute(inputs):
+            found[name].append(batch)
+    return {spec.name: spec.check(pa.Table.from_batches(found[spec.name])) for spec in stage.writes}
+
+
+def test_a_round_is_the_same_whenever_it_is_computed() -> None:
+    stage = Retrain(per_round=2, utilities=("accuracy", "cross_entropy", "margin"))
+    alone = tables_of(stage, 4)
+    assert tables_of(stage, 0, 7, 4) == alone
+    for name, other in tables_of(stage, 5).items():
+        assert other != alone[name]
+    for name, other in tables_of(Retrain(per_round=2, seed=1), 4).items():
+        assert other != alone[name]
+
+
+def test_every_prefix_of_a_permutation_has_its_outcomes() -> None:
+    found = tables_of(Retrain(per_round=2, every=4), 3)
+    subset, outcome = (found[name].to_pylist() for name in ("subset", "outcome"))
+    orders = [[EXAMPLES[at] for at in order] for order in permutations(6, 2, 0, 3)]
+    expected = [order[:size] for order in orders for size in (4, 6)]
+    assert [row["example_ids"] for row in subset] == expected
+    assert [(row["round"], row["subset"], row["size"]) for row in subset] == [
+        (3, 0, 4),
+        (3, 1, 6),
+        (3, 2, 4),
+        (3, 3, 6),
+    ]
+    assert [(row["subset"], row["query_id"]) for row in outcome] == [
+        (subset, query) for subset in range(4) for query in range(4)
+    ]
+    assert {len(row["logits"]) for row in outcome} == {3}
+
+
+def test_sums_of_marginals_are_those_of_the_outcomes() -> None:
+    """In a block all gain the same; a permutation is a unit; an unlabelled query has no say."""
+    found = tables_of(Retrain(per_round=2, every=4), 3)
+    logits = torch.from_numpy(matrix_of(found["outcome"]["logits"]).copy()).double()
+    said = logits.reshape(2, 2, 4, 3)[:, :, [0, 2, 3]].transpose(2, 3)
+    units = np.zeros((2, 6))
+    for unit, order in enumerate(permutations(6, 2, 0, 3)):
+        both = torch.cat([torch.zeros(1, 3, 3, dtype=torch.float64), said[unit]])
+        worth = mean_utilities(both, torch.tensor([0, 1, 2]), ("cross_entropy",))[0]
+        units[unit, order[:4]] = float(worth[1] - worth[0]) / 4
+        units[unit, order[4:]] = float(worth[2] - worth[1]) / 2
+    rows = [r for r in found["shapley_round"].to_pylist() if r["utility"] == "cross_entropy"]
+    assert [row["example_id"] for row in rows] == EXAMPLES
+    np.testing.assert_allclose([r["total"] for r in rows], units.sum(0), rtol=0, atol=1e-6)
+    squares = np.square(units).sum(0)
+    np.testing.assert_allclose([r["total_sq"] for r in rows], squares, rtol=0, atol=1e-6)
+    assert {(row["n_units"], row["n_observed"]) for row in rows} == {(2, 2)}
+
+
+def test_random_subsets_have_one_size_and_no_values() -> None:
+    stage = Retrain(subsets="random", share=0.5, per_round=3)
+    assert stage.writes == (OUTCOME, SUBSET)
+    rows = tables_of(stage, 2)["subset"].to_pylist()
+    drawn = [[EXAMPLES[at] for at in order[:3]] for order in permutations(6, 3, 0, 2)]
+    assert [row["example_ids"] for row in rows] == drawn
+    assert Retrain(subsets="random", share=0.01).sizes(6) == (1,)
+
+
+def test_one_pass_moves_on_from_where_it_was() -> None:
+    """After the same examples in the same order the model is the same, however often looked at."""
+    once = Training(kind="one_pass")
+    rows = [tables_of(Retrain(training=once, every=every), 1)["outcome"] for every in (1, 3)]
+    every, third = (table.to_pylist() for table in rows)
+    assert [r["logits"] for r in every if r["size"] in (3, 6)] == [r["logits"] for r in third]
+
+
+def test_facts_for_the_manifest() -> None:
+    stage, inputs = Retrain(), InMemory()
+    inputs.opened = stage.open(inputs)
+    assert stage.details(inputs) == {
+        "n_examples": 6,
+        "n_queries": 4,
+        "n_unlabelled_queries": 1,
+        "n_trained": 18,
+    }
+
+
+def test_what_is_read_and_written() -> None:
+    model = ModelSpec("owner/name")
+    assert Retrain().reads == ("embedding", "label")
+    assert Retrain(embedding="features").reads == ("features", "label")
+    assert Retrain(model).reads == ("embedding", "label")
+    assert Retrain(model, last_blocks=1).reads == ("text", "label")
+    random = ModelSpec("owner/name", head="random", num_labels=2)
+    assert Retrain(random).reads == ("text", "label")
+    assert Retrain().writes == (OUTCOME, SUBSET, SHAPLEY_ROUND)
+    assert {"rounds", "model.train"} <= Retrain.outside_key
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"utilities": ()},
+        {"every": 0},
+        {"per_round": 0},
+        {"rounds": 0},
+        {"token_budget": 0},
+        {"seed": -1},
+        {"share": 0.0},
+        {"share": 1.5},
+        {"last_blocks": -1, "model": ModelSpec("owner/name")},
+        {"last_blocks": 1},
+        {"last_blocks": "all"},
+        {"last_blocks": 1, "model": ModelSpec("owner/name"), "embedding": "features"},
+    ],
+)
+def test_unusable_fields_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Retrain(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"head_learning_rate": -1.0}],
+)
+def test_unusable_trainings_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Training(**fields)
+
+
+@pytest.mark.parametrize("role", ["example", "query"])
+def test_rows_without_labels_are_refused(role: str) -> None:
+    labels = {**LABELS, role: dict.fromkeys(LABELS[role])}
+    with pytest.raises(DataError, match="Label some rows"):
+        Retrain().open(InMemory(labels))
+
+
+def test_a_training_that_explodes_is_told() -> None:
+    made = vector_learner(torch.tensor([[1e30], [-1e30]]), 2)
+    train(made, torch.tensor([0, 1]), np.array([0, 1]), Training(head_learning_rate=1e30))
+    with pytest.raises(StageError, match="Lower"):
+        outputs(made, np.array([0, 1]), 10)
+
+
+class Talkative(nn.Module):
+    """A block that returns more than hidden states, as blocks of older models do."""
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return states, None
+
+
+def test_blocks_that_return_tuples_are_told() -> None:
+    network = Talkative()
+
+    def batch(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"states": torch.ones(len(rows), 2, 3)}
+
+    with pytest.raises(ModelError, match="last_blocks: all"):
+        hidden_states(network, network, batch, np.array([2, 2]), 10)
+
+
+def test_a_network_has_no_more_blocks_than_it_has() -> None:
+    network = PooledNetwork(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="found last_blocks: 0 for a network with 0 blocks"):
+        blocks_of(network, 0)
+    with pytest.raises(ConfigError, match="found last_blocks: 3"):
+        parameters_above(PooledNetwork(nn.ModuleList([nn.Linear(1, 1)] * 2), nn.ReLU()), 3)
+
+
+def test_a_plan_counts_what_is_trained() -> None:
+    work = Work(n_examples=100, n_queries=10, n_tokens=1000, n_classes=2, dim=8)
+    cost = Retrain(every=50, rounds=3, training=Training(epochs=4)).cost(work)
+    assert cost.backward_rows == 3 * 4 * 150
+    assert cost.forward_rows == 3 * (4 * 150 + 2 * 10)
+    once = Retrain(every=50, rounds=3, training=Training(kind="one_pass")).cost(work)
+    assert once.backward_rows == 300
