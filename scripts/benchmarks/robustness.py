@@ -4,7 +4,8 @@
 all validation rows as queries. DIR holds the folders sst2 and mr, each with train.parquet and
 validation.parquet (columns id, text, label). Beside each share stands the one that the paper
 prints (arXiv:2406.04606, BERT with a prompt, utility accuracy). One process, one thread; 50 points
-make a standard error of up to 0.07 for a share. Features stay in the work folder for the next call.
+make a standard error of up to 0.07 for a share. Features stay in the work folder: the next call
+finds them there, and counts next to nothing for them.
 """
 
 import argparse
