@@ -144,6 +144,11 @@ class Retrain:
             ConfigError: a field is out of its range, or would be without effect.
         """
         check_utilities(self.utilities, 1.0)
+        if "loss" in self.utilities:
+            raise ConfigError(
+                "utilities: found loss, expected some of accuracy, cross_entropy, margin: loss is "
+                "that of the game of gradients. Name others."
+            )
         counts = (self.every, self.per_round, self.rounds, self.token_budget)
         if min(counts) < 1 or self.seed < 0 or not 0 < self.share <= 1:
             raise ConfigError(
