@@ -134,6 +134,11 @@ def read_game(
         named = np.isin(known, players)
         known, labels = known[named], labels[named]
     asked, query_labels = _asked(inputs, n_classes, chosen)
+    if len(asked) == 0:
+        raise DataError(
+            f"label: found no label among {inputs.table('label', 'query').num_rows} queries, "
+            "expected at least 1 to measure a utility on. Label some queries."
+        )
     found = has_features(inputs, fields.kernel, "example", known)
     asked_found = has_features(inputs, fields.kernel, "query", asked)
     left_out = LeftOut(int((~found).sum()), int((~asked_found).sum()))
