@@ -96,6 +96,7 @@ def execute(
                 opened = opened or (engine or (lambda: open_engine(run.ray)))()
             working = _Working(node, _job(node, plan, run), opened, run, telling)
             watch = node.stage.watch() if hasattr(node.stage, "watch") else None
+            enough = []
             if watch is None:
                 for task, records in working.perform():
                     working.found(task, records)
@@ -105,8 +106,10 @@ def execute(
                 )
                 node = outcome.of(node)
                 keeper.stopped(node, outcome)
+                if outcome.reason is not None:
+                    enough.append(f"enough after {outcome.n_rounds} rounds: {outcome.reason}")
             seconds = time.monotonic() - start
-            notices = keeper.finish(node, working.fresh, seconds)
+            notices = enough + keeper.finish(node, working.fresh, seconds)
             telling.finished(node, seconds, notices)
             LOG.info(
                 "%s: %d of %d tasks computed in %.1f s",
@@ -116,7 +119,7 @@ def execute(
                 seconds,
             )
             for notice in notices:
-                LOG.warning("%s: %s", node.instance, notice)
+                LOG.info("%s: %s", node.instance, notice)
         keeper.close()
     finally:
         if opened is not None:

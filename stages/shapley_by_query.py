@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.game_source import KERNEL_EXAMPLES, read_game
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.tally import Tally
 from stages.valuation import Valuation
 from storage.schema import TableSpec
@@ -84,6 +84,13 @@ class ShapleyByQuery(Valuation):
         """The values for one block of queries."""
         ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
         if self.queries is not None:
+            there = inputs.vectors(self.kernel[0], "query").ids
+            if unknown := sorted(set(self.queries) - set(there.tolist())):
+                raise DataError(
+                    f"queries: found no query with features and the id {unknown[0]}, expected ids "
+                    f"as in the view queries, such as {there[0] if len(there) else 'none'}. Look "
+                    "them up: SELECT query_id, text FROM queries."
+                )
             ids = ids[np.isin(ids, self.queries)]
         n_examples = max(1, inputs.table("label", "example").num_rows)
         per_query = n_examples * len(self.utilities) * len(self.semivalues)

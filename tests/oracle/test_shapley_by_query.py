@@ -11,7 +11,7 @@ import torch
 
 from stages.freeshap import FreeShap
 from stages.shapley_by_query import ShapleyByQuery
-from stages.stage import ConfigError, Part, Vectors
+from stages.stage import ConfigError, DataError, Part, Vectors
 
 LABELS = {"example": [0, 1, 1, 0, 1], "query": [0, None, 1]}
 UTILITIES = ("cross_entropy", "margin", "accuracy")
@@ -131,7 +131,8 @@ def test_other_queries_have_no_rows() -> None:
     rows = pa.Table.from_batches([batch for _, batch in stage.compute(Rows(2))])
     assert rows["query_id"].unique().to_pylist() == [10]
     assert rows["stderr"].null_count == rows.num_rows
-    assert list(ShapleyByQuery(units=1, queries=(11,)).compute(Rows(2))) == []
+    with pytest.raises(DataError, match="no query with features and the id 11"):
+        list(ShapleyByQuery(units=1, queries=(10, 11)).compute(Rows(2)))
 
 
 @pytest.mark.parametrize("fields", [{"units": 0}, {"queries": ()}, {"truncation": "tolerance"}])
