@@ -88,13 +88,17 @@ def execute(
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
     keeper = _Keeper(plan, folder, store)
     opened: Engine | None = None
+
+    def engine_of_run() -> Engine:
+        nonlocal opened
+        opened = opened or (engine or (lambda: open_engine(run.ray)))()
+        return opened
+
     try:
         for node in plan.nodes:
             telling.started(node)
             start = time.monotonic()
-            if node.missing:
-                opened = opened or (engine or (lambda: open_engine(run.ray)))()
-            working = _Working(node, _job(node, plan, run), opened, run, telling)
+            working = _Working(node, _job(node, plan, run), engine_of_run, run, telling)
             watch = node.stage.watch() if hasattr(node.stage, "watch") else None
             enough = []
             if watch is None:
@@ -130,7 +134,9 @@ def execute(
 class _Working:
     """The missing tasks of a stage, performed in order, and what came of them."""
 
-    def __init__(self, node: Node, job: Job, engine: Engine | None, run: Run, telling: Progress):
+    def __init__(
+        self, node: Node, job: Job, engine: Callable[[], Engine], run: Run, telling: Progress
+    ):
         self.fresh: dict[str, list[ShardRecord]] = {}
         self._node, self._job, self._engine, self._telling = node, job, engine, telling
         self._resources = run.resources(node.instance)
@@ -138,8 +144,7 @@ class _Working:
     def perform(self) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """Each missing task with its records, in the order in which they finish."""
         for wave in self._node.waves:
-            assert self._engine is not None, "there are tasks and no engine"
-            yield from self._engine.perform(self._job, wave, self._resources)
+            yield from self._engine().perform(self._job, wave, self._resources)
 
     def found(self, task: Task, records: list[ShardRecord]) -> None:
         """Keeps and tells what a task gave."""

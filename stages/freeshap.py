@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.game import Game, Values
-from stages.game_source import KERNEL_EXAMPLES, Opened, read_game
+from stages.game_source import Opened, read_game
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
 from stages.stopping import StopRule, Watch
 from stages.tables import SHAPLEY_ROUND
@@ -155,21 +155,14 @@ class FreeShap(Valuation):
         yield SHAPLEY_STRATUM.name, _strata(self.utilities, tally, index)
 
     def cost(self, work: Work) -> Cost:
-        """Matrix products, by the engine that `engine` means for so many examples."""
-        n, dim = work.n_examples, max(1, work.dim)
-        n_outputs = 1 if work.n_classes <= 2 else work.n_classes
-        width = 1 if self.utilities == ("loss",) else max(1, work.n_queries * n_outputs)
-        is_dense = self.engine == "prefix_cholesky" or (
-            self.engine == "auto" and n <= KERNEL_EXAMPLES
-        )
-        per_unit = self.unit_flops(n, width, None if is_dense else dim)
-        memory = 32 * n**2 + 8 * n * width if is_dense else 24 * dim**2 + 8 * dim * width
-        n_values = len(self.semivalues) * len(self.utilities)
+        """Units of all rounds, by the engine that `engine` means for so many examples."""
+        unit = self.unit_cost(work)
+        n_values = work.n_examples * len(self.semivalues) * len(self.utilities)
         return Cost(
-            flops=self.rounds * self.units_per_round * per_unit,
-            written_bytes=self.rounds * n * n_values * 32,
-            memory_bytes=memory + 40 * n * n_values,
-            note="prefix Cholesky" if is_dense else "recursive least squares",
+            flops=self.rounds * self.units_per_round * unit.flops,
+            written_bytes=self.rounds * n_values * 32,
+            memory_bytes=unit.memory_bytes + 40 * n_values,
+            note=unit.note,
         )
 
 

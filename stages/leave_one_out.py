@@ -17,7 +17,8 @@ from torch import Tensor
 
 from stages.conditioned import gains, join
 from stages.game import Game, Values
-from stages.game_source import KERNEL_EXAMPLES, GameFields, Opened, read_game
+from stages.game_fields import GameFields
+from stages.game_source import Opened, read_game
 from stages.stage import Cost, Inputs, Split, Work
 from stages.tables import EXACT_VALUE
 from stages.utility import Utility
@@ -101,7 +102,7 @@ class LeaveOneOut(GameFields):
     def cost(self, work: Work) -> Cost:
         """One inverse, one product with the queries, and for `auto` one eigendecomposition."""
         n, m, dim = work.n_examples, work.n_queries, work.dim
-        if self.engine == "least_squares" or (self.engine == "auto" and n > KERNEL_EXAMPLES):
+        if self.engine_for(n) == "least_squares":
             return Cost(
                 flops=4.0 * n * dim * (dim + m),
                 written_bytes=n * len(self.utilities) * 24,

@@ -34,12 +34,17 @@ FIRST = 64
 """Examples of every permutation of a round that join in one batch, since they join nobody."""
 
 
+def orders_per_unit(n: int, sampling: Sampling) -> int:
+    """Permutations of n examples in one unit."""
+    return {"paired": 2, "quasi_random": min(ROTATIONS, n)}.get(sampling, 1)
+
+
 def unit_of(order: Int64[Tensor, " n"], sampling: Sampling) -> list[Int64[Tensor, " n"]]:
     """The permutations of one unit, the first being `order`."""
     if sampling == "paired":
         return [order, order.flip(0)]
     if sampling == "quasi_random":
-        count = min(ROTATIONS, len(order))
+        count = orders_per_unit(len(order), sampling)
         return [order.roll(-(turn * len(order) // count)) for turn in range(count)]
     return [order]
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from stages.game_source import KERNEL_EXAMPLES, read_game
+from stages.game_source import Source, asked_of, read_source
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.tally import Tally
 from stages.valuation import Valuation
@@ -80,31 +80,41 @@ class ShapleyByQuery(Valuation):
         """A value for each semivalue, utility, query and example."""
         return (SHAPLEY_QUERY,)
 
+    def open(self, inputs: Inputs) -> Source:
+        """Features, answers and the ridge, once per worker."""
+        return read_source(inputs, self)
+
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The values for one block of queries."""
+        source: Source = inputs.opened
         ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
+        ids = ids[np.isin(ids, source.query_ids)]
         if self.queries is not None:
-            there = inputs.vectors(self.kernel[0], "query").ids
-            if unknown := sorted(set(self.queries) - set(there.tolist())):
+            if unknown := sorted(set(self.queries) - set(source.query_ids.tolist())):
+                example = source.query_ids[0] if len(source.query_ids) else "none"
                 raise DataError(
                     f"queries: found no query with features and the id {unknown[0]}, expected ids "
-                    f"as in the view queries, such as {there[0] if len(there) else 'none'}. Look "
-                    "them up: SELECT query_id, text FROM queries."
+                    f"as in the view queries, such as {example}. Look them up: SELECT query_id, "
+                    "text FROM queries."
                 )
             ids = ids[np.isin(ids, self.queries)]
-        n_examples = max(1, inputs.table("label", "example").num_rows)
-        per_query = n_examples * len(self.utilities) * len(self.semivalues)
+        known, given = asked_of(inputs, source.n_classes)
+        labels = np.full(len(ids), -1)
+        kept = np.isin(known, ids)
+        labels[np.searchsorted(ids, known[kept])] = given[kept]
+        per_query = len(source.example_ids) * len(self.utilities) * len(self.semivalues)
         at_once = max(1, NUMBERS // per_query)
         for start in range(0, len(ids), at_once):
-            yield from self._values(inputs, ids[start : start + at_once])
+            some = slice(start, start + at_once)
+            yield from self._values(source, ids[some], labels[some])
 
-    def _values(self, inputs: Inputs, ids: np.ndarray) -> Iterator[tuple[str, pa.RecordBatch]]:
-        game, example_ids, query_ids, _ = read_game(inputs, self, ids)
+    def _values(
+        self, source: Source, query_ids: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        game, example_ids = source.game(query_ids, labels, by_query=True), source.example_ids
         tally = Tally(self.utilities, self.weights(game), len(query_ids))
         self.sample(game, tally, self.units, 0, game.ends(self.utilities))
-        mean = (tally.total / tally.n_units).numpy()
-        spread = (tally.total_sq - tally.total.square() / tally.n_units).clamp(min=0).numpy()
-        error = np.sqrt(spread / max(1, self.units - 1) / self.units)
+        mean, error = (found.numpy() for found in tally.estimates())
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
                 for at, query_id in enumerate(query_ids):
@@ -123,20 +133,15 @@ class ShapleyByQuery(Valuation):
                     )
 
     def cost(self, work: Work) -> Cost:
-        """That of `freeshap` for each block, with one judgement per query."""
-        n, dim, m = work.n_examples, max(1, work.dim), work.n_queries
-        width = max(1, m * (1 if work.n_classes <= 2 else work.n_classes))
-        is_dense = self.engine == "prefix_cholesky" or (
-            self.engine == "auto" and n <= KERNEL_EXAMPLES
-        )
-        asked = m if self.queries is None else len(self.queries)
-        n_values = n * asked * len(self.utilities) * len(self.semivalues)
-        memory = 32 * n**2 + 8 * n * width if is_dense else 24 * dim**2 + 8 * dim * width
+        """Units as in `freeshap`, and the sums of a block."""
+        unit = self.unit_cost(work)
+        asked = work.n_queries if self.queries is None else len(self.queries)
+        n_values = work.n_examples * asked * len(self.utilities) * len(self.semivalues)
         return Cost(
-            flops=self.units * self.unit_flops(n, width, None if is_dense else dim),
+            flops=self.units * unit.flops,
             written_bytes=20 * n_values,
-            memory_bytes=memory + 24 * min(n_values, NUMBERS),
-            note="prefix Cholesky" if is_dense else "recursive least squares",
+            memory_bytes=unit.memory_bytes + 24 * min(n_values, NUMBERS),
+            note=unit.note,
         )
 
 

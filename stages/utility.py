@@ -50,6 +50,11 @@ def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
         )
 
 
+def fitted(targets: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples outputs"]:
+    """What a regression fits, of one-hot columns less 1/C: one of two columns, otherwise all."""
+    return targets[:, 1:].contiguous() if targets.shape[1] == 2 else targets
+
+
 @dataclass(frozen=True)
 class Judge:
     """The utilities of a game: what its outputs are, and what they are worth.
@@ -82,12 +87,6 @@ class Judge:
     def n_outputs(self) -> int:
         """Numbers per query that a regression predicts: 1 for two classes, otherwise C."""
         return 1 if self.is_binary else self.n_classes
-
-    def targets(
-        self, targets: Float[Tensor, "examples classes"]
-    ) -> Float[Tensor, "examples outputs"]:
-        """What is fitted, of one-hot columns less 1/C."""
-        return targets[:, 1:].contiguous() if self.is_binary else targets
 
     def signs(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, " queries"]:
         """What a query's similarities are multiplied by: -1 where its label is class 0 of two."""

@@ -3,23 +3,23 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stages.coalition_sampling import Design, add_unit, size_law
 from stages.drawing import permutations
 from stages.game import Game
-from stages.game_source import GameFields
+from stages.game_fields import GameFields
 from stages.permutation_sampling import (
     Sampling,
     Truncation,
+    orders_per_unit,
     survival_of,
     unit_of,
     walk,
 )
 from stages.semivalue import parse_semivalue, size_weights
-from stages.stage import ConfigError
+from stages.stage import ConfigError, Cost, Work
 from stages.tally import Tally
 
 
@@ -89,7 +89,7 @@ class Valuation(GameFields):
         """What a marginal at each size counts, for each utility; see `stages.tally`."""
         wanted = np.stack([size_weights(name, game.n) for name in self.semivalues])
         if self.sampling != "stratified":
-            n_orders = len(unit_of(torch.arange(game.n), self.sampling))
+            n_orders = orders_per_unit(game.n, self.sampling)
             often = survival_of(game.n, self.truncation, self.survival) * n_orders / game.n
             return {name: wanted / (game.n * often) for name in self.utilities}
         design = self.design(game)
@@ -101,7 +101,7 @@ class Valuation(GameFields):
 
     def design(self, game: Game) -> Design:
         """The coalitions of `stratified`."""
-        law = size_law(game.n, self.size_exponent, self._costs(game))
+        law = size_law(game.n, self.size_exponent, coalition_costs(game.n, game.width, game.dim))
         return Design(game.n, law, self.coalitions, self.block, self.orders)
 
     def sample(
@@ -139,21 +139,22 @@ class Valuation(GameFields):
             if at % per_unit == per_unit - 1:
                 tally.close_unit()
 
-    def _costs(self, game: Game) -> Float[np.ndarray, " sizes_and_one"]:
-        """Multiplications for a coalition of each size 0 to n, by the engine and the outputs."""
-        return coalition_costs(game.n, game.width, game.dim)
-
-    def unit_flops(self, n: int, width: int, dim: int | None) -> float:
-        """Floating-point operations of a unit, for `assay plan`; `dim` of least squares."""
+    def unit_cost(self, work: Work) -> Cost:
+        """Operations and memory of a unit, by the engine for so many examples."""
+        n, width = work.n_examples, self.n_judged(work)
+        is_dense = self.engine_for(n) == "prefix_cholesky"
+        dim = None if is_dense else max(1, work.dim)
         if self.sampling == "stratified":
             costs = coalition_costs(n, width, dim)
-            law = size_law(n, self.size_exponent, costs)
-            return 2 * self.coalitions * float(law @ costs)
-        n_orders = len(unit_of(torch.arange(min(n, 8)), self.sampling))
-        reach = survival_of(n, self.truncation, self.survival)
-        sizes = np.arange(n)
-        steps = sizes**2 + 2.0 * sizes * width if dim is None else 2.0 * dim * (dim + width)
-        return 2 * n_orders * float((reach * (steps + OUTPUT_COST * width)).sum())
+            flops = 2 * self.coalitions * float(size_law(n, self.size_exponent, costs) @ costs)
+        else:
+            reach, sizes = survival_of(n, self.truncation, self.survival), np.arange(n)
+            steps = sizes**2 + 2.0 * sizes * width if dim is None else 2.0 * dim * (dim + width)
+            each = float((reach * (steps + OUTPUT_COST * width)).sum())
+            flops = 2 * orders_per_unit(n, self.sampling) * each
+        memory = 32 * n**2 + 8 * n * width if dim is None else 24 * dim**2 + 8 * dim * width
+        note = "prefix Cholesky" if is_dense else "recursive least squares"
+        return Cost(flops=flops, memory_bytes=memory, note=note)
 
 
 OUTPUT_COST = 40

@@ -107,7 +107,7 @@ def game_of(rows: dict[str, torch.Tensor], n: int) -> Any:
     from stages.game import Game
     from stages.kernel import auto_ridge, mean_diagonal, one_hot
     from stages.prefix_cholesky import PrefixCholesky
-    from stages.utility import Judge
+    from stages.utility import Judge, fitted
 
     chosen = np.random.default_rng(0).permutation(len(rows["example"]))
     some = rows["example"][chosen[:2000]]
@@ -117,7 +117,7 @@ def game_of(rows: dict[str, torch.Tensor], n: int) -> Any:
     kernel = mine @ mine.T
     judge = Judge(rows["query_label"], 2)
     to_queries = mine @ rows["query"].T * judge.signs()
-    goal = judge.targets(targets[:n])
+    goal = fitted(targets[:n])
     damping = ridge * mean_diagonal(kernel)
     game = Game(n, lambda: PrefixCholesky(kernel, to_queries, goal, damping), judge)
     return game, kernel, to_queries, goal, damping
@@ -356,14 +356,14 @@ def coverage(n_intervals: int = 400, n_units: int = 24, n: int = 10) -> dict[str
     from stages.prefix_cholesky import PrefixCholesky
     from stages.stopping import student_t_quantile
     from stages.tally import Tally
-    from stages.utility import Judge
+    from stages.utility import Judge, fitted
     from stages.valuation import Valuation
 
     drawn = torch.Generator().manual_seed(0)
     rows = torch.randn(n, 6, dtype=torch.float64, generator=drawn)
     queries = torch.randn(40, 6, dtype=torch.float64, generator=drawn)
     judge = Judge((queries[:, 0] > 0).long(), 2)
-    goal = judge.targets(one_hot((rows[:, 0] > 0).long(), 2) - 0.5)
+    goal = fitted(one_hot((rows[:, 0] > 0).long(), 2) - 0.5)
     kernel = rows @ rows.T
     game = Game(
         n, lambda: PrefixCholesky(kernel, rows @ queries.T * judge.signs(), goal, 0.5), judge

@@ -173,7 +173,7 @@ class Robustness(Valuation):
         tell(0, len(players) * self.draws)
         sets = draw_sets(len(pool), self.examples, self.points, self.draws, self.seed)
         drawn, at = np.unique(sets, return_inverse=True)
-        opened = read_game(inputs, self, players=pool[drawn])
+        opened = read_game(inputs, self, pool[drawn])
         games = [opened.game.among(torch.from_numpy(row)) for row in at.reshape(sets.shape)]
         rows, details = [], []
         for nth, (name, method) in enumerate(players.items()):

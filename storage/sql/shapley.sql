@@ -1,6 +1,7 @@
 -- What each example is worth to each utility; positive helps, rank 1 helps most. A sample is one
--- unit: an independent estimate by one permutation, or by coalitions of all sizes. A sum of doubles depends on its order, hence on threads; an ordered sum took ten
--- times as long. So numbers are summed exactly, as whole multiples of 2^-100 of the largest.
+-- unit: an independent estimate by one permutation, or by coalitions of all sizes. A sum of doubles
+-- depends on its order, hence on threads; an ordered sum took ten times as long. So numbers are
+-- summed exactly, as whole multiples of 2^-100 of the largest.
 WITH unit AS (
     SELECT pow(2e0, 100 - ceil(log2(greatest(max(abs(total)), max(total_sq), 1e-99)))) AS scale
     FROM tables.shapley_round

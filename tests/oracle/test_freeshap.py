@@ -28,7 +28,7 @@ from stages.permutation_sampling import unit_of, walk
 from stages.prefix_cholesky import PrefixCholesky
 from stages.semivalue import size_weights
 from stages.tally import Tally
-from stages.utility import Judge, LossJudge
+from stages.utility import Judge, LossJudge, fitted
 from stages.valuation import Valuation
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
@@ -62,7 +62,7 @@ def play(
     temperature: float = 1.0,
 ) -> Game:
     judge = Judge(query_labels, c, temperature)
-    targets = judge.targets(one_hot(labels, c) - 1 / c)
+    targets = fitted(one_hot(labels, c) - 1 / c)
     turned, damping = queries * judge.signs()[:, None], damping_of(features)
     if engine == "prefix_cholesky":
         kernel = features @ features.T

@@ -20,7 +20,7 @@ from stages.leave_one_out import leave_one_out
 from stages.metrics.robustness import Robustness, draw_sets
 from stages.prefix_cholesky import PrefixCholesky
 from stages.stage import Part, Vectors
-from stages.utility import Judge
+from stages.utility import Judge, fitted
 
 RIDGE = 0.2
 N_POOL, N_QUERIES = 14, 7
@@ -185,7 +185,7 @@ def test_a_game_among_some_is_the_game_that_has_no_others(engine: Any) -> None:
     g = torch.Generator().manual_seed(0)
     features, queries = (torch.randn(n, 4, dtype=torch.float64, generator=g) for n in (9, 5))
     judge = Judge(torch.tensor([0, 1, 2, 1, 0]), 3)
-    targets = judge.targets(one_hot(torch.arange(9) % 3, 3) - 1 / 3)
+    targets = fitted(one_hot(torch.arange(9) % 3, 3) - 1 / 3)
 
     def game(rows: torch.Tensor) -> Game:
         own, goal = features[rows], targets[rows]

@@ -40,8 +40,13 @@ class Rows:
         return {"classes": list("abc"[: self.n_classes])}
 
 
+def rows_of(stage: Any, inputs: Any) -> pa.Table:
+    inputs.opened = stage.open(inputs)
+    return pa.Table.from_batches([batch for _, batch in stage.compute(inputs)])
+
+
 def values(stage: Any, inputs: Any) -> dict[tuple[str, int, int], float]:
-    rows = pa.Table.from_batches([batch for _, batch in stage.compute(inputs)])
+    rows = rows_of(stage, inputs)
     return {
         (r["utility"], r["query_id"], r["example_id"]): r["value"]
         for r in stage.writes[0].check(rows).to_pylist()
@@ -101,7 +106,7 @@ def test_values_are_the_enumerated_ones(n_classes: int) -> None:
     stage = ShapleyByQuery(
         sampling="uniform", utilities=UTILITIES, ridge=0.3, normalize=False, units=300
     )
-    rows = pa.Table.from_batches([batch for _, batch in stage.compute(inputs)])
+    rows = rows_of(stage, inputs)
     exact = enumerated(inputs)
     assert rows.num_rows == len(exact)
     for row in rows.to_pylist():
@@ -128,11 +133,11 @@ def test_the_mean_over_queries_is_the_value_for_all(monkeypatch: pytest.MonkeyPa
 
 def test_other_queries_have_no_rows() -> None:
     stage = ShapleyByQuery(units=1, queries=(10,), ridge=0.3)
-    rows = pa.Table.from_batches([batch for _, batch in stage.compute(Rows(2))])
+    rows = rows_of(stage, Rows(2))
     assert rows["query_id"].unique().to_pylist() == [10]
     assert rows["stderr"].null_count == rows.num_rows
     with pytest.raises(DataError, match="no query with features and the id 11"):
-        list(ShapleyByQuery(units=1, queries=(10, 11)).compute(Rows(2)))
+        rows_of(ShapleyByQuery(units=1, queries=(10, 11)), Rows(2))
 
 
 @pytest.mark.parametrize("fields", [{"units": 0}, {"queries": ()}, {"truncation": "tolerance"}])
