@@ -8,6 +8,7 @@
     .venv/bin/python scripts/bench.py language_model --data ALL
                                                              a real causal language model
     .venv/bin/python scripts/bench.py shapley --data DIR     Shapley values: speed, error, size
+    .venv/bin/python scripts/bench.py million                Shapley values of a million rows
     .venv/bin/python scripts/bench.py knn --data ALL         speed of KNN-Shapley, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
@@ -39,6 +40,7 @@ CASES = (
     "variants",
     "language_model",
     "shapley",
+    "million",
     "knn",
     "robustness",
     "retrain",

@@ -9,8 +9,9 @@ sizes that are spread as the law wants, where a permutation shows it once, at on
 Why this is the default. Marginals shrink as 1/k with the size k of the coalition, so along
 permutations an example's value hangs on how early it happened to come, and most of the work is
 spent at large k, where there is least to learn. Here little is left to chance but the coalition's
-members. An example that is seen at size k counts w_k / (n H Q(k)), where Q(k) is how often one draw
-shows it at size k, on average: unbiased for every semivalue and any law that reaches all sizes.
+members, and the law follows from a pilot (`stages/size_pilot.py`). An example that is seen at size
+k counts w_k / (n H Q(k)), where Q(k) is how often one draw shows it at size k, on average: unbiased
+for every semivalue and any law that reaches all sizes.
 
 Accuracy is a count of queries that change sides, and which of several examples makes a query change
 is chance. So it is measured in blocks: `block` examples join in `orders` orders, rotations of one
@@ -30,7 +31,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.conditioned import Blocks, Members, gains, join
+from stages.conditioned import Blocks, Members, Regression, gains, join
 from stages.game import Game
 from stages.tally import Tally
 from stages.utility import Utility
@@ -54,6 +55,11 @@ class Design:
     """Examples that join together where accuracy is measured."""
     orders: int
     """Orders they join in."""
+
+    @property
+    def median(self) -> int:
+        """Half of the coalitions have no more examples."""
+        return int(np.searchsorted(np.cumsum(self.law), 0.5))
 
     def expected(self, block: int) -> Float[np.ndarray, " sizes"]:
         """Q(k): how often an example is seen at size k = 0 to n - 1 in a draw, on average.
@@ -85,16 +91,6 @@ class Design:
         return found
 
 
-def size_law(n: int, exponent: float, cost: Float[np.ndarray, " sizes_and_one"]) -> np.ndarray:
-    """q(a) proportional to (a + 1)^-exponent / sqrt(cost(a)), for a = 0 to n.
-
-    The optimum allocation where marginals spread as (a + 1)^-exponent and a coalition of a examples
-    costs cost(a). [Neyman 1934]
-    """
-    law = (np.arange(n + 1) + 1.0) ** -exponent / np.sqrt(cost)
-    return np.asarray(law / law.sum())
-
-
 def add_unit(
     game: Game,
     design: Design,
@@ -121,12 +117,9 @@ def coalition(
     members, others = order[:size], order[size:]
     if size:
         regression.take(members)
+    yield from outside(game, design, regression, others, size, utilities)
     block = design.block if "accuracy" in utilities else 1
-    for at in _cut(len(others), block, WIDE_NUMBERS // max(size, game.width)):
-        ids = others[at]
-        blocks = regression.outside(ids)
-        yield from _measured(game, design, blocks.singles(), blocks, ids, size, utilities)
-    for at in _cut(size, block, WIDE_NUMBERS // game.width):
+    for at in _cut(size, block, WIDE_NUMBERS // _numbers_per_row(game)):
         found: Members = regression.inside(at)
         left_out = found.without() if "accuracy" in utilities else None
         first = size - at.shape[1]
@@ -134,6 +127,27 @@ def coalition(
             game, design, found.singles(), left_out, members[at], first, utilities
         ):
             yield utility, ids, start if utility == "accuracy" else size - 1, gain
+
+
+def outside(
+    game: Game,
+    design: Design,
+    regression: Regression,
+    others: Int64[Tensor, " others"],
+    size: int,
+    utilities: tuple[Utility, ...],
+) -> Iterator[tuple[Utility, Int64[Tensor, "blocks rows"], int, Tensor]]:
+    """What `coalition` yields for those outside, beside a regression on `size` examples."""
+    block = design.block if "accuracy" in utilities else 1
+    widest = max(_numbers_per_row(game), size if game.dim is None else 0)
+    for at in _cut(len(others), block, WIDE_NUMBERS // widest):
+        ids = others[at]
+        blocks = regression.outside(ids)
+        yield from _measured(game, design, blocks.singles(), blocks, ids, size, utilities)
+
+
+def _numbers_per_row(game: Game) -> int:
+    return max(game.width, game.dim or 1)
 
 
 def _measured(

@@ -20,6 +20,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.coalition_sampling import Design
 from stages.game import Game, Values
 from stages.game_source import Opened, read_game
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
@@ -48,10 +49,13 @@ how many, the sum of their absolute values, and of their squares."""
 
 
 class Opening(NamedTuple):
-    """What a worker keeps: the game, and each utility of no and of all examples."""
+    """What a worker keeps."""
 
     opened: Opened
     ends: Float[Tensor, "utilities ends"]
+    """Each utility of no and of all examples."""
+    design: Design | None
+    """How coalitions are drawn, where no permutations are."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class FreeShap(Valuation):
     sign_confidence: float | None = None
     """Stop when half of the examples have a sign that is as sure, 0.5 to 1, for every utility."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "round"
     outside_key: ClassVar[frozenset[str]] = frozenset(
         {"rounds", "minutes", "stderr", "sign_confidence"}
@@ -110,32 +114,33 @@ class FreeShap(Valuation):
 
     def play(self, game: Game, draw: int = 0) -> Values:
         """Values of all players from all rounds; another `draw` has rounds of its own."""
-        tally = Tally(self.utilities, self.weights(game))
-        ends = game.ends(self.utilities)
+        design, ends = self.design(game), game.ends(self.utilities)
+        tally = Tally(self.utilities, self.weights(game, design))
         for index in range(draw * self.rounds, (draw + 1) * self.rounds):
-            self.sample(game, tally, self.units_per_round, index, ends)
+            self.sample(game, design, tally, self.units_per_round, index, ends)
         return Values(self.semivalues, *tally.estimates())
 
     def open(self, inputs: Inputs) -> Opening:
-        """The game, once per worker, with the utilities' ends."""
+        """The game, once per worker, with the utilities' ends and the pilot."""
         opened = read_game(inputs, self)
-        return Opening(opened, opened.game.ends(self.utilities))
+        return Opening(opened, opened.game.ends(self.utilities), self.design(opened.game))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Engine, ridge, counts, and the utilities of no and of all examples."""
-        (opened, ends) = inputs.opened
+        """Engine, ridge, counts, the utilities of no and of all examples, and sizes drawn."""
+        opened, ends, design = inputs.opened
         return {
             **opened.facts,
+            "median_coalition": None if design is None else design.median,
             "utility_of_none": dict(zip(self.utilities, ends[:, 0].tolist(), strict=True)),
             "utility_of_all": dict(zip(self.utilities, ends[:, 1].tolist(), strict=True)),
         }
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The sums of one round."""
-        (opened, ends), index = inputs.opened, inputs.part.index
+        (opened, ends, design), index = inputs.opened, inputs.part.index
         game = opened.game
-        tally = Tally(self.utilities, self.weights(game))
-        self.sample(game, tally, self.units_per_round, index, ends)
+        tally = Tally(self.utilities, self.weights(game, design))
+        self.sample(game, design, tally, self.units_per_round, index, ends)
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
                 columns = [

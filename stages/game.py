@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.conditioned import Blocks, Joined, Measure, Members, Regression
-from stages.utility import Judge, LossJudge, Utility
+from stages.utility import Judge, LinearJudge, Utility
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Game:
     n: int
     regression: Callable[[], Regression]
     """A regression on no example."""
-    judge: Judge | LossJudge
+    judge: Judge | LinearJudge
     dim: int | None = None
     """Length of the features where the regression is by features."""
     by_query: bool = False

@@ -1,7 +1,7 @@
 """The fields that say which game stages play that value sets of examples."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stages.labelled_kernel import Ridge
 from stages.labelled_kernel import check_fields as check_kernel
@@ -42,15 +42,22 @@ class GameFields:
     target: Literal["one", "loss"] = "one"
     """Of the utility loss: what the regression on the gradients predicts for an example."""
 
+    by_query: ClassVar[bool] = False
+    """Whether a set is worth one number per query instead of their mean."""
+
     def engine_for(self, n_examples: int) -> Literal["prefix_cholesky", "least_squares"]:
         """What `engine` means for so many examples."""
         if self.engine == "auto":
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
 
+    def is_linear(self, n_classes: int) -> bool:
+        """Whether the utilities are linear in the outputs: one mean query stands for all then."""
+        return self.utilities == ("loss",) or (self.utilities == ("margin",) and n_classes == 2)
+
     def n_judged(self, work: Work) -> int:
         """Outputs for all queries together, of one set."""
-        if self.utilities == ("loss",):
+        if self.is_linear(work.n_classes) and not self.by_query:
             return 1
         return max(1, work.n_queries * (1 if work.n_classes <= 2 else work.n_classes))
 

@@ -30,7 +30,7 @@ from stages.least_squares import RecursiveLeastSquares
 from stages.mapped_rows import FeatureRows
 from stages.prefix_cholesky import PrefixCholesky
 from stages.stage import DataError, Inputs
-from stages.utility import Judge, LossJudge, fitted
+from stages.utility import Judge, LinearJudge, fitted
 
 RIDGE_EXAMPLES = 2048
 """Of more examples than these the ridge is chosen on a sample of so many: its choice costs 10 n^3,
@@ -62,6 +62,8 @@ class Source(NamedTuple):
     """From such rows, as a game sees them, to regressions on no example."""
     n_classes: int
     temperature: float
+    is_linear: bool
+    """Whether the mean of several queries may stand for them."""
     dim: int | None
     facts: dict[str, Any]
 
@@ -71,7 +73,7 @@ class Source(NamedTuple):
         n = len(self.example_ids)
         if self.n_classes == 1:
             rows = rows if by_query else rows.mean(0, keepdim=True)
-            return Game(n, self.begin(rows), LossJudge(len(rows)), self.dim, by_query)
+            return Game(n, self.begin(rows), LinearJudge(len(rows)), self.dim, by_query)
         # Class 1 for a query without a label: of two classes it leaves the sign of outputs alone.
         given = torch.from_numpy(np.where(labels < 0, 1, labels))
         judge = Judge(given, self.n_classes, self.temperature)
@@ -82,6 +84,9 @@ class Source(NamedTuple):
             known = torch.from_numpy(labels >= 0)
             judge = Judge(torch.where(known, given, predicted), self.n_classes, self.temperature)
         signed = rows * judge.signs(rows.dtype)[:, None]
+        if self.is_linear and not by_query:
+            mean = signed.mean(0, keepdim=True)
+            return Game(n, self.begin(mean), LinearJudge(1, scale=2.0), self.dim)
         return Game(n, self.begin(signed), judge, self.dim, by_query)
 
 
@@ -146,8 +151,8 @@ def read_source(inputs: Inputs, fields: GameFields, players: np.ndarray | None =
     build = _by_kernel if engine == "prefix_cholesky" else _by_features
     queries, begin, dim, facts = build(inputs, fields, ids, query_ids, targets)
     facts = {"engine": engine, **facts, "n_left_out": int((~found).sum())}
-    temperature = fields.temperature
-    return Source(ids, query_ids, queries, begin, n_classes, temperature, dim, facts)
+    temperature, is_linear = fields.temperature, fields.is_linear(n_classes)
+    return Source(ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, facts)
 
 
 def asked_of(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,8 +39,10 @@ class FeatureRows:
             if self._is_unit:
                 length = part.norm(dim=1, keepdim=True)
                 part /= torch.where(length > 0, length, 1.0)
-            parts.append(part / (scale * len(self._tables) ** 0.5))
-        return torch.cat(parts, 1)
+            if len(self._tables) > 1:
+                part /= scale * len(self._tables) ** 0.5
+            parts.append(part)
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def _places(table: Vectors, ids: np.ndarray) -> np.ndarray:

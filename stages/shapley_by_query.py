@@ -10,11 +10,12 @@ Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from stages.coalition_sampling import Design
 from stages.game_source import Source, asked_of, read_source
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.tally import Tally
@@ -41,6 +42,14 @@ NUMBERS = 2**25
 """Values (semivalues x utilities x examples x queries) that are summed at a time."""
 
 
+class Opening(NamedTuple):
+    """What a worker keeps."""
+
+    source: Source
+    design: Design | None
+    """How coalitions are drawn, the same for all blocks of queries; None for permutations."""
+
+
 @dataclass(frozen=True)
 class ShapleyByQuery(Valuation):
     """Every example's value for every query of a block.
@@ -54,8 +63,9 @@ class ShapleyByQuery(Valuation):
     units: int = 24
     """Independent estimates, over which the standard error is taken."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "query"
+    by_query: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
@@ -80,13 +90,15 @@ class ShapleyByQuery(Valuation):
         """A value for each semivalue, utility, query and example."""
         return (SHAPLEY_QUERY,)
 
-    def open(self, inputs: Inputs) -> Source:
-        """Features, answers and the ridge, once per worker."""
-        return read_source(inputs, self)
+    def open(self, inputs: Inputs) -> Opening:
+        """Features, answers, the ridge and the pilot, once per worker."""
+        source = read_source(inputs, self)
+        everyone = source.game(source.query_ids, np.full(len(source.query_ids), -1))
+        return Opening(source, self.design(everyone))
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The values for one block of queries."""
-        source: Source = inputs.opened
+        source, design = inputs.opened
         ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
         ids = ids[np.isin(ids, source.query_ids)]
         if self.queries is not None:
@@ -106,14 +118,18 @@ class ShapleyByQuery(Valuation):
         at_once = max(1, NUMBERS // per_query)
         for start in range(0, len(ids), at_once):
             some = slice(start, start + at_once)
-            yield from self._values(source, ids[some], labels[some])
+            yield from self._values(source, design, ids[some], labels[some])
 
     def _values(
-        self, source: Source, query_ids: np.ndarray, labels: np.ndarray
+        self,
+        source: Source,
+        design: Design | None,
+        query_ids: np.ndarray,
+        labels: np.ndarray,
     ) -> Iterator[tuple[str, pa.RecordBatch]]:
         game, example_ids = source.game(query_ids, labels, by_query=True), source.example_ids
-        tally = Tally(self.utilities, self.weights(game), len(query_ids))
-        self.sample(game, tally, self.units, 0, game.ends(self.utilities))
+        tally = Tally(self.utilities, self.weights(game, design), len(query_ids))
+        self.sample(game, design, tally, self.units, 0, game.ends(self.utilities))
         mean, error = (found.numpy() for found in tally.estimates())
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):

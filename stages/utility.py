@@ -132,23 +132,27 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class LossJudge:
-    """The one utility of the game of gradients, `loss`: the output itself."""
+class LinearJudge:
+    """A utility that is `scale` times the output: `loss`, and `margin` of two classes.
+
+    Being linear, its mean over queries is its value for their mean, which may stand for all.
+    """
 
     n_queries: int
+    scale: float = 1.0
     n_outputs: int = 1
 
     def each(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, "*sets queries"]:
-        """By how much the loss of each query falls."""
-        return outputs[..., 0, :]
+        """The utility of each set for each query."""
+        return self.scale * outputs[..., 0, :]
 
     def mean(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, " *sets"]:
-        """By how much the mean loss falls; float64."""
-        return outputs[..., 0, :].mean(-1, dtype=torch.float64)
+        """The mean over the queries; float64."""
+        return self.scale * outputs[..., 0, :].mean(-1, dtype=torch.float64)
 
 
 def mean_utilities(

@@ -1,15 +1,16 @@
 """What stages that value examples by sampling share: how coalitions are drawn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.coalition_sampling import Design, add_unit, size_law
+from stages.coalition_sampling import Design, add_unit
 from stages.drawing import permutations
 from stages.game import Game
 from stages.game_fields import GameFields
+from stages.least_squares import SHORT
 from stages.permutation_sampling import (
     Sampling,
     Truncation,
@@ -19,8 +20,10 @@ from stages.permutation_sampling import (
     walk,
 )
 from stages.semivalue import parse_semivalue, size_weights
+from stages.size_pilot import pilot, size_law
 from stages.stage import ConfigError, Cost, Work
 from stages.tally import Tally
+from stages.utility import Utility
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,7 @@ class Valuation(GameFields):
     """`stratified`: every example's marginals to coalitions of drawn sizes
     (`stages/coalition_sampling.py`); or permutations: `uniform`, `paired`, `quasi_random`."""
     coalitions: int = 8
-    """Of `stratified`: coalitions in a unit."""
-    size_exponent: float = 0.4
-    """Of `stratified`: coalitions of a examples are drawn as (a + 1) to minus this power, over the
-    root of their cost."""
+    """Of `stratified`: coalitions in a unit; `stages/size_pilot.py` says of which sizes."""
     block: int = 32
     """Of `stratified`: examples that join together where accuracy is measured."""
     orders: int = 4
@@ -75,38 +75,48 @@ class Valuation(GameFields):
                 raise ConfigError(
                     f"{name}: found {getattr(self, name)}, expected a positive number. Correct it."
                 )
-        if not 0 <= self.size_exponent <= 2:
-            raise ConfigError(
-                f"size_exponent: found {self.size_exponent}, expected 0 to 2. Correct it."
-            )
         if self.sampling == "stratified" and self.truncation != "none":
             raise ConfigError(
                 f"truncation: found {self.truncation} with sampling: stratified, expected none, "
                 "which is cut short by nature. Leave it out, or set sampling: uniform."
             )
 
-    def weights(self, game: Game) -> dict[str, Float[np.ndarray, "semivalues sizes"]]:
-        """What a marginal at each size counts, for each utility; see `stages.tally`."""
-        wanted = np.stack([size_weights(name, game.n) for name in self.semivalues])
+    def design(self, game: Game) -> Design | None:
+        """How coalitions of `stratified` are drawn, by a pilot; None for permutations.
+
+        It depends on the game and the seed, on no round. `game` must be worth one number.
+        """
         if self.sampling != "stratified":
+            return None
+        n, generator = game.n, np.random.default_rng([self.seed, 0, 2])
+        unknown = Design(n, np.full(n + 1, 1 / (n + 1)), self.coalitions, self.block, self.orders)
+        spread = pilot(game, unknown, self.utilities, generator)
+        cost = coalition_costs(n, game.width, game.dim, self.utilities)
+        law = size_law(n, list(spread.values()), self._semivalue_weights(n), cost)
+        return replace(unknown, law=law)
+
+    def weights(
+        self, game: Game, design: Design | None
+    ) -> dict[str, Float[np.ndarray, "semivalues sizes"]]:
+        """What a marginal at each size counts, for each utility; see `stages.tally`."""
+        wanted = self._semivalue_weights(game.n)
+        if design is None:
             n_orders = orders_per_unit(game.n, self.sampling)
             often = survival_of(game.n, self.truncation, self.survival) * n_orders / game.n
             return {name: wanted / (game.n * often) for name in self.utilities}
-        design = self.design(game)
         return {
             name: wanted
             / (game.n * design.draws * design.expected(design.block if name == "accuracy" else 1))
             for name in self.utilities
         }
 
-    def design(self, game: Game) -> Design:
-        """The coalitions of `stratified`."""
-        law = size_law(game.n, self.size_exponent, coalition_costs(game.n, game.width, game.dim))
-        return Design(game.n, law, self.coalitions, self.block, self.orders)
+    def _semivalue_weights(self, n: int) -> Float[np.ndarray, "semivalues sizes"]:
+        return np.stack([size_weights(name, n) for name in self.semivalues])
 
     def sample(
         self,
         game: Game,
+        design: Design | None,
         tally: Tally,
         n_units: int,
         index: int,
@@ -116,8 +126,7 @@ class Valuation(GameFields):
 
         `ends` are each utility of none and of all examples, for truncation: tolerance.
         """
-        if self.sampling == "stratified":
-            design = self.design(game)
+        if design is not None:
             generator = np.random.default_rng([self.seed, index])
             for _ in range(n_units):
                 add_unit(game, design, self.utilities, tally, generator)
@@ -145,25 +154,35 @@ class Valuation(GameFields):
         is_dense = self.engine_for(n) == "prefix_cholesky"
         dim = None if is_dense else max(1, work.dim)
         if self.sampling == "stratified":
-            costs = coalition_costs(n, width, dim)
-            flops = 2 * self.coalitions * float(size_law(n, self.size_exponent, costs) @ costs)
+            costs = coalition_costs(n, width, dim, self.utilities)
+            # What a pilot says of a corpus is not known yet: between both ends of what was seen.
+            usual = (np.arange(n + 1) + 1.0) ** -0.6 / np.sqrt(costs)
+            flops = 2 * self.coalitions * float(usual @ costs / usual.sum())
         else:
             reach, sizes = survival_of(n, self.truncation, self.survival), np.arange(n)
             steps = sizes**2 + 2.0 * sizes * width if dim is None else 2.0 * dim * (dim + width)
-            each = float((reach * (steps + OUTPUT_COST * width)).sum())
+            judged = width * sum(OUTPUT_COST[name] for name in self.utilities)
+            each = float((reach * (steps + judged)).sum())
             flops = 2 * orders_per_unit(n, self.sampling) * each
         memory = 32 * n**2 + 8 * n * width if dim is None else 24 * dim**2 + 8 * dim * width
         note = "prefix Cholesky" if is_dense else "recursive least squares"
         return Cost(flops=flops, memory_bytes=memory, note=note)
 
 
-OUTPUT_COST = 40
-"""Multiplications that it would take as long as to judge one output."""
+OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
+"""Multiplications that it would take as long as to judge one output; seen on one core."""
+ROW_COST = 50
+"""Multiplications that it would take as long as to read one number of a feature vector."""
 
 
-def coalition_costs(n: int, width: int, dim: int | None) -> Float[np.ndarray, " sizes_and_one"]:
+def coalition_costs(
+    n: int, width: int, dim: int | None, utilities: tuple[Utility, ...]
+) -> Float[np.ndarray, " sizes_and_one"]:
     """Multiplications to see all examples beside a coalition of each size 0 to n."""
     sizes = np.arange(n + 1.0)
-    if dim is not None:
-        return n * (dim * (dim + width) + OUTPUT_COST * width) + sizes * dim**2 + dim**3
-    return n * (sizes**2 / 2 + sizes * width + OUTPUT_COST * width) + sizes**3 / 2
+    judged = n * width * sum(OUTPUT_COST[name] for name in utilities)
+    if dim is None:
+        return judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2
+    rank = np.where(sizes < SHORT * dim, sizes, dim)
+    seen = n * (dim * (rank + width + ROW_COST) + rank * width)
+    return np.asarray(judged + seen + sizes * dim * rank)

@@ -283,11 +283,12 @@ def sampled(game: Any, fields: dict[str, Any], budget: float, seed: int) -> tupl
     from stages.valuation import Valuation
 
     wanted = Valuation(utilities=UTILITIES, seed=seed, **fields)
-    tally, ends = Tally(UTILITIES, wanted.weights(game)), game.ends(UTILITIES)
     start, index = time.process_time(), 0
+    design, ends = wanted.design(game), game.ends(UTILITIES)
+    tally = Tally(UTILITIES, wanted.weights(game, design))
     batch = 16 if wanted.truncation == "random" else 1
     while time.process_time() - start < budget:
-        wanted.sample(game, tally, batch, index, ends)
+        wanted.sample(game, design, tally, batch, index, ends)
         index += 1
     return tally, time.process_time() - start
 
@@ -375,10 +376,11 @@ def coverage(n_intervals: int = 400, n_units: int = 24, n: int = 10) -> dict[str
             continue
         more = {"survival": 6.0} if name == "random_truncation" else {}
         wanted = Valuation(utilities=UTILITIES, **fields, **more)
+        design = wanted.design(game)
         held = []
         for index in range(n_intervals):
-            tally = Tally(UTILITIES, wanted.weights(game))
-            wanted.sample(game, tally, n_units, index, game.ends(UTILITIES))
+            tally = Tally(UTILITIES, wanted.weights(game, design))
+            wanted.sample(game, design, tally, n_units, index, game.ends(UTILITIES))
             mean = tally.total[0].numpy() / n_units
             variance = (tally.total_sq[0].numpy() - n_units * mean**2) / (n_units - 1) / n_units
             held.append(np.abs(mean - exact) <= far * np.sqrt(np.maximum(variance, 0)) + 1e-12)
@@ -447,9 +449,10 @@ def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
         outputs[dtype] = tally.total[0, 0]
         if dtype == torch.float32:
             wanted = Valuation(utilities=("margin",))
-            unit = Tally(("margin",), wanted.weights(game))
+            design = wanted.design(game)
+            unit = Tally(("margin",), wanted.weights(game, design))
             start = time.process_time()
-            wanted.sample(game, unit, 1, 0, torch.zeros(1, 2))
+            wanted.sample(game, design, unit, 1, 0, torch.zeros(1, 2))
             found["unit_cpu_s"] = time.process_time() - start
     difference = outputs[torch.float32] - outputs[torch.float64]
     found["float32_relative_error"] = float(difference.norm() / outputs[torch.float64].norm())

@@ -28,7 +28,7 @@ from stages.permutation_sampling import unit_of, walk
 from stages.prefix_cholesky import PrefixCholesky
 from stages.semivalue import size_weights
 from stages.tally import Tally
-from stages.utility import Judge, LossJudge, fitted
+from stages.utility import Judge, LinearJudge, fitted
 from stages.valuation import Valuation
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
@@ -180,8 +180,8 @@ def test_permutations_estimate_every_semivalue(sampling: Any, truncation: Any) -
         semivalues=semivalues,
     )
     game = play(*given_rows)
-    tally = Tally(UTILITIES, fields.weights(game))
-    fields.sample(game, tally, 200, 0, game.ends(UTILITIES))
+    tally = Tally(UTILITIES, fields.weights(game, None))
+    fields.sample(game, None, tally, 200, 0, game.ends(UTILITIES))
     mean, square = tally.total / 200, tally.total_sq / 200
     error = ((square - mean.square()) / 199).sqrt().numpy()
     for row, semivalue in enumerate(semivalues):
@@ -204,7 +204,8 @@ def test_stratified_units_have_the_semivalue_as_their_mean(
     fields = Valuation(utilities=UTILITIES, semivalues=semivalues, block=block, orders=orders)
     game = play(*given_rows, engine)
     design = fields.design(game)
-    tally = Tally(UTILITIES, fields.weights(game))
+    assert design is not None
+    tally = Tally(UTILITIES, fields.weights(game, design))
     for size, probability in enumerate(design.law):
         share = float(probability) * design.draws / math.factorial(n)
         for order in every_order(n):
@@ -222,7 +223,7 @@ def test_truncation_at_a_random_length_has_no_bias() -> None:
     given_rows = rows(8, n, 9, 2)
     fields = Valuation(sampling="uniform", truncation="random", survival=1.7, utilities=UTILITIES)
     game = play(*given_rows)
-    weights = fields.weights(game)
+    weights = fields.weights(game, None)
     reach = [min(1.0, 1.7 / s) for s in range(1, n + 1)] + [0.0]
     total = np.zeros((3, n))
     for length in range(1, n + 1):
@@ -277,12 +278,54 @@ def test_engines_agree_beside_a_coalition(c: int, size: int) -> None:
     for engine in ENGINES:
         game = play(*given_rows, engine)
         design = Valuation(utilities=UTILITIES, block=4, orders=3).design(game)
+        assert design is not None
         pieces = coalition(game, design, order, size, UTILITIES)
         found.append([(u, ids.tolist(), first, gain) for u, ids, first, gain in pieces])
     assert len(found[0]) == len(found[1]) > 0
     for mine, other in zip(*found, strict=True):
         assert mine[:3] == other[:3]
         torch.testing.assert_close(mine[3], other[3], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("few", [1, 2, 5])
+def test_a_coalition_may_join_in_parts(few: int) -> None:
+    """Features keep few members by their factor, and go on from there."""
+    given_rows = rows(14, 20, 8, 3)
+    order = next(permutations(20, 1, 5, 0))
+    at_once, in_parts = (play(*given_rows, "least_squares").regression() for _ in range(2))
+    at_once.take(order[:9])
+    in_parts.take(order[:few])
+    in_parts.take(order[few:9])
+    torch.testing.assert_close(in_parts.outputs, at_once.outputs, rtol=0, atol=1e-11)
+    for mine, other in zip(
+        in_parts.outside(order[9:, None])[:3], at_once.outside(order[9:, None])[:3], strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("by_query", [True, False])
+def test_one_mean_query_stands_for_all_where_the_utility_is_linear(by_query: bool) -> None:
+    """Margin of two classes: the games of all queries and of their mean are the same."""
+    given_rows = rows(15, 12, 8, 2)
+    game = play(*given_rows)
+    features, queries, labels, query_labels, _ = given_rows
+    turned = queries * (2 * query_labels - 1)[:, None]
+    mean = turned.mean(0, keepdim=True)
+    damping = damping_of(features)
+    goal = fitted(one_hot(labels, 2) - 0.5)
+
+    def begin() -> Any:
+        return PrefixCholesky(features @ features.T, features @ mean.T, goal, damping)
+
+    short = Game(12, begin, LinearJudge(1, scale=2.0), by_query=by_query)
+    order = [next(permutations(12, 1, 3, 0))]
+    tallies = []
+    for played in (game, short):
+        tally = Tally(("margin",), {"margin": np.ones((1, 12))}, 1 if played.by_query else None)
+        for _ in walk(played, order, [12], ("margin",), tally, played.ends(("margin",))):
+            tally.close_unit()
+        tallies.append(tally.total[0, 0].reshape(-1))
+    torch.testing.assert_close(*tallies, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -358,8 +401,9 @@ def test_an_example_without_features_is_a_null_player(seed: int, c: int, engine:
     assert (along(game, [first])[:, 4] == 0).all()
     assert leave_one_out(game, UTILITIES)[:, 4].abs().max() < 1e-12
     fields = Valuation(utilities=UTILITIES, block=5, orders=2, coalitions=3)
-    tally = Tally(UTILITIES, fields.weights(game))
-    fields.sample(game, tally, 1, 0, game.ends(UTILITIES))
+    design = fields.design(game)
+    tally = Tally(UTILITIES, fields.weights(game, design))
+    fields.sample(game, design, tally, 1, 0, game.ends(UTILITIES))
     assert (tally.total[0, :, 4] == 0).all()
 
 
@@ -383,7 +427,7 @@ def test_the_game_of_gradients_is_a_damped_gauss_newton_step(engine: str) -> Non
         step = torch.linalg.solve(matrix, some.sum(0))
         return np.array([float((queries @ step).mean())])
 
-    game = Game(n, begin, LossJudge(1))
+    game = Game(n, begin, LinearJudge(1))
     tally = Tally(("loss",), {"loss": np.full((1, n), 1 / math.factorial(n))})
     orders = list(every_order(n))
     for _ in walk(game, orders, [n] * len(orders), ("loss",), tally, game.ends(("loss",))):
@@ -408,10 +452,11 @@ def test_intervals_cover_the_value(fields: dict[str, Any]) -> None:
     exact = enumerated(8, retrained(*given_rows))[1:]
     game = play(*given_rows)
     wanted = Valuation(utilities=names, **fields)
+    design = wanted.design(game)
     covered = []
     for index in range(30):
-        tally = Tally(names, wanted.weights(game))
-        wanted.sample(game, tally, 20, index, game.ends(names))
+        tally = Tally(names, wanted.weights(game, design))
+        wanted.sample(game, design, tally, 20, index, game.ends(names))
         mean = tally.total[0].numpy() / 20
         error = np.sqrt((tally.total_sq[0].numpy() - 20 * mean**2) / 19 / 20)
         covered.append(np.abs(mean - exact) <= 2.0930 * error)
