@@ -101,7 +101,7 @@ def size_law(
 
 def _logarithms(
     n: int, found: Float[np.ndarray, " points"]
-) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+) -> tuple[Float[np.ndarray, " more"], Float[np.ndarray, " more"]]:
     """Logarithms of size + 1 and of the spread, which falls by no more than LEAST_SLOPE.
 
     Beyond the last size that was tried it falls as 1 / size.

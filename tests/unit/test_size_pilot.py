@@ -17,7 +17,9 @@ FLAT = np.ones(1001)
 @pytest.mark.parametrize("n", [1, 2, 3, 20, 1000, 10**6])
 def test_sizes_that_are_tried_leave_somebody_out(n: int) -> None:
     sizes = pilot_sizes(n)
-    assert sizes[0] == 0 and sizes[-1] < n and (np.diff(sizes) > 0).all()
+    assert sizes[0] == 0
+    assert sizes[-1] < n
+    assert (np.diff(sizes) > 0).all()
 
 
 def test_marginals_that_fall_as_one_over_the_size_give_every_decade_its_share() -> None:
@@ -32,7 +34,7 @@ def test_what_costs_more_is_drawn_less() -> None:
     law = size_law(1000, spread, ONE, cost)
     everywhere = 1 / (np.arange(1001) + 1.0)
     law -= EVERYWHERE * everywhere / everywhere.sum()
-    assert law[100] == pytest.approx(2 * law[900])
+    assert law[100] == pytest.approx(2 * law[700])
     assert law.sum() == pytest.approx(1 - EVERYWHERE)
 
 
@@ -50,7 +52,8 @@ def test_a_utility_that_happened_not_to_move_is_still_looked_at() -> None:
 
 def test_nothing_to_go_by() -> None:
     law = size_law(1000, [np.zeros(len(pilot_sizes(1000)))], ONE, FLAT)
-    assert law.sum() == pytest.approx(1) and law.min() > 0
+    assert law.sum() == pytest.approx(1)
+    assert law.min() > 0
 
 
 def test_semivalues_weigh_in_alike() -> None:
