@@ -1,0 +1,203 @@
+"""Scores of pairs of a query and an example: what the stages that compute them share.
+
+A score is a product of inner products of factors of the query and of the example,
+
+    score(t, i) = <a_t, b_i>   or   <a_t, b_i> <c_t, d_i>,
+
+the second being the inner product of gradients of a last layer, which are outer products. Queries'
+factors are made once per worker, those of examples shard by shard, so that scores are computed at
+the speed of products of matrices; per query only the `top_k` best of each sign are kept, unless all
+are asked for, and merged as a tree of tasks.
+
+A score comes apart into a global part, at least 0, which depends on the example alone, and a local
+part, the signed remainder: their product is the score. [generalised representers, Tsai et al. 2023;
+arXiv:2408.05976, whose text could not be read, says that existing methods come apart so]
+
+Sign: positive helps. A positive score raises the query's measured output, see each method.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.batching import matrix_of
+from stages.stage import ConfigError, Cost, DataError, Inputs, Work
+from stages.top_scores import Pairs, best, streamed
+from storage.schema import TableSpec
+
+ATTRIBUTION = TableSpec(
+    name="attribution",
+    schema=pa.schema(
+        [
+            ("query_id", pa.int64()),
+            ("example_id", pa.int64()),
+            ("score", pa.float64()),
+            ("global_score", pa.float64()),
+            ("local_score", pa.float64()),
+        ]
+    ),
+    key=("query_id", "example_id"),
+)
+"""`global_score` >= 0 and `local_score`, whose product is the score; null for methods whose scores
+do not come apart."""
+
+TOP_K = 100
+NUMBERS = 2**22
+"""Scores that are held at a time."""
+BLOCK = 4096
+"""Examples that are scored at a time."""
+
+Factors = tuple[Tensor, ...]
+"""One or two matrices (rows, dim) of the same rows; the products of their inner products are scores."""
+
+
+class Side(NamedTuple):
+    """Queries or examples, ready to be scored."""
+
+    ids: Int64[np.ndarray, " rows"]
+    """Ascending."""
+    factors: Factors
+    magnitude: Float[Tensor, " rows"] | None = None
+    """The global parts of examples, where scores come apart."""
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Refuses a number of scores that cannot be kept.
+
+    Raises:
+        ConfigError: it is not positive.
+    """
+    if top_k is not None and top_k < 1:
+        raise ConfigError(
+            f"top_k: found {top_k}, expected at least 1, or null for all pairs. Correct it."
+        )
+
+
+def score(queries: Factors, examples: Factors) -> Float[Tensor, "queries examples"]:
+    """The score of every pair."""
+    found = queries[0] @ examples[0].T
+    for left, right in zip(queries[1:], examples[1:], strict=True):
+        found *= left @ right.T
+    return found
+
+
+def scored(queries: Side, examples: Side, top_k: int | None) -> pa.RecordBatch:
+    """Rows of `ATTRIBUTION`, the `top_k` best of each sign of each query, or all.
+
+    Cost 2 queries * examples * dim; memory NUMBERS scores and what is kept.
+    """
+    n_queries, n_examples = len(queries.ids), len(examples.ids)
+    per_block = max(1, NUMBERS // BLOCK)
+    parts = []
+    for start in range(0, n_queries, per_block):
+        some = tuple(factor[start : start + per_block] for factor in queries.factors)
+        if top_k is None:
+            values = score(some, examples.factors).double().numpy()
+            rows, columns = np.divmod(np.arange(values.size), max(1, n_examples))
+            pairs = Pairs(rows, columns, values.reshape(-1))
+        else:
+            blocks = _blocks(some, examples.factors)
+            pairs = streamed(blocks, len(some[0]), top_k, some[0].dtype)
+        parts.append(pairs._replace(queries=pairs.queries + start))
+    if not parts:
+        return pa.RecordBatch.from_pylist([], schema=ATTRIBUTION.schema)
+    rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    values = values.astype(np.float64)
+    globally = locally = pa.nulls(len(values), pa.float64())
+    if examples.magnitude is not None:
+        size = examples.magnitude.double().numpy()[columns]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rest = np.where(size > 0, values / size, 0.0)
+        globally, locally = pa.array(size), pa.array(rest)
+    ids = [pa.array(queries.ids[rows]), pa.array(examples.ids[columns])]
+    return pa.RecordBatch.from_arrays(
+        [*ids, pa.array(values), globally, locally], schema=ATTRIBUTION.schema
+    )
+
+
+def _blocks(
+    queries: Factors, examples: Factors
+) -> Iterator[tuple[int, Float[Tensor, "queries block"]]]:
+    for first in range(0, len(examples[0]), BLOCK):
+        yield first, score(queries, tuple(factor[first : first + BLOCK] for factor in examples))
+
+
+def merged(
+    parts: Mapping[str, Sequence[pa.Table]], top_k: int | None
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """What the `merge` of a stage does: of each query the best of all parts."""
+    together = pa.concat_tables(parts[ATTRIBUTION.name])
+    if together.num_rows == 0:
+        return
+    queries, examples = (together[name].to_numpy() for name in ATTRIBUTION.key)
+    values = together["score"].to_numpy()
+    kept = np.arange(len(values))
+    if top_k is not None:
+        sides = []
+        for sign in (1, -1):
+            at = np.flatnonzero(sign * values > 0)
+            sides.append(at[best(Pairs(queries[at], examples[at], sign * values[at]), top_k)])
+        kept = np.concatenate(sides)
+    order = kept[np.lexsort((examples[kept], queries[kept]))]
+    for batch in together.take(pa.array(order)).combine_chunks().to_batches():
+        yield ATTRIBUTION.name, batch
+
+
+def vectors_of(
+    inputs: Inputs, name: str, ids: Int64[np.ndarray, " wanted"] | None = None
+) -> tuple[Int64[np.ndarray, " rows"], Float[Tensor, "rows dim"]]:
+    """Ids, ascending, and vectors in float32 of the examples of the part's own shard.
+
+    With `ids`, only of these.
+    """
+    table = inputs.table(name)
+    table = table.filter(pa.compute.equal(table["role"], "example"))
+    found = table["id"].to_numpy()
+    keep = np.arange(len(found)) if ids is None else np.flatnonzero(np.isin(found, ids))
+    order = keep[np.argsort(found[keep], kind="stable")]
+    if len(order) == 0:
+        return np.zeros(0, np.int64), torch.zeros(0, 0)
+    matrix = matrix_of(table["vector"])
+    # A copy in the right type; rows of a shard mostly lie in order already.
+    rows = (
+        matrix
+        if len(order) == len(matrix) and (order == np.arange(len(matrix))).all()
+        else (matrix[order])
+    )
+    return found[order], torch.from_numpy(np.array(rows, dtype=np.float32))
+
+
+def query_vectors(
+    inputs: Inputs, name: str
+) -> tuple[Int64[np.ndarray, " rows"], Float[Tensor, "rows dim"]]:
+    """Ids, ascending, and vectors in float32 of all queries.
+
+    Raises:
+        DataError: there is none.
+    """
+    ids, matrix = inputs.vectors(name, "query")
+    if len(ids) == 0:
+        raise DataError(
+            f"{name}: found no query, expected at least one, as pairs are scored. Add `queries:`."
+        )
+    order = np.argsort(ids, kind="stable")
+    return np.array(ids)[order], torch.from_numpy(np.array(matrix[order], dtype=np.float32))
+
+
+def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:
+    """One product of matrices, and the rows of what is kept."""
+    per_shard = work.n_examples / max(1, work.n_shards)
+    kept = work.n_examples if top_k is None else min(2 * top_k * work.n_shards, work.n_examples)
+    held = per_shard if top_k is None else min(per_shard, 2 * top_k)
+    return Cost(
+        flops=2.0 * work.n_examples * work.n_queries * dim,
+        written_bytes=round(24 * work.n_queries * kept),
+        memory_bytes=round(
+            4 * dim * (work.n_queries + per_shard) + 16 * NUMBERS + 8 * 40 * work.n_queries * held
+        ),
+    )
