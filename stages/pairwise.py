@@ -53,7 +53,7 @@ BLOCK = 4096
 """Examples that are scored at a time."""
 
 Factors = tuple[Tensor, ...]
-"""One or two matrices (rows, dim) of the same rows; the products of their inner products are scores."""
+"""One or two matrices (rows, dim) of the same rows, whose inner products make up scores."""
 
 
 class Side(NamedTuple):
