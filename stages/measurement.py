@@ -64,7 +64,7 @@ __all__ = [
 UNLABELLED = -1
 
 
-def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows *outputs"]:
+def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows ..."]:
     """What the network returns for one batch; the only place where a model is called."""
     output: Tensor = network(**batch)
     return output
