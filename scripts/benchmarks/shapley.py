@@ -1,4 +1,4 @@
-"""Shapley values: speed against references, error against time, coverage, and size.
+"""Shapley values: speed against references, error against time, coverage, engines, size.
 
 Features are `ntk` of SST-2 rows with a tenth of the labels flipped, at the default probe and
 projection, 872 validation queries, one thread; the kernel, the ridge (chosen once, on 2,000 rows)
@@ -16,7 +16,9 @@ and the permutations are the same for all contestants.
                   paper's rule, permutations untruncated, paired, rotated, cut at random lengths,
                   and the default.
     coverage      how often 95 % intervals of a fixed number of units hold the exact value, for ten
-                  examples, by enumeration.
+                  examples, by enumeration; and the bias of the paper's rule beside that of lengths
+                  drawn at random, which have none.
+    engines       how far the two engines are apart on the same permutations and coalitions.
     scale         seconds and memory of a permutation and of a default unit on synthetic features
                   of 512 dimensions, up to 10^6 examples; float32 against float64.
 """
@@ -31,11 +33,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.shapley_engines import engines
 from benchmarks.shapley_game import STRATEGIES, UTILITIES, features, game_of
 from benchmarks.shapley_permutations import permutation_seconds
 from benchmarks.shapley_small import coverage
 
-PARTS = ("permutations", "error", "coverage", "scale")
+PARTS = ("permutations", "error", "coverage", "engines", "scale")
 REFERENCES = ("published", "in_place", "pydvl")
 
 
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=[4, 16, 64], help="CPU-seconds")
     parser.add_argument("--truth-s", type=float, default=400, help="CPU-seconds of the long run")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--engine-rows", type=int, default=2000)
     parser.add_argument("--scale-rows", nargs="+", type=int, default=[10**4, 10**5, 10**6])
 
 
@@ -65,7 +69,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if "error" in arguments.parts:
         found["error"] = error_against_time(rows, arguments)
     if "coverage" in arguments.parts:
-        found["coverage"] = coverage()
+        found["coverage"] = coverage(rows)
+    if "engines" in arguments.parts:
+        found["engines"] = engines(rows, arguments.engine_rows)
     if "scale" in arguments.parts:
         found["scale"] = {n: scale(n) for n in arguments.scale_rows}
     return found

@@ -49,22 +49,34 @@ def features(source: Path, work: Path) -> dict[str, torch.Tensor]:
     return rows
 
 
+def drawn(rows: dict[str, torch.Tensor]) -> np.ndarray:
+    """All examples in the order in which games take them."""
+    found: np.ndarray = np.random.default_rng(0).permutation(len(rows["example"]))
+    return found
+
+
+def ridge_of(rows: dict[str, torch.Tensor]) -> float:
+    """The automatic ridge of the first 2,000 examples."""
+    from stages.kernel import auto_ridge, one_hot
+
+    chosen = drawn(rows)[:2000]
+    some = rows["example"][chosen]
+    return auto_ridge(some @ some.T, one_hot(rows["example_label"][chosen], 2) - 0.5)[0]
+
+
 def game_of(rows: dict[str, torch.Tensor], n: int) -> Any:
     """The game of `n` rows drawn once."""
     from stages.game import Game
-    from stages.kernel import auto_ridge, mean_diagonal, one_hot
+    from stages.kernel import mean_diagonal, one_hot
     from stages.prefix_cholesky import PrefixCholesky
     from stages.utility import Judge, fitted
 
-    chosen = np.random.default_rng(0).permutation(len(rows["example"]))
-    some = rows["example"][chosen[:2000]]
-    targets = one_hot(rows["example_label"][chosen], 2) - 0.5
-    ridge, _ = auto_ridge(some @ some.T, targets[:2000])
-    mine = rows["example"][chosen[:n]]
+    chosen = drawn(rows)[:n]
+    mine = rows["example"][chosen]
     kernel = mine @ mine.T
     judge = Judge(rows["query_label"], 2)
     to_queries = mine @ rows["query"].T * judge.signs()
-    goal = fitted(targets[:n])
-    damping = ridge * mean_diagonal(kernel)
+    goal = fitted(one_hot(rows["example_label"][chosen], 2) - 0.5)
+    damping = ridge_of(rows) * mean_diagonal(kernel)
     game = Game(n, lambda: PrefixCholesky(kernel, to_queries, goal, damping), judge)
     return game, kernel, to_queries, goal, damping
