@@ -202,8 +202,7 @@ def _check_rounds(
 ) -> None:
     """Refuses a stage that reads rounds whose number only their rows decide."""
     for writer, _ in reads.values():
-        watch = getattr(planned[writer].stage, "watch", None) if writer in planned else None
-        if watch is not None and watch() is not None:
+        if writer in planned and planned[writer].watch is not None:
             raise ConfigFileError(
                 f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
                 "rule, expected a fixed number of rounds. Leave minutes, stderr and "

@@ -71,9 +71,11 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         "seconds": "time",
         "note": "how",
     }
+    most = "at most " if any(row["at_most"] for row in estimate["stages"]) else ""
     shown = []
     for row in estimate["stages"]:
         cells = dict(row)
+        cells["tasks"] = f"at most {row['tasks']}" if row["at_most"] else row["tasks"]
         cells["flops"] = f"{row['flops']:.1e}" if row["flops"] else ""
         cells["written_bytes"] = _bytes(row["written_bytes"])
         cells["memory_bytes"] = _bytes(row["memory_bytes"])
@@ -85,7 +87,7 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     )
     _print(_table(list(columns.values()), shown))
     _print(
-        f"In all about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
+        f"In all {most}about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
         f"{_bytes(estimate['written_bytes'])} to write, "
         f"{_bytes(estimate['memory_bytes'])} for the largest task"

@@ -72,7 +72,8 @@ class Screen:
         tasks = sum(len(node.tasks) for node in plan.nodes)
         missing = sum(len(node.missing) for node in plan.nodes)
         names = " -> ".join(node.instance for node in plan.nodes)
-        self._say(f"{names}: {missing} tasks to do, {tasks - missing} are there already")
+        most = "at most " if any(n.missing and n.watch for n in plan.nodes) else ""
+        self._say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are there already")
         for note in plan.notes:
             self._say(note, style="yellow")
         self._bars.start()

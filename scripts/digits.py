@@ -27,9 +27,7 @@ def main(folder: Path) -> None:
     order = np.random.default_rng(0).permutation(len(images))
     x = torch.from_numpy((images[order] / 16).astype(np.float32))
     y = torch.from_numpy(digits[order].astype(np.int64))
-    network = torch.nn.Sequential(
-        torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
-    )
+    network = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(EPOCHS):
         for batch in torch.randperm(N_TRAIN).split(32):
