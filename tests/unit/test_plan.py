@@ -490,6 +490,22 @@ def test_blocks_of_queries_depend_on_their_own_labels_and_on_all_examples(raw: R
     assert moved(before, plan(raw, corpus({"label:2": "new"}))) == {"knn_shapley"}
 
 
+def test_scores_of_pairs_depend_on_their_own_examples_and_on_all_queries(raw: Raw) -> None:
+    model = {**raw["model"], "head": "random", "num_labels": 2}
+    raw = {**raw, "model": model, "stages": {"tracin": {}, "curvature": {"gradient": "short"}}}
+    raw["stages"]["gradient"] = {}
+    raw["stages"]["short"] = {"stage": "gradient", "projection": {"dim": 64}}
+
+    def leaves(over: Corpus) -> dict[str, list[str]]:
+        return {name: found[:2] for name, found in keys(plan(raw, over)).items()}
+
+    before, after = leaves(corpus()), leaves(corpus({"label:0": "new"}))
+    assert [x == y for x, y in zip(before["tracin"], after["tracin"], strict=True)] == [False, True]
+    after = leaves(corpus({"label:2": "new"}))
+    assert not set(before["tracin"]) & set(after["tracin"])
+    assert before["curvature"] == after["curvature"]
+
+
 def test_work_in_blocks_of_queries_needs_queries(raw: Raw) -> None:
     tables = {
         name: dataclasses.replace(manifest, shards=manifest.shards[:2])
