@@ -20,6 +20,7 @@ from transformers.utils import logging
 from stages.batching import matrix_of
 from stages.measurement import Measurement
 from stages.model import Trained
+from stages.probe import Probe
 from stages.stage import Part, Vectors
 from stages.trained import trained_layers
 
@@ -147,6 +148,36 @@ def sharded() -> type[ShardedInputs]:
 @pytest.fixture(scope="session")
 def rows() -> Callable[..., pa.Table]:
     return vector_table
+
+
+@pytest.fixture(scope="session")
+def probed() -> Callable[..., ShardedInputs]:
+    """`probed(embeddings, answers, n_queries)`: tables, and a probe fitted on all but the last rows.
+
+    Those are the queries, without an answer. Integer answers are labels, others targets.
+    """
+
+    def make(
+        embeddings: torch.Tensor, answers: torch.Tensor, n_queries: int, **fields: Any
+    ) -> ShardedInputs:
+        n = len(embeddings) - n_queries
+        ids = np.concatenate([np.arange(n), 1000 + np.arange(n_queries)])
+        roles = ["example"] * n + ["query"] * n_queries
+        known = pa.array([*answers[:n].tolist(), *[None] * n_queries])
+        is_regression = answers.is_floating_point()
+        name = "target" if is_regression else "label"
+        told = {"label": {"task": "regression" if is_regression else "classification"}}
+        told["label"]["classes"] = [] if is_regression else [str(c) for c in set(answers.tolist())]
+        tables = {"label": pa.table({"id": ids, "role": roles, name: known})}
+        tables["embedding"] = vector_table(embeddings[:n], embeddings[n:])
+        fit_on = ShardedInputs(tables, told)
+        fit_on.part = Part("", 0)
+        stage = Probe(**fields)
+        probe = MemoryInputs.run(fit_on, stage)
+        told["probe"] = dict(stage.details(fit_on))
+        return ShardedInputs({**tables, "probe": probe}, told)
+
+    return make
 
 
 @pytest.fixture(scope="session")
