@@ -232,6 +232,9 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
 
 
 def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
+    instance, _, table = read.partition(".")
+    if table and instance in stages:
+        return [(instance, spec.name) for spec in stages[instance].writes if spec.name == table]
     if read in stages:
         # A stage's first table is its own; others, such as diagnostics, lie beside it.
         return [(read, stages[read].writes[0].name)]
@@ -272,6 +275,7 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
         )
     cuts = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     place = {read: {(role, i): key for role, i, key in cut} for read, cut in cuts.items()}
+    beside = ("example",) if stage.split == "query" else getattr(stage, "opens", ())
     tasks = []
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
@@ -281,8 +285,8 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
         keys = []
         for read in node.reads:
             own = place[read].get((shard.role, shard.index))
-            if own is not None and stage.split == "query":
-                own = digest([own, [list(cut) for cut in cuts[read] if cut[0] == "example"]])
+            if own is not None and beside:
+                own = digest([own, [list(cut) for cut in cuts[read] if cut[0] in beside]])
             keys.append(own or node.inputs[read])
         part = Part(shard.role, shard.index)
         tasks.append(Task(part, shard_key(name, version, node.fields, keys, 0)))

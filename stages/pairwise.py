@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.answer import task_of
 from stages.batching import matrix_of
 from stages.stage import ConfigError, Cost, DataError, Inputs, Work
 from stages.top_scores import Pairs, best, streamed
@@ -206,6 +207,26 @@ def query_vectors(
         )
     order = np.argsort(ids, kind="stable")
     return np.array(ids)[order], torch.from_numpy(np.array(matrix[order], dtype=np.float32))
+
+
+def left_out(inputs: Inputs, names: Sequence[str]) -> int:
+    """How many examples of the part's own shard have an answer and no row in one of the tables."""
+    label = inputs.table("label")
+    answer = "target" if task_of(inputs) == "regression" else "label"
+    label = label.filter(pa.compute.equal(label["role"], "example")).select(["id", answer])
+    ids = label.drop_null()["id"].to_numpy()
+    has_all = np.ones(len(ids), dtype=bool)
+    for name in names:
+        has_all &= np.isin(ids, inputs.table(name)["id"].to_numpy())
+    return int((~has_all).sum())
+
+
+def whitened(
+    rows: Float[Tensor, "rows dim"], lower: Float[Tensor, "dim dim"]
+) -> Float[Tensor, "rows dim"]:
+    """L^-1 g of every row g, with inner products g' (L L')^-1 g; float64. Cost rows * dim^2."""
+    solved: Tensor = torch.linalg.solve_triangular(lower, rows.double().T, upper=False)
+    return solved.T
 
 
 def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:

@@ -31,7 +31,7 @@ from stages.pairwise import (
     scored,
     vectors_of,
 )
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, Inputs, Role, Split, Work
 from storage.schema import TableSpec
 
 
@@ -51,6 +51,7 @@ class TracIn:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.

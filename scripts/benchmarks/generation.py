@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         clock,
     )
     rows = done.sql(
-        "SELECT c.query_id, c.token_index, c.context, c.token, c.probability, c.tf_idf, s.n_places, s.n_support, "
+        "SELECT c.query_id, c.token_index, c.context, c.token, c.probability, c.tf_idf, "
+        "s.n_places, s.n_support, "
         "list({context: s.context, g: s.global_score, l: s.local_score} ORDER BY s.rank) "
         "AS spectrum "
         "FROM continuations AS c JOIN token_support AS s USING (query_id, token_index) "
