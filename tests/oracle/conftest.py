@@ -152,7 +152,7 @@ def rows() -> Callable[..., pa.Table]:
 
 @pytest.fixture(scope="session")
 def probed() -> Callable[..., ShardedInputs]:
-    """`probed(embeddings, answers, n_queries)`: tables, and a probe fitted on all but the last rows.
+    """`probed(embeddings, answers, n_queries)`: tables and a probe fitted on all but the last rows.
 
     Those are the queries, without an answer. Integer answers are labels, others targets.
     """
