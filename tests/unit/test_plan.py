@@ -533,6 +533,20 @@ def test_scores_of_pairs_depend_on_their_own_examples_and_on_all_queries(raw: Ra
     assert before["curvature"] == after["curvature"]
 
 
+def test_a_stage_can_read_another_table_of_an_instance_than_its_first(raw: Raw) -> None:
+    stages = {name: {"stage": "kernel_regression"} for name in ("one", "two")}
+    stages["values"] = {"stage": "kernel_representer", "regression": "two"}
+    nodes = {node.instance: node for node in plan({**raw, "stages": stages}).nodes}
+    assert nodes["values"].reads["two.kernel_dual"] == ("two", "kernel_dual")
+    alone = {"kernel_representer": {"kernel": ["embedding"]}}
+    made = plan({**raw, "stages": alone})
+    assert set(made.added) == {"embedding", "kernel_regression"}
+    for fields in ({"per_class": True}, {"normalize": False}, {"kernel": ["embedding"]}):
+        stages = {"kernel_regression": fields, "kernel_representer": {}}
+        with pytest.raises(ConfigFileError, match="kernel_representer: kernel_regression: found"):
+            plan({**raw, "stages": stages})
+
+
 def test_work_in_blocks_of_queries_needs_queries(raw: Raw) -> None:
     tables = {
         name: dataclasses.replace(manifest, shards=manifest.shards[:2])
