@@ -213,9 +213,10 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
 @settings
 @as_json
 def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) -> None:
-    """Measure how far the values of a run can be trusted; METRIC is robustness.
+    """Measure how far the results of a run can be trusted.
 
-    Reads the run's tables and stores nothing.
+    METRIC is robustness, of values; or agreement, contamination, removal, specificity,
+    support_size, of explanations. Reads the run's tables and stores nothing.
 
     Example: assay evaluate runs/quickstart robustness --set examples=300 --set rounds=24
     """

@@ -74,7 +74,17 @@ def evaluate(
 
 def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:
     """Name and manifest key of the table of a finished run that `read` stands for."""
-    if read in tables and read != CORPUS_INSTANCE:
+    of_instance, _, beside = read.partition(".")
+    if beside and read not in tables:
+        places = [(of_instance, beside)] if beside in tables.get(of_instance, {}) else []
+        if not places:
+            having = ", ".join(name for name in tables if beside in tables[name])
+            raise RunError(
+                f"{folder.path}: found no table {beside!r} of {of_instance!r}, expected an "
+                f"instance that writes it: {having or 'none in this run does'}. Name one, or add "
+                "one under `stages:` and run again."
+            )
+    elif read in tables and read != CORPUS_INSTANCE:
         # An instance's first table is its own; others, such as diagnostics, lie beside it.
         places = [(read, next(iter(tables[read])))]
     else:

@@ -39,7 +39,10 @@ class Metric(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the tables, or of the run's instances that write them, that it reads."""
+        """Names of the tables, or of the run's instances that write them, that it reads.
+
+        An instance stands for its first table; INSTANCE.TABLE is another one of its.
+        """
 
     def compute(self, inputs: Inputs, tell: Tell) -> Result:
         """The table."""

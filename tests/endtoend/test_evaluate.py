@@ -103,7 +103,11 @@ def test_help_shows_an_example(assay: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["robustnes"], "found no metric 'robustnes', expected one of robustness. Did you mean"),
+        (
+            ["robustnes"],
+            "found no metric 'robustnes', expected one of agreement, contamination, removal, "
+            "robustness, specificity, support_size. Did you mean robustness?",
+        ),
         (["robustness", "--set", "exampls=3"], "exampls: found an unknown key"),
         (["robustness", "--set", "examples=x"], "robustness: examples: found 'x', expected"),
         (["robustness", "--set", "draws=2"], "robustness: draws: found 2, expected an odd number"),
@@ -114,6 +118,57 @@ def test_help_shows_an_example(assay: Any) -> None:
 )
 def test_what_is_wrong_is_said(run: Path, assay: Any, given: list[str], said: str) -> None:
     assert said in complaint(assay, run, *given)
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
+    """A run with support spectra of a probe on vectors, a tenth of its labels made wrong."""
+    folder = tmp_path_factory.mktemp("explained")
+    corpus = source(folder, "train", N_EXAMPLES, 1, flip_labels={"fraction": 0.1})
+    stages = {
+        "probe": {"embedding": "features"},
+        "prediction": {"embedding": "features"},
+        "support": {"features": "features"},
+        "cosine": {"stage": "support", "features": "features", "similarity": "cosine"},
+    }
+    return made(folder, assay, corpus=corpus, stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "columns"),
+    [
+        ("specificity", (), ["overlap", "same_class"]),
+        ("contamination", (), ["wrong", "outliers"]),
+        ("removal", ("kernel=[features]",), ["change"]),
+        ("removal", ("by=retrain", "embedding=features", "queries=3"), ["change"]),
+        ("agreement", ("contrast='1'",), ["agreement", "local_end"]),
+        ("support_size", (), ["spearman", "auc"]),
+    ],
+)
+def test_metrics_of_explanations(
+    explained: Path, assay: Any, metric: str, fields: tuple[str, ...], columns: list[str]
+) -> None:
+    wanted = settings("methods=[support, cosine]", "resamples=20", *fields)
+    result = assay("evaluate", explained, metric, *wanted, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    named = {row["method"] for row in found["rows"]}
+    assert named == {"support", "cosine"} | ({"confidence"} if metric == "support_size" else set())
+    for row in found["rows"]:
+        for column in columns:
+            low, value, high = (row[f"{column}{end}"] for end in ("_low", "", "_high"))
+            assert low <= value <= high
+    shown = assay("evaluate", explained, metric, *wanted)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines()[0].split()[0] == "method"
+
+
+def test_a_table_beside_an_instances_first(explained: Path, assay: Any) -> None:
+    said = complaint(assay, explained, "support_size", *settings("methods=[prediction]"))
+    assert "found no table 'support_size' of 'prediction', expected an instance that" in said
+    assert "writes it: cosine, support. Name one" in said
+    said = complaint(assay, explained, "specificity", *settings("methods=[prediction]"))
+    assert "prediction: found a table with the columns id, role, source, logits, expected" in said
 
 
 def test_a_folder_without_a_run(tmp_path: Path, assay: Any) -> None:

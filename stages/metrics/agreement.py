@@ -1,0 +1,114 @@
+"""Whether an explanation is about what the query is about: agreement of topics.
+
+For each method, the share of a query's listed examples that share a topic with it, a mean over the
+queries with a list, and beside it the share of the queries whose most local example does: the end
+of a spectrum, of other methods the listed example with the largest local score. By chance an
+example agrees as often as the query's topic occurs among the examples.
+
+With the label for a topic this is the identical class test of Hanawa et al. 2021, arXiv:2006.04528,
+which looks at the first example alone. Where classes were merged before the model was trained, and
+`topic` names the column of the finer ones, it is their identical subclass test: what is alike is
+found though no label says so. The true label is taken where the corpus knows one, so that a wrong
+label does not count as agreement.
+
+Source: the protocol of methods.md 2.5 (5) [derived].
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from stages.metrics.explanations import Explanations, mean_length
+from stages.metrics.metric import Result, Tell
+from stages.stage import DataError, Inputs, Role
+
+
+@dataclass(frozen=True)
+class Agreement(Explanations):
+    """The share of listed examples that share a topic with the query, for each method.
+
+    Higher is better. Examples and queries without a topic are left out.
+    """
+
+    topic: str | None = None
+    """Column of the corpus and of the queries; null takes the label, the true one where known."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The methods' tables, and where topics are."""
+        return (*self.methods, "label") if self.topic is None else (*self.methods, "label", "extra")
+
+    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+        """One row for each method; details are the shares of single queries.
+
+        Raises:
+            DataError: there is no such column, or no query with a topic.
+        """
+        of_example, of_query = self._topics(inputs, "example"), self._topics(inputs, "query")
+        often = Counter(of_example.values())
+        tell(0, len(self.methods))
+        rows, details = [], []
+        for nth, (method, every) in enumerate(self.lists(inputs).items()):
+            lists = {query: listed for query, listed in every.items() if query in of_query}
+            found: list[dict[str, Any]] = []
+            for query, listed in lists.items():
+                own = of_query[query]
+                of_listed = [of_example[i] for i in listed.ids.tolist() if i in of_example]
+                at_end = of_example.get(listed.local_end)
+                if of_listed:
+                    found.append(
+                        {
+                            "method": method,
+                            "query_id": query,
+                            "agreement": of_listed.count(own) / len(of_listed),
+                            "local_end": None if at_end is None else float(at_end == own),
+                            "chance": often[own] / len(of_example),
+                        }
+                    )
+            ends = [one["local_end"] for one in found if one["local_end"] is not None]
+            rows.append(
+                {
+                    "method": method,
+                    "queries": len(found),
+                    "length": mean_length(lists),
+                    **self.mean([one["agreement"] for one in found]).named("agreement"),
+                    **self.mean(ends).named("local_end"),
+                    "chance": self.mean([one["chance"] for one in found]).value,
+                }
+            )
+            details += found
+            tell(nth + 1, len(self.methods))
+        facts = {"topic": self.topic or "label", "n_topics": len(often), "n_queries": len(of_query)}
+        return Result(rows, facts, details)
+
+    def _topics(self, inputs: Inputs, role: Role) -> dict[int, str]:
+        """The topic of every row of one role that has one."""
+        if self.topic is None:
+            table = inputs.table("label", role)
+            column = pc.coalesce(table["true_label"], table["label"])
+        else:
+            table = inputs.table("extra", role)
+            if self.topic not in table.column_names:
+                raise DataError(
+                    f"topic: found no column {self.topic} among the {role} rows, expected one of "
+                    f"{', '.join(table.column_names[4:]) or 'none'}. Name another, or leave it "
+                    "out to compare labels."
+                )
+            column = table[self.topic]
+        triples = zip(
+            *(values.to_pylist() for values in (table["id"], table["role"], column)), strict=True
+        )
+        topics = {
+            row: str(topic) for row, own, topic in triples if own == role and topic is not None
+        }
+        if not topics:
+            raise DataError(
+                f"topic: found no {role} with a topic, expected at least one. Label some rows, or "
+                "name a column as topic."
+            )
+        return topics
+
+
+METRIC = Agreement

@@ -1,0 +1,139 @@
+"""How much of an explanation is wrong labels and outliers, rather than what usual rows teach.
+
+For each method, the share of a query's listed examples whose label is wrong, where the corpus knows
+true labels (`flip_labels`), and the share that are outliers; means over the queries with a list,
+beside the shares among all labelled examples. Lower is less skewed. On the harmful side high is
+good: there belong the wrong labels.
+
+An outlier is an example of high loss: the `outliers` share of all labelled examples with the
+largest cross-entropy of their label under the predictions. That is what influence is said to favour
+(Barshan, Brunet and Dziugaite 2020, arXiv:2003.11630); the model has seen these labels, unless the
+predictions are those of `kernel_regression`, which are leave-one-out. A wrong label mostly has a
+high loss, so the two shares are not of different examples.
+
+Source: the protocol of methods.md 2.5 (3) [derived]; the threshold of 5 % is ours.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Bool, Float, Int64
+
+from stages.answer import count_classes, read_labels
+from stages.metrics.bootstrap import Estimate
+from stages.metrics.explanations import Explanations, mean_length, read_logits
+from stages.metrics.metric import Result, Tell
+from stages.stage import ConfigError, DataError, Inputs
+
+
+def is_outlier(
+    logits: Float[np.ndarray, "rows classes"], labels: Int64[np.ndarray, " rows"], share: float
+) -> Bool[np.ndarray, " rows"]:
+    """Which rows have the largest losses; as many as the share says, the first among equals."""
+    losses = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(labels), reduction="none"
+    ).numpy()
+    found = np.zeros(len(labels), dtype=bool)
+    found[np.argsort(-losses, kind="stable")[: round(share * len(labels))]] = True
+    return found
+
+
+@dataclass(frozen=True)
+class Contamination(Explanations):
+    """Shares of wrong labels and of outliers among the listed examples, for each method."""
+
+    predictions: str = "prediction"
+    """Instance whose losses say what is an outlier."""
+    outliers: float = 0.05
+    """Share of the labelled examples that counts as outliers."""
+
+    def check(self) -> None:
+        """Refuses fields that cannot be used.
+
+        Raises:
+            ConfigError: the share is none, or see `Explanations.check`.
+        """
+        super().check()
+        if not 0 < self.outliers < 1:
+            raise ConfigError(
+                f"outliers: found {self.outliers}, expected a share between 0 and 1. Set 0.05."
+            )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The methods' tables, predictions and labels."""
+        return (*self.methods, self.predictions, "label")
+
+    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+        """One row for each method; details are counts for single queries.
+
+        Raises:
+            DataError: no labelled example has a prediction.
+        """
+        wrong, n_known, n_labelled = wrong_labels(inputs)
+        outliers, n_predicted = self._outliers(inputs)
+        tell(0, len(self.methods))
+        rows, details = [], []
+        for nth, (method, lists) in enumerate(self.lists(inputs).items()):
+            counted: list[dict[str, Any]] = [
+                {
+                    "method": method,
+                    "query_id": query,
+                    "length": len(listed.ids),
+                    "wrong": int(np.isin(listed.ids, wrong).sum()) if n_known else None,
+                    "outliers": int(np.isin(listed.ids, outliers).sum()),
+                }
+                for query, listed in lists.items()
+            ]
+            wrong_share = Estimate(None)
+            if n_known:
+                wrong_share = self.mean([one["wrong"] / one["length"] for one in counted])
+            outlier_share = self.mean([one["outliers"] / one["length"] for one in counted])
+            rows.append(
+                {
+                    "method": method,
+                    "queries": len(lists),
+                    "length": mean_length(lists),
+                    **wrong_share.named("wrong"),
+                    **outlier_share.named("outliers"),
+                }
+            )
+            details += counted
+            tell(nth + 1, len(self.methods))
+        facts = {
+            "n_labelled": n_labelled,
+            "wrong_base": len(wrong) / n_labelled if n_known else None,
+            "outliers_base": len(outliers) / n_predicted,
+        }
+        return Result(rows, facts, details)
+
+    def _outliers(self, inputs: Inputs) -> tuple[Int64[np.ndarray, " outliers"], int]:
+        """Ids of the outliers, and how many examples they were sought among."""
+        ids, labels = read_labels(inputs, "example", count_classes(inputs))
+        predicted, logits = read_logits(inputs, self.predictions, "example")
+        ids, of_labels, of_logits = np.intersect1d(ids, predicted, True, return_indices=True)
+        if len(ids) == 0:
+            raise DataError(
+                f"{self.predictions}: found predictions of no labelled example, expected some. "
+                "Name an instance that predicts examples."
+            )
+        return ids[is_outlier(logits[of_logits], labels[of_labels], self.outliers)], len(ids)
+
+
+def wrong_labels(inputs: Inputs) -> tuple[Int64[np.ndarray, " wrong"], int, int]:
+    """Ids of the examples whose label is not the true one, and how many true labels are known.
+
+    The third number is that of all labelled examples.
+    """
+    table = inputs.table("label", "example")
+    table = table.filter(pc.equal(table["role"], "example")).select(["id", "label", "true_label"])
+    labelled = table.filter(pc.is_valid(table["label"]))
+    known = labelled.drop_null()
+    wrong = known.filter(pc.not_equal(known["label"], known["true_label"]))
+    return wrong["id"].to_numpy(), known.num_rows, labelled.num_rows
+
+
+METRIC = Contamination
