@@ -36,7 +36,7 @@ def replay(
     seconds = flops / (flops_per_second() * MODEL_EFFICIENCY)
     telling.say(
         f"{instance}: {len(rounds)} rounds of {stage.units_per_round} units are drawn again for "
-        f"this query: {flops:.1e} FLOPs, about {told_seconds(seconds)}, and a pilot"
+        f"this query: {flops:.1e} FLOPs with reading and pilot, about {told_seconds(seconds)}"
     )
     if isinstance(asked, NewQuery):
         inputs = asked.inputs(instance, is_alone=False)
@@ -75,10 +75,10 @@ def cost(finished: Finished, instance: str, n_rounds: int) -> float:
     ]
     work = Work(
         n_examples=sum(s.rows for s in label.shards if s.role == "example"),
-        n_queries=1,
+        n_queries=sum(s.rows for s in label.shards if s.role == "query"),
         n_tokens=0,
         n_classes=max(1, len(label.details["classes"])),
         dim=sum(lengths),
     )
-    flops: float = stage.cost(work).flops * n_rounds / stage.rounds
+    flops: float = stage.replay_cost(work, n_rounds).flops
     return flops

@@ -12,7 +12,7 @@ extend them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +22,14 @@ from torch import Tensor
 
 from stages.coalition_sampling import Design
 from stages.game import Game, Values
-from stages.game_source import Opened, asked_of, labelled_game, read_game, read_source
+from stages.game_source import (
+    RIDGE_EXAMPLES,
+    Opened,
+    asked_of,
+    labelled_game,
+    read_game,
+    read_source,
+)
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.stopping import StopRule, Watch
 from stages.tables import SHAPLEY_ROUND
@@ -161,6 +168,23 @@ class FreeShap(Valuation):
         told(len(rounds), len(rounds))
         mean, error = (found[..., 0] for found in tally.estimates())
         return source.example_ids, Values(self.semivalues, mean, error)
+
+    def replay_cost(self, work: Work, n_rounds: int) -> Cost:
+        """So many rounds for one query; before them features, the ridge and the pilot.
+
+        The pilot is taken for a unit of all queries.
+        """
+        n = work.n_examples
+        unit = self.unit_cost(replace(work, n_queries=1))
+        some = min(n, RIDGE_EXAMPLES)
+        is_chosen = self.ridge == "auto" and self.utilities != ("loss",)
+        held = n if self.engine_for(n) == "prefix_cholesky" else some
+        opening = 2.0 * held**2 * work.dim + (10.0 * some**3 if is_chosen else 0.0)
+        pilot = self.unit_cost(work).flops if self.sampling == "stratified" else 0.0
+        return Cost(
+            flops=opening + pilot + n_rounds * self.units_per_round * unit.flops,
+            memory_bytes=self.unit_cost(work).memory_bytes,
+        )
 
     def open(self, inputs: Inputs) -> Opening:
         """The game, once per worker, with the utilities' ends and the pilot."""
