@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from pipeline.explain import support_title, title
-from pipeline.explain_screen import numbers, told_predictions
+from pipeline.explain_screen import SIGN, numbers, told_predictions
 from pipeline.picture import Image, data_url, largest
 from pipeline.stored_query import Rows
 
@@ -42,7 +42,7 @@ def page(found: Mapping[str, Any], images: Images) -> str:
     body = [f'<p class="soft">Why did the model say that? {escape(found["run_id"])}</p>']
     body += [f"<h1>{escape(heading)}</h1>", _image(None, images, white)]
     body += [f"<p>{escape(line)}</p>" for line in told_predictions(found)]
-    body.append('<p class="soft">Positive helps: it raises what the model says of the query.</p>')
+    body.append(f'<p class="soft">{SIGN}</p>')
     for entry in [*found["methods"], *found["values"]]:
         sides = "".join(
             f'<div class="{side}"><h3>{side.capitalize()}</h3>'

@@ -10,6 +10,10 @@ from pipeline.explain import support_title, title
 from pipeline.stored_query import Rows
 from pipeline.terminal import show, table
 
+SIGN = (
+    "Positive helps: it speaks for the label of the query, or without one for the predicted class."
+)
+
 
 def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None:
     """Prints what `pipeline.explain.explain` found; of a spectrum `top` rows."""
@@ -20,6 +24,8 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
     show(" | ".join(text for text in (query["text"], query["text_b"]) if text))
     for line in told_predictions(found):
         show(line)
+    if found["methods"] or found["values"]:
+        show(SIGN)
     for entry in [*found["methods"], *found["values"]]:
         for side in ("helpful", "harmful"):
             show(f"\n{title(entry)}: {side}")

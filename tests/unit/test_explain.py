@@ -131,7 +131,7 @@ def test_the_screen_shows_numbers_and_sets(capsys: pytest.CaptureFixture[str]) -
     print_explanation(explanation(), top=3, is_json=False)
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == ["a query", "The probe (prediction) says b, confidence 0.750; no label"]
-    assert [line.split() for line in shown[3:6]] == [
+    assert [line.split() for line in shown[4:7]] == [
         ["tracin:", "helpful"],
         ["text", "label", "score", "global", "local"],
         ["text", "1", "b", "2", "4", "0.5"],
