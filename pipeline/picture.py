@@ -1,75 +1,104 @@
-"""Support spectra as a picture: one row of images per contrast class, from global to local.
+"""Images of rows: how a source may hold them, and rows of them drawn as one picture.
 
-Drawn with matplotlib (the extra `pictures`), which is imported when a picture is asked for.
+A row has an image where its source has a column `image`: encoded (PNG, JPEG, GIF or WebP; as
+bytes, or with them in a field `bytes`, as `datasets` has them), or a grid of numbers, rows by
+columns, with a third axis of three for colours; a plain list is a square one. Grids are shown
+between 0 and the largest number of all that are shown together.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import base64
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 
-from pipeline.errors import RunError
+Image = bytes | np.ndarray
 
-MOST = 9
-"""Images in a row; of a longer spectrum some, evenly, with both ends."""
+SIDE, GAP, LINE = 64, 6, 16
+"""Pixels of an image's longer side, between images, and of a line of words."""
+MOST = 10
+"""Images in a row; of a longer list some, evenly, with both ends."""
+KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 
-def draw_spectra(
-    path: Path,
-    query: Mapping[str, Any],
-    spectra: Sequence[Mapping[str, Any]],
-    images: Mapping[int, Sequence[float]],
-    image: Sequence[float],
-) -> None:
-    """Writes the picture to `path`.
-
-    Args:
-        path: A file whose ending matplotlib knows: .png, .svg, .pdf.
-        query: Has `title`, which stands over its image.
-        spectra: Per contrast `contrast_name`, `n_support`, and `examples` from global to local,
-            each with its `example_id`.
-        images: The pixels of each example, row by row, of a square image.
-        image: The pixels of the query.
-
-    Raises:
-        RunError: matplotlib is not installed, or pixels are those of no square.
-    """
+def image_of(cell: Any) -> Image | None:
+    """The image in a cell of a column `image`; None where there is none that can be shown."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes")
+    if isinstance(cell, bytes):
+        return cell if _kind(cell) else None
+    if not isinstance(cell, list | tuple) or not cell:
+        return None
     try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RunError(
-            f"{path}: found no matplotlib ({error}), expected it, as it draws pictures. Install "
-            "the extra: pip install -e '.[pictures]'."
-        ) from error
-    n_columns = 1 + max([min(len(s["examples"]), MOST) for s in spectra], default=0)
-    n_rows = max(1, len(spectra))
-    figure = Figure(figsize=(1.1 * n_columns + 1.2, 1.15 * n_rows + 0.5), dpi=100)
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    for one in axes.flat:
-        one.set_axis_off()
-    _show(axes[0, 0], image, str(query["title"]))
-    for row, spectrum in enumerate(spectra):
-        examples = spectrum["examples"]
-        at = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), MOST)).round())
-        title = f"towards {spectrum['contrast_name']}: {spectrum['n_support']} between"
-        if spectrum["contrast_name"] == "general":
-            title = f"in general: {spectrum['n_support']}"
-        for column, place in enumerate(at.astype(int), start=1):
-            _show(axes[row, column], images[int(examples[place]["example_id"])], "")
-        place = axes[row, 1 if len(at) else 0]
-        place.set_title(title if len(at) else f"{title} (no support)", fontsize=7, loc="left")
-    figure.text(0.5, 0.005, "global   →   local", ha="center", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
+        grid = np.array(cell, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    side = round(grid.size**0.5)
+    if grid.ndim == 1 and side * side == grid.size:
+        grid = grid.reshape(side, side)
+    is_grid = grid.ndim == 2 or (grid.ndim == 3 and grid.shape[2] == 3)
+    return grid if is_grid and np.isfinite(grid).all() else None
 
 
-def _show(axes: Any, pixels: Sequence[float], title: str) -> None:
-    side = round(len(pixels) ** 0.5)
-    if side * side != len(pixels) or side == 0:
-        raise RunError(
-            f"image: found {len(pixels)} pixels, expected those of a square image, row by row. "
-            "Name a column of such lists."
-        )
-    axes.imshow(np.asarray(pixels, float).reshape(side, side), cmap="gray_r")
-    axes.set_title(title, fontsize=7)
+def largest(images: Sequence[Image | None]) -> float:
+    """The largest number of all grids, which is shown as white; 1 where there is none above 0."""
+    found = [float(image.max()) for image in images if isinstance(image, np.ndarray)]
+    return max([0.0, *found]) or 1.0
+
+
+def data_url(image: Image, white: float) -> str:
+    """The image as an address that a page needs no network for."""
+    data = image if isinstance(image, bytes) else png(_shown(image, white))
+    return f"data:image/{_kind(data)};base64,{base64.b64encode(data).decode()}"
+
+
+def draw(rows: Sequence[tuple[str, Sequence[Image | None]]], white: float) -> PIL.Image.Image:
+    """Rows of images under their titles, on white; grey where one is missing."""
+    font = PIL.ImageFont.load_default(size=11)
+    width = max([SIDE, *(round(font.getlength(title)) for title, _ in rows)])
+    width = max([width, *(min(MOST, len(images)) * (SIDE + GAP) for _, images in rows)])
+    height = GAP + len(rows) * (LINE + SIDE + GAP)
+    canvas = PIL.Image.new("RGB", (width + 2 * GAP, height), "white")
+    pen = PIL.ImageDraw.Draw(canvas)
+    for at, (title, images) in enumerate(rows):
+        top = GAP + at * (LINE + SIDE + GAP)
+        pen.text((GAP, top), title, fill="black", font=font)
+        places = np.linspace(0, len(images) - 1, min(len(images), MOST)).round().astype(int)
+        for column, place in enumerate(places):
+            image = images[place]
+            corner = (GAP + column * (SIDE + GAP), top + LINE)
+            if image is None:
+                pen.rectangle((*corner, corner[0] + SIDE, corner[1] + SIDE), fill="lightgrey")
+            else:
+                canvas.paste(_scaled(_shown(image, white)), corner)
+    return canvas
+
+
+def png(image: PIL.Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    found = io.BytesIO()
+    image.save(found, format="PNG")
+    return found.getvalue()
+
+
+def _kind(data: bytes) -> str | None:
+    return next((kind for start, kind in KINDS.items() if data.startswith(start)), None)
+
+
+def _shown(image: Image, white: float) -> PIL.Image.Image:
+    if isinstance(image, bytes):
+        return PIL.Image.open(io.BytesIO(image)).convert("RGB")
+    pixels = (np.clip(image / white, 0, 1) * 255).round().astype(np.uint8)
+    return PIL.Image.fromarray(pixels).convert("RGB")
+
+
+def _scaled(image: PIL.Image.Image) -> PIL.Image.Image:
+    """With a longer side of SIDE; pixels of small images stay sharp."""
+    scale = SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resample = PIL.Image.Resampling.NEAREST if scale > 1 else PIL.Image.Resampling.LANCZOS
+    return image.resize(size, resample)

@@ -114,10 +114,7 @@ def make_plan(
     notes: list[str] = []
     for instance, stage in stages.items():
         _check_fit(instance, stage, corpus)
-        reads = {
-            read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
-            for read in stage.reads
-        }
+        reads = sources(instance, stages)
         _check_reads(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
         )
@@ -135,6 +132,14 @@ def make_plan(
             done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
     return Plan(run, corpus, tuple(planned.values()), tuple(added), tuple(notes))
+
+
+def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """For each name that an instance reads: the instance and the table that it stands for."""
+    return {
+        read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
+        for read in stages[instance].reads
+    }
 
 
 def _check_model(read: str, reader: str, run: Run, name: str) -> None:

@@ -3,7 +3,7 @@
     .venv/bin/python scripts/digits.py [FOLDER]      by default runs/data/digits
 
 A network of 64, 32 and 10 numbers is trained on 1,297 of the 1,797 images of 8 x 8 pixels; the
-features are its 32 hidden numbers. Writes train and test as `.parquet` (id, digit, pixels) with the
+features are its 32 hidden numbers. Writes train and test as `.parquet` (id, digit, image) with the
 features in `.npy` beside. Needs scikit-learn: the extra `pictures`.
 """
 
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
         table = {
             "id": pa.array(order[part]),
             "digit": y[part].numpy(),
-            "pixels": (x[part].numpy() * 16).astype(np.int64).tolist(),
+            "image": (x[part].numpy() * 16).astype(np.int64).tolist(),
         }
         pq.write_table(pa.table(table), folder / f"{name}.parquet")
         np.save(folder / f"{name}.npy", hidden[part])

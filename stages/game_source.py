@@ -107,7 +107,15 @@ def read_game(inputs: Inputs, fields: GameFields, players: np.ndarray | None = N
     Raises:
         DataError: no example or no query can take part.
     """
-    source = read_source(inputs, fields, players)
+    return labelled_game(inputs, fields, read_source(inputs, fields, players))
+
+
+def labelled_game(inputs: Inputs, fields: GameFields, source: Source) -> Opened:
+    """The game over `source` whose queries are those that have a label, or of loss gradients all.
+
+    Raises:
+        DataError: there is no such query.
+    """
     asked, labels = asked_of(inputs, source.n_classes)
     unlabelled = inputs.table("label", "query").num_rows - len(asked)
     if len(asked) == 0:
@@ -118,9 +126,9 @@ def read_game(inputs: Inputs, fields: GameFields, players: np.ndarray | None = N
     found = np.isin(asked, source.query_ids)
     if not found.any():
         raise _without_features(fields, "labelled query")
-    left_out = LeftOut(source.facts.pop("n_left_out"), int((~found).sum()))
+    left_out = LeftOut(source.facts["n_left_out"], int((~found).sum()))
     facts = {
-        **source.facts,
+        **{name: fact for name, fact in source.facts.items() if name != "n_left_out"},
         "n_examples": len(source.example_ids),
         "n_queries": int(found.sum()),
         "n_unlabelled_queries": unlabelled,
