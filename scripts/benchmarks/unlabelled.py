@@ -1,6 +1,7 @@
 """Values of a corpus without classes: what they find, and how far their promise reaches.
 
-SmolLM2-135M-Instruct; rows are questions about paragraphs with their answers as completions.
+SmolLM2-135M-Instruct, as it is and with its last four blocks fine-tuned on the answers of rows that
+were not drawn; rows are questions about paragraphs with their answers as completions.
 
 *detection*: a fifth of the rows is corrupted, their answers by those of other rows (swapped) or the
 whole row by a film review cut in two (off_topic). Values of the game of loss gradients, positive
@@ -22,20 +23,20 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmarks.corrupted import Corpus, read_corpus
 from benchmarks.finished import Clock, run_config
 from benchmarks.real_step import real_step
 from benchmarks.retrain import ranks, spearman
 from benchmarks.smollm2 import smollm2
+from benchmarks.tuned import tuned
 
 BLOCKS, PATTERNS = 10, 5
 """Blocks that the rows are cut into, and ways to corrupt two of them."""
-CONTEXT = 800
-"""Characters of the longest paragraph that is taken."""
 RESAMPLES = 1000
 GAME = {"kernel": ["gradient"], "utilities": ["loss"]}
 SHAPLEY = {"stage": "freeshap", **GAME, "rounds": 24}
@@ -55,16 +56,10 @@ INSTANCES: dict[str, dict[str, Any]] = {
 STEP_ROWS, STEP_SWAPPED, STEP_QUERIES = 80, 20, 20
 
 
-class Corpus(NamedTuple):
-    """The same rows clean and corrupted, and clean queries."""
-
-    versions: dict[str, pa.Table]
-    queries: pa.Table
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this case may be told."""
     parser.add_argument("--data", required=True, help="folder with a folder per data set")
+    parser.add_argument("--starts", nargs="+", default=["as_it_is", "tuned"], help="models")
     parser.add_argument("--parts", nargs="+", default=["detection", "step"])
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--queries", type=int, default=100)
@@ -80,70 +75,38 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # A folder of its own, so that every stage is computed and timed.
     work = Path(arguments.work).resolve() / "unlabelled" / str(time.time_ns())
     work.mkdir(parents=True)
-    corpus = read_corpus(Path(arguments.data), arguments)
-    result: dict[str, Any] = {
-        "seed": arguments.seed,
-        "rows": arguments.rows,
-        "queries": arguments.queries,
-    }
-    for name, part in (("detection", detection), ("step", step)):
-        if name in arguments.parts:
-            start = time.process_time()
-            result[name] = part(corpus, work, arguments)
-            result[name]["cpu_s"] = round(time.process_time() - start, 1)
-            print(json.dumps({name: result[name]}, indent=1), file=sys.stderr, flush=True)
+    n_rows, n_queries = arguments.rows, arguments.queries
+    corpus = read_corpus(Path(arguments.data), n_rows, n_queries, BLOCKS, arguments.seed)
+    result: dict[str, Any] = {"seed": arguments.seed, "rows": n_rows, "queries": n_queries}
+    for start in arguments.starts:
+        folder = work / start
+        folder.mkdir()
+        path = smollm2()
+        if start == "tuned":
+            path = tuned(model(path, 4), corpus.rest, folder / "model")
+        result[start] = {}
+        for part in (detection, step):
+            name = part.__name__
+            if name in arguments.parts:
+                begun = time.process_time()
+                result[start][name] = part(corpus, path, folder, arguments)
+                result[start][name]["cpu_s"] = round(time.process_time() - begun, 1)
+                print(json.dumps(result[start][name]), file=sys.stderr, flush=True)
     return result
 
 
-def read_corpus(data: Path, arguments: argparse.Namespace) -> Corpus:
-    """Rows in a drawn order; an answer is swapped for that of the next row of its block."""
-    rng = np.random.default_rng(arguments.seed)
-    drawn = []
-    for split, n_rows in (("train", arguments.rows), ("validation", arguments.queries)):
-        table = pq.read_table(data / f"squad_xquad_en/{split}.parquet")
-        short = np.array([len(text) < CONTEXT for text in table["text"].to_pylist()])
-        drawn.append(table.take(rng.permutation(np.flatnonzero(short))[:n_rows]))
-    rows, queries = drawn
-    reviews = pq.read_table(data / "mr/train.parquet")["text"].to_pylist()
-    long_enough = [review.split() for review in reviews if len(review.split()) >= 8]
-    picked = [long_enough[i] for i in rng.permutation(len(long_enough))[: rows.num_rows]]
-    prompts, answers = questions(rows)
-    at = np.roll(np.arange(rows.num_rows).reshape(BLOCKS, -1), -1, axis=1).ravel()
-    first = [" ".join(words[: len(words) // 2]) for words in picked]
-    second = [" " + " ".join(words[len(words) // 2 :]) for words in picked]
-    versions = {
-        "clean": numbered(prompts, answers),
-        "swapped": numbered(prompts, [answers[i] for i in at]),
-        "off_topic": numbered(first, second),
-    }
-    return Corpus(versions, numbered(*questions(queries)))
-
-
-def questions(rows: pa.Table) -> tuple[list[str], list[str]]:
-    """Prompts and completions."""
-    pairs = zip(rows["text"].to_pylist(), rows["text_b"].to_pylist(), strict=True)
-    prompts = [f"{context}\nQuestion: {question}\nAnswer:" for context, question in pairs]
-    return prompts, [f" {answer}" for answer in rows["answer_text"].to_pylist()]
-
-
-def numbered(prompts: list[str], answers: list[str]) -> pa.Table:
-    """A corpus whose ids are the numbers of its rows."""
-    return pa.table({"id": range(len(prompts)), "prompt": prompts, "completion": answers})
-
-
 def config(
-    work: Path, name: str, rows: pa.Table, queries: pa.Table, last_blocks: int
+    folder: Path, rows: pa.Table, queries: pa.Table, trained: dict[str, Any]
 ) -> dict[str, Any]:
-    """A run over these rows with their gradients; all runs share a store."""
-    folder = work / name
+    """A run over these rows with their gradients; runs with neighbouring folders share a store."""
     folder.mkdir()
     pq.write_table(rows, folder / "rows.parquet")
     pq.write_table(queries, folder / "queries.parquet")
     source = {"task": "completion", "id": "id"}
     return {
         "run": str(folder / "run"),
-        "store": str(work / "store"),
-        "model": model(last_blocks),
+        "store": str(folder.parent / "store"),
+        "model": trained,
         "corpus": {"path": str(folder / "rows.parquet"), **source},
         "queries": {"path": str(folder / "queries.parquet"), "id": "id"},
         "shard_size": max(1, rows.num_rows // BLOCKS),
@@ -152,13 +115,15 @@ def config(
     }
 
 
-def model(last_blocks: int) -> dict[str, Any]:
+def model(path: Path, last_blocks: int) -> dict[str, Any]:
     """The model with its last blocks trained; no row is so long that it loses its answer."""
     trained = {"last_blocks": last_blocks}
-    return {"path": str(smollm2()), "head": "completion", "max_length": 384, "train": trained}
+    return {"path": str(path), "head": "completion", "max_length": 384, "train": trained}
 
 
-def detection(corpus: Corpus, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def detection(
+    corpus: Corpus, path: Path, work: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """AUC of each score for each kind of corruption, over the patterns."""
     clean, result = corpus.versions["clean"], {}
     block = np.arange(clean.num_rows) // (clean.num_rows // BLOCKS)
@@ -169,7 +134,8 @@ def detection(corpus: Corpus, work: Path, arguments: argparse.Namespace) -> dict
             is_bad = block // (BLOCKS // PATTERNS) == pattern
             at = np.where(is_bad, clean.num_rows, 0) + np.arange(clean.num_rows)
             rows = pa.concat_tables([clean, other]).take(at)
-            settings = config(work, f"{kind}-{pattern}", rows, corpus.queries, 4)
+            trained = model(path, 4)
+            settings = config(work / f"{kind}-{pattern}", rows, corpus.queries, trained)
             settings["stages"] |= INSTANCES
             clock = Clock()
             finished = run_config(settings, clock)
@@ -184,21 +150,21 @@ def detection(corpus: Corpus, work: Path, arguments: argparse.Namespace) -> dict
                 name: round(float(np.mean([spearman(f[name], f["grad_dot"]) for f in found])), 3)
                 for name in INSTANCES
             },
-            "noise": round(float(np.mean([fact["noise"] for fact in facts])), 4),
+            **{name: round(float(np.mean([f[name] for f in facts])), 4) for name in facts[0]},
             "medians": medians(found, np.array(bad)),
             "cpu_s": {name: round(seconds, 1) for name, seconds in cpu_s.items()},
         }
     return result
 
 
-def step(corpus: Corpus, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def step(corpus: Corpus, path: Path, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Real falls against promised ones, see `benchmarks.real_step`."""
     swapped = corpus.versions["swapped"].slice(0, STEP_SWAPPED)
     clean = corpus.versions["clean"].slice(STEP_SWAPPED, STEP_ROWS - STEP_SWAPPED)
     rows, queries = pa.concat_tables([swapped, clean]), corpus.queries.slice(0, STEP_QUERIES)
-    finished = run_config(config(work, "step", rows, queries, 1))
+    finished = run_config(config(work / "step", rows, queries, model(path, 1)))
     projected = vectors(finished, "example"), vectors(finished, "query").mean(0)
-    return real_step(model(1), rows, queries, projected, arguments.subsets, arguments.seed)
+    return real_step(model(path, 1), rows, queries, projected, arguments.subsets, arguments.seed)
 
 
 def scores(run: Any, n_rows: int) -> dict[str, Any]:
@@ -209,21 +175,28 @@ def scores(run: Any, n_rows: int) -> dict[str, Any]:
     ).fetchall():
         found[name] = np.array(values)
     example, query = vectors(run, "example"), vectors(run, "query")
-    losses, norms = run.sql(
+    diagnostics = run.sql(
         "SELECT list(measured ORDER BY id), list(norm ORDER BY id) FROM diagnostics "
-        "WHERE role = 'example'"
-    ).fetchall()[0]
+        "GROUP BY role ORDER BY role"
+    ).fetchall()
+    (losses, norms), (of_queries, _) = diagnostics
     found["grad_dot"] = example @ query.mean(0)
     found["cosine"] = unit(example) @ unit(query).mean(0)
     found["low_loss"], found["short_gradient"] = -np.array(losses), -np.array(norms)
     wrong = {name: len(values) for name, values in found.items() if len(values) != n_rows}
     if wrong:
         raise SystemExit(f"unlabelled: found {wrong} rows with a score, expected {n_rows} of each.")
-    noise = run.sql(f"SELECT avg(stderr ** 2) FROM shapley WHERE method = '{DEFAULT}'").fetchall()[
-        0
-    ][0]
-    found["facts"] = {"noise": noise**0.5 / found[DEFAULT].std()}
+    found["facts"] = {
+        "noise": mean_square_error(run) ** 0.5 / found[DEFAULT].std(),
+        "query_loss": float(np.mean(of_queries)),
+    }
     return found
+
+
+def mean_square_error(run: Any) -> float:
+    """Of sampling, over the rows, of the default values."""
+    found = run.sql(f"SELECT avg(stderr ** 2) FROM shapley WHERE method = '{DEFAULT}'").fetchall()
+    return float(found[0][0])
 
 
 def vectors(run: Any, role: str) -> np.ndarray:
