@@ -122,13 +122,13 @@ def correlation_off_diagonal(first: Tensor, second: Tensor) -> float:
 
 
 def compared(promised: np.ndarray, by_projected: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """Per eta the ratio of real to promised falls and their correlation over subsets."""
+    """Per eta the ratio of mean real to mean promised falls, and their correlation over subsets."""
     ratio = real / (np.array(ETAS) * promised[:, None])
     by_eta = [
         {
             "eta": eta,
             "fall": round(float(real[:, at].mean()), 5),
-            "ratio": round(float(ratio[:, at].mean()), 3),
+            "ratio": round(float(real[:, at].mean() / (eta * promised.mean())), 3),
             "ratio_range": [
                 round(float(ratio[:, at].min()), 3),
                 round(float(ratio[:, at].max()), 3),
