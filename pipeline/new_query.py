@@ -150,7 +150,9 @@ class NewQuery:
             reasons = "" if seen is None else ", ".join(seen["status"].to_pylist())
             raise RunError(
                 f"{instance}: found no row for the text{f' ({reasons})' if reasons else ''}, "
-                "expected one. Give another text."
+                "expected one: it has no target, which a regression's loss needs, or what was "
+                "computed is not finite. Add it to the queries with its target, or give another "
+                "text."
             )
         return found
 
