@@ -261,3 +261,55 @@ def select(
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:
         report.print_rows(rows, is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--query", metavar="ID", help="A query of the run, by query_id or source_id.")
+@click.option("--text", help="A text that is no query: its features are computed and not stored.")
+@click.option("--text-b", help="The second text, in a corpus of pairs.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="A pairwise method, by default all; freeshap draws its rounds again for this query.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=5, help="Examples of each sign.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write .html, .json, or .png where rows have images.",
+)
+@as_json
+def explain(
+    run: Path,
+    query: str | None,
+    text: str | None,
+    text_b: str | None,
+    methods: tuple[str, ...],
+    top: int,
+    out: Path | None,
+    is_json: bool,
+) -> None:
+    """Say which training examples made the model say that, of a query or of any text.
+
+    Example: assay explain runs/quickstart --query 0 --out why.html
+    """
+    from pipeline.explain_out import check_ending, write_explanation
+    from pipeline.explain_screen import print_explanation
+
+    if (query is None) == (text is None):
+        raise click.UsageError(
+            f"found {'both' if text and query else 'neither'} of --query and --text, expected "
+            "one. Say for example --query 0."
+        )
+    if out is not None:
+        check_ending(out)
+    opened = open_run(run)
+    with Screen("Reading the run ...") as screen:
+        found = opened.explain(query, text, text_b, methods, top, screen)
+    if out is not None:
+        write_explanation(opened, found, out)
+        click.echo(f"explained in {out}", err=True)
+    else:
+        print_explanation(found, top, is_json)

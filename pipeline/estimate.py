@@ -25,7 +25,8 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Per stage and in all: tasks, reuse, forward and backward rows, FLOPs, bytes, memory, seconds.
 
     Reads the corpus and asks the machine for its speed with a matrix product of a fraction of a
-    second; writes nothing. Costs are scaled to the tasks that are not there yet.
+    second; writes nothing. Costs are scaled to the tasks that are not there yet; where a rule may
+    end the rounds of a stage earlier, they are those `at_most`.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
@@ -83,6 +84,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     return {
         "stage": node.instance,
         "tasks": len(node.missing),
+        "at_most": bool(node.missing and node.watch),
         "reused": len(node.tasks) - len(node.missing),
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,

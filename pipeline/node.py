@@ -48,6 +48,11 @@ class Node:
         return tuple(task for task in self.tasks if task.key not in self.done)
 
     @property
+    def watch(self) -> Any:
+        """Who says when fewer rounds are enough, anew; None where all are wanted."""
+        return self.stage.watch() if hasattr(self.stage, "watch") else None
+
+    @property
     def waves(self) -> tuple[tuple[Task, ...], ...]:
         """The missing tasks, those that may run side by side together, in the order of waiting."""
         levels = sorted({task.level for task in self.missing})

@@ -1,7 +1,7 @@
 """A finished run as Python sees it: SQL over its views, and the tables that commands print."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from stages.columns import VECTOR
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
+    from pipeline.screen import Telling
     from pipeline.settings import Run
 
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
@@ -158,6 +159,38 @@ class OpenedRun:
                 FROM {view} AS v JOIN examples AS e USING (example_id)
                 WHERE v.method = {_quoted(one)} ORDER BY rank LIMIT {count}"""
         )
+
+    def explain(
+        self,
+        query: str | int | None = None,
+        text: str | None = None,
+        text_b: str | None = None,
+        methods: Sequence[str] = (),
+        top: int = 5,
+        telling: "Telling | None" = None,
+    ) -> dict[str, Any]:
+        """What each method says of a prediction, as plain values.
+
+        Keys: run_id; query (query_id, source_id, text, text_b, label); predictions; methods, each
+        with its helpful and harmful examples (example_id, source_id, text, text_b, label, score,
+        global_score, local_score); values, the same of single queries' Shapley values; spectra,
+        per class that the prediction is held against (-1 for none) the examples from the most
+        global to the most local, and n_support, which is 0 where there is no support.
+
+        Args:
+            query: A query of the run, by query_id or source_id; give this or `text`.
+            text: A text that the run does not have. The run's own model and stages compute what
+                they need of it, and nothing is stored; the class they predict stands for a label.
+            text_b: Its second text, in a corpus of pairs.
+            methods: Pairwise methods, by default all; or one such as freeshap, whose stored rounds
+                are drawn again for this query alone.
+            top: Examples of each sign.
+            telling: Told how far it is, and what something that takes long will cost.
+        """
+        from pipeline.explain import explain
+        from pipeline.screen import Quiet
+
+        return explain(self, query, text, text_b, methods, top, telling or Quiet())
 
     def write(self, rows: Any, path: str | Path) -> int:
         """How many rows were written to `path`, a .parquet, .jsonl or .csv file.

@@ -114,10 +114,7 @@ def make_plan(
     notes: list[str] = []
     for instance, stage in stages.items():
         _check_fit(instance, stage, corpus)
-        reads = {
-            read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
-            for read in stage.reads
-        }
+        reads = sources(instance, stages)
         _check_reads(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
         )
@@ -135,6 +132,14 @@ def make_plan(
             done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
     return Plan(run, corpus, tuple(planned.values()), tuple(added), tuple(notes))
+
+
+def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """For each name that an instance reads: the instance and the table that it stands for."""
+    return {
+        read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
+        for read in stages[instance].reads
+    }
 
 
 def _check_model(read: str, reader: str, run: Run, name: str) -> None:
@@ -202,8 +207,7 @@ def _check_rounds(
 ) -> None:
     """Refuses a stage that reads rounds whose number only their rows decide."""
     for writer, _ in reads.values():
-        watch = getattr(planned[writer].stage, "watch", None) if writer in planned else None
-        if watch is not None and watch() is not None:
+        if writer in planned and planned[writer].watch is not None:
             raise ConfigFileError(
                 f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
                 "rule, expected a fixed number of rounds. Leave minutes, stderr and "
@@ -233,6 +237,9 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
 
 
 def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
+    instance, _, table = read.partition(".")
+    if table and instance in stages:
+        return [(instance, spec.name) for spec in stages[instance].writes if spec.name == table]
     if read in stages:
         # A stage's first table is its own; others, such as diagnostics, lie beside it.
         return [(read, stages[read].writes[0].name)]
@@ -273,6 +280,7 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
         )
     cuts = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     place = {read: {(role, i): key for role, i, key in cut} for read, cut in cuts.items()}
+    beside = ("example",) if stage.split == "query" else getattr(stage, "opens", ())
     tasks = []
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
@@ -282,8 +290,8 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
         keys = []
         for read in node.reads:
             own = place[read].get((shard.role, shard.index))
-            if own is not None and stage.split == "query":
-                own = digest([own, [list(cut) for cut in cuts[read] if cut[0] == "example"]])
+            if own is not None and beside:
+                own = digest([own, [list(cut) for cut in cuts[read] if cut[0] in beside]])
             keys.append(own or node.inputs[read])
         part = Part(shard.role, shard.index)
         tasks.append(Task(part, shard_key(name, version, node.fields, keys, 0)))

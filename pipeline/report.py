@@ -5,24 +5,19 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pipeline.errors import RunError
 from pipeline.screen import told_seconds
+from pipeline.terminal import show, table
 from stages.stage import StageError
 from storage.schema import StorageError
 
 SUSPICIOUS = 20
 EXTREMES = 10
-TEXT_WIDTH = 60
-SHORT = 24
-DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -36,7 +31,7 @@ def print_rows(rows: Any, is_json: bool) -> None:
     if is_json:
         click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in cells], default=str))
         return
-    _print(_table(names, cells))
+    show(table(names, cells))
 
 
 def print_status(status: Mapping[str, Any], is_json: bool) -> None:
@@ -48,10 +43,10 @@ def print_status(status: Mapping[str, Any], is_json: bool) -> None:
         (t["instance"], t["table"], f"{t['done']}/{t['shards']}", "yes" if t["is_whole"] else "no")
         for t in status["tables"]
     ]
-    _print(_table(["stage", "table", "shards", "whole"], rows))
-    _print(f"run      {status['run_id']}\nstore    {status['store']}")
+    show(table(["stage", "table", "shards", "whole"], rows))
+    show(f"run      {status['run_id']}\nstore    {status['store']}")
     rebuilt = " (rebuilt)" if status["is_catalog_rebuilt"] else ""
-    _print(f"catalog  {status['catalog']}{rebuilt}")
+    show(f"catalog  {status['catalog']}{rebuilt}")
 
 
 def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
@@ -71,21 +66,23 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         "seconds": "time",
         "note": "how",
     }
+    most = "at most " if any(row["at_most"] for row in estimate["stages"]) else ""
     shown = []
     for row in estimate["stages"]:
         cells = dict(row)
+        cells["tasks"] = f"at most {row['tasks']}" if row["at_most"] else row["tasks"]
         cells["flops"] = f"{row['flops']:.1e}" if row["flops"] else ""
         cells["written_bytes"] = _bytes(row["written_bytes"])
         cells["memory_bytes"] = _bytes(row["memory_bytes"])
         cells["seconds"] = told_seconds(row["seconds"])
         shown.append([cells[name] for name in columns])
-    _print(
+    show(
         f"{estimate['examples']} examples, {estimate['queries']} queries, {estimate['rejected']} "
         f"rejected rows, {estimate['shards']} shards"
     )
-    _print(_table(list(columns.values()), shown))
-    _print(
-        f"In all about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
+    show(table(list(columns.values()), shown))
+    show(
+        f"In all {most}about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
         f"{_bytes(estimate['written_bytes'])} to write, "
         f"{_bytes(estimate['memory_bytes'])} for the largest task"
@@ -98,9 +95,9 @@ def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
         click.echo(json.dumps(evaluation))
         return
     rows = evaluation["rows"]
-    _print(_table(list(rows[0]), [list(row.values()) for row in rows]))
+    show(table(list(rows[0]), [list(row.values()) for row in rows]))
     for name in ("fields", "facts"):
-        _print(f"\n{name}: " + ", ".join(f"{k} {_told(v)}" for k, v in evaluation[name].items()))
+        show(f"\n{name}: " + ", ".join(f"{k} {_told(v)}" for k, v in evaluation[name].items()))
 
 
 def print_summary(run: Any, is_json: bool) -> None:
@@ -110,35 +107,35 @@ def print_summary(run: Any, is_json: bool) -> None:
         click.echo(json.dumps(summary, default=str))
         return
     if summary["suspicious"]:
-        _print("\nMost suspicious labels")
+        show("\nMost suspicious labels")
         names = ["text", "given", "suggested", "score"]
         if summary["planted"]:
             names.append("planted")
-        _print(_table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
+        show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
     if summary["flagged"] is not None:
-        _print(f"{summary['flagged']} of {summary['examples']} labels are flagged as issues.")
+        show(f"{summary['flagged']} of {summary['examples']} labels are flagged as issues.")
     if summary["planted"]:
         planted = summary["planted"]
-        _print(
+        show(
             f"Of {planted['planted']} planted wrong labels, {planted['flagged']} are among them; "
             f"{planted['in_top']} are among the {len(summary['suspicious'])} above."
         )
     for title, key in (("Most helpful examples", "helpful"), ("Most harmful examples", "harmful")):
         if summary[key]:
-            _print(f"\n{title} ({summary['utility']} of the queries; positive helps)")
+            show(f"\n{title} ({summary['utility']} of the queries; positive helps)")
             names = ["text", "label", "value", "stderr", "p_helpful"]
-            _print(_table(names, [[row[n] for n in names] for row in summary[key]]))
+            show(table(names, [[row[n] for n in names] for row in summary[key]]))
     for line in summary["accuracy"]:
-        _print(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
+        show(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
     for line in summary["regression"]:
         share = "" if line["r_squared"] is None else f"R^2 {line['r_squared']:.3f}, "
-        _print(
+        show(
             f"Error of the {line['source']} on the queries: {share}"
             f"mean squared error {line['mean_squared_error']:.4g}"
         )
-    _print(f"\nCatalog: {_near(summary['catalog'])}   Try:")
+    show(f"\nCatalog: {_near(summary['catalog'])}   Try:")
     for statement in summary["try"]:
-        _print(f'  {_command()} sql {_near(summary["run"])} "{statement}"')
+        show(f'  {_command()} sql {_near(summary["run"])} "{statement}"')
 
 
 def _command() -> str:
@@ -265,32 +262,6 @@ def _fetch(rows: Any) -> list[tuple[Any, ...]]:
     return fetch(rows)
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table whose long columns give way where the terminal is narrow, and no other."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    cells = [[_cell(name, cell) for name, cell in zip(names, row, strict=True)] for row in rows]
-    for at, name in enumerate(names):
-        widest = max([len(name), *(len(row[at]) for row in cells)])
-        least = widest if widest <= SHORT else SHORT // 2
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
-    for row in cells:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if isinstance(value, float):
-        return f"{value:{DIGITS.get(name, '.4g')}}"
-    text = str(value)
-    if len(text) > TEXT_WIDTH:
-        return text[: TEXT_WIDTH - 1] + "…"
-    return text
-
-
 def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
@@ -305,11 +276,3 @@ def _bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if count else ""
         count /= 1000
     return ""
-
-
-def _print(item: Any) -> None:
-    console = Console(file=sys.stdout, soft_wrap=not isinstance(item, Table), highlight=False)
-    if not console.is_terminal and isinstance(item, Table):
-        unlimited = console.options.update(max_width=10_000)
-        console.width = console.measure(item, options=unlimited).maximum
-    console.print(Text(item) if isinstance(item, str) else item)

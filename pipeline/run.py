@@ -99,7 +99,7 @@ def execute(
             telling.started(node)
             start = time.monotonic()
             working = _Working(node, _job(node, plan, run), engine_of_run, run, telling)
-            watch = node.stage.watch() if hasattr(node.stage, "watch") else None
+            watch = node.watch
             enough = []
             if watch is None:
                 for task, records in working.perform():

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +18,26 @@ from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10
 UNITS = {"shard": "shards", "query": "blocks", "round": "rounds", "whole": "task"}
+
+
+class Telling(Protocol):
+    """Told how far something is that is no run of stages."""
+
+    def say(self, text: str) -> None:
+        """A sentence for a person."""
+
+    def stepped(self, name: str, done: int, total: int) -> None:
+        """So many steps of so many are done; first that none is."""
+
+
+class Quiet:
+    """Tells nobody."""
+
+    def say(self, text: str) -> None:
+        """See `Telling.say`."""
+
+    def stepped(self, name: str, done: int, total: int) -> None:
+        """See `Telling.stepped`."""
 
 
 class Screen:
@@ -42,7 +62,7 @@ class Screen:
         self._begun = self._told = 0.0
 
     def __enter__(self) -> "Screen":
-        self._say(self._opening)
+        self.say(self._opening)
         return self
 
     def __exit__(
@@ -56,25 +76,26 @@ class Screen:
     def planned(self, plan: Any) -> None:
         """Says what was read, what was rejected, and what is there already."""
         corpus = plan.corpus
-        self._say(
+        self.say(
             f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
             f"queries in {len(corpus.tables['text'].shards)} shards, " + _told_task(corpus)
         )
         unlabelled = corpus.unlabelled_queries
         if unlabelled:
-            self._say(f"{unlabelled} queries have no label: left out of the utilities")
+            self.say(f"{unlabelled} queries have no label: left out of the utilities")
         rejected = corpus.tables["rejected"].rows
         if rejected:
-            self._say(
+            self.say(
                 f"{rejected} rows could not be used; see the view `rejected` for the reasons",
                 style="yellow",
             )
         tasks = sum(len(node.tasks) for node in plan.nodes)
         missing = sum(len(node.missing) for node in plan.nodes)
         names = " -> ".join(node.instance for node in plan.nodes)
-        self._say(f"{names}: {missing} tasks to do, {tasks - missing} are there already")
+        most = "at most " if any(n.missing and n.watch for n in plan.nodes) else ""
+        self.say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are there already")
         for note in plan.notes:
-            self._say(note, style="yellow")
+            self.say(note, style="yellow")
         self._bars.start()
 
     def started(self, node: Any) -> None:
@@ -89,12 +110,12 @@ class Screen:
         """Takes the bar away and leaves a line with the time, and one for each notice."""
         self._end()
         if node.missing:
-            self._say(
+            self.say(
                 f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
                 f"{seconds:.1f} s"
             )
         for notice in notices:
-            self._say(f"{node.instance}: {notice}", style="yellow")
+            self.say(f"{node.instance}: {notice}", style="yellow")
 
     def stepped(self, name: str, done: int, total: int) -> None:
         """Shows how many steps of something that is no stage are done; first that none is."""
@@ -105,7 +126,7 @@ class Screen:
         self._advance(name, total, "steps")
         if done == total:
             self._end()
-            self._say(f"{name}: {total} steps in {time.monotonic() - self._begun:.1f} s")
+            self.say(f"{name}: {total} steps in {time.monotonic() - self._begun:.1f} s")
 
     def _begin(self, name: str, total: int, unit: str) -> None:
         self._done = 0
@@ -121,14 +142,15 @@ class Screen:
         if not self._console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
             self._told = now
             left = (now - self._begun) / self._done * (total - self._done)
-            self._say(f"{name}: {self._done} of {total} {unit}, {told_seconds(left)} left")
+            self.say(f"{name}: {self._done} of {total} {unit}, {told_seconds(left)} left")
 
     def _end(self) -> None:
         if self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
 
-    def _say(self, text: str, style: str = "dim") -> None:
+    def say(self, text: str, style: str = "dim") -> None:
+        """Leaves a line."""
         self._console.print(Text(text, style=style))
 
 

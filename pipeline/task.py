@@ -101,7 +101,7 @@ class Worker:
             self._job = job
         inputs, store = self._inputs, self._store
         inputs.part = part
-        tables = _gathered(job.stage.writes, job.stage.compute(inputs))
+        tables = gathered(job.stage.writes, job.stage.compute(inputs))
         details = getattr(job.stage, "details", None)
         facts = of_task(details(inputs), key) if details is not None else {}
         return [
@@ -122,14 +122,14 @@ class Worker:
             read = [store.read_whole_shard(spec.name, child) for child in parts]
             rows[spec.name] = [table for table, _ in read]
             facts[spec.name] = together(details for _, details in read)
-        tables = _gathered(job.stage.writes, job.stage.merge(rows))
+        tables = gathered(job.stage.writes, job.stage.merge(rows))
         return [
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])
             for spec in job.stage.writes
         ]
 
 
-def _gathered(
+def gathered(
     specs: Sequence[TableSpec], batches: Iterable[tuple[str, pa.RecordBatch]]
 ) -> dict[str, pa.Table]:
     """The rows of each table, without rows where a stage yields none."""

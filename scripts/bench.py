@@ -8,6 +8,7 @@
     .venv/bin/python scripts/bench.py language_model --data ALL
                                                              a real causal language model
     .venv/bin/python scripts/bench.py shapley --data DIR     Shapley values: speed, error, size
+    .venv/bin/python scripts/bench.py generation --data ALL  what stands behind generated words
     .venv/bin/python scripts/bench.py million                Shapley values of a million rows
     .venv/bin/python scripts/bench.py knn --data ALL         speed of KNN-Shapley, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
@@ -42,6 +43,7 @@ CASES = (
     "variants",
     "language_model",
     "shapley",
+    "generation",
     "million",
     "knn",
     "robustness",

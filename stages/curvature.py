@@ -36,12 +36,10 @@ from torch import Tensor
 from stages.batching import matrix_of
 from stages.class_gradients import check_parts, check_writers, matched
 from stages.curvature_table import CURVATURE, Block, Sums, add, blocks_of, to_rows
-from stages.projection import Projection
+from stages.projection import BY_LAYER, Projection
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
 
-SHORT = {"inputs": 16, "outputs": 16, "dim": None}
-"""The projection of gradients that are added for this stage."""
 LONGEST_BLOCK = 4096
 """Numbers of a block at most: its sums then take 67 MB a shard, and a merge of eight 0.7 GB."""
 BATCH_NUMBERS = 2**23
@@ -118,8 +116,8 @@ class Curvature:
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """Gradients whose layers are not mixed; of all logits for `gauss_newton`."""
         if self.kind == "fisher":
-            return {self.gradient: {"projection": SHORT}}
-        return {self.ntk: {"projection": SHORT, "logit": "all"}}
+            return {self.gradient: {"projection": BY_LAYER}}
+        return {self.ntk: {"projection": BY_LAYER, "logit": "all"}}
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

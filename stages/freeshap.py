@@ -11,19 +11,26 @@ Round r draws from (seed, r) alone: values do not depend on the number of worker
 extend them.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.coalition_sampling import Design
 from stages.game import Game, Values
-from stages.game_source import Opened, read_game
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.game_source import (
+    RIDGE_EXAMPLES,
+    Opened,
+    asked_of,
+    labelled_game,
+    read_game,
+    read_source,
+)
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.stopping import StopRule, Watch
 from stages.tables import SHAPLEY_ROUND
 from stages.tally import Tally
@@ -119,6 +126,65 @@ class FreeShap(Valuation):
         for index in range(draw * self.rounds, (draw + 1) * self.rounds):
             self.sample(game, design, tally, self.units_per_round, index, ends)
         return Values(self.semivalues, *tally.estimates())
+
+    def replay(
+        self,
+        inputs: Inputs,
+        query_id: int,
+        rounds: Sequence[int],
+        told: Callable[[int, int], None],
+    ) -> tuple[Int64[np.ndarray, " examples"], Values]:
+        """Ids of the examples, ascending, and what each is worth for one query alone.
+
+        The rounds are drawn again as they were for all queries: the mean over the labelled queries
+        of what this returns is what these rounds say. A query without a label is valued for the
+        class that all examples together predict. Costs the units of the rounds for one query, and
+        the pilot. `told` hears how many rounds of how many are done, first that none is.
+
+        Raises:
+            DataError: the query has no features, or permutations ended by a rule for the mean.
+        """
+        if self.truncation == "tolerance":
+            raise DataError(
+                "truncation: found tolerance, expected none or random: the rule ends a permutation "
+                "by the mean over queries, and says nothing of one. Use another method."
+            )
+        source = read_source(inputs, self)
+        if query_id not in source.query_ids:
+            raise DataError(
+                f"{', '.join(self.kernel)}: found no features of query {query_id}, expected some. "
+                "Look into the view diagnostics for what happened to them."
+            )
+        of_all = labelled_game(inputs, self, source).game
+        design = self.design(of_all)
+        known, labels = asked_of(inputs, source.n_classes)
+        label = int(labels[known == query_id][0]) if query_id in known else -1
+        game = source.game(np.array([query_id]), np.array([label]), by_query=True)
+        tally = Tally(self.utilities, self.weights(of_all, design), n_queries=1)
+        ends = game.ends(self.utilities)
+        for done, index in enumerate(rounds):
+            told(done, len(rounds))
+            self.sample(game, design, tally, self.units_per_round, index, ends)
+        told(len(rounds), len(rounds))
+        mean, error = (found[..., 0] for found in tally.estimates())
+        return source.example_ids, Values(self.semivalues, mean, error)
+
+    def replay_cost(self, work: Work, n_rounds: int) -> Cost:
+        """So many rounds for one query; before them features, the ridge and the pilot.
+
+        The pilot is taken for a unit of all queries.
+        """
+        n = work.n_examples
+        unit = self.unit_cost(replace(work, n_queries=1))
+        some = min(n, RIDGE_EXAMPLES)
+        is_chosen = self.ridge == "auto" and self.utilities != ("loss",)
+        held = n if self.engine_for(n) == "prefix_cholesky" else some
+        opening = 2.0 * held**2 * work.dim + (10.0 * some**3 if is_chosen else 0.0)
+        pilot = self.unit_cost(work).flops if self.sampling == "stratified" else 0.0
+        return Cost(
+            flops=opening + pilot + n_rounds * self.units_per_round * unit.flops,
+            memory_bytes=self.unit_cost(work).memory_bytes,
+        )
 
     def open(self, inputs: Inputs) -> Opening:
         """The game, once per worker, with the utilities' ends and the pilot."""

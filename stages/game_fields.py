@@ -33,7 +33,7 @@ class GameFields:
     """`prefix_cholesky` holds the kernel of all examples, `least_squares` matrices of the features;
     `auto` takes the first for up to 10,000 examples."""
     precision: Precision = "auto"
-    """Of `least_squares`: `auto` is float32 where the ridge is at least 0.01."""
+    """Of `least_squares`: `auto` is float32 where the ridge is at least 0.01, for accuracy 1."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
     """What a set of examples is worth; values of all are computed from the same coalitions. For
     corpora without classes, such as completions: [loss], with kernel: [gradient]."""

@@ -35,8 +35,9 @@ from stages.utility import Judge, LinearJudge, fitted
 RIDGE_EXAMPLES = 2048
 """Of more examples than these the ridge is chosen on a sample of so many: its choice costs 10 n^3,
 a minute for 5,000."""
-FLOAT32_RIDGE = 0.01
-"""The least ridge at which float32 is trusted."""
+FLOAT32_RIDGE, FLOAT32_ACCURACY_RIDGE = 0.01, 1.0
+"""The least ridge at which float32 is trusted, and where accuracy is asked for: rounding turns
+queries that are close to the boundary (seen: in half of the values at 0.01, in 2 % at 3)."""
 LOSS_RIDGE = 1.0
 
 
@@ -106,7 +107,15 @@ def read_game(inputs: Inputs, fields: GameFields, players: np.ndarray | None = N
     Raises:
         DataError: no example or no query can take part.
     """
-    source = read_source(inputs, fields, players)
+    return labelled_game(inputs, fields, read_source(inputs, fields, players))
+
+
+def labelled_game(inputs: Inputs, fields: GameFields, source: Source) -> Opened:
+    """The game over `source` whose queries are those that have a label, or of loss gradients all.
+
+    Raises:
+        DataError: there is no such query.
+    """
     asked, labels = asked_of(inputs, source.n_classes)
     unlabelled = inputs.table("label", "query").num_rows - len(asked)
     if len(asked) == 0:
@@ -117,9 +126,9 @@ def read_game(inputs: Inputs, fields: GameFields, players: np.ndarray | None = N
     found = np.isin(asked, source.query_ids)
     if not found.any():
         raise _without_features(fields, "labelled query")
-    left_out = LeftOut(source.facts.pop("n_left_out"), int((~found).sum()))
+    left_out = LeftOut(source.facts["n_left_out"], int((~found).sum()))
     facts = {
-        **source.facts,
+        **{name: fact for name, fact in source.facts.items() if name != "n_left_out"},
         "n_examples": len(source.example_ids),
         "n_queries": int(found.sum()),
         "n_unlabelled_queries": unlabelled,
@@ -239,7 +248,8 @@ def _by_features(
         )
     precision = fields.precision
     if precision == "auto":
-        precision = "float32" if ridge >= FLOAT32_RIDGE else "float64"
+        least = FLOAT32_ACCURACY_RIDGE if "accuracy" in fields.utilities else FLOAT32_RIDGE
+        precision = "float32" if ridge >= least else "float64"
     dtype = torch.float32 if precision == "float32" else torch.float64
     read = FeatureRows(tables, ids, is_unit, dtype, rows.scales)
     queries = FeatureRows(of_queries, query_ids, is_unit, torch.float64, rows.scales)

@@ -1,8 +1,9 @@
 """Projected gradients of each row's training loss.
 
 The loss is that of `stages.measurement`: cross-entropy of the label, squared error of the target,
-or the negative log-likelihood of a completion. A query without a label is given the class that the
-model predicts for it; a regression's query without a target has no gradient. Rows of the text that
+or the negative log-likelihood of a completion. A query without a label, and with `queries:
+predicted` every query, is given the class that the model predicts for it; a regression's query
+without a target has no gradient. Rows of the text that
 have no row in `label` (dropped ones) have none either. `stages.trained` says with respect to which
 weights, `stages.projection` how they are made short.
 
@@ -19,7 +20,7 @@ lowers the loss of the other.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from stages.feature_pass import Passes, make_features, open_passes, pass_cost, v
 from stages.feature_rows import DType, Told, diagnostic_rows, feature_rows
 from stages.measurement import UNLABELLED, ModelSpec, row_loss
 from stages.projection import Precision, Projection
+from stages.source import Task
 from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Work
 from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
 from stages.token_gradient import token_rows
@@ -50,12 +52,16 @@ GRADIENT = TableSpec(
 
 
 def labelled_rows(
-    text: pa.Table, label: pa.Table, n_outputs: int, task: str = "classification"
+    text: pa.Table,
+    label: pa.Table,
+    n_outputs: int,
+    task: str = "classification",
+    queries: Literal["label", "predicted"] = "label",
 ) -> tuple[pa.Table, Tensor | None]:
     """Rows of the text that have a row in `label`, and what they should be answered with.
 
-    Labels are integers, -1 for a query without one; targets of a regression are floats; a
-    completion answers itself (None).
+    Labels are integers, -1 for a query without one, or for all queries where they are answered by
+    what is predicted; targets of a regression are floats; a completion answers itself (None).
 
     Raises:
         DataError: an example's label is null, or a label is not a class of the model.
@@ -79,6 +85,8 @@ def labelled_rows(
             f"{text['id'][at_row]}, expected 0 to {n_outputs - 1}, the model's classes. "
             "Correct the label, or use a head with that many classes."
         )
+    if queries == "predicted":
+        labels = np.where(is_example, labels, UNLABELLED)
     return text, torch.from_numpy(labels.astype(np.int64))
 
 
@@ -92,6 +100,8 @@ class Gradient:
     """`token` takes, for completions, the gradient of each predicted token's loss by itself; they
     add up to the row's where `reduction: sum`, and else their mean is the row's, which is what
     `diagnostics` tells of. Costs as many passes as a row has such tokens."""
+    queries: Literal["label", "predicted"] = "label"
+    """A query's loss is that of its label, if it has one, or of the class that is predicted."""
     projection: Projection = field(default_factory=Projection)
     """How gradients are made short."""
     dtype: DType = "float32"
@@ -127,6 +137,11 @@ class Gradient:
                 f"predictions: found {self.predictions} with ntk: null, expected an instance of "
                 "ntk, whose gradients they weigh. Set ntk, or remove predictions."
             )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those with classes, where they are predicted."""
+        return ("classification",) if self.queries == "predicted" else get_args(Task)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -210,6 +225,7 @@ class Gradient:
             inputs.table("label"),
             passes.measurement.n_outputs,
             task_of(inputs),
+            self.queries,
         )
         tokens = passes.measurement.tokenise(text)
         has_target = np.array(passes.measurement.has_target(tokens), dtype=bool)
@@ -248,7 +264,7 @@ class Gradient:
         both = vectors.take(pa.array(in_vectors))
         length = matrix_of(both["vector"]).shape[1]
         check_parts(inputs.details(read), length, n_outputs, read)
-        rows, answers = labelled_rows(both, label, n_outputs, task)
+        rows, answers = labelled_rows(both, label, n_outputs, task, self.queries)
         told.n_left_out -= rows.num_rows
         logits = logits[pc.index_in(rows["id"], value_set=both["id"].combine_chunks()).to_numpy()]
         # Only completions have no answers, and they have no such gradients.

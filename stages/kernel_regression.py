@@ -29,7 +29,7 @@ from stages.answer import Answers, task_of
 from stages.kernel import RIDGE_GRID, auto_ridge, closed_form_loo, gram, mean_diagonal, solve
 from stages.labelled_kernel import LeftOut, Ridge, check_fields, read_features
 from stages.stage import Cost, DataError, Inputs, Role, Split, Work
-from stages.tables import PREDICTION
+from stages.tables import KERNEL_DUAL, PREDICTION
 from storage.schema import TableSpec
 
 Features = list[tuple[Tensor, Tensor]]
@@ -44,6 +44,8 @@ class Fit(NamedTuple):
     of_examples: Float[Tensor, "examples outputs"]
     """Each from a fit on all the other examples."""
     of_queries: Float[Tensor, "queries outputs"]
+    dual: Float[Tensor, "examples outputs"]
+    """(K + damping I)^-1 times the targets, of each output by its own kernel."""
     ridge: float
     dampings: tuple[float, ...]
     """One for each kernel."""
@@ -80,18 +82,20 @@ def fit(
         tried = [auto_ridge(kernels(part)[0], share)[1] for part, share in enumerate(shares)]
         errors = tuple(float(total) for total in np.sum(tried, axis=0))
         ridge = RIDGE_GRID[int(np.argmin(errors))]
-    of_examples, of_queries, dampings = [], [], []
+    of_examples, of_queries, duals, dampings = [], [], [], []
     for part, share in enumerate(shares):
         kernel, query_kernel = kernels(part)
         dampings.append(ridge * mean_diagonal(kernel))
         solution = solve(kernel, share, dampings[-1])
         of_examples.append(answers.offset + closed_form_loo(share, solution))
         of_queries.append(answers.offset + query_kernel @ solution.dual)
+        duals.append(solution.dual)
     return Fit(
         answers.ids,
         query_ids,
         torch.cat(of_examples, dim=1),
         torch.cat(of_queries, dim=1),
+        torch.cat(duals, dim=1),
         ridge,
         tuple(dampings),
         errors,
@@ -156,8 +160,8 @@ class KernelRegression:
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Predictions."""
-        return (PREDICTION,)
+        """Predictions, and what each example adds to them."""
+        return (PREDICTION, KERNEL_DUAL)
 
     def open(self, inputs: Inputs) -> Fit:
         """The fit, which `compute` and `details` share."""
@@ -185,10 +189,14 @@ class KernelRegression:
         }
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Outputs of all rows."""
+        """Outputs of all rows, and the weights of the examples in them."""
         opened: Fit = inputs.opened
         yield PREDICTION.name, _rows("example", opened.example_ids, opened.of_examples)
         yield PREDICTION.name, _rows("query", opened.query_ids, opened.of_queries)
+        flat, n = pa.array(opened.dual.numpy().reshape(-1)), len(opened.dual)
+        duals = pa.FixedSizeListArray.from_arrays(flat, opened.dual.shape[1])
+        columns = [pa.array(opened.example_ids), pa.array(["example"] * n, pa.string()), duals]
+        yield KERNEL_DUAL.name, pa.RecordBatch.from_arrays(columns, KERNEL_DUAL.schema.names)
 
     def cost(self, work: Work) -> Cost:
         """One inverse per kernel, and for `auto` one eigendecomposition."""
@@ -196,7 +204,7 @@ class KernelRegression:
         solves = (11.0 if self.ridge == "auto" else 1.0) * n**3
         return Cost(
             flops=(n_classes if self.per_class else 1) * solves + 2.0 * n * (n + m) * work.dim,
-            written_bytes=(n + m) * (4 * n_classes + 24),
+            written_bytes=(n + m) * (4 * n_classes + 24) + n * (8 * n_classes + 8),
             memory_bytes=32 * n**2 + 8 * n * m + 8 * (n + m) * work.dim,
         )
 

@@ -148,6 +148,24 @@ class CompletionNetwork(nn.Module):
         return found.unsqueeze(1)
 
 
+class TokenNetwork(nn.Module):
+    """The trunk of a language model: its output is the last hidden state of every token.
+
+    `head` turns such states to logits of the next token, where they are wanted.
+    """
+
+    trained_head = ()
+
+    def __init__(self, whole: CompletionNetwork) -> None:
+        super().__init__()
+        self.trunk, self.head = whole.trunk, whole.head
+
+    def forward(self, **batch: Tensor) -> Float[Tensor, "rows tokens dim"]:
+        """What the output layer reads at each token."""
+        hidden: Tensor = self.trunk(**batch, use_cache=False).last_hidden_state
+        return hidden
+
+
 class UpperNetwork(nn.Module):
     """What lies above the lower blocks of a network, whose hidden states a batch brings along.
 

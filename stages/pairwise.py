@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.answer import task_of
 from stages.batching import matrix_of
 from stages.stage import ConfigError, Cost, DataError, Inputs, Work
 from stages.top_scores import Pairs, best, streamed
@@ -91,30 +92,49 @@ def scored(queries: Side, examples: Side, top_k: int | None) -> pa.RecordBatch:
 
     Cost 2 queries * examples * dim; memory NUMBERS scores and what is kept.
     """
-    n_queries, n_examples = len(queries.ids), len(examples.ids)
+    n_queries = len(queries.ids)
     per_block = max(1, NUMBERS // BLOCK)
     parts = []
     for start in range(0, n_queries, per_block):
         some = tuple(factor[start : start + per_block] for factor in queries.factors)
         if top_k is None:
-            values = score(some, examples.factors).double().numpy()
-            rows, columns = np.divmod(np.arange(values.size), max(1, n_examples))
-            pairs = Pairs(rows, columns, values.reshape(-1))
+            pairs = kept(score(some, examples.factors), None)
         else:
             blocks = _blocks(some, examples.factors)
             pairs = streamed(blocks, len(some[0]), top_k, some[0].dtype)
         parts.append(pairs._replace(queries=pairs.queries + start))
     if not parts:
         return pa.RecordBatch.from_pylist([], schema=ATTRIBUTION.schema)
-    rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    values = values.astype(np.float64)
+    pairs = Pairs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    size = None if examples.magnitude is None else examples.magnitude.double().numpy()
+    return pair_rows(queries.ids, examples.ids, pairs, size)
+
+
+def kept(scores: Float[Tensor, "queries examples"], top_k: int | None) -> Pairs:
+    """The `top_k` best of each sign of each query, or all, of scores that are there already."""
+    if top_k is None:
+        rows, columns = np.divmod(np.arange(scores.numel()), max(1, scores.shape[1]))
+        return Pairs(rows, columns, scores.numpy().reshape(-1))
+    starts = range(0, scores.shape[1], BLOCK)
+    blocks = ((first, scores[:, first : first + BLOCK]) for first in starts)
+    return streamed(blocks, len(scores), top_k, scores.dtype)
+
+
+def pair_rows(
+    query_ids: Int64[np.ndarray, " queries"],
+    example_ids: Int64[np.ndarray, " examples"],
+    pairs: Pairs,
+    magnitude: Float[np.ndarray, " examples"] | None = None,
+) -> pa.RecordBatch:
+    """Rows of `ATTRIBUTION` for pairs of places; `magnitude` are the global parts of examples."""
+    rows, columns, values = pairs.queries, pairs.examples, pairs.scores.astype(np.float64)
     globally = locally = pa.nulls(len(values), pa.float64())
-    if examples.magnitude is not None:
-        size = examples.magnitude.double().numpy()[columns]
+    if magnitude is not None:
+        size = magnitude[columns]
         with np.errstate(divide="ignore", invalid="ignore"):
             rest = np.where(size > 0, values / size, 0.0)
         globally, locally = pa.array(size), pa.array(rest)
-    ids = [pa.array(queries.ids[rows]), pa.array(examples.ids[columns])]
+    ids = [pa.array(query_ids[rows]), pa.array(example_ids[columns])]
     return pa.RecordBatch.from_arrays(
         [*ids, pa.array(values), globally, locally], schema=ATTRIBUTION.schema
     )
@@ -187,6 +207,26 @@ def query_vectors(
         )
     order = np.argsort(ids, kind="stable")
     return np.array(ids)[order], torch.from_numpy(np.array(matrix[order], dtype=np.float32))
+
+
+def left_out(inputs: Inputs, names: Sequence[str]) -> int:
+    """How many examples of the part's own shard have an answer and no row in one of the tables."""
+    label = inputs.table("label")
+    answer = "target" if task_of(inputs) == "regression" else "label"
+    label = label.filter(pa.compute.equal(label["role"], "example")).select(["id", answer])
+    ids = label.drop_null()["id"].to_numpy()
+    has_all = np.ones(len(ids), dtype=bool)
+    for name in names:
+        has_all &= np.isin(ids, inputs.table(name)["id"].to_numpy())
+    return int((~has_all).sum())
+
+
+def whitened(
+    rows: Float[Tensor, "rows dim"], lower: Float[Tensor, "dim dim"]
+) -> Float[Tensor, "rows dim"]:
+    """L^-1 g of every row g, with inner products g' (L L')^-1 g; float64. Cost rows * dim^2."""
+    solved: Tensor = torch.linalg.solve_triangular(lower, rows.double().T, upper=False)
+    return solved.T
 
 
 def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:

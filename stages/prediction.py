@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from stages.batching import batches, matrix_of, vector_rows
+from stages.last_layer import check_fitted_on
 from stages.measurement import ModelSpec, load_measurement, network_size, read_probe
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from stages.tables import PREDICTION
@@ -71,12 +72,7 @@ class Prediction:
         """
         if self._running is not None:
             return load_measurement(self._running, inputs)
-        fitted_on = inputs.details("probe").get("embedding", self.embedding)
-        if fitted_on != self.embedding:
-            raise ConfigError(
-                f"embedding: found {self.embedding} with a probe fitted on {fitted_on}, expected "
-                "the same table for both. Name it in both stages."
-            )
+        check_fitted_on(inputs, self.embedding)
         return read_probe(inputs.table("probe"))
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -12,6 +12,9 @@ from stages.trained import Shape
 
 Precision = Literal["float32", "bfloat16"]
 
+BY_LAYER = {"inputs": 16, "outputs": 16, "dim": None}
+"""Fields of a projection that leaves layers side by side, for stages that need their blocks."""
+
 
 @dataclass(frozen=True)
 class Projection:

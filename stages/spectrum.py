@@ -23,6 +23,7 @@ the readings of the general set and the order of ties are derived here.
 Source: Agussurja, Lu and Low 2024, arXiv:2408.05976 (methods.md 2.2).
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,6 +69,39 @@ def frontier(
     before = np.concatenate([[-np.inf], np.maximum.accumulate(ranked)])[: len(ranked)]
     at = order[ranked > before][::-1]
     return Frontier(at, global_score[at], local_score[at])
+
+
+class Merged(NamedTuple):
+    """The spectra of several groups, one after the other, each from global to local."""
+
+    at: Int64[np.ndarray, " kept"]
+    """Places of the rows that are kept."""
+    rank: Int64[np.ndarray, " kept"]
+    """From 1 in each group."""
+
+
+def merged(
+    groups: Sequence[Int64[np.ndarray, " rows"]],
+    members: Sequence[Int64[np.ndarray, " rows"]],
+    global_score: Float[np.ndarray, " rows"],
+    local_score: Float[np.ndarray, " rows"],
+) -> Merged:
+    """The frontier of each group of rows of several frontiers, which is that of all.
+
+    Rows with the same `groups` (by the first, then the second) belong together, and `members` order
+    those with equal scores.
+    """
+    order = np.lexsort((*reversed(members), *reversed(groups)))
+    differs = np.ones(len(order), dtype=bool)
+    differs[1:] = np.any([np.diff(group[order]) != 0 for group in groups], axis=0)
+    starts = np.flatnonzero(differs)
+    kept, ranks = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for start, stop in zip(starts, np.append(starts, len(order))[1:], strict=True):
+        at = order[start:stop]
+        front = frontier(np.arange(len(at)), global_score[at], local_score[at]).at
+        kept.append(at[front])
+        ranks.append(np.arange(1, len(front) + 1))
+    return Merged(np.concatenate(kept), np.concatenate(ranks))
 
 
 def global_scores(

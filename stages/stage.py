@@ -132,6 +132,8 @@ class Stage(Protocol):
     Optional members that the pipeline looks for:
 
     - `open(inputs) -> Any`: loads what is worth loading once per worker (a model, a kernel).
+    - `opens: ClassVar[tuple[Role, ...]]`: for `split="shard"`, the roles of which `open` reads the
+      rows of every shard, so that each shard of the result depends on them all.
     - `outside_key: ClassVar[frozenset[str]]`: names of fields that do not change rows; a name such
       as `model.head` stands for one field of a field.
     - `is_kept: ClassVar[bool]`: the output is an artefact that is fitted once and then kept, also
@@ -161,6 +163,9 @@ class Stage(Protocol):
       them (`pipeline.tree`): the tables hold the rows of the last call. A part may have no rows.
       `merge` sees nothing but the rows, so it must do for merged parts as for computed ones, and be
       associative up to rounding. Memory of a task: eight parts.
+    - `replay(inputs, query_id, rounds, told) -> (ids, Values)`: for `split="round"`, what these
+      rounds say of every example for a single query, and `replay_cost(work, n_rounds) -> Cost`
+      before it, both for `assay explain`.
     - `cost(work) -> Cost`: for `assay plan`.
     """
 
@@ -171,7 +176,10 @@ class Stage(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the tables (or of instances that write them) this stage reads."""
+        """Names of the tables (or of instances that write them) this stage reads.
+
+        `instance.table` is another table of an instance than its first.
+        """
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

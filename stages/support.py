@@ -25,6 +25,7 @@ from stages.spectrum import (
     frontier,
     global_scores,
     is_between,
+    merged,
     runner_up,
 )
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
@@ -185,23 +186,10 @@ class Support:
             yield SUPPORT_SIZE.name, batch
         rows = pa.concat_tables(parts[SUPPORT.name])
         queries, contrasts, _, ids, globally, locally = (c.to_numpy() for c in rows.columns)
-        order = np.lexsort((contrasts, queries))
-        groups = np.flatnonzero(
-            np.diff(queries[order], prepend=-1).astype(bool)
-            | np.diff(contrasts[order], prepend=-2).astype(bool)
-        )
-        kept, ranks = [], []
-        for start, stop in zip(groups, [*groups[1:], len(order)], strict=True):
-            at = order[start:stop]
-            front = frontier(ids[at], globally[at], locally[at]).at
-            kept.append(at[front])
-            ranks.append(np.arange(1, len(front) + 1))
-        if kept:
-            best = np.concatenate(kept)
-            columns = [queries[best], contrasts[best], np.concatenate(ranks)]
-            columns += [ids[best], globally[best], locally[best]]
-            arrays = [pa.array(column) for column in columns]
-            yield SUPPORT.name, pa.RecordBatch.from_arrays(arrays, schema=SUPPORT.schema)
+        at, rank = merged((queries, contrasts), (ids,), globally, locally)
+        columns = [queries[at], contrasts[at], rank, ids[at], globally[at], locally[at]]
+        arrays = [pa.array(column) for column in columns]
+        yield SUPPORT.name, pa.RecordBatch.from_arrays(arrays, schema=SUPPORT.schema)
 
     def cost(self, work: Work) -> Cost:
         """An inner product per query and example, and a sort per set."""

@@ -18,6 +18,14 @@ PREDICTION = TableSpec(
 )
 """One output per class for a row; `source` says who predicts: 'model', 'probe' or 'kernel'."""
 
+KERNEL_DUAL = TableSpec(
+    name="kernel_dual",
+    schema=pa.schema([("id", pa.int64()), ("role", pa.string()), ("dual", pa.list_(pa.float64()))]),
+    key=("id",),
+)
+"""The weight of every labelled example in each output of a kernel regression: an output less the
+offset is the sum over examples of this number times their kernel."""
+
 DIAGNOSTICS = TableSpec(
     name="diagnostics",
     schema=pa.schema(

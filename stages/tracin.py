@@ -2,36 +2,51 @@
 
 A gradient step on example i at rate eta lowers the loss of query t by eta g_i . g_t, to first
 order, and so raises the log-probability of the class that the query's loss is taken at: its label,
-or the class that the model predicts where it has none. Over checkpoints these add up, weighed by
-their rates.
+or the class that the model predicts where it has none, and everywhere with `gradient: {queries:
+predicted}`. Over checkpoints these add up, weighed by their rates.
 
 Global: the length of the example's gradients, sqrt(sum_c eta_c |g_i,c|^2), the root of its
 self-influence; local: what is left.
 
-Source: Pruthi et al. 2020, arXiv:2002.08484, eq. 3 (TracInCP); projected gradients stand for whole
-ones here.
+With `layer: last` the gradients are those of a linear last layer's weight alone, r f' with r = p -
+e_y and f the features that it reads, so that embeddings and logits are enough:
+
+    score(t, i) = (r_i . r_t)(f_i . f_t),    global |r_i|,    local (r_i . r_t / |r_i|)(f_i . f_t),
+
+where r_t is taken at the class that the model predicts. Where the model's last layer reads anything
+but the embedding that is named, this stands for its gradient and is not it.
+
+Source: Pruthi et al. 2020, arXiv:2002.08484, eq. 3 (TracInCP); projected gradients stand for
+whole ones here. The parts of the last layer: methods.md 2.3. [derived]
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
+from stages.answer import count_classes, read_labels
+from stages.batching import matrix_of
+from stages.class_gradients import matched
+from stages.last_layer import slopes
 from stages.pairwise import (
     ATTRIBUTION,
     TOP_K,
     Side,
     check_top_k,
+    left_out,
     merged,
     pairs_cost,
     query_vectors,
     scored,
     vectors_of,
 )
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.source import Task
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
 from storage.schema import TableSpec
 
 
@@ -42,15 +57,22 @@ class TracIn:
     A task holds one shard's gradients and the queries', and 16 million scores.
     """
 
+    layer: Literal["all", "last"] = "all"
+    """Whose weights a step moves: those that the gradients are of, or the last layer's."""
     gradients: tuple[str, ...] = ("gradient",)
     """Instances of `gradient`, one per checkpoint, projected in the same way or not."""
     rates: tuple[float, ...] | None = None
     """Learning rate of each checkpoint; by default 1."""
+    embedding: str = "embedding"
+    """What the last layer reads, for `layer: last`: an instance of `embedding`, or `features`."""
+    predictions: str = "prediction"
+    """Instance with the model's logits, for `layer: last`."""
     top_k: int | None = TOP_K
     """Scores of each sign that are kept per query; null keeps all pairs."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
@@ -59,6 +81,13 @@ class TracIn:
             ConfigError: no gradients are named, or rates do not fit them.
         """
         check_top_k(self.top_k)
+        used = {"all": ("gradients", "rates"), "last": ("embedding", "predictions")}[self.layer]
+        for name in ("gradients", "rates", "embedding", "predictions"):
+            if name not in used and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)} with layer: {self.layer}, which uses "
+                    f"{' and '.join(used)}, expected nothing. Remove it, or set layer."
+                )
         if not self.gradients or len(set(self.gradients)) < len(self.gradients):
             raise ConfigError(
                 f"gradients: found {list(self.gradients)}, expected at least one instance, each "
@@ -72,8 +101,15 @@ class TracIn:
             )
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those with classes, for the last layer."""
+        return ("classification",) if self.layer == "last" else get_args(Task)
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """The gradients of every checkpoint."""
+        """The gradients of every checkpoint, or what those of the last layer are made of."""
+        if self.layer == "last":
+            return (self.embedding, self.predictions, "label")
         return self.gradients
 
     @property
@@ -82,17 +118,36 @@ class TracIn:
         return (ATTRIBUTION,)
 
     def open(self, inputs: Inputs) -> Side:
-        """The queries that every checkpoint has gradients of."""
-        found = [query_vectors(inputs, name) for name in self.gradients]
-        return self._side(found)
+        """The queries that every checkpoint has gradients of.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.layer == "all":
+            return self._side([query_vectors(inputs, name) for name in self.gradients])
+        queries = self._last(inputs, "query")
+        if len(queries.ids) == 0:
+            raise DataError(
+                f"{self.embedding}, {self.predictions}: found no query in both, expected at least "
+                "one, as pairs are scored. Add `queries:`."
+            )
+        return queries
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """How many examples of the shard lack embedding or logits."""
+        if self.layer == "all":
+            return {}
+        return {"n_left_out": left_out(inputs, (self.embedding, self.predictions))}
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The best scores among the examples of one shard."""
         queries: Side = inputs.opened
-        examples = self._side([vectors_of(inputs, name) for name in self.gradients])
+        if self.layer == "last":
+            examples = self._last(inputs, "example")
+        else:
+            examples = self._side([vectors_of(inputs, name) for name in self.gradients])
         if len(examples.ids):
-            (rows,) = examples.factors
-            examples = examples._replace(magnitude=rows.norm(dim=1))
+            examples = examples._replace(magnitude=examples.factors[0].norm(dim=1))
             yield ATTRIBUTION.name, scored(queries, examples, self.top_k)
 
     def merge(
@@ -103,7 +158,32 @@ class TracIn:
 
     def cost(self, work: Work) -> Cost:
         """One product of the gradients of queries and examples."""
-        return pairs_cost(work, work.dim * len(self.gradients), self.top_k)
+        n_tables = len(self.gradients) if self.layer == "all" else 1
+        return pairs_cost(work, work.dim * n_tables, self.top_k)
+
+    def _last(self, inputs: Inputs, role: Role) -> Side:
+        """Residuals and features of rows with logits; at labels, or at what is predicted."""
+        tables = [inputs.table(name, role) for name in (self.embedding, self.predictions)]
+        vectors, predictions = (table.filter(pc.equal(table["role"], role)) for table in tables)
+        in_vectors, in_predictions = matched(vectors, predictions, self.predictions)
+        ids, n_classes = vectors["id"].to_numpy()[in_vectors], count_classes(inputs)
+        labelled, labels = read_labels(inputs, role, n_classes)
+        if role == "example":
+            kept = np.isin(ids, labelled)
+            ids, in_vectors, in_predictions = ids[kept], in_vectors[kept], in_predictions[kept]
+        if len(ids) == 0:
+            return Side(np.zeros(0, np.int64), ())
+        logits = torch.from_numpy(matrix_of(predictions["logits"])[in_predictions]).double()
+        if logits.shape[1] != n_classes:
+            raise DataError(
+                f"{self.predictions}: found {logits.shape[1]} logits a row, expected {n_classes}, "
+                "one per class. Name predictions of this corpus."
+            )
+        answers = logits.argmax(1)
+        if role == "example":
+            answers = torch.from_numpy(labels[np.searchsorted(labelled, ids)])
+        features = torch.from_numpy(matrix_of(vectors["vector"])[in_vectors]).float()
+        return Side(ids, (slopes(logits, answers).float(), features))
 
     def _side(self, found: list[tuple[np.ndarray, torch.Tensor]]) -> Side:
         """Gradients of all checkpoints side by side, of the rows that have them all."""

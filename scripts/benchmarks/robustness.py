@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder with a folder per data set")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
     parser.add_argument("--sizes", nargs="+", type=int, default=list(ROUNDS), choices=list(ROUNDS))
-    parser.add_argument("--seeds", type=int, default=1, help="draws of points and companions")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="of the draws of points and companions"
+    )
     parser.add_argument("--rounds", type=int, help="instead of 60, 48 and 36 by size")
 
 
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         result[name] = {"features_cpu_s": round(time.process_time() - start, 1)}
         for size in arguments.sizes:
             rounds = arguments.rounds or ROUNDS[size]
-            found = [measured(finished, size, rounds, seed) for seed in range(arguments.seeds)]
+            found = [measured(finished, size, rounds, seed) for seed in arguments.seeds]
             result[name][str(size)] = found
             print(markdown({name: {str(size): found}}), file=sys.stderr, flush=True)
     print(markdown({name: result[name] for name in arguments.datasets}), file=sys.stderr)

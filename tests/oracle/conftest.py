@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 import transformers
@@ -16,8 +17,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from stages.batching import matrix_of
 from stages.measurement import Measurement
 from stages.model import Trained
+from stages.probe import Probe
 from stages.stage import Part, Vectors
 from stages.trained import trained_layers
 
@@ -72,9 +75,128 @@ class MemoryInputs:
         return self.written[stage.writes[0].name]
 
 
+class ShardedInputs(MemoryInputs):
+    """Tables in memory whose examples are cut into `n_shards` shards, by turns.
+
+    Those of `whole` are not cut, nor are those without roles.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, pa.Table],
+        details: Mapping[str, Mapping[str, Any]] | None = None,
+        n_shards: int = 3,
+        whole: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(tables, details)
+        self._n_shards, self._whole, self.facts = n_shards, whole, [{}]
+
+    def table(self, name: str, role: str | None = None) -> pa.Table:
+        found = self._tables[name]
+        if name in self._whole or "role" not in found.column_names:
+            return found
+        if self.part.role:
+            own = found.filter(pc.equal(found["role"], self.part.role))
+            return own.take(
+                np.flatnonzero(own["id"].to_numpy() % self._n_shards == self.part.index)
+            )
+        return found if role is None else found.filter(pc.equal(found["role"], role))
+
+    def vectors(self, name: str, role: str) -> Vectors:
+        found = self._tables[name]
+        found = found.filter(pc.equal(found["role"], role))
+        return Vectors(found["id"].to_numpy(), matrix_of(found["vector"]))
+
+    def run(self, stage: Any) -> pa.Table:
+        """The merged rows of all shards of examples; `facts` holds the details of each."""
+        self.part = Part("", 0)
+        self.opened = stage.open(self) if hasattr(stage, "open") else None
+        (spec,) = stage.writes
+        parts, self.facts = [], []
+        for index in range(self._n_shards):
+            self.part = Part("example", index)
+            batches = [batch for _, batch in stage.compute(self)]
+            parts.append(spec.check(pa.Table.from_batches(batches, spec.schema)))
+            self.facts.append(dict(stage.details(self)) if hasattr(stage, "details") else {})
+        merged = [batch for _, batch in stage.merge({spec.name: parts})]
+        return spec.check(pa.Table.from_batches(merged, spec.schema))
+
+
+def vector_table(
+    examples: torch.Tensor, queries: torch.Tensor, column: str = "vector", **more: str
+) -> pa.Table:
+    """Rows with ids from 0 for examples and from 1000 for queries, the last ones first."""
+    rows = torch.cat([examples, queries]).numpy().astype(np.float32)[::-1]
+    flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    ids = np.concatenate([np.arange(len(examples)), 1000 + np.arange(len(queries))])[::-1]
+    roles = ["query"] * len(queries) + ["example"] * len(examples)
+    constants = {name: [value] * len(ids) for name, value in more.items()}
+    vectors = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    return pa.table({"id": np.ascontiguousarray(ids), "role": roles, **constants, column: vectors})
+
+
 @pytest.fixture(scope="session")
 def memory() -> type[MemoryInputs]:
     return MemoryInputs
+
+
+@pytest.fixture(scope="session")
+def sharded() -> type[ShardedInputs]:
+    return ShardedInputs
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[..., pa.Table]:
+    return vector_table
+
+
+@pytest.fixture(scope="session")
+def probed() -> Callable[..., ShardedInputs]:
+    """`probed(embeddings, answers, n_queries)`: tables, and a probe fitted on all but the last.
+
+    Those are the queries, without an answer. Integer answers are labels, others targets.
+    """
+
+    def make(
+        embeddings: torch.Tensor, answers: torch.Tensor, n_queries: int, **fields: Any
+    ) -> ShardedInputs:
+        n = len(embeddings) - n_queries
+        ids = np.concatenate([np.arange(n), 1000 + np.arange(n_queries)])
+        roles = ["example"] * n + ["query"] * n_queries
+        known = pa.array([*answers[:n].tolist(), *[None] * n_queries])
+        is_regression = answers.is_floating_point()
+        name = "target" if is_regression else "label"
+        told = {"label": {"task": "regression" if is_regression else "classification"}}
+        told["label"]["classes"] = [] if is_regression else [str(c) for c in set(answers.tolist())]
+        tables = {"label": pa.table({"id": ids, "role": roles, name: known})}
+        tables["embedding"] = vector_table(embeddings[:n], embeddings[n:])
+        fit_on = ShardedInputs(tables, told)
+        fit_on.part = Part("", 0)
+        stage = Probe(**fields)
+        probe = MemoryInputs.run(fit_on, stage)
+        told["probe"] = dict(stage.details(fit_on))
+        return ShardedInputs({**tables, "probe": probe}, told)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def score_matrix() -> Callable[[pa.Table, int, int], np.ndarray]:
+    """Scores (queries, examples) of rows that name all pairs; their parts are checked."""
+
+    def read(found: pa.Table, n_queries: int, n_examples: int) -> np.ndarray:
+        assert found.num_rows == n_queries * n_examples
+        query, example = found["query_id"].to_numpy() - 1000, found["example_id"].to_numpy()
+        scores, own = np.full((2, n_queries, n_examples), np.nan)
+        scores[query, example] = found["score"]
+        own[query, example] = found["global_score"]
+        product = found["global_score"].to_numpy() * found["local_score"].to_numpy()
+        np.testing.assert_allclose(product, found["score"], rtol=1e-14, atol=0)
+        assert (own >= 0).all()
+        assert (own == own[0]).all()
+        return scores
+
+    return read
 
 
 @pytest.fixture

@@ -269,6 +269,54 @@ def test_the_rule_of_the_paper_cuts_a_permutation_short(tolerance: float) -> Non
     assert min(lengths) < 100
 
 
+def by_the_rule(
+    n: int, worth: Callable[[list[int]], np.ndarray], at: int, tolerance: float
+) -> np.ndarray:
+    """What the paper's rule gives an example on average over all orders, of one utility."""
+    value = {
+        frozenset(subset): float(worth(list(subset))[at])
+        for size in range(n + 1)
+        for subset in itertools.combinations(range(n), size)
+    }
+    end = value[frozenset(range(n))]
+    near = tolerance * abs(end - value[frozenset()])
+    total = np.zeros(n)
+    for order in itertools.permutations(range(n)):
+        steps = [value[frozenset(order[:size])] for size in range(n + 1)]
+        for size in range(n):
+            total[order[size]] += steps[size + 1] - steps[size]
+            if size and all(abs(step - end) <= near for step in steps[size : size + 2]):
+                break
+    return total / math.factorial(n)
+
+
+@pytest.mark.parametrize(("at", "utility"), [(0, "accuracy"), (1, "cross_entropy")])
+def test_the_rule_of_the_paper_is_biased_and_random_lengths_are_not(at: int, utility: Any) -> None:
+    """2,000 permutations of 6 examples; the rule has another expectation, and that it meets."""
+    n, count = 6, 2000
+    features, queries, _, _, c = rows(13, n, 40, 2)
+    given_rows = features, queries, (features[:, 0] > 0).long(), (queries[:, 0] > 0).long(), c
+    game, worth = play(*given_rows), retrained(*given_rows)
+    exact = enumerated(n, worth)[at]
+    expected = by_the_rule(n, worth, at, 0.2)
+    found = []
+    rules: list[dict[str, Any]] = [
+        {"truncation": "tolerance", "tolerance": 0.2},
+        {"truncation": "random", "survival": 2.5},
+    ]
+    for rule in rules:
+        fields = Valuation(utilities=(utility,), sampling="uniform", **rule)
+        design = fields.design(game)
+        tally = Tally((utility,), fields.weights(game, design))
+        fields.sample(game, design, tally, count, 0, game.ends((utility,)))
+        found.append([numbers[0, 0].numpy() for numbers in tally.estimates()])
+    (by_rule, error), (at_random, random_error) = found
+    assert (np.abs(by_rule - exact) / error).max() > 5
+    assert (np.abs(by_rule - expected) / error).max() < 4
+    assert (np.abs(at_random - exact) / random_error).max() < 4
+    assert np.sqrt(np.mean((expected - exact) ** 2)) > 0.15 * exact.std()
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 19, 20])
 @pytest.mark.parametrize("c", [2, 3])
 def test_engines_agree_beside_a_coalition(c: int, size: int) -> None:

@@ -68,6 +68,24 @@ def test_identity_features_are_the_gradients(
     assert (error <= 1e-5 * np.linalg.norm(expected, axis=1)).all()
 
 
+def test_queries_at_the_class_that_is_predicted_whatever_their_label(
+    encoder_folder: Path, text: pa.Table, label: pa.Table, memory: Any
+) -> None:
+    model = ModelSpec(str(encoder_folder))
+    roles = pa.array(["example"] * 3 + ["query"] * 4)
+    text, label = text.set_column(1, "role", roles), label.set_column(1, "role", roles)
+    wrong = pa.array([0, 1, 2, 0, 1, 2, 0])
+    inputs = memory({"text": text, "label": label.set_column(2, "label", wrong)})
+    inputs._tables["probe"] = probe_table()
+    table = inputs.run(Gradient(model, queries="predicted", **IDENTITY))
+    known = pa.array([0, 1, 2, None, None, None, None])
+    expected = by_loop(model, text, label.set_column(2, "label", known), inputs)
+    error = np.linalg.norm(matrix_of(table["vector"]) - expected, axis=1)
+    assert (error <= 1e-5 * np.linalg.norm(expected, axis=1)).all()
+    labelled = matrix_of(inputs.run(Gradient(model, **IDENTITY))["vector"])
+    assert (labelled != matrix_of(table["vector"])).any(1).sum() in (1, 2, 3, 4)
+
+
 def test_a_confident_row_keeps_its_direction(
     encoder_folder: Path, text: pa.Table, label: pa.Table, memory: Any
 ) -> None:

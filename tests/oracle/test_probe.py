@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from stages.batching import matrix_of
+from stages.linear_fit import Fitted, fit, fit_least_squares
 from stages.measurement import read_probe
-from stages.probe import Probe, fit, fit_least_squares
+from stages.probe import Probe
 from stages.stage import ConfigError, DataError, StageError, Vectors
 
 
@@ -24,7 +25,7 @@ def data() -> tuple[Tensor, Tensor]:
     return embeddings, (embeddings @ teacher / 5 + noise).argmax(1)
 
 
-def logits(fitted: tuple[Tensor, Tensor], embeddings: Tensor) -> Tensor:
+def logits(fitted: Fitted, embeddings: Tensor) -> Tensor:
     return embeddings @ fitted[0].T + fitted[1]
 
 
@@ -33,7 +34,7 @@ def test_the_gradient_of_the_objective_vanishes(
     data: tuple[Tensor, Tensor], regularization: float
 ) -> None:
     embeddings, labels = data
-    weight, bias = fit(embeddings, labels, 3, regularization)
+    weight, bias, _, _ = fit(embeddings, labels, 3, regularization)
     # The formula of the module's docstring, on raw embeddings: W x = (s W) (x / s).
     centred = embeddings - embeddings.mean(0)
     square = centred.square().sum(1).mean()
@@ -63,9 +64,9 @@ def test_predictions_do_not_depend_on_unit_shift_rotation_or_repetition(
 
 def test_classes_are_exchangeable(data: tuple[Tensor, Tensor]) -> None:
     embeddings, labels = data
-    weight, bias = fit(embeddings, labels, 3, 1e-2)
+    weight, bias, _, _ = fit(embeddings, labels, 3, 1e-2)
     order = torch.tensor([2, 0, 1])
-    renamed_weight, renamed_bias = fit(embeddings, order[labels], 3, 1e-2)
+    renamed_weight, renamed_bias, _, _ = fit(embeddings, order[labels], 3, 1e-2)
     torch.testing.assert_close(renamed_weight[order], weight, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(renamed_bias[order], bias, rtol=1e-6, atol=1e-8)
 
@@ -82,7 +83,7 @@ def test_two_classes_are_logistic_regression() -> None:
     # objective is log(1 + e^w) - 3/4 w + reg w^2 / 4, so sigmoid(w) + reg w / 2 = 3/4.
     embeddings = torch.tensor([[1.0]] * 4 + [[-1.0]] * 4)
     labels = torch.tensor([1, 1, 1, 0, 0, 0, 0, 1])
-    weight, bias = fit(embeddings, labels, 2, 0.1)
+    weight, bias, _, _ = fit(embeddings, labels, 2, 0.1)
     w = float(weight[1] - weight[0])
     assert 1 / (1 + math.exp(-w)) + 0.1 * w / 2 == pytest.approx(0.75, abs=1e-8)
     assert bias.abs().max() <= 1e-8
@@ -101,7 +102,7 @@ def test_a_class_without_examples_is_unlikely_and_finite(data: tuple[Tensor, Ten
 def test_separable_classes_converge() -> None:
     embeddings = torch.cat([torch.eye(20), -torch.eye(20)])
     labels = torch.arange(40) // 20
-    weight, _ = fit(embeddings, labels, 2, 1e-6)
+    weight = fit(embeddings, labels, 2, 1e-6).weight
     assert weight.isfinite().all()
 
 
@@ -134,7 +135,12 @@ def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], mem
         matrix_of(table["weight"]), expected[0].numpy(), rtol=1e-5, atol=1e-7
     )
     np.testing.assert_allclose(read_probe(table)[1].numpy(), expected[1].numpy(), rtol=1e-5)
-    assert stage.details(inputs) == {"embedding": "embedding", "layer": 2}
+    details = dict(stage.details(inputs))
+    mean, scale = details.pop("mean"), details.pop("scale")
+    assert details == {"embedding": "embedding", "layer": 2, "regularization": 1e-2}
+    centred = embeddings[kept].astype(np.float64) - mean
+    np.testing.assert_allclose(centred.mean(0), 0, atol=1e-12)
+    assert scale == pytest.approx(np.sqrt((centred**2).sum(1).mean()), rel=1e-12)
     assert stage.is_kept
 
 
@@ -155,7 +161,7 @@ def test_least_squares_solve_the_normal_equations(n: int, dim: int, regularizati
     generator = torch.Generator().manual_seed(n)
     embeddings = torch.randn(n, dim, generator=generator, dtype=torch.float64) * 3 + 2
     targets = torch.randn(n, generator=generator, dtype=torch.float64) * 5 - 40
-    weight, bias = fit_least_squares(embeddings, targets, regularization)
+    weight, bias, _, _ = fit_least_squares(embeddings, targets, regularization)
     # Raw embeddings with an unpenalised column of ones: (X'X / n + regularization s^2 I) w = X'y/n.
     square = (embeddings - embeddings.mean(0)).square().sum(1).mean()
     raw = torch.cat([embeddings, torch.ones(n, 1, dtype=torch.float64)], dim=1)
@@ -205,10 +211,11 @@ def test_the_stage_fits_a_regression_on_the_vectors_it_is_told(
     table = inputs.run(stage)
     assert table["class"].to_pylist() == [0]
     fitted = torch.from_numpy(vectors[kept[:-1]]), torch.from_numpy(targets[:-1])
-    weight, bias = fit_least_squares(*fitted, stage.regularization)
+    weight, bias, _, _ = fit_least_squares(*fitted, stage.regularization)
     np.testing.assert_allclose(matrix_of(table["weight"]), weight.numpy(), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(table["bias"].to_pylist(), bias.numpy(), rtol=1e-5)
-    assert stage.details(inputs) == {"embedding": "features", "layer": None}
+    assert stage.details(inputs)["embedding"] == "features"
+    assert stage.details(inputs)["layer"] is None
 
 
 def test_the_stage_refuses_completions_and_rows_without_targets(memory: Any) -> None:

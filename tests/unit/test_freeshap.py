@@ -104,6 +104,24 @@ def test_engines_read_the_same_game(kernel: Any, normalize: bool, precision: Any
     np.testing.assert_allclose(totals[1], totals[0], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("utilities", "ridge", "precision"),
+    [
+        (("margin",), 0.01, "float32"),
+        (("cross_entropy",), 0.005, "float64"),
+        (("accuracy", "margin"), 0.5, "float64"),
+        (("accuracy",), 1.0, "float32"),
+    ],
+)
+def test_float32_is_taken_where_rounding_turns_nothing(
+    utilities: Any, ridge: float, precision: str
+) -> None:
+    stage = FreeShap(engine="least_squares", utilities=utilities, ridge=ridge)
+    inputs = InMemory()
+    inputs.opened = stage.open(inputs)
+    assert stage.details(inputs)["precision"] == precision
+
+
 def test_semivalues_and_strata_are_written() -> None:
     stage = FreeShap(semivalues=("shapley", "beta(16,1)"), utilities=("margin",))
     rows = rows_of(stage)

@@ -308,6 +308,33 @@ def test_curvature_alone_gets_gradients_whose_layers_are_not_mixed(raw: Raw) -> 
     assert stages["ntk"].logit == "all"
 
 
+def test_influence_alone_gets_curvature_of_the_same_gradients(raw: Raw) -> None:
+    made = plan({**raw, "stages": {"influence": {}}})
+    assert set(made.added) == {"embedding", "probe", "gradient", "curvature"}
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["gradient"].projection == Projection(inputs=16, outputs=16, dim=None)
+    mine = {"stage": "gradient", "projection": {"dim": 64}, "queries": "predicted"}
+    made = plan({**raw, "stages": {"influence": {"gradient": "mine"}, "mine": mine}})
+    stages = {node.instance: node.stage for node in made.nodes}
+    assert stages["curvature"].gradient == "mine"
+    with pytest.raises(ConfigFileError, match="found a corpus with task: regression"):
+        plan({**raw, "stages": {"mine": mine}}, corpus(task="regression", classes=[]))
+
+
+def test_influence_wants_gradients_and_curvature_in_the_same_coordinates(raw: Raw) -> None:
+    short = {"projection": {"dim": 64}}
+    stages: Raw = {"influence": {}, "gradient": short, "other": {"stage": "gradient", **short}}
+    stages["curvature"] = {"gradient": "other"}
+    with pytest.raises(ConfigFileError, match="influence: curvature: found the curvature of other"):
+        plan({**raw, "stages": stages})
+    stages = {"influence": {}, "gradient": short, "ntk": {**short, "logit": "all"}}
+    stages["curvature"] = {"kind": "gauss_newton"}
+    with pytest.raises(ConfigFileError, match="Set ntk: ntk in gradient"):
+        plan({**raw, "stages": stages})
+    stages["gradient"] = {**short, "ntk": "ntk"}
+    assert set(plan({**raw, "stages": stages}).added) == {"embedding", "probe", "prediction"}
+
+
 def test_what_the_file_names_stays_as_it_says(raw: Raw) -> None:
     own = {"projection": {"inputs": 8, "dim": None}}
     made = plan({**raw, "stages": {"curvature": {}, "gradient": own}})
@@ -488,6 +515,36 @@ def test_blocks_of_queries_depend_on_their_own_labels_and_on_all_examples(raw: R
     assert [(task.part.role, task.part.index) for task in tasks] == [("query", 0)]
     assert moved(before, plan(raw, corpus({"label:1": "new"}))) == {"knn_shapley"}
     assert moved(before, plan(raw, corpus({"label:2": "new"}))) == {"knn_shapley"}
+
+
+def test_scores_of_pairs_depend_on_their_own_examples_and_on_all_queries(raw: Raw) -> None:
+    model = {**raw["model"], "head": "random", "num_labels": 2}
+    raw = {**raw, "model": model, "stages": {"tracin": {}, "curvature": {"gradient": "short"}}}
+    raw["stages"]["gradient"] = {}
+    raw["stages"]["short"] = {"stage": "gradient", "projection": {"dim": 64}}
+
+    def leaves(over: Corpus) -> dict[str, list[str]]:
+        return {name: found[:2] for name, found in keys(plan(raw, over)).items()}
+
+    before, after = leaves(corpus()), leaves(corpus({"label:0": "new"}))
+    assert [x == y for x, y in zip(before["tracin"], after["tracin"], strict=True)] == [False, True]
+    after = leaves(corpus({"label:2": "new"}))
+    assert not set(before["tracin"]) & set(after["tracin"])
+    assert before["curvature"] == after["curvature"]
+
+
+def test_a_stage_can_read_another_table_of_an_instance_than_its_first(raw: Raw) -> None:
+    stages = {name: {"stage": "kernel_regression"} for name in ("one", "two")}
+    stages["values"] = {"stage": "kernel_representer", "regression": "two"}
+    nodes = {node.instance: node for node in plan({**raw, "stages": stages}).nodes}
+    assert nodes["values"].reads["two.kernel_dual"] == ("two", "kernel_dual")
+    alone = {"kernel_representer": {"kernel": ["embedding"]}}
+    made = plan({**raw, "stages": alone})
+    assert set(made.added) == {"embedding", "kernel_regression"}
+    for fields in ({"per_class": True}, {"normalize": False}, {"kernel": ["embedding"]}):
+        stages = {"kernel_regression": fields, "kernel_representer": {}}
+        with pytest.raises(ConfigFileError, match="kernel_representer: kernel_regression: found"):
+            plan({**raw, "stages": stages})
 
 
 def test_work_in_blocks_of_queries_needs_queries(raw: Raw) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline import report
+from pipeline import report, terminal
 from pipeline.errors import TaskError
 from stages.stage import DataError
 from storage.schema import MissingError
@@ -23,20 +23,20 @@ def test_bytes_are_rounded_for_people(count, text):
 
 
 def test_cells_round_numbers_and_cut_long_texts():
-    assert report._cell("value", 0.00012345) == "0.00012"
-    assert report._cell("p_helpful", 1.0) == "1.0000"
-    assert report._cell("mean", 0.00012345) == "0.0001234"
-    assert report._cell("value", None) == ""
-    assert report._cell("planted", True) == "yes"
-    assert len(report._cell("text", "x" * 500)) == report.TEXT_WIDTH
+    assert terminal.cell("value", 0.00012345) == "0.00012"
+    assert terminal.cell("p_helpful", 1.0) == "1.0000"
+    assert terminal.cell("mean", 0.00012345) == "0.0001234"
+    assert terminal.cell("value", None) == ""
+    assert terminal.cell("planted", True) == "yes"
+    assert len(terminal.cell("text", "x" * 500)) == terminal.TEXT_WIDTH
 
 
 def test_no_column_is_lost_off_a_terminal(capsys):
     names = [f"column_{i}" for i in range(30)]
-    report._print(report._table(names, [["x" * 200] * 30]))
+    terminal.show(terminal.table(names, [["x" * 200] * 30]))
     shown = capsys.readouterr().out
     assert all(name in shown for name in names)
-    assert shown.count("x" * (report.TEXT_WIDTH - 1) + "…") == 30
+    assert shown.count("x" * (terminal.TEXT_WIDTH - 1) + "…") == 30
 
 
 def test_statements_to_try_use_only_views_that_are_there():

@@ -46,3 +46,17 @@ def test_notices_are_shown_once_a_stage_is_finished():
         "ntk: 1 of 1 tasks in 1.0 s",
         "ntk: a batch of 32 rows did not fit in memory; halved (in 3 tasks)",
     ]
+
+
+@pytest.mark.parametrize(("rule", "count"), [(None, "3 tasks"), ("a rule", "at most 3 tasks")])
+def test_rounds_that_a_rule_may_not_need_are_called_the_most(rule, count):
+    shown = screen.Screen()
+    shown._console = Console(file=io.StringIO(), width=100)
+    tables = {"text": SimpleNamespace(shards=[1]), "rejected": SimpleNamespace(rows=0)}
+    corpus = SimpleNamespace(
+        rows=lambda table, role: 5, tables=tables, unlabelled_queries=0, task="completion"
+    )
+    node = SimpleNamespace(instance="freeshap", tasks=range(4), missing=range(3), watch=rule)
+    shown.planned(SimpleNamespace(corpus=corpus, nodes=[node], notes=()))
+    told = shown._console.file.getvalue().splitlines()
+    assert told[1] == f"freeshap: {count} to do, 1 are there already"

@@ -1,0 +1,65 @@
+"""A finished run as its stages see it: which table each of them reads, and where that lies."""
+
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.folder import RunFolder
+from pipeline.node import CORPUS_INSTANCE
+from pipeline.plan import sources, stages_in_order
+from pipeline.task import Job
+from storage.manifest import Manifest
+from storage.table import Store
+
+
+class Finished:
+    """Stages of a run over the tables that its record names; nothing is planned or written."""
+
+    def __init__(self, folder: RunFolder):
+        """Reads the run's files.
+
+        Raises:
+            pipeline.errors.RunError: the folder holds no run.
+        """
+        self.run = folder.read_run()
+        self.stages, _ = stages_in_order(self.run)
+        self.store: Store = folder.store()
+        self._folder, self._tables = folder, folder.read_record()["tables"]
+
+    def sources(self, instance: str) -> dict[str, tuple[str, str]]:
+        """For each name that an instance reads: the instance and the table that it stands for."""
+        return sources(instance, self.stages)
+
+    def manifest(self, instance: str, table: str) -> Manifest:
+        """The manifest of a table of an instance.
+
+        Raises:
+            RunError: the table is not whole.
+        """
+        return self.store.read_manifest(table, self._key(instance, table))
+
+    def corpus(self, table: str) -> Manifest:
+        """The manifest of a table of the corpus."""
+        return self.manifest(CORPUS_INSTANCE, table)
+
+    def job(self, instance: str) -> Job:
+        """The instance with all that its tasks share.
+
+        Raises:
+            RunError: a table that it reads is not whole.
+        """
+        inputs = {
+            read: (table, self._key(writer, table))
+            for read, (writer, table) in self.sources(instance).items()
+        }
+        threads = self.run.resources(instance).cpus
+        return Job(instance, self.stages[instance], self.store.url, inputs, threads)
+
+    def _key(self, instance: str, table: str) -> str:
+        found: dict[str, Any] = self._tables.get(instance, {}).get(table, {})
+        if not found.get("manifest"):
+            raise RunError(
+                f"{self._folder.path}: found that the table {table} of {instance} is not whole "
+                "yet, expected a run that came to its end. Go on with `assay run "
+                f"{self._folder.config}`."
+            )
+        return str(found["manifest"])

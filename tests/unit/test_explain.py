@@ -1,0 +1,271 @@
+"""Explanations of a query: what is asked of the views, and how it is shown."""
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import duckdb
+import numpy as np
+import PIL.Image
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.explain import _spectra, listed
+from pipeline.explain_out import check_ending, write_explanation
+from pipeline.explain_page import page
+from pipeline.explain_screen import _spread, print_explanation
+from pipeline.opened import OpenedRun
+from pipeline.picture import MOST, data_url, draw, image_of, largest, png
+from pipeline.stored_query import StoredQuery
+from storage import views
+
+VIEWS = """
+CREATE SCHEMA tables;
+CREATE VIEW queries AS SELECT * FROM (VALUES
+    (5, 'five', 'a query', NULL, 'b', NULL), (6, '5', 'another', NULL, NULL, NULL)
+) AS t(query_id, source_id, text, text_b, label_name, target);
+CREATE VIEW attributions AS SELECT 'one' AS method, q AS query_id, i AS example_id,
+    (CASE WHEN i % 2 = 0 THEN 1.0 ELSE -1.0 END) * (i // 2) AS score
+    FROM range(5, 7) AS q(q), range(20) AS e(i);
+CREATE VIEW components AS SELECT method, query_id, example_id, 2.0 AS global_score,
+    score / 2 AS local_score FROM attributions WHERE example_id > 14;
+CREATE VIEW support AS SELECT * FROM (VALUES
+    ('s', 5, -1, 2, 11, 0.5, 4.0), ('s', 5, -1, 1, 10, 1.5, 3.0),
+    ('s', 5, 2, NULL, NULL, NULL, NULL)
+) AS t(method, query_id, contrast, rank, example_id, global_score, local_score);
+CREATE VIEW tables.support_size AS SELECT * FROM (VALUES
+    ('s', 5, 2, 0), ('s', 5, -1, 7), ('s', 6, 2, 3)
+) AS t(method, query_id, contrast, n_support);
+"""
+
+
+@pytest.fixture
+def run() -> OpenedRun:
+    """A run of hand-made views."""
+    made = OpenedRun.__new__(OpenedRun)
+    made._connection, made._views = duckdb.connect(), views
+    for statement in VIEWS.split(";\n"):
+        made._connection.execute(statement)
+    return made
+
+
+def example(number: int, **more: Any) -> dict[str, Any]:
+    own = {"example_id": number, "source_id": str(number), "text": f"text {number}"}
+    return {**own, "text_b": None, "label": "b", **more}
+
+
+def explanation(text: str = "a query") -> dict[str, Any]:
+    sides = {
+        "helpful": [example(1, score=2.0, global_score=4.0, local_score=0.5)],
+        "harmful": [example(2, score=-1.0, global_score=None, local_score=None)],
+    }
+    towards = [
+        {
+            "contrast": -1,
+            "contrast_name": "general",
+            "n_support": 9,
+            "examples": [
+                example(i, rank=i, global_score=9.0 - i, local_score=float(i)) for i in range(1, 8)
+            ],
+        },
+        {"contrast": 0, "contrast_name": "a", "n_support": 0, "examples": []},
+    ]
+    return {
+        "run_id": "r-1",
+        "query": {
+            "query_id": 5,
+            "source_id": "five",
+            "text": text,
+            "text_b": None,
+            "label": None,
+        },
+        "predictions": [
+            {
+                "method": "prediction",
+                "source": "probe",
+                "predicted": "b",
+                "confidence": 0.75,
+                "margin": 1.1,
+                "logits": [0.0, 1.1],
+            }
+        ],
+        "methods": [{"method": "tracin", **sides}],
+        "values": [],
+        "spectra": [{"method": "support", "contrasts": towards}],
+    }
+
+
+def test_a_query_is_found_by_its_id_and_then_by_the_users(run: OpenedRun) -> None:
+    assert StoredQuery(run, "five", 3).id == 5
+    assert StoredQuery(run, "5", 3).id == 5
+    assert StoredQuery(run, "6", 3).facts["text"] == "another"
+    with pytest.raises(RunError, match=r"found no such query.*such as 5 \('a query'\)"):
+        StoredQuery(run, "x' OR true --", 3)
+
+
+def test_the_best_of_each_sign_come_with_their_parts(run: OpenedRun) -> None:
+    found = {row["example_id"]: row for row in StoredQuery(run, "5", 3).scores("one")}
+    assert sorted(found) == [14, 15, 16, 17, 18, 19]
+    assert (found[19]["score"], found[19]["global_score"], found[19]["local_score"]) == (
+        -9,
+        2,
+        -4.5,
+    )
+    assert found[14]["global_score"] is None
+    assert StoredQuery(run, "5", 3).scores("two") == []
+    assert StoredQuery(run, "5", 3).predictions() == []
+    assert StoredQuery(run, "5", 3).values() == {}
+
+
+def test_a_set_without_examples_is_a_result(run: OpenedRun) -> None:
+    rows, sizes = StoredQuery(run, "5", 3).support("s")
+    spectra = _spectra(rows, sizes, {2: "c"})
+    assert [(s["contrast_name"], s["n_support"]) for s in spectra] == [("general", 7), ("c", 0)]
+    assert [row["example_id"] for row in spectra[0]["examples"]] == [10, 11]
+    assert spectra[1]["examples"] == []
+
+
+def test_the_screen_shows_numbers_and_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    print_explanation(explanation(), top=3, is_json=False)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["a query", "The probe (prediction) says b, confidence 0.750; no label"]
+    assert [line.split() for line in shown[4:7]] == [
+        ["tracin:", "helpful"],
+        ["text", "label", "score", "global", "local"],
+        ["text", "1", "b", "2", "4", "0.5"],
+    ]
+    assert "3 of 7, from the most global to the most local" in shown
+    assert shown[-1] == "support, against a: no support"
+    print_explanation(explanation(), top=3, is_json=True)
+    assert json.loads(capsys.readouterr().out) == explanation()
+
+
+@pytest.mark.parametrize(("n", "places"), [(1, [0]), (2, [0, 6]), (4, [0, 2, 4, 6]), (9, range(7))])
+def test_what_is_left_of_a_spectrum_keeps_its_ends(n: int, places: Any) -> None:
+    rows = [{"at": at} for at in range(7)]
+    assert [row["at"] for row in _spread(rows, n)] == list(places)
+
+
+class Parsed(HTMLParser):
+    """The tags of a page, its words, and the addresses it needs."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
+    evil = "<script>alert('&')</script>"
+    found = explanation(evil)
+    found["methods"][0]["helpful"][0].update(text=evil, label='"><b>')
+    grid = np.arange(4.0).reshape(2, 2)
+    read = Parsed(page(found, {1: grid, None: b"\xff\xd8 jpeg"}))
+    assert read.open == []
+    assert "script" not in read.tags
+    assert "b" not in read.tags
+    # In the title of the window, the heading, and the example.
+    assert read.words.count(evil) == 3
+    assert "support, against a: no support" in read.words
+    assert len(read.addresses) == 3
+    assert all(address.startswith("data:image/") for address in read.addresses)
+    assert {"viewport" in page(found, {}), "prefers-color-scheme: dark" in page(found, {})} == {
+        True
+    }
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.array(PIL.Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "shape"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], (2, 2)),
+        ([[0, 1, 2], [3, 4, 5]], (2, 3)),
+        ([[[0, 1, 2]], [[3, 4, 5]]], (2, 1, 3)),
+    ],
+)
+def test_grids_of_numbers_are_images(cell: Any, shape: tuple[int, ...]) -> None:
+    found = image_of(cell)
+    assert isinstance(found, np.ndarray)
+    assert found.shape == shape
+    assert data_url(found, 5.0).startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize("cell", [None, "x", 3, [], [1.0, 2.0], [[1], [1, 2]], [None] * 4, b"text"])
+def test_other_cells_are_none(cell: Any) -> None:
+    assert image_of(cell) is None
+
+
+def test_encoded_images_stay_as_they_are() -> None:
+    data = png(PIL.Image.new("RGB", (2, 2), "red"))
+    assert image_of(data) == image_of({"bytes": data, "path": None}) == data
+    assert data_url(data, 1.0).startswith("data:image/png;base64,")
+    assert largest([data, None]) == 1.0
+
+
+def test_rows_of_images_are_drawn_in_their_order() -> None:
+    dark, light = np.zeros((8, 8)), np.full((8, 8), 16.0)
+    red = png(PIL.Image.new("RGB", (2, 2), "red"))
+    drawn = draw([("query", [light]), ("one", [dark, None, red])], largest([dark, light, red]))
+    canvas = np.array(drawn)
+    assert canvas.shape == (6 + 2 * (16 + 64 + 6), 3 * 70 + 12, 3)
+    middle = 6 + (16 + 64 + 6) + 16 + 32
+    shown = [canvas[middle, 6 + 70 * at + 32].tolist() for at in range(3)]
+    assert shown == [[0, 0, 0], [211, 211, 211], [255, 0, 0]]
+    assert (canvas[6:20, 6:46] < 100).any()
+
+
+def test_of_a_long_row_some_are_drawn_with_both_ends() -> None:
+    grids = [np.full((2, 2), float(at)) for at in range(31)]
+    canvas = np.array(draw([("", grids)], 30.0))
+    assert canvas.shape[1] == MOST * 70 + 12
+    shown = [int(canvas[6 + 16 + 32, 6 + 70 * at + 32, 0]) for at in range(MOST)]
+    assert (shown[0], shown[-1]) == (0, 255)
+    assert shown == sorted(shown)
+
+
+def test_files_by_their_ending(tmp_path: Path) -> None:
+    rows = duckdb.connect()
+    rows.execute(
+        "CREATE TABLE examples AS SELECT i AS example_id, [0, 1, 2, i] AS image "
+        "FROM range(10) AS e(i)"
+    )
+    rows.execute("CREATE TABLE queries AS SELECT 5 AS query_id, 'no image' AS text")
+    run: Any = SimpleNamespace(sql=rows.sql)
+    found = explanation()
+    write_explanation(run, found, tmp_path / "made" / "why.png")
+    canvas = pixels_of((tmp_path / "made" / "why.png").read_bytes())
+    assert canvas.shape[0] == 6 + (1 + len(listed(found))) * (16 + 64 + 6)
+    write_explanation(run, found, tmp_path / "why.html")
+    assert (tmp_path / "why.html").read_text().count("data:image/png") == 9
+    write_explanation(run, found, tmp_path / "why.json")
+    assert json.loads((tmp_path / "why.json").read_text()) == found
+    rows.execute("CREATE OR REPLACE TABLE examples AS SELECT 1 AS example_id")
+    with pytest.raises(RunError, match="found no image of these rows"):
+        write_explanation(run, found, tmp_path / "none.png")
+    with pytest.raises(RunError, match=r"found the ending '.pdf', expected .html, .json, .png"):
+        check_ending(tmp_path / "why.pdf")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_explanation(run, found, tmp_path / "why.json" / "x.json")
+    assert not (tmp_path / "none.png").exists()
