@@ -14,6 +14,8 @@
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
     .venv/bin/python scripts/bench.py unlabelled --data ALL  values of a corpus without classes
+    .venv/bin/python scripts/bench.py explanations --data ALL
+                                                             spectra against other explanations
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
@@ -48,6 +50,7 @@ CASES = (
     "robustness",
     "retrain",
     "unlabelled",
+    "explanations",
 )
 
 
