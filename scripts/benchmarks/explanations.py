@@ -149,7 +149,6 @@ def measured(arguments: argparse.Namespace, case: Case, work: Path) -> dict[str,
 def stage_fields(vectors: str) -> dict[str, dict[str, Any]]:
     """The fields of every stage on a feature table of that name."""
     support = {"stage": "support", "features": vectors}
-    last = {"layer": "last", "embedding": vectors}
     return {
         "probe": {"embedding": vectors},
         "prediction": {"embedding": vectors},
@@ -159,7 +158,7 @@ def stage_fields(vectors: str) -> dict[str, dict[str, Any]]:
         "head_influence": {"embedding": vectors},
         "representer": {"embedding": vectors},
         "kernel_representer": {"kernel": [vectors]},
-        "tracin": {} if vectors == "embedding" else last,
+        "tracin": {"layer": "last", "embedding": vectors},
         "similarity": {"features": vectors},
         "bm25": {},
         "example_loss": {},
