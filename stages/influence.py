@@ -15,8 +15,8 @@ H is a matrix per layer, from a stage `curvature`: each block, of size d, is dam
     H_b + damping * (trace H_b / d) I = L L',
 
 relative to its mean eigenvalue, so that layers of any scale are damped alike. With u = L^-1 g of
-every block the score is u_t . u_i. A block without any curvature adds nothing: no example has a
-gradient there.
+every block the score is u_t . u_i. A block whose matrix is zero, such as that of a layer which no
+example's gradient reaches, has no part in the scores; `details` counts the others.
 
 Global: |u_i|, the root of the example's self-influence; local: u_t . u_i / |u_i|.
 
@@ -29,7 +29,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
@@ -40,6 +39,7 @@ from stages.pairwise import (
     ATTRIBUTION,
     TOP_K,
     Side,
+    check_gradients,
     check_top_k,
     merged,
     pairs_cost,
@@ -164,8 +164,10 @@ class Influence:
         """Refuses curvature in other coordinates than those of the gradients.
 
         Raises:
-            ConfigError: it is of other gradients, or of logits that these were not made from.
+            ConfigError: it is of other gradients, or of logits that these were not made from; or
+                gradients are of tokens.
         """
+        check_gradients(self.gradient, writers[self.gradient])
         gradient, curvature = writers[self.gradient], writers[self.curvature]
         kind = getattr(curvature, "kind", None)
         if kind == "fisher" and curvature.gradient != self.gradient:
@@ -198,7 +200,7 @@ class Influence:
         ids, gradients = vectors_of(inputs, self.gradient)
         if len(ids):
             rows = whiten(gradients, opened.factors)
-            examples = Side(np.array(ids), (rows,), rows.norm(dim=1))
+            examples = Side(ids, (rows,), rows.norm(dim=1))
             yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
 
     def merge(

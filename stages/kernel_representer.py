@@ -19,15 +19,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.batching import matrix_of
 from stages.kernel import one_hot
+from stages.labelled_kernel import has_features
 from stages.mapped_rows import FeatureRows
-from stages.pairwise import ATTRIBUTION, TOP_K, Side, check_top_k, merged, pairs_cost, scored
+from stages.pairwise import ATTRIBUTION, BLOCK, TOP_K, Side, check_top_k, merged, pairs_cost, scored
 from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Vectors, Work
 from stages.tables import KERNEL_DUAL
 from storage.schema import TableSpec
@@ -80,7 +80,7 @@ class KernelRepresenter:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The feature tables, and the regression's outputs and weights."""
+        """The feature tables, and the regression with the weights that it wrote."""
         return (*self.kernel, self.regression, self._dual)
 
     @property
@@ -113,28 +113,34 @@ class KernelRepresenter:
     def open(self, inputs: Inputs) -> Opened:
         """The weights of all examples, and the queries' side.
 
+        What the regression says of the queries is computed anew, from one product of all examples'
+        features and weights, so that it is known of any query with features.
+
         Raises:
-            DataError: the regression has no query.
+            DataError: no query has features in all tables.
         """
         table = inputs.table(self._dual).sort_by("id")
         ids = np.array(table["id"].to_numpy())
         dual = torch.from_numpy(np.array(matrix_of(table["dual"])))
-        outputs = inputs.table(self.regression)
-        outputs = outputs.filter(pc.equal(outputs["role"], "query")).sort_by("id")
-        if outputs.num_rows == 0:
-            raise DataError(
-                f"{self.regression}: found no query, expected at least one, as pairs are scored. "
-                "Add `queries:`."
-            )
         examples, queries = (
             [inputs.vectors(name, role) for name in self.kernel] for role in ("example", "query")
         )
-        scales = FeatureRows(examples, ids, self.normalize, torch.float64).scales
-        logits = torch.from_numpy(np.array(matrix_of(outputs["logits"])))
-        chosen = one_hot(logits.argmax(1), logits.shape[1])
-        query_ids = np.array(outputs["id"].to_numpy())
-        side = Side(query_ids, (chosen.float(), self._features(queries, query_ids, scales)))
-        return Opened(side, ids, dual, scales)
+        query_ids = np.sort(queries[0].ids)
+        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
+        if len(query_ids) == 0:
+            raise DataError(
+                f"{', '.join(self.kernel)}: found no query in all of these tables, expected at "
+                "least one, as pairs are scored. Add `queries:`."
+            )
+        rows = FeatureRows(examples, ids, self.normalize, torch.float64)
+        asked = self._features(queries, query_ids, rows.scales)
+        outputs = torch.zeros(len(asked), dual.shape[1], dtype=torch.float64)
+        for start in range(0, len(ids), BLOCK):
+            some = torch.arange(start, min(start + BLOCK, len(ids)))
+            outputs += asked @ (rows(some).T @ dual[some])
+        chosen = one_hot(outputs.argmax(1), dual.shape[1])
+        side = Side(query_ids, (chosen.float(), asked.float()))
+        return Opened(side, ids, dual, rows.scales)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples the regression has."""
@@ -151,7 +157,7 @@ class KernelRepresenter:
             return
         own = [Vectors(table["id"].to_numpy(), matrix_of(table["vector"])) for table in tables]
         alpha = opened.dual[torch.from_numpy(at)]
-        factors = (alpha.float(), self._features(own, ids, opened.scales))
+        factors = (alpha.float(), self._features(own, ids, opened.scales).float())
         examples = Side(ids, factors, alpha.abs().amax(1))
         yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
 
@@ -172,9 +178,9 @@ class KernelRepresenter:
     def _features(
         self, tables: list[Vectors], ids: np.ndarray, scales: list[float]
     ) -> Float[Tensor, "rows dim"]:
-        """Rows whose products are the kernel, computed in float64 and rounded to float32."""
+        """Rows whose products are the kernel, in float64."""
         rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)
-        return rows(torch.arange(len(ids))).float()
+        return rows(torch.arange(len(ids)))
 
 
 STAGE = KernelRepresenter

@@ -17,7 +17,7 @@ Sign: positive helps. A positive score raises the query's measured output, see e
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +76,19 @@ def check_top_k(top_k: int | None) -> None:
     if top_k is not None and top_k < 1:
         raise ConfigError(
             f"top_k: found {top_k}, expected at least 1, or null for all pairs. Correct it."
+        )
+
+
+def check_gradients(name: str, writer: Any) -> None:
+    """Refuses gradients of tokens, of which a row has several.
+
+    Raises:
+        ConfigError: the instance `name` takes these.
+    """
+    if getattr(writer, "per", "row") != "row":
+        raise ConfigError(
+            f"{name}: found per: {writer.per}, expected one gradient per row, as pairs of rows are "
+            "scored. Set per: row there, or name another instance."
         )
 
 

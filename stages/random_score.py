@@ -66,6 +66,7 @@ class RandomScore:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be kept."""

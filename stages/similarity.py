@@ -26,7 +26,7 @@ from stages.pairwise import (
     scored,
     vectors_of,
 )
-from stages.stage import Cost, Inputs, Split, Work
+from stages.stage import Cost, Inputs, Role, Split, Work
 from storage.schema import TableSpec
 
 
@@ -46,6 +46,7 @@ class Similarity:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be kept."""

@@ -28,7 +28,7 @@ from stages.spectrum import (
     merged,
     runner_up,
 )
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
 from storage.schema import TableSpec
 
 SUPPORT = TableSpec(
@@ -93,6 +93,7 @@ class Support:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ from stages.pairwise import (
     ATTRIBUTION,
     TOP_K,
     Side,
+    check_gradients,
     check_top_k,
     left_out,
     merged,
@@ -116,6 +117,15 @@ class TracIn:
     def writes(self) -> tuple[TableSpec, ...]:
         """Scores with their two parts."""
         return (ATTRIBUTION,)
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses gradients of tokens.
+
+        Raises:
+            ConfigError: a checkpoint's are.
+        """
+        for name in self.gradients if self.layer == "all" else ():
+            check_gradients(name, writers[name])
 
     def open(self, inputs: Inputs) -> Side:
         """The queries that every checkpoint has gradients of.

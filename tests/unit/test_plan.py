@@ -335,6 +335,17 @@ def test_influence_wants_gradients_and_curvature_in_the_same_coordinates(raw: Ra
     assert set(plan({**raw, "stages": stages}).added) == {"embedding", "probe", "prediction"}
 
 
+@pytest.mark.parametrize("stage", ["influence", "tracin"])
+def test_pairs_of_tokens_are_refused(raw: Raw, stage: str) -> None:
+    tokens = {"per": "token", "projection": {"dim": 64}}
+    raw = {**raw, "model": {**raw["model"], "head": "completion"}}
+    over = corpus(task="completion", classes=[])
+    with pytest.raises(ConfigFileError, match=f"{stage}: gradient: found per: token"):
+        plan({**raw, "stages": {"gradient": tokens, stage: {}}}, over)
+    rows = {"projection": {"dim": 64}}
+    assert len(plan({**raw, "stages": {"gradient": rows, stage: {}}}, over).nodes) >= 2
+
+
 def test_what_the_file_names_stays_as_it_says(raw: Raw) -> None:
     own = {"projection": {"inputs": 8, "dim": None}}
     made = plan({**raw, "stages": {"curvature": {}, "gradient": own}})
