@@ -10,6 +10,7 @@
     .venv/bin/python scripts/bench.py shapley --data DIR     Shapley values: speed, error, size
     .venv/bin/python scripts/bench.py million                Shapley values of a million rows
     .venv/bin/python scripts/bench.py knn --data ALL         speed of KNN-Shapley, against peers
+    .venv/bin/python scripts/bench.py pairs                  the best of many pairs, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
 
@@ -42,6 +43,7 @@ CASES = (
     "shapley",
     "million",
     "knn",
+    "pairs",
     "robustness",
     "retrain",
 )
