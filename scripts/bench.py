@@ -11,6 +11,7 @@
     .venv/bin/python scripts/bench.py generation --data ALL  what stands behind generated words
     .venv/bin/python scripts/bench.py million                Shapley values of a million rows
     .venv/bin/python scripts/bench.py knn --data ALL         speed of KNN-Shapley, against peers
+    .venv/bin/python scripts/bench.py pairs                  the best of many pairs, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
     .venv/bin/python scripts/bench.py unlabelled --data ALL  values of a corpus without classes
@@ -47,6 +48,7 @@ CASES = (
     "generation",
     "million",
     "knn",
+    "pairs",
     "robustness",
     "retrain",
     "unlabelled",

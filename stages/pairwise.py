@@ -48,10 +48,10 @@ ATTRIBUTION = TableSpec(
 do not come apart."""
 
 TOP_K = 100
-NUMBERS = 2**22
+NUMBERS = 2**24
 """Scores that are held at a time."""
-BLOCK = 4096
-"""Examples that are scored at a time."""
+BLOCK = 2**16
+"""Examples that are scored at a time: mostly a shard, as the best of many are found the faster."""
 
 Factors = tuple[Tensor, ...]
 """One or two matrices (rows, dim) of the same rows, whose inner products make up scores."""
@@ -92,12 +92,18 @@ def check_gradients(name: str, writer: Any) -> None:
         )
 
 
-def score(queries: Factors, examples: Factors) -> Float[Tensor, "queries examples"]:
-    """The score of every pair."""
-    found = queries[0] @ examples[0].T
-    for left, right in zip(queries[1:], examples[1:], strict=True):
-        found *= left @ right.T
-    return found
+def score(
+    queries: Factors, examples: Factors, rooms: Factors | None = None
+) -> Float[Tensor, "queries examples"]:
+    """The score of every pair, in the first of `rooms`: one for each factor, large enough."""
+    found = []
+    for at, (left, right) in enumerate(zip(queries, examples, strict=True)):
+        shape = len(left), len(right)
+        room = None if rooms is None else rooms[at][: shape[0] * shape[1]].view(shape)
+        found.append(torch.mm(left, right.T, out=room))
+    for other in found[1:]:
+        found[0] *= other
+    return found[0]
 
 
 def scored(queries: Side, examples: Side, top_k: int | None) -> pa.RecordBatch:
@@ -105,15 +111,19 @@ def scored(queries: Side, examples: Side, top_k: int | None) -> pa.RecordBatch:
 
     Cost 2 queries * examples * dim; memory NUMBERS scores and what is kept.
     """
-    n_queries = len(queries.ids)
-    per_block = max(1, NUMBERS // BLOCK)
+    n_queries, n_examples = len(queries.ids), len(examples.ids)
+    width = n_examples if top_k is None else min(BLOCK, n_examples)
+    per_block = max(1, min(n_queries, NUMBERS // max(1, width)))
+    # Memory that is used again is there already: asking the system for it takes a third of the
+    # time that the product does.
+    rooms = tuple(factor.new_empty(per_block * width) for factor in queries.factors)
     parts = []
     for start in range(0, n_queries, per_block):
         some = tuple(factor[start : start + per_block] for factor in queries.factors)
         if top_k is None:
             pairs = kept(score(some, examples.factors), None)
         else:
-            blocks = _blocks(some, examples.factors)
+            blocks = _blocks(some, examples.factors, rooms)
             pairs = streamed(blocks, len(some[0]), top_k, some[0].dtype)
         parts.append(pairs._replace(queries=pairs.queries + start))
     if not parts:
@@ -154,10 +164,11 @@ def pair_rows(
 
 
 def _blocks(
-    queries: Factors, examples: Factors
+    queries: Factors, examples: Factors, rooms: Factors
 ) -> Iterator[tuple[int, Float[Tensor, "queries block"]]]:
     for first in range(0, len(examples[0]), BLOCK):
-        yield first, score(queries, tuple(factor[first : first + BLOCK] for factor in examples))
+        some = tuple(factor[first : first + BLOCK] for factor in examples)
+        yield first, score(queries, some, rooms)
 
 
 def merged(
@@ -171,10 +182,11 @@ def merged(
     values = together["score"].to_numpy()
     kept = np.arange(len(values))
     if top_k is not None:
+        rows = np.searchsorted(np.unique(queries), queries)
         sides = []
         for sign in (1, -1):
             at = np.flatnonzero(sign * values > 0)
-            sides.append(at[best(Pairs(queries[at], examples[at], sign * values[at]), top_k)])
+            sides.append(at[best(Pairs(rows[at], examples[at], sign * values[at]), top_k)])
         kept = np.concatenate(sides)
     order = kept[np.lexsort((examples[kept], queries[kept]))]
     for batch in together.take(pa.array(order)).combine_chunks().to_batches():

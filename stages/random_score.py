@@ -89,7 +89,7 @@ class RandomScore:
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The best scores among the examples of one shard."""
         queries, examples = inputs.opened, _ids(inputs, "example")
-        at_once = max(1, NUMBERS // max(1, len(examples)))
+        at_once = max(1, NUMBERS // 4 // max(1, len(examples)))
         for start in range(0, len(queries), at_once):
             some = queries[start : start + at_once]
             scores = torch.from_numpy(uniform(self.seed, some, examples))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.pairwise import ATTRIBUTION, Side, merged, scored
-from stages.top_scores import streamed
+from stages.top_scores import Pairs, best, streamed
 
 
 def sorted_out(scores: np.ndarray, k: int) -> set[tuple[int, int, float]]:
@@ -21,12 +21,12 @@ def sorted_out(scores: np.ndarray, k: int) -> set[tuple[int, int, float]]:
     return found
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
-    n=st.integers(1, 60),
+    n=st.integers(1, 400),
     k=st.integers(1, 9),
-    cut=st.integers(1, 25),
+    cut=st.integers(1, 300),
     levels=st.sampled_from([2, 5, 1000]),
 )
 def test_a_stream_keeps_what_sorting_keeps(
@@ -39,6 +39,26 @@ def test_a_stream_keeps_what_sorting_keeps(
     pairs = streamed(blocks, 4, k, torch.float64)
     assert set(zip(*(part.tolist() for part in pairs), strict=True)) == sorted_out(scores, k)
     assert (np.lexsort((pairs.examples, pairs.queries)) == np.arange(len(pairs.scores))).all()
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(0, 200),
+    k=st.integers(1, 9),
+    levels=st.sampled_from([1, 3, 1000]),
+)
+def test_the_best_of_pairs_in_any_order(seed: int, n: int, k: int, levels: int) -> None:
+    drawn = np.random.default_rng(seed)
+    places = drawn.choice(1000, n, replace=False)
+    pairs = Pairs(places // 200, places % 200, drawn.integers(0, levels, n).astype(np.float64))
+    order = np.lexsort((pairs.examples, -pairs.scores, pairs.queries))
+    expected = [
+        int(at)
+        for query in range(5)
+        for at in [at for at in order if pairs.queries[at] == query][:k]
+    ]
+    assert best(pairs, k).tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 50, None])
