@@ -41,19 +41,26 @@ def explain(
     asked: StoredQuery | NewQuery
     if text is not None:
         _check_pairs(run, text_b)
-        asked = NewQuery(finished, text, text_b, telling.stepped)
+        asked = NewQuery(finished, text, text_b, telling)
     else:
         asked = StoredQuery(run, str(query), top)
     found: dict[str, Any] = {
         "run_id": run.record["run_id"],
         "query": asked.facts,
         "predictions": asked.predictions(),
-        "methods": [
-            {"method": method, **_extremes(asked.scores(method), "score", top)} for method in chosen
-        ],
+        "methods": [],
         "values": [],
         "spectra": [],
     }
+    for method in chosen:
+        try:
+            scores = asked.scores(method)
+        except RunError as error:
+            if methods:
+                raise
+            telling.say(f"left out: {error}")
+            continue
+        found["methods"].append({"method": method, **_extremes(scores, "score", top)})
     valued = {name: replay(finished, name, asked, telling) for name in replayed}
     for method, rows in {**valued, **asked.values()}.items():
         for semivalue, utility in dict.fromkeys((r["semivalue"], r["utility"]) for r in rows):

@@ -2,21 +2,25 @@
 
 The plan is walked backwards from the method that is wanted. A stage that works row by row is asked
 for the text as if it were one more shard of queries; what was made of the examples, or of all rows
-at once, such as a fitted probe or a curvature, is read from the store. A method that looks at pairs
-goes over the shards of the examples, and its parts are merged, as in the run itself.
+at once, such as a fitted probe or a curvature, is read from the store; and what is fitted on all
+rows says of one more query what follows from its own tables (`of_queries`). A method that looks at
+pairs goes over the shards of the examples, and its parts are merged, as in the run itself.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus import CORPUS
 from pipeline.errors import RunError
 from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
+from pipeline.screen import Quiet, Telling
 from pipeline.stored_query import Rows
 from pipeline.task import Job, StoredInputs, gathered
 from stages.batching import matrix_of
@@ -37,14 +41,14 @@ class NewQuery:
         finished: Finished,
         text: str,
         text_b: str | None = None,
-        told: Callable[[str, int, int], None] = lambda name, done, total: None,
+        telling: Telling | None = None,
     ):
-        """Looks at the text alone; `told` hears how many steps of how many of a stage are done.
+        """Looks at the text alone; `telling` hears how far it is.
 
         Raises:
             RunError: the corpus has texts of another form.
         """
-        self._finished, self._told = finished, told
+        self._finished, self._telling = finished, telling or Quiet()
         _check_form(finished, text, text_b)
         shards = finished.corpus("text").shards
         self.id = _free_id(shards)
@@ -64,9 +68,14 @@ class NewQuery:
         classes = self._finished.corpus("label").details["classes"]
         found = []
         for instance, stage in self._finished.stages.items():
-            if stage.split != "shard" or stage.writes[0].name != "prediction":
+            if stage.writes[0].name != "prediction" or not _is_by_query(stage):
                 continue
-            rows = self.rows(instance)["prediction"]
+            try:
+                rows = self.rows(instance)["prediction"]
+            except RunError as error:
+                self._telling.say(f"left out: {error}")
+                continue
+            rows = rows.filter(pc.equal(rows["role"], "query"))
             (logits,) = matrix_of(rows["logits"]).astype(np.float64)
             row = {"method": instance, "source": rows["source"][0].as_py(), "predicted": None}
             row |= {"confidence": None, "margin": None, "logits": logits.tolist()}
@@ -106,7 +115,7 @@ class NewQuery:
                     "that a new text can be given to. Leave it out, or add the text to the queries."
                 )
             inputs = self.inputs(instance)
-            if hasattr(stage, "open"):
+            if hasattr(stage, "open") and not hasattr(stage, "of_queries"):
                 inputs.opened = stage.open(inputs)
             if hasattr(stage, "merge"):
                 self._found[instance] = self._over_examples(instance, stage, inputs)
@@ -128,8 +137,15 @@ class NewQuery:
             elif _is_by_query(self._finished.stages[writer]):
                 fresh[read] = self.rows(writer)[table]
         job = self._finished.job(instance)
+        if hasattr(job.stage, "of_queries"):
+            job = dataclasses.replace(job, inputs={**self._own(instance), **job.inputs})
         set_threads(job.threads)
         return _Inputs(job, self._finished.store, fresh, is_alone)
+
+    def _own(self, instance: str) -> dict[str, tuple[str, str]]:
+        """The tables that an instance wrote, by their names."""
+        names = [spec.name for spec in self._finished.stages[instance].writes]
+        return {name: (name, self._finished.manifest(instance, name).key) for name in names}
 
     def _of_corpus(self, instance: str, table: str) -> pa.Table:
         if table not in self._corpus:
@@ -141,10 +157,14 @@ class NewQuery:
         return self._corpus[table]
 
     def _of_row(self, instance: str, stage: Any, inputs: StoredInputs) -> Tables:
-        self._told(instance, 0, 1)
-        inputs.part = Part("query", self._index)
-        found = _checked(stage.writes, stage.compute(inputs))
-        self._told(instance, 1, 1)
+        self._telling.stepped(instance, 0, 1)
+        if hasattr(stage, "of_queries"):
+            batches = stage.of_queries(inputs)
+        else:
+            inputs.part = Part("query", self._index)
+            batches = stage.compute(inputs)
+        found = _checked(stage.writes, batches)
+        self._telling.stepped(instance, 1, 1)
         if not found[stage.writes[0].name].num_rows:
             seen = found.get("diagnostics")
             reasons = "" if seen is None else ", ".join(seen["status"].to_pylist())
@@ -159,10 +179,10 @@ class NewQuery:
     def _over_examples(self, instance: str, stage: Any, inputs: StoredInputs) -> Tables:
         parts = []
         for done, index in enumerate(self._examples):
-            self._told(instance, done, len(self._examples))
+            self._telling.stepped(instance, done, len(self._examples))
             inputs.part = Part("example", index)
             parts.append(_checked(stage.writes, stage.compute(inputs)))
-        self._told(instance, len(self._examples), len(self._examples))
+        self._telling.stepped(instance, len(self._examples), len(self._examples))
         names = [spec.name for spec in stage.writes]
         return _checked(stage.writes, stage.merge({n: [part[n] for part in parts] for n in names}))
 
@@ -188,12 +208,12 @@ class _Inputs(StoredInputs):
             return own
         is_by_shard = self._job.stage.split == "shard"
         if self.part.role == "example" or role == "example":
-            return super().table(name, role)
+            return self._stored(name, "example")
         if self.part.role == "query" and (is_by_shard or role == "query"):
             return own
         wanted: tuple[Role, ...] = ("example",) if role is None else ()
         wanted += () if self._is_alone else ("query",)
-        parts = [*(super(_Inputs, self).table(name, other) for other in wanted), own]
+        parts = [*(self._stored(name, other) for other in wanted), own]
         # A table without rows does not know the length of its vectors.
         return pa.concat_tables([part for part in parts if part.num_rows] or [own])
 
@@ -210,6 +230,11 @@ class _Inputs(StoredInputs):
         others = super().vectors(name, role)
         return Vectors(np.append(others.ids, ids), np.concatenate([others.matrix, matrix]))
 
+    def _stored(self, name: str, role: Role) -> pa.Table:
+        """Stored rows of one role, from a table that is not cut by roles, too."""
+        found = super().table(name, role)
+        return found.filter(pc.equal(found["role"], role))
+
     def _unknown(self, name: str) -> RunError:
         return RunError(
             f"{self._job.instance}: found that it reads {name}, which is computed for all queries "
@@ -219,11 +244,11 @@ class _Inputs(StoredInputs):
 
 
 def _is_by_query(stage: Any) -> bool:
-    """Whether a stage can be asked for one more query: row by row, or query by query."""
+    """Whether a stage can be asked for one more query than it was."""
     if hasattr(stage, "merge"):
         # Merged tables are of the examples alone, unless they say something of queries.
         return any("query_id" in spec.schema.names for spec in stage.writes)
-    return stage.split in ("shard", "query")
+    return stage.split in ("shard", "query") or hasattr(stage, "of_queries")
 
 
 def _free_id(shards: Sequence[ShardRecord]) -> int:

@@ -1,5 +1,6 @@
 """Kernels from feature vectors, and ridge regression with a kernel; pure functions on tensors."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -54,8 +55,31 @@ def gram(
     """
     n = len(features[0][0])
     total = torch.zeros(n + len(features[0][1]), n, dtype=torch.float64)
+    for rows in _scaled(features, normalize):
+        total.addmm_(rows, rows[:n].T, alpha=1 / len(features))
+    return total[:n], total[n:]
+
+
+def to_queries(
+    features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]], normalize: bool
+) -> Float[Tensor, "queries examples"]:
+    """The second part of `gram` alone. Cost O(m n dim).
+
+    Raises:
+        DataError: all examples have zero features in a table.
+    """
+    n = len(features[0][0])
+    kernels = [rows[n:] @ rows[:n].T for rows in _scaled(features, normalize)]
+    return torch.stack(kernels).mean(0)
+
+
+def _scaled(
+    features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]], normalize: bool
+) -> Iterator[Float[Tensor, "rows _"]]:
+    """Of each table the rows of examples and then queries, in float64, scaled as `gram` says."""
     for examples, queries in features:
-        rows = torch.empty(total.shape[0], examples.shape[1], dtype=torch.float64)
+        n = len(examples)
+        rows = torch.empty(n + len(queries), examples.shape[1], dtype=torch.float64)
         rows[:n], rows[n:] = examples, queries
         length = rows.norm(dim=1, keepdim=True)
         if not length[:n].any():
@@ -67,8 +91,7 @@ def gram(
             rows /= torch.where(length > 0, length, 1.0)
         elif len(features) > 1:
             rows /= length[:n].square().mean().sqrt()
-        total.addmm_(rows, rows[:n].T, alpha=1 / len(features))
-    return total[:n], total[n:]
+        yield rows
 
 
 def mean_diagonal(kernel: Float[Tensor, "examples examples"]) -> float:

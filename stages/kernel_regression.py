@@ -25,9 +25,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.answer import Answers, task_of
-from stages.kernel import RIDGE_GRID, auto_ridge, closed_form_loo, gram, mean_diagonal, solve
-from stages.labelled_kernel import LeftOut, Ridge, check_fields, read_features
+from stages.answer import Answers, centre, read_answers, task_of
+from stages.batching import matrix_of
+from stages.kernel import (
+    RIDGE_GRID,
+    aligned,
+    auto_ridge,
+    closed_form_loo,
+    gram,
+    mean_diagonal,
+    solve,
+    to_queries,
+)
+from stages.labelled_kernel import LeftOut, Ridge, check_fields, has_features, read_features
 from stages.stage import Cost, DataError, Inputs, Role, Split, Work
 from stages.tables import KERNEL_DUAL, PREDICTION
 from storage.schema import TableSpec
@@ -197,6 +207,31 @@ class KernelRegression:
         duals = pa.FixedSizeListArray.from_arrays(flat, opened.dual.shape[1])
         columns = [pa.array(opened.example_ids), pa.array(["example"] * n, pa.string()), duals]
         yield KERNEL_DUAL.name, pa.RecordBatch.from_arrays(columns, KERNEL_DUAL.schema.names)
+
+    def of_queries(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Outputs of the queries alone, from the weights that were written. Cost 2 n dim each."""
+        table = inputs.table(KERNEL_DUAL.name, "example").sort_by("id")
+        ids, dual = (
+            np.array(table["id"].to_numpy()),
+            torch.from_numpy(np.array(matrix_of(table["dual"]))),
+        )
+        known, columns = read_answers(inputs)
+        offset = centre(ids, columns[torch.from_numpy(np.searchsorted(known, ids))]).offset
+        query_ids = np.array(inputs.vectors(self.kernel[0], "query").ids)
+        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
+        features = [
+            (
+                aligned(inputs.vectors(name, "example"), ids),
+                aligned(inputs.vectors(name, "query"), query_ids),
+            )
+            for name in self.kernel
+        ]
+        n_parts = dual.shape[1] if self.per_class else 1
+        outputs = [
+            offset + to_queries(cut(features, part, n_parts), self.normalize) @ share
+            for part, share in enumerate(dual.chunk(n_parts, dim=1))
+        ]
+        yield PREDICTION.name, _rows("query", query_ids, torch.cat(outputs, dim=1))
 
     def cost(self, work: Work) -> Cost:
         """One inverse per kernel, and for `auto` one eigendecomposition."""

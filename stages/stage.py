@@ -163,6 +163,9 @@ class Stage(Protocol):
       them (`pipeline.tree`): the tables hold the rows of the last call. A part may have no rows.
       `merge` sees nothing but the rows, so it must do for merged parts as for computed ones, and be
       associative up to rounding. Memory of a task: eight parts.
+    - `of_queries(inputs)`: for `split="whole"`, what `compute` yields of queries alone, soon: what
+      it found for the examples is in its own tables, which `inputs` has under their names. So a new
+      text gets rows of it, for `assay explain`.
     - `replay(inputs, query_id, rounds, told) -> (ids, Values)`: for `split="round"`, what these
       rounds say of every example for a single query, and `replay_cost(work, n_rounds) -> Cost`
       before it, both for `assay explain`.

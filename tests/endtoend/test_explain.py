@@ -17,6 +17,8 @@ from pipeline import OpenedRun, open_run
 from pipeline.errors import RunError
 from pipeline.finished import Finished
 from pipeline.new_query import NewQuery
+from pipeline.screen import Quiet
+from stages.kernel_regression import KernelRegression
 from stages.pairwise import ATTRIBUTION
 from stages.stage import Inputs, Split
 from storage.schema import TableSpec
@@ -61,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Iterator[Pat
             "freeshap": {"rounds": 2, "units_per_round": 2, "utilities": ["margin"]},
             "shapley_by_query": {"units": 2, "utilities": ["margin"]},
             "kernel_regression": {},
+            "kernel_representer": {"top_k": 30},
         },
     }
     (place / "config.yaml").write_text(yaml.safe_dump(raw))
@@ -102,14 +105,14 @@ def test_a_query_is_answered_from_the_views(folder: Path, run: OpenedRun, assay:
     assert found["run_id"] == run.record["run_id"]
     assert found["query"]["source_id"] == "validation-1"
     assert [p["source"] for p in found["predictions"]] == ["kernel", "probe"]
-    (tracin,) = found["methods"]
-    assert tracin["method"] == "tracin"
+    assert [entry["method"] for entry in found["methods"]] == ["kernel_representer", "tracin"]
+    tracin = found["methods"][1]
     for side, order in (("helpful", "DESC"), ("harmful", "ASC")):
         best = run.sql(
             "SELECT example_id, score, global_score, local_score, text, label_name FROM "
             "attributions JOIN components USING (method, query_id, example_id) JOIN examples USING "
-            f"(example_id) WHERE query_id = {found['query']['query_id']} ORDER BY score {order} "
-            "LIMIT 3"
+            f"(example_id) WHERE method = 'tracin' AND query_id = {found['query']['query_id']} "
+            f"ORDER BY score {order} LIMIT 3"
         ).fetchall()
         names = ("example_id", "score", "global_score", "local_score", "text", "label")
         assert [tuple(row[name] for name in names) for row in tracin[side]] == best
@@ -134,16 +137,20 @@ def test_a_text_is_answered_as_the_query_that_it_could_be(run: OpenedRun) -> Non
     stored = run.explain("validation-2", top=ALL)
     found = run.explain(text=stored["query"]["text"], top=ALL)
     assert found["query"]["query_id"] is None
-    (probe,) = [p for p in stored["predictions"] if p["source"] == "probe"]
-    (now,) = found["predictions"]
-    assert now["predicted"] == probe["predicted"]
-    for name in ("confidence", "margin"):
-        assert now[name] == pytest.approx(probe[name], abs=1e-5)
-    given, seen = scores(stored), scores(found)
-    largest = max(map(abs, given.values()))
-    assert given.keys() == seen.keys()
-    for example, score in given.items():
-        assert seen[example] == pytest.approx(score, abs=1e-5 * largest)
+    assert len(found["predictions"]) == len(stored["predictions"]) == 2
+    by_source = {p["source"]: p for p in stored["predictions"]}
+    for now in found["predictions"]:
+        before = by_source[now["source"]]
+        assert now["predicted"] == before["predicted"]
+        for name in ("confidence", "margin"):
+            # The kernel's features lie in the store as float16.
+            assert now[name] == pytest.approx(before[name], abs=1e-3)
+    for at in range(2):
+        given, seen = scores(stored, at=at), scores(found, at=at)
+        largest = max(map(abs, given.values()))
+        assert given.keys() == seen.keys()
+        for example, score in given.items():
+            assert seen[example] == pytest.approx(score, abs=1e-5 * largest)
     assert found["values"] == []
 
 
@@ -198,7 +205,7 @@ def test_files_hold_what_was_found(folder: Path, assay: Any, tmp_path: Path) -> 
         assert (result.exit_code, result.stdout) == (0, ""), result.output
         assert f"explained in {tmp_path / name}" in result.stderr
     found = json.loads((tmp_path / "why.json").read_text())
-    texts = {row["text"] for row in found["methods"][0]["helpful"] + found["methods"][0]["harmful"]}
+    texts = {row["text"] for row in found["methods"][1]["helpful"] + found["methods"][1]["harmful"]}
     assert EVIL in texts
     read = Page((tmp_path / "why.html").read_text())
     assert "script" not in read.tags
@@ -217,7 +224,7 @@ def test_what_cannot_be_asked(folder: Path, assay: Any, tmp_path: Path) -> None:
     assert "found a second text, expected one" in said
     assert "found no text, expected some" in complaint(assay, folder, "--text", " ")
     said = complaint(assay, folder, "--query", "validation-0", "--method", "influence")
-    assert "found --method influence, expected one of tracin, freeshap" in said
+    assert "found --method influence, expected one of kernel_representer, tracin, freeshap" in said
     said = complaint(assay, folder, "--query", "validation-0", "--out", tmp_path / "why.pdf")
     assert "expected .html, .json, .png" in said
 
@@ -291,15 +298,47 @@ def test_a_stage_sees_the_text_as_the_only_query(run: OpenedRun) -> None:
     assert asked.id >= 0
 
 
-def test_what_is_computed_for_all_queries_at_once_is_refused(run: OpenedRun) -> None:
+@dataclass(frozen=True)
+class AtOnce(Seen):
+    """Writes scores of all queries in one task."""
+
+    reads: tuple[str, ...] = ("label",)
+
+    split: ClassVar[Split] = "whole"
+
+
+def test_what_is_computed_for_all_queries_at_once_is_refused(
+    run: OpenedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finished = Finished(run.folder)
     asked = NewQuery(finished, "a film")
+    finished.stages["at_once"] = AtOnce()
     with pytest.raises(RunError, match="found a stage that works on all queries at once"):
-        asked.rows("kernel_regression")
+        asked.rows("at_once")
+    finished.stages["reader"] = Seen(reads=("freeshap",))
+    assert asked.inputs("reader").table("freeshap").num_rows > 0
+    monkeypatch.delattr(KernelRegression, "of_queries")
     finished.stages["reader"] = Seen(reads=("kernel_regression",))
-    shown = asked.inputs("reader")
     with pytest.raises(RunError, match="kernel_regression, which is computed for all queries"):
-        shown.table("kernel_regression", "query")
+        asked.inputs("reader").table("kernel_regression", "query")
+    assert [p["source"] for p in asked.predictions()] == ["probe"]
     finished.stages["reader"] = Seen(reads=("extra",))
     with pytest.raises(RunError, match="found that it reads extra of a row"):
         asked.inputs("reader")
+
+
+def test_a_method_that_cannot_be_asked_is_left_out_unless_it_is_named(
+    run: OpenedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    telling = Quiet()
+    monkeypatch.setattr(telling, "say", said.append)
+
+    def refuse(self: NewQuery, method: str) -> Any:
+        raise RunError(f"{method} cannot")
+
+    monkeypatch.setattr(NewQuery, "scores", refuse)
+    assert run.explain(text="a film", telling=telling)["methods"] == []
+    assert said == ["left out: kernel_representer cannot", "left out: tracin cannot"]
+    with pytest.raises(RunError, match="tracin cannot"):
+        run.explain(text="a film", methods=["tracin"], telling=telling)

@@ -242,6 +242,42 @@ def test_equal_parts_are_one_kernel(normalize: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("inputs", "fields"),
+    [
+        (InMemory(), {}),
+        (Numbers(), {}),
+        (Parts(), {"kernel": ("ntk", "other")}),
+        (Parts(), {"kernel": ("ntk", "other"), "per_class": True}),
+    ],
+)
+def test_queries_alone_get_what_they_get_with_all(
+    inputs: InMemory, fields: dict[str, Any], normalize: bool
+) -> None:
+    """From the weights that were written, which are all that is left of the fit."""
+    stage = KernelRegression(normalize=normalize, **fields)
+    inputs.opened = stage.open(inputs)
+    written = dict(stage.compute(inputs))
+    whole = pa.Table.from_batches([b for name, b in stage.compute(inputs) if name == "prediction"])
+    inputs.opened = None
+    own = inputs.table
+
+    def table(name: str, role: str) -> pa.Table:
+        if name == "kernel_dual":
+            return pa.Table.from_batches([written[name]])
+        return own(name, role)
+
+    inputs.table = table  # type: ignore[method-assign]
+    ((_, found),) = stage.of_queries(inputs)
+    expected = whole.filter(pa.compute.equal(whole["role"], "query"))
+    assert found["id"].to_pylist() == expected["id"].to_pylist()
+    assert found.schema.names == expected.schema.names
+    np.testing.assert_allclose(
+        found["logits"].to_pylist(), expected["logits"].to_pylist(), rtol=1e-6, atol=1e-6
+    )
+
+
 def test_what_per_class_cannot_cut_is_refused() -> None:
     inputs = Parts()
     inputs.tables = {key: Vectors(v.ids, v.matrix[:, :11]) for key, v in inputs.tables.items()}
