@@ -60,7 +60,9 @@ def explain(
                 raise
             telling.say(f"left out: {error}")
             continue
-        found["methods"].append({"method": method, **_extremes(scores, "score", top)})
+        speaks_for = getattr(finished.stages[method], "speaks_for", None)
+        entry = {"method": method, "speaks_for": speaks_for, **_extremes(scores, "score", top)}
+        found["methods"].append(entry)
     valued = {name: replay(finished, name, asked, telling) for name in replayed}
     for method, rows in {**valued, **asked.values()}.items():
         for semivalue, utility in dict.fromkeys((r["semivalue"], r["utility"]) for r in rows):
@@ -88,7 +90,8 @@ def listed(found: Mapping[str, Any]) -> list[tuple[str, Rows]]:
 def title(entry: Mapping[str, Any]) -> str:
     """What a method's examples are good for: a score, or a semivalue of a utility."""
     if "utility" not in entry:
-        return str(entry["method"])
+        of = {"label": " (of the label)", "prediction": " (of the prediction)"}
+        return f"{entry['method']}{of.get(entry['speaks_for'], '')}"
     return f"{entry['method']} ({entry['semivalue']}, {entry['utility']})"
 
 

@@ -11,7 +11,8 @@ from pipeline.stored_query import Rows
 from pipeline.terminal import show, table
 
 SIGN = (
-    "Positive helps: it speaks for the label of the query, or without one for the predicted class."
+    "Positive helps: it speaks for the predicted class, or for the label, which is the predicted "
+    "class where there is none; values speak for the label."
 )
 
 

@@ -63,6 +63,7 @@ class KernelRepresenter:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    speaks_for: ClassVar[str] = "prediction"
     opens: ClassVar[tuple[Role, ...]] = ("example", "query")
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 

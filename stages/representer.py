@@ -79,6 +79,7 @@ class Representer:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    speaks_for: ClassVar[str] = "prediction"
     opens: ClassVar[tuple[Role, ...]] = ("example", "query")
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 

@@ -107,6 +107,11 @@ class TracIn:
         return ("classification",) if self.layer == "last" else get_args(Task)
 
     @property
+    def speaks_for(self) -> str:
+        """Gradients of queries are taken at their labels, residuals of the last layer are not."""
+        return "label" if self.layer == "all" else "prediction"
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The gradients of every checkpoint, or what those of the last layer are made of."""
         if self.layer == "last":

@@ -126,7 +126,7 @@ def test_on_the_terminal_texts_stand_beside_their_numbers(folder: Path, assay: A
     result = assay("explain", folder, "--query", "validation-0", "--top", 2)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert "tracin: helpful" in lines
+    assert "tracin (of the label): helpful" in lines
     assert "shapley_by_query (shapley, margin): harmful" in lines
     assert any(line.startswith("The probe (prediction) says ") for line in lines)
     assert result.stderr.splitlines() == ["Reading the run ..."]

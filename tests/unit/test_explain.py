@@ -92,7 +92,7 @@ def explanation(text: str = "a query") -> dict[str, Any]:
                 "logits": [0.0, 1.1],
             }
         ],
-        "methods": [{"method": "tracin", **sides}],
+        "methods": [{"method": "tracin", "speaks_for": None, **sides}],
         "values": [],
         "spectra": [{"method": "support", "contrasts": towards}],
     }
