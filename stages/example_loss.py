@@ -40,9 +40,9 @@ class ExampleLoss:
     One task; its memory grows as 16 bytes per example and class.
     """
 
-    prediction: str = "prediction"
+    predictions: str = "prediction"
     """Whose predictions count: an instance of `prediction`, or of `kernel_regression`, whose
-    predictions of examples are leave-one-out."""
+    predictions of examples are leave-one-out. The default is whatever alone writes such a table."""
     top_k: int | None = TOP_K
     """How many of the largest losses are kept per query; null keeps all pairs."""
 
@@ -57,7 +57,7 @@ class ExampleLoss:
     @property
     def reads(self) -> tuple[str, ...]:
         """Predictions and labels."""
-        return (self.prediction, "label")
+        return (self.predictions, "label")
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -78,7 +78,7 @@ class ExampleLoss:
         if len(ids) == 0 or len(queries) == 0:
             raise DataError(
                 f"example_loss: found {len(queries)} queries and {len(ids)} labelled examples in "
-                f"{self.prediction}, expected at least one of each. Check labels and `queries:`."
+                f"{self.predictions}, expected at least one of each. Check labels and `queries:`."
             )
         if is_regression:
             losses = (logits[:, 0].astype(np.float64) - answers) ** 2
@@ -109,7 +109,7 @@ class ExampleLoss:
     def _logits(
         self, inputs: Inputs, role: Role
     ) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows classes"]]:
-        table = inputs.table(self.prediction, role)
+        table = inputs.table(self.predictions, role)
         table = table.filter(pa.compute.equal(table["role"], role))
         if table.num_rows == 0:
             return np.zeros(0, np.int64), np.zeros((0, 1))
