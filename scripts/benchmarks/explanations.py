@@ -113,9 +113,6 @@ def measured(arguments: argparse.Namespace, case: Case, work: Path) -> dict[str,
         }
     )
     stages = {**probe, **{name: fields[name] for name in methods}}
-    if case.vectors == "embedding" and {"tracin", "influence"} & set(methods):
-        # One projection for both readers, without mixing layers, as influence asks for.
-        stages["gradient"] = {"projection": {"inputs": 16, "outputs": 16, "dim": None}}
     if "kernel_representer" in methods:
         stages["kernel_regression"] = {"kernel": [case.vectors]}
     clock = Clock()
