@@ -42,7 +42,8 @@ def page(found: Mapping[str, Any], images: Images) -> str:
     body = [f'<p class="soft">Why did the model say that? {escape(found["run_id"])}</p>']
     body += [f"<h1>{escape(heading)}</h1>", _image(None, images, white)]
     body += [f"<p>{escape(line)}</p>" for line in told_predictions(found)]
-    body.append(f'<p class="soft">{SIGN}</p>')
+    if found["methods"] or found["values"]:
+        body.append(f'<p class="soft">{SIGN}</p>')
     for entry in [*found["methods"], *found["values"]]:
         sides = "".join(
             f'<div class="{side}"><h3>{side.capitalize()}</h3>'
