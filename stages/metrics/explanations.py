@@ -23,7 +23,6 @@ from stages.batching import matrix_of
 from stages.metrics.bootstrap import Estimate, mean_of
 from stages.spectrum import GENERAL
 from stages.stage import ConfigError, DataError, Inputs, Role
-from stages.top_scores import Pairs, best
 
 
 class Listed(NamedTuple):
@@ -175,8 +174,9 @@ def outermost(table: pa.Table, top: int, sign: int) -> Lists:
     # A method's scores come apart in all rows or in none.
     local = sign * pc.coalesce(table["local_score"], table["score"]).to_numpy()
     at = np.flatnonzero(sign * scores > 0)
-    kept = at[best(Pairs(queries[at], examples[at], sign * scores[at]), top)]
-    return _grouped(queries[kept], examples[kept], local[kept])
+    at = at[np.lexsort((examples[at], -sign * scores[at], queries[at]))]
+    lists = _grouped(queries[at], examples[at], local[at])
+    return {query: Listed(*(part[:top] for part in listed)) for query, listed in lists.items()}
 
 
 def spectra(table: pa.Table, contrast: int) -> Lists:
