@@ -321,10 +321,15 @@ def markdown(name: str, found: dict[str, Any]) -> str:
         ]
         length = "" if row["length"] is None else f"{row['length']:.1f}"
         lines.append(f"| {method} | {length} | {' | '.join(cells)} |")
-    lines += ["", "| sets | contrast | size | mean | Spearman | AUC |", "|---|---|---|--:|--:|--:|"]
+    lines += ["", "| sets | contrast | size | mean | Spearman | AUC | gain |"]
+    lines.append("|---|---|---|--:|--:|--:|--:|")
     for row in found.get("support_size", {"rows": []})["rows"]:
         named = [str(row[key] or "") for key in ("method", "contrast", "size")]
-        cells = [*named, f"{row['mean']:.3g}", *(interval(row, key) for key in ("spearman", "auc"))]
+        cells = [
+            *named,
+            f"{row['mean']:.3g}",
+            *(interval(row, key) for key in ("spearman", "auc", "gain")),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

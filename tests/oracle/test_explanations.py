@@ -433,7 +433,16 @@ def test_sizes_against_confidence_and_correctness() -> None:
             return float(np.mean(won)) if won else math.nan
 
         assert row["mean"] == pytest.approx(np.mean(own))
-        for name, of, among in (("spearman", spearman, list(range(M))), ("auc", area, known)):
+
+        def gain(at: Any, area: Any = area) -> float:
+            return float(area(at) - area(at, certain))
+
+        cases = (
+            ("spearman", spearman, list(range(M))),
+            ("auc", area, known),
+            ("gain", gain, known),
+        )
+        for name, of, among in cases:
             assert row[name] == pytest.approx(of(among))
             again = [of([among[at] for at in drawn]) for drawn in draws(len(among), 40, 2)]
             low, high = np.nanquantile(again, (0.025, 0.975))
