@@ -62,6 +62,9 @@ def build_catalog(
 def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
     """A read-only connection to the catalog at `path`, able to reach its store.
 
+    DuckDB opens a file more than once: where another catalog took its place in between, it is
+    opened again.
+
     Raises:
         MissingError: there is no catalog yet.
         CorruptError: the file is no DuckDB database.
@@ -73,12 +76,15 @@ def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
         )
     # Attached, not connected to: a process that holds a connection to a path gets the same database
     # for every other connection to that path, hence an old catalog after a new one took its place.
+    found = path.stat().st_ino
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH {_quoted(str(path))} AS run (READ_ONLY)")
         connection.execute("USE run")
     except duckdb.Error as error:
         connection.close()
+        if path.exists() and path.stat().st_ino != found:
+            return open_catalog(path, store)
         raise CorruptError(
             f"{path}: found a file that DuckDB cannot open ({error}), expected a catalog. "
             "Delete it and rebuild it with `assay status`."

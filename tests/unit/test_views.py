@@ -11,6 +11,7 @@ import pytest
 from stages.ntk import NTK
 from stages.tables import DIAGNOSTICS
 from storage.manifest import Manifest
+from storage.schema import CorruptError
 from storage.table import Store
 from storage.views import Entry, build_catalog, open_catalog
 
@@ -106,3 +107,32 @@ def test_outliers_are_far_from_the_median_norm_of_their_method(
     assert rows == [("one", *row) for row in one] + [("other", i, False) for i in range(3)]
     bad = found.execute("SELECT method, id FROM diagnostics WHERE status <> 'ok'").fetchall()
     assert bad == [("one", 3)]
+
+
+class Failing:
+    """A connection whose first statement fails, while another catalog takes the file's place."""
+
+    def __init__(self, path: Path, other: Path):
+        self._path, self._other = path, other
+
+    def execute(self, _: str) -> None:
+        self._other.replace(self._path)
+        raise duckdb.IOException("No more data remaining")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_catalog_that_is_replaced_while_it_is_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is not is refused: another try would find the same file."""
+    path, whole, store = tmp_path / "catalog.duckdb", tmp_path / "whole", Store(str(tmp_path))
+    duckdb.connect(str(whole)).close()
+    path.write_bytes(b"half of two catalogs")
+    with pytest.raises(CorruptError, match="found a file that DuckDB cannot open"):
+        open_catalog(path, store)
+    found: list[Any] = [Failing(path, whole), duckdb.connect()]
+    monkeypatch.setattr("storage.views.duckdb.connect", lambda: found.pop(0))
+    open_catalog(path, store).close()
+    assert found == []
