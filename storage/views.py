@@ -62,8 +62,8 @@ def build_catalog(
 def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
     """A read-only connection to the catalog at `path`, able to reach its store.
 
-    DuckDB opens a file more than once: where another catalog took its place in between, it is
-    opened again.
+    DuckDB opens a file for its header and again for the rest: where another catalog took its place
+    in between, it is opened anew.
 
     Raises:
         MissingError: there is no catalog yet.

@@ -30,7 +30,7 @@ import pipeline.config  # a reading is timed without the imports of the first on
 from pipeline import open_run
 
 def plainly(catalog):
-    # DuckDB opens a file more than once; a new catalog may take its place in between.
+    # DuckDB opens a file for its header and again for the rest; a new one may come in between.
     while True:
         before = catalog.stat().st_ino
         try:
