@@ -13,10 +13,8 @@ from pipeline.new_query import NewQuery
 from pipeline.replay import replay
 from pipeline.screen import Telling
 from pipeline.stored_query import COLUMNS, Rows, StoredQuery, dicts
+from stages.spectrum import GENERAL
 from storage.views import fetch
-
-GENERAL = -1
-"""The contrast of a spectrum that is held against no class."""
 
 
 def explain(
@@ -60,9 +58,8 @@ def explain(
                 raise
             telling.say(f"left out: {error}")
             continue
-        speaks_for = getattr(finished.stages[method], "speaks_for", None)
-        entry = {"method": method, "speaks_for": speaks_for, **_extremes(scores, "score", top)}
-        found["methods"].append(entry)
+        name = {"method": method, "speaks_for": _speaks_for(finished, method)}
+        found["methods"].append({**name, **_extremes(scores, "score", top)})
     valued = {name: replay(finished, name, asked, telling) for name in replayed}
     for method, rows in {**valued, **asked.values()}.items():
         for semivalue, utility in dict.fromkeys((r["semivalue"], r["utility"]) for r in rows):
@@ -98,7 +95,7 @@ def title(entry: Mapping[str, Any]) -> str:
 def support_title(method: str, towards: Mapping[str, Any]) -> str:
     """A support set with its size; an empty one is a result."""
     name = towards["contrast_name"]
-    against = "general" if towards["contrast"] < 0 else f"against {name}"
+    against = "general" if towards["contrast"] == GENERAL else f"against {name}"
     if not towards["n_support"]:
         return f"{method}, {against}: no support"
     return f"{method}, {against}: {towards['n_support']} examples support the prediction"
@@ -126,6 +123,14 @@ def _chosen(run: Any, finished: Finished, wanted: Sequence[str]) -> tuple[list[s
         )
     wanted = list(dict.fromkeys(wanted)) or pairwise
     return [m for m in wanted if m in pairwise], [m for m in wanted if m not in pairwise]
+
+
+def _speaks_for(finished: Finished, method: str) -> str | None:
+    """What a method says it speaks for, or else what it reads, such as gradients."""
+    read = (writer for writer, _ in finished.sources(method).values())
+    stages = (finished.stages.get(name) for name in (method, *read))
+    said = (getattr(stage, "speaks_for", None) for stage in stages)
+    return next((one for one in said if one is not None), None)
 
 
 def _check_pairs(run: Any, text_b: str | None) -> None:

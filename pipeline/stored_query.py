@@ -80,7 +80,7 @@ class StoredQuery:
             f"WHERE {self._is_own(method)} AND example_id IS NOT NULL"
         )
         sizes = self._run.sql(
-            f"SELECT contrast, n_support FROM tables.support_size WHERE {self._is_own(method)}"
+            f"SELECT DISTINCT contrast, n_support FROM support WHERE {self._is_own(method)}"
         )
         return dicts(rows), dicts(sizes)
 

@@ -26,7 +26,6 @@ from stages.measurement import (
     forward,
     load_measurement,
     network_size,
-    token_network,
 )
 from stages.networks import IGNORED, TokenNetwork
 from stages.stage import ConfigError, Cost, Inputs, Split, Work
@@ -123,7 +122,7 @@ class Continuation:
         frequencies: Counter[int] = Counter()
         for row in measurement.tokenise(texts).columns["input_ids"]:
             frequencies.update(set(row))
-        return Opening(measurement, token_network(measurement), frequencies, texts.num_rows)
+        return Opening(measurement, TokenNetwork(measurement.network), frequencies, texts.num_rows)
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The positions of one block of queries."""
@@ -178,16 +177,12 @@ class Continuation:
                 for ids, places in zip(given, predicted, strict=True)
             ]
         # A text goes on from its end; a prompt from where its completion would begin.
-        grown = [
-            [
-                *(
-                    ids[: -1 if ids[-1] == end else None]
-                    if measurement.form == "text"
-                    else ids[: places[0] if places else None]
-                )
-            ]
-            for ids, places in zip(given, predicted, strict=True)
-        ]
+        grown = []
+        for ids, places in zip(given, predicted, strict=True):
+            stop = places[0] if places else len(ids)
+            if measurement.form == "text":
+                stop = len(ids) - (ids[-1] == end)
+            grown.append(ids[:stop])
         begins = [len(ids) for ids in grown]
         going = [at for at, ids in enumerate(grown) if 0 < len(ids) < self.model.max_length]
         for _ in range(self.new_tokens):

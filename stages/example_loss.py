@@ -14,23 +14,13 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Float64, Int64
 
 from stages.answer import count_classes, read_labels, read_targets, task_of
-from stages.batching import matrix_of
+from stages.measurement import cross_entropy
 from stages.pairwise import ATTRIBUTION, NUMBERS, TOP_K, check_top_k, kept, pair_rows
-from stages.stage import Cost, DataError, Inputs, Role, Split, Work
+from stages.predicted import read_logits
+from stages.stage import Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
-
-
-def cross_entropy(
-    logits: Float[np.ndarray, "rows classes"], labels: Int64[np.ndarray, " rows"]
-) -> Float64[np.ndarray, " rows"]:
-    """-log softmax(logits)[label]; never below 0."""
-    exact = torch.from_numpy(logits.astype(np.float64))
-    chosen = torch.log_softmax(exact, 1).gather(1, torch.from_numpy(labels)[:, None])
-    losses: np.ndarray = chosen[:, 0].neg().clamp(min=0).numpy()
-    return losses
 
 
 @dataclass(frozen=True)
@@ -66,8 +56,8 @@ class ExampleLoss:
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """The largest losses, once for every query."""
-        queries, _ = self._logits(inputs, "query")
-        found, logits = self._logits(inputs, "example")
+        queries, _ = read_logits(inputs, self.predictions, "query")
+        found, logits = read_logits(inputs, self.predictions, "example")
         is_regression = task_of(inputs) == "regression"
         if is_regression:
             ids, answers = read_targets(inputs, "example")
@@ -81,9 +71,10 @@ class ExampleLoss:
                 f"{self.predictions}, expected at least one of each. Check labels and `queries:`."
             )
         if is_regression:
-            losses = (logits[:, 0].astype(np.float64) - answers) ** 2
+            losses = (logits[:, 0] - answers) ** 2
         else:
-            losses = cross_entropy(logits, answers)
+            wrong = cross_entropy(torch.from_numpy(logits), torch.from_numpy(answers))
+            losses = wrong.clamp(min=0).numpy()
         pairs = kept(torch.from_numpy(-losses)[None], self.top_k)
         count = max(1, len(pairs.scores))
         at_once = max(1, NUMBERS // count)
@@ -105,15 +96,6 @@ class ExampleLoss:
             written_bytes=32 * work.n_queries * n_kept,
             memory_bytes=16 * work.n_examples * max(1, work.n_classes) + 60 * NUMBERS,
         )
-
-    def _logits(
-        self, inputs: Inputs, role: Role
-    ) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows classes"]]:
-        table = inputs.table(self.predictions, role)
-        table = table.filter(pa.compute.equal(table["role"], role))
-        if table.num_rows == 0:
-            return np.zeros(0, np.int64), np.zeros((0, 1))
-        return table["id"].to_numpy(), matrix_of(table["logits"])
 
 
 STAGE = ExampleLoss

@@ -139,6 +139,11 @@ class Gradient:
             )
 
     @property
+    def speaks_for(self) -> str:
+        """The class that a small step on another row makes likelier, where both agree."""
+        return "label" if self.queries == "label" else "prediction"
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Those with classes, where they are predicted."""
         return ("classification",) if self.queries == "predicted" else get_args(Task)

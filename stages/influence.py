@@ -127,7 +127,6 @@ class Influence:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
-    speaks_for: ClassVar[str] = "label"
     opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:

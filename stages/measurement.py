@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from stages.batching import Tokens, matrix_of, pad, tokenise
 from stages.checkpoint import NetworkSize, network_size
 from stages.model import ModelSpec, fingerprint, resolve
-from stages.networks import IGNORED, CompletionNetwork, PooledNetwork, TokenNetwork, mean_pool
+from stages.networks import IGNORED, CompletionNetwork, PooledNetwork, mean_pool
 from stages.prompt import plain_texts, tokenise_completions, tokenise_prompts
 from stages.stage import ConfigError, DataError, Inputs, ModelError
 from stages.weights import (
@@ -58,7 +58,6 @@ __all__ = [
     "network_size",
     "read_probe",
     "row_loss",
-    "token_network",
 ]
 
 UNLABELLED = -1
@@ -227,20 +226,6 @@ def load_embedder(
     network = PooledNetwork(trunk, nn.Identity(), layer)
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
     return _measurement(model, network, load_tokenizer(model), dim, device, form)
-
-
-def token_network(measurement: Measurement) -> TokenNetwork:
-    """The network that gives hidden states of every token.
-
-    Raises:
-        ConfigError: the model has another head than that for completions.
-    """
-    if not isinstance(measurement.network, CompletionNetwork):
-        raise ConfigError(
-            f"model: found head: {measurement.spec.head}, expected head: completion, whose tokens "
-            "are explained. Set it in model."
-        )
-    return TokenNetwork(measurement.network)
 
 
 def read_probe(

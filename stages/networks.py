@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stages.stage import ConfigError
+
 IGNORED = -100
 """A position without a next token to predict, as everywhere in transformers."""
 
@@ -152,12 +154,20 @@ class TokenNetwork(nn.Module):
     """The trunk of a language model: its output is the last hidden state of every token.
 
     `head` turns such states to logits of the next token, where they are wanted.
+
+    Raises:
+        ConfigError: the model was not loaded with its head for completions.
     """
 
     trained_head = ()
 
-    def __init__(self, whole: CompletionNetwork) -> None:
+    def __init__(self, whole: nn.Module) -> None:
         super().__init__()
+        if not isinstance(whole, CompletionNetwork):
+            raise ConfigError(
+                f"model: found a {type(whole).__name__}, expected one with head: completion, whose "
+                "tokens are explained. Set it in model."
+            )
         self.trunk, self.head = whole.trunk, whole.head
 
     def forward(self, **batch: Tensor) -> Float[Tensor, "rows tokens dim"]:

@@ -208,13 +208,10 @@ def vectors_of(
     if len(order) == 0:
         return np.zeros(0, np.int64), torch.zeros(0, 0)
     matrix = matrix_of(table["vector"])
-    # A copy in the right type; rows of a shard mostly lie in order already.
-    rows = (
-        matrix
-        if len(order) == len(matrix) and (order == np.arange(len(matrix))).all()
-        else (matrix[order])
-    )
-    return found[order], torch.from_numpy(np.array(rows, dtype=np.float32))
+    if len(order) < len(matrix) or (np.diff(order) < 0).any():
+        # Rows of a shard mostly lie in order, and all are wanted: one copy is enough.
+        matrix = matrix[order]
+    return found[order], torch.from_numpy(np.array(matrix, dtype=np.float32))
 
 
 def query_vectors(

@@ -45,6 +45,21 @@ representer theorem of the cross-entropy, with p the softmax of all logits, or o
 for the set towards k: there the order is the same."""
 
 
+Similarity = Literal["inner_product", "cosine"]
+"""The local score; the inner product, which is quoted of the paper, favours long vectors."""
+
+
+def scaled(
+    rows: Float[np.ndarray, "rows dim"], similarity: Similarity
+) -> Float[np.ndarray, "rows dim"]:
+    """Rows in float64 whose inner products are the similarity; a zero row stays zero."""
+    rows = rows.astype(np.float64)
+    if similarity == "inner_product":
+        return rows
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1.0))
+
+
 class Frontier(NamedTuple):
     """A spectrum, from global to local."""
 

@@ -169,8 +169,8 @@ class Stage(Protocol):
     - `replay(inputs, query_id, rounds, told) -> (ids, Values)`: for `split="round"`, what these
       rounds say of every example for a single query, and `replay_cost(work, n_rounds) -> Cost`
       before it, both for `assay explain`.
-    - `speaks_for: str`: for scores of pairs, which class of a query a positive score raises:
-      "label", or without one the predicted class, or "prediction".
+    - `speaks_for: str | None`: for scores of pairs, and features they are made of, which class of a
+      query a positive score raises: "label", or without one the predicted class, or "prediction".
     - `cost(work) -> Cost`: for `assay plan`.
     """
 

@@ -13,20 +13,22 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from stages.answer import count_classes
-from stages.batching import matrix_of
+from stages.answer import count_classes, read_labels
+from stages.predicted import read_predicted
 from stages.spectrum import (
     GENERAL,
+    Frontier,
     General,
     Membership,
+    Similarity,
     Weight,
     frontier,
     global_scores,
     is_between,
     merged,
     runner_up,
+    scaled,
 )
 from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
 from storage.schema import TableSpec
@@ -88,8 +90,8 @@ class Support:
     """Whether examples must be predicted, too, to be of the class that they are labelled."""
     weight: Weight = "negative_logit"
     """The global score; `residual` is the other reading (`stages/spectrum.py`)."""
-    similarity: Literal["inner_product", "cosine"] = "inner_product"
-    """The local score; the inner product, which is quoted of the paper, favours long vectors."""
+    similarity: Similarity = "inner_product"
+    """The local score."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
@@ -125,26 +127,21 @@ class Support:
             ConfigError: a class that is named is none.
             DataError: there is no query with features and logits.
         """
-        table = inputs.table(self.predictions, "query")
-        table = table.filter(pc.equal(table["role"], "query")).sort_by("id")
-        vectors = inputs.vectors(self.features, "query")
-        ids = np.intersect1d(table["id"].to_numpy(), vectors.ids)
+        ids, logits, features = read_predicted(inputs, self.features, self.predictions, "query")
         if len(ids) == 0:
             raise DataError(
                 f"{self.features}: found no query with features and logits, expected at least one "
                 "to explain. Add `queries:`."
             )
-        logits = matrix_of(table["logits"])[np.searchsorted(table["id"].to_numpy(), ids)]
-        order = np.argsort(vectors.ids, kind="stable")
-        rows = order[np.searchsorted(vectors.ids, ids, sorter=order)]
-        features = self._scaled(np.array(vectors.matrix[rows], np.float64))
-        logits = logits.astype(np.float64)
+        features = scaled(features, self.similarity)
         return Queries(ids, features, logits, self._contrasts(inputs, logits))
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Spectra and sizes among the examples of one shard."""
         queries: Queries = inputs.opened
-        ids, labels, logits, features = self._examples(inputs, queries.logits.shape[1])
+        ids, labels, logits, features = self._examples(inputs)
+        if len(ids) == 0:
+            features = np.zeros((0, queries.features.shape[1]))
         chosen, found = queries.logits.argmax(1), logits.argmax(1)
         second = runner_up(queries.logits)
         spectra, sizes = [], []
@@ -152,29 +149,38 @@ class Support:
             is_own = labels == predicted
             if self.membership == "label_and_prediction":
                 is_own &= found == predicted
-            at = np.flatnonzero(is_own)
-            own, local_all = logits[at], features[at]
+            of_class = ids[is_own], logits[is_own], features[is_own]
             for row in np.flatnonzero(chosen == predicted):
-                local = local_all @ queries.features[row]
+                local = of_class[2] @ queries.features[row]
                 for contrast in queries.contrasts[row]:
-                    k = contrast
-                    if contrast == GENERAL and self.general == "runner_up":
-                        k = int(second[row])
-                    general = self.general or "logit"
-                    inside = is_between(own, queries.logits[row], predicted, k, general)
-                    kept = np.flatnonzero(inside)
-                    sizes.append((queries.ids[row], contrast, len(kept)))
-                    g = global_scores(own[kept], predicted, k, self.weight)
-                    front = frontier(ids[at[kept]], g, local[kept])
+                    towards = int(second[row]) if self._is_second(contrast) else contrast
+                    kept, front = self._spectrum(
+                        of_class[0], of_class[1], local, queries.logits[row], predicted, towards
+                    )
                     n = len(front.at)
-                    columns = [np.full(n, queries.ids[row]), np.full(n, contrast)]
-                    columns += [np.arange(1, n + 1), ids[at[kept[front.at]]], *front[1:]]
-                    spectra.append(columns)
-        yield SUPPORT_SIZE.name, _sizes(sizes)
-        whole = [np.concatenate(column) for column in zip(*spectra, strict=True)]
-        order = np.lexsort((whole[2], whole[1], whole[0]))
-        arrays = [pa.array(column[order]) for column in whole]
-        yield SUPPORT.name, pa.RecordBatch.from_arrays(arrays, schema=SUPPORT.schema)
+                    pair = [np.full(n, queries.ids[row]), np.full(n, contrast)]
+                    sizes.append([queries.ids[row], contrast, len(kept)])
+                    spectra.append([*pair, np.arange(1, n + 1), kept[front.at], *front[1:]])
+        yield SUPPORT_SIZE.name, _batch(SUPPORT_SIZE, [np.array(row)[:, None] for row in sizes])
+        yield SUPPORT.name, _batch(SUPPORT, spectra)
+
+    def _is_second(self, contrast: int) -> bool:
+        """Whether the general set is read as that towards the runner-up."""
+        return contrast == GENERAL and self.general == "runner_up"
+
+    def _spectrum(
+        self,
+        ids: np.ndarray,
+        logits: np.ndarray,
+        local: np.ndarray,
+        query: np.ndarray,
+        predicted: int,
+        towards: int,
+    ) -> tuple[np.ndarray, Frontier]:
+        """Ids of a set, of examples of the predicted class, and its frontier by place in them."""
+        inside = is_between(logits, query, predicted, towards, self.general or "logit")
+        g = global_scores(logits[inside], predicted, towards, self.weight)
+        return ids[inside], frontier(ids[inside], g, local[inside])
 
     def merge(
         self, parts: Mapping[str, Sequence[pa.Table]]
@@ -203,12 +209,6 @@ class Support:
             memory_bytes=round(8 * (shard + work.n_queries) * (work.dim + work.n_classes)),
         )
 
-    def _scaled(self, rows: np.ndarray) -> np.ndarray:
-        if self.similarity == "inner_product":
-            return rows
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(length > 0, length, 1.0)
-
     def _contrasts(self, inputs: Inputs, logits: np.ndarray) -> list[list[int]]:
         """The classes that each query is held against, its own left out."""
         predicted, n_classes = logits.argmax(1), logits.shape[1]
@@ -230,35 +230,23 @@ class Support:
             ]
         return [[*first, *(k for k in sorted(set(wanted)) if k != c)] for c in predicted.tolist()]
 
-    def _examples(
-        self, inputs: Inputs, n_classes: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _examples(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Ids, labels, logits and features of the shard's examples that have them all, by id."""
-        if count_classes(inputs) != n_classes:
-            raise DataError(
-                f"{self.predictions}: found {n_classes} logits a row, expected "
-                f"{count_classes(inputs)}, one per class. Name predictions of this corpus."
-            )
-        label = inputs.table("label").select(["id", "label"]).drop_null().sort_by("id")
-        tables = [inputs.table(name).sort_by("id") for name in (self.predictions, self.features)]
-        ids = label["id"].to_numpy()
-        for table in tables:
-            ids = np.intersect1d(ids, table["id"].to_numpy())
-        if len(ids) == 0:
-            none = np.zeros(0, np.int64)
-            return none, none, np.zeros((0, n_classes)), np.zeros((0, 0))
-        labels = label["label"].to_numpy()[np.searchsorted(label["id"].to_numpy(), ids)]
-        at = [np.searchsorted(table["id"].to_numpy(), ids) for table in tables]
-        logits = matrix_of(tables[0]["logits"])[at[0]].astype(np.float64)
-        features = matrix_of(tables[1]["vector"])[at[1]].astype(np.float64)
-        return ids, labels, logits, self._scaled(features)
+        labelled, labels = read_labels(inputs, "example", count_classes(inputs))
+        ids, logits, features = read_predicted(inputs, self.features, self.predictions, "example")
+        kept = np.isin(ids, labelled)
+        own = labels[np.searchsorted(labelled, ids[kept])]
+        return ids[kept], own, logits[kept], scaled(features[kept], self.similarity)
 
 
-def _sizes(rows: list[tuple[Any, int, int]]) -> pa.RecordBatch:
-    columns = [np.array(column, np.int64) for column in zip(*rows, strict=True)]
-    order = np.lexsort((columns[1], columns[0]))
+def _batch(spec: TableSpec, parts: list[Any]) -> pa.RecordBatch:
+    """Rows of a table, in key order, from parts of its columns."""
+    if not parts:
+        return pa.RecordBatch.from_pylist([], schema=spec.schema)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.lexsort([columns[at] for at in reversed(range(len(spec.key)))])
     arrays = [pa.array(column[order]) for column in columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=SUPPORT_SIZE.schema)
+    return pa.RecordBatch.from_arrays(arrays, schema=spec.schema)
 
 
 STAGE = Support

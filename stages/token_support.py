@@ -13,7 +13,7 @@ and 2.4; `stages/spectrum.py` says what is quoted and what derived).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,9 @@ from stages.measurement import (
     forward,
     load_measurement,
     network_size,
-    token_network,
 )
 from stages.networks import TokenNetwork
-from stages.spectrum import frontier, merged
+from stages.spectrum import Similarity, frontier, merged, scaled
 from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
 from storage.schema import TableSpec
 
@@ -104,7 +103,7 @@ class TokenSupport:
     """The language model that wrote the continuations."""
     continuation: str = "continuation"
     """Instance with the tokens to be explained."""
-    similarity: Literal["inner_product", "cosine"] = "inner_product"
+    similarity: Similarity = "inner_product"
     """The local score."""
     token_budget: int = 2048
     """Padded tokens per batch."""
@@ -150,11 +149,11 @@ class TokenSupport:
             )
         order = [("query_id", "ascending"), ("token_index", "ascending")]
         asked = asked.sort_by(order)
-        states = self._scaled(matrix_of(asked["vector"]).astype(np.float64))
+        states = scaled(matrix_of(asked["vector"]), self.similarity)
         measurement = load_measurement(self.model, inputs)
         return Opening(
             measurement,
-            token_network(measurement),
+            TokenNetwork(measurement.network),
             asked["query_id"].to_numpy(),
             asked["token_index"].to_numpy(),
             asked["token_id"].to_numpy(),
@@ -212,12 +211,6 @@ class TokenSupport:
             note="at most",
         )
 
-    def _scaled(self, rows: np.ndarray) -> np.ndarray:
-        if self.similarity == "inner_product":
-            return rows
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.asarray(rows / np.where(length > 0, length, 1.0))
-
     def _places(self, opened: Opening, text: pa.Table) -> Places:
         """The shard's places where one of the tokens comes next, by example and place."""
         measurement = opened.measurement
@@ -258,7 +251,7 @@ class TokenSupport:
             np.array(index, np.int64),
             np.array(word, np.int64),
             np.array(logit, np.float64),
-            np.zeros((0, dim)) if matrix is None else self._scaled(matrix),
+            np.zeros((0, dim)) if matrix is None else scaled(matrix, self.similarity),
             contexts,
         )
 

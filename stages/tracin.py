@@ -26,12 +26,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from stages.answer import count_classes, read_labels
-from stages.batching import matrix_of
-from stages.class_gradients import matched
 from stages.last_layer import slopes
 from stages.pairwise import (
     ATTRIBUTION,
@@ -46,6 +43,7 @@ from stages.pairwise import (
     scored,
     vectors_of,
 )
+from stages.predicted import read_predicted
 from stages.source import Task
 from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
 from storage.schema import TableSpec
@@ -102,14 +100,14 @@ class TracIn:
             )
 
     @property
+    def speaks_for(self) -> str | None:
+        """Residuals of queries are taken at the predicted class; gradients say it of themselves."""
+        return "prediction" if self.layer == "last" else None
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Those with classes, for the last layer."""
         return ("classification",) if self.layer == "last" else get_args(Task)
-
-    @property
-    def speaks_for(self) -> str:
-        """Gradients of queries are taken at their labels, residuals of the last layer are not."""
-        return "label" if self.layer == "all" else "prediction"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -178,27 +176,17 @@ class TracIn:
 
     def _last(self, inputs: Inputs, role: Role) -> Side:
         """Residuals and features of rows with logits; at labels, or at what is predicted."""
-        tables = [inputs.table(name, role) for name in (self.embedding, self.predictions)]
-        vectors, predictions = (table.filter(pc.equal(table["role"], role)) for table in tables)
-        in_vectors, in_predictions = matched(vectors, predictions, self.predictions)
-        ids, n_classes = vectors["id"].to_numpy()[in_vectors], count_classes(inputs)
-        labelled, labels = read_labels(inputs, role, n_classes)
-        if role == "example":
-            kept = np.isin(ids, labelled)
-            ids, in_vectors, in_predictions = ids[kept], in_vectors[kept], in_predictions[kept]
-        if len(ids) == 0:
-            return Side(np.zeros(0, np.int64), ())
-        logits = torch.from_numpy(matrix_of(predictions["logits"])[in_predictions]).double()
-        if logits.shape[1] != n_classes:
-            raise DataError(
-                f"{self.predictions}: found {logits.shape[1]} logits a row, expected {n_classes}, "
-                "one per class. Name predictions of this corpus."
-            )
+        ids, logits, features = read_predicted(inputs, self.embedding, self.predictions, role)
         answers = logits.argmax(1)
         if role == "example":
-            answers = torch.from_numpy(labels[np.searchsorted(labelled, ids)])
-        features = torch.from_numpy(matrix_of(vectors["vector"])[in_vectors]).float()
-        return Side(ids, (slopes(logits, answers).float(), features))
+            labelled, labels = read_labels(inputs, role, count_classes(inputs))
+            kept = np.isin(ids, labelled)
+            ids, logits, features = ids[kept], logits[kept], features[kept]
+            answers = labels[np.searchsorted(labelled, ids)]
+        if len(ids) == 0:
+            return Side(ids, ())
+        residuals = slopes(torch.from_numpy(logits), torch.from_numpy(answers))
+        return Side(ids, (residuals.float(), torch.from_numpy(features).float()))
 
     def _side(self, found: list[tuple[np.ndarray, torch.Tensor]]) -> Side:
         """Gradients of all checkpoints side by side, of the rows that have them all."""

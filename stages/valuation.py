@@ -171,8 +171,9 @@ class Valuation(GameFields):
 
 OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
 """Multiplications that it would take as long as to judge one output; seen on one core."""
-ROW_COST = 50
-"""Multiplications that it would take as long as to read one number of a feature vector."""
+ROW_COST = 120
+"""Multiplications that it would take as long as to read one number of a feature vector; seen on one
+core, 100 for float32 and 150 for float16."""
 
 
 def coalition_costs(

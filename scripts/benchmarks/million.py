@@ -114,6 +114,7 @@ def configured(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def looked_at(finished: Any) -> dict[str, Any]:
     """Shares of sure signs after each number of units, and areas under ROC curves."""
+    from stages.metrics.support_size import auc
     from stages.stopping import student_t_quantile
 
     flipped = finished.sql(
@@ -127,7 +128,7 @@ def looked_at(finished: Any) -> dict[str, Any]:
         ).fetchnumpy()
         found[method] = {
             "units": int(values["n_samples"][0]),
-            "flip_auc": area(values["value"], flipped),
+            "flip_auc": auc(-values["value"], flipped),
         }
     sure = np.maximum(values["p_helpful"], 1 - values["p_helpful"])
     found["freeshap"] |= {
@@ -147,14 +148,6 @@ def looked_at(finished: Any) -> dict[str, Any]:
             continue
         error = np.sqrt(np.maximum(squares - total**2 / k, 0) / (k - 1) / k)
         is_sure = np.abs(total / k) > student_t_quantile(SURE, k - 1) * error
-        auc = area(np.asarray(total), flipped)
-        found["by_units"].append({"units": k, "sure": float(is_sure.mean()), "flip_auc": auc})
+        found_auc = auc(-np.asarray(total), flipped)
+        found["by_units"].append({"units": k, "sure": float(is_sure.mean()), "flip_auc": found_auc})
     return found
-
-
-def area(values: np.ndarray, is_flipped: np.ndarray) -> float:
-    """Under the ROC curve: the chance that a flipped label has the smaller value."""
-    ranks = np.empty(len(values))
-    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    n = int(is_flipped.sum())
-    return float((ranks[is_flipped].sum() - n * (n + 1) / 2) / n / (len(values) - n))

@@ -190,14 +190,9 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of ranks, those of equal values being their mean."""
+    from stages.metrics.support_size import ranks
+
     return pearson(ranks(a), ranks(b))
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Places in ascending order; equal values share the mean of theirs."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return (last - (counts - 1) / 2)[group]
 
 
 CORRELATIONS = {"pearson": pearson, "spearman": spearman}

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from benchmarks.corrupted import Corpus, read_corpus
 from benchmarks.finished import Clock, run_config
 from benchmarks.real_step import real_step
-from benchmarks.retrain import ranks, spearman
+from benchmarks.retrain import spearman
 from benchmarks.smollm2 import smollm2
 from benchmarks.tuned import tuned
 
@@ -210,25 +210,20 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def area(score: np.ndarray, bad: np.ndarray) -> float:
-    """Share of pairs in which the corrupted row has the lower score; ties are halves."""
-    n_bad = int(bad.sum())
-    above = ranks(-score)[bad].sum() - n_bad * (n_bad + 1) / 2
-    return float(above / (n_bad * (len(bad) - n_bad)))
-
-
 def judged(found: list[dict[str, Any]], bad: np.ndarray) -> dict[str, Any]:
     """Mean AUC over the patterns, its spread, and intervals over resampled rows.
 
     A resample takes the same rows in all patterns and for all scores, so that differences between
     scores have intervals as well.
     """
+    from stages.metrics.support_size import auc
+
     rng = np.random.default_rng(0)
     picked = [rng.integers(bad.shape[1], size=bad.shape[1]) for _ in range(RESAMPLES)]
     resampled = {
         name: np.array(
             [
-                np.mean([area(f[name][rows], b[rows]) for f, b in zip(found, bad, strict=True)])
+                np.mean([auc(-f[name][rows], b[rows]) for f, b in zip(found, bad, strict=True)])
                 for rows in picked
             ]
         )
@@ -236,7 +231,7 @@ def judged(found: list[dict[str, Any]], bad: np.ndarray) -> dict[str, Any]:
     }
     result = {}
     for name in found[0]:
-        areas = [area(f[name], b) for f, b in zip(found, bad, strict=True)]
+        areas = [auc(-f[name], b) for f, b in zip(found, bad, strict=True)]
         result[name] = {
             "auc": round(float(np.mean(areas)), 4),
             "sd": round(float(np.std(areas, ddof=1)), 4),

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
-from stages.batching import matrix_of
+from stages import predicted
 from stages.metrics.bootstrap import Estimate, mean_of
 from stages.spectrum import GENERAL
 from stages.stage import ConfigError, DataError, Inputs, Role
@@ -195,14 +195,13 @@ def read_logits(
     Raises:
         DataError: there is none.
     """
-    table = inputs.table(predictions, role)
-    table = table.filter(pc.equal(table["role"], role)).sort_by("id")
-    if table.num_rows == 0:
+    ids, logits = predicted.read_logits(inputs, predictions, role)
+    if len(ids) == 0:
         raise DataError(
             f"{predictions}: found no prediction of a row with role {role}, expected at least one. "
             "Name an instance that predicts them."
         )
-    return table["id"].to_numpy(), matrix_of(table["logits"]).astype(np.float64)
+    return ids, logits
 
 
 def mean_length(lists: Lists) -> float | None:

@@ -79,17 +79,21 @@ class Tables:
     def __init__(self, features: np.ndarray, logits: np.ndarray, labels: np.ndarray, first: int):
         self.part, self.opened = Part("example", 0), None
         self._all, self._labels, self._first = (features, logits), labels, first
-        self.at = np.arange(first, len(features))
+        self.at, self.source = np.arange(first, len(features)), "probe"
 
     def _rows(self, name: str, at: np.ndarray, role: str) -> pa.Table:
         values = self._all[name == "prediction"][at].astype(np.float32)
         flat = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        column = "logits" if name == "prediction" else "vector"
-        return pa.table({"id": at, "role": [role] * len(at), column: flat})
+        columns = {"id": pa.array(at, pa.int64()), "role": pa.array([role] * len(at), pa.string())}
+        if name == "prediction":
+            sources = pa.array([self.source] * len(at), pa.string())
+            return pa.table({**columns, "source": sources, "logits": flat})
+        return pa.table({**columns, "vector": flat})
 
     def table(self, name: str, role: str | None = None) -> pa.Table:
         if name == "label":
-            return pa.table({"id": self.at, "label": pa.array(self._labels[self.at])})
+            labels = pa.array(self._labels).take(pa.array(self.at))
+            return pa.table({"id": self.at, "label": labels})
         if role == "query":
             return self._rows(name, np.arange(self._first), role)
         return self._rows(name, self.at, "example")
@@ -180,6 +184,28 @@ def test_no_example_between_is_a_result() -> None:
     mine = found["support_size"].filter(pa.compute.equal(found["support_size"]["query_id"], 0))
     assert mine["n_support"].to_pylist() == [0, 0, 0]
     assert 0 not in found["support"]["query_id"].to_pylist()
+
+
+@pytest.mark.parametrize("at", [np.arange(0), np.arange(6, 20)])
+def test_nothing_to_look_at_gives_no_row_and_sizes_of_zero(at: np.ndarray) -> None:
+    """A shard whose examples all lack a label, and queries that are all of the one class named."""
+    inputs, _ = tables(3)
+    inputs._labels = pa.array([None if i not in at else 0 for i in range(96)], pa.int64())
+    inputs._all[1][:6] = 3 * np.eye(3)[0]
+    found = computed(Support(contrasts=("red",), general=None), inputs, at)
+    assert (found["support"].num_rows, found["support_size"].num_rows) == (0, 0)
+    found = computed(Support(), inputs, at[:0])
+    assert found["support"].num_rows == 0
+    assert found["support_size"]["n_support"].to_pylist() == [0] * 18
+    merged = dict(Support().merge({name: [table] * 2 for name, table in found.items()}))
+    assert merged["support_size"].num_rows == 18
+
+
+def test_the_outputs_of_a_kernel_are_no_logits() -> None:
+    inputs, _ = tables(0)
+    inputs.source = "kernel"
+    with pytest.raises(DataError, match="expected the logits of one model or probe"):
+        Support().open(inputs)  # type: ignore[arg-type]
 
 
 def test_what_is_refused() -> None:

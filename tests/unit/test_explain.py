@@ -13,13 +13,17 @@ import PIL.Image
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.explain import _spectra, listed
+from pipeline.explain import _speaks_for, _spectra, listed
 from pipeline.explain_out import check_ending, write_explanation
 from pipeline.explain_page import page
 from pipeline.explain_screen import _spread, print_explanation
 from pipeline.opened import OpenedRun
 from pipeline.picture import MOST, data_url, draw, image_of, largest, png
 from pipeline.stored_query import StoredQuery
+from stages.gradient import Gradient
+from stages.model import ModelSpec
+from stages.similarity import Similarity
+from stages.tracin import TracIn
 from storage import views
 
 VIEWS = """
@@ -33,12 +37,9 @@ CREATE VIEW attributions AS SELECT 'one' AS method, q AS query_id, i AS example_
 CREATE VIEW components AS SELECT method, query_id, example_id, 2.0 AS global_score,
     score / 2 AS local_score FROM attributions WHERE example_id > 14;
 CREATE VIEW support AS SELECT * FROM (VALUES
-    ('s', 5, -1, 2, 11, 0.5, 4.0), ('s', 5, -1, 1, 10, 1.5, 3.0),
-    ('s', 5, 2, NULL, NULL, NULL, NULL)
-) AS t(method, query_id, contrast, rank, example_id, global_score, local_score);
-CREATE VIEW tables.support_size AS SELECT * FROM (VALUES
-    ('s', 5, 2, 0), ('s', 5, -1, 7), ('s', 6, 2, 3)
-) AS t(method, query_id, contrast, n_support);
+    ('s', 5, -1, 2, 11, 0.5, 4.0, 7), ('s', 5, -1, 1, 10, 1.5, 3.0, 7),
+    ('s', 5, 2, NULL, NULL, NULL, NULL, 0), ('s', 6, 2, 1, 10, 1.0, 1.0, 3)
+) AS t(method, query_id, contrast, rank, example_id, global_score, local_score, n_support);
 """
 
 
@@ -118,6 +119,30 @@ def test_the_best_of_each_sign_come_with_their_parts(run: OpenedRun) -> None:
     assert StoredQuery(run, "5", 3).scores("two") == []
     assert StoredQuery(run, "5", 3).predictions() == []
     assert StoredQuery(run, "5", 3).values() == {}
+
+
+@pytest.mark.parametrize(
+    ("queries", "layer", "expected"),
+    [
+        ("label", "all", "label"),
+        ("predicted", "all", "prediction"),
+        ("label", "last", "prediction"),
+    ],
+)
+def test_scores_of_gradients_speak_for_what_these_were_taken_at(
+    queries: Any, layer: Any, expected: str
+) -> None:
+    stages = {
+        "gradient": Gradient(ModelSpec("m"), queries=queries),
+        "tracin": TracIn(layer=layer),
+        "similarity": Similarity(),
+    }
+    reads = {"tracin": "gradient" if layer == "all" else "embedding", "similarity": "embedding"}
+    finished: Any = SimpleNamespace(
+        stages=stages, sources=lambda name: {reads[name]: (reads[name], reads[name])}
+    )
+    assert _speaks_for(finished, "tracin") == expected
+    assert _speaks_for(finished, "similarity") is None
 
 
 def test_a_set_without_examples_is_a_result(run: OpenedRun) -> None:
