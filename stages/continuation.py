@@ -43,13 +43,14 @@ CONTINUATION = TableSpec(
             ("logit", pa.float64()),
             ("tf_idf", pa.float64()),
             ("context", pa.string()),
+            ("prefix", pa.list_(pa.int64())),
             ("vector", pa.list_(pa.float32())),
         ]
     ),
     key=("query_id", "token_index"),
 )
-"""A predicted token: its place in the text, what the model gave it, the text before it, and the
-hidden state that the output layer read."""
+"""A predicted token: its place in the text, what the model gave it, the text and the tokens
+before it, and the hidden state that the output layer read."""
 
 DOCUMENTS = 20_000
 """Texts of the corpus, drawn once, that document frequencies are counted in."""
@@ -85,7 +86,7 @@ class Continuation:
     seed: int = 0
     """Of the draw of documents, where the corpus has more than 20,000."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "query"
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
 
@@ -256,6 +257,7 @@ def described(
                 "probability": float(torch.softmax(logits[row], 0)[word]),
                 "logit": float(logits[row, word]),
                 "context": measurement.tokenizer.decode(ids[:at]),
+                "prefix": ids[:at],
             }
         )
     return told, states

@@ -102,6 +102,7 @@ class Measurement:
         n_outputs: Length of an output row: classes, 1, or the hidden size of an embedder.
         spec: The configuration it was made from.
         form: What the text columns hold: "text", "prompt_completion" or "messages".
+        is_masked: Whether a prompt is answered at a mask.
     """
 
     def __init__(
@@ -119,21 +120,30 @@ class Measurement:
         self.spec = spec
         self.device = device
         self.form = form
-        self._is_masked = spec.head == "label_words" and is_masked(spec)
+        self.is_masked = spec.head == "label_words" and is_masked(spec)
 
     def tokenise(self, text: pa.Table) -> Tokens:
         """The rows of a text table as tokens; a row's `text_b`, where not null, is its pair."""
         texts, pairs = text["text"].to_pylist(), text["text_b"].to_pylist()
         longest = self.spec.max_length
-        is_embedder = isinstance(self.network, PooledNetwork)
-        if self.spec.prompt is not None and not is_embedder:
+        if self.reads_prompt and self.spec.prompt is not None:
             return tokenise_prompts(
-                self.tokenizer, self.spec.prompt, texts, pairs, longest, self._is_masked
+                self.tokenizer, self.spec.prompt, texts, pairs, longest, self.is_masked
             )
-        if isinstance(self.network, CompletionNetwork):
+        if self.reads_completion:
             keeps_end = self.spec.truncation_mode == "keep_end"
             return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest, keeps_end)
         return tokenise(self.tokenizer, *plain_texts(texts, pairs, self.form), longest)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether rows are read inside the template of a prompt."""
+        return self.spec.prompt is not None and not isinstance(self.network, PooledNetwork)
+
+    @property
+    def reads_completion(self) -> bool:
+        """Whether rows are read as a causal language model is trained on them."""
+        return isinstance(self.network, CompletionNetwork)
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
         """The named rows, padded to the longest, as arguments of the network."""

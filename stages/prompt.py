@@ -17,6 +17,8 @@ from stages.model import Prompt
 from stages.networks import IGNORED
 from stages.stage import ConfigError, DataError, ModelError
 
+COLUMN_OF = {"text": 0, "text_b": 1}
+
 
 def tokenise_prompts(
     tokenizer: Any,
@@ -129,6 +131,72 @@ def tokenise_completions(
         columns["input_ids"].append(ids)
         columns["targets"].append([*targets, IGNORED])
     return Tokens(columns)
+
+
+def prompt_offsets(
+    tokenizer: Any,
+    prompt: Prompt,
+    text: str,
+    pair: str | None,
+    max_length: int,
+    is_masked: bool,
+) -> list[tuple[int, int, int]]:
+    """Column, first and behind-last character of each token that `tokenise_prompts` makes of a row.
+
+    Column 0 is the text, 1 its pair, -1 the template; -2 and no characters where a mask token was
+    taken out of the text.
+    """
+    mask = tokenizer.mask_token if is_masked else ""
+
+    def encode(filled: str) -> Any:
+        return tokenizer(filled, return_offsets_mapping=True)
+
+    parts = [t.replace(mask, " ") if mask else t for t in (text, pair or "")]
+    is_whole = parts == [text, pair or ""]
+    encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
+    spans, at = [], 0
+    for literal, name, spec, _ in string.Formatter().parse(prompt.template):
+        at += len(literal)
+        if name is not None:
+            value = {"text": parts[0], "text_b": parts[1], "mask": mask}[name]
+            length = len(_Template().format_field(value, spec or ""))
+            if name != "mask":
+                spans.append((COLUMN_OF[name], at, at + length))
+            at += length
+    found = []
+    for start, end in encoded["offset_mapping"]:
+        inside = (s for s in spans if start < end and start >= s[1] - 1 and s[1] < end <= s[2])
+        column, first, _ = next(inside, (-1, 0, 0))
+        place = (column, max(0, start - first), end - first) if column >= 0 else (-1, -1, -1)
+        found.append(place if is_whole or column < 0 else (-2, -1, -1))
+    return found
+
+
+def completion_offsets(
+    tokenizer: Any,
+    text: str,
+    pair: str | None,
+    form: str,
+    max_length: int,
+    keeps_end: bool = False,
+) -> list[tuple[int, int, int]]:
+    """The same of the tokens that `tokenise_completions` makes of a row.
+
+    A chat template keeps no account of characters: its tokens are in column -2, special ones in -1.
+    """
+    special = set(tokenizer.all_special_ids)
+    spans: list[tuple[int, int, int]] = []
+    if form == "messages":
+        ids, _ = _conversation(tokenizer, json.loads(text))
+        spans = [(-1 if i in special else -2, -1, -1) for i in ids]
+    else:
+        for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
+            encoded = tokenizer(part, add_special_tokens=column == 0, return_offsets_mapping=True)
+            kept = len(_ids(tokenizer, part, special=column == 0))
+            places = zip(encoded["input_ids"][:kept], encoded["offset_mapping"], strict=False)
+            spans += [(-1, -1, -1) if i in special else (column, *span) for i, span in places]
+        spans += [(-1, -1, -1)] * len(_end(tokenizer))
+    return spans[slice(-max_length, None) if keeps_end else slice(max_length)]
 
 
 def plain_texts(
