@@ -15,6 +15,7 @@
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
     .venv/bin/python scripts/bench.py unlabelled --data ALL  values of a corpus without classes
+    .venv/bin/python scripts/bench.py token_speed --data DIR  UDIG against the passes it needs
     .venv/bin/python scripts/bench.py explanations --data ALL
                                                              spectra against other explanations
 
@@ -53,6 +54,7 @@ CASES = (
     "retrain",
     "unlabelled",
     "explanations",
+    "token_speed",
 )
 
 
