@@ -4,6 +4,7 @@ Computed in this process, shown and not stored: a metric is a question about a r
 it, and whoever wants it again asks again.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 from pipeline.config import parse_metric, plain
 from pipeline.errors import RunError
+from pipeline.finished import Finished
 from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.task import Job, StoredInputs
@@ -47,6 +49,8 @@ def evaluate(
     """
     asked = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
+    if hasattr(asked, "model"):
+        asked = _with_model(asked, Finished(folder))
     record, store = folder.read_record(), folder.store()
     found = {read: _table(read, record["tables"], folder) for read in asked.reads}
     inputs = StoredInputs(Job(metric, _Reader(), store.url, found, threads=1), store)
@@ -70,6 +74,22 @@ def evaluate(
         "rows": rows,
         "details": details,
     }
+
+
+def _with_model(asked: Any, finished: Finished) -> Any:
+    """A metric that runs the model gets the one that its methods explain."""
+    models = {
+        name: getattr(finished.stages[name], "model", None)
+        for name in asked.methods
+        if name in finished.stages
+    }
+    different = list(dict.fromkeys(model for model in models.values()))
+    if len(different) > 1 or different == [None]:
+        raise RunError(
+            f"methods: found that {', '.join(models)} explain {len(different)} models, expected "
+            "one for all. Evaluate those of one model at a time."
+        )
+    return dataclasses.replace(asked, model=different[0]) if different else asked
 
 
 def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:

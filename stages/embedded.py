@@ -55,6 +55,17 @@ class Embedded:
         self._given: Tensor | None = None
         layer.register_forward_hook(self._replaced)
 
+    @property
+    def answers_by_place(self) -> bool:
+        """Whether the choices are places in the text, which deleting tokens would change."""
+        return bool(getattr(self.network, "answers_by_place", False))
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the only output is a number."""
+        spec = self.measurement.spec
+        return spec.head != "completion" and self.measurement.n_outputs == 1
+
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
         """The named rows as arguments of the network."""
         batch = self.measurement.batch(tokens, rows)

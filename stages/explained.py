@@ -11,11 +11,12 @@ Scores are signed so that positive raises that output, unless a method says that
 sign.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from stages.batching import Tokens
@@ -114,10 +115,16 @@ def with_probe(model: ModelSpec, reads: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def queries(
-    embedded: Embedded, inputs: Inputs, token_budget: int, continuation: str = "continuation"
+    embedded: Embedded,
+    inputs: Inputs,
+    token_budget: int,
+    continuation: str = "continuation",
+    only: Collection[int] | None = None,
 ) -> Units:
-    """What is explained of the queries of the part's own block."""
+    """What is explained of the queries of the part's own block, or of those of some ids."""
     text = inputs.table("text", "query").sort_by("id")
+    if only is not None:
+        text = text.filter(pc.is_in(text["id"], pa.array(sorted(only), pa.int64())))
     if embedded.measurement.spec.head == "completion":
         return _next_tokens(embedded, text, inputs.table(continuation), token_budget)
     tokens = embedded.measurement.tokenise(text)

@@ -4,7 +4,7 @@ Each network takes the tensors of a batch by name and returns one row of numbers
 `trained_head` names the layers of the head that fine-tuning would train beside LoRA adapters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -200,3 +200,36 @@ class UpperNetwork(nn.Module):
 
     def _brought(self, *_: Any, **__: Any) -> Tensor | None:
         return self._states
+
+
+def attention_of(
+    network: nn.Module, batch: Mapping[str, Tensor]
+) -> Float[Tensor, "rows tokens tokens"]:
+    """Weights of the last attention layer, the mean of its heads; a row's weights add up to 1.
+
+    Raises:
+        ConfigError: the network has none that can be read.
+    """
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        parts = output if isinstance(output, tuple) else (output,)
+        weights = [p for p in parts[1:] if isinstance(p, Tensor) and p.dim() == 4]
+        kept[:] = weights or kept
+
+    inner: Any = next((m for m in network.modules() if hasattr(m, "set_attn_implementation")), None)
+    if inner is not None:
+        # The fast kernels never make the weights.
+        inner.set_attn_implementation("eager")
+    hooks = [module.register_forward_hook(keep) for module in network.modules()]
+    try:
+        network(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not kept:
+        raise ConfigError(
+            f"attention: found a {type(network).__name__} that shows no attention weights, "
+            "expected one that does. Leave attention out."
+        )
+    return kept[0].mean(1)
