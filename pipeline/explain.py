@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.explain_words import words_of
 from pipeline.finished import Finished
 from pipeline.new_query import NewQuery
 from pipeline.replay import replay
@@ -35,7 +36,7 @@ def explain(
     if text is None and text_b is not None:
         raise RunError("explain: found text_b without text, expected both. Give the text, too.")
     finished = Finished(run.folder)
-    chosen, replayed = _chosen(run, finished, methods)
+    chosen, replayed, worded = _chosen(run, finished, methods)
     asked: StoredQuery | NewQuery
     if text is not None:
         _check_pairs(run, text_b)
@@ -49,7 +50,10 @@ def explain(
         "methods": [],
         "values": [],
         "spectra": [],
+        "tokens": [],
     }
+    for method in worded:
+        found["tokens"] += _words(run, asked, method, telling, bool(methods))
     for method in chosen:
         try:
             scores = asked.scores(method)
@@ -101,28 +105,55 @@ def support_title(method: str, towards: Mapping[str, Any]) -> str:
     return f"{method}, {against}: {towards['n_support']} examples support the prediction"
 
 
-def _chosen(run: Any, finished: Finished, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The pairwise methods that are asked, and those whose rounds are drawn again.
+def _chosen(run: Any, finished: Finished, wanted: Sequence[str]) -> tuple[list[str], ...]:
+    """Methods that are asked: the pairwise, those whose rounds are drawn again, those of tokens.
 
     Raises:
         RunError: a method is none of the run's, or the run has none.
     """
-    pairwise = run.methods("attributions")
+    pairwise, of_tokens = run.methods("attributions"), run.methods("tokens")
     played = [name for name, stage in finished.stages.items() if hasattr(stage, "replay")]
     for name in wanted:
-        if name not in (*pairwise, *played):
+        if name not in (*pairwise, *played, *of_tokens):
+            known = ", ".join([*pairwise, *of_tokens, *played])
             raise RunError(
-                f"found --method {name}, expected one of {', '.join([*pairwise, *played])}. "
+                f"found --method {name}, expected one of {known}. "
                 "Name one of these, or add the stage and run again."
             )
-    if not wanted and not pairwise and not any(map(run.methods, ("support", "shapley_by_query"))):
+    if (
+        not wanted
+        and not pairwise
+        and not any(map(run.methods, ("support", "shapley_by_query", "tokens")))
+    ):
         also = f" or ask for --method {played[0]}, for a single query." if played else ""
         raise RunError(
             f"{run.folder.path}: found no pairwise method in the run, expected the results of a "
             f"stage such as tracin. Add `tracin: {{}}` under `stages:` and run again{also or '.'}"
         )
-    wanted = list(dict.fromkeys(wanted)) or pairwise
-    return [m for m in wanted if m in pairwise], [m for m in wanted if m not in pairwise]
+    wanted = list(dict.fromkeys(wanted)) or [*pairwise, *of_tokens]
+    groups = (pairwise, [name for name in played if name not in pairwise], of_tokens)
+    return tuple([name for name in wanted if name in group] for group in groups)
+
+
+def _words(
+    run: Any, asked: Any, method: str, telling: Telling, is_wanted: bool
+) -> list[dict[str, Any]]:
+    """What a token method says of the words of each output; nothing where it cannot be asked."""
+    try:
+        rows, names = asked.tokens(method)
+    except RunError as error:
+        if is_wanted:
+            raise
+        telling.say(f"left out: {error}")
+        return []
+    classes = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
+    found = []
+    for output in sorted({row["output"] for row in rows}):
+        own = [row for row in rows if row["output"] == output]
+        name = names.get(output) or classes.get(output)
+        words = words_of(own, asked.facts)
+        found.append({"method": method, "output": output, "output_name": name, "words": words})
+    return found
 
 
 def _speaks_for(finished: Finished, method: str) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from pipeline import explain_words
 from pipeline.explain import support_title, title
 from pipeline.explain_screen import SIGN, numbers, told_predictions
 from pipeline.picture import Image, data_url, largest
@@ -28,6 +29,7 @@ ol.spectrum { display: flex; gap: .5rem; overflow-x: auto; padding-bottom: .4rem
 ol.spectrum li { flex: 0 0 min(15rem, 75vw); margin: 0; }
 .bar { height: .3rem; border-radius: .2rem; margin: .1rem 0 .35rem; background: var(--soft); }
 .helpful .bar { background: var(--help); } .harmful .bar { background: var(--harm); }
+.words { font-size: 1.05rem; line-height: 1.9; } .words span { border-radius: .2rem; }
 img { image-rendering: pixelated; width: 5rem; height: auto; display: block; margin: .2rem 0; }
 """
 
@@ -42,6 +44,9 @@ def page(found: Mapping[str, Any], images: Images) -> str:
     body = [f'<p class="soft">Why did the model say that? {escape(found["run_id"])}</p>']
     body += [f"<h1>{escape(heading)}</h1>", _image(None, images, white)]
     body += [f"<p>{escape(line)}</p>" for line in told_predictions(found)]
+    for entry in found["tokens"]:
+        name = escape(explain_words.title(entry))
+        body.append(f"<section><h2>{name}</h2>{explain_words.on_page(entry, query)}</section>")
     if found["methods"] or found["values"]:
         body.append(f'<p class="soft">{SIGN}</p>')
     for entry in [*found["methods"], *found["values"]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from pipeline import explain_words
 from pipeline.explain import support_title, title
 from pipeline.stored_query import Rows
 from pipeline.terminal import show, table
@@ -25,6 +26,9 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
     show(" | ".join(text for text in (query["text"], query["text_b"]) if text))
     for line in told_predictions(found):
         show(line)
+    for entry in found["tokens"]:
+        show(f"\n{explain_words.title(entry)}")
+        show(explain_words.on_terminal(entry, query))
     if found["methods"] or found["values"]:
         show(SIGN)
     for entry in [*found["methods"], *found["values"]]:

@@ -100,6 +100,13 @@ class NewQuery:
         tables = self.rows(method)
         return tables["support"].to_pylist(), tables["support_size"].to_pylist()
 
+    def tokens(self, method: str) -> tuple[Rows, dict[int, str | None]]:
+        """Its tokens with their scores by a token method, and names of the outputs explained."""
+        tables = self.rows(method)
+        named = tables["explained"].to_pylist()
+        rows: Rows = tables["token"].to_pylist()
+        return rows, {row["output"]: row["output_name"] for row in named}
+
     def rows(self, instance: str) -> Tables:
         """What an instance writes for the text, by table, in key order; computed once.
 

@@ -84,6 +84,14 @@ class StoredQuery:
         )
         return dicts(rows), dicts(sizes)
 
+    def tokens(self, method: str) -> tuple[Rows, dict[int, str | None]]:
+        """Its tokens with their scores by a token method, and names of the outputs explained."""
+        rows = self._run.sql(f"SELECT * FROM tokens WHERE {self._is_own(method)}")
+        names = self._run.sql(
+            f"SELECT output, output_name FROM explained WHERE {self._is_own(method)}"
+        )
+        return dicts(rows), {row["output"]: row["output_name"] for row in dicts(names)}
+
     def _is_own(self, method: str) -> str:
         return f"method = {quoted(method)} AND query_id = {self.id}"
 

