@@ -106,7 +106,8 @@ def test_help_shows_an_example(assay: Any) -> None:
         (
             ["robustnes"],
             "found no metric 'robustnes', expected one of agreement, contamination, "
-            "robustness, specificity, support_size. Did you mean robustness?",
+            "faithfulness, removal, robustness, specificity, support_size. Did you mean "
+            "robustness?",
         ),
         (["robustness", "--set", "exampls=3"], "exampls: found an unknown key"),
         (["robustness", "--set", "examples=x"], "robustness: examples: found 'x', expected"),
