@@ -19,7 +19,7 @@ from pipeline.settings import Run
 from stages import ingest
 from stages.loading import fingerprint
 from stages.shard import content_hash, cut
-from stages.source import Task
+from stages.source import LABELLED, Task
 from stages.stage import ConfigError, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import TableSpec
@@ -112,7 +112,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
             "task": examples.task,
             "classes": list(examples.classes),
             "label_kind": examples.label_kind,
-            "column": run.corpus.label if examples.task != "completion" else None,
+            "column": run.corpus.label if examples.task in LABELLED else None,
             "is_declared": run.corpus.classes is not None,
             "flip_labels": run.corpus.flip_labels and dataclasses.asdict(run.corpus.flip_labels),
             "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),

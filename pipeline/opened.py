@@ -90,7 +90,7 @@ class OpenedRun:
         )
 
     def task(self) -> str:
-        """What a model learns from a row: classification, regression or completion."""
+        """The `task` of the corpus (`stages.source.Task`)."""
         return str(self._facts("label").get("task", "classification"))
 
     def flag(self, top: int | None = None, method: str | None = None) -> Any:

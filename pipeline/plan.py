@@ -184,6 +184,12 @@ def _check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
             f"{' or '.join(tasks)}, which is what {stage_name(stage)} works on. Leave the stage "
             "out, or correct the corpus's task."
         )
+    head = getattr(getattr(stage, "model", None), "head", None)
+    if head == "span" and corpus.task != "question_answering":
+        raise ConfigFileError(
+            f"stages.{instance}: found head: span with a corpus of task: {corpus.task}, expected "
+            "task: question_answering. Set it in corpus, or another head in model."
+        )
     if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
         raise ConfigFileError(
             f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "

@@ -235,6 +235,7 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
         "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
         "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
         "completion": "SELECT text, text_b FROM examples LIMIT 20",
+        "question_answering": "SELECT text_b AS question, text FROM examples LIMIT 20",
     }
     statements = {
         "label_issues": "SELECT text, given_label, suggested_label, label_score FROM label_issues "
@@ -245,6 +246,7 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
         "examples ON id = example_id WHERE role = 'example' ORDER BY loss DESC LIMIT 20",
         "runs": "SELECT instance, stage, rows, bytes, seconds FROM runs",
         "rejected": "SELECT reason, count(*) FROM rejected GROUP BY ALL",
+        "answers": "SELECT question, answer, probability FROM answers LIMIT 20",
         "examples": of_examples[task],
     }
     if task != "regression":

@@ -162,7 +162,11 @@ def _unit(stage: Any) -> str:
 def _told_task(corpus: Any) -> str:
     if corpus.task == "classification":
         return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
-    return {"regression": "targets of a regression", "completion": "texts to complete"}[corpus.task]
+    return {
+        "regression": "targets of a regression",
+        "completion": "texts to complete",
+        "question_answering": "texts with questions",
+    }[corpus.task]
 
 
 def told_seconds(seconds: float) -> str:

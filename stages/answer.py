@@ -26,7 +26,7 @@ class Answers(NamedTuple):
 
 
 def task_of(inputs: Inputs) -> str:
-    """What a model learns from a row of the corpus: classification, regression or completion."""
+    """The `task` of the corpus (`stages.source.Task`)."""
     return str(inputs.details("label").get("task", "classification"))
 
 

@@ -76,6 +76,45 @@ def tokenise(
     return Tokens(columns)
 
 
+def tokenise_questions(
+    tokenizer: Any, questions: Sequence[str | None], texts: Sequence[str], max_length: int
+) -> Tokens:
+    """Each question and then the text it asks about; `is_context` marks tokens of the text.
+
+    Rows longer than `max_length` lose the end of the text, and with a question of more than half of
+    it also the end of the question.
+    """
+    rows = [
+        encode_question(tokenizer, question, text, max_length)
+        for question, text in zip(questions, texts, strict=True)
+    ]
+    names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+    columns = {name: [list(row[name]) for row in rows] for name in names}
+    parts = [[int(part == 1) for part in row.sequence_ids(0)] for row in rows]
+    return Tokens({**columns, "is_context": parts})
+
+
+def encode_question(tokenizer: Any, question: str | None, text: str, max_length: int) -> Any:
+    """One row of `tokenise_questions` as the tokenizer gives it, with its offsets.
+
+    Raises:
+        DataError: there is no question.
+    """
+    if question is None:
+        raise DataError(
+            f"text: found no question about {text[:40]!r}, expected one in every row, for head: "
+            "span. Set task: question_answering, or another head."
+        )
+    is_long = len(tokenizer(question)["input_ids"]) > max_length // 2
+    return tokenizer(
+        question,
+        text,
+        truncation="longest_first" if is_long else "only_second",
+        max_length=max_length,
+        return_offsets_mapping=True,
+    )
+
+
 def batches(
     lengths: Int[np.ndarray, " rows"], token_budget: int
 ) -> Iterator[Int[np.ndarray, " batch"]]:

@@ -53,6 +53,8 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
     linear = [(shape.inputs, shape.outputs) for shape in map(shape_of, layers)]
     if model.head == "completion" and n_classes is not None:
         linear.append((config.hidden_size, config.vocab_size))
+    elif model.head == "span" and n_classes is not None:
+        linear.append((config.hidden_size, 2))
     elif model.head != "checkpoint" and n_classes is not None:
         linear.append((config.hidden_size, n_classes))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from difflib import get_close_matches
 
-from stages.source import Source
+from stages.source import LABELLED, Source
 from stages.stage import DataError, Role
 
 OWN = (
@@ -21,9 +21,13 @@ def with_columns(source: Source, found: list[str]) -> Source:
     Raises:
         DataError: no column is named for a completion, and none is there under a usual name.
     """
-    if source.task != "completion":
+    if source.task in LABELLED:
         return source
     source = replace(source, label=None)
+    if source.task == "question_answering":
+        is_given = source.text != "text" or "text" in found
+        text = source.text if is_given else "context"
+        return replace(source, text=text, text_b=source.text_b or "question")
     if source.prompt or source.messages:
         return replace(source, text=None)
     if source.text not in (None, "text"):

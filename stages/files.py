@@ -241,6 +241,8 @@ def _undated(table: pa.Table, files: list[str], source: Source) -> pa.Table:
     if source.task == "completion":
         # A cell of `messages` is a list; a string of prose is no date.
         named |= {source.prompt, source.completion, "prompt", "completion"}
+    if source.task == "question_answering":
+        named |= {"context", "question"}
     for name in named & set(table.column_names):
         at = table.column_names.index(name)
         if pa.types.is_temporal(table.column(at).type):

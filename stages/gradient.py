@@ -20,7 +20,7 @@ lowers the loss of the other.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,6 @@ from stages.feature_pass import Passes, make_features, open_passes, pass_cost, v
 from stages.feature_rows import DType, Told, diagnostic_rows, feature_rows
 from stages.measurement import UNLABELLED, ModelSpec, row_loss
 from stages.projection import Precision, Projection
-from stages.source import Task
 from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Work
 from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
 from stages.token_gradient import token_rows
@@ -146,7 +145,9 @@ class Gradient:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Those with classes, where they are predicted."""
-        return ("classification",) if self.queries == "predicted" else get_args(Task)
+        if self.queries == "predicted":
+            return ("classification",)
+        return ("classification", "regression", "completion")
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from stages.loaded import Loaded, compact, is_text, typed
 from stages.loading import load
 from stages.rejection import REASONS, mark, mark_repeated
 from stages.review import correct
-from stages.source import Source, Task
+from stages.source import LABELLED, Source, Task
 from stages.stage import ConfigError, DataError, Role
 from stages.target import read_targets
 from stages.text import Format, read_texts
@@ -48,7 +48,7 @@ LABEL = TableSpec(
     ),
     ("id",),
 )
-"""The class of a row, or the number it should get in a regression; a completion has neither."""
+"""The class of a row, or the number it should get in a regression; other tasks have neither."""
 EXTRA = TableSpec(
     "extra",
     pa.schema([*_ID_ROLE, ("source_id", pa.string()), ("row_number", pa.int64())]),
@@ -82,7 +82,7 @@ class Corpus(NamedTuple):
     classes: tuple[str, ...]
     """Names of the classes by index; empty for a source without labels and for other tasks."""
     label_kind: Literal["int", "str", "classlabel", "float", "none"]
-    """What the label column held: of a regression "float", of a completion "none"."""
+    """What the label column held: of a regression "float", of a task without labels "none"."""
     columns: list[dict[str, str]]
     """The source's columns in order: `name` there, `stored` name in `rows`."""
     has_number_ids: bool
@@ -103,7 +103,7 @@ class Corpus(NamedTuple):
     @property
     def n_unlabelled(self) -> int:
         """Rows without the label or target that their task has."""
-        if self.task == "completion":
+        if self.task not in LABELLED:
             return 0
         return int(self.rows["target" if self.task == "regression" else "label"].null_count)
 
@@ -228,7 +228,7 @@ def _read_answers(
     role: Role,
 ) -> _Answers:
     no_code, no_target = np.full(len(reasons), -1), np.full(len(reasons), np.nan)
-    if source.task == "completion":
+    if source.task not in LABELLED:
         return _Answers(no_code, no_target, (), "none")
     if source.task == "regression":
         targets = read_targets(source, loaded, reasons, role)
@@ -245,7 +245,7 @@ def _check_role(source: Source, role: Role) -> None:
         raise ConfigError(
             "flip_labels: found on queries, expected on the corpus only. Remove it there."
         )
-    if role == "example" and source.label is None and source.task != "completion":
+    if role == "example" and source.label is None and source.task in LABELLED:
         raise ConfigError(
             f"{source.path}: found label: null for examples, expected the name of a column. "
             "Set label; only queries may lack one."

@@ -8,6 +8,7 @@ measures depends on `head` and on what the corpus asks for:
 | probe, random, checkpoint, label_words | one logit per class | cross-entropy of the class, nats |
 | probe, random or checkpoint with one output | the predicted number | (output - target)^2 |
 | completion | log-likelihood of the completion, nats | its negative |
+| span | two logits for each token: the answer starts, or ends, there | none |
 
 A smaller loss is a better model, so a score made of loss gradients carries a minus sign of its own
 to make positive mean "helps". A **query** is measured by the logit of one class, or by its only
@@ -29,10 +30,16 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stages.batching import Tokens, matrix_of, pad, tokenise
+from stages.batching import Tokens, matrix_of, pad, tokenise, tokenise_questions
 from stages.checkpoint import NetworkSize, network_size
 from stages.model import ModelSpec, fingerprint, resolve
-from stages.networks import IGNORED, CompletionNetwork, PooledNetwork, mean_pool
+from stages.networks import (
+    IGNORED,
+    CompletionNetwork,
+    PooledNetwork,
+    SpanNetwork,
+    mean_pool,
+)
 from stages.prompt import plain_texts, tokenise_completions, tokenise_prompts
 from stages.stage import ConfigError, DataError, Inputs, ModelError
 from stages.weights import (
@@ -41,6 +48,7 @@ from stages.weights import (
     load_checkpoint,
     load_completion,
     load_label_words,
+    load_span,
     load_tokenizer,
     load_trunk,
 )
@@ -133,7 +141,14 @@ class Measurement:
         if self.reads_completion:
             keeps_end = self.spec.truncation_mode == "keep_end"
             return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest, keeps_end)
+        if self.reads_question:
+            return tokenise_questions(self.tokenizer, pairs, texts, longest)
         return tokenise(self.tokenizer, *plain_texts(texts, pairs, self.form), longest)
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether rows are a question and the text that it asks about."""
+        return isinstance(self.network, SpanNetwork)
 
     @property
     def reads_prompt(self) -> bool:
@@ -151,8 +166,11 @@ class Measurement:
         pad_id = self.tokenizer.pad_token_id or 0
         return pad(tokens, rows, pad_id, self.device)
 
-    def outputs(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows outputs"]:
-        """Logits of a classifier, log-likelihoods of completions, embeddings of an embedder."""
+    def outputs(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows ..."]:
+        """Logits of a classifier, log-likelihoods of completions, embeddings of an embedder.
+
+        One row each; for head: span a matrix each, (2, tokens).
+        """
         return forward(self.network, batch)
 
     def has_target(self, tokens: Tokens) -> list[bool]:
@@ -173,7 +191,8 @@ class Measurement:
 
         first, second = draw(), pa.nulls(n_rows, pa.string())
         prompt = self.spec.prompt
-        if self.form == "prompt_completion" or (prompt and "text_b" in prompt.template):
+        is_prompted = prompt and "text_b" in prompt.template
+        if self.form == "prompt_completion" or is_prompted or self.reads_question:
             second = pa.array(draw())
         if self.form == "messages":
             first = [
@@ -197,6 +216,8 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
     network: nn.Module
     if model.head == "completion":
         network, n_outputs = load_completion(model), 1
+    elif model.head == "span":
+        network, n_outputs = load_span(model), 2
     elif model.head == "label_words":
         network, n_outputs = load_label_words(model, tokenizer)
     elif model.head == "checkpoint":

@@ -106,10 +106,11 @@ class ModelSpec:
     """Local folder, hub id, or `package:<module>/<folder>` for weights inside a Python package."""
     revision: str | None = None
     """Branch, tag or commit, for a hub id only."""
-    head: Literal["probe", "random", "checkpoint", "label_words", "completion"] = "probe"
+    head: Literal["probe", "random", "checkpoint", "label_words", "completion", "span"] = "probe"
     """What turns hidden states into outputs: a probe that the run fits, a random layer, the
-    classifier or regressor of the checkpoint, the label words of `prompt`, or the output layer of a
-    causal language model whose completions are measured."""
+    classifier or regressor of the checkpoint, the label words of `prompt`, the output layer of a
+    causal language model whose completions are measured, or the checkpoint's logits of where an
+    answer starts and ends."""
     num_labels: int | None = None
     """Outputs of a random head, 1 for a regression; the other heads know their own."""
     max_length: int = 128

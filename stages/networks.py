@@ -150,6 +150,30 @@ class CompletionNetwork(nn.Module):
         return found.unsqueeze(1)
 
 
+class SpanNetwork(nn.Module):
+    """A question-answering model: logits of where the answer starts (0) and ends (1), by token.
+
+    An answer is a piece of the text that is asked about: other tokens have the least logit that
+    there is.
+    """
+
+    trained_head = ()
+    answers_by_place = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, is_context: Int[Tensor, "rows tokens"], **batch: Tensor
+    ) -> Float[Tensor, "rows two tokens"]:
+        """Both distributions of each row; `is_context` marks the tokens of the text."""
+        found = self.model(**batch)
+        logits = torch.stack([found.start_logits, found.end_logits], dim=1)
+        least = torch.finfo(logits.dtype).min
+        return logits.masked_fill(is_context[:, None] == 0, least)
+
+
 class TokenNetwork(nn.Module):
     """The trunk of a language model: its output is the last hidden state of every token.
 

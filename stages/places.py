@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from stages.batching import Tokens
+from stages.batching import Tokens, encode_question
 from stages.measurement import Measurement
 from stages.prompt import completion_offsets, plain_texts, prompt_offsets
 from stages.stage import ModelError
@@ -109,11 +109,16 @@ def _spans(measurement: Measurement, first: str, second: str | None) -> list[tup
         return completion_offsets(
             tokenizer, first, second, measurement.form, spec.max_length, keeps_end
         )
-    (one,), (other,) = plain_texts([first], [second], measurement.form)
-    encoded = tokenizer(
-        one, other, truncation=True, max_length=spec.max_length, return_offsets_mapping=True
-    )
-    parts = encoded.sequence_ids(0)
+    if measurement.reads_question:
+        # The second column, the question, is read first.
+        encoded = encode_question(tokenizer, second, first, spec.max_length)
+        parts = [None if part is None else 1 - part for part in encoded.sequence_ids(0)]
+    else:
+        (one,), (other,) = plain_texts([first], [second], measurement.form)
+        encoded = tokenizer(
+            one, other, truncation=True, max_length=spec.max_length, return_offsets_mapping=True
+        )
+        parts = encoded.sequence_ids(0)
     spans = [
         NOWHERE if part is None else (part, start, end)
         for part, (start, end) in zip(parts, encoded["offset_mapping"], strict=True)

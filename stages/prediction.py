@@ -34,6 +34,7 @@ class Prediction:
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion")
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
     """Fresh adapters change no output."""
 

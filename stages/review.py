@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from stages.loaded import Loaded
 from stages.loading import load_file
-from stages.source import Task
+from stages.source import LABELLED, Task
 from stages.stage import DataError
 from stages.target import parse_number
 
@@ -18,7 +18,7 @@ def correct(
 
     Raises:
         DataError: the review cannot be read, or names unknown rows, decisions or labels; a
-            completion is to be fixed, which has no label.
+            row is to be fixed whose task has no labels.
     """
     reviewed = load_file(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
@@ -72,10 +72,10 @@ def correct(
 
 def _answer(where: str, name: Any, task: Task, classes: tuple[str, ...]) -> int | float:
     """The class or the number that a person wrote in new_label."""
-    if task == "completion":
+    if task not in LABELLED:
         raise DataError(
-            f"{where}: found decision fix, expected accept, drop or nothing: a completion has no "
-            "label. Correct the text in the source instead."
+            f"{where}: found decision fix, expected accept, drop or nothing: rows of task: {task} "
+            "have no label. Correct the text in the source instead."
         )
     if task == "regression":
         number = parse_number(str(name))

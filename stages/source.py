@@ -19,7 +19,9 @@ KINDS = {
     ".tsv": "csv",
 }
 ENDINGS = ", ".join(KINDS)
-Task = Literal["classification", "regression", "completion"]
+Task = Literal["classification", "regression", "completion", "question_answering"]
+LABELLED: tuple[Task, ...] = ("classification", "regression")
+"""Tasks whose rows have a label; the others are their own target, or have none."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Source:
     split: str | None = None
     """Split expression such as `train`, `train[:1000]` or `train[:50%]+test`; files are `train`."""
     task: Task = "classification"
-    """What a model learns from a row: its class, its number, or the text it should write. Queries
-    have the task of the corpus."""
+    """What a model learns from a row: its class, its number, the text it should write, or where in
+    a text a question is answered. Queries have the task of the corpus."""
     text: str | None = "text"
-    """Column of the text; null for rows that are vectors alone."""
+    """Column of the text; null for rows that are vectors alone. Of question answering, the text
+    that is asked about: by itself `text`, or else `context`."""
     text_b: str | None = None
-    """Column of the second text of a pair."""
+    """Column of the second text of a pair; of question answering, of the question, by itself
+    `question`."""
     prompt: str | None = None
     """Completion: column of what is given; a row's may be empty. Goes with `completion`."""
     completion: str | None = None
@@ -72,8 +76,8 @@ class Source:
     """Vectors that are there already: a column of lists of numbers, or a `.npy` file with one row
     per row of the source as the split expression gives them. They are kept in float32."""
     label: str | None = "label"
-    """Column of the class or, for a regression, of the number; null for queries without labels. A
-    completion has none."""
+    """Column of the class or, for a regression, of the number; null for queries without labels.
+    Other tasks have none: known answers to questions are carried along as any column."""
     id: str | None = None
     """Column that identifies a row for good; without one, the row's number does."""
     classes: tuple[str, ...] | None = None
@@ -100,8 +104,18 @@ class Source:
                 "List every class once, in the order of the label's indices."
             )
         self._check_task()
+        if self.task not in LABELLED and self.label not in (None, "label"):
+            raise ConfigError(
+                f"label: found {self.label} with task: {self.task}, expected none: its rows are "
+                "not labelled. Remove label; the column is carried along."
+            )
         if self.task == "completion":
             self._check_completion()
+        elif self.task == "question_answering" and self.text is None:
+            raise ConfigError(
+                "text: found null with task: question_answering, expected the column of the text "
+                "that is asked about. Name it."
+            )
         elif self.text is None and (self.features is None or self.text_b is not None):
             raise ConfigError(
                 f"text: found null with features: {self.features} and text_b: {self.text_b}, "
@@ -125,12 +139,10 @@ class Source:
                 )
 
     def _check_completion(self) -> None:
-        if self.text_b is not None or self.label not in (None, "label"):
-            name = "text_b" if self.text_b is not None else "label"
+        if self.text_b is not None:
             raise ConfigError(
-                f"{name}: found {getattr(self, name)} with task: completion, expected none: a "
-                f"completion is its own target. Remove {name}; for a pair of texts name prompt and "
-                "completion."
+                f"text_b: found {self.text_b} with task: completion, expected none. Remove text_b; "
+                "for a pair of texts name prompt and completion."
             )
         if (self.prompt is None) != (self.completion is None):
             raise ConfigError(

@@ -14,7 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from stages.checkpoint import quiet, without_pooler
 from stages.drawing import generator_of
 from stages.model import Lora, ModelSpec, adapter_folder, resolve
-from stages.networks import CheckpointNetwork, CompletionNetwork, MaskedWordNetwork, NextWordNetwork
+from stages.networks import (
+    CheckpointNetwork,
+    CompletionNetwork,
+    MaskedWordNetwork,
+    NextWordNetwork,
+    SpanNetwork,
+)
 from stages.prompt import label_word_ids
 from stages.stage import ConfigError, ModelError
 
@@ -86,6 +92,12 @@ def load_label_words(model: ModelSpec, tokenizer: Any) -> tuple[nn.Module, int]:
     with torch.no_grad():
         _refuse_other_logits(model, network(input_ids=probe).logits, wanted)
     return MaskedWordNetwork(network, name), len(ids)
+
+
+def load_span(model: ModelSpec) -> nn.Module:
+    """A question-answering model as it was saved."""
+    loader = _auto.AutoModelForQuestionAnswering
+    return SpanNetwork(_adapted(model, _load(model, loader, "a question-answering model")))
 
 
 def load_completion(model: ModelSpec) -> nn.Module:
