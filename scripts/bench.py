@@ -16,6 +16,8 @@
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
     .venv/bin/python scripts/bench.py unlabelled --data ALL  values of a corpus without classes
     .venv/bin/python scripts/bench.py token_speed --data DIR  UDIG against the passes it needs
+    .venv/bin/python scripts/bench.py token_quality --data ALL --models DIR
+                                                             token methods against each other
     .venv/bin/python scripts/bench.py explanations --data ALL
                                                              spectra against other explanations
 
@@ -55,6 +57,7 @@ CASES = (
     "unlabelled",
     "explanations",
     "token_speed",
+    "token_quality",
 )
 
 
