@@ -18,6 +18,8 @@
     .venv/bin/python scripts/bench.py token_speed --data DIR  UDIG against the passes it needs
     .venv/bin/python scripts/bench.py token_quality --data ALL --models DIR
                                                              token methods against each other
+    .venv/bin/python scripts/bench.py token_smoothing --data ALL --models DIR
+                                                             LAFA against what it smooths
     .venv/bin/python scripts/bench.py explanations --data ALL
                                                              spectra against other explanations
 
@@ -58,6 +60,7 @@ CASES = (
     "explanations",
     "token_speed",
     "token_quality",
+    "token_smoothing",
 )
 
 

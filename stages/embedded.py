@@ -157,7 +157,7 @@ def differentiate(
     logit there, whichever it is. Cost: a forward pass and one backward pass without any weight
     gradient, for every point.
     """
-    counts = np.asarray(n_points)
+    counts = np.asarray(n_points, np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)
     point = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
     lengths = tokens.lengths

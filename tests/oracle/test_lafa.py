@@ -231,6 +231,15 @@ def test_neighbours_within_a_quantile_and_of_one_class(
     assert max(sizes) > 0
 
 
+def test_without_any_neighbour_the_base_remains(inputs: Any, spec: Any) -> None:
+    support = pa.table(
+        {"query_id": [100], "contrast": [GENERAL], "rank": [1], "example_id": [None]},
+        schema=pa.schema([(n, pa.int64()) for n in ("query_id", "contrast", "rank", "example_id")]),
+    ).slice(0, 0)
+    stage = Lafa(spec, neighbours="spectrum")
+    check(inputs(support=support), spec, stage, lambda query, _: [])
+
+
 def test_neighbours_of_a_spectrum_and_of_values(inputs: Any, spec: Any) -> None:
     support = pa.table(
         {
