@@ -272,7 +272,7 @@ def select(
     "--method",
     "methods",
     multiple=True,
-    help="A pairwise method, by default all; freeshap draws its rounds again for this query.",
+    help="A method of pairs or of words, by default all; freeshap draws its rounds again.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=5, help="Examples of each sign.")
 @click.option(

@@ -41,25 +41,29 @@ def words_of(rows: Rows, query: Mapping[str, Any]) -> Rows:
     return found
 
 
-def pieces(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def pieces(
+    entry: Mapping[str, Any], query: Mapping[str, Any]
+) -> Iterator[tuple[str, float | None]]:
     """The text in pieces from beginning to end, each with its share of the largest score, -1 to 1.
 
-    What lies between words has the share 0; words of no place in the text come at the end.
+    What lies between words has none; words of no place in the text come at the end, or alone where
+    none has a place, as in the layout of a conversation.
     """
     words = entry["words"]
     largest = max((abs(word["score"]) for word in words), default=0.0) or 1.0
+    is_laid_out = bool(words) and all(word["char_start"] is None for word in words)
     for column in COLUMNS:
         whole, at = query[column], 0
-        if not whole:
+        if not whole or is_laid_out:
             continue
         if column == "text_b":
-            yield " | ", 0.0
+            yield " | ", None
         own = [w for w in words if w["text_column"] == column and w["char_start"] is not None]
         for word in sorted(own, key=lambda word: int(word["char_start"])):
-            yield whole[at : word["char_start"]], 0.0
+            yield whole[at : word["char_start"]], None
             yield whole[word["char_start"] : word["char_end"]], word["score"] / largest
             at = word["char_end"]
-        yield whole[at:], 0.0
+        yield whole[at:], None
     for word in words:
         if word["char_start"] is None:
             yield word["word"], word["score"] / largest
@@ -75,6 +79,7 @@ def on_terminal(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Text:
     """The text in colours, which a terminal shows and a file loses, and its strongest words."""
     told = Text()
     for text, share in pieces(entry, query):
+        share = share or 0.0
         # Weak words are pale and strong ones dark, on light and dark terminals alike.
         red, green, blue = (
             round(255 + (part - 255) * abs(share)) for part in (GREEN if share > 0 else RED)
@@ -91,7 +96,7 @@ def on_page(entry: Mapping[str, Any], query: Mapping[str, Any]) -> str:
     largest = max((abs(word["score"]) for word in entry["words"]), default=0.0) or 1.0
     parts = []
     for text, share in pieces(entry, query):
-        if share == 0:
+        if share is None:
             parts.append(escape(text))
             continue
         red, green, blue = GREEN if share > 0 else RED

@@ -43,7 +43,8 @@ class Places(NamedTuple):
     word: list[int | None]
     """Number of the word in the row, from 0."""
     token: list[str]
-    """The characters of the text, or else what the tokenizer calls the token."""
+    """The characters of the text; what the token reads where their place is unknown; or, of what is
+    no piece of it, what the tokenizer calls the token."""
 
 
 def locate(measurement: Measurement, text: pa.Table, tokens: Tokens) -> list[Places]:
@@ -149,7 +150,8 @@ def _places(
             start.append(None)
             end.append(None)
             word.append(None)
-            token.append(tokenizer.convert_ids_to_tokens(i))
+            known = where == SOMEWHERE[0]
+            token.append(tokenizer.decode([i]) if known else tokenizer.convert_ids_to_tokens(i))
             continue
         text = texts[where]
         while first < last and text[first].isspace():

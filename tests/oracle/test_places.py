@@ -1,5 +1,7 @@
 """Offsets of tokens, for every way in which a text reaches a model."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+import transformers
 
 from stages.batching import Tokens
 from stages.explained import load_embedded, queries
@@ -162,3 +165,25 @@ def test_the_next_token_of_a_language_model(memory: Any, saved: Any, text: pa.Ta
     ):
         own = found.filter(pc.equal(found["query_id"], query))["score"].to_numpy()
         np.testing.assert_allclose(own.sum(), value - start, rtol=2e-2, atol=1e-4)
+
+
+def test_a_conversation_reads_as_it_is_laid_out(memory: Any, saved: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(saved("gpt2", "CausalLM"), folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    turns = [{"role": "user", "content": "good film"}, {"role": "assistant", "content": "not bad"}]
+    text = pa.table(
+        {
+            "id": [0],
+            "role": ["query"],
+            "text": [json.dumps(turns)],
+            "text_b": pa.nulls(1, pa.string()),
+        }
+    )
+    _, (own,) = located(memory, ModelSpec(str(folder), head="completion"), text, "messages")
+    read = "".join(token for token, moved in zip(own.token, own.is_moved, strict=True) if moved)
+    assert "good film" in read
+    assert "not bad" in read
+    assert set(own.start) == {None}

@@ -3,8 +3,6 @@
 import re
 from typing import Any
 
-import pytest
-
 from pipeline.explain_words import on_page, on_terminal, pieces, title, words_of
 
 QUERY = {"text": "slowly <good>", "text_b": "no"}
@@ -64,9 +62,22 @@ def test_terminal_and_page_show_sign_and_strength() -> None:
     assert title(entry) == "ig, words for bad"
 
 
-@pytest.mark.parametrize("words", [[], [{**words_of(ROWS, QUERY)[0], "score": 0.0}]])
-def test_nothing_to_show_is_the_plain_text(words: list[dict[str, object]]) -> None:
-    entry = {"words": words, "method": "ig", "output_name": None}
+def test_nothing_to_show_is_the_plain_text() -> None:
+    entry: dict[str, Any] = {"words": [], "method": "ig", "output_name": None}
     assert "".join(text for text, _ in pieces(entry, QUERY)) == "slowly <good> | no"
     assert "<span" not in on_page(entry, QUERY)
     assert title(entry) == "ig, words"
+
+
+def test_a_score_of_zero_is_told() -> None:
+    entry = {"words": [{**words_of(ROWS, QUERY)[0], "score": 0.0}], "method": "ig"}
+    assert '<span title="+0" style="background: rgba(170, 45, 35, 0.00)">slowly</span>' in on_page(
+        entry, QUERY
+    )
+
+
+def test_a_conversation_is_what_the_model_read() -> None:
+    rows = [token(at, text, None, None, None, 0.5) for at, text in enumerate(["user", " hi"])]
+    query = {"text": '[{"role":"user","content":"hi"}]', "text_b": None}
+    entry = {"words": words_of(rows, query), "method": "ig", "output_name": None}
+    assert on_terminal(entry, query).plain.startswith("user hi\n")
