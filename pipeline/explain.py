@@ -47,6 +47,7 @@ def explain(
         "run_id": run.record["run_id"],
         "query": asked.facts,
         "predictions": asked.predictions(),
+        "answers": asked.answers(),
         "methods": [],
         "values": [],
         "spectra": [],

@@ -47,7 +47,7 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
 
 
 def told_predictions(found: Mapping[str, Any]) -> list[str]:
-    """A line for each prediction, or one that there is none, with the label of the query."""
+    """A line for each prediction and answer, or one that there is none, with the query's label."""
     query = found["query"]
     label = f"; label {query['label']}" if query["label"] is not None else "; no label"
     lines = []
@@ -57,6 +57,10 @@ def told_predictions(found: Mapping[str, Any]) -> list[str]:
         else:
             said = f"{row['predicted']}, confidence {row['confidence']:.3f}"
         lines.append(f"The {row['source']} ({row['method']}) says {said}{label}")
+    for row in found["answers"]:
+        if row["answer"] is not None:
+            said = f"{row['answer']}, probability {row['probability']:.3f}"
+            lines.append(f"{row['method']} answers: {said}")
     return lines or [f"No prediction{label}"]
 
 

@@ -86,6 +86,16 @@ class NewQuery:
             found.append(row)
         return found
 
+    def answers(self) -> Rows:
+        """What question-answering models take for the answer."""
+        kept = ("answer", "char_start", "char_end", "probability")
+        found = []
+        for instance, stage in self._finished.stages.items():
+            if stage.writes[0].name == "answer":
+                (row,) = self.rows(instance)["answer"].to_pylist()
+                found.append({"method": instance, **{name: row[name] for name in kept}})
+        return found
+
     def scores(self, method: str) -> Rows:
         """What a pairwise method says of the text and every example that it keeps."""
         rows: Rows = self.rows(method)["attribution"].to_pylist()

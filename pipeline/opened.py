@@ -171,7 +171,9 @@ class OpenedRun:
     ) -> dict[str, Any]:
         """What each method says of a prediction, as plain values.
 
-        Keys: run_id; query (query_id, source_id, text, text_b, label); predictions; methods, each
+        Keys: run_id; query (query_id, source_id, text, text_b, label); predictions; answers, where
+        the query is a question about a text; tokens, per token method and output the words with
+        their scores; methods, each
         with its helpful and harmful examples (example_id, source_id, text, text_b, label, score,
         global_score, local_score); values, the same of single queries' Shapley values; spectra,
         per class that the prediction is held against (-1 for none) the examples from the most

@@ -47,6 +47,17 @@ class StoredQuery:
             )
         )
 
+    def answers(self) -> Rows:
+        """What question-answering models take for the answer."""
+        if "answers" not in self._run.views():
+            return []
+        return dicts(
+            self._run.sql(
+                "SELECT method, answer, char_start, char_end, probability FROM answers "
+                f"WHERE role = 'query' AND id = {self.id} ORDER BY method"
+            )
+        )
+
     def scores(self, method: str) -> Rows:
         """The best scores of each sign by a pairwise method, with their parts where there are."""
         return dicts(

@@ -190,7 +190,8 @@ def answers(
     data, model = Path(arguments.data).resolve(), Path(arguments.models).resolve() / name
     test = pq.read_table(data / FOLDERS[name] / "test.parquet").drop_columns(["label"])
     pq.write_table(test, work / "test.parquet")
-    source = {"path": str(work / "test.parquet"), "id": "id"}
+    columns = {"id": "id", "text_b": "text_b"}
+    source = {"path": str(work / "test.parquet"), **columns}
     raw = {
         "store": str(work / "store"),
         "model": {"path": str(model), "head": "span", "max_length": 384},
@@ -208,7 +209,7 @@ def answers(
     kept = np.array([str(i) in right for i in test["id"].to_pylist()])
     count = arguments.queries or test.num_rows
     pq.write_table(test.filter(pa.array(kept)).slice(0, count), work / "queries.parquet")
-    raw["queries"] = {"path": str(work / "queries.parquet"), "id": "id"}
+    raw["queries"] = {"path": str(work / "queries.parquet"), **columns}
     return raw, {"questions": test.num_rows, "answered_exactly": len(right)}
 
 

@@ -128,12 +128,19 @@ def test_words_point_to_both_places(done: Path, assay: Any) -> None:
     assert {(one["method"], one["output_name"]) for one in told["tokens"]} == {
         (method, name) for method in ("ig", "udig", "lafa") for name in ("start", "end")
     }
-    assert "words" in told["tokens"][0]
+    (answer,) = told["answers"]
+    query = told["query"]
+    assert answer["answer"] == query["text"][answer["char_start"] : answer["char_end"]]
+    assert (
+        f"answer_span answers: {answer['answer']}, probability"
+        in assay("explain", done, "--query", "q1").stdout
+    )
     new = assay(
         *("explain", done, "--text", "The mill was old.", "--text-b", "Who was old?"),
         *("--method", "ig", "--json"),
     )
     assert new.exit_code == 0, new.output
+    assert json.loads(new.stdout)["answers"][0]["answer"] in "The mill was old."
     words = [w["word"] for w in json.loads(new.stdout)["tokens"][0]["words"]]
     assert words == ["Who", "was", "old", "?", "The", "mill", "was", "old", "."]
 

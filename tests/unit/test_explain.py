@@ -83,6 +83,7 @@ def explanation(text: str = "a query") -> dict[str, Any]:
             "text_b": None,
             "label": None,
         },
+        "answers": [],
         "predictions": [
             {
                 "method": "prediction",
