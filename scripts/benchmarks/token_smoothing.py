@@ -42,6 +42,9 @@ CASES = ("words", "person", "location", "ratings")
 SAMPLES = 10
 """Noisy copies of SmoothGrad: the least of those that the paper chooses from."""
 
+DEAR = {"smooth": ("indicator", "normal_x10", "spectrum_x10"), "integrated": ("normal_x10",)}
+"""Ways that are tried with bases of several gradients each."""
+
 
 class Case(NamedTuple):
     """Training texts, queries, a model, and what is known of the queries' tokens."""
@@ -105,7 +108,7 @@ def methods(is_regression: bool, layer: int) -> dict[str, dict[str, Any]]:
     }
     for base, scores in bases.items():
         for way, fields in ways.items():
-            if base == "simple" or way in ("indicator", "normal_x10", "spectrum_x10"):
+            if base == "simple" or way in DEAR[base]:
                 weight = 0.44 if base == "smooth" else 1.0
                 found[f"{base}+{way}"] = {
                     **{"stage": "lafa", "scores": scores, "weight": weight, "source": None},
