@@ -1,96 +1,139 @@
 """What UDIG and DIG share: a path through anchor words, from a table or searched where it lacks."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.anchors import n_points, search, walk
-from stages.embedded import Embedded
-from stages.explained import Scored, Units, queries
-from stages.path import Path, baseline_rows, follow, quadrature
-from stages.stage import ConfigError, Inputs
+from stages.anchors import Candidates, Strategy, check_anchors, n_points, search, walk
+from stages.embedded import BaselineName, Embedded
+from stages.explained import Scored, Units
+from stages.measurement import Measurement, load_measurement
+from stages.path import Path, Rule, baseline_rows, follow, quadrature
+from stages.stage import ConfigError, Cost, Inputs, Work
+from stages.token_cost import gradient_cost
+from stages.token_scores import TokenScores
 from stages.word_distance import mean_distance
 
-PATH_FIELDS = ("model", "anchors", "neighbours", "strategy", "baseline")
+PATH_FIELDS = ("model", "anchors", "neighbours", "strategy", "candidates", "baseline")
 
 
-class Anchored:
-    """A model with the anchors of its words.
+class Anchored(Embedded):
+    """A model that knows the anchors of its words."""
 
-    Attributes:
-        embedded: The model.
-    """
-
-    def __init__(self, embedded: Embedded, known: pa.Table, stage: Any, candidates: Any) -> None:
-        """`stage` is one of `udig` or `dig`; `known` the table of its anchors."""
-        self.embedded = embedded
-        self._stage, self._candidates = stage, candidates
+    def __init__(self, measurement: Measurement, known: pa.Table, stage: "DiscretePath") -> None:
+        """`known` is the table of the stage's anchors."""
+        super().__init__(measurement)
+        self._stage = stage
         ids = known["token_id"].to_pylist()
         anchors = known["anchors"].to_pylist()
         self._known: dict[int, list[int]] = dict(zip(ids, anchors, strict=True))
 
-    def points(self, words: Int[Tensor, " words"]) -> Tensor:
-        """Points of the paths of some words: (points, words, dim)."""
-        embedded, stage = self.embedded, self._stage
+    def points(self, words: Int[Tensor, " words"]) -> Float[Tensor, "points words dim"]:
+        """Points of the paths of some words."""
+        stage, device = self._stage, self.table.device
+        start = self.baseline(stage.baseline)
         missing = sorted(set(words.tolist()) - self._known.keys())
         if missing:
             found = search(
-                embedded.table,
-                torch.tensor(missing, device=embedded.table.device),
-                embedded.baseline(stage.baseline),
-                embedded.baseline_id(stage.baseline),
-                *(stage.anchors, stage.neighbours, stage.strategy, self._candidates),
+                self.table,
+                torch.tensor(missing, device=device),
+                start,
+                self.baseline_id(stage.baseline),
+                *(stage.anchors, stage.neighbours, stage.strategy, stage.candidates),
             )
             self._known.update(zip(missing, found.tolist(), strict=True))
         anchors = torch.tensor([self._known[word] for word in words.tolist()], dtype=torch.int64)
-        anchors = anchors.reshape(len(words), stage.anchors).to(embedded.table.device)
-        start = embedded.baseline(stage.baseline)
-        return walk(embedded.table, words, anchors, start, stage.midpoints)
+        anchors = anchors.reshape(len(words), stage.anchors).to(device)
+        return walk(self.table, words, anchors, start, stage.midpoints)
 
 
-def path_fields(stage: Any, candidates: str) -> Mapping[str, Any]:
-    """What such a stage asks of the stage `word_path`."""
-    own = {name: getattr(stage, name) for name in PATH_FIELDS if name != "model"}
-    return {**own, "candidates": candidates}
+@dataclass(frozen=True)
+class DiscretePath(TokenScores):
+    """Scores of the tokens of every query; positive raises the explained output."""
 
+    anchors: int = 30
+    """Anchor words of a path, m."""
+    neighbours: int = 50
+    """Candidates for each, k."""
+    strategy: Strategy = "maxcount"
+    """Which candidate is taken; see `stages/anchors.py`."""
+    midpoints: int = 0
+    """Rounds of midpoints between the anchors, f: a path has 2^f (m + 1) + 1 points."""
+    rule: Rule = "left"
+    """Quadrature (`stages/path.py`)."""
+    baseline: BaselineName = "mask"
+    """Where paths begin: the token for masking or padding, or the zero vector."""
+    output: Literal["predicted", "largest"] = "predicted"
+    """The output of the query's own prediction, or, as the authors' code has it, at every point
+    whichever is largest there."""
+    word_distance: bool = False
+    """Whether the mean distance of the path's points to the nearest word is computed, too."""
+    paths: str = "word_path"
+    """Instance of `word_path` that holds the anchors. Two stages with different anchors need one
+    each, by name."""
 
-def check_paths(stage: Any, candidates: str, name: str, paths: Any) -> None:
-    """Refuses anchors that were searched in another way.
+    candidates: ClassVar[Candidates]
+    """Which words are candidates."""
 
-    Raises:
-        ConfigError: they were.
-    """
-    wanted = {**path_fields(stage, candidates), "model": stage.model}
-    for field, value in wanted.items():
-        if getattr(paths, field, None) != value:
-            raise ConfigError(
-                f"{field}: found {value} here and {getattr(paths, field, None)} in {name}, "
-                f"expected the same. Set {field} of {name}, or name another instance of word_path "
-                "in `paths`."
-            )
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed; see `check_anchors`."""
+        check_anchors(self.anchors, self.neighbours, self.midpoints)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The text of the queries, and anchors."""
+        return (*super().reads, self.paths)
 
-def score(stage: Any, anchored: Anchored, inputs: Inputs) -> tuple[Units, list[Scored]]:
-    """What is explained of a block of queries, and the scores along the discrete paths."""
-    embedded = anchored.embedded
-    units = queries(embedded, inputs, stage.token_budget, stage.continuation)
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Anchors as they are wanted here."""
+        own = {name: getattr(self, name) for name in PATH_FIELDS if name != "model"}
+        return {self.paths: own}
 
-    def path(unit: int) -> Path:
-        ids = np.array(units.tokens.columns["input_ids"][unit])
-        moved = torch.from_numpy(units.places[unit].is_moved)
-        rows = baseline_rows(embedded, units, unit, stage.baseline)
-        points = rows.expand(n_points(stage.anchors, stage.midpoints), *rows.shape).clone()
-        points[:, moved] = anchored.points(torch.from_numpy(ids)[moved].to(rows.device))
-        return quadrature(points, stage.rule)
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses anchors that were searched in another way.
 
-    count = n_points(stage.anchors, stage.midpoints) - (stage.rule == "left")
-    distance = mean_distance(embedded, units, anchored.points) if stage.word_distance else None
-    return units, follow(
-        *(embedded, units, path, count, stage.baseline, stage.token_budget),
-        *(stage.output == "largest", distance),
-    )
+        Raises:
+            ConfigError: they were.
+        """
+        for name in PATH_FIELDS:
+            wanted, found = getattr(self, name), getattr(writers[self.paths], name, None)
+            if found != wanted:
+                raise ConfigError(
+                    f"{name}: found {wanted} here and {found} in {self.paths}, expected the same. "
+                    f"Set {name} of {self.paths}, or name another instance of word_path in `paths`."
+                )
+
+    def open(self, inputs: Inputs) -> Anchored:
+        """The model and the anchors."""
+        measurement = load_measurement(self.model, inputs)
+        return Anchored(measurement, inputs.table(self.paths), self)
+
+    def score(self, embedded: Anchored, units: Units) -> list[Scored]:
+        """See `TokenScores`."""
+
+        def path(unit: int) -> Path:
+            ids = np.array(units.tokens.columns["input_ids"][unit])
+            moved = torch.from_numpy(units.places[unit].is_moved)
+            rows = baseline_rows(embedded, units, unit, self.baseline)
+            points = rows.expand(n_points(self.anchors, self.midpoints), *rows.shape).clone()
+            points[:, moved] = embedded.points(torch.from_numpy(ids)[moved].to(rows.device))
+            return quadrature(points, self.rule)
+
+        count = n_points(self.anchors, self.midpoints) - (self.rule == "left")
+        distance = mean_distance(embedded, units, embedded.points) if self.word_distance else None
+        return follow(
+            *(embedded, units, path, count, self.baseline, self.token_budget),
+            *(self.output == "largest", distance),
+        )
+
+    def cost(self, work: Work) -> Cost:
+        """One forward and one backward pass for each point."""
+        count = n_points(self.anchors, self.midpoints)
+        return gradient_cost(self.model, work, count, self.token_budget)

@@ -7,41 +7,26 @@ where there is no noise.
 Source: Lundberg and Lee 2017, arXiv:1705.07874, in the form of the libraries shap and captum.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from stages.drawing import generator_of
 from stages.embedded import BaselineName, Embedded, differentiate
-from stages.explained import (
-    EXPLAINED,
-    TOKEN,
-    Scored,
-    load_embedded,
-    queries,
-    tables_read,
-    token_rows,
-    with_probe,
-)
-from stages.measurement import ModelSpec
+from stages.explained import Scored, Units
 from stages.path import baseline_rows, values_at
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, Work
 from stages.token_cost import gradient_cost
-from storage.schema import TableSpec
+from stages.token_scores import TokenScores
 
 
 @dataclass(frozen=True)
-class GradientShap:
+class GradientShap(TokenScores):
     """Scores of the tokens of every query; positive raises the explained output."""
 
-    model: ModelSpec
-    """The model that is explained."""
     samples: int = 50
     """Random points per output, a gradient each."""
     noise: float = 0.0
@@ -50,14 +35,6 @@ class GradientShap:
     """The token for masking or padding, or the zero vector."""
     seed: int = 0
     """Of points and noise, which depend on the query beside it."""
-    continuation: str = "continuation"
-    """Instance that chose the tokens to be explained, with `head: completion`."""
-    token_budget: int = 2048
-    """Padded tokens per batch."""
-
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "query"
-    outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range.
@@ -71,24 +48,8 @@ class GradientShap:
                 "least 1, and at least 0. Correct them."
             )
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The text of the queries."""
-        return with_probe(self.model, tables_read(self.model, self.continuation))
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores, and what was explained."""
-        return (TOKEN, EXPLAINED)
-
-    def open(self, inputs: Inputs) -> Embedded:
-        """The model."""
-        return load_embedded(self.model, inputs)
-
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Scores of one block of queries."""
-        embedded: Embedded = inputs.opened
-        units = queries(embedded, inputs, self.token_budget, self.continuation)
+    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+        """See `TokenScores`."""
         sums = [np.zeros(int(n)) for n in units.tokens.lengths]
         drawn: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -133,7 +94,7 @@ class GradientShap:
             Scored(own, self.samples, float(start), float(own.sum()) - float(value) + float(start))
             for own, start, value in zip(sums, starts, units.values, strict=True)
         ]
-        yield from token_rows(units, found)
+        return found
 
     def cost(self, work: Work) -> Cost:
         """One forward and one backward pass for each sample."""

@@ -17,7 +17,7 @@ Source: Zhang et al. 2022, arXiv:2204.10893.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,24 +27,19 @@ import torch
 from stages.aggregate import KernelName, aggregate
 from stages.embedded import Embedded, Targets
 from stages.explained import (
-    EXPLAINED,
-    TOKEN,
     Scored,
     Units,
     load_embedded,
     queries,
-    tables_read,
     token_rows,
     units_of,
-    with_probe,
 )
-from stages.measurement import ModelSpec
 from stages.places import locate
 from stages.similar_texts import TABLES, Kind, cut_off, nearest, of_spectrum, of_values
 from stages.squared_gradients import Squares, squared_scores
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, Inputs, Work
 from stages.token_cost import gradient_cost
-from storage.schema import TableSpec
+from stages.token_scores import TokenScores
 
 
 class Opening(NamedTuple):
@@ -59,11 +54,9 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lafa:
+class Lafa(TokenScores):
     """Scores of the tokens of every query, without a sign: large matters."""
 
-    model: ModelSpec
-    """The model that is explained."""
     scores: Squares = field(default_factory=Squares)
     """The base score."""
     kernel: KernelName = "indicator"
@@ -86,14 +79,6 @@ class Lafa:
     """Whether the scores of each text are divided by their sum."""
     seed: int = 0
     """Of the pairs that the quantile is taken over."""
-    continuation: str = "continuation"
-    """Instance that chose the tokens to be explained, with `head: completion`."""
-    token_budget: int = 2048
-    """Padded tokens per batch."""
-
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "query"
-    outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
@@ -119,13 +104,8 @@ class Lafa:
     @property
     def reads(self) -> tuple[str, ...]:
         """The texts, and what says which are neighbours."""
-        tables = (*tables_read(self.model, self.continuation), self._source)
-        return with_probe(self.model, (*tables, "label") if self.same_class else tables)
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores, and what was explained."""
-        return (TOKEN, EXPLAINED)
+        tables = (*super().reads, self._source)
+        return (*tables, "label") if self.same_class else tables
 
     def open(self, inputs: Inputs) -> Opening:
         """The model, the corpus's texts, and the distance that neighbours lie within."""

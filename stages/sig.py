@@ -8,40 +8,25 @@ gradients take. `gradients` spreads a fixed number over the tokens instead, at l
 Source: Enguehard 2023, arXiv:2305.15853, eq. 3; words are tokens, and the quadrature is a choice.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from stages.embedded import BaselineName, Embedded, differentiate
-from stages.explained import (
-    EXPLAINED,
-    TOKEN,
-    Scored,
-    load_embedded,
-    queries,
-    tables_read,
-    token_rows,
-    with_probe,
-)
-from stages.measurement import ModelSpec
+from stages.explained import Scored, Units
 from stages.path import LineRule, check_steps, nodes
-from stages.stage import Cost, Inputs, Split, Work
+from stages.stage import Cost, Work
 from stages.token_cost import gradient_cost, queries_length
-from storage.schema import TableSpec
+from stages.token_scores import TokenScores
 
 
 @dataclass(frozen=True)
-class SequentialGradients:
+class SequentialGradients(TokenScores):
     """Scores of the tokens of every query; positive raises the explained output."""
 
-    model: ModelSpec
-    """The model that is explained."""
     steps: int = 10
     """Gradients per token."""
     gradients: int | None = None
@@ -50,14 +35,6 @@ class SequentialGradients:
     """Quadrature (`stages/path.py`)."""
     baseline: BaselineName = "mask"
     """Where a token begins: the token for masking or padding, or the zero vector."""
-    continuation: str = "continuation"
-    """Instance that chose the tokens to be explained, with `head: completion`."""
-    token_budget: int = 2048
-    """Padded tokens per batch."""
-
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "query"
-    outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 
     def __post_init__(self) -> None:
         """Refuse too few steps; see `check_steps`."""
@@ -65,24 +42,8 @@ class SequentialGradients:
         if self.gradients is not None:
             check_steps(self.gradients, self.rule, "gradients")
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The text of the queries."""
-        return with_probe(self.model, tables_read(self.model, self.continuation))
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores, and what was explained."""
-        return (TOKEN, EXPLAINED)
-
-    def open(self, inputs: Inputs) -> Embedded:
-        """The model."""
-        return load_embedded(self.model, inputs)
-
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Scores of one block of queries."""
-        embedded: Embedded = inputs.opened
-        units = queries(embedded, inputs, self.token_budget, self.continuation)
+    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+        """See `TokenScores`."""
         moved = [np.flatnonzero(places.is_moved) for places in units.places]
         steps = [self._steps(len(own)) for own in moved]
         rules = {count: nodes(count, self.rule) for count in set(steps)}
@@ -112,7 +73,7 @@ class SequentialGradients:
             embedded, units.tokens, units.targets, counts, points, take, self.token_budget
         )
         found = [Scored(own, count) for own, count in zip(sums, counts, strict=True)]
-        yield from token_rows(units, found)
+        return found
 
     def _steps(self, n_moved: int) -> int:
         """Gradients for each token of a unit."""

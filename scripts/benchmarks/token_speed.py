@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     search_s, paths = _timed(lambda: _rows(WordPath(spec, **fields), TextInputs({"text": text})))
     inputs = TextInputs({"text": text, "word_path": paths})
     inputs.opened = stage.open(inputs)  # type: ignore[arg-type]
-    embedded = inputs.opened.embedded
+    embedded = inputs.opened
     tokens = embedded.measurement.tokenise(text)
     bare, udig = [], []
     for _ in range(arguments.rounds):

@@ -12,7 +12,6 @@ import torch
 
 from stages.anchors import NO_ANCHOR, corrected, n_points, search, walk
 from stages.dig import Dig
-from stages.discrete_path import path_fields
 from stages.embedded import Embedded
 from stages.grad_input import GradInput
 from stages.gradient_shap import GradientShap
@@ -241,7 +240,7 @@ def test_the_table_of_anchors_changes_nothing(
 ) -> None:
     spec = ModelSpec(str(checkpoint_folder), head="checkpoint")
     stage = make(spec, anchors=5, neighbours=4)
-    asks = path_fields(stage, stage.asks["word_path"]["candidates"])
+    asks = stage.asks["word_path"]
     table = memory({"text": queries}).run(WordPath(spec, **asks))
     assert table.num_rows > 5
     with_table = asked(word_path=table).run(stage)
