@@ -28,9 +28,13 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from stages.answer_span import best_span
+from stages.batching import encode_question
+
 BATCH = 32
 ENTITIES = {"person": (9, 10), "location": (7, 8)}
-TOKENS = 384
+TOKENS, LONGEST = 384, 15
+"""Tokens of a question with its text, and of an answer."""
 
 
 def encoder_folder() -> Path:
@@ -145,7 +149,7 @@ def finetune_answers(arguments: argparse.Namespace, tokenizer: Any) -> tuple[Any
     table = pa.concat_tables(known).slice(0, arguments.rows)
     encoded, starts, ends = [], [], []
     for row in table.to_pylist():
-        one = _encode(tokenizer, row["text_b"], row["text"])
+        one = encode_question(tokenizer, row["text_b"], row["text"], TOKENS)
         first, last = row["label"], row["label"] + len(row["answer_text"])
         inside = [
             at
@@ -192,33 +196,20 @@ def normalised(answer: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 
 
-def _encode(tokenizer: Any, question: str, context: str) -> Any:
-    return tokenizer(
-        question,
-        context,
-        truncation="only_second",
-        max_length=TOKENS,
-        return_offsets_mapping=True,
-    )
-
-
 def _padded(tokenizer: Any, rows: list[Any]) -> Any:
     names = ("input_ids", "token_type_ids", "attention_mask")
     return tokenizer.pad([{n: row[n] for n in names} for row in rows], return_tensors="pt")
 
 
 def _answer(model: Any, tokenizer: Any, question: str, context: str) -> str:
-    one = _encode(tokenizer, question, context)
+    one = encode_question(tokenizer, question, context, TOKENS)
     with torch.no_grad():
         found = model(**_padded(tokenizer, [one]))
-    inside = [at for at, part in enumerate(one.sequence_ids(0)) if part == 1]
-    start, end = found.start_logits[0], found.end_logits[0]
-    best = max(
-        ((i, j) for i in inside for j in inside if i <= j < i + 15),
-        key=lambda pair: float(start[pair[0]] + end[pair[1]]),
-    )
+    logits = torch.stack([found.start_logits[0], found.end_logits[0]])
+    outside = torch.tensor([part != 1 for part in one.sequence_ids(0)])
+    first, last = best_span(logits.masked_fill(outside, torch.finfo(logits.dtype).min), LONGEST)
     offsets = one["offset_mapping"]
-    return context[offsets[best[0]][0] : offsets[best[1]][1]]
+    return context[offsets[first][0] : offsets[last][1]]
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ its text), with 95 % intervals; differences to `ig` are of the same queries.
 
 import argparse
 import json
-import re
-import string
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.finished import run_config
+from finetune import normalised
 
 BASELINES = ("mask", "pad")
 M = 30
@@ -205,18 +204,14 @@ def answers(
         "SELECT source_id, answer, answer_text FROM answers JOIN queries ON id = query_id "
         "WHERE role = 'query'"
     ).fetchall()
-    right = {source_id for source_id, found, known in rows if _plain(found) == _plain(known)}
+    right = {
+        source_id for source_id, found, known in rows if normalised(found) == normalised(known)
+    }
     kept = np.array([str(i) in right for i in test["id"].to_pylist()])
     count = arguments.queries or test.num_rows
     pq.write_table(test.filter(pa.array(kept)).slice(0, count), work / "queries.parquet")
     raw["queries"] = {"path": str(work / "queries.parquet"), **columns}
     return raw, {"questions": test.num_rows, "answered_exactly": len(right)}
-
-
-def _plain(answer: str) -> str:
-    """An answer as SQuAD compares it: no case, articles or punctuation."""
-    letters = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def markdown(name: str, found: dict[str, Any]) -> str:
