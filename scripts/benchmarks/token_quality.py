@@ -106,7 +106,7 @@ def measured(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, 
     for baseline in arguments.baselines:
         own = [method if method in FREE else f"{method}_{baseline}" for method in methods]
         for by in ("signed", "absolute"):
-            fields = [f"by={by}", f"baseline={baseline}", f"top={0.5 if is_answers else 0.2}"]
+            fields = [f"by={by}", f"baseline={baseline}"]
             found[f"{baseline}_{by}"] = judged(finished, own, fields, f"ig_{baseline}")
     return found
 

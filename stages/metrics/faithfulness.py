@@ -39,6 +39,7 @@ from stages.stage import ConfigError, DataError, Inputs
 
 Key = tuple[int, int]
 KINDS: tuple[Kind, Kind] = ("probability", "log")
+TOP, TOP_OF_ANSWERS = 0.2, 0.5
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Faithfulness(Methods):
 
     methods: tuple[str, ...] = ("ig",)
     """Instances that score tokens."""
-    top: float = 0.2
-    """Share of the tokens that are taken away or kept."""
+    top: float | None = None
+    """Share of the tokens that are taken away or kept; null takes 0.2, and 0.5 for answers."""
     by: Literal["signed", "absolute"] = "signed"
     """Whether a large negative score is at the end of the order, or at its beginning."""
     removal: Literal["delete", "replace"] | None = None
@@ -82,7 +83,8 @@ class Faithfulness(Methods):
             ConfigError: a share is none, or see `Methods.check`.
         """
         super().check()
-        if not all(0 < share <= 1 for share in (self.top, *self.curve)) or not self.curve:
+        top = TOP if self.top is None else self.top
+        if not all(0 < share <= 1 for share in (top, *self.curve)) or not self.curve:
             raise ConfigError(
                 f"top: found {self.top} and curve: {list(self.curve)}, expected shares of the "
                 "tokens in (0, 1]. Correct them."
@@ -159,7 +161,8 @@ class Faithfulness(Methods):
                 "replace. Leave removal out."
             )
         none = np.zeros(0, np.int64)
-        shares = (self.top, *self.curve)
+        top = self.top or (TOP_OF_ANSWERS if embedded.answers_by_place else TOP)
+        shares = (top, *self.curve)
         without: list[Variant] = []
         alone, replaced = [], []
         for unit in range(units.n):
@@ -168,7 +171,7 @@ class Faithfulness(Methods):
             for share in shares:
                 gone = order[: max(1, int(share * int(units.tokens.lengths[unit])))]
                 without.append(_variant(unit, gone, deletes))
-            first = order[: max(1, int(self.top * int(units.tokens.lengths[unit])))]
+            first = order[: max(1, int(top * int(units.tokens.lengths[unit])))]
             rest = np.setdiff1d(np.array(sorted(scores[key]), np.int64), first)
             alone.append(_variant(unit, rest, deletes))
             replaced.append(Variant(unit, none, first))

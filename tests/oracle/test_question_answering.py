@@ -165,10 +165,13 @@ def test_every_method_explains_both_places(memory: Any, spec: ModelSpec, asked: 
         scored[f"{name}.explained"] = inputs.written["explained"]
         keys = set(zip(*(scored[name][c].to_pylist() for c in ("query_id", "output")), strict=True))
         assert keys == {(query, which) for query in (1, 2, 3) for which in (0, 1)}
-    metric = Faithfulness(("udig", "occlusion"), model=spec, top=0.5, resamples=5)
     inputs = memory({"text": asked, **scored})
-    result = metric.compute(inputs, lambda *_: None)
-    assert {row["outputs"] for row in result.rows} == {6}
+    told = {}
+    for top in (None, 0.5, 0.2):
+        metric = Faithfulness(("udig", "occlusion"), model=spec, top=top, resamples=5)
+        told[top] = metric.compute(inputs, lambda *_: None).rows
+    assert {row["outputs"] for row in told[None]} == {6}
+    assert told[None] == told[0.5] != told[0.2]
     with pytest.raises(ConfigError, match="found delete for answers"):
         Faithfulness(("udig",), model=spec, removal="delete").compute(inputs, lambda *_: None)
 
