@@ -16,9 +16,12 @@ from stages.embedded import Embedded
 from stages.grad_input import GradInput
 from stages.gradient_shap import GradientShap
 from stages.ig import IntegratedGradients
-from stages.measurement import ModelSpec, load_measurement
-from stages.path import nodes, quadrature
+from stages.measurement import Measurement, ModelSpec, load_measurement
+from stages.occlusion import Occlusion
+from stages.path import nodes
 from stages.sig import SequentialGradients
+from stages.simple_grad import SimpleGrad
+from stages.smooth_grad import SmoothGrad
 from stages.udig import Udig
 from stages.word_path import WordPath
 
@@ -248,13 +251,70 @@ def test_the_table_of_anchors_changes_nothing(
     assert with_table.equals(without)
 
 
-def test_a_model_linear_in_its_words_has_one_answer() -> None:
-    x, start = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    weight = torch.randn(3, dtype=torch.float64)
-    table = torch.cat([x, start[None], torch.randn(30, 3, dtype=torch.float64)])
-    found = search(table, torch.arange(4), start, 4, 6, 9, "greedy", "uniform")
-    known = (x - start) @ weight
-    for rule in ("left", "trapezoid"):
-        path = quadrature(walk(table, torch.arange(4), found, start, 1), rule)
-        own = (weight * path.weights).sum((0, 2))
-        torch.testing.assert_close(own, known)
+class Bag(torch.nn.Module):
+    """A table of words, as a trunk has one."""
+
+    def __init__(self, n_words: int) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(n_words, 8)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.words
+
+
+class LinearNetwork(torch.nn.Module):
+    """Logits are the sum over tokens of a linear map of their embeddings, and nothing else."""
+
+    def __init__(self, n_words: int) -> None:
+        super().__init__()
+        self.bag, self.head = Bag(n_words), torch.nn.Linear(8, 3)
+
+    def forward(self, input_ids: Any, attention_mask: Any, **_: Any) -> torch.Tensor:
+        vectors = self.bag.words(input_ids) * attention_mask.unsqueeze(-1)
+        logits: torch.Tensor = self.head(vectors.sum(1))
+        return logits
+
+
+SIGNED = {
+    "ig": lambda spec, b: IntegratedGradients(spec, 5, baseline=b),
+    "ig_left": lambda spec, b: IntegratedGradients(spec, 5, "left", b),
+    "udig": lambda spec, b: Udig(spec, anchors=4, neighbours=5, baseline=b),
+    "udig_greedy": lambda spec, b: Udig(spec, 4, 5, "greedy", rule="trapezoid", baseline=b),
+    "dig": lambda spec, b: Dig(spec, anchors=4, neighbours=5, baseline=b),
+    "sig": lambda spec, b: SequentialGradients(spec, steps=2, baseline=b),
+    "gradient_shap": lambda spec, b: GradientShap(spec, samples=3, baseline=b),
+    "occlusion": lambda spec, b: Occlusion(spec, baseline=b),
+}
+
+
+@pytest.mark.parametrize("baseline", ["mask", "pad", "zero"])
+def test_a_linear_bag_of_embeddings_has_one_answer(
+    checkpoint_folder: Path, asked: Any, monkeypatch: pytest.MonkeyPatch, baseline: Any
+) -> None:
+    spec = ModelSpec(str(checkpoint_folder), head="checkpoint")
+    plain = load_measurement(spec, asked())
+    torch.manual_seed(3)
+    network = LinearNetwork(len(plain.tokenizer))
+    linear = Measurement(network, plain.tokenizer, 3, spec, "cpu")
+    for room in ("explained", "discrete_path"):
+        monkeypatch.setattr(f"stages.{room}.load_measurement", lambda *_: linear)
+    embedded = Embedded(linear)
+    tokens, start = linear.tokenise(asked().table("text")), embedded.baseline(baseline)
+    special, known, squares = plain.tokenizer.all_special_ids, [], []
+    for ids in tokens.columns["input_ids"]:
+        x = embedded.table[torch.tensor(ids)]
+        weight = network.head.weight[int(network.head(x.sum(0)).argmax())].detach()
+        moved = [i not in special for i in ids]
+        known.append(((x - start) @ weight)[torch.tensor(moved)].numpy())
+        squares.append(np.full(sum(moved), float(weight.square().sum())))
+    makes: dict[str, Any] = dict(SIGNED)
+    if baseline == "zero":
+        makes["grad_input"] = lambda spec, _: GradInput(spec)
+    for name, make in makes.items():
+        inputs = asked(word_path=WORD_PATHS)
+        found = scores_of(inputs.run(make(spec, baseline)))
+        for own, wanted in zip(found, known, strict=True):
+            np.testing.assert_allclose(own, wanted, atol=2e-5, err_msg=name)
+    for unsigned in (SimpleGrad(spec), SmoothGrad(spec, samples=3)):
+        for own, wanted in zip(scores_of(asked().run(unsigned)), squares, strict=True):
+            np.testing.assert_allclose(own, wanted, rtol=1e-5)
