@@ -56,8 +56,9 @@ def aggregate(
     total = torch.zeros(len(words), dtype=torch.float64, device=table.device)
     if not texts:
         return total
-    ids = torch.cat(list(texts))
+    ids = torch.cat(list(texts)).to(table.device)
     shares = torch.cat([own.double() / len(own) for own in scores]) / len(texts)
+    shares = shares.to(table.device)
     if name == "indicator":
         by_id = torch.zeros(len(table), dtype=torch.float64, device=table.device)
         by_id.index_add_(0, ids, shares)

@@ -75,7 +75,7 @@ def search(
         _search(table, block, baseline, baseline_id, m, k, strategy, candidates)
         for block in (words[at : at + WORDS] for at in range(0, len(words), WORDS))
     ]
-    return torch.cat(parts) if parts else torch.zeros(0, m, dtype=torch.int64)
+    return torch.cat(parts) if parts else words.new_zeros(0, m)
 
 
 def _search(
@@ -92,7 +92,7 @@ def _search(
     k = min(k, len(table))
     to_word, to_baseline = table[words] @ table.T, table @ baseline
     previous = table[words]
-    used = torch.full((len(words), m + 2), NO_ANCHOR - 1)
+    used = words.new_full((len(words), m + 2), NO_ANCHOR - 1)
     used[:, 0] = words
     if baseline_id is not None:
         used[:, 1] = baseline_id
@@ -109,7 +109,7 @@ def _search(
         if strategy == "greedy":
             cost = (vectors - fixed).square().sum(2)
         else:
-            cost = -lies.sum(2).to(table.dtype) + torch.arange(k) / k
+            cost = -lies.sum(2).to(table.dtype) + torch.arange(k, device=table.device) / k
         cost[(near[:, :, None] == used[:, None, :]).any(2)] = torch.inf
         best = cost.argmin(1, keepdim=True)
         is_none = torch.isinf(cost.gather(1, best))

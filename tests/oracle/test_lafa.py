@@ -178,6 +178,14 @@ def spec(checkpoint_folder: Path) -> ModelSpec:
     return ModelSpec(str(checkpoint_folder), head="checkpoint")
 
 
+def test_an_aggregate_is_on_the_device_of_the_embeddings() -> None:
+    # Tensors without data refuse to be mixed with those of another device, as a GPU's do.
+    table = torch.empty(100, 8, device="meta")
+    words = torch.empty(5, dtype=torch.int64, device="meta")
+    texts, scores = [torch.tensor([1, 4])], [torch.tensor([0.5, 0.25])]
+    assert aggregate("indicator", table, words, texts, scores).device == table.device
+
+
 @pytest.mark.parametrize("kernel", get_args(KernelName))
 @pytest.mark.parametrize("base", ["simple", "integrated"])
 def test_scores_equal_the_double_loop(inputs: Any, spec: Any, kernel: Any, base: Any) -> None:

@@ -230,6 +230,18 @@ def test_paths_are_monotone_in_every_dimension(midpoints: int) -> None:
         assert (path[:, 5] == table[5]).all()
 
 
+@pytest.mark.parametrize("strategy", ["greedy", "maxcount"])
+@pytest.mark.parametrize("candidates", ["uniform", "previous"])
+def test_anchors_stay_on_the_device_of_the_words(strategy: Any, candidates: Any) -> None:
+    # Tensors without data refuse to be mixed with those of another device, as a GPU's do.
+    table = torch.empty(100, 8, device="meta")
+    words = torch.empty(5, dtype=torch.int64, device="meta")
+    anchors = search(table, words, table[3], 3, 4, 7, strategy, candidates)
+    assert anchors.device == table.device
+    assert anchors.shape == (5, 4)
+    assert walk(table, words, anchors, table[3], 1).shape == (n_points(4, 1), 5, 8)
+
+
 def test_a_corrected_anchor_keeps_what_lies_between() -> None:
     baseline, upper = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 1.0])
     fixed, lies = corrected(torch.tensor([1.0, 3.0, 1.0]), baseline, upper, 4)
