@@ -1,12 +1,12 @@
 """A finished run as Python sees it: SQL over its views, and the tables that commands print."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
-from stages.columns import VECTOR
+from pipeline.own_rows import own_rows
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
@@ -91,7 +91,7 @@ class OpenedRun:
 
     def task(self) -> str:
         """The `task` of the corpus (`stages.source.Task`)."""
-        return str(self._facts("label").get("task", "classification"))
+        return str(self.facts("label").get("task", "classification"))
 
     def flag(self, top: int | None = None, method: str | None = None) -> Any:
         """Examples whose label is suspicious, the most suspicious first.
@@ -239,51 +239,9 @@ class OpenedRun:
         return self._export(ordered, [], Path(path))
 
     def _export(self, inner: str, columns: list[str], path: Path) -> int:
-        label, extra = self._facts("label"), self._facts("extra")
-        own = {}
-        if label["label_kind"] == "str":
-            own["label"] = "e.label_name"
-        elif label["label_kind"] == "int" and not label["is_declared"]:
-            own["label"] = "CAST(e.label_name AS BIGINT)"
-        if extra["has_number_ids"]:
-            own["source_id"] = "CAST(e.source_id AS BIGINT)"
-        text = self._facts("text")
-        if text.get("format") == "messages":
-            own["text"] = "e.text::JSON"
-        own[VECTOR] = "f.vector"
-        originals: list[Mapping[str, str]] = extra["columns"]["example"]
-        # SQL does not tell Text from text.
-        names = {column["name"].lower() for column in originals}
-        given = {
-            column["name"]
-            for column in originals
-            if column["name"] == column["stored"] in ("source_id", "text", "label")
-        }
-        cells = [
-            f"{own.get(c['stored'], 'e.' + _named(c['stored']))} AS {_named(c['name'])}"
-            for c in originals
-        ]
-        has_features = "features" in self.views()
-        if has_features and VECTOR not in {column["stored"] for column in originals}:
-            # They lay in a file of their own, whose rows the written ones no longer match.
-            cells.append(f"f.vector AS {'assay_features' if 'features' in names else 'features'}")
-        if not text.get("has_text", True):
-            given |= {"text"}
-        vectors = "LEFT JOIN features AS f ON f.id = e.example_id AND f.role = 'example'"
-        cells += [
-            f"r.{_named(c)} AS {_named(f'assay_{c}' if c in names else c)}"
-            for c in columns
-            if c not in given
-        ]
-        return self._views.export(
-            self._connection,
-            f"SELECT {', '.join(cells)} FROM (SELECT *, row_number() OVER () AS place_ "
-            f"FROM ({inner})) AS r JOIN examples AS e USING (example_id) "
-            f"{vectors if has_features else ''} ORDER BY r.place_",
-            path,
-        )
+        return self._views.export(self._connection, own_rows(self, inner, columns), path)
 
-    def _facts(self, table: str) -> Any:
+    def facts(self, table: str) -> Any:
         """What ingestion recorded about one of its tables."""
         rows = self.sql(
             f"SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = {_quoted(table)}"
@@ -347,7 +305,3 @@ def rows_of(text: str, total: int) -> int:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _named(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
