@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 def own_rows(run: "OpenedRun", inner: str, columns: list[str]) -> str:
     """A statement for the rows of the source that `inner` names, in its order.
 
-    The source's own columns come first, under their own names and in their own order; a column of
-    ours whose name is taken gets `assay_` in front.
+    Its columns are those that `pipeline.opened.OpenedRun.write` promises.
 
     Args:
         run: The run whose corpus it is.
