@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import RunError
 from pipeline.folder import RunFolder
-from pipeline.opened import OpenedRun
+from pipeline.open_run import OpenedRun
 from pipeline.run import Progress, execute
 from storage.table import write_whole
 

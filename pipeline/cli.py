@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-import pipeline.report as report
-from pipeline.opened import OpenedRun, open_run
-from pipeline.screen import Screen
+import pipeline.summary as report
+from pipeline.open_run import OpenedRun, open_run
+from pipeline.progress import Screen
 
 
 class Assay(click.Group):
@@ -295,8 +295,8 @@ def explain(
 
     Example: assay explain runs/quickstart --query 0 --out why.html
     """
-    from pipeline.explain_out import check_ending, write_explanation
-    from pipeline.explain_screen import print_explanation
+    from pipeline.explain.as_file import check_ending, write_explanation
+    from pipeline.explain.on_terminal import print_explanation
 
     if (query is None) == (text is None):
         raise click.UsageError(

@@ -18,10 +18,10 @@ import yaml
 
 from pipeline.errors import ConfigFileError
 from pipeline.settings import Run
-from stages.metrics.metric import load_metric
-from stages.model import ModelSpec
-from stages.source import Source
-from stages.stage import ConfigError, load
+from stages.catalogue import load, load_metric, metric_names, stage_names
+from stages.corpus.source import Source
+from stages.model.spec import ModelSpec
+from stages.stage import ConfigError
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -137,12 +137,6 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
     return _check(cls, fields, name, where)
 
 
-def stage_names() -> list[str]:
-    """Names of the stages there are: the modules in `stages/` that end with `STAGE = ...`."""
-    folder = Path(__file__).parents[1] / "stages"
-    return sorted(p.stem for p in folder.glob("*.py") if "\nSTAGE = " in p.read_text("utf-8"))
-
-
 def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
     """The metric of that name, with the fields that `overrides`, `field=value` each, give it.
 
@@ -159,12 +153,6 @@ def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
     for override in overrides:
         _override(fields, override)
     return _check(load_metric(metric), fields, metric, ())
-
-
-def metric_names() -> list[str]:
-    """Names of the metrics there are: the modules in `stages/metrics/` with `METRIC = ...`."""
-    folder = Path(__file__).parents[1] / "stages" / "metrics"
-    return sorted(p.stem for p in folder.glob("*.py") if "\nMETRIC = " in p.read_text("utf-8"))
 
 
 def dump_config(run: Run) -> str:
@@ -190,7 +178,7 @@ def plain(value: Any) -> Any:
 
 
 def stage_name(stage: Any) -> str:
-    """The module's name of a stage: `ntk` for `stages.ntk`."""
+    """The module's name of a stage: `ntk` for `stages.features.ntk`."""
     return str(type(stage).__module__).rsplit(".", 1)[-1]
 
 

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.settings import Run
-from stages import ingest
-from stages.loading import fingerprint
-from stages.shard import content_hash, cut
-from stages.source import LABELLED, Task
+from stages.corpus import ingest
+from stages.corpus.load import fingerprint
+from stages.corpus.source import LABELLED, Task
 from stages.stage import ConfigError, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import TableSpec
+from storage.shards import content_hash, cut
 from storage.table import Store
 
 CORPUS = {

@@ -12,7 +12,7 @@ from pipeline.folder import RunFolder
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan
 from pipeline.run import artefacts_of_before
-from stages.calibration import flops_per_second
+from stages.model.calibration import flops_per_second
 from stages.stage import Cost, Work
 from storage.table import Store
 

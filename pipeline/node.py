@@ -20,7 +20,7 @@ class Task:
     parts: tuple[str, ...] = ()
     """Keys of the shards that the task combines; none where it computes rows from tables."""
     level: int = 0
-    """How far above the leaves of a tree it stands (`pipeline.tree`); tasks of a level share
+    """How far above the leaves of a tree it stands (`pipeline.merge_tree`); tasks of a level share
     nothing, and wait for those below."""
 
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.artefact import keep
-from pipeline.config import parse_stage, plain, stage_name, stage_names
+from pipeline.config import parse_stage, plain, stage_name
 from pipeline.corpus import CORPUS, SOMETIMES, Corpus
 from pipeline.errors import ConfigFileError
+from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.settings import Run
-from pipeline.tree import grow, not_needed
-from stages.model import ModelSpec, fingerprint
-from stages.stage import ConfigError, Part, Stage, load
+from stages.catalogue import load, stage_names
+from stages.model.hub import fingerprint
+from stages.model.spec import ModelSpec
+from stages.stage import ConfigError, Part, Stage
 from storage.manifest import digest, shard_key, table_key
 from storage.table import Store
 

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 from pipeline.config import dump_config, stage_name
 from pipeline.corpus import read_corpus
+from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunFolderError
-from pipeline.execute import Engine, open_engine
-from pipeline.facts import sentences, together
 from pipeline.folder import RunFolder, replace_file
 from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan
 from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
+from pipeline.shard_facts import sentences, together
 from pipeline.task import Job
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store

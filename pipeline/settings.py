@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.model import ModelSpec
-from stages.source import Source
+from stages.corpus.source import Source
+from stages.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)

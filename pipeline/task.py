@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.facts import of_task, together
+from pipeline.shard_facts import of_task, together
+from stages.model.threads import set_threads
 from stages.stage import Part, Role, Vectors
-from stages.threads import set_threads
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from stages.answer_span import best_span
-from stages.batching import encode_question
+from stages.model.batches import encode_question
+from stages.predictions.answer_span import best_span
 
 BATCH = 32
 ENTITIES = {"person": (9, 10), "location": (7, 8)}

@@ -17,11 +17,9 @@ Errors of this room:
       ModelError       a model, tokenizer or head cannot be loaded or does not fit
 """
 
-import importlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -149,7 +147,7 @@ class Stage(Protocol):
     - `rounds: int`: for `split="round"`, how many rounds are wanted; outside the key.
     - `watch() -> Watch | None`: for `split="round"`, who says when fewer are enough: it is given
       the first table's rows of each round in turn (`add`), and asked for the `reason` to stop
-      (`stages.stopping.Watch`). The rounds that count are then those up to the first reason.
+      (`stages.game.stopping.Watch`). The rounds that count are then those up to the first reason.
     - `details(inputs) -> Mapping[str, Any]`: facts for the manifests of the tables written, asked
       for after `compute`. Five keys have a meaning of their own and are added up over shards:
       `notices: list[str]` are sentences for the user, `n_not_finite` rows whose features could not
@@ -160,9 +158,9 @@ class Stage(Protocol):
       for `split="shard"`, the rows of each table that stand for those of several parts together,
       given by table name, in the order of the corpus. `compute` is then asked for the shards of
       examples alone, what it yields are partial results such as sums, and a tree of tasks combines
-      them (`pipeline.tree`): the tables hold the rows of the last call. A part may have no rows.
-      `merge` sees nothing but the rows, so it must do for merged parts as for computed ones, and be
-      associative up to rounding. Memory of a task: eight parts.
+      them (`pipeline.merge_tree`): the tables hold the rows of the last call. A part may have no
+      rows. `merge` sees nothing but the rows, so it must do for merged parts as for computed ones,
+      and be associative up to rounding. Memory of a task: eight parts.
     - `of_queries(inputs)`: for `split="whole"`, what `compute` yields of queries alone, soon: what
       it found for the examples is in its own tables, which `inputs` has under their names. So a new
       text gets rows of it, for `assay explain`.
@@ -192,23 +190,3 @@ class Stage(Protocol):
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Rows for one part, as pairs of table name and batch, in any order."""
-
-
-def load(name: str) -> type[Any]:
-    """The stage class of `stages/<name>.py`; nothing else is imported.
-
-    Raises:
-        ConfigError: there is no such file, or it does not end with `STAGE = <Class>`.
-    """
-    if not name.isidentifier() or importlib.util.find_spec(f"stages.{name}") is None:
-        raise ConfigError(
-            f"stages.{name}: found no stage of that name, expected a file stages/{name}.py. "
-            "Correct the name, or set `stage:` when the entry is an instance name of your own."
-        )
-    module = importlib.import_module(f"stages.{name}")
-    if not hasattr(module, "STAGE"):
-        raise ConfigError(
-            f"stages.{name}: found a module of shared functions, expected one that ends with "
-            "`STAGE = <Class>`. Name a stage."
-        )
-    return cast(type[Any], module.STAGE)

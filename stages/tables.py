@@ -99,3 +99,7 @@ SHAPLEY_ROUND = TableSpec(
 )
 """Sums over a round's units, independent estimates of one value: of the estimates, of their
 squares, how many units there were, and how many of them saw the example at all."""
+
+
+GENERAL = -1
+"""Stands for the class k of the general set."""

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from storage.manifest import Manifest
 from storage.schema import CorruptError, MissingError, StorageError
+from storage.sql import quoted
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
@@ -79,7 +80,7 @@ def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
     found = path.stat().st_ino
     connection = duckdb.connect()
     try:
-        connection.execute(f"ATTACH {_quoted(str(path))} AS run (READ_ONLY)")
+        connection.execute(f"ATTACH {quoted(str(path))} AS run (READ_ONLY)")
         connection.execute("USE run")
     except duckdb.Error as error:
         connection.close()
@@ -156,7 +157,7 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         row = connection.execute(
-            f"COPY ({sql}) TO {_quoted(str(temporary))} ({formats[path.suffix]})"
+            f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
         ).fetchone()
         os.replace(temporary, path)
     except (OSError, duckdb.IOException) as error:
@@ -261,9 +262,9 @@ def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) 
     parts = []
     for writer in writers:
         urls = [store.absolute_url(table, shard.key) for shard in writer.manifest.shards]
-        files = ", ".join(_quoted(url) for url in urls)
+        files = ", ".join(quoted(url) for url in urls)
         parts.append(
-            f"SELECT {_quoted(writer.instance)} AS method, {_quoted(run_id)} AS run_id, * "
+            f"SELECT {quoted(writer.instance)} AS method, {quoted(run_id)} AS run_id, * "
             f"FROM read_parquet([{files}], union_by_name = {differ}, filename = true)"
         )
     return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
@@ -312,7 +313,3 @@ def _provenance(entry: Entry, run_id: str) -> Mapping[str, object]:
         "vector_length": manifest.vector_length,
         "dtype": manifest.dtype,
     }
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -8,10 +8,11 @@ import torch
 from benchmarks.contestant import Contestant, Rows
 from benchmarks.memory import MemoryInputs, as_tokens, label_table, text_table
 
-from stages.batching import batches, matrix_of
-from stages.gradient import Gradient
-from stages.model import ModelSpec
-from stages.projection import Projection
+from stages.features.gradient import Gradient
+from stages.gradients.projection import Projection
+from stages.model.batches import batches
+from stages.model.spec import ModelSpec
+from stages.reading.vectors import matrix_of
 
 SMALL = Projection(inputs=16, outputs=16, principal=0, dim=2048)
 """As short as the peer's."""

@@ -232,8 +232,8 @@ def sentences(
 
 def digits(arguments: argparse.Namespace, work: Path) -> Case:
     """Images of digits as the last hidden layer of a small network sees them."""
-    from stages.label import flip
-    from stages.source import FlipLabels
+    from stages.corpus.labels import flip
+    from stages.corpus.source import FlipLabels
 
     images = work / "digits.npz"
     if not images.exists():

@@ -83,7 +83,8 @@ class Bench:
         # Not at the top: scripts/bench.py imports this module for its help alone.
         from benchmarks.by_assay import save_head
 
-        from stages.model import ModelSpec, resolve
+        from stages.model.hub import resolve
+        from stages.model.spec import ModelSpec
 
         self.arguments = arguments
         self.folder = Path(arguments.work).resolve() / "features"

@@ -34,8 +34,8 @@ def assay(data: Data, neighbours: int) -> np.ndarray:
     """The stage `knn_shapley`, which takes its vectors as if they had any length."""
     import pyarrow as pa
 
-    from stages.knn_shapley import KnnShapley
     from stages.stage import Part, Vectors
+    from stages.values.knn_shapley import KnnShapley
 
     matrices = {"example": data.examples, "query": data.queries}
     labels = {"example": data.labels, "query": data.query_labels}

@@ -185,8 +185,8 @@ def passes(model: dict[str, Any], text: pa.Table, form: str, n_rows: int = 100) 
     import torch
 
     from pipeline.config import parse_stage
-    from stages.batching import batches
-    from stages.measurement import load_measurement
+    from stages.model.batches import batches
+    from stages.model.measurement import load_measurement
 
     spec = parse_stage("prediction", {"model": model}, None, "bench").model
     measurement = load_measurement(spec, FormInputs(form))

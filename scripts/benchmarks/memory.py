@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.batching import Tokens, matrix_of
+from stages.model.batches import Tokens
+from stages.reading.vectors import matrix_of
 from stages.stage import Part, Vectors
 
 

@@ -114,8 +114,8 @@ def configured(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def looked_at(finished: Any) -> dict[str, Any]:
     """Shares of sure signs after each number of units, and areas under ROC curves."""
+    from stages.game.stopping import student_t_quantile
     from stages.metrics.support_size import auc
-    from stages.stopping import student_t_quantile
 
     flipped = finished.sql(
         "SELECT label != true_label AS is_flipped FROM examples ORDER BY example_id"

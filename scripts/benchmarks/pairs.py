@@ -97,7 +97,7 @@ def write_vectors(work: Path, n: int, n_queries: int) -> None:
     """Unit vectors in float16 as shards and as a plain file, unless they are there."""
     if (work / "queries.npy").exists():
         return
-    from stages.gradient import GRADIENT
+    from stages.features.gradient import GRADIENT
     from storage.table import Store
 
     store, drawn = Store(str(work / "store")), np.random.default_rng(0)

@@ -19,7 +19,7 @@ def stage_pairs(work: Path, stage: Any, name: str) -> Iterator[None]:
     import pyarrow as pa
     import torch
 
-    from pipeline.tree import FAN_IN
+    from pipeline.merge_tree import FAN_IN
     from stages.stage import Part, Vectors
     from storage.table import Store
 
@@ -59,7 +59,7 @@ def product(work: Path, is_plain: bool) -> Iterator[None]:
     """Reading, casting and multiplying, and nothing else."""
     import torch
 
-    from stages.batching import matrix_of
+    from stages.reading.vectors import matrix_of
     from storage.table import Store
 
     torch.set_num_threads(1)
@@ -104,8 +104,8 @@ def steps(name: str, work: Path, top_k: int) -> Iterator[None]:
         return faiss(work, top_k)
     if name in ("product", "plain"):
         return product(work, name == "plain")
-    from stages.similarity import Similarity
-    from stages.tracin import TracIn
+    from stages.pairs.similarity import Similarity
+    from stages.pairs.tracin import TracIn
 
     stage = Similarity(features="gradient", top_k=top_k)
     return stage_pairs(work, stage if name == "similarity" else TracIn(top_k=top_k), name)

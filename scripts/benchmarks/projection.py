@@ -27,7 +27,7 @@ GRID = (
 
 
 class Setting(NamedTuple):
-    """Fields of `stages.projection.Projection`."""
+    """Fields of `stages.gradients.projection.Projection`."""
 
     inputs: int | None
     outputs: int | None
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.contestant import Rows
     from benchmarks.exact_kernel import exact_kernel
 
-    from stages.model import ModelSpec, resolve
+    from stages.model.hub import resolve
+    from stages.model.spec import ModelSpec
 
     corpus = read(Path(arguments.data), arguments.rows, arguments.queries)
     head = fit_probe(corpus)
@@ -140,9 +141,9 @@ def fit_probe(corpus: Corpus) -> pa.Table:
     """The table `probe`, fitted on the examples."""
     from benchmarks.memory import MemoryInputs, label_table, run, text_table
 
-    from stages.embedding import Embedding
-    from stages.model import ModelSpec
-    from stages.probe import Probe
+    from stages.features.embedding import Embedding
+    from stages.model.spec import ModelSpec
+    from stages.predictions.probe import Probe
 
     examples = text_table(corpus.texts[: corpus.n])
     embedding = run(Embedding(ModelSpec(MODEL)), MemoryInputs(text=examples))
@@ -154,10 +155,10 @@ def projected(corpus: Corpus, probe: pa.Table, one: Setting, seed: int) -> np.nd
     """Features of all rows by the stage `ntk`, shape (rows, dim), float32."""
     from benchmarks.memory import MemoryInputs, run, text_table
 
-    from stages.batching import matrix_of
-    from stages.model import ModelSpec
-    from stages.ntk import Ntk
-    from stages.projection import Projection
+    from stages.features.ntk import Ntk
+    from stages.gradients.projection import Projection
+    from stages.model.spec import ModelSpec
+    from stages.reading.vectors import matrix_of
 
     stage = Ntk(
         ModelSpec(MODEL), projection=Projection(**one._asdict(), seed=seed), dtype="float32"
@@ -200,7 +201,8 @@ def regression(kernel: Any, corpus: Corpus) -> np.ndarray:
     """The class that kernel regression predicts for each query."""
     import torch
 
-    from stages.kernel import auto_ridge, mean_diagonal, one_hot, solve
+    from stages.reading.supervision import one_hot
+    from stages.surrogate.kernel import auto_ridge, mean_diagonal, solve
 
     cosines = kernel.cosines()
     examples, queries = cosines[: corpus.n], cosines[corpus.n :]

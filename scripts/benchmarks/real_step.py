@@ -35,10 +35,10 @@ def real_step(
     `projected` holds the stages' gradients of the rows, and the queries' mean.
     """
     from pipeline.config import parse_stage
-    from stages.learners import text_learner
-    from stages.measurement import load_measurement
-    from stages.trained import trained_layers
-    from stages.tuning import outputs
+    from stages.model.layers import trained_layers
+    from stages.model.learners import text_learner
+    from stages.model.measurement import load_measurement
+    from stages.model.training import outputs
 
     spec = parse_stage("prediction", {"model": model}, None, "bench").model
     measurement = load_measurement(spec, FormInputs("prompt_completion"))

@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def sampled(game: Any, fields: dict[str, Any], budget: float, seed: int) -> tuple[Any, float]:
     """The tally after so many CPU-seconds, and how many it took."""
-    from stages.tally import Tally
-    from stages.valuation import Valuation
+    from stages.game.sampling import Valuation
+    from stages.game.sums import Tally
 
     wanted = Valuation(utilities=UTILITIES, seed=seed, **fields)
     start, index = time.process_time(), 0
@@ -153,13 +153,13 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
     """A permutation and a default unit on synthetic rows, margin; float32 against float64."""
-    from stages.drawing import permutations
-    from stages.game import Game
-    from stages.least_squares import RecursiveLeastSquares
-    from stages.permutation_sampling import walk
-    from stages.tally import Tally
-    from stages.utility import Judge, LinearJudge
-    from stages.valuation import Valuation
+    from stages.game.game import Game
+    from stages.game.least_squares import RecursiveLeastSquares
+    from stages.game.permutations import walk
+    from stages.game.sampling import Valuation
+    from stages.game.sums import Tally
+    from stages.game.utility import Judge, LinearJudge
+    from stages.model.seeded import permutations
 
     drawn = torch.Generator().manual_seed(0)
     decay = torch.arange(1, dim + 1) ** -0.5

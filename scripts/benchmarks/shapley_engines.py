@@ -50,11 +50,12 @@ def one_ridge(
     ridge: float,
 ) -> dict[str, Any]:
     """Both engines at one ridge."""
-    from stages.game import Game
-    from stages.kernel import mean_diagonal, one_hot
-    from stages.least_squares import RecursiveLeastSquares
-    from stages.prefix_cholesky import PrefixCholesky
-    from stages.utility import Judge, fitted
+    from stages.game.game import Game
+    from stages.game.least_squares import RecursiveLeastSquares
+    from stages.game.prefix_cholesky import PrefixCholesky
+    from stages.game.utility import Judge, fitted
+    from stages.reading.supervision import one_hot
+    from stages.surrogate.kernel import mean_diagonal
 
     judge = Judge(rows["query_label"], 2)
     turned = queries * judge.signs()[:, None]
@@ -92,10 +93,10 @@ def one_ridge(
 
 def measured(game: Any) -> dict[str, np.ndarray]:
     """Marginals (utilities, two permutations of all examples) and values (utilities, examples)."""
-    from stages.drawing import permutations
-    from stages.permutation_sampling import walk
-    from stages.tally import Tally
-    from stages.valuation import Valuation
+    from stages.game.permutations import walk
+    from stages.game.sampling import Valuation
+    from stages.game.sums import Tally
+    from stages.model.seeded import permutations
 
     ones = {name: np.ones((1, game.n)) for name in ENGINE_UTILITIES}
     none, marginals = torch.zeros(len(ENGINE_UTILITIES), 2), []

@@ -57,7 +57,8 @@ def drawn(rows: dict[str, torch.Tensor]) -> np.ndarray:
 
 def ridge_of(rows: dict[str, torch.Tensor]) -> float:
     """The automatic ridge of the first 2,000 examples."""
-    from stages.kernel import auto_ridge, one_hot
+    from stages.reading.supervision import one_hot
+    from stages.surrogate.kernel import auto_ridge
 
     chosen = drawn(rows)[:2000]
     some = rows["example"][chosen]
@@ -66,10 +67,11 @@ def ridge_of(rows: dict[str, torch.Tensor]) -> float:
 
 def game_of(rows: dict[str, torch.Tensor], n: int) -> Any:
     """The game of `n` rows drawn once."""
-    from stages.game import Game
-    from stages.kernel import mean_diagonal, one_hot
-    from stages.prefix_cholesky import PrefixCholesky
-    from stages.utility import Judge, fitted
+    from stages.game.game import Game
+    from stages.game.prefix_cholesky import PrefixCholesky
+    from stages.game.utility import Judge, fitted
+    from stages.reading.supervision import one_hot
+    from stages.surrogate.kernel import mean_diagonal
 
     chosen = drawn(rows)[:n]
     mine = rows["example"][chosen]

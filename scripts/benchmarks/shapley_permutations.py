@@ -25,7 +25,7 @@ def permutation_seconds(
     rows: dict[str, torch.Tensor], n: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """CPU-seconds of one permutation of each contestant, and how far their utilities differ."""
-    from stages.drawing import permutations
+    from stages.model.seeded import permutations
 
     game, kernel, to_queries, goal, damping = game_of(rows, n)
     order = next(permutations(n, 1, 0, 0))
@@ -124,8 +124,8 @@ def best_of(work: Callable[[], Any], times: int) -> float:
 
 def ours(game: Any, order: torch.Tensor) -> np.ndarray:
     """Marginals of a whole permutation, (utilities, examples)."""
-    from stages.permutation_sampling import walk
-    from stages.tally import Tally
+    from stages.game.permutations import walk
+    from stages.game.sums import Tally
 
     tally = Tally(UTILITIES, {name: np.ones((1, game.n)) for name in UTILITIES})
     none = torch.zeros(len(UTILITIES), 2)

@@ -32,10 +32,10 @@ def coverage(
 
 def synthetic(n: int) -> Any:
     """A game of rows drawn at random, two classes, 40 queries."""
-    from stages.game import Game
-    from stages.kernel import one_hot
-    from stages.prefix_cholesky import PrefixCholesky
-    from stages.utility import Judge, fitted
+    from stages.game.game import Game
+    from stages.game.prefix_cholesky import PrefixCholesky
+    from stages.game.utility import Judge, fitted
+    from stages.reading.supervision import one_hot
 
     drawn = torch.Generator().manual_seed(0)
     rows = torch.randn(n, 6, dtype=torch.float64, generator=drawn)
@@ -50,9 +50,9 @@ def synthetic(n: int) -> Any:
 
 def covered(game: Any, n_intervals: int, n_units: int) -> dict[str, float]:
     """Share of the intervals of unbiased strategies that hold the exact value."""
-    from stages.stopping import student_t_quantile
-    from stages.tally import Tally
-    from stages.valuation import Valuation
+    from stages.game.sampling import Valuation
+    from stages.game.stopping import student_t_quantile
+    from stages.game.sums import Tally
 
     exact = shapley(worths(game))
     far, found = student_t_quantile(0.975, n_units - 1), {}
@@ -81,8 +81,8 @@ def biases(game: Any, n_permutations: int) -> dict[str, dict[str, dict[str, floa
     z: root mean square over the examples of the bias in standard errors; about 1 if there is none.
     expected_bias: of the paper's rule, by enumeration instead of sampling.
     """
-    from stages.tally import Tally
-    from stages.valuation import Valuation
+    from stages.game.sampling import Valuation
+    from stages.game.sums import Tally
 
     worth = worths(game)
     exact, by_rule = shapley(worth), expected_by_rule(worth, 0.05)
@@ -112,10 +112,10 @@ def paired_bias(game: Any, n_permutations: int = 300) -> dict[str, dict[str, flo
     slope: by how much of a value the rule changes it, by least squares.
     reach: examples of a permutation that are still reached, on average.
     """
-    from stages.drawing import permutations
-    from stages.permutation_sampling import walk
-    from stages.tally import Tally
-    from stages.valuation import Valuation
+    from stages.game.permutations import walk
+    from stages.game.sampling import Valuation
+    from stages.game.sums import Tally
+    from stages.model.seeded import permutations
 
     wanted = Valuation(utilities=UTILITIES)
     design = wanted.design(game)

@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """CPU-seconds per sentence, and their ratio in every round."""
-    from stages.measurement import ModelSpec
-    from stages.udig import Udig
-    from stages.word_path import WordPath
+    from stages.model.spec import ModelSpec
+    from stages.tokens.udig import Udig
+    from stages.tokens.word_path import WordPath
 
     torch.set_num_threads(arguments.threads)
     texts = pq.read_table(arguments.data / "validation.parquet")["text"].to_pylist()
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bare(embedded: Any, tokens: Any, token_budget: int) -> None:
-    from stages.batching import batches
+    from stages.model.batches import batches
 
     owner = np.repeat(np.arange(len(tokens.lengths)), POINTS)
     for rows in batches(tokens.lengths[owner], token_budget):

@@ -16,8 +16,8 @@ EPOCHS, BATCH, RATE = 2, 8, 1e-4
 def tuned(model: dict[str, Any], rows: pa.Table, folder: Path) -> Path:
     """The folder of the model that the completions of these rows were taught, by Adam."""
     from pipeline.config import parse_stage
-    from stages.learners import text_learner
-    from stages.measurement import load_measurement
+    from stages.model.learners import text_learner
+    from stages.model.measurement import load_measurement
 
     spec = parse_stage("prediction", {"model": model}, None, "bench").model
     measurement = load_measurement(spec, FormInputs("prompt_completion"))

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from stages.answer import count_classes, read_labels
 from stages.metrics.bootstrap import Estimate
 from stages.metrics.explanations import Explanations, mean_length, read_logits
 from stages.metrics.metric import Result, Tell
+from stages.reading.supervision import count_classes, read_labels
 from stages.stage import ConfigError, DataError, Inputs
 
 

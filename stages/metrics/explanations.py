@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
-from stages import predicted
 from stages.metrics.bootstrap import Estimate, mean_of
-from stages.spectrum import GENERAL
+from stages.reading import logits as predicted
 from stages.stage import ConfigError, DataError, Inputs, Role
+from stages.tables import GENERAL
 
 
 class Listed(NamedTuple):

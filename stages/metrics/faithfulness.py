@@ -29,12 +29,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from stages.embedded import BaselineName, Embedded
-from stages.explained import Units, load_embedded, queries, tables_read, with_probe
-from stages.measurement import ModelSpec
 from stages.metrics.explanations import Methods
 from stages.metrics.metric import Result, Tell
-from stages.perturbed import Kind, Variant, answers, unchanged
+from stages.model.spec import ModelSpec
+from stages.saliency.ablation import Kind, Variant, answers, unchanged
+from stages.saliency.from_embeddings import BaselineName, Embedded
+from stages.saliency.outputs import Units, load_embedded, queries, tables_read, with_probe
 from stages.stage import ConfigError, DataError, Inputs
 
 Key = tuple[int, int]

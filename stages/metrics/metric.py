@@ -8,12 +8,10 @@ A new metric is one file in `stages/metrics/` that ends with `METRIC = <Class>`,
 and one line in the README's table. No metric imports another, and no stage imports a metric.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from stages.stage import ConfigError, Inputs
+from stages.stage import Inputs
 
 Tell = Callable[[int, int], None]
 """Told how many steps of how many are done; first of all that none is."""
@@ -46,21 +44,3 @@ class Metric(Protocol):
 
     def compute(self, inputs: Inputs, tell: Tell) -> Result:
         """The table."""
-
-
-def load_metric(name: str) -> type[Any]:
-    """The metric class of `stages/metrics/<name>.py`; nothing else is imported.
-
-    Raises:
-        ConfigError: there is no such file, or it does not end with `METRIC = <Class>`.
-    """
-    place = f"stages.metrics.{name}"
-    module = None
-    if name.isidentifier() and importlib.util.find_spec(place) is not None:
-        module = importlib.import_module(place)
-    if not hasattr(module, "METRIC"):
-        raise ConfigError(
-            f"{place}: found no metric of that name, expected a file stages/metrics/{name}.py that "
-            "ends with `METRIC = <Class>`. Correct the name."
-        )
-    return cast(type[Any], cast(Any, module).METRIC)

@@ -31,14 +31,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.drawing import generator_of
-from stages.kernel import Solution, solve
-from stages.labelled_kernel import Ridge, check_fields, read_labelled_kernel
-from stages.learners import read_vectors
 from stages.metrics.explanations import Explanations, read_logits
 from stages.metrics.metric import Result, Tell
+from stages.model.learners import read_vectors
+from stages.model.seeded import generator_of
+from stages.model.training import Training, prefix_outputs
 from stages.stage import ConfigError, DataError, Inputs
-from stages.tuning import Training, prefix_outputs
+from stages.surrogate.kernel import Solution, solve
+from stages.surrogate.labelled_kernel import Ridge, check_fields, read_labelled_kernel
 
 TOKENS = 2048
 """Rows of vectors that the head is asked about at a time."""

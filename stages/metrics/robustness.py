@@ -16,8 +16,8 @@ How it is read here. [derived]
   everything that was drawn, with one ridge, chosen on all of that. Were it chosen for each set
   anew, signs would also turn with the ridge, which is no property of the method.
 
-A method is a function from a game to values (`stages.game.PlaysGame`), so what it is given is what
-sets are worth, and no more: `leave_one_out` and `freeshap` can be asked, `knn_shapley` cannot.
+A method is a function from a game to values (`stages.game.game.PlaysGame`), so what it is given is
+what sets are worth, and no more: `leave_one_out` and `freeshap` can be asked, `knn_shapley` cannot.
 """
 
 import dataclasses
@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from stages.game import PlaysGame
-from stages.game_source import player_ids, read_game
+from stages.catalogue import load
+from stages.game.from_tables import player_ids, read_game
+from stages.game.game import PlaysGame
+from stages.game.sampling import Valuation
 from stages.metrics.metric import Result, Tell
-from stages.stage import ConfigError, DataError, Inputs, load
-from stages.valuation import Valuation
+from stages.stage import ConfigError, DataError, Inputs
 
 SURE = 2.0
 """Standard errors from zero at which a sampled sign is taken for sure."""
@@ -104,7 +105,7 @@ class Robustness(Valuation):
     """
 
     methods: tuple[str, ...] = ("leave_one_out", "freeshap")
-    """Stages that play the game (`stages.game.PlaysGame`)."""
+    """Stages that play the game (`stages.game.game.PlaysGame`)."""
     examples: int = 500
     """Size of a training set, the points included."""
     points: int = 50

@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from stages.answer import count_classes, read_labels
 from stages.metrics.bootstrap import bootstrap
 from stages.metrics.explanations import Methods, read_logits
 from stages.metrics.metric import Result, Tell
-from stages.spectrum import GENERAL, runner_up
+from stages.ranking.spectrum import runner_up
+from stages.reading.supervision import count_classes, read_labels
 from stages.stage import DataError, Inputs
+from stages.tables import GENERAL
 
 
 def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import open_run
-from stages.curvature_table import read_curvature
+from stages.gradients.blocks import read_curvature
 from storage.table import Store
 
 N_EXAMPLES, SHARD = 96, 4

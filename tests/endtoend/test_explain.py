@@ -15,11 +15,11 @@ import yaml
 
 from pipeline import OpenedRun, open_run
 from pipeline.errors import RunError
+from pipeline.explain.new_query import NewQuery
 from pipeline.finished import Finished
-from pipeline.new_query import NewQuery
-from pipeline.screen import Quiet
-from stages.kernel_regression import KernelRegression
-from stages.pairwise import ATTRIBUTION
+from pipeline.progress import Quiet
+from stages.pairs.scores import ATTRIBUTION
+from stages.predictions.kernel_regression import KernelRegression
 from stages.stage import Inputs, Split
 from storage.schema import TableSpec
 

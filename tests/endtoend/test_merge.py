@@ -19,9 +19,9 @@ from pipeline.errors import TaskError
 from pipeline.plan import make_plan
 from pipeline.run import Silent, execute
 from pipeline.settings import Run
-from stages.curvature import Curvature
-from stages.curvature_table import Block, read_curvature
-from stages.ntk import NTK
+from stages.features.curvature import Curvature
+from stages.features.ntk import NTK
+from stages.gradients.blocks import Block, read_curvature
 from stages.stage import DataError, Split
 from stages.tables import DIAGNOSTICS, PREDICTION
 from storage.schema import TableSpec

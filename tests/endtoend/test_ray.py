@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import read_config
-from pipeline.execute import InProcess
+from pipeline.engine import InProcess
 from pipeline.node import Task
 from pipeline.run import execute
 from pipeline.settings import Resources

@@ -10,9 +10,9 @@ from pipeline import open_run
 
 STAGES = {"gradient": {"ntk": "ntk", "projection": {"inputs": 4, "outputs": 4, "dim": 64}}}
 LOADERS = (
-    "stages.feature_pass.load_measurement",
-    "stages.prediction.load_measurement",
-    "stages.embedding.load_embedder",
+    "stages.gradients.passes.load_measurement",
+    "stages.predictions.prediction.load_measurement",
+    "stages.features.embedding.load_embedder",
 )
 
 

@@ -13,8 +13,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 import pipeline.task
-import stages.feature_pass
-import stages.measurement
+import stages.gradients.passes
+import stages.model.measurement
 from pipeline import OpenedRun, open_run
 from pipeline.cli import main
 from pipeline.run import Silent
@@ -115,7 +115,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Rows that pass through the model, by the stage instance at work."""
     counts: Counter[str] = Counter()
     at_work = ["nothing"]
-    forward, perform = stages.measurement.forward, pipeline.task.Worker.perform
+    forward, perform = stages.model.measurement.forward, pipeline.task.Worker.perform
 
     def counting(network: Any, batch: Any) -> torch.Tensor:
         counts[at_work[0]] += int(batch["attention_mask"].shape[0])
@@ -125,9 +125,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         at_work[0] = job.instance
         return perform(worker, job, part, key)
 
-    monkeypatch.setattr(stages.measurement, "forward", counting)
+    monkeypatch.setattr(stages.model.measurement, "forward", counting)
     # Random text, once per worker, is no row of the corpus.
-    monkeypatch.setattr(stages.feature_pass, "_calibrate", lambda passes, seed: None)
+    monkeypatch.setattr(stages.gradients.passes, "_calibrate", lambda passes, seed: None)
     monkeypatch.setattr(pipeline.task.Worker, "perform", performing)
     return counts
 

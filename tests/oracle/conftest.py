@@ -17,12 +17,12 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from stages.batching import matrix_of
-from stages.measurement import Measurement
-from stages.model import Trained
-from stages.probe import Probe
+from stages.model.layers import trained_layers
+from stages.model.measurement import Measurement
+from stages.model.spec import Trained
+from stages.predictions.probe import Probe
+from stages.reading.vectors import matrix_of
 from stages.stage import Part, Vectors
-from stages.trained import trained_layers
 
 WORDS = "a the film plot is was good bad dull bright very not and but slow ##ly ##er".split()
 ROWS = [

@@ -13,11 +13,12 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.batching import matrix_of
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec, fingerprint, load_measurement
-from stages.model import Lora, Trained
-from stages.projection import Projection
+from stages.features.gradient import Gradient
+from stages.gradients.projection import Projection
+from stages.model.hub import fingerprint
+from stages.model.measurement import load_measurement
+from stages.model.spec import Lora, ModelSpec, Trained
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, ModelError
 
 EXACT: dict[str, Any] = {

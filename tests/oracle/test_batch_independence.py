@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.batching import matrix_of
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec
-from stages.ntk import Ntk
+from stages.features.gradient import Gradient
+from stages.features.ntk import Ntk
+from stages.model.spec import ModelSpec
+from stages.reading.vectors import matrix_of
 
 WORDS = "a the film plot is was good bad dull bright very not and but slow".split()
 

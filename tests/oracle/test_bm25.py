@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.bm25 import Bm25
+from stages.pairs.bm25 import Bm25
 from stages.stage import ConfigError
 
 EXAMPLES = [

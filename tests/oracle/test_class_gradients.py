@@ -10,15 +10,15 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from stages.batching import matrix_of
-from stages.class_gradients import loss_gradients
-from stages.embedding import Embedding
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec, row_loss
-from stages.model import Lora, Prompt, Trained
-from stages.ntk import Ntk
-from stages.prediction import Prediction
-from stages.projection import Projection
+from stages.features.embedding import Embedding
+from stages.features.gradient import Gradient
+from stages.features.ntk import Ntk
+from stages.gradients.of_logits import loss_gradients
+from stages.gradients.projection import Projection
+from stages.model.measurement import row_loss
+from stages.model.spec import Lora, ModelSpec, Prompt, Trained
+from stages.predictions.prediction import Prediction
+from stages.reading.vectors import matrix_of
 from stages.stage import DataError, ModelError
 
 EXACT = Projection(inputs=None, outputs=None, principal=0, dim=None)

@@ -15,12 +15,11 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.batching import matrix_of
-from stages.drawing import gaussian
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec
-from stages.model import Trained
-from stages.projection import Projection
+from stages.features.gradient import Gradient
+from stages.gradients.projection import Projection
+from stages.model.seeded import gaussian
+from stages.model.spec import ModelSpec, Trained
+from stages.reading.vectors import matrix_of
 from stages.stage import ModelError
 
 EXACT: dict[str, Any] = {

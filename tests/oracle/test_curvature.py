@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.merge_tree import grow
 from pipeline.node import Task
-from pipeline.tree import grow
-from stages.curvature import Curvature, fisher_sums, gauss_newton_sums
-from stages.curvature_table import (
+from stages.features.curvature import Curvature, fisher_sums, gauss_newton_sums
+from stages.gradients.blocks import (
     CURVATURE,
     Block,
     add,
@@ -133,7 +133,7 @@ def test_large_numbers_are_summed_in_double(kind: torch.dtype) -> None:
 def test_batches_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     g, logits = random(20, 3, 9), random(20, 3)
     whole = fisher_sums(g[:, 0], BLOCKS), gauss_newton_sums(g, logits, BLOCKS)
-    monkeypatch.setattr("stages.curvature.BATCH_NUMBERS", 12)
+    monkeypatch.setattr("stages.features.curvature.BATCH_NUMBERS", 12)
     cut = fisher_sums(g[:, 0], BLOCKS), gauss_newton_sums(g, logits, BLOCKS)
     for one, other in zip(whole, cut, strict=True):
         for name in one:
@@ -208,7 +208,7 @@ def test_gradients_of_one_logit_have_no_gauss_newton(memory: Any, details: Any) 
 def test_a_block_that_is_too_long_is_refused_before_its_matrix_is_made(
     memory: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.curvature.LONGEST_BLOCK", 4)
+    monkeypatch.setattr("stages.features.curvature.LONGEST_BLOCK", 4)
     tables = {"gradient": vectors([1], random(1, 9)), "ntk": vectors([1], random(1, 18))}
     tables["prediction"] = predictions([1], random(1, 2))
     inputs = memory(tables, {"gradient": TOLD, "ntk": TOLD})

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertModel
 
-import stages.measurement
-from stages.batching import matrix_of
-from stages.embedding import Embedding
-from stages.measurement import ModelSpec
+import stages.model.measurement
+from stages.features.embedding import Embedding
+from stages.model.spec import ModelSpec
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Work
 
 
@@ -71,7 +71,7 @@ def test_every_row_is_passed_forward_once(
         seen.append(len(batch["input_ids"]))
         return network(**batch)
 
-    monkeypatch.setattr(stages.measurement, "forward", counting)
+    monkeypatch.setattr(stages.model.measurement, "forward", counting)
     memory({"text": text}).run(Embedding(ModelSpec(str(encoder_folder)), token_budget=30))
     assert sum(seen) == text.num_rows
     assert len(seen) > 1

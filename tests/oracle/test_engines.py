@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from stages.batching import matrix_of
-from stages.freeshap import FreeShap
-from stages.measurement import ModelSpec
-from stages.ntk import Ntk
-from stages.projection import Projection
+from stages.features.ntk import Ntk
+from stages.gradients.projection import Projection
+from stages.model.spec import ModelSpec
+from stages.reading.vectors import matrix_of
 from stages.stage import Part, Vectors
+from stages.values.freeshap import FreeShap
 
 DATA = Path(__file__).parents[2] / "configs" / "data"
 FILES = {"example": ("sst2_train.parquet", 60), "query": ("sst2_validation.parquet", 40)}

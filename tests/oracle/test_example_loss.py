@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.example_loss import ExampleLoss
+from stages.pairs.example_loss import ExampleLoss
 from stages.stage import ConfigError, DataError
 
 N, QUERIES = 8, (101, 100, 102)

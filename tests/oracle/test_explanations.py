@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.drawing import generator_of
 from stages.metrics.agreement import Agreement
 from stages.metrics.bootstrap import draws
 from stages.metrics.contamination import Contamination
@@ -21,9 +20,10 @@ from stages.metrics.explanations import Explanations
 from stages.metrics.removal import Removal
 from stages.metrics.specificity import Specificity
 from stages.metrics.support_size import SupportSize
-from stages.pairwise import ATTRIBUTION
+from stages.model.seeded import generator_of
+from stages.pairs.scores import ATTRIBUTION
+from stages.pairs.support import SUPPORT, SUPPORT_SIZE
 from stages.stage import Part, Vectors
-from stages.support import SUPPORT, SUPPORT_SIZE
 
 N, M, C, D = 30, 12, 3, 5
 RIDGE, TOP = 0.2, 4

@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from stages.attention import Attention
-from stages.embedded import Embedded
-from stages.explained import load_embedded
-from stages.measurement import ModelSpec
 from stages.metrics.faithfulness import Faithfulness
-from stages.occlusion import Occlusion
-from stages.random_token import RandomToken
+from stages.model.spec import ModelSpec
+from stages.saliency.from_embeddings import Embedded
+from stages.saliency.outputs import load_embedded
 from stages.stage import ConfigError, DataError
+from stages.tokens.attention import Attention
+from stages.tokens.occlusion import Occlusion
+from stages.tokens.random_token import RandomToken
 
 
 @pytest.fixture

@@ -18,18 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.coalition_sampling import coalition
-from stages.drawing import permutations
-from stages.game import Game
-from stages.kernel import one_hot
-from stages.least_squares import RecursiveLeastSquares
-from stages.leave_one_out import leave_one_out
-from stages.permutation_sampling import unit_of, walk
-from stages.prefix_cholesky import PrefixCholesky
-from stages.semivalue import size_weights
-from stages.tally import Tally
-from stages.utility import Judge, LinearJudge, fitted
-from stages.valuation import Valuation
+from stages.game.coalitions import coalition
+from stages.game.game import Game
+from stages.game.least_squares import RecursiveLeastSquares
+from stages.game.permutations import unit_of, walk
+from stages.game.prefix_cholesky import PrefixCholesky
+from stages.game.sampling import Valuation
+from stages.game.semivalue import size_weights
+from stages.game.sums import Tally
+from stages.game.utility import Judge, LinearJudge, fitted
+from stages.model.seeded import permutations
+from stages.reading.supervision import one_hot
+from stages.values.leave_one_out import leave_one_out
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
 ENGINES = ("prefix_cholesky", "least_squares")
@@ -240,7 +240,7 @@ def test_a_permutation_equals_retraining_at_each_step(
 ) -> None:
     monkeypatch.setattr(PrefixCholesky, "rows", rows_at_a_time)
     monkeypatch.setattr(RecursiveLeastSquares, "rows", rows_at_a_time)
-    monkeypatch.setattr("stages.permutation_sampling.FIRST", rows_at_a_time)
+    monkeypatch.setattr("stages.game.permutations.FIRST", rows_at_a_time)
     given_rows = rows(4, 14, 6, 3)
     worth = retrained(*given_rows)
     order = next(permutations(14, 1, 0, 0))

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from stages.batching import matrix_of
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec, load_measurement
-from stages.projection import Projection
+from stages.features.gradient import Gradient
+from stages.gradients.projection import Projection
+from stages.model.measurement import load_measurement
+from stages.model.spec import ModelSpec
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, ModelError
 
 IDENTITY: dict[str, Any] = {

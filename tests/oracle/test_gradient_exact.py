@@ -11,13 +11,13 @@ import torch
 import transformers
 from torch import nn
 
-from stages.batching import matrix_of
-from stages.gradient import Gradient
-from stages.measurement import Measurement, ModelSpec
-from stages.model import Trained
-from stages.ntk import Ntk
-from stages.projection import Projection
-from stages.trained import trained_layers
+from stages.features.gradient import Gradient
+from stages.features.ntk import Ntk
+from stages.gradients.projection import Projection
+from stages.model.layers import trained_layers
+from stages.model.measurement import Measurement
+from stages.model.spec import ModelSpec, Trained
+from stages.reading.vectors import matrix_of
 
 EXACT: dict[str, Any] = {
     "projection": Projection(inputs=None, outputs=None, principal=0, dim=None),

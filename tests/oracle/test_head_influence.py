@@ -11,10 +11,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from stages.head_influence import HeadInfluence, hessian
-from stages.last_layer import all_examples, read_head
-from stages.linear_fit import BIAS_PENALTY, fit, fit_least_squares, objective
+from stages.pairs.head_influence import HeadInfluence, hessian
 from stages.stage import ConfigError, DataError
+from stages.surrogate.linear import BIAS_PENALTY, fit, fit_least_squares, objective
+from stages.surrogate.probe_head import all_examples, read_head
 
 N, M, DIM, C, PENALTY = 120, 6, 5, 3, 1e-2
 STAGE = HeadInfluence(top_k=None)
@@ -156,7 +156,7 @@ def test_rows_without_a_label_or_an_embedding_are_left_out(probed: Any, score_ma
 def test_what_cannot_be_computed_is_refused(probed: Any, monkeypatch: Any) -> None:
     e, y = problem(False)
     inputs = probed(e, y, M)
-    monkeypatch.setattr("stages.head_influence.MOST_PARAMETERS", 17)
+    monkeypatch.setattr("stages.pairs.head_influence.MOST_PARAMETERS", 17)
     with pytest.raises(DataError, match="found 3 x 6 parameters, expected at most 17"):
         inputs.run(STAGE)
     monkeypatch.undo()

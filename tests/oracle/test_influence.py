@@ -9,9 +9,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from stages.curvature import fisher_sums, gauss_newton_sums
-from stages.curvature_table import blocks_of, to_rows
-from stages.influence import Influence
+from stages.features.curvature import fisher_sums, gauss_newton_sums
+from stages.gradients.blocks import blocks_of, to_rows
+from stages.pairs.influence import Influence
 from stages.stage import ConfigError, DataError
 
 TOLD = {

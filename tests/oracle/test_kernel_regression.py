@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.kernel import (
+from stages.predictions.kernel_regression import KernelRegression
+from stages.reading.supervision import one_hot
+from stages.stage import DataError, Part, Vectors
+from stages.surrogate.kernel import (
     RIDGE_GRID,
     auto_ridge,
     closed_form_loo,
     gram,
     mean_diagonal,
-    one_hot,
     solve,
 )
-from stages.kernel_regression import KernelRegression
-from stages.stage import DataError, Part, Vectors
 
 
 def problem(n: int, dim: int, c: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.kernel import gram, one_hot
-from stages.kernel_regression import KernelRegression
-from stages.kernel_representer import KernelRepresenter
+from stages.pairs.kernel_representer import KernelRepresenter
+from stages.predictions.kernel_regression import KernelRegression
+from stages.reading.supervision import one_hot
 from stages.stage import ConfigError, DataError, Part
+from stages.surrogate.kernel import gram
 
 N, M = 40, 5
 DUAL = "kernel_regression.kernel_dual"

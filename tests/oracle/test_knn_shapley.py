@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import neighbours
-from stages.knn_shapley import KnnShapley, step_weights, values_by_rank
+from stages.ranking import nearest as neighbours
 from stages.stage import Part, Vectors
+from stages.values.knn_shapley import KnnShapley, step_weights, values_by_rank
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None, database=None, derandomize=True)

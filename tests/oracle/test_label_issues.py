@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.label_issues import NoiseModel, decide, fit_noise_model, margins
+from stages.predictions.label_issues import NoiseModel, decide, fit_noise_model, margins
 
 
 def drawn(n, n_classes, temperature, noise, seed=0):

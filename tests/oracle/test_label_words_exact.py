@@ -10,13 +10,12 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.batching import matrix_of
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec
-from stages.model import Lora, Prompt, Trained
-from stages.networks import MaskedWordNetwork, NextWordNetwork
-from stages.projection import Projection
-from stages.prompt import tokenise_prompts
+from stages.features.gradient import Gradient
+from stages.gradients.projection import Projection
+from stages.model.networks import MaskedWordNetwork, NextWordNetwork
+from stages.model.spec import Lora, ModelSpec, Prompt, Trained
+from stages.model.templates import tokenise_prompts
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError
 
 EXACT: dict[str, Any] = {

@@ -9,16 +9,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.aggregate import KernelName, aggregate
-from stages.embedded import Embedded
-from stages.lafa import Lafa
-from stages.measurement import ModelSpec, load_measurement
-from stages.similar_texts import cut_off
-from stages.simple_grad import SimpleGrad
-from stages.smooth_grad import SmoothGrad
-from stages.spectrum import GENERAL
-from stages.squared_gradients import Squares
+from stages.model.measurement import load_measurement
+from stages.model.spec import ModelSpec
+from stages.ranking.similar_texts import cut_off
+from stages.saliency.from_embeddings import Embedded
+from stages.saliency.smoothing import KernelName, aggregate
+from stages.saliency.squares import Squares
 from stages.stage import Vectors
+from stages.tables import GENERAL
+from stages.tokens.lafa import Lafa
+from stages.tokens.simple_grad import SimpleGrad
+from stages.tokens.smooth_grad import SmoothGrad
 
 TEXTS = [
     "good film",

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.batching import matrix_of
-from stages.measurement import load_measurement
-from stages.model import Lora, ModelSpec, Prompt, Trained
-from stages.ntk import Ntk
-from stages.projection import Projection
+from stages.features.ntk import Ntk
+from stages.gradients.projection import Projection
+from stages.model.measurement import load_measurement
+from stages.model.spec import Lora, ModelSpec, Prompt, Trained
+from stages.reading.vectors import matrix_of
 
 EXACT = Projection(inputs=None, outputs=None, principal=0, dim=None)
 PROMPT = Prompt("{text} was", ("great", "terrible"))

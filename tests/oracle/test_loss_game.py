@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.freeshap import FreeShap
 from stages.stage import Part, Vectors
+from stages.values.freeshap import FreeShap
 
 N, M = 6, 4
 

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from stages.batching import batches, matrix_of
-from stages.measurement import ModelSpec, load_measurement
-from stages.model import Trained
-from stages.ntk import Ntk
-from stages.projection import Projection
-from stages.projector import Projector
+from stages.features.ntk import Ntk
+from stages.gradients.projection import Projection
+from stages.gradients.projector import Projector
+from stages.model.batches import batches
+from stages.model.layers import trained_layers
+from stages.model.measurement import load_measurement
+from stages.model.spec import ModelSpec, Trained
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Work
-from stages.trained import trained_layers
 
 EXACT = Projection(inputs=None, outputs=None, principal=0, dim=None)
 IDENTITY: dict[str, Any] = {"projection": EXACT, "dtype": "float32"}

@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
-from stages.batching import Tokens
-from stages.explained import load_embedded, queries
-from stages.grad_input import GradInput
-from stages.ig import IntegratedGradients
-from stages.measurement import ModelSpec, load_measurement
-from stages.model import Prompt
-from stages.places import COLUMNS, Places, locate, nowhere, words_of
+from stages.model.batches import Tokens
+from stages.model.measurement import load_measurement
+from stages.model.offsets import COLUMNS, Places, locate, nowhere, words_of
+from stages.model.spec import ModelSpec, Prompt
+from stages.saliency.outputs import load_embedded, queries
+from stages.tokens.grad_input import GradInput
+from stages.tokens.ig import IntegratedGradients
 
 
 def located(memory: Any, spec: ModelSpec, text: pa.Table, form: str = "text") -> tuple[Any, Any]:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-import stages.measurement
-from stages.batching import matrix_of
-from stages.embedding import Embedding
-from stages.measurement import ModelSpec, load_measurement
-from stages.prediction import Prediction
+import stages.model.measurement
+from stages.features.embedding import Embedding
+from stages.model.measurement import load_measurement
+from stages.model.spec import ModelSpec
+from stages.predictions.prediction import Prediction
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, ModelError, Work
 
 
@@ -40,7 +41,7 @@ def test_probe_logits_need_no_pass_and_equal_the_networks(
     order = np.argsort(text["id"].to_numpy())
     expected = measurement.outputs(measurement.batch(tokens, order)).numpy()
 
-    monkeypatch.setattr(stages.measurement, "forward", None)
+    monkeypatch.setattr(stages.model.measurement, "forward", None)
     table = memory(tables).run(Prediction(model))
     assert table["id"].to_pylist() == sorted(text["id"].to_pylist())
     assert set(table["source"].to_pylist()) == {"probe"}

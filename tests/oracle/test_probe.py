@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.batching import matrix_of
-from stages.linear_fit import Fitted, fit, fit_least_squares
-from stages.measurement import read_probe
-from stages.probe import Probe
+from stages.model.measurement import read_probe
+from stages.predictions.probe import Probe
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, StageError, Vectors
+from stages.surrogate.linear import Fitted, fit, fit_least_squares
 
 
 @pytest.fixture

@@ -9,20 +9,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.answer_span import AnswerSpan, best_span
-from stages.embedded import Embedded
-from stages.grad_input import GradInput
-from stages.ig import IntegratedGradients
-from stages.lafa import Lafa
-from stages.measurement import Measurement, load_measurement
 from stages.metrics.faithfulness import Faithfulness
-from stages.model import ModelSpec
-from stages.occlusion import Occlusion
-from stages.places import locate
-from stages.simple_grad import SimpleGrad
+from stages.model.measurement import Measurement, load_measurement
+from stages.model.offsets import locate
+from stages.model.spec import ModelSpec
+from stages.predictions.answer_span import AnswerSpan, best_span
+from stages.saliency.from_embeddings import Embedded
 from stages.stage import ConfigError, DataError, Part
-from stages.udig import Udig
-from stages.word_path import WordPath
+from stages.tokens.grad_input import GradInput
+from stages.tokens.ig import IntegratedGradients
+from stages.tokens.lafa import Lafa
+from stages.tokens.occlusion import Occlusion
+from stages.tokens.simple_grad import SimpleGrad
+from stages.tokens.udig import Udig
+from stages.tokens.word_path import WordPath
 
 ASKED = [
     ("the film was slowly good and the plot was dull", "was the plot good"),

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.random_score import RandomScore, uniform
+from stages.pairs.random_score import RandomScore, uniform
 from stages.stage import ConfigError
 
 MASK = 2**64 - 1

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.freeshap import FreeShap
 from stages.stage import DataError, Part, Vectors
+from stages.values.freeshap import FreeShap
 
 LABELS = {"example": [0, 1, 1, 0, 1, 0, 0, 1, 1], "query": [0, None, 1, 1]}
 ROUNDS = (0, 3)

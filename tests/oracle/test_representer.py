@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.representer import Representer
+from stages.pairs.representer import Representer
 
 N, M, DIM = 90, 7, 6
 STAGE = Representer(top_k=None)

@@ -18,13 +18,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.drawing import permutations
-from stages.learners import load_start, text_learner, vector_learner
-from stages.measurement import Measurement
-from stages.model import ModelSpec, Prompt
-from stages.retrain import OUTCOME, Retrain, marginals
+from stages.model.learners import load_start, text_learner, vector_learner
+from stages.model.measurement import Measurement
+from stages.model.seeded import permutations
+from stages.model.spec import ModelSpec, Prompt
+from stages.model.training import Learner, Training, outputs, prefix_outputs, train
 from stages.stage import ModelError, Part
-from stages.tuning import Learner, Training, outputs, prefix_outputs, train
+from stages.values.retrain import OUTCOME, Retrain, marginals
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 1])

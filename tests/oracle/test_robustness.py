@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.game import Game
-from stages.kernel import one_hot
-from stages.least_squares import RecursiveLeastSquares
-from stages.leave_one_out import leave_one_out
+from stages.game.game import Game
+from stages.game.least_squares import RecursiveLeastSquares
+from stages.game.prefix_cholesky import PrefixCholesky
+from stages.game.utility import Judge, fitted
 from stages.metrics.robustness import Robustness, draw_sets
-from stages.prefix_cholesky import PrefixCholesky
+from stages.reading.supervision import one_hot
 from stages.stage import Part, Vectors
-from stages.utility import Judge, fitted
+from stages.values.leave_one_out import leave_one_out
 
 RIDGE = 0.2
 N_POOL, N_QUERIES = 14, 7

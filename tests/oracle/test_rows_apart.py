@@ -8,14 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-import stages.gradient
-from stages.batching import matrix_of
-from stages.feature_pass import has_bfloat16
-from stages.gradient import Gradient
-from stages.measurement import ModelSpec
-from stages.model import Lora, Prompt, Trained
-from stages.ntk import Ntk
-from stages.projection import Projection
+import stages.features.gradient
+from stages.features.gradient import Gradient
+from stages.features.ntk import Ntk
+from stages.gradients.passes import has_bfloat16
+from stages.gradients.projection import Projection
+from stages.model.spec import Lora, ModelSpec, Prompt, Trained
+from stages.reading.vectors import matrix_of
 from stages.stage import StageError
 
 LABELS = [0, 1, 2, 1, 0, 2, 1]
@@ -110,12 +109,14 @@ def test_a_loss_that_is_not_finite_is_put_aside(
     stage = Gradient(classifier(saved), projection=projection, dtype="float32")
     inputs = memory({"text": text, "label": label})
     expected = rows_of(inputs.run(stage))
-    exact = stages.gradient.row_loss
+    exact = stages.features.gradient.row_loss
     # Of the rows in one batch, longest first, the third.
     spoilt = torch.ones(7, dtype=torch.float64)
     spoilt[2] = bad
     monkeypatch.setattr(
-        stages.gradient, "row_loss", lambda outputs, answers: exact(outputs, answers) * spoilt
+        stages.features.gradient,
+        "row_loss",
+        lambda outputs, answers: exact(outputs, answers) * spoilt,
     )
     found = rows_of(inputs.run(stage))
     status = statuses(inputs)

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.freeshap import FreeShap
-from stages.shapley_by_query import ShapleyByQuery
 from stages.stage import ConfigError, DataError, Part, Vectors
+from stages.values.freeshap import FreeShap
+from stages.values.shapley_by_query import ShapleyByQuery
 
 LABELS = {"example": [0, 1, 1, 0, 1], "query": [0, None, 1]}
 UTILITIES = ("cross_entropy", "margin", "accuracy")
@@ -119,7 +119,7 @@ def test_the_mean_over_queries_is_the_value_for_all(monkeypatch: pytest.MonkeyPa
     fields: Any = {"sampling": "paired", "ridge": 0.3, "utilities": ("margin", "accuracy")}
     by_query = values(ShapleyByQuery(units=4, queries=(0, 20), **fields), inputs)
     # A few queries at a time give the same values.
-    monkeypatch.setattr("stages.shapley_by_query.NUMBERS", 1)
+    monkeypatch.setattr("stages.values.shapley_by_query.NUMBERS", 1)
     in_parts = values(ShapleyByQuery(units=4, queries=(0, 20), **fields), inputs)
     assert in_parts.keys() == by_query.keys()
     np.testing.assert_allclose(list(in_parts.values()), list(by_query.values()), atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.similarity import Similarity
+from stages.pairs.similarity import Similarity
 from stages.stage import ConfigError, DataError, Vectors
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.spectrum import GENERAL, frontier, global_scores, is_between, runner_up
+from stages.pairs.support import SUPPORT, SUPPORT_SIZE, Support
+from stages.ranking.spectrum import frontier, global_scores, is_between, runner_up
 from stages.stage import ConfigError, DataError, Part, Vectors
-from stages.support import SUPPORT, SUPPORT_SIZE, Support
+from stages.tables import GENERAL
 
 CLASSES = ["red", "green", "blue"]
 

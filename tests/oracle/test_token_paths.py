@@ -10,20 +10,21 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.anchors import NO_ANCHOR, corrected, n_points, search, walk
-from stages.dig import Dig
-from stages.embedded import Embedded
-from stages.grad_input import GradInput
-from stages.gradient_shap import GradientShap
-from stages.ig import IntegratedGradients
-from stages.measurement import Measurement, ModelSpec, load_measurement
-from stages.occlusion import Occlusion
-from stages.path import nodes
-from stages.sig import SequentialGradients
-from stages.simple_grad import SimpleGrad
-from stages.smooth_grad import SmoothGrad
-from stages.udig import Udig
-from stages.word_path import WordPath
+from stages.model.measurement import Measurement, load_measurement
+from stages.model.spec import ModelSpec
+from stages.saliency.anchors import NO_ANCHOR, corrected, n_points, search, walk
+from stages.saliency.from_embeddings import Embedded
+from stages.saliency.path import nodes
+from stages.tokens.dig import Dig
+from stages.tokens.grad_input import GradInput
+from stages.tokens.gradient_shap import GradientShap
+from stages.tokens.ig import IntegratedGradients
+from stages.tokens.occlusion import Occlusion
+from stages.tokens.sig import SequentialGradients
+from stages.tokens.simple_grad import SimpleGrad
+from stages.tokens.smooth_grad import SmoothGrad
+from stages.tokens.udig import Udig
+from stages.tokens.word_path import WordPath
 
 KINDS = ["bert", "roberta", "distilbert", "gpt2", "llama"]
 
@@ -308,8 +309,8 @@ def test_a_linear_bag_of_embeddings_has_one_answer(
     torch.manual_seed(3)
     network = LinearNetwork(len(plain.tokenizer))
     linear = Measurement(network, plain.tokenizer, 3, spec, "cpu")
-    for room in ("explained", "discrete_path"):
-        monkeypatch.setattr(f"stages.{room}.load_measurement", lambda *_: linear)
+    for module in ("saliency.outputs", "tokens.anchored_path"):
+        monkeypatch.setattr(f"stages.{module}.load_measurement", lambda *_: linear)
     embedded = Embedded(linear)
     tokens, start = linear.tokenise(asked().table("text")), embedded.baseline(baseline)
     special, known, squares = plain.tokenizer.all_special_ids, [], []

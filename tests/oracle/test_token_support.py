@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from stages.continuation import Continuation
-from stages.measurement import ModelSpec
-from stages.spectrum import frontier
+from stages.model.spec import ModelSpec
+from stages.pairs.token_support import TokenSupport
+from stages.predictions.continuation import Continuation
+from stages.ranking.spectrum import frontier
 from stages.stage import ConfigError, DataError, Part
-from stages.token_support import TokenSupport
 
 CORPUS = [
     "the film was good and the plot was very good",

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from stages.pairs.tracin import TracIn
 from stages.stage import ConfigError, DataError
-from stages.tracin import TracIn
 
 
 def test_a_score_is_the_slope_of_the_querys_loss_along_the_examples_step(

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.batching import Tokens, batches, matrix_of, pad, tokenise, vector_rows
+from stages.model.batches import Tokens, batches, pad, tokenise
+from stages.reading.vectors import matrix_of, vector_rows
 from stages.stage import ConfigError, DataError
 
 

@@ -17,8 +17,8 @@ from pipeline.config import (
 )
 from pipeline.errors import ConfigFileError
 from pipeline.settings import Resources
-from stages.measurement import ModelSpec
-from stages.source import FlipLabels
+from stages.corpus.source import FlipLabels
+from stages.model.spec import ModelSpec
 
 RAW: dict[str, Any] = {
     "run": "runs/a",

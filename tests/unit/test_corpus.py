@@ -10,7 +10,7 @@ import pytest
 from pipeline import corpus as module
 from pipeline.corpus import CORPUS, Corpus, read_corpus
 from pipeline.settings import Run
-from stages.source import FlipLabels, Source
+from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 from storage.table import Store
 

@@ -1,6 +1,6 @@
 import pytest
 
-from stages.drawing import gaussian
+from stages.model.seeded import gaussian
 
 
 def test_gaussians_follow_seed_and_name() -> None:

@@ -13,17 +13,17 @@ import PIL.Image
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.explain import _speaks_for, _spectra, listed
-from pipeline.explain_out import check_ending, write_explanation
-from pipeline.explain_page import page
-from pipeline.explain_screen import _spread, print_explanation
-from pipeline.opened import OpenedRun
-from pipeline.picture import MOST, data_url, draw, image_of, largest, png
-from pipeline.stored_query import StoredQuery
-from stages.gradient import Gradient
-from stages.model import ModelSpec
-from stages.similarity import Similarity
-from stages.tracin import TracIn
+from pipeline.explain.as_file import check_ending, write_explanation
+from pipeline.explain.as_page import page
+from pipeline.explain.explanation import _speaks_for, _spectra, listed
+from pipeline.explain.on_terminal import _spread, print_explanation
+from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
+from pipeline.explain.stored_query import StoredQuery
+from pipeline.open_run import OpenedRun
+from stages.features.gradient import Gradient
+from stages.model.spec import ModelSpec
+from stages.pairs.similarity import Similarity
+from stages.pairs.tracin import TracIn
 from storage import views
 
 VIEWS = """

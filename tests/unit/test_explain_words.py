@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pipeline.explain_words import on_page, on_terminal, pieces, title, words_of
+from pipeline.explain.words import on_page, on_terminal, pieces, title, words_of
 
 QUERY = {"text": "slowly <good>", "text_b": "no"}
 

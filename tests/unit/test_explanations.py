@@ -11,9 +11,9 @@ from stages.metrics.explanations import Explanations, read_logits, spread
 from stages.metrics.removal import Removal
 from stages.metrics.specificity import Specificity
 from stages.metrics.support_size import SupportSize, auc, ranks, spearman
-from stages.pairwise import ATTRIBUTION
+from stages.pairs.scores import ATTRIBUTION
+from stages.pairs.support import SUPPORT
 from stages.stage import ConfigError, DataError, Part
-from stages.support import SUPPORT
 
 
 @pytest.mark.parametrize("cls", [Specificity, Contamination, Removal, Agreement, SupportSize])

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.facts import of_task, sentences, together
+from pipeline.shard_facts import of_task, sentences, together
 
 
 def test_facts_of_a_task_can_be_added_up():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages import feature_pass
-from stages.feature_pass import check_precision, halving
-from stages.feature_rows import Made, Told
+from stages.gradients import passes as feature_pass
+from stages.gradients.passes import check_precision, halving
+from stages.gradients.rows import Made, Told
 from stages.stage import ConfigError, StageError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.feature_rows import Made, Told, feature_rows
+from stages.gradients.rows import Made, Told, feature_rows
 from stages.tables import DIAGNOSTICS
 
 TEXT = pa.table({"id": [7, 3, 5, 9], "role": ["example"] * 4})

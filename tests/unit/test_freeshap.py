@@ -6,12 +6,13 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from stages.drawing import permutations
-from stages.freeshap import SHAPLEY_STRATUM, FreeShap
-from stages.leave_one_out import LeaveOneOut
-from stages.stage import ConfigError, Part, Vectors, load
+from stages.catalogue import load
+from stages.game.utility import Judge
+from stages.model.seeded import permutations
+from stages.stage import ConfigError, Part, Vectors
 from stages.tables import SHAPLEY_ROUND
-from stages.utility import Judge
+from stages.values.freeshap import SHAPLEY_STRATUM, FreeShap
+from stages.values.leave_one_out import LeaveOneOut
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 

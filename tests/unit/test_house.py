@@ -10,8 +10,8 @@ import pytest
 import stages.tables as stages_tables
 from pipeline.cli import main
 from pipeline.config import metric_names, parse_metric, parse_stage, read_config, stage_names
-from stages.measurement import ModelSpec
 from stages.metrics.metric import Metric
+from stages.model.spec import ModelSpec
 from stages.stage import Stage
 from storage.schema import TableSpec
 
@@ -111,7 +111,7 @@ def test_views_read_tables_that_are_written(path: Path) -> None:
 def test_ray_is_imported_by_one_module() -> None:
     importing = re.compile(r"^\s*(import|from) ray\b", re.MULTILINE)
     found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
-    assert found == ["execute.py"]
+    assert found == ["engine.py"]
 
 
 def test_datasets_is_imported_by_one_module() -> None:

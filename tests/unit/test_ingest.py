@@ -8,19 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.ingest import (
-    EXTRA,
-    LABEL,
-    REASONS,
-    REJECTED,
-    TEXT,
-    Corpus,
-    read,
-    tables,
-)
-from stages.shard import content_hash, cut
-from stages.source import FlipLabels, Source
+from stages.corpus.ingest import EXTRA, LABEL, REASONS, REJECTED, TEXT, Corpus, read, tables
+from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
+from storage.schema import SchemaError
+from storage.shards import content_hash, cut
 
 Rows = list[dict[str, Any]]
 
@@ -400,7 +392,7 @@ def test_cut_keeps_rows_in_the_shard_they_were_first_put_into() -> None:
     ]
     assert cut(np.array([], dtype=np.int64), previous, 3) == []
     assert [part.tolist() for part in cut(ids, [np.array([], dtype=np.int64)], 7)] == [[*range(7)]]
-    with pytest.raises(ConfigError, match=r"shard_size: found 0, expected at least 1. Leave"):
+    with pytest.raises(SchemaError, match=r"shard_size: found 0, expected at least 1. Leave"):
         cut(ids, [], 0)
 
 

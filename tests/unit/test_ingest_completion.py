@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from stages.ingest import EXTRA, LABEL, TEXT, Corpus, read, tables
-from stages.source import FlipLabels, Source
+from stages.corpus.ingest import EXTRA, LABEL, TEXT, Corpus, read, tables
+from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 
 Rows = list[dict[str, Any]]

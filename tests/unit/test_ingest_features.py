@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.features import FEATURES
-from stages.ingest import Corpus, read, tables
-from stages.loading import fingerprint
-from stages.shard import content_hash
-from stages.source import Source
+from stages.corpus.ingest import Corpus, read, tables
+from stages.corpus.load import fingerprint
+from stages.corpus.source import Source
+from stages.corpus.vectors import FEATURES
 from stages.stage import DataError, Role
+from storage.shards import content_hash
 
 VECTORS = np.arange(12, dtype=np.float64).reshape(4, 3)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from stages.ingest import LABEL, Corpus, read, tables
-from stages.source import Source
+from stages.corpus.ingest import LABEL, Corpus, read, tables
+from stages.corpus.source import Source
 from stages.stage import ConfigError, DataError, Role
 
 

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.kernel import RIDGE_GRID, aligned, auto_ridge, factor, gram, mean_diagonal, one_hot
+from stages.reading.supervision import one_hot
+from stages.reading.vectors import aligned
 from stages.stage import DataError, Vectors
+from stages.surrogate.kernel import RIDGE_GRID, auto_ridge, factor, gram, mean_diagonal
 
 
 @pytest.fixture

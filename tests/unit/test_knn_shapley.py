@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 import pytest
 
 import storage.schema
-from stages.knn_shapley import KNN_BLOCK, KnnShapley
-from stages.stage import ConfigError, DataError, Part, Vectors, Work, load
+from stages.catalogue import load
+from stages.stage import ConfigError, DataError, Part, Vectors, Work
+from stages.values.knn_shapley import KNN_BLOCK, KnnShapley
 
 SQL = Path(storage.schema.__file__).parent / "sql"
 COLUMNS = (

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.labelled_kernel import check_fields, read_labelled_kernel
 from stages.stage import ConfigError, DataError, Vectors
+from stages.surrogate.labelled_kernel import check_fields, read_labelled_kernel
 
 
 class InMemory:

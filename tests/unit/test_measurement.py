@@ -5,7 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.measurement import ModelSpec, cross_entropy, fingerprint, mean_pool, read_probe
+from stages.model.hub import fingerprint
+from stages.model.measurement import cross_entropy, read_probe
+from stages.model.networks import mean_pool
+from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, DataError, ModelError
 
 

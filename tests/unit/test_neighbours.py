@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.neighbours import LONGEST, blocks_of_distances, orders, place_points
+from stages.ranking.nearest import LONGEST, blocks_of_distances, orders, place_points
 from stages.stage import DataError
 
 

@@ -12,9 +12,9 @@ from pipeline import open_run
 from pipeline.corpus import read_corpus
 from pipeline.errors import RunError
 from pipeline.folder import RunFolder
-from pipeline.opened import OpenedRun, rows_of
+from pipeline.open_run import OpenedRun, rows_of
 from pipeline.settings import Run
-from stages.source import Source
+from stages.corpus.source import Source
 from storage.table import Store
 
 

@@ -13,9 +13,9 @@ from pipeline.config import parse_config
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError, RunError
 from pipeline.plan import Plan, make_plan, stages_in_order
-from stages.model import ModelSpec
-from stages.probe import PROBE
-from stages.projection import Projection
+from stages.gradients.projection import Projection
+from stages.model.spec import ModelSpec
+from stages.predictions.probe import PROBE
 from storage.manifest import Manifest, ShardRecord
 from storage.table import Store
 

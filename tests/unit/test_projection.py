@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from stages.projection import Projection
+from stages.gradients.projection import Projection
+from stages.model.layers import Shape
 from stages.stage import ConfigError
-from stages.trained import Shape
 
 
 @pytest.mark.parametrize("name", ["inputs", "outputs", "dim"])

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.drawing import gaussian
-from stages.model import Trained
-from stages.projection import Projection
-from stages.projector import Projector
+from stages.gradients.projection import Projection
+from stages.gradients.projector import Projector
+from stages.model.layers import trained_layers
+from stages.model.seeded import gaussian
+from stages.model.spec import Trained
 from stages.stage import ModelError
-from stages.trained import trained_layers
 
 
 class Toy(nn.Module):

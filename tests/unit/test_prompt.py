@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stages.model import Lora, ModelSpec, Prompt, Trained
-from stages.prompt import (
+from stages.model.spec import Lora, ModelSpec, Prompt, Trained
+from stages.model.templates import (
     label_word_ids,
     one_position_each,
     plain_texts,

@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline import report, terminal
+from pipeline import summary as report
+from pipeline import terminal
 from pipeline.errors import TaskError
 from stages.stage import DataError
 from storage.schema import MissingError

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from stages.batching import matrix_of
-from stages.drawing import permutations
-from stages.learners import hidden_states, vector_learner
-from stages.model import ModelSpec
-from stages.networks import PooledNetwork
-from stages.retrain import OUTCOME, SUBSET, Retrain
+from stages.game.utility import mean_utilities
+from stages.model.layers import blocks_of, parameters_above
+from stages.model.learners import hidden_states, vector_learner
+from stages.model.networks import PooledNetwork
+from stages.model.seeded import permutations
+from stages.model.spec import ModelSpec
+from stages.model.training import Training, outputs, train
+from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, ModelError, Part, StageError, Vectors, Work
 from stages.tables import SHAPLEY_ROUND
-from stages.trained import blocks_of, parameters_above
-from stages.tuning import Training, outputs, train
-from stages.utility import mean_utilities
+from stages.values.retrain import OUTCOME, SUBSET, Retrain
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 EXAMPLES = sorted(LABELS["example"])

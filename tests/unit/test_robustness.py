@@ -47,7 +47,7 @@ def test_a_sign_that_sampling_may_have_turned_is_not_sure() -> None:
         ({"methods": ()}, r"methods: found \[\], expected at least one, each once"),
         ({"methods": ("freeshap", "freeshap")}, "expected at least one, each once"),
         ({"methods": ("ntk",)}, "methods: found ntk, expected stages that value any set"),
-        ({"methods": ("kernel",)}, "stages.kernel: found a module of shared functions"),
+        ({"methods": ("kernel",)}, "stages.kernel: found no stage of that name"),
         ({"methods": ("shapely",)}, "stages.shapely: found no stage of that name"),
         ({"points": 0}, "points: found 0 with examples: 500, expected at least 1"),
         ({"points": 50, "examples": 50}, "points: found 50 with examples: 50"),

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from stages.freeshap import FreeShap
-from stages.kernel_regression import KernelRegression
-from stages.label_issues import LabelIssues
-from stages.labelled_kernel import read_labelled_kernel
-from stages.leave_one_out import LeaveOneOut
-from stages.probe import Probe
+from stages.predictions.kernel_regression import KernelRegression
+from stages.predictions.label_issues import LabelIssues
+from stages.predictions.probe import Probe
 from stages.stage import DataError, Part, Vectors
+from stages.surrogate.labelled_kernel import read_labelled_kernel
+from stages.values.freeshap import FreeShap
+from stages.values.leave_one_out import LeaveOneOut
 
 KERNELS = ("ntk", "layers")
 ROLES = {"example": 30, "query": 8}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from pipeline import screen
+from pipeline import progress as screen
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.coalition_sampling import Design
-from stages.game import Game
-from stages.prefix_cholesky import PrefixCholesky
-from stages.size_pilot import EVERYWHERE, LEAST_SLOPE, pilot, pilot_sizes, size_law
-from stages.utility import LinearJudge
+from stages.game.coalitions import Design
+from stages.game.game import Game
+from stages.game.pilot import EVERYWHERE, LEAST_SLOPE, pilot, pilot_sizes, size_law
+from stages.game.prefix_cholesky import PrefixCholesky
+from stages.game.utility import LinearJudge
 
 ONE = np.ones((1, 1000))
 FLAT = np.ones(1001)

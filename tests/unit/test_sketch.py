@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from stages.drawing import gaussian
-from stages.projection import Projection
-from stages.sketch import Sketch, principal_directions, with_principal
-from stages.trained import Shape
+from stages.gradients.projection import Projection
+from stages.gradients.sketch import Sketch, principal_directions, with_principal
+from stages.model.layers import Shape
+from stages.model.seeded import gaussian
 
 # A layer of 4 inputs and 5 outputs, one of 5 and 2.
 LAYERS = {7: ("first", Shape(4, 5)), 3: ("second", Shape(5, 2))}

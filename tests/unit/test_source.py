@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from stages.ingest import read
-from stages.loading import fingerprint, load
-from stages.source import FlipLabels, Source
+from stages.corpus.ingest import read
+from stages.corpus.load import fingerprint, load
+from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 
 ROWS = [{"text": f"review {i}", "label": i % 2} for i in range(6)]
@@ -352,7 +352,8 @@ def test_sources_that_make_no_sense() -> None:
 
 
 def test_importing_is_fast() -> None:
-    code = "import sys, stages.ingest; print({'datasets', 'torch', 'pandas'} & set(sys.modules))"
+    heavy = "{'datasets', 'torch', 'pandas'}"
+    code = f"import sys, stages.corpus.ingest; print({heavy} & set(sys.modules))"
     assert run(code, {}) == "set()\n"
 
 
@@ -441,9 +442,9 @@ def hub() -> Iterator[str]:
 
 
 HUB_CODE = """
-from stages.ingest import read
-from stages.loading import fingerprint
-from stages.source import Source
+from stages.corpus.ingest import read
+from stages.corpus.load import fingerprint
+from stages.corpus.source import Source
 from stages.stage import DataError
 source = Source("someone/reviews", split="train[:4]")
 corpus = read(source, "example")
@@ -484,8 +485,8 @@ def test_hub_data_sets(hub: str, tmp_path: Path) -> None:
 
 def test_hub_that_may_not_be_reached(tmp_path: Path) -> None:
     code = """
-from stages.loading import load
-from stages.source import Source
+from stages.corpus.load import load
+from stages.corpus.source import Source
 from stages.stage import DataError
 try:
     load(Source("someone/reviews", split="train"))

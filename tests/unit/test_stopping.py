@@ -3,7 +3,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.stopping import StopRule, Watch, student_t_quantile
+from stages.game.stopping import StopRule, Watch, student_t_quantile
 from stages.tables import SHAPLEY_ROUND
 
 

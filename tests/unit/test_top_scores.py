@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pairwise import ATTRIBUTION, Side, merged, scored
-from stages.top_scores import Pairs, best, streamed
+from stages.pairs.scores import ATTRIBUTION, Side, merged, scored
+from stages.ranking.top_k import Pairs, best, streamed
 
 
 def sorted_out(scores: np.ndarray, k: int) -> set[tuple[int, int, float]]:

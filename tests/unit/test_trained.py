@@ -2,9 +2,9 @@ import pytest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.model import Trained
+from stages.model.layers import tied_tables, trained_layers
+from stages.model.spec import Trained
 from stages.stage import ConfigError, ModelError
-from stages.trained import tied_tables, trained_layers
 
 
 def test_a_network_needs_a_layer_that_counts() -> None:

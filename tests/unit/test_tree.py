@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from pipeline.merge_tree import FAN_IN, grow, not_needed
 from pipeline.node import Node, Task
-from pipeline.tree import FAN_IN, grow, not_needed
 from stages.stage import Part
 
 
@@ -58,7 +58,7 @@ def test_keys_follow_from_everything_that_decides_the_sum():
 def test_the_fan_in_is_part_of_the_key(monkeypatch):
     # Of five leaves both trees are one node over the same keys.
     before = tree(5)
-    monkeypatch.setattr("pipeline.tree.FAN_IN", 7)
+    monkeypatch.setattr("pipeline.merge_tree.FAN_IN", 7)
     assert [t.parts for t in tree(5)] == [t.parts for t in before]
     assert tree(5)[-1].key != before[-1].key
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.ntk import NTK
+from stages.features.ntk import NTK
 from stages.tables import DIAGNOSTICS
 from storage.manifest import Manifest
 from storage.schema import CorruptError

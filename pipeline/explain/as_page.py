@@ -1,0 +1,101 @@
+"""An explanation as one page of HTML: no network, no scripts, for narrow screens, light or dark."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from pipeline.explain import words as explain_words
+from pipeline.explain.explanation import support_title, title
+from pipeline.explain.on_terminal import SIGN, numbers, told_predictions
+from pipeline.explain.picture import Image, data_url, largest
+from pipeline.explain.stored_query import Rows
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1e; --soft: #63636b; --page: #fafafa; --card: #fff;
+  --line: #dedee3; --help: #1a7f4b; --harm: #b3362c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececf0; --soft: #a0a0aa; --page: #161618;
+  --card: #202024; --line: #36363c; --help: #58c48c; --harm: #f0857b; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--page); color: var(--ink);
+  font: 16px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.35rem; margin: .3rem 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
+h3 { font-size: 1rem; margin: .8rem 0 .3rem; } p { margin: .2rem 0; }
+.soft { color: var(--soft); font-size: .875rem; }
+.sides { display: grid; gap: 0 1rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+ol { list-style: none; margin: 0; padding: 0; }
+li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  padding: .55rem .7rem; margin: 0 0 .5rem; }
+ol.spectrum { display: flex; gap: .5rem; overflow-x: auto; padding-bottom: .4rem; }
+ol.spectrum li { flex: 0 0 min(15rem, 75vw); margin: 0; }
+.bar { height: .3rem; border-radius: .2rem; margin: .1rem 0 .35rem; background: var(--soft); }
+.helpful .bar { background: var(--help); } .harmful .bar { background: var(--harm); }
+.words { font-size: 1.05rem; line-height: 1.9; } .words span { border-radius: .2rem; }
+img { image-rendering: pixelated; width: 5rem; height: auto; display: block; margin: .2rem 0; }
+"""
+
+Images = Mapping[int | None, Image]
+
+
+def page(found: Mapping[str, Any], images: Images) -> str:
+    """The whole page; `images` are by example, and under None that of the query."""
+    white = largest(list(images.values()))
+    query = found["query"]
+    heading = _text(query) or f"Query {query['query_id']}"
+    body = [f'<p class="soft">Why did the model say that? {escape(found["run_id"])}</p>']
+    body += [f"<h1>{escape(heading)}</h1>", _image(None, images, white)]
+    body += [f"<p>{escape(line)}</p>" for line in told_predictions(found)]
+    for entry in found["tokens"]:
+        name = escape(explain_words.title(entry))
+        body.append(f"<section><h2>{name}</h2>{explain_words.on_page(entry, query)}</section>")
+    if found["methods"] or found["values"]:
+        body.append(f'<p class="soft">{SIGN}</p>')
+    for entry in [*found["methods"], *found["values"]]:
+        sides = "".join(
+            f'<div class="{side}"><h3>{side.capitalize()}</h3>'
+            f"{_examples(entry[side], images, white)}</div>"
+            for side in ("helpful", "harmful")
+        )
+        name = escape(title(entry))
+        body.append(f'<section><h2>{name}</h2><div class="sides">{sides}</div></section>')
+    for entry in found["spectra"]:
+        for towards in entry["contrasts"]:
+            name = escape(support_title(entry["method"], towards))
+            body.append(f"<section><h2>{name}</h2>")
+            if towards["examples"]:
+                body.append('<p class="soft">From what matters everywhere to what matters here</p>')
+                body.append(_examples(towards["examples"], images, white, "spectrum"))
+            body.append("</section>")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(heading[:80])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _examples(rows: Rows, images: Images, white: float, kind: str = "") -> str:
+    if not rows:
+        return '<p class="soft">none</p>'
+    sizes = [abs(row["score"] if "score" in row else row.get("value") or 0.0) for row in rows]
+    size, cards = max(sizes), []
+    for row, own in zip(rows, sizes, strict=True):
+        share = own / size if size else 0.0
+        bar = f'<div class="bar" style="width:{100 * share:.0f}%"></div>' if size else ""
+        told = " · ".join(f"{name} {number}" for name, number in numbers(row).items())
+        label = "" if row["label"] is None else f"{row['label']} · "
+        cards.append(
+            f"<li>{bar}{_image(row['example_id'], images, white)}<p>{escape(_text(row))}</p>"
+            f'<p class="soft">{escape(label)}{escape(told)} · {escape(str(row["source_id"]))}</p>'
+            "</li>"
+        )
+    return f'<ol class="{kind}">{"".join(cards)}</ol>'
+
+
+def _image(key: int | None, images: Images, white: float) -> str:
+    image = images.get(key)
+    return "" if image is None else f'<img alt="" src="{data_url(image, white)}">'
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    return " | ".join(part for part in (row["text"], row["text_b"]) if part)

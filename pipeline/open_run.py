@@ -1,0 +1,308 @@
+"""A finished run as Python sees it: SQL over its views, and the tables that commands print."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import RunError
+from pipeline.source_rows import source_rows
+from storage.sql import quoted
+
+if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
+    from pipeline.folder import RunFolder
+    from pipeline.progress import Telling
+    from pipeline.settings import Run
+
+SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
+"""Shapley values proper, without the leave-one-out values that share their view."""
+PREFERRED_UTILITY = "cross_entropy"
+
+
+def open_run(path: str | Path) -> "OpenedRun":
+    """The run in the folder `path`, read-only; reading never blocks a run that writes.
+
+    Raises:
+        pipeline.errors.RunFolderError: the folder holds no run.
+        storage.schema.MissingError: its catalog is not there.
+    """
+    from pipeline.folder import RunFolder
+
+    return OpenedRun(RunFolder(Path(path).expanduser().resolve()))
+
+
+class OpenedRun:
+    """A run's views, and what the commands make of them. Positive values help."""
+
+    def __init__(self, folder: "RunFolder"):
+        """Opens the catalog of `folder` as it is now; later changes are not seen."""
+        from storage import views
+
+        self.folder = folder
+        self._views = views
+        self.record = folder.read_record()
+        self._connection = views.open_catalog(folder.catalog, folder.store())
+
+    def config(self) -> "Run":
+        """The resolved configuration."""
+        return self.folder.read_run()
+
+    def views(self) -> list[str]:
+        """Names of the views that the run's tables allow."""
+        return self._views.view_names(self._connection)
+
+    def sql(self, statement: str) -> Any:
+        """The DuckDB relation that `statement` gives over the run's views.
+
+        Raises:
+            storage.schema.StorageError: DuckDB refuses the statement.
+        """
+        return self._views.query(self._connection, statement)
+
+    def needs(self, view: str, stage: str) -> None:
+        """Nothing, when the run has `view`.
+
+        Raises:
+            RunError: it has not; the message says which stage to add.
+        """
+        task = self.task()
+        if task != "classification":
+            raise RunError(
+                f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
+                f"which {stage} works on. "
+                + (
+                    "For the targets that are worst predicted, ask `assay sql`: FROM predictions "
+                    "WHERE role = 'example' ORDER BY loss DESC."
+                    if task == "regression"
+                    else "See the run's views with `assay sql`."
+                )
+            )
+        rows = "" if view not in self.views() else f"FROM {SHAPLEY if view == 'shapley' else view}"
+        if rows and self.sql(f"{rows} LIMIT 1").fetchall():
+            return
+        if self.record["tables"].get(stage):
+            raise RunError(
+                f"{self.folder.path}: found no results of {stage} yet, expected a run that came to "
+                f"its end. Go on with `assay run {self.folder.config}`."
+            )
+        raise RunError(
+            f"{self.folder.path}: found no view {view}, expected the results of a stage such as "
+            f"{stage}. Add `{stage}: {{}}` under `stages:` and run again."
+        )
+
+    def task(self) -> str:
+        """The `task` of the corpus (`stages.corpus.source.Task`)."""
+        return str(self.facts("label").get("task", "classification"))
+
+    def flag(self, top: int | None = None, method: str | None = None) -> Any:
+        """Examples whose label is suspicious, the most suspicious first.
+
+        Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
+        label_score (in [0, 1], low = suspicious), is_label_issue, method, and true_label where
+        flips were planted.
+
+        Args:
+            top: How many of the lowest scores, flagged or not; by default all that are flagged.
+            method: The stage instance, when the run has several.
+        """
+        self.needs("label_issues", "label_issues")
+        one = self._one("label_issues", "method", method)
+        ends = f"LIMIT {int(top)}" if top is not None else ""
+        keep = "" if top is not None else "AND i.is_label_issue"
+        pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
+        pair = "e.text_b, " if pairs else ""
+        return self.sql(
+            f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
+                       i.label_score, i.is_label_issue, i.method, e.true_label
+                FROM label_issues AS i JOIN examples AS e USING (example_id)
+                WHERE i.method = {quoted(one)} {keep}
+                ORDER BY i.label_score, e.example_id {ends}"""
+        )
+
+    def select(
+        self,
+        keep: str | None = None,
+        drop: str | None = None,
+        by: str = "shapley",
+        utility: str | None = None,
+        method: str | None = None,
+    ) -> Any:
+        """Examples to train on, the most valuable first.
+
+        Columns: example_id, source_id, text, label, label_name, value (positive helps), rank.
+
+        Args:
+            keep: How many to keep, a number of rows or a share such as `20%`.
+            drop: How many of the least valuable to leave out; give this or `keep`.
+            by: `shapley`, or `label_score`.
+            utility: The utility whose values count; by default cross-entropy, or the only one.
+            method: The stage instance, when the run has several.
+        """
+        if by not in ("shapley", "label_score"):
+            raise RunError(
+                f"select: found by={by!r}, expected shapley or label_score. Correct the name."
+            )
+        if by == "shapley":
+            self.needs("shapley", "freeshap")
+            chosen = self._one(SHAPLEY, "utility", utility, first=PREFERRED_UTILITY)
+            view, value = f"(FROM {SHAPLEY} WHERE utility = {quoted(chosen)})", "v.value"
+        else:
+            self.needs("label_issues", "label_issues")
+            view, value = "label_issues", "v.label_score"
+        one = self._one(view, "method", method)
+        total = int(self.sql("SELECT count(*) FROM examples").fetchall()[0][0])
+        count = total if keep is None else rows_of(keep, total)
+        if drop is not None:
+            count = total - rows_of(drop, total)
+        return self.sql(
+            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
+                       row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
+                FROM {view} AS v JOIN examples AS e USING (example_id)
+                WHERE v.method = {quoted(one)} ORDER BY rank LIMIT {count}"""
+        )
+
+    def explain(
+        self,
+        query: str | int | None = None,
+        text: str | None = None,
+        text_b: str | None = None,
+        methods: Sequence[str] = (),
+        top: int = 5,
+        telling: "Telling | None" = None,
+    ) -> dict[str, Any]:
+        """What each method says of a prediction, as plain values.
+
+        Keys: run_id; query (query_id, source_id, text, text_b, label); predictions; answers, where
+        the query is a question about a text; tokens, per token method and output the words with
+        their scores; methods, each
+        with its helpful and harmful examples (example_id, source_id, text, text_b, label, score,
+        global_score, local_score); values, the same of single queries' Shapley values; spectra,
+        per class that the prediction is held against (-1 for none) the examples from the most
+        global to the most local, and n_support, which is 0 where there is no support.
+
+        Args:
+            query: A query of the run, by query_id or source_id; give this or `text`.
+            text: A text that the run does not have. The run's own model and stages compute what
+                they need of it, and nothing is stored; the class they predict stands for a label.
+            text_b: Its second text, in a corpus of pairs.
+            methods: Pairwise methods, by default all; or one such as freeshap, whose stored rounds
+                are drawn again for this query alone.
+            top: Examples of each sign.
+            telling: Told how far it is, and what something that takes long will cost.
+        """
+        from pipeline.explain.explanation import explain
+        from pipeline.progress import Quiet
+
+        return explain(self, query, text, text_b, methods, top, telling or Quiet())
+
+    def write(self, rows: Any, path: str | Path) -> int:
+        """How many rows were written to `path`, a .parquet, .jsonl or .csv file.
+
+        The source's own columns come first, under their own names and in their own order; a column
+        of ours whose name is taken gets `assay_` in front.
+
+        Args:
+            rows: What `flag` or `select` gave.
+            path: The file, replaced as a whole if it exists.
+        """
+        return self._export(rows.sql_query(), list(rows.columns), Path(path))
+
+    def write_review(self, rows: Any, path: str | Path) -> int:
+        """How many rows were written to `path`, a CSV for a person to decide about labels.
+
+        Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
+        it where another is right), label_score, example_id; text_b for pairs.
+
+        Raises:
+            RunError: the file is there already; it may hold decisions.
+        """
+        if Path(path).exists():
+            raise RunError(
+                f"{path}: found a file there already, expected a new one: it may hold decisions. "
+                "Name another, or delete it first."
+            )
+        pair = "text_b, " if "text_b" in rows.columns else ""
+        return self._views.export(
+            self._connection,
+            f"SELECT source_id, NULL::VARCHAR AS decision, text, {pair}given_label, "
+            "suggested_label AS new_label, round(label_score, 4) AS label_score, example_id "
+            f"FROM ({rows.sql_query()})",
+            Path(path),
+        )
+
+    def write_rows(self, rows: Any, path: str | Path) -> int:
+        """How many of `rows`, just as they are, were written to `path`."""
+        return self._views.export(self._connection, rows.sql_query(), Path(path))
+
+    def write_corpus(self, path: str | Path) -> int:
+        """How many rows were written to `path`: every example in its order, as labelled now."""
+        ordered = "SELECT example_id FROM examples ORDER BY row_number"
+        return self._export(ordered, [], Path(path))
+
+    def _export(self, inner: str, columns: list[str], path: Path) -> int:
+        return self._views.export(
+            self._connection,
+            source_rows(self.facts, "features" in self.views(), inner, columns),
+            path,
+        )
+
+    def facts(self, table: str) -> Any:
+        """What ingestion recorded about one of its tables."""
+        rows = self.sql(
+            f"SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = {quoted(table)}"
+        ).fetchall()
+        return json.loads(rows[0][0])
+
+    def methods(self, view: str) -> list[str]:
+        """Stage instances with rows in `view`."""
+        if view not in self.views():
+            return []
+        rows = self.sql(f"SELECT DISTINCT method FROM {view} ORDER BY 1").fetchall()
+        return [str(row[0]) for row in rows]
+
+    def shown_values(self) -> tuple[str, str] | None:
+        """Method and utility of the Shapley values that are shown; None where there are none.
+
+        Cross-entropy where there is one: after 100 permutations of 2,000 SST-2 rows nine values in
+        ten have a sign beyond doubt, against one in thirteen for accuracy, which moves in steps.
+        """
+        if "shapley" not in self.views():
+            return None
+        rows = self.sql(
+            f"FROM (SELECT DISTINCT method, utility FROM {SHAPLEY}) "
+            f"ORDER BY utility <> {quoted(PREFERRED_UTILITY)}, method, utility LIMIT 1"
+        ).fetchall()
+        return rows[0] if rows else None
+
+    def _one(self, view: str, column: str, wish: str | None, first: str | None = None) -> str:
+        """The value of `column` that is meant: `wish`, the only one, or `first` where it occurs."""
+        rows = self.sql(f"SELECT DISTINCT {column} FROM {view} AS v ORDER BY 1").fetchall()
+        found = [str(row[0]) for row in rows]
+        if wish is not None and wish in found:
+            return wish
+        if wish is None and found and (len(found) == 1 or first in found):
+            return first if first in found else found[0]
+        raise RunError(
+            f"found {f'--{column} {wish}' if wish else f'no --{column}'}, expected one of "
+            f"{', '.join(found)}. Name one with --{column}."
+        )
+
+
+def rows_of(text: str, total: int) -> int:
+    """How many of `total` rows `text` means: a number, or a share such as `20%`.
+
+    Raises:
+        RunError: it is neither, or more than there is.
+    """
+    share = text.strip().endswith("%")
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    wanted = total * number / 100 if share else number
+    if not 0 <= wanted <= total or (not share and not number.is_integer()):
+        raise RunError(
+            f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
+            "20%. Correct the number."
+        )
+    return round(wanted)

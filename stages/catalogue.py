@@ -1,0 +1,84 @@
+"""Names of stages and metrics, and the classes behind them.
+
+A file of a folder of methods is a stage of that name; the files that its methods share, the
+contracts, are told apart here. No file is read and nothing is imported until it is asked for, so
+`--help` never loads torch.
+"""
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any, cast
+
+from stages.stage import ConfigError
+
+METHODS = ("features", "predictions", "pairs", "values", "tokens")
+"""Folders of `stages/` in which every file is a stage, but for `CONTRACTS`."""
+CONTRACTS = frozenset(
+    {"pairs.scores", "tokens.scores", "tokens.anchored_path", "metrics.metric"}
+    | {"metrics.explanations", "metrics.bootstrap"}
+)
+"""What the methods of a folder share."""
+HERE = Path(__file__).parent
+
+
+def stage_names() -> list[str]:
+    """Names of the stages there are, in the order of the alphabet."""
+    return sorted(_places())
+
+
+def load(name: str) -> type[Any]:
+    """The stage class of that name, from `stages/<folder>/<name>.py`.
+
+    Raises:
+        ConfigError: there is no such stage, or its file does not end with `STAGE = <Class>`.
+    """
+    place = _places().get(name)
+    if place is None:
+        folders = ", ".join(METHODS)
+        raise ConfigError(
+            f"stages.{name}: found no stage of that name, expected a file {name}.py in a folder of "
+            f"stages/ ({folders}). Correct the name, or set `stage:` when the entry is an instance "
+            "name of your own."
+        )
+    return _class_of(place, "STAGE")
+
+
+def metric_names() -> list[str]:
+    """Names of the metrics there are, in the order of the alphabet."""
+    return sorted(_modules("metrics"))
+
+
+def load_metric(name: str) -> type[Any]:
+    """The metric class of `stages/metrics/<name>.py`.
+
+    Raises:
+        ConfigError: there is no such metric, or its file does not end with `METRIC = <Class>`.
+    """
+    if name not in _modules("metrics"):
+        raise ConfigError(
+            f"stages.metrics.{name}: found no metric of that name, expected a file "
+            f"stages/metrics/{name}.py. Correct the name."
+        )
+    return _class_of(f"stages.metrics.{name}", "METRIC")
+
+
+@functools.cache
+def _places() -> dict[str, str]:
+    return {name: f"stages.{folder}.{name}" for folder in METHODS for name in _modules(folder)}
+
+
+@functools.cache
+def _modules(folder: str) -> tuple[str, ...]:
+    names = (path.stem for path in sorted((HERE / folder).glob("*.py")))
+    return tuple(n for n in names if n != "__init__" and f"{folder}.{n}" not in CONTRACTS)
+
+
+def _class_of(place: str, constant: str) -> type[Any]:
+    module = importlib.import_module(place)
+    if not hasattr(module, constant):
+        raise ConfigError(
+            f"{place}: found a module without {constant}, expected one that ends with "
+            f"`{constant} = <Class>`. Add it."
+        )
+    return cast(type[Any], getattr(module, constant))

@@ -1,0 +1,233 @@
+"""What the library `datasets` does here; no other module imports it.
+
+It loads the hub, saved folders and files, and takes split expressions apart. Its errors become
+ours, it prints nothing, and local files are read through a private cache that is gone when the
+function returns, for otherwise every one of them would leave a copy in the user's cache.
+"""
+
+import glob
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.corpus.cells import Loaded, compact
+from stages.corpus.source import ENDINGS, KINDS, Source
+from stages.stage import DataError
+
+
+def load_hub(source: Source) -> Any:
+    """The data set of the hub, or of its cache, that the source names.
+
+    Raises:
+        DataError: it cannot be had, or has several splits and none is named.
+    """
+    import datasets
+
+    advice = "Correct path, name or revision, and log in if the data set is private."
+    if datasets.config.HF_HUB_OFFLINE:
+        advice = (
+            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
+            "point path to a local copy."
+        )
+    with quiet(), explained(source, advice):
+        found = datasets.load_dataset(
+            source.path, source.name, split=source.split, revision=source.revision
+        )
+    if isinstance(found, datasets.Dataset):
+        return found
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise DataError(
+        f"{source.path}: found the splits {', '.join(found)}, expected to be told which. "
+        f"Set split, for example split: {next(iter(found))}."
+    )
+
+
+def load_saved(path: str, source: Source) -> Loaded:
+    """Rows of a folder that `save_to_disk` wrote."""
+    import datasets
+
+    with quiet(), explained(source, "Write the folder again with save_to_disk."):
+        saved = datasets.load_from_disk(path)
+    if isinstance(saved, datasets.Dataset):
+        saved = {str(saved.split or "train"): saved}
+
+    def reader(dataset: Any) -> Callable[[], Loaded]:
+        return lambda: from_dataset(dataset, source)
+
+    return select(source, {str(split): reader(rows) for split, rows in saved.items()})
+
+
+def build(kind: str, files: list[str], texts: Sequence[str] | None = None, **options: Any) -> Any:
+    """The data set that the reader `kind` makes of local files; columns in `texts` stay text."""
+    import datasets
+
+    if texts is not None:
+        options["features"] = datasets.Features({n: datasets.Value("string") for n in texts})
+
+    # The reader's copy is memory-mapped, so it outlives its file name and dies with the table.
+    with quiet(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        return datasets.load_dataset(
+            kind,
+            data_files={"train": [glob.escape(file) for file in files]},
+            split="train",
+            cache_dir=cache,
+            **options,
+        )
+
+
+def from_dataset(dataset: Any, source: Source) -> Loaded:
+    """All rows of a data set, with bytes that are not UTF-8 found and written out."""
+    import datasets
+
+    table = dataset.with_format("arrow")[:].replace_schema_metadata(None)
+    faults: dict[int, tuple[str, str]] = {}
+    mixed = frozenset(f.name for f in table.schema if f.type == pa.json_(pa.string()))
+    for at, field in enumerate(table.schema):
+        column = table.column(at)
+        if field.name in mixed:
+            table = table.set_column(at, field.name, pc.cast(column, pa.string()))
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            column, bad = _decoded(column)
+            table = table.set_column(at, field.name, column)
+            faults.update(dict.fromkeys(bad, ("not UTF-8", "")))
+    for row in faults:
+        faults[row] = ("not UTF-8", compact(table.slice(row, 1).to_pylist()[0]))
+    feature = dataset.features.get(source.label)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return Loaded(table, faults, names, mixed)
+
+
+def _decoded(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
+    """The column with bad bytes written out, nested cells that hold some null; and those rows."""
+    cells: list[Any] = []
+    bad: list[int] = []
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    for row, cell in enumerate(pc.cast(column, pa.large_binary()) if is_text else column):
+        try:
+            value = cell.as_py()
+            cells.append(value.decode() if is_text and value is not None else value)
+        except UnicodeDecodeError:
+            cells.append(value.decode(errors="backslashreplace") if is_text else None)
+            bad.append(row)
+    return pa.chunked_array([pa.array(cells, column.type)]), bad
+
+
+def select(source: Source, splits: Mapping[str, Callable[[], Loaded]]) -> Loaded:
+    """Rows that the source's split expression asks for; only the splits it names are read."""
+    import datasets
+
+    found = ", ".join(splits)
+    expression = source.split or (next(iter(splits)) if len(splits) == 1 else None)
+    if expression is None:
+        raise DataError(
+            f"{source.path}: found the splits {found}, expected to be told which. "
+            f"Set split, for example split: {next(iter(splits))}."
+        )
+    expression = "+".join(splits) if expression == "all" else expression
+    named = [re.split(r"[\[(]", part.strip())[0] for part in expression.split("+")]
+    unknown = [name for name in named if name not in splits]
+    if unknown:
+        raise DataError(
+            f"{source.path}: found the splits {found}, expected {unknown[0]!r} among them. "
+            "Correct split; a file or glob is one split, train."
+        )
+    loaded = {name: splits[name]() for name in dict.fromkeys(named)}
+    try:
+        instruction = datasets.ReadInstruction.from_spec(expression)
+        pieces = instruction.to_absolute({k: v.table.num_rows for k, v in loaded.items()})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"{source.path}: found the split expression {expression!r} ({error}), expected one "
+            "such as train, train[:1000] or train[:50%]. Correct split."
+        ) from error
+    tables, faults, offset = [], {}, 0
+    for piece in pieces:
+        whole = loaded[piece.splitname]
+        start, stop = piece.from_ or 0, piece.to
+        stop = whole.table.num_rows if stop is None else min(stop, whole.table.num_rows)
+        tables.append(whole.table.slice(start, max(stop - start, 0)))
+        for row, fault in whole.faults.items():
+            if start <= row < stop:
+                faults[row - start + offset] = fault
+        offset += tables[-1].num_rows
+    first = loaded[pieces[0].splitname]
+    table = pa.concat_tables(tables, promote_options="default")
+    return first._replace(table=table, faults=faults)
+
+
+def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
+    """Data files of a folder by the split that `load_dataset` reads from their names."""
+    from datasets.data_files import DataFilesList, get_data_patterns
+
+    try:
+        patterns = get_data_patterns(folder)
+        found = {
+            str(split): sorted(
+                str(file)
+                for file in DataFilesList.from_patterns(globs, base_path=folder)
+                if Path(file).suffix.lower() in KINDS
+            )
+            for split, globs in patterns.items()
+        }
+    except FileNotFoundError:
+        found = {}
+    found = {split: files for split, files in found.items() if files}
+    if not found:
+        raise DataError(
+            f"{source.path}: found a folder without dataset_info.json and without data files, "
+            f"expected one written by save_to_disk or files with an ending among {ENDINGS}. "
+            "Name the folder one level up or down, or write a glob such as folder/*.parquet."
+        )
+    return found
+
+
+@contextmanager
+def explained(source: Source, advice: str) -> Iterator[None]:
+    """Whatever a reader of `datasets` raises, as a DataError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if "corresponds to no data" in str(error):  # What `datasets` says of a table without rows.
+            raise DataError(
+                f"{source.path}: found no rows, expected at least one. Fill the file."
+            ) from error
+        cause = error.__cause__ or error
+        raise DataError(
+            f"{source.path}: found data that cannot be loaded ({type(cause).__name__}: {cause}), "
+            f"expected a readable data set. {advice}"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """`datasets` and the hub client without progress bars or log lines; restored afterwards."""
+    import datasets
+    import huggingface_hub.utils as hub
+
+    bars = [
+        module
+        for module in (datasets, hub)
+        if not (datasets.utils if module is datasets else hub).are_progress_bars_disabled()
+    ]
+    levels = [(module, module.get_verbosity()) for module in (datasets.logging, hub.logging)]
+    for module in bars:
+        module.disable_progress_bars()
+    for module, _ in levels:
+        module.set_verbosity(module.CRITICAL)
+    try:
+        yield
+    finally:
+        for module in bars:
+            module.enable_progress_bars()
+        for module, level in levels:
+            module.set_verbosity(level)

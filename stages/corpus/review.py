@@ -1,0 +1,102 @@
+"""A person's review of a corpus: labels fixed, rows dropped."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from stages.corpus.cells import Loaded
+from stages.corpus.load import load_file
+from stages.corpus.source import LABELLED, Task
+from stages.corpus.targets import parse_number
+from stages.stage import DataError
+
+
+def correct(
+    rows: pa.Table, rejected: pa.Table, path: str, task: Task, classes: tuple[str, ...]
+) -> pa.Table:
+    """The rows after a person's review: labels or targets fixed, rows marked as dropped.
+
+    Raises:
+        DataError: the review cannot be read, or names unknown rows, decisions or labels; a
+            row is to be fixed whose task has no labels.
+    """
+    reviewed = load_file(path)
+    key = _review_column(path, reviewed, "source_id", "example_id")
+    ids = rows["source_id" if key == "source_id" else "id"].to_pylist()
+    row_of = {str(value): at for at, value in enumerate(ids)}
+    refused = dict(zip(*(rejected[c].to_pylist() for c in ("source_id", "reason")), strict=True))
+    decisions = reviewed.values(_review_column(path, reviewed, "decision"))
+    names: list[Any] = [None] * len(decisions)
+    if any(str(d).strip().lower() == "fix" for d in decisions):
+        names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
+    column = "target" if task == "regression" else "label"
+    fixed = rows[column].to_pylist()
+    is_dropped = rows["is_dropped"].to_pylist()
+    seen: dict[str, int] = {}
+    for at, (value, decision, name) in enumerate(
+        zip(reviewed.values(key), decisions, names, strict=True)
+    ):
+        own, word = str(value), "" if decision is None else str(decision).strip().lower()
+        where = f"{path}: row {at} ({key} {own})"
+        if at in reviewed.faults:
+            raise DataError(
+                f"{where}: found a row that is {reviewed.faults[at][0]}, expected UTF-8 rows. "
+                "Save the review again."
+            )
+        if own in seen:
+            raise DataError(
+                f"{where}: found the same {key} as in row {seen[own]}, expected each once. "
+                "Remove one of the two rows."
+            )
+        seen[own] = at
+        if own not in row_of:
+            note = f", where it was rejected: {refused[own]}" if own in refused else ""
+            raise DataError(
+                f"{where}: found a {key} that no row has, expected one of the source{note}. "
+                "Remove the row or correct its id."
+            )
+        if word not in {"", "accept", "fix", "drop"}:
+            raise DataError(
+                f"{where}: found decision {decision!r}, expected accept, fix, drop or nothing. "
+                "Correct it."
+            )
+        if word == "fix":
+            fixed[row_of[own]] = _answer(where, name, task, classes)
+        if word:
+            is_dropped[row_of[own]] = word == "drop"
+    for name, values in ((column, fixed), ("is_dropped", is_dropped)):
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, name, pa.array(values, rows.schema.field(name).type))
+    return rows
+
+
+def _answer(where: str, name: Any, task: Task, classes: tuple[str, ...]) -> int | float:
+    """The class or the number that a person wrote in new_label."""
+    if task not in LABELLED:
+        raise DataError(
+            f"{where}: found decision fix, expected accept, drop or nothing: rows of task: {task} "
+            "have no label. Correct the text in the source instead."
+        )
+    if task == "regression":
+        number = parse_number(str(name))
+        if number is None:
+            raise DataError(
+                f"{where}: found new_label {name!r}, expected a finite number. Write the target."
+            )
+        return number
+    if str(name) not in classes:
+        raise DataError(
+            f"{where}: found new_label {name!r}, expected one of {', '.join(classes)}. "
+            "Write the name of the class."
+        )
+    return classes.index(str(name))
+
+
+def _review_column(path: str, reviewed: Loaded, *names: str) -> str:
+    for name in names:
+        if name in reviewed.table.column_names:
+            return name
+    raise DataError(
+        f"{path}: found the columns {', '.join(reviewed.table.column_names)}, expected "
+        f"{' or '.join(names)} among them. Add the column to the review."
+    )

@@ -1,0 +1,131 @@
+"""Vectors that the user already has, as the corpus table `features`."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.corpus.cells import Loaded, holds_json
+from stages.corpus.reasons import mark
+from stages.corpus.source import Source, local
+from stages.stage import DataError
+from storage.schema import TableSpec
+
+FEATURES = TableSpec(
+    name="features",
+    schema=pa.schema(
+        [("id", pa.int64()), ("role", pa.string()), ("vector", pa.list_(pa.float32()))]
+    ),
+    key=("id",),
+)
+
+
+def read_features(
+    source: Source, loaded: Loaded, reasons: np.ndarray, length: int | None
+) -> np.ndarray:
+    """The vector of every row, float32 (rows, length); a rejected row's means nothing.
+
+    `length` is that of the corpus, for queries; for the corpus itself, of several lengths in a
+    column the most frequent counts. Rows without a vector, with one of another length, or with NaN,
+    infinity or null in it (in float32) are marked in `reasons`. Memory: the result and one float64
+    chunk of it.
+
+    Raises:
+        DataError: there are no such vectors, they do not fit the rows or, of queries, the corpus.
+    """
+    if source.features_file is not None:
+        vectors = _read_file(source.features_file, source, loaded.table.num_rows)
+    else:
+        vectors = _read_column(source, loaded, reasons, length)
+    if vectors.shape[1] != (length or vectors.shape[1]) or vectors.shape[1] == 0:
+        raise DataError(
+            f"{source.path}: found vectors of length {vectors.shape[1]} in {source.features}, "
+            f"expected {f'{length}, as in the corpus' if length else 'at least 1'}. Make the "
+            "vectors of queries and corpus in one way."
+        )
+    mark(reasons, ~np.isfinite(vectors).all(axis=1), "vector is not finite")
+    return vectors
+
+
+def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Rows of a matrix as the vectors that `FEATURES` declares."""
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def _read_file(path: str, source: Source, n_rows: int) -> np.ndarray:
+    try:
+        found = np.load(local(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: found no array that can be loaded ({error}), expected a .npy file of "
+            "numbers. Correct features, or write the file with numpy.save."
+        ) from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(
+            f"{path}: found an archive of arrays, expected one array. Write it with numpy.save."
+        )
+    if found.ndim < 2 or found.dtype.kind not in "fiu" or len(found) != n_rows:
+        raise DataError(
+            f"{path}: found an array of shape {found.shape} and type {found.dtype}, expected one "
+            f"row of numbers for each of the {n_rows} rows of {source.path}"
+            f"{f' in the split {source.split}' if source.split else ''}. Save an array of floats "
+            "or integers with the rows of the source in their order."
+        )
+    return _float32(found.reshape(n_rows, -1))
+
+
+def _read_column(
+    source: Source, loaded: Loaded, reasons: np.ndarray, length: int | None
+) -> np.ndarray:
+    name = str(source.features)
+    column = loaded.table[name]
+    if name in loaded.mixed or holds_json(column.type):
+        cells = loaded.values(name)
+        is_list = np.array([cell is None or _is_numbers(cell) for cell in cells], dtype=bool)
+        mark(reasons, ~is_list, "vector is not a list of numbers")
+        kept = [
+            [None if v is None else float(v) for v in cell] if ok and cell is not None else None
+            for cell, ok in zip(cells, is_list, strict=True)
+        ]
+        column = pa.chunked_array([pa.array(kept, pa.list_(pa.float64()))])
+    if not _holds_vectors(column.type):
+        raise DataError(
+            f"{source.path}: found {column.type} in the features column {name}, expected a list of "
+            "numbers. Name another column, or save the vectors with numpy.save and name the file."
+        )
+    mark(reasons, column.is_null(), "missing vector")
+    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy().astype(np.int64)
+    if length is None:
+        counted, counts = np.unique(lengths[lengths >= 0], return_counts=True)
+        length = int(counted[counts.argmax()]) if len(counted) else 0
+    mark(reasons, (lengths >= 0) & (lengths != length), "vector of another length")
+    vectors = np.zeros((len(column), length), dtype=np.float32)
+    start = 0
+    for chunk in column.chunks:
+        rows = start + np.flatnonzero(lengths[start : start + len(chunk)] == length)
+        lists = chunk.take(pa.array(rows - start))
+        flat = pc.cast(lists.flatten(), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        vectors[rows] = _float32(flat.reshape(len(rows), length))
+        start += len(chunk)
+    return vectors
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(check(kind) for check in is_list):
+        return False
+    inner = kind.value_type
+    return bool(pa.types.is_floating(inner) or pa.types.is_integer(inner))
+
+
+def _is_numbers(cell: object) -> bool:
+    return isinstance(cell, list) and all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        for value in cell
+    )
+
+
+def _float32(numbers: np.ndarray) -> np.ndarray:
+    # A number beyond the range of float32 becomes infinite, hence its row is rejected.
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)

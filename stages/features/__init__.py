@@ -1,0 +1,1 @@
+"""Stages that write a vector per row."""

@@ -1,0 +1,99 @@
+"""Embeddings: the mean over a row's tokens of one hidden state of the model.
+
+Labels are never read. A row's vector depends on its batch by rounding only (1e-6 relative).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import torch
+
+from stages.model.batches import batches
+from stages.model.measurement import Measurement, load_embedder
+from stages.model.size import network_size
+from stages.model.spec import ModelSpec
+from stages.reading.vectors import vector_rows
+from stages.stage import Cost, Inputs, Split, Work
+from storage.schema import TableSpec
+
+EMBEDDING = TableSpec(
+    name="embedding",
+    schema=pa.schema(
+        [("id", pa.int64()), ("role", pa.string()), ("vector", pa.list_(pa.float32()))]
+    ),
+    key=("id",),
+)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One vector per row: what the probe, the neighbours and the cheap baselines work on."""
+
+    model: ModelSpec
+    """The model whose trunk is run; its head is not."""
+    layer: int | Literal["all"] = -1
+    """Hidden state that is averaged: 0 follows the embedding tables, -1 is what a head reads; `all`
+    joins all of them, each scaled to unit length, which makes a better kernel and no probe."""
+    token_budget: int = 1024
+    """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    outside_key: ClassVar[frozenset[str]] = frozenset(
+        {
+            "model.head",
+            "model.num_labels",
+            "model.seed",
+            "model.prompt",
+            "model.reduction",
+            "model.truncation_mode",
+            "model.train",
+        }
+    )
+    """The trunk is run without its head."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The text only."""
+        return ("text",)
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """One vector per row of text."""
+        return (EMBEDDING,)
+
+    def open(self, inputs: Inputs) -> Measurement:
+        """The trunk and its tokenizer."""
+        form = str(inputs.details("text").get("format", "text"))
+        return load_embedder(self.model, self.layer, form=form)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """The layer, so that a probe knows what it was fitted on."""
+        return {"layer": self.layer}
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Vectors of one shard, one forward pass per row."""
+        embedder: Measurement = inputs.opened
+        text = inputs.table("text")
+        tokens = embedder.tokenise(text)
+        for rows in batches(tokens.lengths, self.token_budget):
+            with torch.no_grad():
+                vectors = embedder.outputs(embedder.batch(tokens, rows))
+            yield EMBEDDING.name, vector_rows(text, rows, vectors.cpu().numpy())
+
+    def cost(self, work: Work) -> Cost:
+        """One forward pass per row."""
+        size = network_size(self.model, None)
+        n_rows = work.n_examples + work.n_queries
+        n_states = size.n_states if self.layer == "all" else 1
+        return Cost(
+            forward_rows=n_rows,
+            flops=size.forward_flops(work.n_tokens),
+            written_bytes=n_rows * (4 * size.dim * n_states + 16),
+            memory_bytes=size.forward_bytes(self.token_budget),
+        )
+
+
+STAGE = Embedding

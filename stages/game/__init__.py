@@ -1,0 +1,1 @@
+"""The cooperative game whose players are examples, and how its coalitions are sampled."""

@@ -1,0 +1,84 @@
+"""The fields that say which game stages play that value sets of examples."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from stages.game.utility import Utility
+from stages.game.utility import check_fields as check_utilities
+from stages.stage import Work
+from stages.surrogate.labelled_kernel import Ridge
+from stages.surrogate.labelled_kernel import check_fields as check_kernel
+
+Engine = Literal["auto", "prefix_cholesky", "least_squares"]
+Precision = Literal["auto", "float32", "float64"]
+
+KERNEL_EXAMPLES = 10_000
+"""Up to which number of examples `auto` holds their kernel, 8 n^2 bytes."""
+
+
+@dataclass(frozen=True)
+class GameFields:
+    """The fields that say which game it is."""
+
+    kernel: tuple[str, ...] = ("ntk",)
+    """Feature tables; with several, their kernels' mean. For the utility loss: [gradient]."""
+    normalize: bool | None = None
+    """Scale every feature vector to unit length, which the paper does not. By default so, but not
+    for the utility loss, where the lengths of gradients are part of the game."""
+    ridge: Ridge = "auto"
+    """Relative to the kernel's mean diagonal, the same for every subset; `auto` takes the least
+    leave-one-out error on the labels of 2,048 examples at most, and 1 for the utility loss. The
+    paper has 1e-6, absolute."""
+    engine: Engine = "auto"
+    """`prefix_cholesky` holds the kernel of all examples, `least_squares` matrices of the features;
+    `auto` takes the first for up to 10,000 examples."""
+    precision: Precision = "auto"
+    """Of `least_squares`: `auto` is float32 where the ridge is at least 0.01, for accuracy 1."""
+    utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
+    """What a set of examples is worth; values of all are computed from the same coalitions. For
+    corpora without classes, such as completions: [loss], with kernel: [gradient]."""
+    temperature: float = 1.0
+    """Divides the outputs before the softmax of `cross_entropy`. The paper feeds them raw: 1."""
+    target: Literal["one", "loss"] = "one"
+    """Of the utility loss: what the regression on the gradients predicts for an example."""
+
+    by_query: ClassVar[bool] = False
+    """Whether a set is worth one number per query instead of their mean."""
+
+    def engine_for(self, n_examples: int) -> Literal["prefix_cholesky", "least_squares"]:
+        """What `engine` means for so many examples."""
+        if self.engine == "auto":
+            return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
+        return self.engine
+
+    def is_linear(self, n_classes: int) -> bool:
+        """Whether the utilities are linear in the outputs: one mean query stands for all then."""
+        return self.utilities == ("loss",) or (self.utilities == ("margin",) and n_classes == 2)
+
+    def n_judged(self, work: Work) -> int:
+        """Outputs for all queries together, of one set."""
+        if self.is_linear(work.n_classes) and not self.by_query:
+            return 1
+        return max(1, work.n_queries * (1 if work.n_classes <= 2 else work.n_classes))
+
+    def check_game(self) -> None:
+        """Refuse a game that cannot be played.
+
+        Raises:
+            ConfigError: a field is empty, negative, or not a number that can be used.
+        """
+        check_kernel(self.kernel, self.ridge)
+        check_utilities(self.utilities, self.temperature)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The kinds of corpora that can be valued: those without classes by the utility loss."""
+        if self.utilities == ("loss",):
+            return ("classification", "regression", "completion")
+        return ("classification",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The feature tables and the labels."""
+        losses = ("diagnostics",) if self.target == "loss" else ()
+        return (*self.kernel, "label", *losses)

@@ -1,0 +1,189 @@
+"""What stages that value examples by sampling share: how coalitions are drawn."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.game.coalitions import Design, add_unit
+from stages.game.fields import GameFields
+from stages.game.game import Game
+from stages.game.least_squares import SHORT
+from stages.game.permutations import (
+    Sampling,
+    Truncation,
+    orders_per_unit,
+    survival_of,
+    unit_of,
+    walk,
+)
+from stages.game.pilot import pilot, size_law
+from stages.game.semivalue import parse_semivalue, size_weights
+from stages.game.sums import Tally
+from stages.game.utility import Utility
+from stages.model.seeded import permutations
+from stages.stage import ConfigError, Cost, Work
+
+
+@dataclass(frozen=True)
+class Valuation(GameFields):
+    """The game, and how its coalitions are sampled."""
+
+    semivalues: tuple[str, ...] = ("shapley",)
+    """`shapley`, and `beta(a,b)` such as beta(16,1), which weighs small coalitions more."""
+    sampling: Sampling = "stratified"
+    """`stratified`: every example's marginals to coalitions of drawn sizes
+    (`stages/game/coalitions.py`); or permutations: `uniform`, `paired`, `quasi_random`."""
+    coalitions: int = 8
+    """Of `stratified`: coalitions in a unit; `stages/game/pilot.py` says of which sizes."""
+    block: int = 32
+    """Of `stratified`: examples that join together where accuracy is measured."""
+    orders: int = 4
+    """Of `stratified`: orders they join in, whose marginals are averaged."""
+    truncation: Truncation = "none"
+    """Of permutations: `tolerance` is the paper's rule, which is biased towards small coalitions,
+    `random` a random length, without bias."""
+    tolerance: float = 0.05
+    """Share of U(all) - U(none) at which a permutation ends, for truncation: tolerance."""
+    survival: float = 60.0
+    """For truncation: random, a permutation has a marginal at size s with min(1, survival / s)."""
+    seed: int = 0
+    """Seed of all draws, together with the round's number."""
+
+    def check(self) -> None:
+        """Refuse what cannot be computed.
+
+        Raises:
+            ConfigError: a field is empty, negative, or not a number that can be used.
+        """
+        self.check_game()
+        if not self.semivalues or len(set(self.semivalues)) < len(self.semivalues):
+            raise ConfigError(
+                f"semivalues: found {list(self.semivalues)}, expected at least one, each once. "
+                "Name some of shapley and beta(a,b)."
+            )
+        for name in self.semivalues:
+            parse_semivalue(name)
+        for name, least in (("coalitions", 1), ("block", 1), ("orders", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)}, expected at least {least}. Raise it."
+                )
+        for name in ("tolerance", "survival"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)}, expected a positive number. Correct it."
+                )
+        if self.sampling == "stratified" and self.truncation != "none":
+            raise ConfigError(
+                f"truncation: found {self.truncation} with sampling: stratified, expected none, "
+                "which is cut short by nature. Leave it out, or set sampling: uniform."
+            )
+
+    def design(self, game: Game) -> Design | None:
+        """How coalitions of `stratified` are drawn, by a pilot; None for permutations.
+
+        It depends on the game and the seed, on no round. `game` must be worth one number.
+        """
+        if self.sampling != "stratified":
+            return None
+        n, generator = game.n, np.random.default_rng([self.seed, 0, 2])
+        unknown = Design(n, np.full(n + 1, 1 / (n + 1)), self.coalitions, self.block, self.orders)
+        spread = pilot(game, unknown, self.utilities, generator)
+        cost = coalition_costs(n, game.width, game.dim, self.utilities)
+        law = size_law(n, list(spread.values()), self._semivalue_weights(n), cost)
+        return replace(unknown, law=law)
+
+    def weights(
+        self, game: Game, design: Design | None
+    ) -> dict[str, Float[np.ndarray, "semivalues sizes"]]:
+        """What a marginal at each size counts, for each utility; see `stages.game.sums`."""
+        wanted = self._semivalue_weights(game.n)
+        if design is None:
+            n_orders = orders_per_unit(game.n, self.sampling)
+            often = survival_of(game.n, self.truncation, self.survival) * n_orders / game.n
+            return {name: wanted / (game.n * often) for name in self.utilities}
+        return {
+            name: wanted
+            / (game.n * design.draws * design.expected(design.block if name == "accuracy" else 1))
+            for name in self.utilities
+        }
+
+    def _semivalue_weights(self, n: int) -> Float[np.ndarray, "semivalues sizes"]:
+        return np.stack([size_weights(name, n) for name in self.semivalues])
+
+    def sample(
+        self,
+        game: Game,
+        design: Design | None,
+        tally: Tally,
+        n_units: int,
+        index: int,
+        ends: Float[Tensor, "utilities ends *queries"],
+    ) -> None:
+        """Adds the units of round `index` to `tally`; they follow from the seed and the round.
+
+        `ends` are each utility of none and of all examples, for truncation: tolerance.
+        """
+        if design is not None:
+            generator = np.random.default_rng([self.seed, index])
+            for _ in range(n_units):
+                add_unit(game, design, self.utilities, tally, generator)
+                tally.close_unit()
+            return
+        orders = [
+            order
+            for first in permutations(game.n, n_units, self.seed, index)
+            for order in unit_of(first, self.sampling)
+        ]
+        lengths = [game.n] * len(orders)
+        if self.truncation == "random":
+            # A draw of its own, so that permutations are the same with and without truncation.
+            chance = np.random.default_rng([self.seed, index, 1]).random(len(orders))
+            lengths = [int(min(game.n, self.survival / (1 - x))) for x in chance]
+        tolerance = self.tolerance if self.truncation == "tolerance" else None
+        per_unit = len(orders) // n_units
+        for at in walk(game, orders, lengths, self.utilities, tally, ends, tolerance):
+            if at % per_unit == per_unit - 1:
+                tally.close_unit()
+
+    def unit_cost(self, work: Work) -> Cost:
+        """Operations and memory of a unit, by the engine for so many examples."""
+        n, width = work.n_examples, self.n_judged(work)
+        is_dense = self.engine_for(n) == "prefix_cholesky"
+        dim = None if is_dense else max(1, work.dim)
+        if self.sampling == "stratified":
+            costs = coalition_costs(n, width, dim, self.utilities)
+            # What a pilot says of a corpus is not known yet: between both ends of what was seen.
+            usual = (np.arange(n + 1) + 1.0) ** -0.6 / np.sqrt(costs)
+            flops = 2 * self.coalitions * float(usual @ costs / usual.sum())
+        else:
+            reach, sizes = survival_of(n, self.truncation, self.survival), np.arange(n)
+            steps = sizes**2 + 2.0 * sizes * width if dim is None else 2.0 * dim * (dim + width)
+            judged = width * sum(OUTPUT_COST[name] for name in self.utilities)
+            each = float((reach * (steps + judged)).sum())
+            flops = 2 * orders_per_unit(n, self.sampling) * each
+        memory = 32 * n**2 + 8 * n * width if dim is None else 24 * dim**2 + 8 * dim * width
+        note = "prefix Cholesky" if is_dense else "recursive least squares"
+        return Cost(flops=flops, memory_bytes=memory, note=note)
+
+
+OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
+"""Multiplications that it would take as long as to judge one output; seen on one core."""
+ROW_COST = 120
+"""Multiplications that it would take as long as to read one number of a feature vector; seen on one
+core, 100 for float32 and 150 for float16."""
+
+
+def coalition_costs(
+    n: int, width: int, dim: int | None, utilities: tuple[Utility, ...]
+) -> Float[np.ndarray, " sizes_and_one"]:
+    """Multiplications to see all examples beside a coalition of each size 0 to n."""
+    sizes = np.arange(n + 1.0)
+    judged = n * width * sum(OUTPUT_COST[name] for name in utilities)
+    if dim is None:
+        return judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2
+    rank = np.where(sizes < SHORT * dim, sizes, dim)
+    seen = n * (dim * (rank + width + ROW_COST) + rank * width)
+    return np.asarray(judged + seen + sizes * dim * rank)

@@ -1,0 +1,168 @@
+"""How good a set of examples is, judged by the outputs of the model it trains: larger is better.
+
+Every utility of a classifier sees only differences between a query's class outputs, so a number
+added to all classes of a query changes nothing, and the utility of the empty set, U(empty), is that
+of equal outputs: accuracy 1/C, cross-entropy -log C, margin 0 (methods.md 1.5; the paper's U(empty)
+is the random guess as well).
+
+`loss` is the utility of another game, which needs no classes: the players are per-example gradients
+of the loss, and the one output is by how much a step on the set lowers the loss of the queries
+(`stages.game.from_tables`); U(empty) is 0.
+
+With two classes the outputs of a query, less 1/2, are z and -z: one number is computed instead of
+two, and its sign is turned so that z is the output of the query's own class.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.stage import ConfigError
+
+Utility = Literal["accuracy", "cross_entropy", "margin", "loss"]
+
+TIE = 1e-10
+"""Outputs closer than this are equal: true ties differ by the rounding of a solve."""
+
+
+def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
+    """Refuse fields no utility can be computed from.
+
+    Raises:
+        ConfigError: no utility or one twice is named, or the temperature is not positive.
+    """
+    if not utilities or len(set(utilities)) < len(utilities):
+        raise ConfigError(
+            f"utilities: found {list(utilities)}, expected at least one, each once. "
+            "Name some of accuracy, cross_entropy, margin; or loss alone."
+        )
+    if "loss" in utilities and len(utilities) > 1:
+        raise ConfigError(
+            f"utilities: found {list(utilities)}, expected loss alone: it is another game, over "
+            "the gradients of losses. Give it a stage instance of its own."
+        )
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(
+            f"temperature: found {temperature}, expected a positive number. Set temperature: 1."
+        )
+
+
+def fitted(targets: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples outputs"]:
+    """What a regression fits, of one-hot columns less 1/C: one of two columns, otherwise all."""
+    return targets[:, 1:].contiguous() if targets.shape[1] == 2 else targets
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The utilities of a game: what its outputs are, and what they are worth.
+
+    accuracy: 1 where the label's output is the largest; k outputs that tie at the top are worth
+        1/k each. All classes without an example in the set tie, and before the first example all
+        do. Were the lowest class to win, as with a plain argmax, U(empty) = 1/C would be no case
+        of the rule and an example without any similarity to the queries no null player.
+    cross_entropy: log of the label's share in softmax(outputs / temperature), hence at most 0.
+    margin: the label's output minus the largest other output.
+
+    Source: arXiv:2406.04606, Sec. 1.4 and 1.5 of methods.md; temperature and margin are ours.
+    """
+
+    labels: Int64[Tensor, " queries"]
+    n_classes: int
+    temperature: float = 1.0
+
+    @property
+    def n_queries(self) -> int:
+        """Queries, or 1 where one stands for all."""
+        return len(self.labels)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether one output stands for both classes."""
+        return self.n_classes == 2
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers per query that a regression predicts: 1 for two classes, otherwise C."""
+        return 1 if self.is_binary else self.n_classes
+
+    def signs(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, " queries"]:
+        """What a query's similarities are multiplied by: -1 where its label is class 0 of two."""
+        if self.is_binary:
+            return 2 * self.labels.to(dtype) - 1
+        return torch.ones(len(self.labels), dtype=dtype)
+
+    def predicted(self, outputs: Float[Tensor, "outputs queries"]) -> Int64[Tensor, " queries"]:
+        """The class that the outputs of a set say for each query."""
+        if self.is_binary:
+            return (outputs[0] * self.signs(outputs.dtype) > 0).to(torch.int64)
+        return outputs.argmax(0)
+
+    def each(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, "*sets queries"]:
+        """The utility of each set for each query."""
+        if self.is_binary:
+            own = outputs[..., 0, :]
+            if utility == "accuracy":
+                return ((own > TIE).to(own.dtype) + (own >= -TIE).to(own.dtype)) / 2
+            if utility == "margin":
+                return 2 * own
+            return -torch.nn.functional.softplus(own * (-2 / self.temperature))
+        at = self.labels.expand(*outputs.shape[:-2], 1, -1)
+        own = outputs.gather(-2, at).squeeze(-2)
+        if utility == "accuracy":
+            at_top = (outputs >= outputs.amax(-2, keepdim=True) - TIE).to(outputs.dtype)
+            return at_top.gather(-2, at).squeeze(-2) / at_top.sum(-2)
+        if utility == "margin":
+            return own - outputs.scatter(-2, at, float("-inf")).amax(-2)
+        return own / self.temperature - (outputs / self.temperature).logsumexp(-2)
+
+    def mean(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, " *sets"]:
+        """The utility of each set as the mean over the queries; float64."""
+        if self.is_binary and utility == "accuracy":
+            own = outputs[..., 0, :]
+            counts = (own > TIE).count_nonzero(-1) + (own >= -TIE).count_nonzero(-1)
+            return counts.to(torch.float64) / (2 * own.shape[-1])
+        return self.each(outputs, utility).mean(-1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LinearJudge:
+    """A utility that is `scale` times the output: `loss`, and `margin` of two classes.
+
+    Being linear, its mean over queries is its value for their mean, which may stand for all.
+    """
+
+    n_queries: int
+    scale: float = 1.0
+    n_outputs: int = 1
+
+    def each(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, "*sets queries"]:
+        """The utility of each set for each query."""
+        return self.scale * outputs[..., 0, :]
+
+    def mean(
+        self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
+    ) -> Float[Tensor, " *sets"]:
+        """The mean over the queries; float64."""
+        return self.scale * outputs[..., 0, :].mean(-1, dtype=torch.float64)
+
+
+def mean_utilities(
+    outputs: Float[Tensor, "sets classes queries"],
+    labels: Int64[Tensor, " queries"],
+    utilities: tuple[Utility, ...],
+) -> Float[Tensor, "utilities sets"]:
+    """Each utility of each set from one output per class, as a trained model gives them."""
+    judge = Judge(labels, outputs.shape[1])
+    if judge.is_binary:
+        own = outputs.gather(1, labels.expand(len(outputs), 1, -1))
+        outputs = own - outputs.mean(1, keepdim=True)
+    return torch.stack([judge.mean(outputs, name) for name in utilities])

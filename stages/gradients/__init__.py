@@ -1,0 +1,1 @@
+"""Per-example gradients, projected to short vectors."""

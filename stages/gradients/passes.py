@@ -1,0 +1,210 @@
+"""Passes of a model over the rows of a shard that make one projected gradient per row.
+
+Rows are sorted by length and cut into batches by a token budget. A batch that does not fit in
+memory is halved until it does; that is told and recorded, since it changes the last bits. A row
+whose gradient is not finite is put aside and recorded; it never touches another row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.gradients.projection import Precision, Projection
+from stages.gradients.projector import Projector
+from stages.gradients.rows import DType, Made, Told
+from stages.model.batches import Tokens, batches
+from stages.model.layers import Shape, trained_layers
+from stages.model.measurement import Measurement, load_measurement
+from stages.model.size import network_size
+from stages.model.spec import ModelSpec
+from stages.stage import ConfigError, Cost, Inputs, StageError, Work
+
+Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
+RANDOM_ROWS, RANDOM_WORDS = 32, 32
+"""Random text whose principal directions a projection keeps; half the words, and half of these
+again, while `max_length` cuts the completion of a row away."""
+
+
+@dataclass
+class Passes:
+    """What a stage of projected gradients loads once per worker."""
+
+    measurement: Measurement
+    projector: Projector
+    precision: Precision = "float32"
+    told: Told = field(default_factory=Told)
+
+    def details(self) -> dict[str, Any]:
+        """Facts of the shard that was computed last, and how its vectors are laid out."""
+        return {"blocks": self.projector.sketch.blocks, **self.told.details()}
+
+
+def open_passes(
+    model: ModelSpec,
+    inputs: Inputs,
+    projection: Projection,
+    precision: Precision,
+) -> Passes:
+    """The model and the projections of all its trained layers.
+
+    Raises:
+        ConfigError: bfloat16 is asked of a device without it.
+    """
+    measurement = load_measurement(model, inputs)
+    check_precision(measurement.device, precision)
+    layers = trained_layers(measurement.network, model.train)
+    projector = Projector(measurement.network, layers, projection, measurement.device)
+    passes = Passes(measurement, projector, precision)
+    if projection.principal:
+        _calibrate(passes, projection.seed)
+    return passes
+
+
+def check_precision(device: str, precision: Precision) -> None:
+    """Refuse bfloat16 where it would be emulated.
+
+    Raises:
+        ConfigError: the device does not compute in it.
+    """
+    if precision == "bfloat16" and not has_bfloat16(device):
+        raise ConfigError(
+            f"precision: found bfloat16 on {device}, expected a device that computes in it. Set "
+            "precision: float32."
+        )
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether matrix products in bfloat16 are native there."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def make_features(
+    passes: Passes, tokens: Tokens, token_budget: int, measured: Measured
+) -> Iterator[Made]:
+    """Features of all rows, batch by batch.
+
+    `measured(outputs, rows)` gives the number or numbers per row whose gradients are wanted.
+
+    Raises:
+        StageError: a single row does not fit in memory.
+    """
+    passes.told = Told()
+
+    def compute(rows: Int[np.ndarray, " batch"]) -> Made:
+        batch = passes.measurement.batch(tokens, rows)
+        mask = batch["attention_mask"].bool()
+
+        def measure() -> Tensor:
+            return measured(passes.measurement.outputs(batch), rows)
+
+        vectors, numbers = passes.projector.features(measure, mask, passes.precision)
+        return Made(rows, vectors.flatten(1).cpu().numpy(), numbers.double().cpu().numpy())
+
+    for rows in batches(tokens.lengths, token_budget):
+        yield from halving(compute, rows, passes.told)
+
+
+def halving(
+    compute: Callable[[Int[np.ndarray, " batch"]], Made],
+    rows: Int[np.ndarray, " batch"],
+    told: Told,
+) -> Iterator[Made]:
+    """What `compute` makes of the rows, at once or, where memory runs out, in halves.
+
+    Raises:
+        StageError: a single row does not fit.
+    """
+    try:
+        yield compute(rows)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise StageError(
+                f"memory: found that row {rows[0]} of the shard does not fit alone ({error}), "
+                "expected room for one row. Lower max_length, or give the stage more memory."
+            ) from error
+    told.is_exact = False
+    told.notices.append("a batch did not fit in memory and was halved; lower token_budget")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(rows) // 2
+    yield from halving(compute, rows[:middle], told)
+    yield from halving(compute, rows[middle:], told)
+
+
+def vector_length(model: ModelSpec, projection: Projection, n_classes: int) -> int:
+    """Length of a vector if all linear layers are trained; no weight is loaded."""
+    shapes = network_size(model, n_classes).linear
+    return projection.length([Shape(*shape) for shape in shapes])
+
+
+def pass_cost(
+    model: ModelSpec,
+    work: Work,
+    projection: Projection,
+    token_budget: int,
+    dtype: DType,
+    n_backward: int = 1,
+) -> Cost:
+    """One forward and `n_backward` weight-free backward passes per row, and the projections."""
+    size = network_size(model, work.n_classes)
+    n_rows = work.n_examples + work.n_queries
+    shapes = [Shape(*shape) for shape in size.linear]
+    dim = vector_length(model, projection, work.n_classes)
+    per_token = 0.0
+    for shape in shapes:
+        left, right = projection.block(shape)
+        per_token += 2.0 * (shape.inputs * right + shape.outputs * left + left * right)
+    joined = sum(left * right for left, right in map(projection.block, shapes))
+    is_dense = projection.final == "dense" and dim < joined
+    dense = joined * dim if is_dense else 0
+    widths = sum(shape.inputs + shape.outputs for shape in shapes)
+    # Attention, norms and activations keep about as much again as the linear layers.
+    kept_bytes = 4 * token_budget * 2 * widths
+    width = 2 if dtype == "float16" else 4
+    last = model.train.last_blocks
+    share = 1.0 if last is None else last / (size.n_states - 1)
+    return Cost(
+        forward_rows=n_rows,
+        backward_rows=n_rows * n_backward,
+        flops=(1 + n_backward * share) * size.forward_flops(work.n_tokens)
+        + n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
+        written_bytes=n_rows * (width * dim * n_backward + 64),
+        memory_bytes=size.forward_bytes(token_budget) + kept_bytes + 4 * dense,
+    )
+
+
+def _calibrate(passes: Passes, seed: int) -> None:
+    measurement = passes.measurement
+    n_words = RANDOM_WORDS
+    while True:
+        tokens = measurement.tokenise(measurement.random_text(RANDOM_ROWS, n_words, seed))
+        rows = np.flatnonzero(measurement.has_target(tokens))
+        if len(rows) == RANDOM_ROWS or n_words == 1:
+            break
+        # A row without a target measures 0 / 0, which would make every direction NaN.
+        n_words //= 2
+    if len(rows) == 0:
+        return
+    batch = measurement.batch(tokens, rows)
+    columns = torch.arange(len(rows), device=measurement.device) % measurement.n_outputs
+
+    def measure() -> Tensor:
+        # The loss of any class is a sum over logits: each row stands for one of them.
+        return measurement.outputs(batch).gather(1, columns.unsqueeze(1)).squeeze(1)
+
+    passes.projector.calibrate(measure, batch["attention_mask"].bool())
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or "allocate memory" in str(error)

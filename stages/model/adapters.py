@@ -1,0 +1,117 @@
+"""Low-rank adapters: trained ones, and fresh ones as fine-tuning would begin with them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from stages.model.hub import adapter_folder, as_model_error, quiet
+from stages.model.seeded import generator_of
+from stages.model.spec import Lora, ModelSpec
+from stages.stage import ConfigError, ModelError
+
+
+def adapted(model: ModelSpec, network: Any) -> Any:
+    """The network with its trained adapter, or with fresh ones whose A depends on seed and name."""
+    if model.adapter is None and model.train.lora is None:
+        return network
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(
+            f"{model.path}: found no package peft, expected it for LoRA adapters. "
+            "Run `pip install -e '.[lora]'`."
+        ) from error
+    network.requires_grad_(False)
+    if model.adapter is not None:
+        _load_adapter(peft, adapter_folder(model.adapter), network)
+        return network
+    lora = model.train.lora or Lora()
+    trunk = network.base_model
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=list(lora.targets) or "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in trunk.modules()),
+    )
+    try:
+        peft.inject_adapter_in_model(config, trunk)
+    except ValueError as error:
+        raise ConfigError(
+            f"lora: found targets: {list(lora.targets)} ({error}), expected names of linear layers "
+            "of the trunk. Leave targets out for all of them."
+        ) from error
+    for name, module in trunk.named_modules():
+        if isinstance(module, nn.Linear) and ".lora_A." in name:
+            _draw_uniform(module.weight, f"{lora.seed}/{name}")
+    return network
+
+
+def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
+    """Puts a trained adapter into the network, and the head it was trained with into its head.
+
+    The names in it begin at the model it was trained in, which may be this one's trunk, or a whole
+    model around it; a head has no place in a bare trunk, whose head is another.
+    """
+    with quiet(), as_model_error(folder, "adapter"):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        weights = peft.load_peft_weights(str(folder), device="cpu")
+    modules = {name for name, _ in network.named_modules()}
+    base = network.base_model_prefix
+
+    def place(path: str) -> str | None:
+        tried = (path, path.removeprefix(f"{base}."), f"{base}.{path}")
+        return next((name for name in tried if name in modules), None)
+
+    adapters: dict[str, Tensor] = {}
+    targets, lost = set(), []
+    for key, weight in weights.items():
+        key = key.removeprefix("base_model.model.")
+        path, kind, leaf = key.partition(".lora_")
+        if not kind:
+            path, kind, leaf = key.rpartition(".")
+        module = place(path)
+        if module is None:
+            is_head = kind == "." and network is network.base_model
+            lost += [] if is_head else [key]
+        elif kind == ".lora_":
+            targets.add(module)
+            adapters[f"{module}{kind}{leaf}"] = weight
+        elif getattr(network.get_submodule(module), leaf, torch.empty(0)).shape == weight.shape:
+            with torch.no_grad():
+                network.get_submodule(module).get_parameter(leaf).copy_(weight)
+        else:
+            lost.append(key)
+    if config.peft_type != peft.PeftType.LORA or not targets or lost:
+        raise ModelError(
+            f"{folder}: found an adapter of type {config.peft_type.value} whose weights "
+            f"{', '.join(lost[:3]) or 'are none'} have no place in the model, expected a LoRA "
+            "adapter of this model. Correct model.adapter or model.path."
+        )
+    # The layers by name: whatever else chose them was written for the model it was trained in.
+    config.target_modules = targets
+    config.exclude_modules = config.modules_to_save = config.task_type = None
+    config.layers_to_transform = config.layers_pattern = None
+    config.rank_pattern = {place(path) or path: r for path, r in config.rank_pattern.items()}
+    config.alpha_pattern = {place(path) or path: a for path, a in config.alpha_pattern.items()}
+    config.inference_mode, config.init_lora_weights = True, True
+    peft.inject_adapter_in_model(config, network)
+    result = peft.set_peft_model_state_dict(network, adapters)
+    missing = [key for key in result.missing_keys if ".lora_" in key]
+    if missing or result.unexpected_keys:
+        raise ModelError(
+            f"{folder}: found no weights for {', '.join(missing[:3]) or 'all layers'}, and "
+            f"{len(result.unexpected_keys)} that fit none, expected both of each adapted layer. "
+            "Save the adapter again with save_pretrained."
+        )
+
+
+def _draw_uniform(weight: Tensor, name: str) -> None:
+    """What peft draws by default, uniform within 1 / sqrt(inputs), from the name alone."""
+    bound = weight.shape[1] ** -0.5
+    drawn = torch.rand(weight.shape, generator=generator_of(name)) * (2 * bound) - bound
+    with torch.no_grad():
+        weight.copy_(drawn)

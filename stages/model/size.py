@@ -1,0 +1,61 @@
+"""How large a model is, before anything of it is run."""
+
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from stages.model.hub import quiet, resolve
+from stages.model.layers import shape_of
+from stages.model.pretrained import without_pooler
+from stages.model.spec import ModelSpec
+
+# Parts of transformers that its own types leave out.
+_auto: Any = transformers
+_logging: Any = logging
+
+
+class NetworkSize(NamedTuple):
+    """What a network costs, known from its config alone."""
+
+    n_parameters: int
+    dim: int
+    """Length of a hidden state."""
+    n_states: int
+    """Hidden states: one behind the embedding tables and one behind each layer."""
+    linear: tuple[tuple[int, int], ...]
+    """Inputs and outputs of each linear layer."""
+
+    def forward_flops(self, n_tokens: int) -> float:
+        """Two operations per linear weight and token; attention's own products are left out."""
+        return 2.0 * n_tokens * sum(n_in * n_out for n_in, n_out in self.linear)
+
+    def forward_bytes(self, token_budget: int) -> int:
+        """Weights in float32, and the widest activations of one batch a few times over."""
+        widest = max(n_in + n_out for n_in, n_out in self.linear)
+        return 4 * self.n_parameters + 16 * token_budget * widest
+
+
+def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
+    """Size of the network, or of its trunk alone (None); no weight is read or allocated."""
+    config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
+    with torch.device("meta"), quiet():
+        if model.head == "checkpoint" and n_classes is not None:
+            network = _auto.AutoModelForSequenceClassification.from_config(config)
+        else:
+            network = _auto.AutoModel.from_config(config, **without_pooler(config))
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
+    linear = [(shape.inputs, shape.outputs) for shape in map(shape_of, layers)]
+    if model.head == "completion" and n_classes is not None:
+        linear.append((config.hidden_size, config.vocab_size))
+    elif model.head == "span" and n_classes is not None:
+        linear.append((config.hidden_size, 2))
+    elif model.head != "checkpoint" and n_classes is not None:
+        linear.append((config.hidden_size, n_classes))
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    return NetworkSize(
+        n_parameters, int(config.hidden_size), int(config.num_hidden_layers) + 1, tuple(linear)
+    )

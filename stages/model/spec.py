@@ -1,0 +1,157 @@
+"""Which model: its configuration, its folder and its fingerprint; no weight is loaded.
+
+Commands that only plan or read a run import this module, so it does without torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stages.stage import ConfigError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A cloze question: the model answers it by the word it expects at one place of the text.
+
+    A masked language model reads the logits at its mask token, a causal one those of the last
+    token. Source: arXiv:2406.04606, section 2 (methods.md 1.2).
+    """
+
+    template: str
+    """The text with `{text}`, for pairs `{text_b}`, and for a masked model `{mask}`, such as
+    `{text} It was {mask}.`; `{text_b:uncapitalised}` lowers its first letter and `{text:trimmed}`
+    drops its last character."""
+    label_words: tuple[str, ...]
+    """One word per class, in the order of the classes; each must be a single token."""
+
+    def __post_init__(self) -> None:
+        """Refuses a template without its text, and words that do not name classes."""
+        if "{text}" not in self.template and "{text:" not in self.template:
+            raise ConfigError(
+                f"prompt: found the template {self.template!r}, expected {{text}} in it. Write "
+                "for example '{text} It was {mask}.'"
+            )
+        if len(set(self.label_words)) < max(2, len(self.label_words)):
+            raise ConfigError(
+                f"prompt: found label_words {list(self.label_words)}, expected a different word "
+                "for each of at least two classes. List one per class."
+            )
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters as fine-tuning would begin with them: B is zero, A is random.
+
+    The gradient with respect to A is then exactly zero, and only B and the head count.
+    """
+
+    rank: int = 16
+    """Columns of B."""
+    alpha: int = 16
+    """The adapter's output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get one, by their last part, such as `q_proj`; empty for all linear
+    layers of the trunk."""
+    seed: int = 0
+    """Seed of A."""
+
+    def __post_init__(self) -> None:
+        """Refuses an adapter of no rank."""
+        if self.rank < 1 or not self.alpha > 0:
+            raise ConfigError(
+                f"lora: found rank: {self.rank}, alpha: {self.alpha}, expected positive numbers. "
+                "Raise them."
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which weights fine-tuning would change, hence which gradients are taken.
+
+    Always: weights of linear layers (`nn.Linear` and the `Conv1D` of GPT-2). Never: biases, norms,
+    and embedding tables, but for one that shares its weight with a trained output layer.
+    """
+
+    layers: tuple[str, ...] = ("*",)
+    """Patterns over the names of layers, as in a shell; a layer counts if one of them fits."""
+    last_blocks: int | None = None
+    """Only the last blocks of the trunk and what lies above; what lies below is not run
+    backward."""
+    lora: Lora | None = None
+    """Adapters, and the head, instead of the layers themselves."""
+
+    def __post_init__(self) -> None:
+        """Refuses a choice of nothing."""
+        if not self.layers or (self.last_blocks is not None and self.last_blocks < 0):
+            raise ConfigError(
+                f"train: found layers: {list(self.layers)}, last_blocks: {self.last_blocks}, "
+                "expected at least one pattern and a number of blocks. Leave them out to train all."
+            )
+
+
+HEADS_OF_CLASSES = ("probe", "random", "checkpoint", "label_words")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The model that is measured."""
+
+    path: str
+    """Local folder, hub id, or `package:<module>/<folder>` for weights inside a Python package."""
+    revision: str | None = None
+    """Branch, tag or commit, for a hub id only."""
+    head: Literal["probe", "random", "checkpoint", "label_words", "completion", "span"] = "probe"
+    """What turns hidden states into outputs: a probe that the run fits, a random layer, the
+    classifier or regressor of the checkpoint, the label words of `prompt`, the output layer of a
+    causal language model whose completions are measured, or the checkpoint's logits of where an
+    answer starts and ends."""
+    num_labels: int | None = None
+    """Outputs of a random head, 1 for a regression; the other heads know their own."""
+    max_length: int = 128
+    """Tokens kept per row, special tokens included."""
+    seed: int = 0
+    """Seed of a random head."""
+    prompt: Prompt | None = None
+    """The question of `head: label_words`."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Loss of a completion: the mean or the sum over its tokens."""
+    truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
+    """What is kept of a row of `head: completion` that is longer than `max_length`, by TRL's names:
+    `keep_start`, the default of supervised fine-tuning there, cuts the completion's end, and with a
+    long prompt all of it; `keep_end` cuts the prompt's start, and the completion's only when the
+    prompt is gone. Choose what the model is trained with."""
+    train: Trained = field(default_factory=Trained)
+    """Which weights gradients are taken of."""
+    adapter: str | None = None
+    """Folder of a trained LoRA adapter that peft saved for this model."""
+
+    def __post_init__(self) -> None:
+        if (self.head == "random") != (self.num_labels is not None):
+            raise ConfigError(
+                f"model: found head: {self.head} with num_labels: {self.num_labels}, expected "
+                "num_labels for head: random and for no other. Set or remove num_labels."
+            )
+        if self.num_labels is not None and self.num_labels < 1:
+            raise ConfigError(
+                f"model: found num_labels: {self.num_labels}, expected at least 1. Raise it."
+            )
+        if (self.head == "label_words") != (self.prompt is not None):
+            raise ConfigError(
+                f"model: found head: {self.head} {'with' if self.prompt else 'without'} prompt, "
+                "expected a prompt for head: label_words and for no other. Set or remove prompt."
+            )
+        if self.truncation_mode == "keep_end" and self.head != "completion":
+            raise ConfigError(
+                f"model: found truncation_mode: keep_end with head: {self.head}, expected "
+                "head: completion; other heads lose the end of the text. Remove truncation_mode."
+            )
+        if self.adapter is not None and self.train.lora is not None:
+            raise ConfigError(
+                "model: found both adapter and train.lora, expected one of them. Remove train.lora "
+                "to take gradients of the trained adapter."
+            )
+        if self.max_length < 3:
+            raise ConfigError(
+                f"model: found max_length: {self.max_length}, expected at least 3 (two special "
+                "tokens and one of text). Raise it."
+            )

@@ -1,0 +1,320 @@
+"""From rows of text to tokens, where the tokens are not those of the text alone.
+
+A prompt asks for a class by a cloze question, a completion is what a causal language model is
+trained to write. A prompt that is too long loses text inside the template, never the template; a
+completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
+"""
+
+import json
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.model.batches import Tokens
+from stages.model.networks import IGNORED
+from stages.model.spec import Prompt
+from stages.stage import ConfigError, DataError, ModelError
+
+COLUMN_OF = {"text": 0, "text_b": 1}
+
+
+def tokenise_prompts(
+    tokenizer: Any,
+    prompt: Prompt,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
+    max_length: int,
+    is_masked: bool,
+) -> Tokens:
+    """Each row in the template, and the position whose logits answer: the mask, or the last token.
+
+    A row that is too long loses the end of its longer text. The tokenizer's mask token is taken out
+    of the texts, so that there is one mask a row.
+
+    Raises:
+        ConfigError: the template has a mask where the model has none, or none where it has one, or
+            leaves no room for the text.
+        DataError: the template asks for a second text that a row lacks.
+    """
+    has_mask = any(name == "mask" for _, name, _, _ in string.Formatter().parse(prompt.template))
+    if has_mask != is_masked:
+        raise ConfigError(
+            f"prompt: found the template {prompt.template!r} for a "
+            f"{'masked' if is_masked else 'causal'} language model, expected {{mask}} in it for a "
+            "masked one, and for a causal one a text that its answer follows. Correct template."
+        )
+    mask = tokenizer.mask_token if is_masked else ""
+
+    def encode(text: str) -> Any:
+        return tokenizer(text, return_attention_mask=False)
+
+    columns: dict[str, list[list[int]]] = {"input_ids": []}
+    positions = []
+    for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+        if pair is None and "text_b" in prompt.template:
+            raise DataError(
+                f"text: found no second text in row {row} of the shard, expected one for the "
+                f"template {prompt.template!r}. Name text_b, or take it out of the template."
+            )
+        parts = [t.replace(mask, " ") if mask else t for t in (text, pair or "")]
+        encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
+        ids = encoded["input_ids"]
+        for name in tokenizer.model_input_names:
+            if name in encoded:
+                columns.setdefault(name, []).append(encoded[name])
+        positions.append(ids.index(tokenizer.mask_token_id) if is_masked else len(ids) - 1)
+    return Tokens(columns, np.array(positions, dtype=np.int64))
+
+
+def label_word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """The token of each label word, as it stands behind a space where the tokenizer knows one.
+
+    Raises:
+        ConfigError: a word is not a single token of the vocabulary.
+    """
+    ids = []
+    for word in words:
+        tried = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"]]
+        tried.append(tokenizer(word, add_special_tokens=False)["input_ids"])
+        single = [t[0] for t in tried if len(t) == 1 and t[0] != tokenizer.unk_token_id]
+        if not single:
+            raise ConfigError(
+                f"prompt: found that the label word {word!r} is {len(tried[0])} tokens "
+                f"({' '.join(tokenizer.convert_ids_to_tokens(tried[0]))}), expected a single one. "
+                "Choose a more common word."
+            )
+        ids.append(single[0])
+    if len(set(ids)) < len(ids):
+        raise ConfigError(
+            f"prompt: found label words {list(words)} of which two are the same token, expected a "
+            "token of its own for each class. Choose other words."
+        )
+    return ids
+
+
+def tokenise_completions(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
+    form: str,
+    max_length: int,
+    keeps_end: bool = False,
+) -> Tokens:
+    """Each row as a causal language model is trained on it; column `targets` holds next tokens.
+
+    `form` "prompt_completion": `texts` are prompts, `pairs` what follows, and only that and the
+    end-of-text token behind it are predicted. "messages": conversations in JSON, laid out by the
+    tokenizer's chat template; what the assistant says is predicted. "text": everything is, but for
+    the first token. Rows longer than `max_length` lose their end, or with `keeps_end` their start;
+    a row may be left without any target then.
+
+    Raises:
+        ModelError: there is no chat template, or it rewrites what came before.
+    """
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
+    for text, pair in zip(texts, pairs, strict=True):
+        if form == "messages":
+            ids, is_answer = _conversation(tokenizer, json.loads(text))
+        elif form == "prompt_completion":
+            start = _ids(tokenizer, text, special=True)
+            answer = [*_ids(tokenizer, pair or "", special=False), *_end(tokenizer)]
+            ids, is_answer = start + answer, [False] * len(start) + [True] * len(answer)
+        else:
+            ids = [*_ids(tokenizer, text, special=True), *_end(tokenizer)]
+            is_answer = [True] * len(ids)
+        kept = slice(-max_length, None) if keeps_end else slice(max_length)
+        ids, is_answer = ids[kept], is_answer[kept]
+        following = zip(ids[1:], is_answer[1:], strict=True)
+        targets = [token if answers else IGNORED for token, answers in following]
+        columns["input_ids"].append(ids)
+        columns["targets"].append([*targets, IGNORED])
+    return Tokens(columns)
+
+
+def prompt_offsets(
+    tokenizer: Any,
+    prompt: Prompt,
+    text: str,
+    pair: str | None,
+    max_length: int,
+    is_masked: bool,
+) -> list[tuple[int, int, int]]:
+    """Column, first and behind-last character of each token that `tokenise_prompts` makes of a row.
+
+    Column 0 is the text, 1 its pair, -1 the template; -2 and no characters where a mask token was
+    taken out of the text.
+    """
+    mask = tokenizer.mask_token if is_masked else ""
+
+    def encode(filled: str) -> Any:
+        return tokenizer(filled, return_offsets_mapping=True)
+
+    parts = [t.replace(mask, " ") if mask else t for t in (text, pair or "")]
+    is_whole = parts == [text, pair or ""]
+    encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
+    spans, at = [], 0
+    for literal, name, spec, _ in string.Formatter().parse(prompt.template):
+        at += len(literal)
+        if name is not None:
+            value = {"text": parts[0], "text_b": parts[1], "mask": mask}[name]
+            length = len(_Template().format_field(value, spec or ""))
+            if name != "mask":
+                spans.append((COLUMN_OF[name], at, at + length))
+            at += length
+    found = []
+    for start, end in encoded["offset_mapping"]:
+        inside = (s for s in spans if start < end and start >= s[1] - 1 and s[1] < end <= s[2])
+        column, first, _ = next(inside, (-1, 0, 0))
+        place = (column, max(0, start - first), end - first) if column >= 0 else (-1, -1, -1)
+        found.append(place if is_whole or column < 0 else (-2, -1, -1))
+    return found
+
+
+def completion_offsets(
+    tokenizer: Any,
+    text: str,
+    pair: str | None,
+    form: str,
+    max_length: int,
+    keeps_end: bool = False,
+) -> list[tuple[int, int, int]]:
+    """The same of the tokens that `tokenise_completions` makes of a row.
+
+    A chat template keeps no account of characters: its tokens are in column -2, special ones in -1.
+    """
+    special = set(tokenizer.all_special_ids)
+    spans: list[tuple[int, int, int]] = []
+    if form == "messages":
+        ids, _ = _conversation(tokenizer, json.loads(text))
+        spans = [(-1 if i in special else -2, -1, -1) for i in ids]
+    else:
+        for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
+            encoded = tokenizer(part, add_special_tokens=column == 0, return_offsets_mapping=True)
+            kept = len(_ids(tokenizer, part, special=column == 0))
+            places = zip(encoded["input_ids"][:kept], encoded["offset_mapping"], strict=False)
+            spans += [(-1, -1, -1) if i in special else (column, *span) for i, span in places]
+        spans += [(-1, -1, -1)] * len(_end(tokenizer))
+    return spans[slice(-max_length, None) if keeps_end else slice(max_length)]
+
+
+def plain_texts(
+    texts: Sequence[str], pairs: Sequence[str | None], form: str
+) -> tuple[list[str], list[str | None]]:
+    """What a model that knows no completions reads of each row, as texts and pairs.
+
+    Turns are joined by line ends, a prompt and its completion by nothing.
+    """
+    if form == "messages":
+        turns = ["\n".join(turn["content"] for turn in json.loads(text)) for text in texts]
+        return turns, [None] * len(turns)
+    if form == "prompt_completion":
+        return [f"{a}{b or ''}" for a, b in zip(texts, pairs, strict=True)], [None] * len(texts)
+    return list(texts), list(pairs)
+
+
+def one_position_each(tokens: Tokens) -> tuple[Tokens, np.ndarray, np.ndarray]:
+    """A row for every predicted position, with what comes before it; its row and token index.
+
+    The last row of a text with T predicted tokens repeats all of it: T times the work, and exact.
+    """
+    columns: dict[str, list[list[int]]] = {name: [] for name in tokens.columns}
+    owners, indices = [], []
+    for row, targets in enumerate(tokens.columns["targets"]):
+        for at, target in enumerate(targets):
+            if target == IGNORED:
+                continue
+            for name, column in tokens.columns.items():
+                columns[name].append(column[row][: at + 1])
+            columns["targets"][-1] = [IGNORED] * at + [target]
+            owners.append(row)
+            indices.append(at + 1)
+    return Tokens(columns), np.array(owners, np.int64), np.array(indices, np.int64)
+
+
+class _Template(string.Formatter):
+    """`{text:trimmed}` without the last character, `{text_b:uncapitalised}`."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec == "trimmed":
+            return str(value)[:-1]
+        if format_spec == "uncapitalised":
+            return str(value)[:1].lower() + str(value)[1:]
+        return str(super().format_field(value, format_spec))
+
+
+def _fit(
+    tokenizer: Any,
+    encode: Callable[[str], Any],
+    template: str,
+    parts: list[str],
+    mask: str,
+    max_length: int,
+) -> Any:
+    while True:
+        try:
+            filled = _Template().format(template, text=parts[0], text_b=parts[1], mask=mask)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"prompt: found the template {template!r} ({error}), expected {{text}}, {{text_b}} "
+                "and {mask} in braces and nothing else. Correct template."
+            ) from error
+        encoded = encode(filled)
+        excess = len(encoded["input_ids"]) - max_length
+        if excess <= 0:
+            return encoded
+        lengths = [len(_ids(tokenizer, part, special=False)) for part in parts]
+        longer = int(lengths[1] > lengths[0])
+        if lengths[longer] == 0:
+            raise ConfigError(
+                f"prompt: found {len(encoded['input_ids'])} tokens in the empty template "
+                f"{template!r}, expected fewer than max_length: {max_length}. Raise it."
+            )
+        kept = max(0, lengths[longer] - excess)
+        offsets = tokenizer(parts[longer], add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        # Up to where the first lost token begins: all bytes of a character begin where it does.
+        end = min(offsets[kept - 1][1], offsets[kept][0]) if kept else 0
+        parts[longer] = parts[longer][:end]
+
+
+def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+    # A tokenizer that ends every text would end the prompt before its completion.
+    return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _end(tokenizer: Any) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "tokenizer: found no chat template, expected one because the corpus holds messages. "
+            "Use an instruction-tuned model, or set chat_template in tokenizer_config.json."
+        )
+
+    def lay_out(upto: int, asks: bool) -> list[int]:
+        text = tokenizer.apply_chat_template(
+            messages[:upto], tokenize=False, add_generation_prompt=asks
+        )
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    ids = lay_out(len(messages), False)
+    is_answer = [False] * len(ids)
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = lay_out(at, True), lay_out(at + 1, False)
+        if ids[: len(before)] != before or ids[: len(after)] != after:
+            raise ModelError(
+                "tokenizer: found a chat template that lays out earlier messages in another way "
+                "when later ones follow, expected one that only appends. Write the corpus as "
+                "prompt and completion instead."
+            )
+        is_answer[len(before) : len(after)] = [True] * (len(after) - len(before))
+    return ids, is_answer

@@ -1,0 +1,1 @@
+"""Stages that score pairs of a query and an example."""

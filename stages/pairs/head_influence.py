@@ -1,0 +1,200 @@
+"""Influence through the last layer alone, by the exact Hessian of the probe's objective.
+
+The probe minimises a mean loss plus penalty (`stages/surrogate/linear.py`), which is convex: one
+more unit of weight on example i moves its weights and biases by -H^-1 g_i, to first order, where
+g_i is the gradient of the example's loss (`stages/surrogate/probe_head.py`) and H that of the
+second derivatives of the whole objective, penalties included, over outputs * (dim + 1) parameters.
+The score is what that does to the measured output m of a query, the log-probability of the class
+that the probe predicts, or the number that it predicts:
+
+    score(t, i) = -(grad m_t)' H^-1 g_i.
+
+Weight is relative to the mean loss, so that a copy of the example adds 1 / n. With H = L L' and
+u = L^-1 g it is -(u_t . u_i).
+
+Global: |u_i|, the root of the example's self-influence; local: -(u_t . u_i) / |u_i|.
+
+H is over the examples that have a label and an embedding now. All in float64, but for the products
+of queries and examples. What a refit moves besides is left out: the embeddings' mean and scale.
+
+Source: Koh and Liang 2017, arXiv:1703.04730, eq. 2, less its sign, with the measured output for the
+test loss.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.pairs.scores import (
+    ATTRIBUTION,
+    TOP_K,
+    Side,
+    check_top_k,
+    left_out,
+    merged,
+    pairs_cost,
+    scored,
+    whitened,
+)
+from stages.stage import Cost, DataError, Inputs, Role, Split, Work
+from stages.surrogate.linear import BIAS_PENALTY, lower_factor
+from stages.surrogate.probe_head import (
+    Head,
+    Rows,
+    all_examples,
+    examples_of,
+    queries_of,
+    read_head,
+    slopes,
+)
+from storage.schema import TableSpec
+
+MOST_PARAMETERS = 8192
+"""Of the head: H and its factor then take 1 GB."""
+
+
+class Opened(NamedTuple):
+    """What all shards share."""
+
+    head: Head
+    lower: Float[Tensor, "parameters parameters"]
+    queries: Side
+    n_examples: int
+
+
+def outer(
+    left: Float[Tensor, "rows outputs"], x: Float[Tensor, "rows dim"]
+) -> Float[Tensor, "rows parameters"]:
+    """The products of `left` and (x, 1), those of each output together."""
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    return (left[:, :, None] * x[:, None, :]).flatten(1)
+
+
+def hessian(
+    head: Head, blocks: Iterator[Rows]
+) -> tuple[Float[Tensor, "parameters parameters"], int]:
+    """Second derivatives of the probe's objective at the probe, and how many examples there are.
+
+    Mean over the examples of (diag p - p p') x (x, 1)(x, 1)', of a regression without the first
+    factor, plus the penalties. Cost n dim^2 outputs^2; memory 8 bytes per number.
+    """
+    n_outputs, dim = head.weight.shape
+    found = torch.zeros(n_outputs, dim + 1, n_outputs, dim + 1, dtype=torch.float64)
+    n_examples = 0
+    for rows in blocks:
+        n_examples += len(rows.ids)
+        x = torch.cat([rows.x, torch.ones(len(rows.x), 1, dtype=torch.float64)], 1)
+        p = torch.softmax(head.outputs(rows.x), 1)
+        for c in range(n_outputs):
+            for k in range(c + 1):
+                curved = p[:, c] * (float(c == k) - p[:, k])
+                weighed = x if head.is_regression else x * curved[:, None]
+                found[c, :, k] += weighed.T @ x
+                if k < c:
+                    found[k, :, c] = found[c, :, k]
+    found = (found / n_examples).flatten(2).flatten(0, 1)
+    penalty = torch.full((n_outputs, dim + 1), head.regularization, dtype=torch.float64)
+    penalty[:, -1] = 0.0 if head.is_regression else BIAS_PENALTY
+    found.diagonal().add_(penalty.flatten())
+    return found, n_examples
+
+
+@dataclass(frozen=True)
+class HeadInfluence:
+    """Scores of the pairs of all queries and all examples that have a label and an embedding.
+
+    A task holds the Hessian's factor, 8 bytes for the square of the head's parameters, one shard's
+    gradients, and 16 million scores. Every worker makes the factor anew, from all examples.
+    """
+
+    embedding: str = "embedding"
+    """Feature table that the probe was fitted on: an instance of `embedding`, or `features`."""
+    top_k: int | None = TOP_K
+    """Scores of each sign that are kept per query; null keeps all pairs."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    speaks_for: ClassVar[str] = "prediction"
+    opens: ClassVar[tuple[Role, ...]] = ("example", "query")
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
+
+    def __post_init__(self) -> None:
+        """Refuses a number of scores that cannot be kept."""
+        check_top_k(self.top_k)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the probe was fitted on, and the probe."""
+        return (self.embedding, "probe", "label")
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Scores with their two parts."""
+        return (ATTRIBUTION,)
+
+    def open(self, inputs: Inputs) -> Opened:
+        """The Hessian's factor, and the queries' side.
+
+        Raises:
+            DataError: the head has too many parameters.
+        """
+        head = read_head(inputs, self.embedding)
+        n_outputs, dim = head.weight.shape
+        if n_outputs * (dim + 1) > MOST_PARAMETERS:
+            raise DataError(
+                f"probe: found {n_outputs} x {dim + 1} parameters, expected at most "
+                f"{MOST_PARAMETERS} in all, as the Hessian has their square. Use the stage "
+                "influence, or representer, instead."
+            )
+        matrix, n_examples = hessian(head, all_examples(head, inputs, self.embedding))
+        lower = lower_factor(matrix)
+        asked = queries_of(head, inputs, self.embedding)
+        # The measured output is less the loss at the predicted class, or the output itself.
+        falls = -asked.chosen
+        if not head.is_regression:
+            falls = slopes(asked.outputs, asked.outputs.argmax(1))
+        rows = whitened(outer(falls, asked.x), lower).float()
+        return Opened(head, lower, Side(asked.ids, (rows,)), n_examples)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """How many examples the Hessian is of, and those of the shard that have no embedding."""
+        opened: Opened = inputs.opened
+        return {
+            "n_examples": opened.n_examples,
+            "n_parameters": len(opened.lower),
+            "n_left_out": left_out(inputs, (self.embedding,)),
+        }
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The best scores among the examples of one shard."""
+        opened: Opened = inputs.opened
+        found = examples_of(opened.head, inputs, self.embedding)
+        if len(found.ids):
+            rows = whitened(outer(found.slopes, found.x), opened.lower).float()
+            examples = Side(found.ids, (rows,), rows.norm(dim=1))
+            yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
+
+    def merge(
+        self, parts: Mapping[str, Sequence[pa.Table]]
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The best of several parts."""
+        return merged(parts, self.top_k)
+
+    def cost(self, work: Work) -> Cost:
+        """The Hessian and its factor, as often as there are workers; of one here."""
+        size = min(MOST_PARAMETERS, work.n_classes * (work.dim + 1))
+        pairs = pairs_cost(work, size, self.top_k)
+        rows = float(work.n_examples + work.n_queries)
+        return Cost(
+            flops=pairs.flops + 2 * rows * size**2 + size**3 / 3,
+            written_bytes=pairs.written_bytes,
+            memory_bytes=pairs.memory_bytes + 24 * size**2,
+        )
+
+
+STAGE = HeadInfluence

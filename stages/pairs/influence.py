@@ -1,0 +1,222 @@
+"""Influence: how much the loss of a query falls when an example is given more weight.
+
+Where theta minimises the mean loss, one more unit of weight on example i moves it by -H^-1 g_i, to
+first order, and lowers the loss of query t by
+
+    score(t, i) = g_t' H^-1 g_i,
+
+with g the loss gradients and H the second-order part of the mean loss. Weight is relative to the
+mean, so that a copy of the example adds 1 / n_examples. A positive score raises the log-probability
+of the class that the query's loss is taken at: its label, where it has one, or with `gradient:
+{queries: predicted}` the class that the model predicts. A regression's squared error falls.
+
+H is a matrix per layer, from a stage `curvature`: each block, of size d, is damped by
+
+    H_b + damping * (trace H_b / d) I = L L',
+
+relative to its mean eigenvalue, so that layers of any scale are damped alike. With u = L^-1 g of
+every block the score is u_t . u_i. A block whose matrix is zero, such as that of a layer which no
+example's gradient reaches, has no part in the scores; `details` counts the others.
+
+Global: |u_i|, the root of the example's self-influence; local: u_t . u_i / |u_i|.
+
+Source: Koh and Liang 2017, arXiv:1703.04730, eq. 2, less its sign; Gauss-Newton or Fisher matrices
+for the Hessian and blocks of layers as in Grosse et al. 2023, arXiv:2308.03296. Projected gradients
+stand for whole ones, and the damping is ours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.gradients.blocks import Block, blocks_of, read_curvature
+from stages.gradients.projection import BY_LAYER
+from stages.pairs.scores import (
+    ATTRIBUTION,
+    TOP_K,
+    Side,
+    check_gradients,
+    check_top_k,
+    merged,
+    pairs_cost,
+    scored,
+    whitened,
+)
+from stages.reading.vectors import query_vectors, vectors_of
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
+from storage.schema import TableSpec
+
+BLOCK_SIZE = 256
+"""Numbers of a block, for the cost; of other gradients than those that are asked for a guess."""
+
+Factors = tuple[tuple[Block, Float[Tensor, "_ _"]], ...]
+"""Blocks that have curvature, and their lower Cholesky factors."""
+
+
+class Opened(NamedTuple):
+    """What all shards share."""
+
+    queries: Side
+    factors: Factors
+
+
+def damped_factors(
+    matrices: Mapping[str, Float[Tensor, "_ _"]], blocks: Sequence[Block], damping: float
+) -> Factors:
+    """Of every block the L of H + damping * (trace H / size) I = L L', where H is not zero.
+
+    Cost size^3 / 3 a block.
+
+    Raises:
+        DataError: the matrices are of other blocks, or one is indefinite in spite of its damping.
+    """
+    sizes = {block.name: block.size for block in blocks}
+    if {name: len(matrix) for name, matrix in matrices.items()} != sizes:
+        raise DataError(
+            f"curvature: found {len(matrices)} blocks of "
+            f"{sum(len(matrix) for matrix in matrices.values())} numbers, expected those of the "
+            f"gradients, {len(blocks)} of {sum(sizes.values())}. Project in the same way what both "
+            "stages read."
+        )
+    found = []
+    for block in blocks:
+        matrix = matrices[block.name]
+        scale = float(matrix.diagonal().mean())
+        if scale == 0:
+            continue
+        damped = matrix.clone()
+        damped.diagonal().add_(damping * scale)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if int(info):
+            raise DataError(
+                f"curvature: found the block {block.name} not positive definite with damping "
+                f"{damping}, expected one that is. Raise damping."
+            )
+        found.append((block, lower))
+    return tuple(found)
+
+
+def whiten(gradients: Float[Tensor, "rows _"], factors: Factors) -> Float[Tensor, "rows _"]:
+    """L^-1 g of every block side by side, in float32; products are computed in float64."""
+    parts = [whitened(gradients[:, block.part], lower).float() for block, lower in factors]
+    return torch.cat(parts, 1) if parts else torch.zeros(len(gradients), 0)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Scores of the pairs of all queries and examples that have gradients.
+
+    A task holds the factors of all blocks, one shard's gradients and the queries', 16 million
+    scores.
+    """
+
+    gradient: str = "gradient"
+    """Instance with the loss gradients of queries and examples."""
+    curvature: str = "curvature"
+    """Instance with the matrices of their blocks."""
+    damping: float = 0.1
+    """Relative to the mean eigenvalue of each block."""
+    top_k: int | None = TOP_K
+    """Scores of each sign that are kept per query; null keeps all pairs."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be computed.
+
+        Raises:
+            ConfigError: the damping is not positive.
+        """
+        check_top_k(self.top_k)
+        if not 0 < self.damping < float("inf"):
+            raise ConfigError(
+                f"damping: found {self.damping}, expected a positive number, as projected "
+                "curvature can be singular. Raise it."
+            )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Gradients, and the curvature of the loss."""
+        return (self.gradient, self.curvature)
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Gradients whose layers are not mixed, and the curvature of these."""
+        return {
+            self.gradient: {"projection": BY_LAYER},
+            self.curvature: {"gradient": self.gradient},
+        }
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Scores with their two parts."""
+        return (ATTRIBUTION,)
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses curvature in other coordinates than those of the gradients.
+
+        Raises:
+            ConfigError: it is of other gradients, or of logits that these were not made from; or
+                gradients are of tokens.
+        """
+        check_gradients(self.gradient, writers[self.gradient])
+        gradient, curvature = writers[self.gradient], writers[self.curvature]
+        kind = getattr(curvature, "kind", None)
+        if kind == "fisher" and curvature.gradient != self.gradient:
+            raise ConfigError(
+                f"{self.curvature}: found the curvature of {curvature.gradient}, expected that of "
+                f"{self.gradient}, whose gradients are scored. Name the same in both."
+            )
+        if kind == "gauss_newton" and getattr(gradient, "ntk", None) != curvature.ntk:
+            raise ConfigError(
+                f"{self.curvature}: found kind: gauss_newton of {curvature.ntk}, expected "
+                f"gradients that are put together from it. Set ntk: {curvature.ntk} in "
+                f"{self.gradient}, with the projection of {curvature.ntk}."
+            )
+
+    def open(self, inputs: Inputs) -> Opened:
+        """The factors of all blocks, and the queries' side."""
+        ids, rows = query_vectors(inputs, self.gradient)
+        blocks = blocks_of(inputs.details(self.gradient), rows.shape[1])
+        matrices = read_curvature(inputs.table(self.curvature))
+        factors = damped_factors(matrices, blocks, self.damping)
+        return Opened(Side(ids, (whiten(rows, factors),)), factors)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """How many blocks have curvature, and hence a part in the scores."""
+        return {"n_blocks": len(inputs.opened.factors)}
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The best scores among the examples of one shard."""
+        opened: Opened = inputs.opened
+        ids, gradients = vectors_of(inputs, self.gradient)
+        if len(ids):
+            rows = whiten(gradients, opened.factors)
+            examples = Side(ids, (rows,), rows.norm(dim=1))
+            yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
+
+    def merge(
+        self, parts: Mapping[str, Sequence[pa.Table]]
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The best of several parts."""
+        return merged(parts, self.top_k)
+
+    def cost(self, work: Work) -> Cost:
+        """A product with each block's inverse factor, and one of queries and examples."""
+        pairs = pairs_cost(work, work.dim, self.top_k)
+        solves = float(work.n_examples + work.n_queries) * work.dim * BLOCK_SIZE
+        return Cost(
+            flops=pairs.flops + solves + work.dim * BLOCK_SIZE**2 / 3,
+            written_bytes=pairs.written_bytes,
+            memory_bytes=pairs.memory_bytes + 16 * work.dim * BLOCK_SIZE,
+        )
+
+
+STAGE = Influence

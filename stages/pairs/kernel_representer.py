@@ -1,0 +1,187 @@
+"""What every training example adds to the output of a kernel regression for a query.
+
+With alpha = (K + damping I)^-1 (Y - offset) of the stage `kernel_regression`, and c the class that
+it predicts for query t, or a regression's one output,
+
+    score(t, i) = alpha_ic K(x_i, x_t),
+
+which add up to the output of c less the offset. A positive score raises that output.
+
+Global: max_c |alpha_ic|, large where the regression leaves a large residual, as alpha is that
+residual divided by the damping; local: what is left, for two classes +-K(x_i, x_t).
+
+Source: the dual form of kernel ridge regression; global and local as in methods.md 2.3. [derived]
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.pairs.scores import ATTRIBUTION, TOP_K, Side, check_top_k, merged, pairs_cost, scored
+from stages.reading.feature_rows import FeatureRows
+from stages.reading.supervision import one_hot
+from stages.reading.vectors import BLOCK, matrix_of
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Vectors, Work
+from stages.surrogate.labelled_kernel import has_features
+from stages.tables import KERNEL_DUAL
+from storage.schema import TableSpec
+
+
+class Opened(NamedTuple):
+    """What all shards share."""
+
+    queries: Side
+    ids: Int64[np.ndarray, " examples"]
+    """Of the examples of the regression, ascending."""
+    dual: Float[Tensor, "examples outputs"]
+    scales: list[float]
+    """Of the feature tables."""
+
+
+@dataclass(frozen=True)
+class KernelRepresenter:
+    """Values of all examples of a kernel regression, for all its queries.
+
+    A task holds the features of one shard and of the queries, and 16 million scores. Rows that have
+    no label or no features are those that the regression left out, and counts.
+    """
+
+    kernel: tuple[str, ...] = ("ntk",)
+    """Feature tables, those of the regression."""
+    normalize: bool = True
+    """Scale every feature vector to unit length, as the regression does."""
+    regression: str = "kernel_regression"
+    """Instance of `kernel_regression`."""
+    top_k: int | None = TOP_K
+    """Scores of each sign that are kept per query; null keeps all pairs, which add up."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    speaks_for: ClassVar[str] = "prediction"
+    opens: ClassVar[tuple[Role, ...]] = ("example", "query")
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be computed.
+
+        Raises:
+            ConfigError: no feature table is named.
+        """
+        check_top_k(self.top_k)
+        if not self.kernel:
+            raise ConfigError(
+                "kernel: found no table, expected at least one. Name those of the regression."
+            )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The feature tables, and the regression with the weights that it wrote."""
+        return (*self.kernel, self.regression, self._dual)
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """A regression with this kernel."""
+        return {self.regression: {"kernel": list(self.kernel), "normalize": self.normalize}}
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Values with their two parts."""
+        return (ATTRIBUTION,)
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses a regression with another kernel.
+
+        Raises:
+            ConfigError: it has another, or one for each class.
+        """
+        fitted = writers[self.regression]
+        own = {"kernel": self.kernel, "normalize": self.normalize, "per_class": False}
+        for name, value in own.items():
+            found = getattr(fitted, name, value)
+            if found != value:
+                raise ConfigError(
+                    f"{self.regression}: found {name}: {found}, expected {value}, the kernel that "
+                    f"its outputs are taken apart by. Set {name} alike in both"
+                    + (", or leave this stage out." if name == "per_class" else ".")
+                )
+
+    def open(self, inputs: Inputs) -> Opened:
+        """The weights of all examples, and the queries' side.
+
+        What the regression says of the queries is computed anew, from one product of all examples'
+        features and weights, so that it is known of any query with features.
+
+        Raises:
+            DataError: no query has features in all tables.
+        """
+        table = inputs.table(self._dual).sort_by("id")
+        ids = np.array(table["id"].to_numpy())
+        dual = torch.from_numpy(np.array(matrix_of(table["dual"])))
+        examples, queries = (
+            [inputs.vectors(name, role) for name in self.kernel] for role in ("example", "query")
+        )
+        query_ids = np.sort(queries[0].ids)
+        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
+        if len(query_ids) == 0:
+            raise DataError(
+                f"{', '.join(self.kernel)}: found no query in all of these tables, expected at "
+                "least one, as pairs are scored. Add `queries:`."
+            )
+        rows = FeatureRows(examples, ids, self.normalize, torch.float64)
+        asked = self._features(queries, query_ids, rows.scales)
+        outputs = torch.zeros(len(asked), dual.shape[1], dtype=torch.float64)
+        for start in range(0, len(ids), BLOCK):
+            some = torch.arange(start, min(start + BLOCK, len(ids)))
+            outputs += asked @ (rows(some).T @ dual[some])
+        chosen = one_hot(outputs.argmax(1), dual.shape[1])
+        side = Side(query_ids, (chosen.float(), asked.float()))
+        return Opened(side, ids, dual, rows.scales)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """How many examples the regression has."""
+        return {"n_examples": len(inputs.opened.ids)}
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The largest values of either sign among the examples of one shard."""
+        opened: Opened = inputs.opened
+        tables = [inputs.table(name) for name in self.kernel]
+        ids, at, _ = np.intersect1d(
+            opened.ids, tables[0]["id"].to_numpy(), assume_unique=True, return_indices=True
+        )
+        if len(ids) == 0:
+            return
+        own = [Vectors(table["id"].to_numpy(), matrix_of(table["vector"])) for table in tables]
+        alpha = opened.dual[torch.from_numpy(at)]
+        factors = (alpha.float(), self._features(own, ids, opened.scales).float())
+        examples = Side(ids, factors, alpha.abs().amax(1))
+        yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
+
+    def merge(
+        self, parts: Mapping[str, Sequence[pa.Table]]
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The largest of several parts."""
+        return merged(parts, self.top_k)
+
+    def cost(self, work: Work) -> Cost:
+        """Products of the features of queries and examples, and of their classes."""
+        return pairs_cost(work, work.dim * len(self.kernel) + work.n_classes, self.top_k)
+
+    @property
+    def _dual(self) -> str:
+        return f"{self.regression}.{KERNEL_DUAL.name}"
+
+    def _features(
+        self, tables: list[Vectors], ids: np.ndarray, scales: list[float]
+    ) -> Float[Tensor, "rows dim"]:
+        """Rows whose products are the kernel, in float64."""
+        rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)
+        return rows(torch.arange(len(ids)))
+
+
+STAGE = KernelRepresenter

@@ -1,0 +1,115 @@
+"""A random number for every pair: the baseline that knows nothing.
+
+Uniform between -1 and 1, and never 0. A pair's number is a hash of the seed and the two ids: it
+does not depend on how examples are cut into shards, nor on which others there are.
+
+It does not come apart into a global and a local part.
+
+Source: the generator SplitMix64, Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195: every
+query has a stream of its own, in which an example's id is the place of its number.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float64, Int64, UInt64
+
+from stages.pairs.scores import (
+    ATTRIBUTION,
+    NUMBERS,
+    TOP_K,
+    check_top_k,
+    kept,
+    merged,
+    pair_rows,
+    pairs_cost,
+)
+from stages.stage import Cost, Inputs, Role, Split, Work
+from storage.schema import TableSpec
+
+STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniform(
+    seed: int, queries: Int64[np.ndarray, " queries"], examples: Int64[np.ndarray, " examples"]
+) -> Float64[np.ndarray, "queries examples"]:
+    """The number of every pair: an odd multiple of 2^-52 between -1 and 1."""
+    # Sums and products of unsigned integers are modulo 2^64.
+    start = _mixed(_mixed(np.array([seed]).astype(np.uint64) + STEP) + queries.astype(np.uint64))
+    hashed = _mixed(start[:, None] + examples.astype(np.uint64) * STEP)
+    numbers: np.ndarray = ((hashed >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-51 - 1
+    return numbers
+
+
+def _mixed(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+@dataclass(frozen=True)
+class RandomScore:
+    """Scores of the pairs of all queries and examples.
+
+    A task holds one shard's ids, and 4 million scores.
+    """
+
+    seed: int = 0
+    """Another seed gives other numbers."""
+    top_k: int | None = TOP_K
+    """Scores of each sign that are kept per query; null keeps all pairs."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be kept."""
+        check_top_k(self.top_k)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The table that has every id."""
+        return ("label",)
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Scores."""
+        return (ATTRIBUTION,)
+
+    def open(self, inputs: Inputs) -> np.ndarray:
+        """Ids of all queries, ascending."""
+        return _ids(inputs, "query")
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The best scores among the examples of one shard."""
+        queries, examples = inputs.opened, _ids(inputs, "example")
+        at_once = max(1, NUMBERS // 4 // max(1, len(examples)))
+        for start in range(0, len(queries), at_once):
+            some = queries[start : start + at_once]
+            scores = torch.from_numpy(uniform(self.seed, some, examples))
+            yield ATTRIBUTION.name, pair_rows(some, examples, kept(scores, self.top_k))
+
+    def merge(
+        self, parts: Mapping[str, Sequence[pa.Table]]
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The best of several parts."""
+        return merged(parts, self.top_k)
+
+    def cost(self, work: Work) -> Cost:
+        """Some twenty operations per pair."""
+        return pairs_cost(work, 10, self.top_k)
+
+
+def _ids(inputs: Inputs, role: Role) -> np.ndarray:
+    table = inputs.table("label", role)
+    table = table.filter(pa.compute.equal(table["role"], role))
+    return np.sort(table["id"].to_numpy())
+
+
+STAGE = RandomScore

@@ -1,0 +1,1 @@
+"""Stages that write an output per row: predictions, label issues, answers, continuations."""

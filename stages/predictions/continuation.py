@@ -1,0 +1,262 @@
+"""What a causal language model writes after each query, and the tokens of it that are explained.
+
+A generated text is a sequence of predictions of a class, the next token. Those to be explained are
+chosen by TF-IDF: tokens that are frequent in the query's text and rare among the texts of the
+corpus, of which it has at least one; or they are the words that the user names.
+
+Source: arXiv:2408.05976 explains text generation so (methods.md 2.4, after public reviews); what
+counts as a document, a text of the corpus, is ours.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.model.batches import Tokens, batches
+from stages.model.measurement import Measurement, forward, load_measurement
+from stages.model.networks import IGNORED, TokenNetwork
+from stages.model.size import network_size
+from stages.model.spec import ModelSpec
+from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from storage.schema import TableSpec
+
+CONTINUATION = TableSpec(
+    name="continuation",
+    schema=pa.schema(
+        [
+            ("query_id", pa.int64()),
+            ("token_index", pa.int64()),
+            ("token_id", pa.int64()),
+            ("token", pa.string()),
+            ("probability", pa.float64()),
+            ("logit", pa.float64()),
+            ("tf_idf", pa.float64()),
+            ("context", pa.string()),
+            ("prefix", pa.list_(pa.int64())),
+            ("vector", pa.list_(pa.float32())),
+        ]
+    ),
+    key=("query_id", "token_index"),
+)
+"""A predicted token: its place in the text, what the model gave it, the text and the tokens
+before it, and the hidden state that the output layer read."""
+
+DOCUMENTS = 20_000
+"""Texts of the corpus, drawn once, that document frequencies are counted in."""
+
+
+class Opening(NamedTuple):
+    """What a worker keeps."""
+
+    measurement: Measurement
+    network: TokenNetwork
+    frequencies: Counter[int]
+    """In how many documents each token is."""
+    n_documents: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Greedy continuations of the queries, and the positions of them to be explained.
+
+    Each new token takes a forward pass over all before it.
+    """
+
+    model: ModelSpec
+    """The language model, head: completion."""
+    new_tokens: int = 16
+    """Tokens that are written; 0 explains tokens of the query's own text."""
+    positions: int = 3
+    """Tokens to be explained per query, those of the largest TF-IDF."""
+    words: tuple[str, ...] | None = None
+    """Explains the tokens that read so, instead, up to their spaces."""
+    token_budget: int = 2048
+    """Padded tokens per batch."""
+    seed: int = 0
+    """Of the draw of documents, where the corpus has more than 20,000."""
+
+    version: ClassVar[int] = 2
+    split: ClassVar[Split] = "query"
+    tasks: ClassVar[tuple[str, ...]] = ("completion",)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        if self.new_tokens < 0 or self.positions < 1 or self.words == ():
+            raise ConfigError(
+                f"continuation: found new_tokens: {self.new_tokens}, positions: {self.positions}, "
+                f"words: {self.words}, expected at least 0, at least 1, and words or null. Correct "
+                "them."
+            )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The text of queries, and of examples for their document frequencies."""
+        return ("text",)
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """The chosen positions."""
+        return (CONTINUATION,)
+
+    def open(self, inputs: Inputs) -> Opening:
+        """The model, and the corpus's document frequencies."""
+        measurement = load_measurement(self.model, inputs)
+        texts = inputs.table("text", "example")
+        if texts.num_rows > DOCUMENTS:
+            drawn = np.random.default_rng(self.seed).permutation(texts.num_rows)[:DOCUMENTS]
+            texts = texts.take(pa.array(np.sort(drawn)))
+        frequencies: Counter[int] = Counter()
+        for row in measurement.tokenise(texts).columns["input_ids"]:
+            frequencies.update(set(row))
+        return Opening(measurement, TokenNetwork(measurement.network), frequencies, texts.num_rows)
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The positions of one block of queries."""
+        opened: Opening = inputs.opened
+        text = inputs.table("text", "query").sort_by("id")
+        rows: list[dict[str, Any]] = []
+        vectors: list[Tensor] = []
+        for query_id, (ids, candidates) in zip(
+            text["id"].to_pylist(), self._written(opened, text), strict=True
+        ):
+            chosen = self._chosen(opened, ids, candidates)
+            if chosen:
+                told, states = described(opened, ids, [at for at, _ in chosen])
+                for one, (_, tf_idf) in zip(told, chosen, strict=True):
+                    rows.append({"query_id": query_id, "tf_idf": tf_idf, **one})
+                vectors.append(states)
+        if rows:
+            matrix = torch.cat(vectors).cpu().numpy().astype(np.float32)
+            names = [name for name in CONTINUATION.schema.names if name != "vector"]
+            columns = [
+                pa.array([row[name] for row in rows], CONTINUATION.schema.field(name).type)
+                for name in names
+            ]
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+            yield (
+                CONTINUATION.name,
+                pa.RecordBatch.from_arrays([*columns, flat], CONTINUATION.schema.names),
+            )
+
+    def cost(self, work: Work) -> Cost:
+        """A forward pass for every new token, and one over each finished text."""
+        size = network_size(self.model, None)
+        share = work.n_queries / max(1, work.n_queries + work.n_examples)
+        passes = self.new_tokens + 1
+        return Cost(
+            forward_rows=work.n_queries * passes,
+            flops=size.forward_flops(round(work.n_tokens * share) * passes),
+            written_bytes=work.n_queries * self.positions * 4 * size.dim,
+            memory_bytes=size.forward_bytes(self.token_budget),
+        )
+
+    def _written(self, opened: Opening, text: pa.Table) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each query with what the model adds, and the places that may be explained."""
+        measurement = opened.measurement
+        tokens = measurement.tokenise(text)
+        given, targets = tokens.columns["input_ids"], tokens.columns["targets"]
+        predicted = [[at + 1 for at, t in enumerate(row) if t != IGNORED] for row in targets]
+        end = measurement.tokenizer.eos_token_id
+        if self.new_tokens == 0:
+            return [
+                (ids, [at for at in places if ids[at] != end])
+                for ids, places in zip(given, predicted, strict=True)
+            ]
+        # A text goes on from its end; a prompt from where its completion would begin.
+        grown = []
+        for ids, places in zip(given, predicted, strict=True):
+            stop = places[0] if places else len(ids)
+            if measurement.form == "text":
+                stop = len(ids) - (ids[-1] == end)
+            grown.append(ids[:stop])
+        begins = [len(ids) for ids in grown]
+        going = [at for at, ids in enumerate(grown) if 0 < len(ids) < self.model.max_length]
+        for _ in range(self.new_tokens):
+            words = next_words(opened, [grown[at] for at in going], self.token_budget)
+            for at, word in zip(going, words, strict=True):
+                grown[at].append(word)
+            going = [
+                at
+                for at in going
+                if grown[at][-1] != end and len(grown[at]) < self.model.max_length
+            ]
+            if not going:
+                break
+        return [
+            (ids, [at for at in range(first, len(ids)) if ids[at] != end])
+            for ids, first in zip(grown, begins, strict=True)
+        ]
+
+    def _chosen(
+        self, opened: Opening, ids: list[int], candidates: list[int]
+    ) -> list[tuple[int, float]]:
+        """The places that are explained and their TF-IDF, ascending; each token once."""
+        decode = opened.measurement.tokenizer.decode
+        counts, scored = Counter(ids), []
+        for at in candidates:
+            token, found = ids[at], opened.frequencies[ids[at]]
+            tf_idf = counts[token] * float(np.log(opened.n_documents / found)) if found else 0.0
+            word = decode([token]).strip()
+            is_wanted = found > 0 and any(letter.isalpha() for letter in word)
+            if word in self.words if self.words is not None else is_wanted:
+                scored.append((at, token, tf_idf))
+        first = {token: at for at, token, _ in reversed(scored)}
+        scored = [row for row in scored if first[row[1]] == row[0]]
+        if self.words is None:
+            scored = sorted(scored, key=lambda row: (-row[2], row[0]))[: self.positions]
+        return sorted((at, tf_idf) for at, _, tf_idf in scored)
+
+
+def next_words(opened: Opening, prefixes: list[list[int]], token_budget: int) -> list[int]:
+    """The most likely token behind each prefix."""
+    tokens = Tokens({"input_ids": prefixes})
+    found = [0] * len(prefixes)
+    network = opened.network
+    for rows in batches(tokens.lengths, token_budget):
+        with torch.no_grad():
+            hidden = forward(network, opened.measurement.batch(tokens, rows))
+            last = hidden[torch.arange(len(rows)), torch.from_numpy(tokens.lengths[rows] - 1)]
+            words = network.head(last).argmax(1).tolist()
+        for row, word in zip(rows.tolist(), words, strict=True):
+            found[row] = word
+    return found
+
+
+def described(
+    opened: Opening, ids: list[int], places: list[int]
+) -> tuple[list[dict[str, Any]], Float[Tensor, "places dim"]]:
+    """What the model made of the tokens at some places, and the hidden states before them."""
+    measurement, tokens = opened.measurement, Tokens({"input_ids": [ids]})
+    with torch.no_grad():
+        hidden = forward(opened.network, measurement.batch(tokens, np.zeros(1, np.int64)))
+        states = hidden[0, [at - 1 for at in places]]
+        logits = opened.network.head(states).double()
+    told = []
+    for row, at in enumerate(places):
+        word = ids[at]
+        told.append(
+            {
+                "token_index": at,
+                "token_id": word,
+                "token": measurement.tokenizer.decode([word]),
+                "probability": float(torch.softmax(logits[row], 0)[word]),
+                "logit": float(logits[row, word]),
+                "context": measurement.tokenizer.decode(ids[:at]),
+                "prefix": ids[:at],
+            }
+        )
+    return told, states
+
+
+STAGE = Continuation

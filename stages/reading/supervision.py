@@ -1,0 +1,122 @@
+"""What the rows of a corpus should be answered with, as the columns that a regression fits.
+
+A classification has one output per class, one-hot targets less 1/C; a regression has one output,
+the target less the mean of all targets. The offset is added back to what is predicted.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.stage import DataError, Inputs, Role
+
+
+class Answers(NamedTuple):
+    """The answers of the examples that a regression is fitted on."""
+
+    ids: Int64[np.ndarray, " examples"]
+    """Ascending."""
+    targets: Float[Tensor, "examples outputs"]
+    """Less `offset`; float64."""
+    offset: float
+
+
+def task_of(inputs: Inputs) -> str:
+    """The `task` of the corpus (`stages.corpus.source.Task`)."""
+    return str(inputs.details("label").get("task", "classification"))
+
+
+def read_answers(
+    inputs: Inputs,
+) -> tuple[Int64[np.ndarray, " examples"], Float[Tensor, "examples outputs"]]:
+    """Ids, ascending, of the examples that have an answer, and the columns of these answers.
+
+    One-hot labels of a classification, the targets of a regression; float64. Dropped and unlabelled
+    examples have no answer.
+
+    Raises:
+        DataError: the corpus has another task, fewer than two classes, a label outside of them, or
+            no example with a label.
+    """
+    if task_of(inputs) == "regression":
+        ids, targets = read_targets(inputs, "example")
+        return ids, torch.from_numpy(targets)[:, None]
+    n_classes = count_classes(inputs)
+    ids, labels = read_labels(inputs, "example", n_classes)
+    if len(ids) == 0:
+        raise DataError(
+            "label: found no example with a label, expected at least 1. Label some examples."
+        )
+    return ids, one_hot(torch.from_numpy(labels), n_classes)
+
+
+def centre(
+    ids: Int64[np.ndarray, " examples"], columns: Float[Tensor, "examples outputs"]
+) -> Answers:
+    """The answers less the mean of all their entries, which of one-hot columns is 1/C.
+
+    It is the mean over *all* these examples, also where one is left out later.
+    """
+    offset = float(columns.sum()) / columns.numel()
+    return Answers(ids, columns - offset, offset)
+
+
+def count_classes(inputs: Inputs) -> int:
+    """How many classes the corpus has.
+
+    Raises:
+        DataError: it has no classes, or a single one.
+    """
+    task = task_of(inputs)
+    n_classes = len(inputs.details("label")["classes"])
+    if task != "classification" or n_classes < 2:
+        raise DataError(
+            f"label: found {n_classes} classes in a corpus with task: {task}, expected at least 2. "
+            "This stage is for classifiers; leave it out for other tasks."
+        )
+    return n_classes
+
+
+def read_labels(
+    inputs: Inputs, role: Role, n_classes: int
+) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
+    """Ids, ascending, and labels of the rows of one role that have a label.
+
+    Raises:
+        DataError: a label is outside of the classes.
+    """
+    table = inputs.table("label", role).select(["id", "label"]).drop_null().sort_by("id")
+    # A copy: torch warns about memory it may not write to.
+    ids, labels = (np.array(table[name].to_numpy()) for name in ("id", "label"))
+    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
+        raise DataError(
+            f"label: found labels {labels.min()} to {labels.max()} among {role} rows, expected 0 "
+            f"to {n_classes - 1}. Correct the labels or the list of classes."
+        )
+    return ids, labels
+
+
+def read_targets(
+    inputs: Inputs, role: Role
+) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
+    """Ids, ascending, and targets of the rows of one role that have a target, at least one.
+
+    Raises:
+        DataError: there is none.
+    """
+    table = inputs.table("label", role).select(["id", "target"]).drop_null().sort_by("id")
+    if table.num_rows == 0:
+        raise DataError(
+            f"label: found no {role} with a target, expected at least 1. Give some rows a target."
+        )
+    ids, targets = (np.array(table[name].to_numpy()) for name in ("id", "target"))
+    return ids, targets
+
+
+def one_hot(labels: Int64[Tensor, " rows"], n_classes: int) -> Float[Tensor, "rows classes"]:
+    """1.0 in the column of each row's label, 0.0 elsewhere."""
+    columns = torch.arange(n_classes)
+    return (labels[:, None] == columns).to(torch.float64)

@@ -1,0 +1,31 @@
+"""What token attribution costs, before anything is computed."""
+
+from stages.model.size import network_size
+from stages.model.spec import ModelSpec
+from stages.stage import Cost, Work
+
+
+def gradient_cost(
+    model: ModelSpec, work: Work, n_gradients: float, token_budget: int, n_forward: float = 2
+) -> Cost:
+    """Passes over the queries: gradients by their embeddings, and forward passes alone.
+
+    A backward pass that makes no weight gradient costs as much as a forward pass.
+    """
+    size = network_size(model, None)
+    share = work.n_queries / max(1, work.n_queries + work.n_examples)
+    n_tokens = round(work.n_tokens * share)
+    passes = 2 * n_gradients + n_forward
+    kept = 4 * token_budget * 2 * sum(n_in + n_out for n_in, n_out in size.linear)
+    return Cost(
+        forward_rows=round(work.n_queries * (n_gradients + n_forward)),
+        backward_rows=round(work.n_queries * n_gradients),
+        flops=passes * size.forward_flops(n_tokens),
+        written_bytes=64 * n_tokens,
+        memory_bytes=size.forward_bytes(token_budget) + kept,
+    )
+
+
+def queries_length(work: Work) -> float:
+    """Tokens of a query, on average."""
+    return work.n_tokens / max(1, work.n_queries + work.n_examples)

@@ -1,0 +1,1 @@
+"""Small models that stand for the network."""

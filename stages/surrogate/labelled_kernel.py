@@ -1,0 +1,191 @@
+"""Kernel regression of the labels: the surrogate model that several methods value examples with.
+
+The outputs for query t after fitting the examples S are, with Y one-hot over C classes,
+
+    f_S(t) = 1/C + K[t,S] (K[S,S] + damping I)^-1 (Y_S - 1/C),    damping = ridge * mean diag of K.
+
+Source: arXiv:2406.04606, kernel regression as in methods.md 1.4; the ridge relative to the kernel's
+scale, its automatic choice and the fixed offset 1/C are ours.
+
+The paper has no offset. Taking one number from the targets of all classes moves the outputs of a
+query by one common number, so argmax, margin and softmax are the paper's exactly, for every S;
+hence no option. What the offset buys: outputs sum to one, a fit on nothing says 1/C, and the
+automatic ridge is not judged by how well the constant 1/C is fitted.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from stages.reading.supervision import Answers, centre, count_classes, read_answers, read_labels
+from stages.reading.vectors import aligned
+from stages.stage import ConfigError, DataError, Inputs, Role
+from stages.surrogate.kernel import auto_ridge, gram, mean_diagonal
+
+Ridge = float | Literal["auto"]
+
+
+class LeftOut(NamedTuple):
+    """Rows that some feature table has no row for."""
+
+    examples: int = 0
+    """Labelled ones."""
+    queries: int = 0
+
+    def details(self) -> dict[str, Any]:
+        """Facts for a manifest, with a notice where there is any."""
+        facts: dict[str, Any] = {
+            "n_without_features": self.examples,
+            "n_queries_without_features": self.queries,
+        }
+        if any(self):
+            facts["notices"] = [
+                f"left out for want of features: labelled examples {self.examples}, "
+                f"queries {self.queries}"
+            ]
+        return facts
+
+
+class Joined(NamedTuple):
+    """Answers and features of the rows that have both."""
+
+    answers: Answers
+    query_ids: Int64[np.ndarray, " queries"]
+    """In the order of the first feature table."""
+    features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]]
+    """Of each feature table the rows of the examples and those of the queries."""
+    left_out: LeftOut
+
+
+class LabelledKernel(NamedTuple):
+    """A regression ready to be solved. Row i of a tensor belongs to id i of its role."""
+
+    example_ids: Int64[np.ndarray, " examples"]
+    """Labelled examples, ascending."""
+    query_ids: Int64[np.ndarray, " queries"]
+    query_labels: Int64[Tensor, " queries"]
+    """-1 where the label is unknown."""
+    targets: Float[Tensor, "examples classes"]
+    """One-hot labels minus 1/C."""
+    kernel: Float[Tensor, "examples examples"]
+    query_kernel: Float[Tensor, "queries examples"]
+    ridge: float
+    damping: float
+    ridge_errors: tuple[float, ...]
+    """Leave-one-out error for each of `kernel.RIDGE_GRID`; empty if the ridge was given."""
+    left_out: LeftOut = LeftOut()
+
+    def with_labelled_queries(self) -> "LabelledKernel":
+        """The same without the queries whose label is unknown.
+
+        Raises:
+            DataError: no query has a label.
+        """
+        known = self.query_labels >= 0
+        if not known.any():
+            raise DataError(
+                f"label: found no label among {len(known)} queries, expected at least 1 to measure "
+                "a utility on. Label some queries."
+            )
+        return self._replace(
+            query_ids=self.query_ids[known.numpy()],
+            query_labels=self.query_labels[known],
+            query_kernel=self.query_kernel[known],
+        )
+
+
+def check_fields(kernel: tuple[str, ...], ridge: Ridge) -> None:
+    """Refuse fields that no regression can be built from.
+
+    Raises:
+        ConfigError: no feature table is named, or the ridge is not a positive number.
+    """
+    if not kernel:
+        raise ConfigError(
+            "kernel: found no table, expected at least one. Name feature tables, such as [ntk]."
+        )
+    if ridge != "auto" and not 0 < ridge < float("inf"):
+        raise ConfigError(
+            f"ridge: found {ridge}, expected a positive number or auto. Set ridge: auto."
+        )
+
+
+def read_labelled_kernel(
+    inputs: Inputs, kernel: tuple[str, ...], normalize: bool, ridge: Ridge
+) -> LabelledKernel:
+    """The regression of the table `label` on the feature tables `kernel`.
+
+    Examples without a label (dropped, or null) take no part, and neither does a row that one of the
+    feature tables lacks. Memory 8 (n + m) n bytes for the kernel, beside it one feature table in
+    float64 while it is built; `ridge="auto"` then takes about 32 n^2 bytes and O(n^3).
+
+    Raises:
+        DataError: fewer than two classes are declared, a label is outside of them, no example is
+            labelled, no labelled example has features, or all features are zero.
+    """
+    n_classes = count_classes(inputs)
+    answers, query_ids, features, left_out = read_features(inputs, kernel)
+    among_examples, to_examples = gram(features, normalize)
+    errors: tuple[float, ...] = ()
+    if ridge == "auto":
+        ridge, errors = auto_ridge(among_examples, answers.targets)
+    known_ids, known = read_labels(inputs, "query", n_classes)
+    label_of = dict(zip(known_ids.tolist(), known.tolist(), strict=True))
+    return LabelledKernel(
+        example_ids=answers.ids,
+        query_ids=query_ids,
+        query_labels=torch.tensor(
+            [label_of.get(query_id, -1) for query_id in query_ids.tolist()], dtype=torch.int64
+        ),
+        targets=answers.targets,
+        kernel=among_examples,
+        query_kernel=to_examples,
+        ridge=ridge,
+        damping=ridge * mean_diagonal(among_examples),
+        ridge_errors=errors,
+        left_out=left_out,
+    )
+
+
+def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> Joined:
+    """Answers and features of the examples, and features of the queries, that each table has.
+
+    The offset of the answers is that of these examples alone.
+
+    Raises:
+        DataError: the answers cannot be read, or no answered example has features.
+    """
+    ids, columns = read_answers(inputs)
+    found = has_features(inputs, kernel, "example", ids)
+    if not found.any():
+        raise DataError(
+            f"{', '.join(kernel)}: found features of none of the {len(ids)} labelled "
+            "examples in all of these tables, expected at least 1. Look into the view diagnostics "
+            "for what happened to them."
+        )
+    kept = centre(ids[found], columns[torch.from_numpy(found)])
+    query_ids = np.array(inputs.vectors(kernel[0], "query").ids)
+    query_ids = query_ids[has_features(inputs, kernel, "query", query_ids)]
+    known_queries = inputs.table("label", "query")["id"].to_numpy()
+    features = [
+        (
+            aligned(inputs.vectors(name, "example"), kept.ids),
+            aligned(inputs.vectors(name, "query"), query_ids),
+        )
+        for name in kernel
+    ]
+    missing = int((~np.isin(known_queries, query_ids)).sum())
+    return Joined(kept, query_ids, features, LeftOut(len(ids) - len(kept.ids), missing))
+
+
+def has_features(
+    inputs: Inputs, kernel: tuple[str, ...], role: Role, ids: Int64[np.ndarray, " rows"]
+) -> Bool[np.ndarray, " rows"]:
+    """Which of some ids every one of the feature tables has a row for."""
+    found = np.ones(len(ids), dtype=bool)
+    for name in kernel:
+        found &= np.isin(ids, inputs.vectors(name, role).ids)
+    return found

@@ -1,0 +1,175 @@
+"""A probe in the coordinates that its objective is written in, for the stages that take it apart.
+
+With x = (e - mean) / scale of an embedding e the outputs are f = W x + b, and the objective is that
+of `stages/surrogate/linear.py`. The gradient of a row's loss by (W, b) is the outer product of the
+loss's slope r in the outputs and of (x, 1), where
+
+    r = p - e_y    for the cross-entropy of label y, with p the softmax of f,
+    r = f - y      for half the squared error of target y.
+
+A probe that was kept while labels were corrected, or rows appended, is taken as it is.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.model.measurement import read_probe
+from stages.reading.supervision import one_hot, read_labels, task_of
+from stages.reading.vectors import BLOCK, query_vectors, vectors_of
+from stages.stage import ConfigError, DataError, Inputs
+
+
+class Head(NamedTuple):
+    """A probe, in float64."""
+
+    weight: Float[Tensor, "outputs dim"]
+    """For x."""
+    bias: Float[Tensor, " outputs"]
+    mean: Float[Tensor, " dim"]
+    scale: float
+    regularization: float
+    is_regression: bool
+
+    def coordinates(self, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+        """The x of some embeddings, in float64.
+
+        Raises:
+            DataError: they are of another length.
+        """
+        if vectors.shape[1] != len(self.mean):
+            raise DataError(
+                f"probe: found embeddings of length {vectors.shape[1]}, expected {len(self.mean)}, "
+                "which the probe was fitted on. Fit the probe again."
+            )
+        return (vectors.double() - self.mean) / self.scale
+
+    def outputs(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows outputs"]:
+        """Logits, or the predicted target."""
+        return x @ self.weight.T + self.bias
+
+
+class Rows(NamedTuple):
+    """Examples with an embedding and an answer."""
+
+    ids: Int64[np.ndarray, " rows"]
+    """Ascending."""
+    x: Float[Tensor, "rows dim"]
+    slopes: Float[Tensor, "rows outputs"]
+    """Of the loss of their answers."""
+
+
+class Queries(NamedTuple):
+    """Queries with an embedding."""
+
+    ids: Int64[np.ndarray, " queries"]
+    """Ascending."""
+    x: Float[Tensor, "queries dim"]
+    outputs: Float[Tensor, "queries outputs"]
+    chosen: Float[Tensor, "queries outputs"]
+    """1 at the class that is predicted, the first among equals; a regression's one output."""
+
+
+def slopes(
+    outputs: Float[Tensor, "rows outputs"], answers: Tensor
+) -> Float[Tensor, "rows outputs"]:
+    """Derivatives of each row's loss: of its label (integers), or half that of its target."""
+    if answers.is_floating_point():
+        return outputs - answers[:, None]
+    return torch.softmax(outputs, 1) - one_hot(answers, outputs.shape[1])
+
+
+def check_fitted_on(inputs: Inputs, embedding: str) -> None:
+    """Refuses a probe that was fitted on another table than `embedding`.
+
+    Raises:
+        ConfigError: it was.
+    """
+    fitted_on = inputs.details("probe").get("embedding", embedding)
+    if fitted_on != embedding:
+        raise ConfigError(
+            f"embedding: found {embedding} with a probe fitted on {fitted_on}, expected the same "
+            "table for both. Name it in both stages."
+        )
+
+
+def read_head(inputs: Inputs, embedding: str) -> Head:
+    """The probe of the table `probe`, with the units that it was fitted in.
+
+    Raises:
+        ConfigError: it was fitted on another table.
+        DataError: its units were not recorded.
+    """
+    check_fitted_on(inputs, embedding)
+    details = inputs.details("probe")
+    if not {"mean", "scale", "regularization"} <= set(details):
+        raise DataError(
+            "probe: found one without its mean, scale and regularization, expected them in its "
+            "details. Set artefacts.probe=refit to fit it anew."
+        )
+    weight, bias = (tensor.double() for tensor in read_probe(inputs.table("probe")))
+    mean, scale = torch.tensor(details["mean"], dtype=torch.float64), float(details["scale"])
+    is_regression = task_of(inputs) == "regression"
+    penalty = float(details["regularization"])
+    return Head(weight * scale, bias + weight @ mean, mean, scale, penalty, is_regression)
+
+
+def queries_of(head: Head, inputs: Inputs, embedding: str) -> Queries:
+    """All queries that have an embedding.
+
+    Raises:
+        DataError: there is none.
+    """
+    ids, vectors = query_vectors(inputs, embedding)
+    x = head.coordinates(vectors)
+    outputs = head.outputs(x)
+    return Queries(ids, x, outputs, one_hot(outputs.argmax(1), outputs.shape[1]))
+
+
+def examples_of(head: Head, inputs: Inputs, embedding: str) -> Rows:
+    """The examples of the part's own shard that have an embedding and an answer."""
+    wanted, answers = _answers(head, inputs)
+    ids, vectors = vectors_of(inputs, embedding, wanted)
+    if len(ids) == 0:
+        return Rows(ids, torch.zeros(0, len(head.mean)), torch.zeros(0, len(head.bias)))
+    return _rows(head, ids, vectors, answers[torch.from_numpy(np.searchsorted(wanted, ids))])
+
+
+def all_examples(head: Head, inputs: Inputs, embedding: str) -> Iterator[Rows]:
+    """The examples of all shards that have an embedding and an answer, in blocks; for `open`.
+
+    Raises:
+        DataError: there is none.
+    """
+    wanted, answers = _answers(head, inputs)
+    vectors = inputs.vectors(embedding, "example")
+    ids, at, places = np.intersect1d(wanted, vectors.ids, assume_unique=True, return_indices=True)
+    if len(ids) == 0:
+        raise DataError(
+            f"{embedding}: found embeddings of none of the {len(wanted)} examples with an answer, "
+            "expected at least 1. Check the labels, and the view diagnostics."
+        )
+    for start in range(0, len(ids), BLOCK):
+        own = slice(start, start + BLOCK)
+        block = torch.from_numpy(np.array(vectors.matrix[places[own]]))
+        yield _rows(head, ids[own], block, answers[torch.from_numpy(at[own])])
+
+
+def _rows(head: Head, ids: np.ndarray, vectors: Tensor, answers: Tensor) -> Rows:
+    x = head.coordinates(vectors)
+    return Rows(ids, x, slopes(head.outputs(x), answers))
+
+
+def _answers(head: Head, inputs: Inputs) -> tuple[Int64[np.ndarray, " rows"], Tensor]:
+    """Ids, ascending, and answers of the examples that have one."""
+    if not head.is_regression:
+        ids, labels = read_labels(inputs, "example", len(head.bias))
+        return ids, torch.from_numpy(labels)
+    table = inputs.table("label", "example").select(["id", "target"]).drop_null().sort_by("id")
+    # A copy: torch warns about memory it may not write to.
+    ids, targets = (np.array(table[name].to_numpy()) for name in ("id", "target"))
+    return ids, torch.from_numpy(targets.astype(np.float64))

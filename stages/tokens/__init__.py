@@ -1,0 +1,1 @@
+"""Stages that score the tokens of a query."""

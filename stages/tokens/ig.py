@@ -1,0 +1,60 @@
+"""Integrated gradients: the path is the straight line from the baseline to the text's words.
+
+Source: Sundararajan, Taly and Yan 2017, arXiv:1703.01365; Gauss-Legendre nodes as in captum.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from stages.saliency.cost import gradient_cost
+from stages.saliency.from_embeddings import BaselineName, Embedded
+from stages.saliency.outputs import Scored, Units
+from stages.saliency.path import LineRule, Path, baseline_rows, check_steps, follow, nodes
+from stages.saliency.word_distance import line_distance
+from stages.stage import Cost, Work
+from stages.tokens.scores import TokenScores
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(TokenScores):
+    """Scores of the tokens of every query; positive raises the explained output."""
+
+    steps: int = 50
+    """Gradients per output."""
+    rule: LineRule = "gauss_legendre"
+    """Quadrature (`stages/saliency/path.py`)."""
+    baseline: BaselineName = "mask"
+    """Where the path begins: the token for masking or padding, or the zero vector."""
+    output: Literal["predicted", "largest"] = "predicted"
+    """The output of the query's own prediction, or at every point whichever is largest there."""
+    word_distance: bool = False
+    """Whether the mean distance of the path's points to the nearest word is computed, too."""
+
+    def __post_init__(self) -> None:
+        """Refuse too few steps; see `check_steps`."""
+        check_steps(self.steps, self.rule)
+
+    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+        """See `TokenScores`."""
+        at, weights = (torch.from_numpy(part).float() for part in nodes(self.steps, self.rule))
+        at, weights = at.to(embedded.table.device), weights.to(embedded.table.device)
+
+        def path(unit: int) -> Path:
+            start = baseline_rows(embedded, units, unit, self.baseline)
+            step = embedded.vectors(units.tokens.columns["input_ids"][unit]) - start
+            return Path(start + at[:, None, None] * step, weights[:, None, None] * step)
+
+        distance = line_distance(embedded, units, at, self.baseline) if self.word_distance else None
+        return follow(
+            *(embedded, units, path, self.steps, self.baseline, self.token_budget),
+            *(self.output == "largest", distance),
+        )
+
+    def cost(self, work: Work) -> Cost:
+        """One forward and one backward pass for each step."""
+        return gradient_cost(self.model, work, self.steps, self.token_budget)
+
+
+STAGE = IntegratedGradients

@@ -1,0 +1,121 @@
+"""Leave-one-out values of examples, U(all) - U(all but i), in closed form.
+
+Source: arXiv:2406.04606 (g_LOO, methods.md 1.5), in the same game as `freeshap`. With
+M = (K + damping I)^-1 and A = M targets, the outputs without example i are
+f(t) - (K[t,:] M)_i A_i / M_ii. [derived, methods.md 1.6]
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.game.fields import GameFields
+from stages.game.from_tables import Opened, read_game
+from stages.game.game import Game, Values
+from stages.game.regression import gains, join
+from stages.game.utility import Utility
+from stages.stage import Cost, Inputs, Split, Work
+from stages.tables import EXACT_VALUE
+from storage.schema import TableSpec
+
+NUMBERS = 2**19
+"""Outputs (left-out examples x outputs x queries) held at a time."""
+
+
+def leave_one_out(
+    game: Game, utilities: tuple[Utility, ...]
+) -> Float[Tensor, "utilities examples"]:
+    """How much each utility falls when each example alone is taken away. Positive helps.
+
+    The damping stays that of the full set. Cost n^3 + 2 n^2 queries by a kernel, memory 16 n^2
+    bytes beside it; 2 n dim (dim + queries) by features.
+    """
+    regression = game.regression()
+    regression.take(torch.arange(game.n))
+    measures = [game.measure(name) for name in utilities]
+    found = []
+    for some in torch.split(torch.arange(game.n)[:, None], max(1, NUMBERS // game.width)):
+        blocks = regression.inside(some).without()
+        found.append(torch.stack(gains(join(blocks), blocks.outputs, measures))[:, :, 0])
+    return torch.cat(found, 1)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(GameFields):
+    """The value of each example as the last to join, exact and without sampling.
+
+    One task; its memory grows as 8 n (4 n + 2 m) bytes for n labelled examples and m queries where
+    the kernel is held, else as 24 dim^2.
+    """
+
+    version: ClassVar[int] = 2
+    split: ClassVar[Split] = "whole"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed.
+
+        Raises:
+            ConfigError: a field is empty, negative or not a number.
+        """
+        self.check_game()
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Values with `semivalue` "loo"."""
+        return (EXACT_VALUE,)
+
+    def play(self, game: Game, draw: int = 0) -> Values:
+        """Values of all players; nothing is drawn."""
+        found = leave_one_out(game, self.utilities)[None]
+        return Values(("loo",), found, torch.zeros_like(found))
+
+    def open(self, inputs: Inputs) -> Opened:
+        """The game, once per worker."""
+        return read_game(inputs, self)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """Engine, ridge, damping, and the number of queries the utilities are means over."""
+        opened: Opened = inputs.opened
+        return opened.facts
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """One row for each utility and example."""
+        opened: Opened = inputs.opened
+        n = opened.game.n
+        for name, row in zip(
+            self.utilities, leave_one_out(opened.game, self.utilities), strict=True
+        ):
+            columns = [
+                pa.array(["loo"] * n, pa.string()),
+                pa.array([name] * n, pa.string()),
+                pa.array(opened.example_ids),
+                pa.array(np.ascontiguousarray(row.numpy())),
+            ]
+            yield EXACT_VALUE.name, pa.RecordBatch.from_arrays(columns, schema=EXACT_VALUE.schema)
+
+    def cost(self, work: Work) -> Cost:
+        """One inverse, one product with the queries, and for `auto` one eigendecomposition."""
+        n, m, dim = work.n_examples, work.n_queries, work.dim
+        if self.engine_for(n) == "least_squares":
+            return Cost(
+                flops=4.0 * n * dim * (dim + m),
+                written_bytes=n * len(self.utilities) * 24,
+                memory_bytes=24 * dim**2 + 8 * dim * m,
+                note="recursive least squares",
+            )
+        solves = (11.0 if self.ridge == "auto" else 1.0) * n**3
+        return Cost(
+            flops=solves + 2.0 * n * (n + m) * dim + 4.0 * n**2 * m,
+            written_bytes=n * len(self.utilities) * 24,
+            memory_bytes=32 * n**2 + 16 * n * m + 8 * (n + m) * dim,
+            note="prefix Cholesky",
+        )
+
+
+STAGE = LeaveOneOut

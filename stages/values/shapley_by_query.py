@@ -1,0 +1,164 @@
+"""Semivalues of examples for single queries: why a prediction came out as it did.
+
+The games and the sampling are those of `freeshap`, but a set is worth one number per query; the
+mean over queries of a value is its value in the game of `freeshap`. A query without a label is
+valued for the class that all examples together predict. One task per block of queries, a shard of
+them, draws the same coalitions as every other, and no more than a block is in memory.
+
+Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from stages.game.coalitions import Design
+from stages.game.from_tables import Source, asked_of, read_source
+from stages.game.sampling import Valuation
+from stages.game.sums import Tally
+from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from storage.schema import TableSpec
+
+SHAPLEY_QUERY = TableSpec(
+    name="shapley_query",
+    schema=pa.schema(
+        [
+            ("semivalue", pa.string()),
+            ("utility", pa.string()),
+            ("query_id", pa.int64()),
+            ("example_id", pa.int64()),
+            ("value", pa.float64()),
+            ("stderr", pa.float64()),
+        ]
+    ),
+    key=("semivalue", "utility", "query_id", "example_id"),
+)
+"""An example's value for a query, with its standard error; null where there is one unit only."""
+
+NUMBERS = 2**25
+"""Values (semivalues x utilities x examples x queries) that are summed at a time."""
+
+
+class Opening(NamedTuple):
+    """What a worker keeps."""
+
+    source: Source
+    design: Design | None
+    """How coalitions are drawn, the same for all blocks of queries; None for permutations."""
+
+
+@dataclass(frozen=True)
+class ShapleyByQuery(Valuation):
+    """Every example's value for every query of a block.
+
+    Memory of a task: what `freeshap` needs, and 0.8 GB of sums; where a block needs more, its
+    queries are done a few at a time, each time with the same coalitions.
+    """
+
+    queries: tuple[int, ...] | None = None
+    """Ids of the queries that are wanted; by default all."""
+    units: int = 24
+    """Independent estimates, over which the standard error is taken."""
+
+    version: ClassVar[int] = 2
+    split: ClassVar[Split] = "query"
+    by_query: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed.
+
+        Raises:
+            ConfigError: a field is empty, negative or not a number.
+        """
+        self.check()
+        if self.units < 1 or self.queries == ():
+            raise ConfigError(
+                f"shapley_by_query: found units: {self.units}, queries: {self.queries}, expected "
+                "at least 1 of each. Raise units, or leave queries out for all of them."
+            )
+        if self.truncation == "tolerance":
+            raise ConfigError(
+                "truncation: found tolerance, expected none or random: the rule is one for the "
+                "mean over queries. Set truncation: none."
+            )
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """A value for each semivalue, utility, query and example."""
+        return (SHAPLEY_QUERY,)
+
+    def open(self, inputs: Inputs) -> Opening:
+        """Features, answers, the ridge and the pilot, once per worker."""
+        source = read_source(inputs, self)
+        everyone = source.game(source.query_ids, np.full(len(source.query_ids), -1))
+        return Opening(source, self.design(everyone))
+
+    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """The values for one block of queries."""
+        source, design = inputs.opened
+        ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
+        ids = ids[np.isin(ids, source.query_ids)]
+        if self.queries is not None:
+            if unknown := sorted(set(self.queries) - set(source.query_ids.tolist())):
+                example = source.query_ids[0] if len(source.query_ids) else "none"
+                raise DataError(
+                    f"queries: found no query with features and the id {unknown[0]}, expected ids "
+                    f"as in the view queries, such as {example}. Look them up: SELECT query_id, "
+                    "text FROM queries."
+                )
+            ids = ids[np.isin(ids, self.queries)]
+        known, given = asked_of(inputs, source.n_classes)
+        labels = np.full(len(ids), -1)
+        kept = np.isin(known, ids)
+        labels[np.searchsorted(ids, known[kept])] = given[kept]
+        per_query = len(source.example_ids) * len(self.utilities) * len(self.semivalues)
+        at_once = max(1, NUMBERS // per_query)
+        for start in range(0, len(ids), at_once):
+            some = slice(start, start + at_once)
+            yield from self._values(source, design, ids[some], labels[some])
+
+    def _values(
+        self,
+        source: Source,
+        design: Design | None,
+        query_ids: np.ndarray,
+        labels: np.ndarray,
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        game, example_ids = source.game(query_ids, labels, by_query=True), source.example_ids
+        tally = Tally(self.utilities, self.weights(game, design), len(query_ids))
+        self.sample(game, design, tally, self.units, 0, game.ends(self.utilities))
+        mean, error = (found.numpy() for found in tally.estimates())
+        for row, semivalue in enumerate(self.semivalues):
+            for column, utility in enumerate(self.utilities):
+                for at, query_id in enumerate(query_ids):
+                    found = error[row, column, :, at]
+                    columns = [
+                        pa.array([semivalue] * game.n, pa.string()),
+                        pa.array([utility] * game.n, pa.string()),
+                        pa.array(np.full(game.n, query_id)),
+                        pa.array(example_ids),
+                        pa.array(np.ascontiguousarray(mean[row, column, :, at])),
+                        pa.array(found, mask=np.full(game.n, self.units < 2)),
+                    ]
+                    yield (
+                        SHAPLEY_QUERY.name,
+                        pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_QUERY.schema),
+                    )
+
+    def cost(self, work: Work) -> Cost:
+        """Units as in `freeshap`, and the sums of a block."""
+        unit = self.unit_cost(work)
+        asked = work.n_queries if self.queries is None else len(self.queries)
+        n_values = work.n_examples * asked * len(self.utilities) * len(self.semivalues)
+        return Cost(
+            flops=self.units * unit.flops,
+            written_bytes=20 * n_values,
+            memory_bytes=unit.memory_bytes + 24 * min(n_values, NUMBERS),
+            note=unit.note,
+        )
+
+
+STAGE = ShapleyByQuery
