@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline.errors import RunError
 from pipeline.folder import RunFolder
 from pipeline.open_run import OpenedRun
-from pipeline.run import Progress, execute
+from pipeline.progress import Progress
+from pipeline.run import execute_run
 from storage.table import write_whole
 
 
@@ -54,7 +55,7 @@ def apply_review(
             before.corpus, corrections=(*before.corpus.corrections, str(kept))
         ),
     )
-    return OpenedRun(execute(corrected, progress))
+    return OpenedRun(execute_run(corrected, progress))
 
 
 def _free(run: Path) -> Path:

@@ -17,7 +17,7 @@ from storage.manifest import Manifest
 from storage.table import Store
 
 
-def keep(
+def choose_artefact(
     node: Node,
     run: Run,
     planned: Mapping[str, Node],
@@ -35,18 +35,18 @@ def keep(
         ConfigFileError: the entry under `artefacts:` is neither `refit` nor a pin.
     """
     labels = corpus.tables["label"].key
-    wish = run.artefacts.get(node.instance)
+    requested = run.artefacts.get(node.instance)
     fresh = dataclasses.replace(
         node, pinned={"key": node.tasks[0].key, "labels": node.inputs.get("label", labels)}
     )
     table = node.stage.writes[0].name
-    if wish == "refit":
+    if requested == "refit":
         return fresh, None
-    if isinstance(wish, Mapping) and {"key", "labels"} <= set(wish):
-        key = str(wish["key"])
+    if isinstance(requested, Mapping) and {"key", "labels"} <= set(requested):
+        key = str(requested["key"])
         if key == fresh.tasks[0].key:
             return fresh, None
-        labels = str(wish["labels"])
+        labels = str(requested["labels"])
         if key not in store.shard_keys(table):
             raise RunError(
                 f"artefacts.{node.instance}: found no artefact {key} in {store.url}, expected the "
@@ -54,17 +54,17 @@ def keep(
                 f"it, or set artefacts.{node.instance}=refit ({node.instance}: refit) to fit a new "
                 "one."
             )
-        if not _ask_the_same(labels, corpus, store):
+        if not _same_label_question(labels, corpus, store):
             raise RunError(
                 f"artefacts.{node.instance}: found {key}, which was fitted on other classes or "
                 f"another label column, expected one for {', '.join(corpus.classes)}. Set "
                 f"artefacts.{node.instance}=refit to fit a new one."
             )
         return _pinned(node, key, labels), _kept_note(node.instance, key)
-    if wish is not None:
+    if requested is not None:
         raise ConfigFileError(
-            f"artefacts.{node.instance}: found {wish!r}, expected `refit` or a mapping with key "
-            "and labels. Remove the entry to keep the artefact that is there."
+            f"artefacts.{node.instance}: found {requested!r}, expected `refit` or a mapping with "
+            "key and labels. Remove the entry to keep the artefact that is there."
         )
     found = _fitted_before(node, planned, corpus, store, last)
     if found is None or found[0] == fresh.tasks[0].key:
@@ -110,7 +110,7 @@ def _fitted_before(
         if dict(manifest.fields) != dict(node.fields):
             continue
         fitted_on = manifest.inputs.get("label", "")
-        if not _ask_the_same(fitted_on, corpus, store):
+        if not _same_label_question(fitted_on, corpus, store):
             continue
         if all(
             _overlap(manifest, read, keys, node.reads[read][1], store) >= 0.5
@@ -126,7 +126,7 @@ def _fitted_before(
     return best[1:] if best is not None else None
 
 
-def _ask_the_same(fitted_on: str, corpus: Corpus, store: Store) -> bool:
+def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:
     """Whether the labels an artefact was fitted on answer the same question as the corpus's.
 
     A corrected label does; another column, other classes or labels flipped on purpose do not.

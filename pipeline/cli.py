@@ -112,13 +112,13 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
     Example: assay run configs/quickstart.yaml --set stages.freeshap.rounds=40
     """
     from pipeline.config import read_config
-    from pipeline.run import execute
+    from pipeline.run import execute_run
 
     if ray_address is not None:
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
     configured = read_config(config, overrides)
     with Screen() as screen, _log_in(configured.run):
-        folder = execute(configured, screen)
+        folder = execute_run(configured, screen)
     report.print_summary(OpenedRun(folder), is_json)
 
 

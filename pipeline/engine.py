@@ -29,7 +29,7 @@ reserve a third of the memory."""
 class Engine(Protocol):
     """Where tasks run."""
 
-    def perform(
+    def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """Each task with its records, in the order in which they finish.
@@ -48,16 +48,16 @@ class InProcess:
     def __init__(self) -> None:
         self._worker = Worker()
 
-    def perform(
+    def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
-        """See `Engine.perform`."""
+        """See `Engine.run_tasks`."""
         for task in tasks:
             try:
                 if task.parts:
-                    records = self._worker.merge(job, task.part, task.key, task.parts)
+                    records = self._worker.merge_task(job, task.part, task.key, task.parts)
                 else:
-                    records = self._worker.perform(job, task.part, task.key)
+                    records = self._worker.run_task(job, task.part, task.key)
                 yield task, records
             except Exception as error:
                 raise _failed(job, task, error) from error
@@ -108,10 +108,10 @@ class OnRay:
         self._pool: list[Any] = []
         self._pool_is_for: Resources | None = None
 
-    def perform(
+    def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
-        """See `Engine.perform`."""
+        """See `Engine.run_tasks`."""
         ray = self._ray
         job_ref = ray.put(job)
         pool = self._workers(resources, len(tasks))
@@ -122,9 +122,9 @@ class OnRay:
             if waiting:
                 task = waiting.pop()
                 if task.parts:
-                    ref = worker.merge.remote(job_ref, task.part, task.key, task.parts)
+                    ref = worker.merge_task.remote(job_ref, task.part, task.key, task.parts)
                 else:
-                    ref = worker.perform.remote(job_ref, task.part, task.key)
+                    ref = worker.run_task.remote(job_ref, task.part, task.key)
                 running[ref] = (task, worker)
 
         try:

@@ -11,7 +11,7 @@ from storage.sql import quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
-    from pipeline.progress import Telling
+    from pipeline.progress import Progress
     from pipeline.settings import Run
 
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
@@ -168,7 +168,7 @@ class OpenedRun:
         text_b: str | None = None,
         methods: Sequence[str] = (),
         top: int = 5,
-        telling: "Telling | None" = None,
+        progress: "Progress | None" = None,
     ) -> dict[str, Any]:
         """What each method says of a prediction, as plain values.
 
@@ -188,12 +188,12 @@ class OpenedRun:
             methods: Pairwise methods, by default all; or one such as freeshap, whose stored rounds
                 are drawn again for this query alone.
             top: Examples of each sign.
-            telling: Told how far it is, and what something that takes long will cost.
+            progress: Told how far it is, and what something that takes long will cost.
         """
         from pipeline.explain.explanation import explain
-        from pipeline.progress import Quiet
+        from pipeline.progress import Progress
 
-        return explain(self, query, text, text_b, methods, top, telling or Quiet())
+        return explain(self, query, text, text_b, methods, top, progress or Progress())
 
     def write(self, rows: Any, path: str | Path) -> int:
         """How many rows were written to `path`, a .parquet, .jsonl or .csv file.

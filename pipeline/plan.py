@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.artefact import keep
+from pipeline.artefact import choose_artefact
 from pipeline.config import parse_stage, plain, stage_name
-from pipeline.corpus import CORPUS, SOMETIMES, Corpus
+from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
+from pipeline.plan_checks import check_fit, check_model, check_reads, check_rounds, check_same
 from pipeline.settings import Run
-from stages.catalogue import load, stage_names
+from stages.catalogue import stage_names
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Part, Stage
+from stages.stage import Part, Stage
 from storage.manifest import digest, shard_key, table_key
 from storage.table import Store
 
@@ -64,7 +65,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
             wanted = getattr(stages[instance], "asks", {}).get(read, {})
             if read in added:
                 other = parse_stage(read, wanted, run.model, name)
-                _check_same(read, stages[read], added[read], other, instance, name)
+                check_same(read, stages[read], added[read], other, instance, name)
             if read in CORPUS or _writers(read, stages):
                 continue
             if read not in stage_names():
@@ -73,7 +74,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
                     f"writes, expected one of {', '.join(sorted([*CORPUS, *stages]))}. "
                     "Name an instance or a table that is there."
                 )
-            _check_model(read, instance, run, name)
+            check_model(read, instance, run, name)
             stages[read] = parse_stage(read, wanted, run.model, name)
             added[read] = instance
             pending.append(read)
@@ -115,18 +116,18 @@ def make_plan(
     planned: dict[str, Node] = {}
     notes: list[str] = []
     for instance, stage in stages.items():
-        _check_fit(instance, stage, corpus)
+        check_fit(instance, stage, corpus)
         reads = sources(instance, stages)
-        _check_reads(
+        check_reads(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
         )
-        _check_rounds(instance, reads, planned)
+        check_rounds(instance, reads, planned)
         fields = row_fields(stage, fingerprints)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
         if getattr(stage, "is_kept", False):
             last = (before or {}).get(instance)
-            node, note = keep(node, run, planned, corpus, store, last)
+            node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
         present = [store.shard_keys(spec.name) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
@@ -142,85 +143,6 @@ def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, st
         read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
         for read in stages[instance].reads
     }
-
-
-def _check_model(read: str, reader: str, run: Run, name: str) -> None:
-    """Refuses to add a stage that asks for a model where the corpus brings vectors of its own."""
-    needs = {f.name: f.default for f in dataclasses.fields(load(read))}.get("model")
-    if run.model is None and run.corpus.features and needs is dataclasses.MISSING:
-        raise ConfigFileError(
-            f"{name}: stages.{reader}: found that it reads {read!r}, which needs a model, expected "
-            "the features of the corpus where there is no model. Name them there: kernel: "
-            "[features], or embedding: features for a probe and what uses it; or add `model:`."
-        )
-
-
-def _check_same(read: str, one: Any, asker: str, other: Any, reader: str, name: str) -> None:
-    """Refuses to add a stage that its two readers want in two ways."""
-    fields = [f.name for f in dataclasses.fields(one)]
-    if differing := [f for f in fields if getattr(one, f) != getattr(other, f)]:
-        raise ConfigFileError(
-            f"{name}: stages.{reader}: found that {asker} and {reader} both read {read!r}, which "
-            f"the file does not name, and ask for different {', '.join(differing)}, expected one "
-            f"for both. Add `{read}:` with the fields that are meant, or one instance for each and "
-            "name it there."
-        )
-
-
-def _check_reads(instance: str, stage: Any, writers: Mapping[str, Any]) -> None:
-    """Asks a stage whether it can work with what it reads."""
-    if not hasattr(stage, "check_reads"):
-        return
-    try:
-        stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
-    except ConfigError as error:
-        raise ConfigFileError(f"stages.{instance}: {error}") from error
-
-
-def _check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
-    """Refuses a stage that the corpus does not have the rows for."""
-    tasks: tuple[str, ...] = getattr(stage, "tasks", (corpus.task,))
-    if corpus.task not in tasks:
-        raise ConfigFileError(
-            f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
-            f"{' or '.join(tasks)}, which is what {stage_name(stage)} works on. Leave the stage "
-            "out, or correct the corpus's task."
-        )
-    head = getattr(getattr(stage, "model", None), "head", None)
-    if head == "span" and corpus.task != "question_answering":
-        raise ConfigFileError(
-            f"stages.{instance}: found head: span with a corpus of task: {corpus.task}, expected "
-            "task: question_answering. Set it in corpus, or another head in model."
-        )
-    if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
-        raise ConfigFileError(
-            f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "
-            "Set `features:` of corpus and queries to a column of vectors or a .npy file."
-        )
-    if stage.split == "query" and not corpus.rows("text", "query"):
-        raise ConfigFileError(
-            f"stages.{instance}: found no queries, expected some: its work is cut into blocks of "
-            "them. Add `queries:`, or leave the stage out."
-        )
-    if "text" in stage.reads and not corpus.has_text:
-        raise ConfigFileError(
-            f"stages.{instance}: found that it reads the text, expected a corpus with text, and "
-            "this one has none (text: null). Work on its features instead, or name the column of "
-            "the text."
-        )
-
-
-def _check_rounds(
-    instance: str, reads: Mapping[str, tuple[str, str]], planned: Mapping[str, Node]
-) -> None:
-    """Refuses a stage that reads rounds whose number only their rows decide."""
-    for writer, _ in reads.values():
-        if writer in planned and planned[writer].watch is not None:
-            raise ConfigFileError(
-                f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
-                "rule, expected a fixed number of rounds. Leave minutes, stderr and "
-                f"sign_confidence of {writer} out."
-            )
 
 
 def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:

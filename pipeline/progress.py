@@ -3,51 +3,58 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.text import Text
+
+from pipeline.corpus import Corpus
+from pipeline.node import Node
+from pipeline.plan import Plan
+from stages.stage import Stage
+from storage.manifest import ShardRecord
 
 SECONDS_BETWEEN_LINES = 10
 UNITS = {"shard": "shards", "query": "blocks", "round": "rounds", "whole": "task"}
 
 
-class Telling(Protocol):
-    """Told how far something is that is no run of stages."""
+class Progress:
+    """Told how far long work is; tells nobody. `Screen` shows it, a test may keep it."""
 
     def say(self, text: str) -> None:
         """A sentence for a person."""
 
+    def planned(self, plan: Plan) -> None:
+        """The plan of a run is made; nothing of it is computed yet."""
+
+    def started(self, node: Node) -> None:
+        """The tasks of a stage begin."""
+
+    def advanced(self, node: Node, records: Sequence[ShardRecord]) -> None:
+        """A task of the stage is finished."""
+
+    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
+        """The stage's tables are whole; `notices` are what its tasks had to say."""
+
     def stepped(self, name: str, done: int, total: int) -> None:
-        """So many steps of so many are done; first that none is."""
+        """Of work that is no stage of a run, so many steps of so many are done; first none."""
 
 
-class Quiet:
-    """Tells nobody."""
-
-    def say(self, text: str) -> None:
-        """See `Telling.say`."""
-
-    def stepped(self, name: str, done: int, total: int) -> None:
-        """See `Telling.stepped`."""
-
-
-class Screen:
-    """`pipeline.run.Progress` for people: bars on a terminal, lines elsewhere."""
+class Screen(Progress):
+    """Progress for people, on stderr: bars on a terminal, lines elsewhere."""
 
     def __init__(self, opening: str = "Reading the corpus ...") -> None:
         """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere."""
         self._opening = opening
         self._console = Console(stderr=True)
-        self._bars = Progress(
+        self._bars = Bars(
             TextColumn("{task.description:<18}"),
             BarColumn(),
             TextColumn("{task.completed:>7.0f}/{task.total:.0f} {task.fields[unit]}"),
@@ -73,7 +80,7 @@ class Screen:
     ) -> None:
         self._bars.stop()
 
-    def planned(self, plan: Any) -> None:
+    def planned(self, plan: Plan) -> None:
         """Says what was read, what was rejected, and what is there already."""
         corpus = plan.corpus
         self.say(
@@ -98,15 +105,15 @@ class Screen:
             self.say(note, style="yellow")
         self._bars.start()
 
-    def started(self, node: Any) -> None:
+    def started(self, node: Node) -> None:
         """Puts a bar for the stage on the screen."""
         self._begin(node.instance, len(node.missing), _unit(node.stage))
 
-    def advanced(self, node: Any, records: Any) -> None:
+    def advanced(self, node: Node, records: Sequence[ShardRecord]) -> None:
         """Moves the bar by one task; without a terminal, says so every ten seconds."""
         self._advance(node.instance, len(node.missing), _unit(node.stage))
 
-    def finished(self, node: Any, seconds: float, notices: Sequence[str] = ()) -> None:
+    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
         """Takes the bar away and leaves a line with the time, and one for each notice."""
         self._end()
         if node.missing:
@@ -154,12 +161,12 @@ class Screen:
         self._console.print(Text(text, style=style))
 
 
-def _unit(stage: Any) -> str:
+def _unit(stage: Stage) -> str:
     """What the tasks of a stage are called; with a merge some are shards and some combine them."""
     return "tasks" if hasattr(stage, "merge") else UNITS[stage.split]
 
 
-def _told_task(corpus: Any) -> str:
+def _told_task(corpus: Corpus) -> str:
     if corpus.task == "classification":
         return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
     return {

@@ -5,9 +5,9 @@ import datetime
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.config import dump_config, stage_name
 from pipeline.corpus import read_corpus
@@ -16,6 +16,7 @@ from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder, replace_file
 from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan
+from pipeline.progress import Progress
 from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.shard_facts import sentences, together
@@ -27,39 +28,7 @@ LOG = logging.getLogger(__name__)
 PACKAGES = ("assay", "torch", "transformers", "datasets", "pyarrow", "duckdb", "ray", "numpy")
 
 
-class Progress(Protocol):
-    """Told what happens while a run is executed."""
-
-    def planned(self, plan: Plan) -> None:
-        """The plan is made; nothing of it is computed yet."""
-
-    def started(self, node: Node) -> None:
-        """The tasks of a stage begin."""
-
-    def advanced(self, node: Node, records: list[ShardRecord]) -> None:
-        """A task of the stage is finished."""
-
-    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
-        """The stage's tables are whole; `notices` are what its tasks had to say."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def planned(self, plan: Plan) -> None:
-        """See `Progress.planned`."""
-
-    def started(self, node: Node) -> None:
-        """See `Progress.started`."""
-
-    def advanced(self, node: Node, records: list[ShardRecord]) -> None:
-        """See `Progress.advanced`."""
-
-    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
-        """See `Progress.finished`."""
-
-
-def execute(
+def execute_run(
     run: Run,
     progress: Progress | None = None,
     engine: Callable[[], Engine] | None = None,
@@ -72,7 +41,7 @@ def execute(
         RunError: the run cannot be planned or a task failed.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
-    telling = progress or Silent()
+    progress = progress or Progress()
     folder = RunFolder(Path(run.run))
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -84,7 +53,7 @@ def execute(
     store = Store(run.store_url)
     before = artefacts_of_before(run, folder)
     plan = make_plan(run, read_corpus(run, store), store, before)
-    telling.planned(plan)
+    progress.planned(plan)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
     keeper = _Keeper(plan, folder, store)
     opened: Engine | None = None
@@ -96,17 +65,17 @@ def execute(
 
     try:
         for node in plan.nodes:
-            telling.started(node)
+            progress.started(node)
             start = time.monotonic()
-            working = _Working(node, _job(node, plan, run), engine_of_run, run, telling)
+            working = _Working(node, _job(node, plan, run), engine_of_run, run, progress)
             watch = node.watch
             enough = []
             if watch is None:
-                for task, records in working.perform():
+                for task, records in working.run():
                     working.found(task, records)
             else:
                 outcome = until_enough(
-                    node, watch, keeper.outcome(node), store, working.perform, working.found
+                    node, watch, keeper.outcome(node), store, working.run, working.found
                 )
                 node = outcome.of(node)
                 keeper.stopped(node, outcome)
@@ -114,7 +83,7 @@ def execute(
                     enough.append(f"enough after {outcome.n_rounds} rounds: {outcome.reason}")
             seconds = time.monotonic() - start
             notices = enough + keeper.finish(node, working.fresh, seconds)
-            telling.finished(node, seconds, notices)
+            progress.finished(node, seconds, notices)
             LOG.info(
                 "%s: %d of %d tasks computed in %.1f s",
                 node.instance,
@@ -135,21 +104,21 @@ class _Working:
     """The missing tasks of a stage, performed in order, and what came of them."""
 
     def __init__(
-        self, node: Node, job: Job, engine: Callable[[], Engine], run: Run, telling: Progress
+        self, node: Node, job: Job, engine: Callable[[], Engine], run: Run, progress: Progress
     ):
         self.fresh: dict[str, list[ShardRecord]] = {}
-        self._node, self._job, self._engine, self._telling = node, job, engine, telling
+        self._node, self._job, self._engine, self._progress = node, job, engine, progress
         self._resources = run.resources(node.instance)
 
-    def perform(self) -> Iterator[tuple[Task, list[ShardRecord]]]:
+    def run(self) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """Each missing task with its records, in the order in which they finish."""
         for wave in self._node.waves:
-            yield from self._engine().perform(self._job, wave, self._resources)
+            yield from self._engine().run_tasks(self._job, wave, self._resources)
 
     def found(self, task: Task, records: list[ShardRecord]) -> None:
         """Keeps and tells what a task gave."""
         self.fresh[task.key] = records
-        self._telling.advanced(self._node, records)
+        self._progress.advanced(self._node, records)
 
 
 class _Keeper:

@@ -82,14 +82,14 @@ class StoredInputs:
 
 
 class Worker:
-    """Performs tasks, and keeps what the current job's stage has opened."""
+    """Runs tasks, and keeps what the current job's stage has opened."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
         self._inputs: StoredInputs | None = None
         self._store: Store | None = None
 
-    def perform(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
+    def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
         """Records of the shards that this part's rows now lie in, one per table written."""
         if self._job != job or self._inputs is None or self._store is None:
             set_threads(job.threads)
@@ -109,7 +109,7 @@ class Worker:
             for spec in job.stage.writes
         ]
 
-    def merge(self, job: Job, part: Part, key: str, parts: Sequence[str]) -> list[ShardRecord]:
+    def merge_task(self, job: Job, part: Part, key: str, parts: Sequence[str]) -> list[ShardRecord]:
         """Records of the shards that hold what the stage makes of the shards `parts`.
 
         Nothing is opened: a model that the parts were computed with is not loaded to combine them.

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from pipeline import open_run
 from pipeline.config import parse_config
-from pipeline.run import execute
+from pipeline.run import execute_run
 
 CENTRES = np.array([[0.0, 1.3], [-1.3, -0.9], [1.3, -0.9]])
 QUERY = np.array([[-0.15, 0.75]])
@@ -80,7 +80,7 @@ def asked(folder: Path) -> tuple[np.ndarray, np.ndarray, Any]:
             "head_influence": read,
         },
     }
-    return points, labels, open_run(execute(parse_config(raw, "toy")).path)
+    return points, labels, open_run(execute_run(parse_config(raw, "toy")).path)
 
 
 def examples(run: Any, statement: str) -> list[int]:

@@ -17,7 +17,7 @@ Errors of this room:
       ModelError       a model, tokenizer or head cannot be loaded or does not fit
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -28,6 +28,8 @@ from storage.schema import TableSpec
 
 Role = Literal["example", "query"]
 Split = Literal["shard", "query", "round", "whole"]
+Steps = Callable[[int, int], None]
+"""Told how many steps of how many are done; first of all that none is."""
 
 
 class StageError(Exception):

@@ -13,7 +13,7 @@ from pipeline.explain.replay import replay
 from pipeline.explain.stored_query import COLUMNS, Rows, StoredQuery, dicts
 from pipeline.explain.words import words_of
 from pipeline.finished import Finished
-from pipeline.progress import Telling
+from pipeline.progress import Progress
 from stages.tables import GENERAL
 from storage.views import fetch
 
@@ -25,7 +25,7 @@ def explain(
     text_b: str | None,
     methods: Sequence[str],
     top: int,
-    telling: Telling,
+    progress: Progress,
 ) -> dict[str, Any]:
     """What `pipeline.open_run.OpenedRun.explain` says it returns; `run` is one."""
     if (query is None) == (text is None):
@@ -40,7 +40,7 @@ def explain(
     asked: StoredQuery | NewQuery
     if text is not None:
         _check_pairs(run, text_b)
-        asked = NewQuery(finished, text, text_b, telling)
+        asked = NewQuery(finished, text, text_b, progress)
     else:
         asked = StoredQuery(run, str(query), top)
     found: dict[str, Any] = {
@@ -54,18 +54,18 @@ def explain(
         "tokens": [],
     }
     for method in worded:
-        found["tokens"] += _words(run, asked, method, telling, bool(methods))
+        found["tokens"] += _words(run, asked, method, progress, bool(methods))
     for method in chosen:
         try:
             scores = asked.scores(method)
         except RunError as error:
             if methods:
                 raise
-            telling.say(f"left out: {error}")
+            progress.say(f"left out: {error}")
             continue
         name = {"method": method, "speaks_for": _speaks_for(finished, method)}
         found["methods"].append({**name, **_extremes(scores, "score", top)})
-    valued = {name: replay(finished, name, asked, telling) for name in replayed}
+    valued = {name: replay(finished, name, asked, progress) for name in replayed}
     for method, rows in {**valued, **asked.values()}.items():
         for semivalue, utility in dict.fromkeys((r["semivalue"], r["utility"]) for r in rows):
             own = [r for r in rows if (r["semivalue"], r["utility"]) == (semivalue, utility)]
@@ -137,7 +137,7 @@ def _chosen(run: Any, finished: Finished, wanted: Sequence[str]) -> tuple[list[s
 
 
 def _words(
-    run: Any, asked: Any, method: str, telling: Telling, is_wanted: bool
+    run: Any, asked: Any, method: str, progress: Progress, is_wanted: bool
 ) -> list[dict[str, Any]]:
     """What a token method says of the words of each output; nothing where it cannot be asked."""
     try:
@@ -145,7 +145,7 @@ def _words(
     except RunError as error:
         if is_wanted:
             raise
-        telling.say(f"left out: {error}")
+        progress.say(f"left out: {error}")
         return []
     classes = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
     found = []

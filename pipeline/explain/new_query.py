@@ -21,7 +21,7 @@ from pipeline.errors import RunError
 from pipeline.explain.stored_query import Rows
 from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
-from pipeline.progress import Quiet, Telling
+from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
@@ -41,14 +41,14 @@ class NewQuery:
         finished: Finished,
         text: str,
         text_b: str | None = None,
-        telling: Telling | None = None,
+        progress: Progress | None = None,
     ):
-        """Looks at the text alone; `telling` hears how far it is.
+        """Looks at the text alone; `progress` hears how far it is.
 
         Raises:
             RunError: the corpus has texts of another form.
         """
-        self._finished, self._telling = finished, telling or Quiet()
+        self._finished, self._progress = finished, progress or Progress()
         _check_form(finished, text, text_b)
         shards = finished.corpus("text").shards
         self.id = _free_id(shards)
@@ -73,7 +73,7 @@ class NewQuery:
             try:
                 rows = self.rows(instance)["prediction"]
             except RunError as error:
-                self._telling.say(f"left out: {error}")
+                self._progress.say(f"left out: {error}")
                 continue
             rows = rows.filter(pc.equal(rows["role"], "query"))
             (logits,) = matrix_of(rows["logits"]).astype(np.float64)
@@ -174,14 +174,14 @@ class NewQuery:
         return self._corpus[table]
 
     def _of_row(self, instance: str, stage: Any, inputs: StoredInputs) -> Tables:
-        self._telling.stepped(instance, 0, 1)
+        self._progress.stepped(instance, 0, 1)
         if hasattr(stage, "of_queries"):
             batches = stage.of_queries(inputs)
         else:
             inputs.part = Part("query", self._index)
             batches = stage.compute(inputs)
         found = _checked(stage.writes, batches)
-        self._telling.stepped(instance, 1, 1)
+        self._progress.stepped(instance, 1, 1)
         if not found[stage.writes[0].name].num_rows:
             seen = found.get("diagnostics")
             reasons = "" if seen is None else ", ".join(seen["status"].to_pylist())
@@ -196,10 +196,10 @@ class NewQuery:
     def _over_examples(self, instance: str, stage: Any, inputs: StoredInputs) -> Tables:
         parts = []
         for done, index in enumerate(self._examples):
-            self._telling.stepped(instance, done, len(self._examples))
+            self._progress.stepped(instance, done, len(self._examples))
             inputs.part = Part("example", index)
             parts.append(_checked(stage.writes, stage.compute(inputs)))
-        self._telling.stepped(instance, len(self._examples), len(self._examples))
+        self._progress.stepped(instance, len(self._examples), len(self._examples))
         names = [spec.name for spec in stage.writes]
         return _checked(stage.writes, stage.merge({n: [part[n] for part in parts] for n in names}))
 

@@ -6,7 +6,7 @@ from pipeline.explain.new_query import NewQuery
 from pipeline.explain.stored_query import Rows, StoredQuery
 from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
-from pipeline.progress import Telling, told_seconds
+from pipeline.progress import Progress, told_seconds
 from pipeline.task import StoredInputs
 from stages.model.calibration import flops_per_second
 from stages.model.threads import set_threads
@@ -17,12 +17,12 @@ def replay(
     finished: Finished,
     instance: str,
     asked: StoredQuery | NewQuery,
-    telling: Telling,
+    progress: Progress,
 ) -> Rows:
     """What the stored rounds of an instance say of every example for one query or text.
 
     Keys of a row: semivalue, utility, example_id, value, stderr (None of a single unit); positive
-    helps. `telling` hears the cost before anything is computed.
+    helps. `progress` hears the cost before anything is computed.
 
     Raises:
         RunError: the rounds are not there.
@@ -34,7 +34,7 @@ def replay(
         raise RunError(f"{instance}: found no round, expected some. Go on with `assay run`.")
     flops = cost(finished, instance, len(rounds))
     seconds = flops / (flops_per_second() * MODEL_EFFICIENCY)
-    telling.say(
+    progress.say(
         f"{instance}: {len(rounds)} rounds of {stage.units_per_round} units are drawn again for "
         f"this query: {flops:.1e} FLOPs with reading and pilot, about {told_seconds(seconds)}"
     )
@@ -45,7 +45,7 @@ def replay(
         set_threads(job.threads)
         inputs = StoredInputs(job, finished.store)
     ids, values = stage.replay(
-        inputs, asked.id, rounds, lambda done, total: telling.stepped(instance, done, total)
+        inputs, asked.id, rounds, lambda done, total: progress.stepped(instance, done, total)
     )
     has_spread = len(rounds) * stage.units_per_round > 1
     return [

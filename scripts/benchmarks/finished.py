@@ -4,8 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.progress import Progress
 
-class Clock:
+
+class Clock(Progress):
     """CPU-seconds and rows of every stage of a run that is executed in this process.
 
     Attributes:
@@ -19,15 +21,12 @@ class Clock:
         self.steady: dict[str, tuple[int, float]] = {}
         self._start = self._first = 0.0
 
-    def planned(self, plan: Any) -> None:
-        """See `pipeline.run.Progress`."""
-
     def started(self, node: Any) -> None:
-        """See `pipeline.run.Progress`."""
+        """See `pipeline.progress.Progress`."""
         self._start = time.process_time()
 
     def advanced(self, node: Any, records: Sequence[Any]) -> None:
-        """See `pipeline.run.Progress`."""
+        """See `pipeline.progress.Progress`."""
         now = time.process_time()
         if node.instance not in self.steady:
             self.steady[node.instance], self._first = (0, 0.0), now
@@ -36,7 +35,7 @@ class Clock:
         self.steady[node.instance] = (rows + records[0].rows, now - self._first)
 
     def finished(self, node: Any, seconds: float, notices: Sequence[str] = ()) -> None:
-        """See `pipeline.run.Progress`."""
+        """See `pipeline.progress.Progress`."""
         self.cpu_s[node.instance] = time.process_time() - self._start
 
     def rows_per_cpu_s(self, instance: str) -> float:
@@ -49,9 +48,9 @@ def run_config(raw: Mapping[str, Any], clock: Clock | None = None) -> Any:
     """The finished run of a configuration."""
     from pipeline import open_run
     from pipeline.config import parse_config
-    from pipeline.run import execute
+    from pipeline.run import execute_run
 
-    return open_run(execute(parse_config(raw, "bench"), clock).path)
+    return open_run(execute_run(parse_config(raw, "bench"), clock).path)
 
 
 def accuracy(run: Any, method: str) -> float:

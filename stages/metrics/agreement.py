@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from stages.metrics.explanations import Explanations, mean_length
-from stages.metrics.metric import Result, Tell
-from stages.stage import DataError, Inputs, Role
+from stages.metrics.metric import Result
+from stages.stage import DataError, Inputs, Role, Steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Agreement(Explanations):
         """The methods' tables, and where topics are."""
         return (*self.methods, "label") if self.topic is None else (*self.methods, "label", "extra")
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method; details are the shares of single queries.
 
         Raises:
@@ -48,7 +48,7 @@ class Agreement(Explanations):
         """
         of_example, of_query = self._topics(inputs, "example"), self._topics(inputs, "query")
         often = Counter(of_example.values())
-        tell(0, len(self.methods))
+        stepped(0, len(self.methods))
         rows, details = [], []
         for nth, (method, every) in enumerate(self.lists(inputs).items()):
             lists = {query: listed for query, listed in every.items() if query in of_query}
@@ -79,7 +79,7 @@ class Agreement(Explanations):
                 }
             )
             details += found
-            tell(nth + 1, len(self.methods))
+            stepped(nth + 1, len(self.methods))
         facts = {"topic": self.topic or "label", "n_topics": len(often), "n_queries": len(of_query)}
         return Result(rows, facts, details)
 

@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Int64
 
 from stages.metrics.bootstrap import Estimate
 from stages.metrics.explanations import Explanations, mean_length, read_logits
-from stages.metrics.metric import Result, Tell
+from stages.metrics.metric import Result
 from stages.reading.supervision import count_classes, read_labels
-from stages.stage import ConfigError, DataError, Inputs
+from stages.stage import ConfigError, DataError, Inputs, Steps
 
 
 def is_outlier(
@@ -67,7 +67,7 @@ class Contamination(Explanations):
         """The methods' tables, predictions and labels."""
         return (*self.methods, self.predictions, "label")
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method; details are counts for single queries.
 
         Raises:
@@ -75,7 +75,7 @@ class Contamination(Explanations):
         """
         wrong, n_known, n_labelled = wrong_labels(inputs)
         outliers, n_predicted = self._outliers(inputs)
-        tell(0, len(self.methods))
+        stepped(0, len(self.methods))
         rows, details = [], []
         for nth, (method, lists) in enumerate(self.lists(inputs).items()):
             counted: list[dict[str, Any]] = [
@@ -102,7 +102,7 @@ class Contamination(Explanations):
                 }
             )
             details += counted
-            tell(nth + 1, len(self.methods))
+            stepped(nth + 1, len(self.methods))
         facts = {
             "n_labelled": n_labelled,
             "wrong_base": len(wrong) / n_labelled if n_known else None,

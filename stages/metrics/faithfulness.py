@@ -30,12 +30,12 @@ import numpy as np
 import pyarrow as pa
 
 from stages.metrics.explanations import Methods
-from stages.metrics.metric import Result, Tell
+from stages.metrics.metric import Result
 from stages.model.spec import ModelSpec
 from stages.saliency.ablation import Kind, Variant, answers, unchanged
 from stages.saliency.from_embeddings import BaselineName, Embedded
 from stages.saliency.outputs import Units, load_embedded, queries, tables_read, with_probe
-from stages.stage import ConfigError, DataError, Inputs
+from stages.stage import ConfigError, DataError, Inputs, Steps
 
 Key = tuple[int, int]
 KINDS: tuple[Kind, Kind] = ("probability", "log")
@@ -100,7 +100,7 @@ class Faithfulness(Methods):
         needs = with_probe(self.model, tables_read(self.model, self.continuation))
         return (*tables, *needs, "label")
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method; details are the numbers of single outputs.
 
         Raises:
@@ -114,7 +114,7 @@ class Faithfulness(Methods):
         beside = _scores(inputs.table(self.reference), self.reference) if self.reference else {}
         whole = [unchanged(unit) for unit in range(units.n)]
         p, log_p = (self._answers(embedded, units, whole, kind) for kind in KINDS)
-        tell(0, len(self.methods))
+        stepped(0, len(self.methods))
         rows, details = [], []
         for nth, name in enumerate(self.methods):
             own = self._of_method(embedded, units, scores[name], p, log_p)
@@ -126,7 +126,7 @@ class Faithfulness(Methods):
                     one["correlation"] = _correlation(scores[name][key], beside.get(key))
             details += own
             rows.append(self._row(name, own))
-            tell(nth + 1, len(self.methods))
+            stepped(nth + 1, len(self.methods))
         return Result(rows, {"n_outputs": units.n}, details)
 
     def _asked(self, scores: dict[str, dict[Key, dict[int, float]]]) -> set[int]:

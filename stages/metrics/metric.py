@@ -8,13 +8,9 @@ A new metric is one file in `stages/metrics/` that ends with `METRIC = <Class>`,
 and one line in the README's table. No metric imports another, and no stage imports a metric.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from stages.stage import Inputs
-
-Tell = Callable[[int, int], None]
-"""Told how many steps of how many are done; first of all that none is."""
+from stages.stage import Inputs, Steps
 
 
 class Result(NamedTuple):
@@ -42,5 +38,5 @@ class Metric(Protocol):
         An instance stands for its first table; INSTANCE.TABLE is another one of its.
         """
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """The table."""

@@ -32,11 +32,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.metrics.explanations import Explanations, read_logits
-from stages.metrics.metric import Result, Tell
+from stages.metrics.metric import Result
 from stages.model.learners import read_vectors
 from stages.model.seeded import generator_of
 from stages.model.training import Training, prefix_outputs
-from stages.stage import ConfigError, DataError, Inputs
+from stages.stage import ConfigError, DataError, Inputs, Steps
 from stages.surrogate.kernel import Solution, solve
 from stages.surrogate.labelled_kernel import Ridge, check_fields, read_labelled_kernel
 
@@ -117,7 +117,7 @@ class Removal(Explanations):
         features = self.kernel if self.by == "kernel" else (self.embedding,)
         return (*self.methods, self.predictions, *features, "label")
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method; details are the changes of single queries.
 
         Raises:
@@ -138,7 +138,7 @@ class Removal(Explanations):
                 "methods: found no list of a query that has features and a prediction, expected at "
                 "least one. Name other methods."
             )
-        tell(0, len(chosen))
+        stepped(0, len(chosen))
         details: list[dict[str, Any]] = []
         for nth, query in enumerate(chosen):
             predicted = class_of[query]
@@ -153,7 +153,7 @@ class Removal(Explanations):
                     named = {"method": method, "query_id": query, "removed": removed.tolist()}
                     named |= {"predicted": predicted, "before": before, "change": after - before}
                     details.append(named)
-            tell(nth + 1, len(chosen))
+            stepped(nth + 1, len(chosen))
         rows = []
         for method in lists:
             own_rows = [one for one in details if one["method"] == method]

@@ -31,8 +31,8 @@ from stages.catalogue import load
 from stages.game.from_tables import player_ids, read_game
 from stages.game.game import PlaysGame
 from stages.game.sampling import Valuation
-from stages.metrics.metric import Result, Tell
-from stages.stage import ConfigError, DataError, Inputs
+from stages.metrics.metric import Result
+from stages.stage import ConfigError, DataError, Inputs, Steps
 
 SURE = 2.0
 """Standard errors from zero at which a sampled sign is taken for sure."""
@@ -157,7 +157,7 @@ class Robustness(Valuation):
             found[name] = cls(**{field: getattr(self, field) for field in names})
         return found
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method, semivalue and utility; details are values of single points.
 
         Raises:
@@ -171,7 +171,7 @@ class Robustness(Valuation):
                 "evaluate a run over a larger corpus."
             )
         players = self.players()
-        tell(0, len(players) * self.draws)
+        stepped(0, len(players) * self.draws)
         sets = draw_sets(len(pool), self.examples, self.points, self.draws, self.seed)
         drawn, at = np.unique(sets, return_inverse=True)
         opened = read_game(inputs, self, pool[drawn])
@@ -181,7 +181,7 @@ class Robustness(Valuation):
             found = []
             for draw, game in enumerate(games):
                 found.append(method.play(game, draw))
-                tell(nth * self.draws + draw + 1, len(players) * self.draws)
+                stepped(nth * self.draws + draw + 1, len(players) * self.draws)
             value, stderr = (
                 torch.stack([getattr(of_draw, part)[..., : self.points] for of_draw in found])
                 for part in ("value", "stderr")

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 
 from stages.metrics.bootstrap import Estimate, bootstrap
 from stages.metrics.explanations import Explanations, Lists, mean_length, read_logits
-from stages.metrics.metric import Result, Tell
-from stages.stage import ConfigError, Inputs
+from stages.metrics.metric import Result
+from stages.stage import ConfigError, Inputs, Steps
 
 
 def jaccard(lists: Lists) -> Float[np.ndarray, "queries queries"]:
@@ -83,13 +83,13 @@ class Specificity(Explanations):
         """The methods' tables, and predictions."""
         return (*self.methods, self.predictions, "label")
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method; details are the lists."""
         ids, logits = read_logits(inputs, self.predictions, "query")
         chosen = np.random.default_rng([self.seed, 0, 4]).permutation(ids)[: self.queries]
         predicted = dict(zip(ids.tolist(), logits.argmax(1).tolist(), strict=True))
         compared = set(chosen.tolist())
-        tell(0, len(self.methods))
+        stepped(0, len(self.methods))
         rows, details = [], []
         for nth, (method, every) in enumerate(self.lists(inputs).items()):
             lists = {query: listed for query, listed in every.items() if query in compared}
@@ -119,7 +119,7 @@ class Specificity(Explanations):
                 }
                 for query, listed in lists.items()
             ]
-            tell(nth + 1, len(self.methods))
+            stepped(nth + 1, len(self.methods))
         return Result(rows, {"n_queries": len(compared)}, details)
 
 

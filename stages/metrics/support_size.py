@@ -26,10 +26,10 @@ from jaxtyping import Bool, Float, Int64
 
 from stages.metrics.bootstrap import bootstrap
 from stages.metrics.explanations import Methods, read_logits
-from stages.metrics.metric import Result, Tell
+from stages.metrics.metric import Result
 from stages.ranking.spectrum import runner_up
 from stages.reading.supervision import count_classes, read_labels
-from stages.stage import DataError, Inputs
+from stages.stage import DataError, Inputs, Steps
 from stages.tables import GENERAL
 
 
@@ -72,7 +72,7 @@ class SupportSize(Methods):
         sizes = (f"{name}.support_size" for name in self.methods)
         return (*sizes, self.predictions, "label")
 
-    def compute(self, inputs: Inputs, tell: Tell) -> Result:
+    def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """Rows for the confidence and for each method, contrast and size; details are the sizes.
 
         Raises:
@@ -115,7 +115,7 @@ class SupportSize(Methods):
                 **gain.named("gain"),
             }
 
-        tell(0, len(self.methods))
+        stepped(0, len(self.methods))
         everything = np.arange(len(ids))
         named = {"method": "confidence", "contrast": None, "size": None}
         rows = [{**named, **judged(confidence, everything)}]
@@ -144,7 +144,7 @@ class SupportSize(Methods):
                     }
                     for row, n in zip(at, counts, strict=True)
                 ]
-            tell(nth + 1, len(self.methods))
+            stepped(nth + 1, len(self.methods))
         if not details:
             raise DataError(
                 f"methods: found no size of a set of a query that {self.predictions} predicts, "

@@ -17,7 +17,7 @@ from pipeline import OpenedRun, open_run
 from pipeline.errors import RunError
 from pipeline.explain.new_query import NewQuery
 from pipeline.finished import Finished
-from pipeline.progress import Quiet
+from pipeline.progress import Progress
 from stages.pairs.scores import ATTRIBUTION
 from stages.predictions.kernel_regression import KernelRegression
 from stages.stage import Inputs, Split
@@ -331,17 +331,17 @@ def test_a_method_that_cannot_be_asked_is_left_out_unless_it_is_named(
     run: OpenedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    telling = Quiet()
-    monkeypatch.setattr(telling, "say", said.append)
+    progress = Progress()
+    monkeypatch.setattr(progress, "say", said.append)
 
     def refuse(self: NewQuery, method: str) -> Any:
         raise RunError(f"{method} cannot")
 
     monkeypatch.setattr(NewQuery, "scores", refuse)
-    assert run.explain(text="a film", telling=telling)["methods"] == []
+    assert run.explain(text="a film", progress=progress)["methods"] == []
     assert said == ["left out: kernel_representer cannot", "left out: tracin cannot"]
     with pytest.raises(RunError, match="tracin cannot"):
-        run.explain(text="a film", methods=["tracin"], telling=telling)
+        run.explain(text="a film", methods=["tracin"], progress=progress)
 
 
 def test_words_of_a_query_and_of_a_text(assay: Any, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pipeline.config import parse_config
 from pipeline.corpus import read_corpus
 from pipeline.errors import TaskError
 from pipeline.plan import make_plan
-from pipeline.run import Silent, execute
+from pipeline.progress import Progress
+from pipeline.run import execute_run
 from pipeline.settings import Run
 from stages.features.curvature import Curvature
 from stages.features.ntk import NTK
@@ -169,7 +170,7 @@ def _counted(pairs: list[tuple[str, int]]) -> Iterator[tuple[str, pa.RecordBatch
         yield TALLY.name, pa.RecordBatch.from_pylist(rows, schema=TALLY.schema)
 
 
-class Listening(Silent):
+class Listening(Progress):
     """Keeps what each stage had to say, and the keys of the tasks that were done."""
 
     def __init__(self) -> None:
@@ -237,7 +238,7 @@ def manifest(run: Run, table: str) -> Any:
 
 def test_a_tree_gives_what_one_loop_gives(make: Any) -> None:
     run, heard = make("one"), Listening()
-    execute(run, heard)
+    execute_run(run, heard)
     opened = open_run(run.run)
     assert dict(opened.sql("SELECT word, n FROM tables.tally").fetchall()) == tally(N_EXAMPLES)
     # Twenty leaves, three nodes, one root; no task for the queries.
@@ -254,7 +255,7 @@ def test_a_tree_gives_what_one_loop_gives(make: Any) -> None:
 
 def test_notices_and_counts_are_in_the_manifest_and_told_once(make: Any, tmp_path: Path) -> None:
     run, heard = make("one"), Listening()
-    execute(run, heard)
+    execute_run(run, heard)
     for table in ("length", "diagnostics"):
         found = manifest(run, table)
         details = found.details
@@ -280,7 +281,7 @@ def test_notices_and_counts_are_in_the_manifest_and_told_once(make: Any, tmp_pat
             path.unlink()
         (store / table / f"{sorted(details['inexact_shards'])[0]}.parquet").unlink()
     again = Listening()
-    execute(make("two"), again)
+    execute_run(make("two"), again)
     assert again.done == {"lengths": 1}
     assert again.told == {"lengths": heard.told["lengths"], "words": []}
 
@@ -291,15 +292,15 @@ BAD_SHARDS = {("example", 0), ("example", 10), ("query", 0)}
 def test_an_instance_stands_for_the_first_table_of_its_stage(make: Any) -> None:
     """`words` reads `lengths`, whose stage writes diagnostics as well."""
     run = make("one")
-    execute(run)
+    execute_run(run)
     assert manifest(run, "tally").inputs["lengths"] == manifest(run, "length").key
 
 
 def test_appended_shards_compute_the_way_to_the_root(make: Any, tmp_path: Path) -> None:
-    execute(make("one"))
+    execute_run(make("one"))
     before = {p: p.read_bytes() for p in (tmp_path / "store/tally").glob("*.parquet")}
     heard, run = Listening(), make("two", N_EXAMPLES + 4)
-    execute(run, heard)
+    execute_run(run, heard)
     # Leaves 20 and 21, the node over leaves 16 to 21, the root.
     assert heard.done == {"lengths": 2, "words": 4}
     assert {p: p.read_bytes() for p in before} == before
@@ -310,7 +311,7 @@ def test_appended_shards_compute_the_way_to_the_root(make: Any, tmp_path: Path) 
 def test_a_run_that_fails_in_a_merge_goes_on_there(make: Any, tmp_path: Path) -> None:
     run = make("one", broken_at=4)
     with pytest.raises(TaskError, match=r"words, merge 2 of level 1: DataError: found a broken"):
-        execute(run)
+        execute_run(run)
     store = tmp_path / "store/tally"
     early = {p: p.stat().st_mtime_ns for p in store.glob("*.parquet")}
     assert len(early) == 22
@@ -321,7 +322,7 @@ def test_a_run_that_fails_in_a_merge_goes_on_there(make: Any, tmp_path: Path) ->
     leaf.unlink()
     early.pop(leaf)
     heard = Listening()
-    execute(make("two"), heard)
+    execute_run(make("two"), heard)
     assert heard.done == {"words": 2}
     assert {p: p.stat().st_mtime_ns for p in early} == early
     assert not leaf.exists()
@@ -329,7 +330,7 @@ def test_a_run_that_fails_in_a_merge_goes_on_there(make: Any, tmp_path: Path) ->
 
 def test_partial_results_below_a_finished_node_may_be_gone(make: Any, tmp_path: Path) -> None:
     run = make("one")
-    execute(run)
+    execute_run(run)
     store = tmp_path / "store/tally"
     whole = store / f"{manifest(run, 'tally').shards[0].key}.parquet"
     expected = whole.read_bytes()
@@ -337,11 +338,11 @@ def test_partial_results_below_a_finished_node_may_be_gone(make: Any, tmp_path: 
         if path != whole:
             path.unlink()
     heard = Listening()
-    execute(make("two"), heard)
+    execute_run(make("two"), heard)
     assert heard.done == {}
     # Without the root, everything is computed again, to the same bytes.
     whole.unlink()
-    execute(make("three"), heard)
+    execute_run(make("three"), heard)
     assert heard.done == {"words": 24}
     assert whole.read_bytes() == expected
 
@@ -350,7 +351,7 @@ def test_gauss_newton_of_half_precision_gradients_with_rows_missing(make: Any) -
     own = Curvature(kind="gauss_newton", ntk="logits", predictions="guesses")
     stages = {"logits": Logits(), "guesses": Guesses(), "curvature": own}
     run, heard = dataclasses.replace(make("one"), stages=stages), Listening()
-    execute(run, heard)
+    execute_run(run, heard)
     found = manifest(run, "curvature")
     assert manifest(run, "ntk").dtype == "float16"
     assert found.details["n_left_out"] == len(BAD)

@@ -16,7 +16,7 @@ import pytest
 from pipeline.config import read_config
 from pipeline.engine import InProcess
 from pipeline.node import Task
-from pipeline.run import execute
+from pipeline.run import execute_run
 from pipeline.settings import Resources
 from pipeline.task import Job
 from storage.manifest import ShardRecord
@@ -64,7 +64,7 @@ def test_a_killed_worker_costs_only_its_task(
             time.sleep(0.01)
             if list((run / "store/embedding").glob("*.parquet")):
                 found = workers(processes, cluster.session)
-                busy = [pid for pid, command in found.items() if "perform" in command]
+                busy = [pid for pid, command in found.items() if "run_task" in command]
         assert process.poll() is None, process.communicate()
         os.kill(busy[0], signal.SIGKILL)
         early = {f: f.stat().st_mtime_ns for f in (run / "store/embedding").glob("*.parquet")}
@@ -130,11 +130,11 @@ class Weighing:
     def __init__(self) -> None:
         self.inner, self.weights = InProcess(), []
 
-    def perform(
+    def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         self.weights.append(len(pickle.dumps(job)))
-        for task, records in self.inner.perform(job, tasks, resources):
+        for task, records in self.inner.run_tasks(job, tasks, resources):
             self.weights.append(len(pickle.dumps((task, records))))
             yield task, records
 
@@ -145,6 +145,6 @@ class Weighing:
 def test_no_row_passes_through_the_scheduler(write_config: Any, tmp_path: Path) -> None:
     engine = Weighing()
     stages = {"ntk": {}, "freeshap": {"rounds": 4, "units_per_round": 2}}
-    execute(read_config(write_config(tmp_path, stages=stages)), engine=lambda: engine)
+    execute_run(read_config(write_config(tmp_path, stages=stages)), engine=lambda: engine)
     assert len(engine.weights) > 15
     assert max(engine.weights) < NAMES_AND_COUNTS_BYTES

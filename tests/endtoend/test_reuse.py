@@ -17,7 +17,7 @@ import stages.gradients.passes
 import stages.model.measurement
 from pipeline import OpenedRun, open_run
 from pipeline.cli import main
-from pipeline.run import Silent
+from pipeline.progress import Progress
 from pipeline.task import Job, Worker
 from stages.stage import Part
 from storage.manifest import ShardRecord
@@ -115,7 +115,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Rows that pass through the model, by the stage instance at work."""
     counts: Counter[str] = Counter()
     at_work = ["nothing"]
-    forward, perform = stages.model.measurement.forward, pipeline.task.Worker.perform
+    forward, perform = stages.model.measurement.forward, pipeline.task.Worker.run_task
 
     def counting(network: Any, batch: Any) -> torch.Tensor:
         counts[at_work[0]] += int(batch["attention_mask"].shape[0])
@@ -128,7 +128,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(stages.model.measurement, "forward", counting)
     # Random text, once per worker, is no row of the corpus.
     monkeypatch.setattr(stages.gradients.passes, "_calibrate", lambda passes, seed: None)
-    monkeypatch.setattr(pipeline.task.Worker, "perform", performing)
+    monkeypatch.setattr(pipeline.task.Worker, "run_task", performing)
     return counts
 
 
@@ -466,8 +466,10 @@ def test_two_corpora_with_the_same_ids_share_a_store(
 
 def test_python_sees_the_progress(folder: Path, again: dict[str, Any]) -> None:
     from pipeline.config import read_config
-    from pipeline.run import execute
+    from pipeline.run import execute_run
 
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(again))
-    assert execute(read_config(path), Silent()).read_record()["run_id"].startswith("it's a run-")
+    assert (
+        execute_run(read_config(path), Progress()).read_record()["run_id"].startswith("it's a run-")
+    )

@@ -1,0 +1,92 @@
+"""What a plan refuses before anything is computed: stages that do not fit their inputs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import stage_name
+from pipeline.corpus import SOMETIMES, Corpus
+from pipeline.errors import ConfigFileError
+from pipeline.node import Node
+from pipeline.settings import Run
+from stages.catalogue import load
+from stages.stage import ConfigError
+
+
+def check_model(read: str, reader: str, run: Run, name: str) -> None:
+    """Refuses to add a stage that asks for a model where the corpus brings vectors of its own."""
+    needs = {f.name: f.default for f in dataclasses.fields(load(read))}.get("model")
+    if run.model is None and run.corpus.features and needs is dataclasses.MISSING:
+        raise ConfigFileError(
+            f"{name}: stages.{reader}: found that it reads {read!r}, which needs a model, expected "
+            "the features of the corpus where there is no model. Name them there: kernel: "
+            "[features], or embedding: features for a probe and what uses it; or add `model:`."
+        )
+
+
+def check_same(read: str, one: Any, asker: str, other: Any, reader: str, name: str) -> None:
+    """Refuses to add a stage that its two readers want in two ways."""
+    fields = [f.name for f in dataclasses.fields(one)]
+    if differing := [f for f in fields if getattr(one, f) != getattr(other, f)]:
+        raise ConfigFileError(
+            f"{name}: stages.{reader}: found that {asker} and {reader} both read {read!r}, which "
+            f"the file does not name, and ask for different {', '.join(differing)}, expected one "
+            f"for both. Add `{read}:` with the fields that are meant, or one instance for each and "
+            "name it there."
+        )
+
+
+def check_reads(instance: str, stage: Any, writers: Mapping[str, Any]) -> None:
+    """Asks a stage whether it can work with what it reads."""
+    if not hasattr(stage, "check_reads"):
+        return
+    try:
+        stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
+    except ConfigError as error:
+        raise ConfigFileError(f"stages.{instance}: {error}") from error
+
+
+def check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
+    """Refuses a stage that the corpus does not have the rows for."""
+    tasks: tuple[str, ...] = getattr(stage, "tasks", (corpus.task,))
+    if corpus.task not in tasks:
+        raise ConfigFileError(
+            f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
+            f"{' or '.join(tasks)}, which is what {stage_name(stage)} works on. Leave the stage "
+            "out, or correct the corpus's task."
+        )
+    head = getattr(getattr(stage, "model", None), "head", None)
+    if head == "span" and corpus.task != "question_answering":
+        raise ConfigFileError(
+            f"stages.{instance}: found head: span with a corpus of task: {corpus.task}, expected "
+            "task: question_answering. Set it in corpus, or another head in model."
+        )
+    if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
+        raise ConfigFileError(
+            f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "
+            "Set `features:` of corpus and queries to a column of vectors or a .npy file."
+        )
+    if stage.split == "query" and not corpus.rows("text", "query"):
+        raise ConfigFileError(
+            f"stages.{instance}: found no queries, expected some: its work is cut into blocks of "
+            "them. Add `queries:`, or leave the stage out."
+        )
+    if "text" in stage.reads and not corpus.has_text:
+        raise ConfigFileError(
+            f"stages.{instance}: found that it reads the text, expected a corpus with text, and "
+            "this one has none (text: null). Work on its features instead, or name the column of "
+            "the text."
+        )
+
+
+def check_rounds(
+    instance: str, reads: Mapping[str, tuple[str, str]], planned: Mapping[str, Node]
+) -> None:
+    """Refuses a stage that reads rounds whose number only their rows decide."""
+    for writer, _ in reads.values():
+        if writer in planned and planned[writer].watch is not None:
+            raise ConfigFileError(
+                f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
+                "rule, expected a fixed number of rounds. Leave minutes, stderr and "
+                f"sign_confidence of {writer} out."
+            )
