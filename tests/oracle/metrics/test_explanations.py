@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs
 
 from stages.metrics.agreement import Agreement
 from stages.metrics.bootstrap import draws
@@ -23,7 +24,7 @@ from stages.metrics.support_size import SupportSize
 from stages.model.seeded import generator_of
 from stages.pairs.scores import ATTRIBUTION
 from stages.pairs.support import SUPPORT, SUPPORT_SIZE
-from stages.stage import Part, Vectors
+from stages.stage import Vectors
 
 N, M, C, D = 30, 12, 3, 5
 RIDGE, TOP = 0.2, 4
@@ -32,11 +33,10 @@ METHODS = ("first", "plain", "spectra")
 UNLABELLED, WITHOUT_VECTOR = 4, 9
 
 
-class Run:
+class Run(MemoryInputs):
     """A small run: ids with gaps, an example without a label, one without a vector."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.part, self.opened = Part("", 0), None
         g = self.drawn = np.random.default_rng(seed)
         self.ids = {"example": 3 * np.arange(N) + 1, "query": 2 * np.arange(M)}
         self.true = {role: g.integers(0, C, len(ids)) for role, ids in self.ids.items()}
@@ -48,7 +48,7 @@ class Run:
         self.labels["example"][UNLABELLED] = None
         self.labels["query"][3] = None
         self.logits = {role: g.normal(size=(len(ids), C)) for role, ids in self.ids.items()}
-        self.rows = {
+        self.matrix = {
             role: g.normal(size=(len(ids), D)).astype(np.float32) for role, ids in self.ids.items()
         }
         self.topics = {role: g.integers(0, 4, len(ids)) for role, ids in self.ids.items()}
@@ -58,42 +58,59 @@ class Run:
         self.spectrum = [
             g.permutation(N)[: g.integers(0, 9)].tolist() if j != 2 else [] for j in range(M)
         ]
+        tables: dict[str, Any] = {
+            "label": lambda: pa.concat_tables(map(self.label_rows, self.ids)),
+            "extra": lambda: pa.concat_tables(map(self.topic_rows, self.ids)),
+            "prediction": lambda: pa.concat_tables(map(self.logit_rows, self.ids)),
+            "spectra": self.support_rows,
+            "spectra.support_size": self.size_rows,
+            "first": lambda: self.score_rows("first"),
+            "plain": lambda: self.score_rows("plain"),
+        }
+        kept = {"example": np.delete(np.arange(N), WITHOUT_VECTOR), "query": np.arange(M)}
+        vectors = {
+            role: Vectors(self.ids[role][at], self.matrix[role][at]) for role, at in kept.items()
+        }
+        super().__init__(tables, {"label": {"classes": CLASSES}}, vectors)
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        if name in ("label", "extra", "prediction"):
-            assert role is not None
-            ids = self.ids[role]
-            own = {"id": pa.array(ids), "role": pa.array([role] * len(ids))}
-            if name == "label":
-                true = pa.array(self.true[role], mask=np.full(len(ids), role == "query"))
-                return pa.table(
-                    {**own, "label": pa.array(self.labels[role], pa.int64()), "true_label": true}
-                )
-            if name == "extra":
-                blank = {"source_id": [""] * len(ids), "row_number": np.arange(len(ids))}
-                return pa.table({**own, **blank, "kind": [f"t{t}" for t in self.topics[role]]})
-            flat = pa.array(self.logits[role].astype(np.float32).reshape(-1))
-            return pa.table({**own, "logits": pa.FixedSizeListArray.from_arrays(flat, C)})
-        if name == "spectra":
-            rows = [
-                (int(self.ids["query"][j]), k, rank + 1, int(self.ids["example"][i]), 0.0, rank)
-                for j, spectrum in enumerate(self.spectrum)
-                for k in (-1, 1)
-                for rank, i in enumerate(spectrum if k == -1 else spectrum[::-1])
-            ]
-            return pa.Table.from_pylist(
-                [dict(zip(SUPPORT.schema.names, row, strict=True)) for row in rows], SUPPORT.schema
-            )
-        if name == "spectra.support_size":
-            rows = [
-                (int(self.ids["query"][j]), k, int(self.sizes[j, k]))
-                for j in range(M)
-                for k in range(-1, C)
-            ]
-            return pa.Table.from_pylist(
-                [dict(zip(SUPPORT_SIZE.schema.names, row, strict=True)) for row in rows],
-                SUPPORT_SIZE.schema,
-            )
+    def own(self, role: str) -> dict[str, pa.Array]:
+        return {"id": pa.array(self.ids[role]), "role": pa.array([role] * len(self.ids[role]))}
+
+    def label_rows(self, role: str) -> pa.Table:
+        labels = pa.array(self.labels[role], pa.int64())
+        true = pa.array(self.true[role], mask=np.full(len(labels), role == "query"))
+        return pa.table({**self.own(role), "label": labels, "true_label": true})
+
+    def topic_rows(self, role: str) -> pa.Table:
+        n = len(self.ids[role])
+        blank = {"source_id": [""] * n, "row_number": np.arange(n)}
+        return pa.table({**self.own(role), **blank, "kind": [f"t{t}" for t in self.topics[role]]})
+
+    def logit_rows(self, role: str) -> pa.Table:
+        flat = pa.array(self.logits[role].astype(np.float32).reshape(-1))
+        return pa.table({**self.own(role), "logits": pa.FixedSizeListArray.from_arrays(flat, C)})
+
+    def support_rows(self) -> pa.Table:
+        rows = [
+            (int(self.ids["query"][j]), k, rank + 1, int(self.ids["example"][i]), 0.0, rank)
+            for j, spectrum in enumerate(self.spectrum)
+            for k in (-1, 1)
+            for rank, i in enumerate(spectrum if k == -1 else spectrum[::-1])
+        ]
+        return pa.Table.from_pylist(
+            [dict(zip(SUPPORT.schema.names, row, strict=True)) for row in rows], SUPPORT.schema
+        )
+
+    def size_rows(self) -> pa.Table:
+        rows = [
+            (int(self.ids["query"][j]), k, int(self.sizes[j, k]))
+            for j in range(M)
+            for k in range(-1, C)
+        ]
+        names, schema = SUPPORT_SIZE.schema.names, SUPPORT_SIZE.schema
+        return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema)
+
+    def score_rows(self, name: str) -> pa.Table:
         scores = self.scores[name]
         queries, examples = (grid.ravel() for grid in np.indices(scores.shape))
         local = (
@@ -102,13 +119,6 @@ class Run:
         columns = [pa.array(self.ids["query"][queries]), pa.array(self.ids["example"][examples])]
         table = [*columns, pa.array(scores.ravel()), local, local]
         return pa.Table.from_arrays(table, schema=ATTRIBUTION.schema)
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        at = [i for i in range(len(self.ids[role])) if role == "query" or i != WITHOUT_VECTOR]
-        return Vectors(self.ids[role][at], self.rows[role][at])
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": CLASSES}
 
     def places(self, method: str, sign: int = 1) -> dict[int, list[int]]:
         """Places of the listed examples of every query, by place, in order."""
@@ -238,14 +248,11 @@ def test_contamination_counts_wrong_labels_and_high_losses(side: Any) -> None:
 
 
 def test_a_corpus_that_knows_no_true_labels_has_outliers_alone() -> None:
-    class Unknown(Run):
-        def table(self, name: str, role: str | None = None) -> pa.Table:
-            table = super().table(name, role)
-            if name != "label":
-                return table
-            return table.set_column(3, "true_label", pa.nulls(len(table), pa.int64()))
-
-    rows, facts, details = Contamination(methods=("first",)).compute(Unknown(), quiet)
+    unknown = Run()
+    label = unknown.whole_table("label")
+    nothing = pa.nulls(label.num_rows, pa.int64())
+    unknown.tables["label"] = label.set_column(3, "true_label", nothing)
+    rows, facts, details = Contamination(methods=("first",)).compute(unknown, quiet)
     assert facts["wrong_base"] is None
     assert (rows[0]["wrong"], rows[0]["wrong_low"]) == (None, None)
     assert rows[0]["outliers"] is not None
@@ -257,7 +264,7 @@ def refitted(run: Run, query: int, removed: list[int], damping: float) -> np.nda
     kept = [i for i in range(N) if i not in (UNLABELLED, WITHOUT_VECTOR) and i not in set(removed)]
     unit = {
         role: rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        for role, rows in ((r, run.rows[r].astype(float)) for r in run.rows)
+        for role, rows in ((r, run.matrix[r].astype(float)) for r in run.matrix)
     }
     own = unit["example"][kept]
     targets = np.array([[(run.labels["example"][i] == c) - 1 / C for c in range(C)] for i in kept])
@@ -323,7 +330,7 @@ def test_removal_of_one_example_is_its_leave_one_out() -> None:
 def test_retraining_trains_a_head_on_the_rest() -> None:
     run = Run()
     # All examples have vectors here: a head needs them all.
-    run.vectors = lambda name, role: Vectors(run.ids[role], run.rows[role])  # type: ignore[method-assign]
+    run.vectors = lambda name, role: Vectors(run.ids[role], run.matrix[role])  # type: ignore[method-assign]
     metric = Removal(methods=METHODS, top=TOP, by="retrain", queries=4, seed=5)
     rows, facts, details = metric.compute(run, quiet)
     ids = np.delete(run.ids["example"], UNLABELLED)
@@ -336,7 +343,7 @@ def test_retraining_trains_a_head_on_the_rest() -> None:
         torch.nn.init.zeros_(head.bias)
         step = torch.optim.Adam(head.parameters(), lr=3e-3)
         places = [(int(ids[at]) - 1) // 3 for at in visits if ids[at] not in removed]
-        x = torch.from_numpy(run.rows["example"][places])
+        x = torch.from_numpy(run.matrix["example"][places])
         y = torch.tensor([run.labels["example"][i] for i in places])
         for _ in range(10):
             for start in range(0, len(places), 16):
@@ -345,7 +352,7 @@ def test_retraining_trains_a_head_on_the_rest() -> None:
                 torch.nn.functional.cross_entropy(head(x[own]), y[own]).backward()
                 step.step()
         with torch.no_grad():
-            said: torch.Tensor = head(torch.from_numpy(run.rows["query"][query])).double()
+            said: torch.Tensor = head(torch.from_numpy(run.matrix["query"][query])).double()
         return said
 
     predicted = run.logits["query"].astype(np.float32).argmax(1)

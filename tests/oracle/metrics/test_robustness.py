@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 
 from stages.game.game import Game
 from stages.game.least_squares import RecursiveLeastSquares
@@ -19,7 +19,7 @@ from stages.game.prefix_cholesky import PrefixCholesky
 from stages.game.utility import Judge, fitted
 from stages.metrics.robustness import Robustness, draw_sets
 from stages.reading.supervision import one_hot
-from stages.stage import Part, Vectors
+from stages.stage import Vectors
 from stages.values.leave_one_out import leave_one_out
 
 RIDGE = 0.2
@@ -35,11 +35,10 @@ FIELDS: dict[str, Any] = {
 }
 
 
-class Pool:
+class Pool(MemoryInputs):
     """Labelled vectors under ids that have gaps; one example has no label, one no vector."""
 
     def __init__(self, n_classes: int) -> None:
-        self.part, self.opened = Part("", 0), None
         self.n_classes = n_classes
         g = np.random.default_rng(n_classes)
         self.ids = {
@@ -50,32 +49,28 @@ class Pool:
             role: g.integers(0, n_classes, len(ids)).tolist() for role, ids in self.ids.items()
         }
         self.labels["example"][4] = None
-        self.rows = {
+        self.matrix = {
             role: g.normal(size=(len(ids), 5)).astype(np.float32) for role, ids in self.ids.items()
         }
         self.with_rows = {role: np.arange(len(ids)) for role, ids in self.ids.items()}
         self.with_rows["example"] = np.delete(self.with_rows["example"], 9)
-
-    def table(self, name: str, role: str) -> pa.Table:
-        return pa.table(
+        labels = {
+            r: dict(zip(ids.tolist(), self.labels[r], strict=True)) for r, ids in self.ids.items()
+        }
+        super().__init__(
+            {"label": label_table(labels)},
+            {"label": {"classes": [f"class {c}" for c in range(n_classes)]}},
             {
-                "id": pa.array(self.ids[role], pa.int64()),
-                "label": pa.array(self.labels[role], pa.int64()),
-            }
+                role: Vectors(ids[self.with_rows[role]], self.matrix[role][self.with_rows[role]])
+                for role, ids in self.ids.items()
+            },
         )
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        at = self.with_rows[role]
-        return Vectors(self.ids[role][at], self.rows[role][at])
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": [f"class {c}" for c in range(self.n_classes)]}
 
     def worth(self, subset: tuple[int, ...]) -> np.ndarray:
         """Each utility of a regression on the examples at these places, query by query."""
         features, queries = (
             rows / np.linalg.norm(rows, axis=1, keepdims=True)
-            for rows in (self.rows[role].astype(float) for role in ("example", "query"))
+            for rows in (self.matrix[role].astype(float) for role in ("example", "query"))
         )
         joined = features[list(subset)]
         targets = np.array(

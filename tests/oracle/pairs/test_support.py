@@ -1,14 +1,16 @@
 """Support sets by half-spaces, spectra by a sweep of the bound, and shards by the whole."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from memory_inputs import MemoryInputs
 
 from stages.pairs.support import SUPPORT, SUPPORT_SIZE, Support
 from stages.ranking.spectrum import frontier, global_scores, is_between, runner_up
-from stages.stage import ConfigError, DataError, Part, Vectors
+from stages.stage import ConfigError, DataError, Part
 from stages.tables import GENERAL
 
 CLASSES = ["red", "green", "blue"]
@@ -74,42 +76,46 @@ def test_global_scores() -> None:
     assert runner_up(logits).tolist() == expected
 
 
-class Tables:
-    """`Inputs` over a shard of examples and all queries."""
+class Tables(MemoryInputs):
+    """A shard of examples and all queries, which come first in every array."""
 
     def __init__(self, features: np.ndarray, logits: np.ndarray, labels: np.ndarray, first: int):
-        self.part, self.opened = Part("example", 0), None
-        self._all, self._labels, self._first = (features, logits), labels, first
+        self.features, self.logits, self.first = features, logits, first
+        self.labels: Any = pa.array(labels)
         self.at, self.source = np.arange(first, len(features)), "probe"
+        super().__init__(
+            {
+                "embedding": lambda: self.both(self.vector_rows),
+                "prediction": lambda: self.both(self.logit_rows),
+                "label": lambda: pa.table({"id": self.at, "label": self.labels.take(self.at)}),
+            },
+            {"label": {"classes": CLASSES, "task": "classification"}},
+            part=Part("example", 0),
+        )
 
-    def _rows(self, name: str, at: np.ndarray, role: str) -> pa.Table:
-        values = self._all[name == "prediction"][at].astype(np.float32)
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        columns = {"id": pa.array(at, pa.int64()), "role": pa.array([role] * len(at), pa.string())}
-        if name == "prediction":
-            sources = pa.array([self.source] * len(at), pa.string())
-            return pa.table({**columns, "source": sources, "logits": flat})
-        return pa.table({**columns, "vector": flat})
+    def both(self, rows: Callable[[np.ndarray, str], pa.Table]) -> pa.Table:
+        return pa.concat_tables([rows(np.arange(self.first), "query"), rows(self.at, "example")])
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        if name == "label":
-            labels = pa.array(self._labels).take(pa.array(self.at))
-            return pa.table({"id": self.at, "label": labels})
-        if role == "query":
-            return self._rows(name, np.arange(self._first), role)
-        return self._rows(name, self.at, "example")
+    def own(self, at: np.ndarray, role: str) -> dict[str, pa.Array]:
+        return {"id": pa.array(at, pa.int64()), "role": pa.array([role] * len(at), pa.string())}
 
-    def vectors(self, name: str, role: str) -> Vectors:
-        return Vectors(np.arange(self._first), self._all[0][: self._first].astype(np.float32))
+    def vector_rows(self, at: np.ndarray, role: str) -> pa.Table:
+        return pa.table({**self.own(at, role), "vector": lists(self.features[at])})
 
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": CLASSES, "task": "classification"}
+    def logit_rows(self, at: np.ndarray, role: str) -> pa.Table:
+        sources = pa.array([self.source] * len(at), pa.string())
+        return pa.table({**self.own(at, role), "source": sources, "logits": lists(self.logits[at])})
+
+
+def lists(rows: np.ndarray) -> pa.FixedSizeListArray:
+    flat = pa.array(rows.astype(np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
 
 
 def computed(stage: Support, inputs: Tables, at: np.ndarray | None = None) -> dict[str, pa.Table]:
-    inputs.opened = stage.open(inputs)  # type: ignore[arg-type, assignment]
+    inputs.opened = stage.open(inputs)
     inputs.at = at if at is not None else inputs.at
-    parts = dict(stage.compute(inputs))  # type: ignore[arg-type]
+    parts = dict(stage.compute(inputs))
     return {name: pa.Table.from_batches([batch]) for name, batch in parts.items()}
 
 
@@ -127,7 +133,9 @@ def test_rows_say_what_the_definitions_say(general: Any, contrasts: Any, members
     inputs, labels = tables()
     stage = Support(general=general, contrasts=contrasts, membership=membership)
     found = computed(stage, inputs)
-    features, logits = (part.astype(np.float32).astype(float) for part in inputs._all)
+    features, logits = (
+        part.astype(np.float32).astype(float) for part in (inputs.features, inputs.logits)
+    )
     sizes = {(q, k): n for q, k, n in zip(*found["support_size"].to_pydict().values(), strict=True)}
     rows = found["support"].to_pylist()
     for query in range(6):
@@ -176,11 +184,11 @@ def test_shards_merge_to_the_whole(similarity: Any) -> None:
 def test_no_example_between_is_a_result() -> None:
     """A query less sure of its class than any example of it has sets of size 0 and no spectrum."""
     inputs, labels = tables(2)
-    c = int(inputs._all[1][0].argmax())
-    inputs._all[1][0] = 0
-    inputs._all[1][0][c] = 1e-9
+    c = int(inputs.logits[0].argmax())
+    inputs.logits[0] = 0
+    inputs.logits[0][c] = 1e-9
     at = np.flatnonzero(labels == c)
-    inputs._all[1][at[at >= 6]] += 50 * np.eye(3)[c]
+    inputs.logits[at[at >= 6]] += 50 * np.eye(3)[c]
     found = computed(Support(), inputs)
     mine = found["support_size"].filter(pa.compute.equal(found["support_size"]["query_id"], 0))
     assert mine["n_support"].to_pylist() == [0, 0, 0]
@@ -191,8 +199,8 @@ def test_no_example_between_is_a_result() -> None:
 def test_nothing_to_look_at_gives_no_row_and_sizes_of_zero(at: np.ndarray) -> None:
     """A shard whose examples all lack a label, and queries that are all of the one class named."""
     inputs, _ = tables(3)
-    inputs._labels = pa.array([None if i not in at else 0 for i in range(96)], pa.int64())
-    inputs._all[1][:6] = 3 * np.eye(3)[0]
+    inputs.labels = pa.array([None if i not in at else 0 for i in range(96)], pa.int64())
+    inputs.logits[:6] = 3 * np.eye(3)[0]
     found = computed(Support(contrasts=("red",), general=None), inputs, at)
     assert (found["support"].num_rows, found["support_size"].num_rows) == (0, 0)
     found = computed(Support(), inputs, at[:0])
@@ -206,7 +214,7 @@ def test_the_outputs_of_a_kernel_are_no_logits() -> None:
     inputs, _ = tables(0)
     inputs.source = "kernel"
     with pytest.raises(DataError, match="expected the logits of one model or probe"):
-        Support().open(inputs)  # type: ignore[arg-type]
+        Support().open(inputs)
 
 
 def test_what_is_refused() -> None:
@@ -214,7 +222,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="found none"):
         Support(contrasts=(), general=None)
     with pytest.raises(ConfigError, match="found 'pink', expected classes of red"):
-        Support(contrasts=("pink",)).open(inputs)  # type: ignore[arg-type]
-    inputs._first = 0
+        Support(contrasts=("pink",)).open(inputs)
+    inputs.first = 0
     with pytest.raises(DataError, match="no query"):
-        Support().open(inputs)  # type: ignore[arg-type]
+        Support().open(inputs)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from memory_inputs import MemoryInputs
 
 from stages.model.spec import ModelSpec
 from stages.pairs.token_support import TokenSupport
@@ -26,47 +27,30 @@ CORPUS = [
 QUERIES = ["one film is", "my slow plot"]
 
 
-class Texts:
-    """`Inputs` of a corpus of texts, and of the tables that were computed from it."""
+class Texts(MemoryInputs):
+    """A corpus of texts of which the examples `at` are read, and two queries."""
 
     def __init__(self, form: str = "text") -> None:
-        self.part, self.opened = Part("", 0), None
-        self.form, self.others = form, {}
-        self.at = list(range(len(CORPUS)))
+        self.form, self.at = form, list(range(len(CORPUS)))
+        super().__init__({"text": self.texts}, {"text": {"format": form}})
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        if name != "text":
-            return self.others[name]
-        is_query = role == "query"
-        texts = QUERIES if is_query else [CORPUS[at] for at in self.at]
-        second = [" very good"] * len(texts) if self.form == "prompt_completion" else None
+    def texts(self) -> pa.Table:
+        texts = [*QUERIES, *(CORPUS[at] for at in self.at)]
+        second = [" very good" if self.form == "prompt_completion" else None] * len(texts)
         return pa.table(
             {
-                "id": pa.array(range(len(QUERIES)) if is_query else self.at, pa.int64()),
-                "role": ["query" if is_query else "example"] * len(texts),
+                "id": pa.array([*range(len(QUERIES)), *self.at], pa.int64()),
+                "role": ["query"] * len(QUERIES) + ["example"] * len(self.at),
                 "text": texts,
-                "text_b": pa.array(second or [None] * len(texts), pa.string()),
+                "text_b": pa.array(second, pa.string()),
             }
         )
 
-    def details(self, name: str) -> dict[str, Any]:
-        return {"format": self.form} if name == "text" else {}
 
-    def vectors(self, name: str, role: str) -> Any:
-        raise AssertionError("no vectors are read")
-
-
-def run(stage: Any, inputs: Any) -> dict[str, pa.Table]:
-    inputs.opened = stage.open(inputs)
-    found: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in stage.writes}
-    for name, batch in stage.compute(inputs):
-        found[name].append(batch)
-    return {
-        spec.name: spec.check(
-            pa.Table.from_batches(found[spec.name], None if found[spec.name] else spec.schema)
-        )
-        for spec in stage.writes
-    }
+def run(stage: Any, inputs: MemoryInputs) -> dict[str, pa.Table]:
+    inputs.part = Part("example", 0) if stage.split == "shard" else Part("", 0)
+    inputs.open(stage)
+    return inputs.compute(stage)
 
 
 def spec_of(folder: Path) -> ModelSpec:
@@ -137,7 +121,7 @@ def test_a_spectrum_is_that_of_every_place_of_the_corpus(folder: Path, similarit
     inputs = Texts()
     words = Continuation(spec_of(folder), new_tokens=0, words=("film", "plot", "is", "slow"))
     asked = run(words, inputs)["continuation"]
-    inputs.others["continuation"] = asked
+    inputs.tables["continuation"] = asked
     stage = TokenSupport(spec_of(folder), similarity=similarity, token_budget=40)
     found = run(stage, inputs)
     network = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
@@ -182,7 +166,7 @@ def test_a_spectrum_is_that_of_every_place_of_the_corpus(folder: Path, similarit
 def test_shards_merge_to_the_whole(folder: Path) -> None:
     inputs = Texts()
     words = Continuation(spec_of(folder), new_tokens=0, words=("film", "plot", "is"))
-    inputs.others["continuation"] = run(words, inputs)["continuation"]
+    inputs.tables["continuation"] = run(words, inputs)["continuation"]
     stage = TokenSupport(spec_of(folder))
     whole = run(stage, inputs)
     shards = []
@@ -210,6 +194,6 @@ def test_what_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="not that of token_support"):
         TokenSupport(spec_of(folder)).check_reads({"continuation": other})
     nothing = Continuation(spec_of(folder), new_tokens=0, words=("unheard",))
-    inputs.others["continuation"] = run(nothing, inputs)["continuation"]
+    inputs.tables["continuation"] = run(nothing, inputs)["continuation"]
     with pytest.raises(DataError, match="no token to explain"):
         TokenSupport(spec_of(folder)).open(inputs)

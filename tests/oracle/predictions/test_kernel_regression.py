@@ -3,17 +3,19 @@
 Tolerance 1e-9 where the condition of K + damping I is at most 1e5; see the test of FreeShap.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 from torch import Tensor
 
 from stages.predictions.kernel_regression import KernelRegression
 from stages.reading.supervision import one_hot
-from stages.stage import DataError, Part, Vectors
+from stages.stage import DataError, Vectors
 from stages.surrogate.kernel import (
     RIDGE_GRID,
     auto_ridge,
@@ -62,30 +64,24 @@ def test_automatic_ridge_equals_brute_force(n: int, dim: int, c: int) -> None:
     assert ridge == RIDGE_GRID[int(np.argmin(expected))]
 
 
-class InMemory:
+class InMemory(MemoryInputs):
     """Twenty examples of which id 3 is dropped, four queries without labels."""
 
     def __init__(self) -> None:
         g = np.random.default_rng(2)
-        self.part, self.opened = Part("", 0), None
-        self.rows = {
-            "example": Vectors(np.arange(20), g.normal(size=(20, 6)).astype(np.float32)),
-            "query": Vectors(np.arange(4), g.normal(size=(4, 6)).astype(np.float32)),
+        rows = {
+            role: Vectors(np.arange(n), g.normal(size=(n, 6)).astype(np.float32))
+            for role, n in (("example", 20), ("query", 4))
         }
         self.kept = np.delete(np.arange(20), 3)
-        self.labels = (self.rows["example"].matrix[self.kept, 0] > 0).astype(np.int64)
+        self.labels = (rows["example"].matrix[self.kept, 0] > 0).astype(np.int64)
+        super().__init__(
+            {"label": self.answers}, {"label": {"classes": ["negative", "positive"]}}, rows
+        )
 
-    def table(self, name: str, role: str) -> pa.Table:
-        ids, labels = self.kept, self.labels
-        if role == "query":
-            return pa.table({"id": pa.array([0, 1]), "label": pa.array([None, None], pa.int64())})
-        return pa.table({"id": ids, "label": labels})
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self.rows[role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["negative", "positive"]}
+    def answers(self) -> pa.Table:
+        known = dict(zip(self.kept.tolist(), self.labels.tolist(), strict=True))
+        return label_table({"example": known, "query": {0: None, 1: None}})
 
 
 def test_the_stage_writes_out_of_sample_outputs_of_every_row() -> None:
@@ -99,7 +95,7 @@ def test_the_stage_writes_out_of_sample_outputs_of_every_row() -> None:
 
     facts = stage.details(inputs)
     features, queries = (
-        torch.from_numpy(inputs.rows[role].matrix.astype(np.float64))
+        torch.from_numpy(inputs.vectors_of[role].matrix.astype(np.float64))
         for role in ("example", "query")
     )
     features = features[inputs.kept]
@@ -120,17 +116,14 @@ class Numbers(InMemory):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept = np.delete(np.arange(20), 3)
-        self.targets = 7 + 2 * self.rows["example"].matrix[self.kept, 0].astype(np.float64)
+        self.targets = 7 + 2 * self.vectors_of["example"].matrix[self.kept, 0].astype(np.float64)
+        self.facts_of["label"] = {"classes": [], "task": "regression"}
 
-    def table(self, name: str, role: str) -> pa.Table:
+    def answers(self) -> pa.Table:
         ids, targets = self.kept, self.targets.tolist()
         targets[list(ids).index(4)] = None
         nothing = pa.nulls(len(ids), pa.int64())
         return pa.table({"id": ids, "label": nothing, "target": pa.array(targets, pa.float64())})
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": [], "task": "regression"}
 
 
 def outputs(stage: KernelRegression, inputs: InMemory) -> tuple[pa.Table, Any]:
@@ -146,7 +139,7 @@ def test_a_regression_is_fitted_to_centred_targets_and_judged_by_retraining(ridg
     known = [i for i in range(20) if i not in (3, 4)]
     assert rows["id"].to_pylist() == [*known, 0, 1, 2, 3]
     features, queries = (
-        torch.from_numpy(inputs.rows[role].matrix.astype(np.float64))
+        torch.from_numpy(inputs.vectors_of[role].matrix.astype(np.float64))
         for role in ("example", "query")
     )
     y = torch.from_numpy(inputs.targets)[[list(inputs.kept).index(i) for i in known]]
@@ -174,18 +167,17 @@ class Parts(InMemory):
         super().__init__()
         g = np.random.default_rng(3)
         unit = np.repeat([1.0, 30.0, 0.1], 4)
-        self.tables = {
-            (name, role): Vectors(self.rows[role].ids, (g.normal(size=(n, 12)) * unit).astype("f4"))
+        self.vectors_of |= {
+            (name, role): Vectors(np.arange(n), (g.normal(size=(n, 12)) * unit).astype("f4"))
             for name in ("ntk", "other")
             for role, n in (("example", 20), ("query", 4))
         }
         self.labels = np.arange(19) % 3
+        self.facts_of["label"] = {"classes": ["a", "b", "c"], "task": "classification"}
 
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self.tables[name, role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["a", "b", "c"], "task": "classification"}
+    def replace_matrices(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        for key, (ids, matrix) in list(self.vectors_of.items()):
+            self.vectors_of[key] = Vectors(ids, change(matrix))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -203,7 +195,7 @@ def test_per_class_is_one_regression_for_each_class(
         own = slice(4 * c, 4 * c + 4)
         tables = [
             tuple(
-                torch.from_numpy(inputs.tables[name, role].matrix[rows_][:, own])
+                torch.from_numpy(inputs.vectors_of[name, role].matrix[rows_][:, own])
                 for role, rows_ in (("example", inputs.kept), ("query", slice(None)))
             )
             for name in kernel
@@ -230,11 +222,9 @@ def test_per_class_is_one_regression_for_each_class(
 @pytest.mark.parametrize("normalize", [True, False])
 def test_equal_parts_are_one_kernel(normalize: bool) -> None:
     inputs = Parts()
-    for (name, role), (ids, matrix) in list(inputs.tables.items()):
-        inputs.tables[name, role] = Vectors(ids, np.tile(matrix[:, :4], 3))
-        inputs.rows[role] = Vectors(ids, matrix[:, :4])
+    inputs.replace_matrices(lambda matrix: np.tile(matrix[:, :4], 3))
     parts, of_parts = outputs(KernelRegression(normalize=normalize, per_class=True), inputs)
-    inputs.tables = {key: Vectors(v.ids, v.matrix[:, :4]) for key, v in inputs.tables.items()}
+    inputs.replace_matrices(lambda matrix: matrix[:, :4])
     whole, of_whole = outputs(KernelRegression(normalize=normalize), inputs)
     assert of_parts["ridge"] == of_whole["ridge"]
     np.testing.assert_allclose(
@@ -261,14 +251,7 @@ def test_queries_alone_get_what_they_get_with_all(
     written = dict(stage.compute(inputs))
     whole = pa.Table.from_batches([b for name, b in stage.compute(inputs) if name == "prediction"])
     inputs.opened = None
-    own = inputs.table
-
-    def table(name: str, role: str) -> pa.Table:
-        if name == "kernel_dual":
-            return pa.Table.from_batches([written[name]])
-        return own(name, role)
-
-    inputs.table = table  # type: ignore[method-assign]
+    inputs.tables["kernel_dual"] = pa.Table.from_batches([written["kernel_dual"]])
     ((_, found),) = stage.of_queries(inputs)
     expected = whole.filter(pa.compute.equal(whole["role"], "query"))
     assert found["id"].to_pylist() == expected["id"].to_pylist()
@@ -280,7 +263,7 @@ def test_queries_alone_get_what_they_get_with_all(
 
 def test_what_per_class_cannot_cut_is_refused() -> None:
     inputs = Parts()
-    inputs.tables = {key: Vectors(v.ids, v.matrix[:, :11]) for key, v in inputs.tables.items()}
+    inputs.replace_matrices(lambda matrix: matrix[:, :11])
     with pytest.raises(DataError, match="found vectors of length 11, expected a multiple of 3"):
         KernelRegression(per_class=True).open(inputs)
     with pytest.raises(DataError, match="per_class: found true in a corpus with task: regression"):
@@ -289,6 +272,6 @@ def test_what_per_class_cannot_cut_is_refused() -> None:
 
 def test_a_completion_has_nothing_to_regress_on() -> None:
     inputs = Numbers()
-    inputs.details = lambda name: {"classes": [], "task": "completion"}  # type: ignore[method-assign]
+    inputs.facts_of["label"] = {"classes": [], "task": "completion"}
     with pytest.raises(DataError, match="found 0 classes in a corpus with task: completion"):
         KernelRegression().open(inputs)

@@ -15,7 +15,6 @@ from stages.ranking.similar_texts import cut_off
 from stages.saliency.from_embeddings import Embedded
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares
-from stages.stage import Vectors
 from stages.tables import GENERAL
 from stages.tokens.lafa import Lafa
 from stages.tokens.simple_grad import SimpleGrad
@@ -87,20 +86,9 @@ def inputs(memory: Any) -> Callable[..., Any]:
     embedding = pa.table({"id": ids, "role": roles, "vector": flat})
     labels = pa.table({"id": ids, "role": roles, "label": [0, 1, 2, 0, 1, 2, 0, 0, 1, 2]})
 
-    class ByRole(memory):  # type: ignore[misc]
-        def table(self, name: str, role: str | None = None) -> pa.Table:
-            found = super().table(name)
-            if role is None or "role" not in found.column_names:
-                return found
-            return found.filter(pa.compute.equal(found["role"], role))
-
     def make(**tables: pa.Table) -> Any:
-        order = np.argsort(IDS)
-        vectors = {"embedding": Vectors(np.array(IDS)[order], rows[: len(TEXTS)][order])}
-        found = ByRole(
-            {"text": text, "embedding": embedding, "label": labels, **tables}, None, vectors
-        )
-        found.rows = rows
+        found = memory({"text": text, "embedding": embedding, "label": labels, **tables})
+        found.matrix = rows
         return found
 
     return make

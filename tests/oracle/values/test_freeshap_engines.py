@@ -13,51 +13,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from memory_inputs import MemoryInputs
+from runs import DATA
 
 from stages.features.ntk import Ntk
 from stages.gradients.projection import Projection
 from stages.model.spec import ModelSpec
-from stages.reading.vectors import matrix_of
-from stages.stage import Part, Vectors
 from stages.values.freeshap import FreeShap
 
-DATA = Path(__file__).parents[3] / "configs" / "data"
 FILES = {"example": ("sst2_train.parquet", 60), "query": ("sst2_validation.parquet", 40)}
 UTILITIES = ("accuracy", "cross_entropy", "margin")
 
 
-class Sentences:
-    """Labels of sentences, and the gradients of a class logit at each."""
-
-    def __init__(self, model: ModelSpec, memory: Any) -> None:
-        self.part, self.opened = Part("", 0), None
-        self._labels, self._vectors = {}, {}
-        for role, (name, n) in FILES.items():
-            rows = pq.read_table(DATA / name).slice(0, n)
-            ids = pa.array(range(n))
-            text = {"id": ids, "role": [role] * n, "text": rows["text"]}
-            text["text_b"] = pa.nulls(n, pa.string())
-            ntk = Ntk(model, projection=Projection(inputs=8, outputs=8, principal=2, dim=200))
-            found = memory({"text": pa.table(text)}).run(ntk)
-            self._vectors[role] = Vectors(found["id"].to_numpy(), matrix_of(found["vector"]))
-            self._labels[role] = pa.table({"id": ids, "label": rows["label"].cast(pa.int64())})
-
-    def table(self, name: str, role: str) -> pa.Table:
-        return self._labels[role]
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self._vectors[role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["negative", "positive"]}
-
-
 @pytest.fixture(scope="module")
-def sentences(encoder_folder: Path, memory: Any) -> Sentences:
-    return Sentences(ModelSpec(str(encoder_folder), head="random", num_labels=2), memory)
+def sentences(encoder_folder: Path) -> MemoryInputs:
+    """Labels of sentences, and the gradients of a class logit at each."""
+    model = ModelSpec(str(encoder_folder), head="random", num_labels=2)
+    ntk = Ntk(model, projection=Projection(inputs=8, outputs=8, principal=2, dim=200))
+    labels, vectors = [], []
+    for role, (name, n) in FILES.items():
+        rows = pq.read_table(DATA / name).slice(0, n)
+        own = {"id": pa.array(range(n)), "role": [role] * n}
+        text = pa.table({**own, "text": rows["text"], "text_b": pa.nulls(n, pa.string())})
+        vectors.append(MemoryInputs({"text": text}).run(ntk).select(["id", "role", "vector"]))
+        labels.append(pa.table({**own, "label": rows["label"].cast(pa.int64())}))
+    tables = {"label": pa.concat_tables(labels), "ntk": pa.concat_tables(vectors)}
+    return MemoryInputs(tables, {"label": {"classes": ["negative", "positive"]}})
 
 
-def totals(inputs: Sentences, stage: FreeShap) -> dict[str, np.ndarray]:
+def totals(inputs: MemoryInputs, stage: FreeShap) -> dict[str, np.ndarray]:
     """Sums of the marginals of a round, by utility."""
     inputs.opened = stage.open(inputs)
     rows = pa.Table.from_batches(b for name, b in stage.compute(inputs) if name == "shapley_round")
@@ -70,7 +54,7 @@ def totals(inputs: Sentences, stage: FreeShap) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("ridge", [1.0, 0.01])
 @pytest.mark.parametrize("units", [1, 8])
 def test_engines_agree_on_gradients_of_sentences(
-    sentences: Sentences, units: int, ridge: float
+    sentences: MemoryInputs, units: int, ridge: float
 ) -> None:
     """The marginals along one permutation, and the values of eight."""
     fields: Any = {

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 from torch import Tensor
 
-from stages.stage import Part, Vectors
+from stages.stage import Vectors
 from stages.values.freeshap import FreeShap
 
 N, M = 6, 4
@@ -46,28 +47,26 @@ def loss(parameters: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(network(parameters, x), y)
 
 
-class Gradients:
+class Gradients(MemoryInputs):
     """The gradients as a feature table, of a corpus of completions."""
 
     def __init__(self, drawn: dict[str, Tensor]) -> None:
-        self.part, self.opened = Part("", 0), None
-        self.rows = {"example": drawn["gradients"], "query": drawn["query_gradients"]}
         self.losses = [
             float(loss(drawn["start"], drawn["x"][i : i + 1], drawn["y"][i : i + 1]))
             for i in range(N)
         ]
-
-    def table(self, name: str, role: str) -> pa.Table:
-        ids = pa.array(range(len(self.rows[role])))
-        if name == "diagnostics":
-            return pa.table({"id": ids, "measured": self.losses})
-        return pa.table({"id": ids, "label": pa.nulls(len(ids), pa.int64())})
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return Vectors(np.arange(len(self.rows[role])), self.rows[role].numpy())
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"task": "completion", "classes": []}
+        rows = {"example": drawn["gradients"], "query": drawn["query_gradients"]}
+        unlabelled = {role: dict.fromkeys(range(len(g))) for role, g in rows.items()}
+        tables = {
+            "label": label_table(unlabelled),
+            "diagnostics": pa.table({"id": range(N), "measured": self.losses}),
+            "gradient.diagnostics": pa.table({"id": range(N), "measured": self.losses}),
+        }
+        super().__init__(
+            tables,
+            {"label": {"task": "completion", "classes": []}},
+            {role: Vectors(np.arange(len(g)), g.numpy()) for role, g in rows.items()},
+        )
 
 
 def stepped(drawn: dict[str, Tensor], subset: list[int], ridge: float, size: float) -> float:

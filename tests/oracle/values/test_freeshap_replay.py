@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 
 from stages.stage import DataError, Part, Vectors
 from stages.values.freeshap import FreeShap
@@ -14,27 +15,24 @@ LABELS = {"example": [0, 1, 1, 0, 1, 0, 0, 1, 1], "query": [0, None, 1, 1]}
 ROUNDS = (0, 3)
 
 
-class Rows:
+class Rows(MemoryInputs):
     """Nine examples and four queries, one of which has no label."""
 
     def __init__(self, n_classes: int) -> None:
-        self.part, self.opened = Part("", 0), None
-        self.n_classes = n_classes
         drawn = torch.Generator().manual_seed(5)
-        self.matrix = {
-            role: torch.randn(len(labels), 4, generator=drawn, dtype=torch.float64).numpy()
+        rows = {
+            role: Vectors(
+                np.arange(len(labels)) * 10,
+                torch.randn(len(labels), 4, generator=drawn, dtype=torch.float64).numpy(),
+            )
             for role, labels in LABELS.items()
         }
+        details = {"label": {"classes": list("abc"[:n_classes])}}
+        super().__init__({"label": self.labels}, details, rows)
 
-    def table(self, name: str, role: str) -> pa.Table:
-        ids = np.arange(len(LABELS[role])) * 10
-        return pa.table({"id": ids, "label": pa.array(LABELS[role], pa.int64())})
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return Vectors(np.arange(len(LABELS[role])) * 10, self.matrix[role])
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": list("abc"[: self.n_classes])}
+    def labels(self) -> pa.Table:
+        by_id = {role: {10 * i: y for i, y in enumerate(ys)} for role, ys in LABELS.items()}
+        return label_table(by_id)
 
 
 def replayed(stage: FreeShap, inputs: Any, query_id: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_inputs import MemoryInputs
 
 from stages.ranking import nearest as neighbours
 from stages.stage import Part, Vectors
@@ -24,7 +24,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 
 
-class Given:
+class Given(MemoryInputs):
     """Examples and queries in memory, cut into blocks of `size` queries."""
 
     def __init__(
@@ -36,38 +36,28 @@ class Given:
         n_classes: int,
         size: int = 1000,
     ) -> None:
-        self.part, self.opened, self.n_classes, self.size = Part("query", 0), None, n_classes, size
         # Ids are in another order than rows.
         ids = {role: np.arange(len(x))[::-1] for role, x in self.both(examples, queries)}
-        self.rows = {
+        rows = {
             role: Vectors(ids[role], np.ascontiguousarray(x[::-1], np.float32))
             for role, x in self.both(examples, queries)
         }
-        self.labels = pa.concat_tables(
+        given = pa.concat_tables(
             pa.table({"id": np.arange(len(y)), "role": [role] * len(y), "label": y})
             for role, y in self.both(labels, query_labels)
         )
+        self.size, self.n_queries = size, len(queries)
+        details = {"label": {"classes": ["class"] * n_classes}}
+        super().__init__({"label": given}, details, rows, Part("query", 0), block=size)
 
     @staticmethod
     def both(of_examples: Any, of_queries: Any) -> list[tuple[str, Any]]:
         return [("example", of_examples), ("query", of_queries)]
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        if role is None:
-            return self.labels
-        table = self.labels.filter(pc.equal(self.labels["role"], role))
-        return table if role == "example" else table.slice(self.part.index * self.size, self.size)
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self.rows[role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["class"] * self.n_classes}
-
     def values(self, stage: KnnShapley) -> np.ndarray:
         """Values by example id, as the view makes them from the sums of blocks."""
         self.opened = stage.open(self)
-        n_queries = len(self.rows["query"].ids)
+        n_queries = self.n_queries
         total, count = 0.0, 0
         for index in range(-(-n_queries // self.size)):
             self.part = Part("query", index)

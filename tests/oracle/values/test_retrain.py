@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 from torch import Tensor, nn
 
 from stages.model.learners import load_start, text_learner, vector_learner
@@ -231,26 +232,20 @@ def test_stored_hidden_states_equal_a_whole_pass(
         measurement.network = copy.deepcopy(whole)
 
 
-class TwoRoles:
-    """Tables of a role each, rows in no order of ids; one example was dropped."""
+class TwoRoles(MemoryInputs):
+    """Rows of two roles in no order of ids; some examples have no label."""
 
     def __init__(self, text: pa.Table) -> None:
-        self.part, self.opened = Part("", 1), None
-        self.roles = {"example": text.slice(0, 5), "query": text.slice(5)}
         self.labels = {30: 0, 10: 1, 60: None, 20: 1, 70: 0, 50: 2, 40: None}
-
-    def table(self, name: str, role: str) -> pa.Table:
-        if name == "text":
-            return self.roles[role]
-        ids = self.roles[role]["id"]
-        labels = [self.labels[row] for row in ids.to_pylist()]
-        return pa.table({"id": ids, "label": pa.array(labels, pa.int64())})
-
-    def vectors(self, name: str, role: str) -> Any:
-        pytest.fail(f"a model that reads texts asked for the vectors {name}")
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["a", "b", "c"]}
+        roles = ["example"] * 5 + ["query"] * 2
+        given: dict[str, dict[int, int | None]] = {"example": {}, "query": {}}
+        for row, role in zip(text["id"].to_pylist(), roles, strict=True):
+            given[role][row] = self.labels[row]
+        tables = {
+            "text": text.set_column(1, "role", pa.array(roles)),
+            "label": label_table(given),
+        }
+        super().__init__(tables, {"label": {"classes": ["a", "b", "c"]}}, part=Part("", 1))
 
 
 def test_the_stage_trains_on_each_text_with_its_own_label(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 
 from stages.stage import ConfigError, DataError, Part, Vectors
 from stages.values.freeshap import FreeShap
@@ -17,27 +18,23 @@ LABELS = {"example": [0, 1, 1, 0, 1], "query": [0, None, 1]}
 UTILITIES = ("cross_entropy", "margin", "accuracy")
 
 
-class Rows:
+class Rows(MemoryInputs):
     """Five examples and three queries, one of which has no label."""
 
     def __init__(self, n_classes: int) -> None:
-        self.part, self.opened = Part("query", 0), None
         self.n_classes = n_classes
         drawn = torch.Generator().manual_seed(3)
         self.matrix = {
             role: torch.randn(len(labels), 4, generator=drawn, dtype=torch.float64).numpy()
             for role, labels in LABELS.items()
         }
-
-    def table(self, name: str, role: str) -> pa.Table:
-        ids = np.arange(len(LABELS[role])) * 10
-        return pa.table({"id": ids, "label": pa.array(LABELS[role], pa.int64())})
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return Vectors(np.arange(len(LABELS[role])) * 10, self.matrix[role])
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": list("abc"[: self.n_classes])}
+        by_id = {role: {10 * i: y for i, y in enumerate(ys)} for role, ys in LABELS.items()}
+        super().__init__(
+            {"label": label_table(by_id)},
+            {"label": {"classes": list("abc"[:n_classes])}},
+            {role: Vectors(np.arange(len(rows)) * 10, rows) for role, rows in self.matrix.items()},
+            Part("query", 0),
+        )
 
 
 def rows_of(stage: Any, inputs: Any) -> pa.Table:

@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from memory_inputs import MemoryInputs
 
 from stages.predictions.kernel_regression import KernelRegression
 from stages.predictions.label_issues import LabelIssues
 from stages.predictions.probe import Probe
-from stages.stage import DataError, Part, Vectors
+from stages.stage import DataError, Vectors
 from stages.surrogate.labelled_kernel import read_labelled_kernel
 from stages.values.freeshap import FreeShap
 from stages.values.leave_one_out import LeaveOneOut
@@ -19,7 +20,7 @@ KERNELS = ("ntk", "layers")
 ROLES = {"example": 30, "query": 8}
 
 
-class InMemory:
+class InMemory(MemoryInputs):
     """30 examples and 8 queries with labels, and two feature tables of which some rows are gone.
 
     `gone` names rows as (table, role, id). With `is_forgotten` the label table lacks them as well.
@@ -32,10 +33,8 @@ class InMemory:
         is_forgotten: bool = False,
         task: str = "classification",
     ) -> None:
-        self.task = task
         generator = np.random.default_rng(3)
-        self.part, self.opened = Part("", 0), None
-        self.rows: dict[tuple[str, str], Vectors] = {}
+        rows: dict[tuple[str, str], Vectors] = {}
         labels = []
         for role, n in ROLES.items():
             # Ids out of order, as shards that grew over time leave them.
@@ -43,26 +42,20 @@ class InMemory:
             for table in (*KERNELS, "embedding"):
                 matrix = generator.normal(size=(n, 6)).astype(np.float16)
                 kept = [at for at, i in enumerate(ids) if (table, role, i) not in gone]
-                self.rows[table, role] = Vectors(ids[kept], matrix[kept])
+                rows[table, role] = Vectors(ids[kept], matrix[kept])
             forgotten = {i for _, r, i in gone if r == role} if is_forgotten else set()
             kept_ids = [i for i in range(n) if i not in forgotten]
             labels += [(i, role, i % 3 % 2, float(i**2)) for i in kept_ids]
         columns = zip(*labels, strict=True)
         names = ["id", "role", "label", "target"]
-        self.tables = {"label": pa.table(list(map(pa.array, columns)), names)}
+        classes = ["no", "yes"] if task == "classification" else []
+        super().__init__(
+            {"label": pa.table(list(map(pa.array, columns)), names)},
+            {"label": {"task": task, "classes": classes}},
+            rows,
+        )
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        table = self.tables[name]
-        return table if role is None else table.filter(pc.equal(table["role"], role))
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self.rows[name, role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        classes = ["no", "yes"] if self.task == "classification" else []
-        return {"task": self.task, "classes": classes}
-
-    def run(self, stage: Any) -> tuple[pa.Table, dict[str, Any]]:
+    def result(self, stage: Any) -> tuple[pa.Table, dict[str, Any]]:
         """Rows and facts of a stage."""
         self.opened = stage.open(self) if hasattr(stage, "open") else None
         first = stage.writes[0].name
@@ -126,8 +119,8 @@ def test_no_features_at_all_are_an_error() -> None:
     ids=["KernelRegression", "per_class", "regression", "FreeShap", "LeaveOneOut"],
 )
 def test_methods_give_what_they_give_without_the_rows(stage: Any, task: str) -> None:
-    rows, facts = InMemory(*GONE, task=task).run(stage)
-    expected, none_missing = InMemory(*GONE, is_forgotten=True, task=task).run(stage)
+    rows, facts = InMemory(*GONE, task=task).result(stage)
+    expected, none_missing = InMemory(*GONE, is_forgotten=True, task=task).result(stage)
     assert rows.equals(expected)
     assert {name: facts[name] for name in COUNTS} == COUNTS
     assert facts["notices"] == ["left out for want of features: labelled examples 2, queries 2"]
@@ -139,8 +132,8 @@ def test_label_issues_judges_the_rows_that_have_a_prediction() -> None:
     judged = []
     for is_forgotten in (False, True):
         inputs = InMemory(*GONE, is_forgotten=is_forgotten)
-        inputs.tables["kernel_regression"] = inputs.run(KernelRegression(kernel=KERNELS))[0]
-        judged.append(inputs.run(LabelIssues()))
+        inputs.tables["kernel_regression"] = inputs.result(KernelRegression(kernel=KERNELS))[0]
+        judged.append(inputs.result(LabelIssues()))
     (rows, facts), (expected, none_missing) = judged
     assert rows.equals(expected)
     assert rows["example_id"].to_pylist() == [i for i in range(30) if i not in (4, 17)]
@@ -152,19 +145,19 @@ def test_label_issues_judges_the_rows_that_have_a_prediction() -> None:
 
 def test_label_issues_without_any_prediction_are_an_error() -> None:
     inputs = InMemory()
-    rows = inputs.run(KernelRegression(kernel=KERNELS))[0]
+    rows = inputs.result(KernelRegression(kernel=KERNELS))[0]
     inputs.tables["kernel_regression"] = rows.filter(pc.equal(rows["role"], "query"))
     with pytest.raises(DataError, match="found 0 predictions in kernel_regression for 0 of 30"):
-        inputs.run(LabelIssues())
+        inputs.result(LabelIssues())
     twice = pa.concat_tables([rows, rows])
     inputs.tables["kernel_regression"] = twice
     with pytest.raises(DataError, match="found 60 predictions in kernel_regression for 30 of 30"):
-        inputs.run(LabelIssues())
+        inputs.result(LabelIssues())
 
 
 def test_the_probe_is_fitted_on_the_rows_that_have_an_embedding() -> None:
     gone = (("embedding", "example", 4), ("embedding", "example", 29))
-    rows, _ = InMemory(*gone).run(Probe())
-    expected, _ = InMemory(*gone, is_forgotten=True).run(Probe())
+    rows, _ = InMemory(*gone).result(Probe())
+    expected, _ = InMemory(*gone, is_forgotten=True).result(Probe())
     assert rows.equals(expected)
-    assert not rows.equals(InMemory().run(Probe())[0])
+    assert not rows.equals(InMemory().result(Probe())[0])

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from memory_inputs import MemoryInputs
 
 from stages.metrics.agreement import Agreement
 from stages.metrics.bootstrap import bootstrap, draws, mean_of
@@ -13,7 +14,7 @@ from stages.metrics.specificity import Specificity
 from stages.metrics.support_size import SupportSize, auc, ranks, spearman
 from stages.pairs.scores import ATTRIBUTION
 from stages.pairs.support import SUPPORT
-from stages.stage import ConfigError, DataError, Part
+from stages.stage import ConfigError, DataError
 
 
 @pytest.mark.parametrize("cls", [Specificity, Contamination, Removal, Agreement, SupportSize])
@@ -48,28 +49,16 @@ def test_fields_of_one(cls: Any, fields: Any, said: str) -> None:
         cls(**fields)
 
 
-class Tables:
-    """`Inputs` of tables by name, all rows of them."""
-
-    def __init__(self, **tables: Any) -> None:
-        self.part, self.opened = Part("", 0), None
-        self._tables = {
-            name: pa.Table.from_pylist(rows) if isinstance(rows, list) else rows
-            for name, rows in tables.items()
-        }
-
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        return self._tables[name]
-
-    def vectors(self, name: str, role: str) -> Any:
-        raise AssertionError("no vectors are read")
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["a", "b"]}
+def tables(**given: Any) -> MemoryInputs:
+    found = {
+        name: pa.Table.from_pylist(rows) if isinstance(rows, list) else rows
+        for name, rows in given.items()
+    }
+    return MemoryInputs(found, {"label": {"classes": ["a", "b"]}})
 
 
 def test_tables_that_are_no_lists() -> None:
-    inputs: Any = Tables(probe=pa.table({"class": [0]}), support=SUPPORT.schema.empty_table())
+    inputs = tables(probe=pa.table({"class": [0]}), support=SUPPORT.schema.empty_table())
     with pytest.raises(DataError, match="probe: found a table with the columns class, expected"):
         Explanations(methods=("probe",)).lists(inputs)
     with pytest.raises(DataError, match="support: found support spectra with side: harmful"):
@@ -85,7 +74,7 @@ def test_a_method_that_lists_nothing_has_a_row_without_numbers() -> None:
     roles = ["query", "example", "query"]
     flat = pa.array([0.0, 1.0] * 3)
     logits = pa.FixedSizeListArray.from_arrays(flat, 2)
-    inputs: Any = Tables(
+    inputs = tables(
         none=ATTRIBUTION.schema.empty_table(),
         label=pa.table({"id": [0, 1, 2], "role": roles, "label": [0, 0, 1], "true_label": [1] * 3}),
         prediction=pa.table({"id": [0, 1, 2], "role": roles, "logits": logits}),
@@ -99,7 +88,7 @@ def test_a_method_that_lists_nothing_has_a_row_without_numbers() -> None:
 
 def test_topics_that_are_not_there() -> None:
     rows = [{"id": 1, "role": "query", "source_id": "", "row_number": 0, "kind": None}]
-    inputs: Any = Tables(extra=rows, label=[])
+    inputs = tables(extra=rows, label=[])
     with pytest.raises(DataError, match="topic: found no column fine .* expected one of kind"):
         Agreement(topic="fine")._topics(inputs, "query")
     with pytest.raises(DataError, match="topic: found no query with a topic"):
@@ -109,7 +98,7 @@ def test_topics_that_are_not_there() -> None:
 def test_predictions_of_the_other_role_are_none() -> None:
     empty = pa.table({"id": pa.array([], pa.int64()), "role": pa.array([], pa.string())})
     with pytest.raises(DataError, match="prediction: found no prediction of a row with role query"):
-        read_logits(Tables(prediction=empty), "prediction", "query")
+        read_logits(tables(prediction=empty), "prediction", "query")
 
 
 def test_reads_name_what_is_needed() -> None:

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from memory_inputs import MemoryInputs, label_table
 
 from stages.catalogue import load
 from stages.game.utility import Judge
@@ -17,29 +18,17 @@ from stages.values.leave_one_out import LeaveOneOut
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 
 
-class InMemory:
+class InMemory(MemoryInputs):
     """Six labelled examples, one that was dropped (id 5), and four queries, one without label."""
 
     def __init__(self) -> None:
-        self.part = Part("", 0)
-        self.opened: Any = None
         generator = np.random.default_rng(1)
-        self.rows = {
+        rows = {
             role: Vectors(np.array(ids), generator.normal(size=(len(ids), 5)).astype(np.float32))
             for role, ids in (("example", [1, 2, 4, 5, 7, 8, 9]), ("query", [0, 1, 2, 3]))
         }
-
-    def table(self, name: str, role: str) -> pa.Table:
-        ids, labels = LABELS[role].keys(), LABELS[role].values()
-        return pa.table(
-            {"id": pa.array(ids, pa.int64()), "label": pa.array(list(labels), pa.int64())}
-        )
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self.rows[role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["a", "b", "c"]}
+        details = {"label": {"classes": ["a", "b", "c"]}}
+        super().__init__({"label": label_table(LABELS)}, details, rows)
 
 
 def rows_of(stage: Any, index: int = 0) -> pa.Table:

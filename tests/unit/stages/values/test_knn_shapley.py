@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from memory_inputs import MemoryInputs, label_table
 
 import storage.schema
 from stages.catalogue import load
@@ -19,40 +20,28 @@ COLUMNS = (
 N_EXAMPLES, N_QUERIES = 12, 9
 
 
-class InMemory:
+class InMemory(MemoryInputs):
     """Twelve examples and nine queries in blocks of three; `without` names rows without a vector.
 
     Labels that are None are unknown.
     """
 
     def __init__(self, unknown: Any = (), without: Any = ()) -> None:
-        self.part, self.opened = Part("query", 0), None
         g = np.random.default_rng(0)
-        columns: dict[str, list[Any]] = {"id": [], "role": [], "label": []}
-        self.rows = {}
+        labels: dict[str, dict[int, int | None]] = {}
+        rows = {}
         for role, n in (("example", N_EXAMPLES), ("query", N_QUERIES)):
-            labels = g.integers(0, 2, n).tolist()
-            columns["id"] += range(n)
-            columns["role"] += [role] * n
-            columns["label"] += [None if (role, i) in unknown else labels[i] for i in range(n)]
+            known = enumerate(g.integers(0, 2, n).tolist())
+            labels[role] = {i: None if (role, i) in unknown else y for i, y in known}
             matrix = g.normal(size=(n, 4)).astype(np.float16)
             kept = np.array([i for i in range(n) if (role, i) not in without], int)
-            self.rows[role] = Vectors(kept, matrix[kept])
-        self.labels = pa.table(columns)
+            rows[role] = Vectors(kept, matrix[kept])
+        details = {"label": {"classes": ["a", "b"]}}
+        super().__init__({"label": label_table(labels)}, details, rows, Part("query", 0), block=3)
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
-        if role is None:
-            return self.labels
-        table = self.labels.filter(pc.equal(self.labels["role"], role))
-        return table.slice(3 * self.part.index, 3) if role == "query" else table
-
-    def vectors(self, name: str, role: str) -> Vectors:
-        return self.rows[role]
-
-    def details(self, name: str) -> dict[str, Any]:
-        return {"classes": ["a", "b"]}
-
-    def run(self, stage: KnnShapley, index: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def block_of(
+        self, stage: KnnShapley, index: int = 0
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows and facts of one block."""
         self.part = Part("query", index)
         self.opened = self.opened or stage.open(self)
@@ -65,7 +54,7 @@ def test_rows_without_label_or_features_take_no_part() -> None:
     """Values are those of a corpus that never had them."""
     unknown = [("example", 3), ("query", 1), ("query", 5)]
     without = [("example", 7), ("query", 2), ("query", 5), ("example", 3)]
-    rows, facts = InMemory(unknown, without).run(KnnShapley(neighbours=3))
+    rows, facts = InMemory(unknown, without).block_of(KnnShapley(neighbours=3))
     assert [row["example_id"] for row in rows] == [i for i in range(N_EXAMPLES) if i not in (3, 7)]
     assert {row["n_queries"] for row in rows} == {1}
     assert facts == {
@@ -80,17 +69,17 @@ def test_rows_without_label_or_features_take_no_part() -> None:
     kept = [(row["role"], row["id"]) not in gone for row in bare.labels.to_pylist()]
     labels = pc.if_else(pa.array(kept), bare.labels["label"], None)
     bare.labels = bare.labels.set_column(2, "label", labels)
-    assert bare.run(KnnShapley(neighbours=3))[0] == rows
+    assert bare.block_of(KnnShapley(neighbours=3))[0] == rows
 
 
 def test_a_block_without_labels_has_no_rows_and_is_counted() -> None:
     inputs = InMemory([("query", i) for i in (3, 4, 5)])
     stage = KnnShapley()
-    assert inputs.run(stage, 1) == (
+    assert inputs.block_of(stage, 1) == (
         [],
         {"n_examples": 12, "n_without_features": 0, "n_without_label": 3, "n_left_out": 0},
     )
-    assert len(inputs.run(stage, 2)[0]) == N_EXAMPLES
+    assert len(inputs.block_of(stage, 2)[0]) == N_EXAMPLES
 
 
 @pytest.mark.parametrize("role", ["example", "query"])
@@ -99,7 +88,7 @@ def test_nothing_to_value_or_to_value_with(role: str, what: str) -> None:
     everyone = {what: [(role, i) for i in range(N_EXAMPLES)]}
     counts = {"example": "0 examples and 9 queries", "query": "12 examples and 0 queries"}
     with pytest.raises(DataError, match=f"embedding: found {counts[role]} with a label and feat"):
-        InMemory(**everyone).run(KnnShapley())
+        InMemory(**everyone).block_of(KnnShapley())
 
 
 def test_fields_are_checked() -> None:
