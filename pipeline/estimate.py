@@ -13,7 +13,7 @@ from pipeline.node import Node
 from pipeline.plan import Plan, make_plan
 from pipeline.run import artefacts_of_before
 from stages.model.calibration import flops_per_second
-from stages.stage import Cost, Work
+from stages.stage import Work
 from storage.table import Store
 
 CHARACTERS_PER_TOKEN = 4.2
@@ -64,16 +64,11 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _lengths(corpus: Corpus, plan: Plan) -> list[int]:
     """Lengths of the feature vectors that are known before they are computed."""
     own = [corpus.tables[name].vector_length or 0 for name in SOMETIMES & set(corpus.tables)]
-    return own + [_length(node.stage) for node in plan.nodes]
-
-
-def _length(stage: Any) -> int:
-    projection = getattr(stage, "projection", None)
-    return int(getattr(projection, "dim", None) or 0)
+    return own + [node.stage.feature_dim or 0 for node in plan.nodes]
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
-    cost = node.stage.cost(work) if hasattr(node.stage, "cost") else Cost()
+    cost = node.stage.cost(work)
     share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
     at_once = max(1, min(workers, len(node.missing)))
     scaled = {
@@ -84,7 +79,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     return {
         "stage": node.instance,
         "tasks": len(node.missing),
-        "at_most": bool(node.missing and node.watch),
+        "at_most": bool(node.missing and node.stop_rule()),
         "reused": len(node.tasks) - len(node.missing),
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,

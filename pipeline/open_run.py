@@ -91,7 +91,7 @@ class OpenedRun:
         )
 
     def task(self) -> str:
-        """The `task` of the corpus (`stages.corpus.source.Task`)."""
+        """The `task` of the corpus (`stages.stage.CorpusTask`)."""
         return str(self.facts("label").get("task", "classification"))
 
     def flag(self, top: int | None = None, method: str | None = None) -> Any:

@@ -21,7 +21,7 @@ from pipeline.settings import Run
 from stages.catalogue import stage_names
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import Part, Stage
+from stages.stage import Merges, Part, Stage
 from storage.manifest import digest, shard_key, table_key
 from storage.table import Store
 
@@ -39,7 +39,7 @@ class Plan:
     """Sentences about choices that a person should hear of."""
 
 
-def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], list[str]]:
+def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], list[str]]:
     """Stage instances, every one after those it reads, and the names of those that were added.
 
     A table that is read and not written by any instance is taken from the stage of that name, with
@@ -62,7 +62,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
     while pending:
         instance = pending.pop()
         for read in stages[instance].reads:
-            wanted = getattr(stages[instance], "asks", {}).get(read, {})
+            wanted = stages[instance].asks.get(read, {})
             if read in added:
                 other = parse_stage(read, wanted, run.model, name)
                 check_same(read, stages[read], added[read], other, instance, name)
@@ -78,7 +78,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
             stages[read] = parse_stage(read, wanted, run.model, name)
             added[read] = instance
             pending.append(read)
-    ordered: dict[str, Any] = {}
+    ordered: dict[str, Stage] = {}
     while len(ordered) < len(stages):
         ready = [
             instance
@@ -125,19 +125,19 @@ def make_plan(
         fields = row_fields(stage, fingerprints)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
-        if getattr(stage, "is_kept", False):
+        if stage.is_kept:
             last = (before or {}).get(instance)
             node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
         present = [store.shard_keys(spec.name) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
-        if hasattr(stage, "merge"):
+        if isinstance(stage, Merges):
             done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
     return Plan(run, corpus, tuple(planned.values()), tuple(added), tuple(notes))
 
 
-def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, str]]:
     """For each name that an instance reads: the instance and the table that it stands for."""
     return {
         read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
@@ -145,19 +145,18 @@ def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, st
     }
 
 
-def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:
+def row_fields(stage: Stage, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:
     """The fields of a stage that change its rows, as plain values; models as fingerprints."""
-    outside: frozenset[str] = getattr(stage, "outside_key", frozenset())
     found = {}
     for f in dataclasses.fields(stage):
         value = getattr(stage, f.name)
-        if f.name in outside:
+        if f.name in stage.outside_key:
             continue
         if isinstance(value, ModelSpec):
             if value not in fingerprints:
                 fingerprints[value] = fingerprint(value)
             spec = dataclasses.asdict(value)
-            hidden = {name.removeprefix(f"{f.name}.") for name in outside}
+            hidden = {name.removeprefix(f"{f.name}.") for name in stage.outside_key}
             spec = {
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
@@ -166,7 +165,7 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
     return found
 
 
-def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _writers(read: str, stages: Mapping[str, Stage]) -> list[tuple[str, str]]:
     instance, _, table = read.partition(".")
     if table and instance in stages:
         return [(instance, spec.name) for spec in stages[instance].writes if spec.name == table]
@@ -176,7 +175,7 @@ def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(i, s.name) for i, stage in stages.items() for s in stage.writes if s.name == read]
 
 
-def _writer(read: str, reader: str, stages: Mapping[str, Any], name: str) -> tuple[str, str]:
+def _writer(read: str, reader: str, stages: Mapping[str, Stage], name: str) -> tuple[str, str]:
     found = _writers(read, stages)
     if len(found) != 1:
         names = ", ".join(instance for instance, _ in found)
@@ -197,25 +196,24 @@ def _input_keys(
 
 
 def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Task, ...]:
-    stage: Stage = node.stage
+    stage = node.stage
     name, version = stage_name(stage), stage.version
     whole = [node.inputs[read] for read in node.reads]
     if stage.split == "whole":
         return (Task(Part("", 0), shard_key(name, version, node.fields, whole, 0)),)
     if stage.split == "round":
-        rounds = int(getattr(stage, "rounds", 1))
         return tuple(
             Task(Part("", r), shard_key(name, version, node.fields, whole, r))
-            for r in range(rounds)
+            for r in range(stage.rounds)
         )
     cuts = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     place = {read: {(role, i): key for role, i, key in cut} for read, cut in cuts.items()}
-    beside = ("example",) if stage.split == "query" else getattr(stage, "opens", ())
+    beside = ("example",) if stage.split == "query" else stage.opens
     tasks = []
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
             continue
-        if hasattr(stage, "merge") and shard.role != "example":
+        if isinstance(stage, Merges) and shard.role != "example":
             continue
         keys = []
         for read in node.reads:
@@ -225,4 +223,4 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
             keys.append(own or node.inputs[read])
         part = Part(shard.role, shard.index)
         tasks.append(Task(part, shard_key(name, version, node.fields, keys, 0)))
-    return grow(tasks, name, version, node.fields) if hasattr(stage, "merge") else tuple(tasks)
+    return grow(tasks, name, version, node.fields) if isinstance(stage, Merges) else tuple(tasks)

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.catalogue import load
-from stages.stage import ConfigError
+from stages.stage import ConfigError, Stage
 
 
 def check_model(read: str, reader: str, run: Run, name: str) -> None:
@@ -36,27 +36,24 @@ def check_same(read: str, one: Any, asker: str, other: Any, reader: str, name: s
         )
 
 
-def check_reads(instance: str, stage: Any, writers: Mapping[str, Any]) -> None:
+def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]) -> None:
     """Asks a stage whether it can work with what it reads."""
-    if not hasattr(stage, "check_reads"):
-        return
     try:
         stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
     except ConfigError as error:
         raise ConfigFileError(f"stages.{instance}: {error}") from error
 
 
-def check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
+def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
     """Refuses a stage that the corpus does not have the rows for."""
-    tasks: tuple[str, ...] = getattr(stage, "tasks", (corpus.task,))
-    if corpus.task not in tasks:
+    if corpus.task not in stage.tasks:
         raise ConfigFileError(
             f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
-            f"{' or '.join(tasks)}, which is what {stage_name(stage)} works on. Leave the stage "
-            "out, or correct the corpus's task."
+            f"{' or '.join(stage.tasks)}, which is what {stage_name(stage)} works on. Leave the "
+            "stage out, or correct the corpus's task."
         )
-    head = getattr(getattr(stage, "model", None), "head", None)
-    if head == "span" and corpus.task != "question_answering":
+    model = stage.model_ref
+    if model is not None and model.head == "span" and corpus.task != "question_answering":
         raise ConfigFileError(
             f"stages.{instance}: found head: span with a corpus of task: {corpus.task}, expected "
             "task: question_answering. Set it in corpus, or another head in model."
@@ -84,7 +81,7 @@ def check_rounds(
 ) -> None:
     """Refuses a stage that reads rounds whose number only their rows decide."""
     for writer, _ in reads.values():
-        if writer in planned and planned[writer].watch is not None:
+        if writer in planned and planned[writer].stop_rule() is not None:
             raise ConfigFileError(
                 f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
                 "rule, expected a fixed number of rounds. Leave minutes, stderr and "

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any, cast
 
-from stages.stage import ConfigError
+from stages.stage import ConfigError, Stage
 
 METHODS = ("features", "predictions", "pairs", "values", "tokens")
 """Folders of `stages/` in which every file is a stage, but for `CONTRACTS`."""
@@ -27,7 +27,7 @@ def stage_names() -> list[str]:
     return sorted(_places())
 
 
-def load(name: str) -> type[Any]:
+def load(name: str) -> type[Stage]:
     """The stage class of that name, from `stages/<folder>/<name>.py`.
 
     Raises:
@@ -41,7 +41,7 @@ def load(name: str) -> type[Any]:
             f"stages/ ({folders}). Correct the name, or set `stage:` when the entry is an instance "
             "name of your own."
         )
-    return _class_of(place, "STAGE")
+    return cast(type[Stage], _class_of(place, "STAGE"))
 
 
 def metric_names() -> list[str]:
@@ -60,7 +60,7 @@ def load_metric(name: str) -> type[Any]:
             f"stages.metrics.{name}: found no metric of that name, expected a file "
             f"stages/metrics/{name}.py. Correct the name."
         )
-    return _class_of(f"stages.metrics.{name}", "METRIC")
+    return cast(type[Any], _class_of(f"stages.metrics.{name}", "METRIC"))
 
 
 @functools.cache
@@ -74,11 +74,11 @@ def _modules(folder: str) -> tuple[str, ...]:
     return tuple(n for n in names if n != "__init__" and f"{folder}.{n}" not in CONTRACTS)
 
 
-def _class_of(place: str, constant: str) -> type[Any]:
+def _class_of(place: str, constant: str) -> Any:
     module = importlib.import_module(place)
     if not hasattr(module, constant):
         raise ConfigError(
             f"{place}: found a module without {constant}, expected one that ends with "
             f"`{constant} = <Class>`. Add it."
         )
-    return cast(type[Any], getattr(module, constant))
+    return getattr(module, constant)

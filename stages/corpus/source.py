@@ -6,9 +6,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from stages.stage import ConfigError, DataError
+from stages.stage import ConfigError, CorpusTask, DataError
 
 KINDS = {
     ".parquet": "parquet",
@@ -19,8 +18,7 @@ KINDS = {
     ".tsv": "csv",
 }
 ENDINGS = ", ".join(KINDS)
-Task = Literal["classification", "regression", "completion", "question_answering"]
-LABELLED: tuple[Task, ...] = ("classification", "regression")
+LABELLED: tuple[CorpusTask, ...] = ("classification", "regression")
 """Tasks whose rows have a label; the others are their own target, or have none."""
 
 
@@ -55,7 +53,7 @@ class Source:
     """Branch, tag or commit of a data set on the hub."""
     split: str | None = None
     """Split expression such as `train`, `train[:1000]` or `train[:50%]+test`; files are `train`."""
-    task: Task = "classification"
+    task: CorpusTask = "classification"
     """What a model learns from a row: its class, its number, the text it should write, or where in
     a text a question is answered. Queries have the task of the corpus."""
     text: str | None = "text"

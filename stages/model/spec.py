@@ -155,3 +155,14 @@ class ModelSpec:
                 f"model: found max_length: {self.max_length}, expected at least 3 (two special "
                 "tokens and one of text). Raise it."
             )
+
+
+class RunsModel:
+    """A stage with a field `model`: the network that it runs."""
+
+    model: ModelSpec | None
+
+    @property
+    def model_ref(self) -> ModelSpec | None:
+        """The model that is run."""
+        return self.model

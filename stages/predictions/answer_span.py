@@ -7,7 +7,7 @@ tokens of the text.
 Source: Devlin et al. 2019, arXiv:1810.04805, section 4.2.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,8 +20,8 @@ from stages.model.batches import batches
 from stages.model.measurement import Measurement, load_measurement
 from stages.model.offsets import locate
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.model.spec import ModelSpec, RunsModel
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 ANSWER = TableSpec(
@@ -47,7 +47,7 @@ the last one included; `logit` is the sum of both. NULL where `max_length` left 
 
 
 @dataclass(frozen=True)
-class AnswerSpan:
+class AnswerSpan(RunsModel, Stage):
     """The best answer to every question."""
 
     model: ModelSpec
@@ -99,7 +99,7 @@ class AnswerSpan:
         """The model and its tokenizer."""
         return load_measurement(self.model, inputs)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Answers of one shard."""
         measurement: Measurement = inputs.opened
         text = inputs.table("text")

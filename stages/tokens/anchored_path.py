@@ -54,7 +54,7 @@ class Anchored(Embedded):
 
 
 @dataclass(frozen=True)
-class DiscretePath(TokenScores):
+class DiscretePath(TokenScores, contract=True):
     """Scores of the tokens of every query; positive raises the explained output."""
 
     anchors: int = 30

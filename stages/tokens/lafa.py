@@ -15,7 +15,7 @@ the sum 1 before they are aggregated. [ours, after methods.md 4.6]
 Source: Zhang et al. 2022, arXiv:2204.10893.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ from stages.saliency.from_embeddings import Embedded, Targets
 from stages.saliency.outputs import Scored, Units, load_embedded, queries, token_rows, units_of
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares, squared_scores
-from stages.stage import ConfigError, Cost, Inputs, Work
-from stages.tokens.scores import TokenScores
+from stages.stage import ConfigError, Cost, Inputs, Rows, Work
+from stages.tokens.scores import TokenStage
 
 
 class Opening(NamedTuple):
@@ -47,7 +47,7 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lafa(TokenScores):
+class Lafa(TokenStage):
     """Scores of the tokens of every query, without a sign: large matters."""
 
     scores: Squares = field(default_factory=Squares)
@@ -116,7 +116,7 @@ class Lafa(TokenScores):
             )
         return Opening(embedded, text, labels, radius)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Scores of one block of queries."""
         opened: Opening = inputs.opened
         embedded = opened.embedded
