@@ -21,7 +21,7 @@ from stages.reading.vectors import matrix_of
 from stages.stage import Part, Vectors
 from stages.values.freeshap import FreeShap
 
-DATA = Path(__file__).parents[2] / "configs" / "data"
+DATA = Path(__file__).parents[3] / "configs" / "data"
 FILES = {"example": ("sst2_train.parquet", 60), "query": ("sst2_validation.parquet", 40)}
 UTILITIES = ("accuracy", "cross_entropy", "margin")
 

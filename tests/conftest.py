@@ -16,7 +16,7 @@ import click.testing
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 ASSAY = Path(sys.executable).with_name("assay")
 # Times are outside of every comparison (design.md 4).
 TIMES = ("seconds", "created")

@@ -359,7 +359,7 @@ def test_importing_is_fast() -> None:
 
 def run(code: str, environment: dict[str, str]) -> str:
     """What a fresh interpreter prints: the hub client reads its settings at import."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[4]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={**os.environ, **environment, "PYTHONPATH": str(root)},
