@@ -22,7 +22,7 @@ from stages.catalogue import stage_names
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Merges, Part, Stage
-from storage.manifest import digest, shard_key, table_key
+from storage.manifest import Recipe, digest, table_key
 from storage.table import Store
 
 
@@ -197,15 +197,12 @@ def _input_keys(
 
 def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Task, ...]:
     stage = node.stage
-    name, version = stage_name(stage), stage.version
+    recipe = Recipe(stage_name(stage), stage.version, node.fields, stage.writes)
     whole = [node.inputs[read] for read in node.reads]
     if stage.split == "whole":
-        return (Task(Part("", 0), shard_key(name, version, node.fields, whole, 0)),)
+        return (Task(Part("", 0), recipe.key(whole)),)
     if stage.split == "round":
-        return tuple(
-            Task(Part("", r), shard_key(name, version, node.fields, whole, r))
-            for r in range(stage.rounds)
-        )
+        return tuple(Task(Part("", r), recipe.key(whole, r)) for r in range(stage.rounds))
     cuts = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     place = {read: {(role, i): key for role, i, key in cut} for read, cut in cuts.items()}
     beside = ("example",) if stage.split == "query" else stage.opens
@@ -222,5 +219,5 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
                 own = digest([own, [list(cut) for cut in cuts[read] if cut[0] in beside]])
             keys.append(own or node.inputs[read])
         part = Part(shard.role, shard.index)
-        tasks.append(Task(part, shard_key(name, version, node.fields, keys, 0)))
-    return grow(tasks, name, version, node.fields) if isinstance(stage, Merges) else tuple(tasks)
+        tasks.append(Task(part, recipe.key(keys)))
+    return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)

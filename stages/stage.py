@@ -78,6 +78,7 @@ class Vectors(NamedTuple):
     matrix: np.ndarray
 
 
+@runtime_checkable
 class Tell(Protocol):
     """How a part's computation tells of itself; what is told is kept with the shard."""
 
