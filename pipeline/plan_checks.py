@@ -53,10 +53,11 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             "stage out, or correct the corpus's task."
         )
     model = stage.model_ref
-    if model is not None and model.head == "span" and corpus.task != "question_answering":
+    if model is not None and corpus.task not in model.kind.corpora:
         raise ConfigFileError(
-            f"stages.{instance}: found head: span with a corpus of task: {corpus.task}, expected "
-            "task: question_answering. Set it in corpus, or another head in model."
+            f"stages.{instance}: found head: {model.head} with a corpus of task: {corpus.task}, "
+            f"expected task: {' or '.join(model.kind.corpora)}. Set it in corpus, or another head "
+            "in model."
         )
     if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
         raise ConfigFileError(

@@ -1,10 +1,11 @@
-"""Names of stages and metrics, and the classes behind them.
+"""Names of stages, metrics and kinds of models, and the classes behind them.
 
 A file of a folder of methods is a stage of that name; the files that its methods share, the
 contracts, are told apart here. No file is read and nothing is imported until it is asked for, so
 `--help` never loads torch.
 """
 
+import difflib
 import functools
 import importlib
 from pathlib import Path
@@ -16,7 +17,7 @@ METHODS = ("features", "predictions", "pairs", "values", "tokens")
 """Folders of `stages/` in which every file is a stage, but for `CONTRACTS`."""
 CONTRACTS = frozenset(
     {"pairs.scores", "tokens.scores", "tokens.anchored_path", "metrics.metric"}
-    | {"metrics.explanations", "metrics.bootstrap"}
+    | {"metrics.explanations", "metrics.bootstrap", "model/heads.head"}
 )
 """What the methods of a folder share."""
 HERE = Path(__file__).parent
@@ -61,6 +62,27 @@ def load_metric(name: str) -> type[Any]:
             f"stages/metrics/{name}.py. Correct the name."
         )
     return cast(type[Any], _class_of(f"stages.metrics.{name}", "METRIC"))
+
+
+def head_names() -> list[str]:
+    """Names of the kinds of models there are, in the order of the alphabet."""
+    return sorted(_modules("model/heads"))
+
+
+def load_head(name: str) -> type[Any]:
+    """The class of `stages/model/heads/<name>.py`, a `stages.model.heads.head.Head`.
+
+    Raises:
+        ConfigError: there is no such kind of model.
+    """
+    names = head_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        raise ConfigError(
+            f"model: found head: {name}, expected one of {', '.join(names)}. "
+            + (f"Did you mean {near[0]}?" if near else "Correct it.")
+        )
+    return cast(type[Any], _class_of(f"stages.model.heads.{name}", "HEAD"))
 
 
 @functools.cache

@@ -124,15 +124,15 @@ class Gradient(RunsModel, Stage):
 
     def __post_init__(self) -> None:
         """Refuses tokens of a model that predicts none."""
-        if self.per == "token" and self.model.head != "completion":
+        if self.per == "token" and self.model.kind.explains != "next_tokens":
             raise ConfigError(
                 f"per: found token with head: {self.model.head}, expected head: completion. "
                 "Set per: row."
             )
-        if self.ntk is not None and self.model.head == "completion":
+        if self.ntk is not None and not self.model.kind.has_class_outputs:
             raise ConfigError(
-                f"ntk: found {self.ntk} with head: completion, expected a head with class logits. "
-                "Set ntk: null."
+                f"ntk: found {self.ntk} with head: {self.model.head}, expected a head with class "
+                "logits. Set ntk: null."
             )
         if self.ntk is None and self.predictions != "prediction":
             raise ConfigError(
@@ -167,7 +167,7 @@ class Gradient(RunsModel, Stage):
         """Labels, and the text, with the probe where it is the head, or what stands for them."""
         if self.ntk is not None:
             return (self.ntk, self.predictions, "label")
-        return ("text", "label", "probe") if self.model.head == "probe" else ("text", "label")
+        return ("text", "label", *self.model.kind.reads)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
@@ -215,15 +215,13 @@ class Gradient(RunsModel, Stage):
         return passes
 
     def _check_task(self, n_outputs: int, task: str) -> None:
-        head = self.model.head
-        is_completion = head == "completion"
-        if is_completion != (task == "completion") or (
-            not is_completion and (n_outputs == 1) != (task == "regression")
-        ):
+        kind = self.model.kind
+        is_regression = kind.has_class_outputs and n_outputs == 1
+        if task not in kind.tasks or is_regression != (task == "regression"):
             raise ModelError(
-                f"{self.model.path}: found head: {head} with {n_outputs} outputs for a corpus with "
-                f"task: {task}, expected head: completion for completions, one output for a "
-                "regression, and one per class otherwise. Correct model.head or corpus.task."
+                f"{self.model.path}: found head: {self.model.head} with {n_outputs} outputs for a "
+                f"corpus with task: {task}, expected head: completion for completions, one output "
+                "for a regression, and one per class otherwise. Correct model.head or corpus.task."
             )
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:

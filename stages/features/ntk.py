@@ -89,10 +89,10 @@ class Ntk(RunsModel, Stage):
 
     def __post_init__(self) -> None:
         """Refuses a model that measures completions: its one output is its loss."""
-        if self.model.head == "completion":
+        if not self.model.kind.has_class_outputs:
             raise ConfigError(
-                "ntk: found head: completion, expected a head with class logits. Use the stage "
-                "gradient."
+                f"ntk: found head: {self.model.head}, expected a head with class logits. "
+                "Use the stage gradient."
             )
 
     @property
@@ -108,7 +108,7 @@ class Ntk(RunsModel, Stage):
     @property
     def reads(self) -> tuple[str, ...]:
         """The text, and the probe where it is the head."""
-        return ("text", "probe") if self.model.head == "probe" else ("text",)
+        return ("text", *self.model.kind.reads)
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

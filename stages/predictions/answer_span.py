@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stages.model.batches import batches
 from stages.model.measurement import Measurement, load_measurement
-from stages.model.offsets import locate
+from stages.model.offsets import token_offsets
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
@@ -89,7 +89,7 @@ class AnswerSpan(RunsModel, Stage):
         Raises:
             ConfigError: it has another head.
         """
-        if self.model.head != "span":
+        if self.model.kind.explains != "answer":
             raise ConfigError(
                 f"model: found head: {self.model.head}, expected head: span, which knows where "
                 "answers start and end. Set it in model."
@@ -103,8 +103,8 @@ class AnswerSpan(RunsModel, Stage):
         """Answers of one shard."""
         measurement: Measurement = inputs.opened
         text = inputs.table("text")
-        tokens = measurement.tokenise(text)
-        places = locate(measurement, text, tokens)
+        tokens = measurement.tokenise(text, with_offsets=True)
+        places = token_offsets(measurement, text, tokens)
         names = ("id", "role", "text")
         ids, roles, texts = (text[name].to_pylist() for name in names)
         for rows in batches(tokens.lengths, self.token_budget):

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 
 from stages.model.batches import batches
-from stages.model.measurement import load_measurement, read_probe
+from stages.model.heads.probe import read_probe
+from stages.model.measurement import load_measurement
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.vectors import matrix_of, vector_rows
@@ -56,7 +57,7 @@ class Prediction(RunsModel, Stage):
     @property
     def _running(self) -> ModelSpec | None:
         """The model, where it is run; None where the probe predicts."""
-        return None if self.model is None or self.model.head == "probe" else self.model
+        return None if self.model is None or self.model.kind.is_fitted else self.model
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from stages.model.measurement import Measurement, load_measurement
 from stages.saliency.anchors import Candidates, Strategy, check_anchors, n_points, search, walk
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import BaselineName, Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.path import Path, Rule, baseline_rows, follow, quadrature
 from stages.saliency.word_distance import mean_distance
 from stages.stage import ConfigError, Cost, Inputs, Work
@@ -23,7 +23,7 @@ from stages.tokens.scores import TokenScores
 PATH_FIELDS = ("model", "anchors", "neighbours", "strategy", "candidates", "baseline")
 
 
-class Anchored(Embedded):
+class Anchored(FromEmbeddings):
     """A model that knows the anchors of its words."""
 
     def __init__(self, measurement: Measurement, known: pa.Table, stage: "DiscretePath") -> None:
@@ -115,12 +115,12 @@ class DiscretePath(TokenScores, contract=True):
         measurement = load_measurement(self.model, inputs)
         return Anchored(measurement, inputs.table(self.paths), self)
 
-    def score(self, embedded: Anchored, units: Units) -> list[Scored]:
+    def score(self, embedded: Anchored, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
 
         def path(unit: int) -> Path:
             ids = np.array(units.tokens.columns["input_ids"][unit])
-            moved = torch.from_numpy(units.places[unit].is_moved)
+            moved = torch.from_numpy(units.offsets[unit].is_text)
             rows = baseline_rows(embedded, units, unit, self.baseline)
             points = rows.expand(n_points(self.anchors, self.midpoints), *rows.shape).clone()
             points[:, moved] = embedded.points(torch.from_numpy(ids)[moved].to(rows.device))

@@ -8,8 +8,8 @@ from stages.model.spec import ModelSpec, RunsModel
 from stages.saliency.outputs import (
     EXPLAINED,
     TOKEN,
+    ExplainedOutputs,
     Scored,
-    Units,
     load_embedded,
     queries,
     tables_read,
@@ -60,5 +60,5 @@ class TokenScores(TokenStage, contract=True):
         yield from token_rows(units, self.score(inputs.opened, units))
 
     @abstractmethod
-    def score(self, embedded: Any, units: Units) -> list[Scored]:
+    def score(self, embedded: Any, units: ExplainedOutputs) -> list[Scored]:
         """The scores of each unit; `embedded` is what `open` returned."""

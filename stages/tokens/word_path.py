@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.model.offsets import locate
+from stages.model.offsets import token_offsets
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.saliency.anchors import Candidates, Strategy, check_anchors, search
@@ -79,10 +79,10 @@ class WordPath(RunsModel, Stage):
         else:
             measurement = embedded.measurement
             text = inputs.table("text", "query")
-            tokens = measurement.tokenise(text)
-            places = locate(measurement, text, tokens)
+            tokens = measurement.tokenise(text, with_offsets=True)
+            places = token_offsets(measurement, text, tokens)
             rows = zip(tokens.columns["input_ids"], places, strict=True)
-            moved = [np.array(row)[place.is_moved] for row, place in rows]
+            moved = [np.array(row)[place.is_text] for row, place in rows]
             ids = np.unique(np.concatenate([np.zeros(0, np.int64), *moved]))
         found = search(
             embedded.table,

@@ -176,7 +176,7 @@ class Retrain(RunsModel, Stage):
     @property
     def _read_model(self) -> ModelSpec | None:
         """The model, where it reads the text; None for a head alone."""
-        is_head_alone = self.last_blocks == 0 and self.model and self.model.head == "probe"
+        is_head_alone = self.last_blocks == 0 and self.model and self.model.kind.is_fitted
         return None if is_head_alone else self.model
 
     @property
