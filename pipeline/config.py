@@ -17,7 +17,7 @@ import pydantic
 import yaml
 
 from pipeline.errors import ConfigFileError
-from pipeline.settings import Run
+from pipeline.settings import FOR, Run
 from stages.catalogue import load, load_metric, metric_names, stage_names
 from stages.corpus.source import Source
 from stages.model.spec import ModelSpec
@@ -243,7 +243,7 @@ def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
 
 def _known(given: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:
     for name in given:
-        if name not in stages:
+        if name not in stages and not (FOR in name and name.partition(FOR)[0] in stages):
             raise ConfigFileError(
                 f"{where}.{name}: found no stage instance of that name, expected one of "
                 f"{', '.join(stages)}. Correct the name."

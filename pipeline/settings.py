@@ -8,6 +8,9 @@ from typing import Any, Literal
 from stages.corpus.source import Source
 from stages.model.spec import ModelSpec
 
+FOR = "_for_"
+"""In the name of a stage that is added once more, between it and who asks (`pipeline.added`)."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -37,7 +40,7 @@ class RaySettings:
     default: Resources = field(default_factory=Resources)
     """For stages that `stages` does not name."""
     stages: Mapping[str, Resources] = field(default_factory=dict)
-    """Per stage instance."""
+    """Per stage instance; what `gradient` is given, `gradient_for_influence` has too."""
 
 
 @dataclass(frozen=True)
@@ -70,4 +73,5 @@ class Run:
 
     def resources(self, instance: str) -> Resources:
         """What one worker of the stage instance gets."""
-        return self.ray.stages.get(instance, self.ray.default)
+        given, plain = self.ray.stages, instance.partition(FOR)[0]
+        return given.get(instance, given.get(plain, self.ray.default))
