@@ -48,7 +48,7 @@ class Run:
     """A run as configured, with every default filled in."""
 
     run: str
-    """The run's folder; it is made when it is not there."""
+    """The run's folder; it is made when it is not there. Relative to the working directory."""
     corpus: Source
     """The training rows, the ones that are valued."""
     queries: Source | None = None
@@ -56,7 +56,8 @@ class Run:
     model: ModelSpec | None = None
     """The model of every stage that does not name its own."""
     store: str | None = None
-    """Where tables lie, a folder or URL that runs can share; by default `store` in the run."""
+    """Where tables lie, a folder or URL that runs can share; by default `store` in the run.
+    Relative to the working directory."""
     shard_size: int = 1000
     """Rows per shard."""
     stages: Mapping[str, Any] = field(default_factory=dict)
