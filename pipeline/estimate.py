@@ -53,6 +53,12 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "rejected": corpus.tables["rejected"].rows,
         "shards": len(corpus.tables["text"].shards),
         "stages": rows,
+        "added": {
+            node.instance: plan.readers(node.instance)
+            for node in plan.nodes
+            if node.instance in plan.added
+        },
+        "notes": list(plan.notes),
         "workers": workers,
         "flops_per_second": speed,
         "written_bytes": sum(row["written_bytes"] for row in rows),

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.config import stage_name
 from pipeline.corpus import SOMETIMES, Corpus
@@ -21,18 +20,6 @@ def check_model(read: str, reader: str, run: Run, name: str) -> None:
             f"{name}: stages.{reader}: found that it reads {read!r}, which needs a model, expected "
             "the features of the corpus where there is no model. Name them there: kernel: "
             "[features], or embedding: features for a probe and what uses it; or add `model:`."
-        )
-
-
-def check_same(read: str, one: Any, asker: str, other: Any, reader: str, name: str) -> None:
-    """Refuses to add a stage that its two readers want in two ways."""
-    fields = [f.name for f in dataclasses.fields(one)]
-    if differing := [f for f in fields if getattr(one, f) != getattr(other, f)]:
-        raise ConfigFileError(
-            f"{name}: stages.{reader}: found that {asker} and {reader} both read {read!r}, which "
-            f"the file does not name, and ask for different {', '.join(differing)}, expected one "
-            f"for both. Add `{read}:` with the fields that are meant, or one instance for each and "
-            "name it there."
         )
 
 

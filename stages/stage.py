@@ -230,7 +230,9 @@ class Stage(ABC):
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """Fields of stages that the run does not name and that are added as this one reads them.
 
-        By the name in `reads`; the defaults where it asks for nothing.
+        By the name in `reads`; the defaults where it asks for nothing. Readers that ask for
+        different ones get one each, and the field that holds the name then points to it. What is
+        asked may name what stands before it in `reads`.
         """
         return {}
 

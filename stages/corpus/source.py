@@ -46,7 +46,7 @@ class Source:
 
     path: str
     """Id of a data set on the hub, a folder written by `save_to_disk`, a folder of data files, or
-    a Parquet, JSONL or CSV path or glob."""
+    a Parquet, JSONL or CSV path or glob; relative to the folder of the YAML, as all inputs are."""
     name: str | None = None
     """Configuration of a data set on the hub."""
     revision: str | None = None
@@ -194,7 +194,7 @@ def matches(path: str) -> list[str]:
             return found
         raise DataError(
             f"{path}: found no file that the pattern matches (looked for {whole}), expected at "
-            "least one. Correct the pattern or the folder the run starts in."
+            "least one. Correct the pattern; a relative one begins in the folder of the YAML."
         )
     folder = os.path.dirname(whole)
     names = os.listdir(folder) if os.path.isdir(folder) else []

@@ -12,7 +12,7 @@ and 2.4; `stages/ranking/spectrum.py` says what is quoted and what derived).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -113,6 +113,11 @@ class TokenSupport(RunsModel, Merges):
     def reads(self) -> tuple[str, ...]:
         """The texts, and the tokens to be explained."""
         return ("text", self.continuation)
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Continuations by the same model."""
+        return {self.continuation: {"model": asdict(self.model)}}
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

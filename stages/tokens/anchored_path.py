@@ -1,7 +1,7 @@
 """What UDIG and DIG share: a path through anchor words, from a table or searched where it lacks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -75,8 +75,7 @@ class DiscretePath(TokenScores, contract=True):
     word_distance: bool = False
     """Whether the mean distance of the path's points to the nearest word is computed, too."""
     paths: str = "word_path"
-    """Instance of `word_path` that holds the anchors. Two stages with different anchors need one
-    each, by name."""
+    """Instance of `word_path` that holds the anchors."""
 
     candidates: ClassVar[Candidates]
     """Which words are candidates."""
@@ -93,8 +92,8 @@ class DiscretePath(TokenScores, contract=True):
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """Anchors as they are wanted here."""
-        own = {name: getattr(self, name) for name in PATH_FIELDS if name != "model"}
-        return {self.paths: own}
+        own = {name: getattr(self, name) for name in PATH_FIELDS}
+        return {self.paths: {**own, "model": asdict(self.model)}}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses anchors that were searched in another way.

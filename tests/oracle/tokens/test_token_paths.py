@@ -257,7 +257,7 @@ def test_the_table_of_anchors_changes_nothing(
     spec = ModelSpec(str(checkpoint_folder), head="checkpoint")
     stage = make(spec, anchors=5, neighbours=4)
     asks = stage.asks["word_path"]
-    table = memory({"text": queries}).run(WordPath(spec, **asks))
+    table = memory({"text": queries}).run(WordPath(**{**asks, "model": spec}))
     assert table.num_rows > 5
     with_table = asked(word_path=table).run(stage)
     without = asked(word_path=WORD_PATHS).run(stage)
