@@ -5,6 +5,7 @@ plain dataclasses, checked here by pydantic, which no stage imports. There is no
 inheritance of files and no code in the YAML; `--set key.path=value` is the one way to override.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -64,6 +65,22 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         _override(raw, override)
     overridden = tuple(override.partition("=")[0] for override in overrides)
     return parse_config(raw, str(path), os.path.dirname(local(str(path))), overridden)
+
+
+def read_mapping(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run:
+    """The run that a mapping describes, whose keys and values are those of the YAML.
+
+    Args:
+        given: It is left as it is; relative paths in it are relative to the working directory.
+        overrides: `key.path=value`, the value in YAML.
+
+    Raises:
+        ConfigFileError: the mapping or an override cannot be used; errors call it `config`.
+    """
+    raw = copy.deepcopy(dict(given))
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw, "config")
 
 
 def parse_config(

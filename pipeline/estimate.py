@@ -2,16 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import read_config
 from pipeline.corpus import SOMETIMES, Corpus, read_corpus
 from pipeline.folder import RunFolder
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan
 from pipeline.run import artefacts_of_before
+from pipeline.settings import Run
 from stages.model.calibration import flops_per_second
 from stages.stage import Work
 from storage.table import Store
@@ -21,7 +20,7 @@ MODEL_EFFICIENCY = 0.5
 """Share of a bare matrix product's speed that models and solves reach; seen on MiniLM, one core."""
 
 
-def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def estimate(run: Run) -> dict[str, Any]:
     """Per stage and in all: tasks, reuse, forward and backward rows, FLOPs, bytes, memory, seconds.
 
     Reads the corpus and asks the machine for its speed with a matrix product of a fraction of a
@@ -31,7 +30,6 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
     """
-    run = read_config(config, overrides)
     store = Store(run.store_url)
     corpus = read_corpus(run, store, is_dry=True)
     plan = make_plan(run, corpus, store, artefacts_of_before(run, RunFolder(Path(run.run))))

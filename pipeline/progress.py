@@ -50,8 +50,11 @@ class Progress:
 class Screen(Progress):
     """Progress for people, on stderr: bars on a terminal, lines elsewhere."""
 
-    def __init__(self, opening: str = "Reading the corpus ...") -> None:
-        """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere."""
+    def __init__(self, opening: str | None = None) -> None:
+        """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere.
+
+        `opening` is said first.
+        """
         self._opening = opening
         self._console = Console(stderr=True)
         self._bars = Bars(
@@ -69,7 +72,8 @@ class Screen(Progress):
         self._begun = self._told = 0.0
 
     def __enter__(self) -> "Screen":
-        self.say(self._opening)
+        if self._opening is not None:
+            self.say(self._opening)
         return self
 
     def __exit__(

@@ -52,6 +52,7 @@ def execute_run(
         ) from error
     store = Store(run.store_url)
     before = artefacts_of_before(run, folder)
+    progress.say("Reading the corpus ...")
     plan = make_plan(run, read_corpus(run, store), store, before)
     progress.planned(plan)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
