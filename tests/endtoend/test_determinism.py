@@ -1,7 +1,6 @@
 """The same configuration gives the same bytes, wherever and however often it is computed."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ FEATURES = ("embedding", "gradient", "ntk")
 @pytest.fixture(scope="module")
 def one_shard(tmp_path_factory: Any, write_config: Any, assay: Any) -> Path:
     folder = tmp_path_factory.mktemp("one-shard")
-    result = assay("run", write_config(folder, shard_size=1000))
-    assert result.exit_code == 0, result.output
+    assay("run", write_config(folder, shard_size=1000))
     return folder / "run"
 
 
@@ -41,34 +39,6 @@ def rows_by_id(run: Path, table: str) -> dict[tuple[str, int], np.ndarray]:
 def values(run: Path) -> dict[tuple[str, int], tuple[float, float]]:
     rows = open_run(run).sql("SELECT utility, example_id, value, stderr FROM shapley").fetchall()
     return {(utility, example): (value, stderr) for utility, example, value, stderr in rows}
-
-
-@pytest.mark.ray
-def test_one_worker_on_ray_gives_the_bytes_of_this_process(
-    unbroken: Any, write_config: Any, start: Any, tables_of: Any, processes: Any, tmp_path: Path
-) -> None:
-    ray = {"engine": "ray", "default": {"workers": 1}}
-    with start("run", write_config(tmp_path, ray=ray)) as process:
-        _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
-    # The screen tells of the run; Ray has nothing to say there, and leaves nobody behind.
-    assert not [line for line in err.splitlines() if "ray" in line.lower()], err
-    until = time.monotonic() + 15
-    while processes(process.pid) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert processes(process.pid) == {}
-
-
-@pytest.mark.ray
-def test_two_workers_on_two_nodes_give_the_bytes_of_this_process(
-    unbroken: Any, write_config: Any, cli: Any, tables_of: Any, tmp_path: Path, cluster: Any
-) -> None:
-    ray = {"engine": "ray", "default": {"workers": 2}}
-    config = write_config(tmp_path, ray=ray)
-    done = cli("run", config, "--ray-address", cluster.address)
-    assert done.returncode == 0, done.stderr
-    assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
 
 
 def test_features_hardly_depend_on_the_shards(unbroken: Any, one_shard: Path) -> None:
@@ -102,7 +72,6 @@ def test_values_do_not_depend_on_the_shards_of_their_features(
             store.write_shard(spec, task.key, task.part.role, task.part.index, rows, details)
     assert [task.part.index for task in ntk.tasks] == [0, 0]
     result = assay("run", path)
-    assert result.exit_code == 0, result.output
     assert "ntk: " not in result.stderr
     expected, found = values(unbroken.folder), values(tmp_path / "run")
     assert found.keys() == expected.keys()
@@ -122,7 +91,6 @@ def test_a_rerun_of_a_finished_run_changes_no_file(
     rows = open_run(unbroken.folder).sql('FROM runs ORDER BY instance, "table"').fetchall()
     record, before = (unbroken.folder / "run.json").read_text(), files()
     result = assay("run", unbroken.config)
-    assert result.exit_code == 0, result.output
     assert "0 tasks to do" in " ".join(result.stderr.split())
     after = files()
     assert after.keys() == before.keys()
@@ -137,8 +105,7 @@ def test_the_resolved_config_repeats_the_run(
     unbroken: Any, assay: Any, tables_of: Any, tmp_path: Path
 ) -> None:
     resolved = unbroken.folder / "config.yaml"
-    again = assay("run", resolved, "--set", f"run={tmp_path / 'again'}")
-    assert again.exit_code == 0, again.output
+    assay("run", resolved, "--set", f"run={tmp_path / 'again'}")
     assert tables_of(tmp_path / "again/store") == tables_of(unbroken.folder / "store")
     first, second = (
         yaml.safe_load((p / "config.yaml").read_text())
@@ -151,14 +118,11 @@ def test_an_open_run_is_not_shown_to_whoever_opens_it_next(
     unbroken: Any, assay: Any, tmp_path: Path
 ) -> None:
     shutil.copytree(unbroken.folder, tmp_path / "run")
-    assert assay("status", tmp_path / "run").exit_code == 0
+    assay("status", tmp_path / "run")
     before = open_run(tmp_path / "run")
     count = "SELECT max(n_samples) FROM shapley"
     assert before.sql(count).fetchall() == [(30,)]
     config = tmp_path / "run/config.yaml"
-    result = assay(
-        "run", config, "--set", f"run={tmp_path / 'run'}", "--set", "stages.freeshap.rounds=7"
-    )
-    assert result.exit_code == 0, result.output
+    assay("run", config, "--set", f"run={tmp_path / 'run'}", "--set", "stages.freeshap.rounds=7")
     assert open_run(tmp_path / "run").sql(count).fetchall() == [(35,)]
     assert before.sql(count).fetchall() == [(30,)]

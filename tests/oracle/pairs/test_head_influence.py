@@ -144,9 +144,9 @@ def test_it_foretells_what_leaving_an_example_out_does(
 def test_rows_without_a_label_or_an_embedding_are_left_out(probed: Any, score_matrix: Any) -> None:
     e, y = problem(False)
     inputs = probed(e, y, M)
-    label, embedding = inputs._tables["label"], inputs._tables["embedding"]
-    inputs._tables["label"] = label.filter(pc.not_equal(label["id"], 3))
-    inputs._tables["embedding"] = embedding.filter(pc.not_equal(embedding["id"], 7))
+    label, embedding = inputs.tables["label"], inputs.tables["embedding"]
+    inputs.tables["label"] = label.filter(pc.not_equal(label["id"], 3))
+    inputs.tables["embedding"] = embedding.filter(pc.not_equal(embedding["id"], 7))
     table = inputs.run(STAGE)
     assert set(table["example_id"].to_pylist()) == set(range(N)) - {3, 7}
     assert sum(facts["n_left_out"] for facts in inputs.facts) == 1
@@ -162,12 +162,12 @@ def test_what_cannot_be_computed_is_refused(probed: Any, monkeypatch: Any) -> No
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="found features with a probe fitted on embedding"):
         HeadInfluence(embedding="features").open(inputs)
-    inputs._details["probe"].pop("mean")
+    inputs.facts_of["probe"].pop("mean")
     with pytest.raises(DataError, match="Set artefacts.probe=refit"):
         inputs.run(STAGE)
-    none = inputs._tables["label"].slice(0, 0)
+    none = inputs.tables["label"].slice(0, 0)
     inputs = probed(e, y, M)
-    inputs._tables["label"] = none
+    inputs.tables["label"] = none
     with pytest.raises(DataError, match="found embeddings of none of the 0 examples"):
         inputs.run(STAGE)
     assert pa.types.is_int64(none["id"].type)

@@ -62,7 +62,7 @@ def test_values_add_up_to_the_output_less_the_offset(
     assert inputs.facts[0] == {"n_examples": len(kept)}
     scores = found.pivot(index="query_id", columns="example_id", values="score").to_numpy()
 
-    outputs = inputs._tables["kernel_regression"]
+    outputs = inputs.tables["kernel_regression"]
     outputs = outputs.filter(pc.equal(outputs["role"], "query")).sort_by("id")
     logits = np.array(outputs["logits"].to_pylist())
     targets = one_hot(known, 3) if task == "classification" else known[:, None]
@@ -87,7 +87,7 @@ def test_values_add_up_to_the_output_less_the_offset(
 def test_each_class_has_weights_by_its_own_kernel(memory: Any, sharded: Any, rows: Any) -> None:
     inputs, x, known = regressed(memory, sharded, rows, "classification", per_class=True, ridge=0.3)
     kept = [i for i in range(N) if i != 3]
-    dual = np.array(inputs._tables[DUAL]["dual"].to_pylist())
+    dual = np.array(inputs.tables[DUAL]["dual"].to_pylist())
     for c in range(3):
         own = x["ntk"][:, 2 * c : 2 * c + 2]
         among, _ = gram([(own[kept], own[N:])], True)
@@ -98,7 +98,7 @@ def test_each_class_has_weights_by_its_own_kernel(memory: Any, sharded: Any, row
 
 def test_what_cannot_be_computed_is_refused(memory: Any, sharded: Any, rows: Any) -> None:
     inputs, _, _ = regressed(memory, sharded, rows, "classification")
-    inputs._tables["ntk"] = inputs._tables["ntk"].filter(pc.less(inputs._tables["ntk"]["id"], 999))
+    inputs.tables["ntk"] = inputs.tables["ntk"].filter(pc.less(inputs.tables["ntk"]["id"], 999))
     with pytest.raises(DataError, match="ntk: found no query in all of these tables"):
         inputs.run(KernelRepresenter())
     with pytest.raises(ConfigError, match="kernel: found no table"):

@@ -66,16 +66,16 @@ def test_it_says_how_far_a_kept_probe_is_from_adding_up(probed: Any, score_matri
     e, y = problem("three")
     inputs = probed(e, y, M)
     logits = score_matrix(inputs.run(STAGE), M, N).sum(1)
-    label = inputs._tables["label"]
+    label = inputs.tables["label"]
     corrected = [*((y[:9] + 1) % 3).tolist(), *y[9:N].tolist(), *[None] * M]
-    inputs._tables["label"] = label.set_column(2, "label", pa.array(corrected, pa.int64()))
+    inputs.tables["label"] = label.set_column(2, "label", pa.array(corrected, pa.int64()))
     missed = score_matrix(inputs.run(STAGE), M, N).sum(1) - logits
     miss = inputs.facts[0]["miss"]
     assert miss > 0.01
     assert miss == pytest.approx(np.linalg.norm(missed) / np.linalg.norm(logits), rel=1e-3)
     (notice,) = [n for facts in inputs.facts for n in facts.get("notices", ())]
     assert f"by {miss:.1%}" in notice
-    inputs._tables["label"] = label.filter(pa.array([row != 4 for row in range(N + M)]))
+    inputs.tables["label"] = label.filter(pa.array([row != 4 for row in range(N + M)]))
     found = inputs.run(STAGE)
     assert 4 not in found["example_id"].to_pylist()
     assert inputs.facts[0]["n_examples"] == N - 1

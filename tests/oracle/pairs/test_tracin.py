@@ -81,16 +81,16 @@ def test_the_last_layer_has_the_gradients_that_autograd_finds(
     own = residuals.norm(dim=1).numpy()[found["example_id"].to_numpy()]
     np.testing.assert_allclose(found["global_score"], own, rtol=1e-5)
 
-    inputs._tables["label"] = label.filter(pc.not_equal(label["id"], 2))
-    inputs._tables["embedding"] = tables["embedding"].filter(
+    inputs.tables["label"] = label.filter(pc.not_equal(label["id"], 2))
+    inputs.tables["embedding"] = tables["embedding"].filter(
         pc.not_equal(tables["embedding"]["id"], 7)
     )
     assert set(inputs.run(stage)["example_id"].to_pylist()) == set(range(n)) - {2, 7}
     assert sum(facts["n_left_out"] for facts in inputs.facts) == 1
-    inputs._tables["prediction"] = rows(held[:n], held[n:], "logits", source="kernel")
+    inputs.tables["prediction"] = rows(held[:n], held[n:], "logits", source="kernel")
     with pytest.raises(DataError, match="found predictions of kernel"):
         inputs.run(stage)
-    inputs._tables["prediction"] = rows(held[:n], held[n:n], "logits", source="model")
+    inputs.tables["prediction"] = rows(held[:n], held[n:n], "logits", source="model")
     with pytest.raises(DataError, match="embedding, prediction: found no query in both"):
         inputs.run(stage)
 
