@@ -1,6 +1,7 @@
 """The guards of style.md: names, places, and what documentation promises."""
 
 import ast
+import dataclasses
 import importlib.metadata
 import re
 from pathlib import Path
@@ -12,9 +13,11 @@ import yaml
 import stages.tables as stages_tables
 from pipeline.cli import main
 from pipeline.config import metric_names, parse_metric, parse_stage, read_config, stage_names
+from stages.catalogue import head_names, load_head
 from stages.metrics.metric import Metric
-from stages.model.spec import ModelSpec
-from stages.stage import Stage
+from stages.model.heads.head import Head
+from stages.model.spec import ModelSpec, RunsModel
+from stages.stage import TASKS, AnswersQueries, Merges, Samples, Stage
 from storage.schema import TableSpec
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +62,23 @@ def test_stages_keep_the_contract(stage: str) -> None:
     assert all(isinstance(spec, TableSpec) for spec in made.writes)
     assert all(isinstance(name, str) for name in made.reads)
     assert made.__dataclass_params__.frozen
-    assert (made.split == "round") == hasattr(made, "rounds")
-    assert made.split == "shard" or not hasattr(made, "merge")
+    fields = {field.name for field in dataclasses.fields(made)}
+    assert (made.split == "round") == ("rounds" in fields)
+    assert made.split == "shard" or not isinstance(made, Merges)
+    assert made.split == "round" or not isinstance(made, Samples)
+    assert made.split == "whole" or not isinstance(made, AnswersQueries)
+    assert ("model" in fields and stage != "label_issues") == isinstance(made, RunsModel)
+    assert made.seed is None or isinstance(made.seed, int)
+
+
+@pytest.mark.parametrize("head", head_names())
+def test_kinds_of_models_keep_the_contract(head: str) -> None:
+    kind = load_head(head)
+    assert issubclass(kind, Head)
+    assert not kind.__abstractmethods__
+    assert set(kind.tasks) <= set(TASKS)
+    assert set(kind.corpora) <= set(TASKS)
+    assert f"`{head}`" in read("configs/README.md")
 
 
 @pytest.mark.parametrize("stage", stage_names())
