@@ -8,8 +8,8 @@
 | buildings | the demo's encoder with a head for answers, trained on buildings_train.jsonl |
 
 They are for trying the configurations out where no model can be downloaded. The first knows the
-words of its training rows and nothing else; both are of no use for other data. Its training is short,
-for the gradients of rows that a model knows by heart are noise.
+words of its training rows and nothing else; both are of no use for other data. Its training is
+short, for the gradients of rows that a model knows by heart are noise.
 """
 
 import json
