@@ -12,6 +12,7 @@ TESTS = Path(__file__).parent
 ORDER = ("system", "endtoend", "oracle", "unit")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests of processes, and says which tests share a worker of pytest-xdist.
 

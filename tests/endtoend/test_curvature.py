@@ -96,8 +96,8 @@ def test_named_alone_it_has_a_matrix_for_each_layer(
     config.write_text(config.read_text().replace("train[:96]", "train[:8]"))
     assay("run", config)
     found = matrices(tmp_path / "run")
-    # Six linear layers in each of six blocks, and the probe.
-    assert len(found) == len(manifest_of(tmp_path / "run", "gradient").details["blocks"]) == 37
+    # Six linear layers in each of two blocks, and the probe.
+    assert len(found) == len(manifest_of(tmp_path / "run", "gradient").details["blocks"]) == 13
     sizes = {name: len(matrix) for name, matrix in found.items()}
     assert set(sizes.values()) == {256, 32}
     assert sizes["head"] == 32

@@ -55,7 +55,7 @@ def test_values_do_not_depend_on_the_shards_of_their_features(
     unbroken: Any, one_shard: Path, assay: Any, write_config: Any, tmp_path: Path
 ) -> None:
     """The very feature rows of the many-shard run, laid where one shard is expected."""
-    stages = {"freeshap": {"rounds": 6, "units_per_round": 5}}
+    stages = {"freeshap": {"rounds": 6, "units_per_round": 1}}
     path = write_config(tmp_path, shard_size=1000, stages=stages)
     run = read_config(path)
     store = Store(run.store_url)
@@ -121,8 +121,8 @@ def test_an_open_run_is_not_shown_to_whoever_opens_it_next(
     assay("status", tmp_path / "run")
     before = open_run(tmp_path / "run")
     count = "SELECT max(n_samples) FROM shapley"
-    assert before.sql(count).fetchall() == [(30,)]
+    assert before.sql(count).fetchall() == [(6,)]
     config = tmp_path / "run/config.yaml"
     assay("run", config, "--set", f"run={tmp_path / 'run'}", "--set", "stages.freeshap.rounds=7")
-    assert open_run(tmp_path / "run").sql(count).fetchall() == [(35,)]
-    assert before.sql(count).fetchall() == [(30,)]
+    assert open_run(tmp_path / "run").sql(count).fetchall() == [(7,)]
+    assert before.sql(count).fetchall() == [(6,)]

@@ -56,7 +56,7 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     tables_of: Any,
     tmp_path: Path,
 ) -> None:
-    stages = {"freeshap": {"rounds": 6, "units_per_round": 5}}
+    stages = {"freeshap": {"rounds": 6, "units_per_round": 1}}
     config = write_config(tmp_path, store=f"s3://{BUCKET}/store", stages=stages)
     with start("run", config) as process:
         while process.poll() is None:
