@@ -6,15 +6,14 @@ Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for 
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 import pipeline.summary as report
-from pipeline.open_run import OpenedRun, open_run
+from pipeline import api
+from pipeline.open_run import open_run
 from pipeline.progress import Screen
 
 
@@ -53,28 +52,6 @@ def main(debug: bool) -> None:
     )
 
 
-@contextmanager
-def _log_in(run: str) -> Iterator[None]:
-    """Keeps what is logged in `assay.log` of the run's folder, too."""
-    try:
-        Path(run).mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(Path(run) / "assay.log", delay=True, encoding="utf-8")
-    except OSError:
-        yield  # the run itself says what is wrong with the folder
-        return
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("pipeline")
-    logger.addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        logger.info("stopped by %s: %s", type(error).__name__, error)
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
 settings = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one value."
 )
@@ -94,9 +71,7 @@ def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 
     Example: assay plan configs/quickstart.yaml
     """
-    from pipeline.estimate import estimate
-
-    report.print_estimate(estimate(config, overrides), is_json)
+    report.print_estimate(api.plan(config, overrides), is_json)
 
 
 @main.command()
@@ -111,15 +86,11 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
 
     Example: assay run configs/quickstart.yaml --set stages.freeshap.rounds=40
     """
-    from pipeline.config import read_config
-    from pipeline.run import execute_run
-
     if ray_address is not None:
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
-    configured = read_config(config, overrides)
-    with Screen() as screen, _log_in(configured.run):
-        folder = execute_run(configured, screen)
-    report.print_summary(OpenedRun(folder), is_json)
+    with Screen() as screen:
+        opened = api.run(config, overrides, screen)
+    report.print_summary(opened, is_json)
 
 
 @main.command()
@@ -130,9 +101,7 @@ def status(run: Path, is_json: bool) -> None:
 
     Example: assay status runs/quickstart
     """
-    from pipeline.status import run_status
-
-    report.print_status(run_status(run), is_json)
+    report.print_status(api.status(run), is_json)
 
 
 @main.command()
@@ -197,10 +166,8 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
 
     Example: assay apply runs/quickstart review.csv --out corrected.parquet
     """
-    from pipeline.apply import apply_review
-
     with Screen() as screen:
-        opened = apply_review(run, review, to, screen)
+        opened = api.apply(run, review, to, screen)
     if out is not None:
         count = opened.write_corpus(out)
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
@@ -220,10 +187,8 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 
     Example: assay evaluate runs/quickstart robustness --set examples=300 --set rounds=24
     """
-    from pipeline.evaluate import evaluate as measure
-
     with Screen("Reading the run ...") as screen:
-        found = measure(run, metric, overrides, screen.stepped)
+        found = api.evaluate(run, metric, overrides, screen)
     report.print_evaluation(found, is_json)
 
 

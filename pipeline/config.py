@@ -5,6 +5,7 @@ plain dataclasses, checked here by pydantic, which no stage imports. There is no
 inheritance of files and no code in the YAML; `--set key.path=value` is the one way to override.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -17,9 +18,10 @@ import pydantic
 import yaml
 
 from pipeline.errors import ConfigFileError
-from pipeline.settings import Run
+from pipeline.paths import Inputs
+from pipeline.settings import FOR, Run
 from stages.catalogue import load, load_metric, metric_names, stage_names
-from stages.corpus.source import Source
+from stages.corpus.source import local
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
 
@@ -28,8 +30,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """The run that the YAML at `path` describes.
 
     Args:
-        path: A YAML file; relative paths in it are relative to the working directory.
-        overrides: `key.path=value`, the value in YAML.
+        path: A YAML file; its inputs are relative to its own folder (`pipeline.paths`).
+        overrides: `key.path=value`, the value in YAML; paths are relative to the working directory.
 
     Raises:
         ConfigFileError: the file or an override cannot be used; the message names the place.
@@ -61,30 +63,60 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         )
     for override in overrides:
         _override(raw, override)
-    return parse_config(raw, str(path))
+    overridden = tuple(override.partition("=")[0] for override in overrides)
+    return parse_config(raw, str(path), os.path.dirname(local(str(path))), overridden)
 
 
-def parse_config(raw: Mapping[str, Any], name: str) -> Run:
-    """The run that `raw` describes; `name` is what errors call it.
+def read_mapping(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run:
+    """The run that a mapping describes, whose keys and values are those of the YAML.
+
+    Args:
+        given: It is left as it is; relative paths in it are relative to the working directory.
+        overrides: `key.path=value`, the value in YAML.
 
     Raises:
-        ConfigFileError: an unknown key, a wrong type, a stage that does not exist.
+        ConfigFileError: the mapping or an override cannot be used; errors call it `config`.
+    """
+    raw = copy.deepcopy(dict(given))
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw, "config")
+
+
+def parse_config(
+    raw: Mapping[str, Any],
+    name: str,
+    folder: str | Path | None = None,
+    overridden: Sequence[str] = (),
+) -> Run:
+    """The run that `raw` describes.
+
+    Args:
+        raw: What the YAML holds.
+        name: What errors call it.
+        folder: Inputs are relative to it; by default to the working directory.
+        overridden: Key paths whose values are relative to the working directory in any case.
+
+    Raises:
+        ConfigFileError: an unknown key, a wrong type, a stage that does not exist, an input that is
+            not in the folder and is in the working directory.
     """
     raw = dict(raw)
     entries = raw.pop("stages", None)
     corpus, queries = raw.get("corpus"), raw.get("queries")
     if isinstance(corpus, Mapping) and isinstance(queries, Mapping) and "task" in corpus:
         raw["queries"] = {"task": corpus["task"], **queries}
-    checked: Run = _absolute(_check(Run, raw, name, ()))
+    inputs = Inputs(name, local(str(folder or ".")), tuple(overridden))
+    checked: Run = _placed(_check(Run, raw, name, ()), inputs)
     if entries is None or not isinstance(entries, Mapping) or not entries:
         raise ConfigFileError(
             f"{name}: stages: found {_kind(entries)}, expected a mapping from stage to its fields. "
             "Add for example `stages: {label_issues: {}, freeshap: {}}`."
         )
-    stages = {
-        str(instance): parse_stage(str(instance), fields, checked.model, name)
-        for instance, fields in entries.items()
-    }
+    stages = {}
+    for instance, fields in entries.items():
+        stage = parse_stage(str(instance), fields, checked.model, name)
+        stages[str(instance)] = _with_own_model(stage, fields, str(instance), inputs)
     for given, where in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
         # Stages that the YAML does not name are added where another reads them.
         _known(given, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {where}")
@@ -130,10 +162,6 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
                 f"{name}: stages.{instance}: found no model, expected one for this stage. "
                 "Add `model: {path: ...}` at the top of the file."
             )
-    elif (
-        isinstance(fields.get("model"), Mapping) and Path(str(fields["model"].get("path"))).exists()
-    ):
-        fields["model"] = {**fields["model"], "path": os.path.abspath(fields["model"]["path"])}
     return _check(cls, fields, name, where)
 
 
@@ -243,7 +271,7 @@ def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
 
 def _known(given: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:
     for name in given:
-        if name not in stages:
+        if name not in stages and not (FOR in name and name.partition(FOR)[0] in stages):
             raise ConfigFileError(
                 f"{where}.{name}: found no stage instance of that name, expected one of "
                 f"{', '.join(stages)}. Correct the name."
@@ -278,35 +306,25 @@ def _override(raw: dict[str, Any], override: str) -> None:
         ) from error
 
 
-def _absolute(run: Run) -> Run:
-    def source(given: Source) -> Source:
-        notes = tuple(os.path.abspath(path) for path in given.corrections)
-        vectors = given.features_file
-        features = os.path.abspath(os.path.expanduser(vectors)) if vectors else given.features
-        given = dataclasses.replace(given, corrections=notes, features=features)
-        if "://" in given.path:
-            return given
-        path = Path(given.path).expanduser()
-        is_local = path.exists() or any(sign in given.path for sign in "*?[") or bool(path.suffix)
-        return dataclasses.replace(given, path=os.path.abspath(path) if is_local else given.path)
-
+def _placed(run: Run, inputs: Inputs) -> Run:
+    """The run with absolute paths."""
     store = run.store
-    if store is not None and "://" not in store:
-        store = os.path.abspath(os.path.expanduser(store))
-    model = run.model
-    if model is not None and Path(model.path).exists():
-        model = dataclasses.replace(model, path=os.path.abspath(model.path))
-    if model is not None and model.adapter is not None:
-        folder = os.path.abspath(os.path.expanduser(model.adapter))
-        model = dataclasses.replace(model, adapter=folder)
     return dataclasses.replace(
         run,
-        run=os.path.abspath(os.path.expanduser(run.run)),
-        store=store,
-        model=model,
-        corpus=source(run.corpus),
-        queries=source(run.queries) if run.queries is not None else None,
+        run=local(run.run),
+        store=local(store) if store is not None and "://" not in store else store,
+        model=inputs.model(run.model, "model") if run.model is not None else None,
+        corpus=inputs.source(run.corpus, "corpus"),
+        queries=inputs.source(run.queries, "queries") if run.queries is not None else None,
     )
+
+
+def _with_own_model(stage: Any, fields: Any, instance: str, inputs: Inputs) -> Any:
+    """The stage, whose model lies where its own entry says, if it has one."""
+    if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), Mapping):
+        return stage
+    model = inputs.model(stage.model, f"stages.{instance}.model")
+    return dataclasses.replace(stage, model=model)
 
 
 def _kind(value: Any) -> str:

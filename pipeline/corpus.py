@@ -18,8 +18,8 @@ import pyarrow as pa
 from pipeline.settings import Run
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
-from stages.corpus.source import LABELLED, Task
-from stages.stage import ConfigError, DataError, Role
+from stages.corpus.source import LABELLED
+from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import TableSpec
 from storage.shards import content_hash, cut
@@ -43,9 +43,9 @@ class Corpus:
     """`features` is there only if the sources have some."""
 
     @property
-    def task(self) -> Task:
+    def task(self) -> CorpusTask:
         """What a model learns from a row."""
-        task: Task = self.tables["label"].details.get("task", "classification")
+        task: CorpusTask = self.tables["label"].details.get("task", "classification")
         return task
 
     @property

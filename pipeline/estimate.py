@@ -2,18 +2,17 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import read_config
 from pipeline.corpus import SOMETIMES, Corpus, read_corpus
 from pipeline.folder import RunFolder
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan
 from pipeline.run import artefacts_of_before
+from pipeline.settings import Run
 from stages.model.calibration import flops_per_second
-from stages.stage import Cost, Work
+from stages.stage import Work
 from storage.table import Store
 
 CHARACTERS_PER_TOKEN = 4.2
@@ -21,7 +20,7 @@ MODEL_EFFICIENCY = 0.5
 """Share of a bare matrix product's speed that models and solves reach; seen on MiniLM, one core."""
 
 
-def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def estimate(run: Run) -> dict[str, Any]:
     """Per stage and in all: tasks, reuse, forward and backward rows, FLOPs, bytes, memory, seconds.
 
     Reads the corpus and asks the machine for its speed with a matrix product of a fraction of a
@@ -31,7 +30,6 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
     """
-    run = read_config(config, overrides)
     store = Store(run.store_url)
     corpus = read_corpus(run, store, is_dry=True)
     plan = make_plan(run, corpus, store, artefacts_of_before(run, RunFolder(Path(run.run))))
@@ -53,6 +51,12 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "rejected": corpus.tables["rejected"].rows,
         "shards": len(corpus.tables["text"].shards),
         "stages": rows,
+        "added": {
+            node.instance: plan.readers(node.instance)
+            for node in plan.nodes
+            if node.instance in plan.added
+        },
+        "notes": list(plan.notes),
         "workers": workers,
         "flops_per_second": speed,
         "written_bytes": sum(row["written_bytes"] for row in rows),
@@ -64,16 +68,11 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _lengths(corpus: Corpus, plan: Plan) -> list[int]:
     """Lengths of the feature vectors that are known before they are computed."""
     own = [corpus.tables[name].vector_length or 0 for name in SOMETIMES & set(corpus.tables)]
-    return own + [_length(node.stage) for node in plan.nodes]
-
-
-def _length(stage: Any) -> int:
-    projection = getattr(stage, "projection", None)
-    return int(getattr(projection, "dim", None) or 0)
+    return own + [node.stage.feature_dim or 0 for node in plan.nodes]
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
-    cost = node.stage.cost(work) if hasattr(node.stage, "cost") else Cost()
+    cost = node.stage.cost(work)
     share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
     at_once = max(1, min(workers, len(node.missing)))
     scaled = {
@@ -84,7 +83,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     return {
         "stage": node.instance,
         "tasks": len(node.missing),
-        "at_most": bool(node.missing and node.watch),
+        "at_most": bool(node.missing and node.stop_rule()),
         "reused": len(node.tasks) - len(node.missing),
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,

@@ -6,27 +6,18 @@ it, and whoever wants it again asks again.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pipeline.config import parse_metric, plain
 from pipeline.errors import RunError
 from pipeline.finished import Finished
 from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
-from pipeline.task import Job, StoredInputs
-from stages.stage import Split
+from pipeline.task import StoredInputs
 
 Stepped = Callable[[str, int, int], None]
 """Told a name, and how many steps of how many are done."""
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Stands where a job has its stage: a metric reads all rows."""
-
-    split: ClassVar[Split] = "whole"
 
 
 def evaluate(
@@ -53,7 +44,7 @@ def evaluate(
         asked = _with_model(asked, Finished(folder))
     record, store = folder.read_record(), folder.store()
     found = {read: _table(read, record["tables"], folder) for read in asked.reads}
-    inputs = StoredInputs(Job(metric, _Reader(), store.url, found, threads=1), store)
+    inputs = StoredInputs(found, "whole", store)
     task = str(inputs.details("label").get("task", "classification"))
     if task not in getattr(asked, "tasks", (task,)):
         raise RunError(

@@ -12,20 +12,17 @@ the same bytes for any number of workers. The road not taken: combining whatever
 would keep workers a little busier and make every result a different sum.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.node import Task
 from stages.stage import Part
-from storage.manifest import shard_key
+from storage.manifest import Recipe
 
 FAN_IN = 8
 """Partial results that one task combines; in the keys, as another tree gives other last bits."""
 
 
-def grow(
-    leaves: Sequence[Task], stage: str, version: int, fields: Mapping[str, Any]
-) -> tuple[Task, ...]:
+def grow(leaves: Sequence[Task], recipe: Recipe) -> tuple[Task, ...]:
     """The leaves and after them the tasks that combine them, level by level, the root last.
 
     There is always a root, over a single leaf, too.
@@ -40,7 +37,7 @@ def grow(
                 above.append(group[0])
                 continue
             keys = tuple(task.key for task in group)
-            key = shard_key(stage, version, fields, ["merge", str(FAN_IN), *keys], 0)
+            key = recipe.key(["merge", str(FAN_IN), *keys])
             above.append(Task(Part("", len(above)), key, keys, level))
             tasks.append(above[-1])
         below = above

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.corpus import Corpus
-from stages.stage import Part
+from stages.stage import Part, Samples, Stage
 from storage.manifest import table_key
 
 CORPUS_INSTANCE = "corpus"
@@ -29,7 +29,7 @@ class Node:
     """A stage instance, where its inputs come from, and its tasks."""
 
     instance: str
-    stage: Any
+    stage: Stage
     reads: Mapping[str, tuple[str, str]]
     """For each name in the stage's `reads`: the instance and the table it stands for."""
     fields: Mapping[str, Any]
@@ -47,10 +47,9 @@ class Node:
         """Tasks that must be computed."""
         return tuple(task for task in self.tasks if task.key not in self.done)
 
-    @property
-    def watch(self) -> Any:
-        """Who says when fewer rounds are enough, anew; None where all are wanted."""
-        return self.stage.watch() if hasattr(self.stage, "watch") else None
+    def stop_rule(self) -> Any:
+        """A fresh stopping rule; None runs all rounds."""
+        return self.stage.watch() if isinstance(self.stage, Samples) else None
 
     @property
     def waves(self) -> tuple[tuple[Task, ...], ...]:

@@ -1,11 +1,13 @@
 """A finished run as Python sees it: SQL over its views, and the tables that commands print."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
+from pipeline.results import Answer, Rows
 from pipeline.source_rows import source_rows
 from storage.sql import quoted
 
@@ -43,6 +45,20 @@ class OpenedRun:
         self.record = folder.read_record()
         self._connection = views.open_catalog(folder.catalog, folder.store())
 
+    def __repr__(self) -> str:
+        views = self.views()
+        counts = [f"{self._count(view)} {view}" for view in ("examples", "queries")]
+        for method in self.methods("label_issues")[:1]:
+            issues = f"label_issues WHERE is_label_issue AND method = {quoted(method)}"
+            counts.append(f"{self._count(issues)} labels flagged")
+        stages = [instance for instance in self.record["tables"] if instance != "corpus"]
+        return (
+            f"Run {self.record['run_id']}: {', '.join(counts)}\n"
+            f"stages   {', '.join(stages)}\n"
+            f"views    {', '.join(views)}\n"
+            f"catalog  {self.folder.catalog}"
+        )
+
     def config(self) -> "Run":
         """The resolved configuration."""
         return self.folder.read_run()
@@ -51,13 +67,40 @@ class OpenedRun:
         """Names of the views that the run's tables allow."""
         return self._views.view_names(self._connection)
 
-    def sql(self, statement: str) -> Any:
-        """The DuckDB relation that `statement` gives over the run's views.
+    def sql(self, statement: str) -> Rows:
+        """The rows that `statement` gives over the run's views, as a DuckDB relation has them.
 
         Raises:
             storage.schema.StorageError: DuckDB refuses the statement.
         """
-        return self._views.query(self._connection, statement)
+        return Rows(self._views.query(self._connection, statement))
+
+    def files(self, view: str, method: str | None = None) -> list[str]:
+        """The Parquet files that the rows of a view lie in, as absolute paths or URLs, in order.
+
+        For readers of many files, such as `ray.data.read_parquet`, Daft and `polars.scan_parquet`.
+        Their columns are those of the table, with all rows of both roles: `method` and `run_id`,
+        which are one value each, are in no file. They are immutable, and shared by the runs over
+        a store.
+
+        Args:
+            view: A view that shows the rows of a single table as they are, such as `ntk` or
+                `attributions`; or `tables.NAME` for a table, as in SQL.
+            method: The stage instance, when several wrote the table.
+
+        Raises:
+            storage.schema.StorageError: there is no such view, or its rows are computed and lie in
+                no file; the message names the tables that it is computed from.
+            RunError: several instances wrote the table, and `method` names none.
+        """
+        from storage.view_files import files_of, table_behind
+
+        table = table_behind(self._connection, view)
+        writers = (
+            f'SELECT instance AS method FROM provenance.manifest WHERE "table" = {quoted(table)}'
+        )
+        one = self._one(f"({writers})", "method", method)
+        return files_of(self._connection, self.folder.store(), table, one)
 
     def needs(self, view: str, stage: str) -> None:
         """Nothing, when the run has `view`.
@@ -91,10 +134,10 @@ class OpenedRun:
         )
 
     def task(self) -> str:
-        """The `task` of the corpus (`stages.corpus.source.Task`)."""
+        """The `task` of the corpus (`stages.stage.CorpusTask`)."""
         return str(self.facts("label").get("task", "classification"))
 
-    def flag(self, top: int | None = None, method: str | None = None) -> Any:
+    def flag(self, top: int | None = None, method: str | None = None) -> Rows:
         """Examples whose label is suspicious, the most suspicious first.
 
         Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
@@ -121,23 +164,31 @@ class OpenedRun:
 
     def select(
         self,
-        keep: str | None = None,
-        drop: str | None = None,
+        keep: str | int | None = None,
+        drop: str | int | None = None,
         by: str = "shapley",
         utility: str | None = None,
         method: str | None = None,
-    ) -> Any:
+    ) -> Rows:
         """Examples to train on, the most valuable first.
 
         Columns: example_id, source_id, text, label, label_name, value (positive helps), rank.
 
         Args:
-            keep: How many to keep, a number of rows or a share such as `20%`.
+            keep: How many to keep, a number of rows or a share such as `"20%"`.
             drop: How many of the least valuable to leave out; give this or `keep`.
             by: `shapley`, or `label_score`.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
+
+        Raises:
+            RunError: neither or both of `keep` and `drop` are given, or the run lacks the values.
         """
+        if (keep is None) == (drop is None):
+            raise RunError(
+                f"select: found {'neither' if keep is None else 'both'} of keep and drop, expected "
+                'one. Say for example keep="20%".'
+            )
         if by not in ("shapley", "label_score"):
             raise RunError(
                 f"select: found by={by!r}, expected shapley or label_score. Correct the name."
@@ -150,10 +201,8 @@ class OpenedRun:
             self.needs("label_issues", "label_issues")
             view, value = "label_issues", "v.label_score"
         one = self._one(view, "method", method)
-        total = int(self.sql("SELECT count(*) FROM examples").fetchall()[0][0])
-        count = total if keep is None else rows_of(keep, total)
-        if drop is not None:
-            count = total - rows_of(drop, total)
+        total = self._count("examples")
+        count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
         return self.sql(
             f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
                        row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
@@ -169,7 +218,7 @@ class OpenedRun:
         methods: Sequence[str] = (),
         top: int = 5,
         progress: "Progress | None" = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """What each method says of a prediction, as plain values.
 
         Keys: run_id; query (query_id, source_id, text, text_b, label); predictions; answers, where
@@ -191,9 +240,11 @@ class OpenedRun:
             progress: Told how far it is, and what something that takes long will cost.
         """
         from pipeline.explain.explanation import explain
+        from pipeline.explain.on_terminal import print_explanation
         from pipeline.progress import Progress
 
-        return explain(self, query, text, text_b, methods, top, progress or Progress())
+        found = explain(self, query, text, text_b, methods, top, progress or Progress())
+        return Answer(found, functools.partial(print_explanation, top=top))
 
     def write(self, rows: Any, path: str | Path) -> int:
         """How many rows were written to `path`, a .parquet, .jsonl or .csv file.
@@ -245,6 +296,9 @@ class OpenedRun:
             source_rows(self.facts, "features" in self.views(), inner, columns),
             path,
         )
+
+    def _count(self, rows: str) -> int:
+        return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
 
     def facts(self, table: str) -> Any:
         """What ingestion recorded about one of its tables."""

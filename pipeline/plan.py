@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.added import in_keys, told, with_added, writers_of
 from pipeline.artefact import choose_artefact
-from pipeline.config import parse_stage, plain, stage_name
+from pipeline.config import plain, stage_name
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
-from pipeline.plan_checks import check_fit, check_model, check_reads, check_rounds, check_same
+from pipeline.plan_checks import check_fit, check_reads, check_rounds
 from pipeline.settings import Run
-from stages.catalogue import stage_names
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import Part, Stage
-from storage.manifest import digest, shard_key, table_key
+from stages.stage import Merges, Part, Stage
+from storage.manifest import Recipe, digest, table_key
 from storage.table import Store
 
 
@@ -38,47 +38,26 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     """Sentences about choices that a person should hear of."""
 
+    def readers(self, instance: str) -> list[str]:
+        """The instances that read a table of this one."""
+        return [n.instance for n in self.nodes if instance in dict(n.reads.values())]
 
-def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], list[str]]:
+
+def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], list[str]]:
     """Stage instances, every one after those it reads, and the names of those that were added.
 
-    A table that is read and not written by any instance is taken from the stage of that name, with
-    the fields that its reader asks for, or the defaults.
-
     Raises:
-        ConfigFileError: a table has no writer or several, readers of a stage that is added ask for
-            different ones, a stage has the name of a corpus table, or stages read each other in a
-            circle.
+        ConfigFileError: a table has no writer or several, a stage has the name of a corpus table,
+            or stages read each other in a circle.
     """
-    stages = dict(run.stages)
-    added: dict[str, str] = {}
-    for instance in stages:
+    for instance in run.stages:
         if instance in CORPUS:
             raise ConfigFileError(
                 f"{name}: stages.{instance}: found the name of a table of the corpus, expected "
                 "another. Rename the stage; `stage:` says which it is."
             )
-    pending = list(stages)
-    while pending:
-        instance = pending.pop()
-        for read in stages[instance].reads:
-            wanted = getattr(stages[instance], "asks", {}).get(read, {})
-            if read in added:
-                other = parse_stage(read, wanted, run.model, name)
-                check_same(read, stages[read], added[read], other, instance, name)
-            if read in CORPUS or _writers(read, stages):
-                continue
-            if read not in stage_names():
-                raise ConfigFileError(
-                    f"{name}: stages.{instance}: found that it reads {read!r}, which no stage "
-                    f"writes, expected one of {', '.join(sorted([*CORPUS, *stages]))}. "
-                    "Name an instance or a table that is there."
-                )
-            check_model(read, instance, run, name)
-            stages[read] = parse_stage(read, wanted, run.model, name)
-            added[read] = instance
-            pending.append(read)
-    ordered: dict[str, Any] = {}
+    stages, added = with_added(run, name)
+    ordered: dict[str, Stage] = {}
     while len(ordered) < len(stages):
         ready = [
             instance
@@ -96,7 +75,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Any], lis
                 "Remove one of the readings."
             )
         ordered.update((instance, stages[instance]) for instance in ready)
-    return ordered, list(added)
+    return ordered, added
 
 
 def make_plan(
@@ -122,22 +101,24 @@ def make_plan(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
         )
         check_rounds(instance, reads, planned)
-        fields = row_fields(stage, fingerprints)
+        fields = row_fields(stage, fingerprints, stages)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
-        if getattr(stage, "is_kept", False):
+        if stage.is_kept:
             last = (before or {}).get(instance)
             node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
         present = [store.shard_keys(spec.name) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
-        if hasattr(stage, "merge"):
+        if isinstance(stage, Merges):
             done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
-    return Plan(run, corpus, tuple(planned.values()), tuple(added), tuple(notes))
+    plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
+    several = told({instance: plan.readers(instance) for instance in added}, stages)
+    return dataclasses.replace(plan, notes=(*several, *notes))
 
 
-def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, str]]:
     """For each name that an instance reads: the instance and the table that it stands for."""
     return {
         read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
@@ -145,19 +126,21 @@ def sources(instance: str, stages: Mapping[str, Any]) -> dict[str, tuple[str, st
     }
 
 
-def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]:
+def row_fields(
+    stage: Stage, fingerprints: dict[ModelSpec, str], stages: Mapping[str, Stage]
+) -> dict[str, Any]:
     """The fields of a stage that change its rows, as plain values; models as fingerprints."""
-    outside: frozenset[str] = getattr(stage, "outside_key", frozenset())
+    named = in_keys(stage, stages)
     found = {}
     for f in dataclasses.fields(stage):
-        value = getattr(stage, f.name)
-        if f.name in outside:
+        value = named.get(f.name, getattr(stage, f.name))
+        if f.name in stage.outside_key:
             continue
         if isinstance(value, ModelSpec):
             if value not in fingerprints:
                 fingerprints[value] = fingerprint(value)
             spec = dataclasses.asdict(value)
-            hidden = {name.removeprefix(f"{f.name}.") for name in outside}
+            hidden = {name.removeprefix(f"{f.name}.") for name in stage.outside_key}
             spec = {
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
@@ -166,18 +149,8 @@ def row_fields(stage: Any, fingerprints: dict[ModelSpec, str]) -> dict[str, Any]
     return found
 
 
-def _writers(read: str, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    instance, _, table = read.partition(".")
-    if table and instance in stages:
-        return [(instance, spec.name) for spec in stages[instance].writes if spec.name == table]
-    if read in stages:
-        # A stage's first table is its own; others, such as diagnostics, lie beside it.
-        return [(read, stages[read].writes[0].name)]
-    return [(i, s.name) for i, stage in stages.items() for s in stage.writes if s.name == read]
-
-
-def _writer(read: str, reader: str, stages: Mapping[str, Any], name: str) -> tuple[str, str]:
-    found = _writers(read, stages)
+def _writer(read: str, reader: str, stages: Mapping[str, Stage], name: str) -> tuple[str, str]:
+    found = writers_of(read, stages)
     if len(found) != 1:
         names = ", ".join(instance for instance, _ in found)
         raise ConfigFileError(
@@ -197,25 +170,21 @@ def _input_keys(
 
 
 def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Task, ...]:
-    stage: Stage = node.stage
-    name, version = stage_name(stage), stage.version
+    stage = node.stage
+    recipe = Recipe(stage_name(stage), stage.version, node.fields, stage.writes)
     whole = [node.inputs[read] for read in node.reads]
     if stage.split == "whole":
-        return (Task(Part("", 0), shard_key(name, version, node.fields, whole, 0)),)
+        return (Task(Part("", 0), recipe.key(whole)),)
     if stage.split == "round":
-        rounds = int(getattr(stage, "rounds", 1))
-        return tuple(
-            Task(Part("", r), shard_key(name, version, node.fields, whole, r))
-            for r in range(rounds)
-        )
+        return tuple(Task(Part("", r), recipe.key(whole, r)) for r in range(stage.rounds))
     cuts = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     place = {read: {(role, i): key for role, i, key in cut} for read, cut in cuts.items()}
-    beside = ("example",) if stage.split == "query" else getattr(stage, "opens", ())
+    beside = ("example",) if stage.split == "query" else stage.opens
     tasks = []
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
             continue
-        if hasattr(stage, "merge") and shard.role != "example":
+        if isinstance(stage, Merges) and shard.role != "example":
             continue
         keys = []
         for read in node.reads:
@@ -224,5 +193,5 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
                 own = digest([own, [list(cut) for cut in cuts[read] if cut[0] in beside]])
             keys.append(own or node.inputs[read])
         part = Part(shard.role, shard.index)
-        tasks.append(Task(part, shard_key(name, version, node.fields, keys, 0)))
-    return grow(tasks, name, version, node.fields) if hasattr(stage, "merge") else tuple(tasks)
+        tasks.append(Task(part, recipe.key(keys)))
+    return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)

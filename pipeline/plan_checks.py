@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.config import stage_name
 from pipeline.corpus import SOMETIMES, Corpus
@@ -10,7 +9,7 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.catalogue import load
-from stages.stage import ConfigError
+from stages.stage import ConfigError, Stage
 
 
 def check_model(read: str, reader: str, run: Run, name: str) -> None:
@@ -24,42 +23,28 @@ def check_model(read: str, reader: str, run: Run, name: str) -> None:
         )
 
 
-def check_same(read: str, one: Any, asker: str, other: Any, reader: str, name: str) -> None:
-    """Refuses to add a stage that its two readers want in two ways."""
-    fields = [f.name for f in dataclasses.fields(one)]
-    if differing := [f for f in fields if getattr(one, f) != getattr(other, f)]:
-        raise ConfigFileError(
-            f"{name}: stages.{reader}: found that {asker} and {reader} both read {read!r}, which "
-            f"the file does not name, and ask for different {', '.join(differing)}, expected one "
-            f"for both. Add `{read}:` with the fields that are meant, or one instance for each and "
-            "name it there."
-        )
-
-
-def check_reads(instance: str, stage: Any, writers: Mapping[str, Any]) -> None:
+def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]) -> None:
     """Asks a stage whether it can work with what it reads."""
-    if not hasattr(stage, "check_reads"):
-        return
     try:
         stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
     except ConfigError as error:
         raise ConfigFileError(f"stages.{instance}: {error}") from error
 
 
-def check_fit(instance: str, stage: Any, corpus: Corpus) -> None:
+def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
     """Refuses a stage that the corpus does not have the rows for."""
-    tasks: tuple[str, ...] = getattr(stage, "tasks", (corpus.task,))
-    if corpus.task not in tasks:
+    if corpus.task not in stage.tasks:
         raise ConfigFileError(
             f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
-            f"{' or '.join(tasks)}, which is what {stage_name(stage)} works on. Leave the stage "
-            "out, or correct the corpus's task."
+            f"{' or '.join(stage.tasks)}, which is what {stage_name(stage)} works on. Leave the "
+            "stage out, or correct the corpus's task."
         )
-    head = getattr(getattr(stage, "model", None), "head", None)
-    if head == "span" and corpus.task != "question_answering":
+    model = stage.model_ref
+    if model is not None and corpus.task not in model.kind.corpora:
         raise ConfigFileError(
-            f"stages.{instance}: found head: span with a corpus of task: {corpus.task}, expected "
-            "task: question_answering. Set it in corpus, or another head in model."
+            f"stages.{instance}: found head: {model.head} with a corpus of task: {corpus.task}, "
+            f"expected task: {' or '.join(model.kind.corpora)}. Set it in corpus, or another head "
+            "in model."
         )
     if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
         raise ConfigFileError(
@@ -84,7 +69,7 @@ def check_rounds(
 ) -> None:
     """Refuses a stage that reads rounds whose number only their rows decide."""
     for writer, _ in reads.values():
-        if writer in planned and planned[writer].watch is not None:
+        if writer in planned and planned[writer].stop_rule() is not None:
             raise ConfigFileError(
                 f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
                 "rule, expected a fixed number of rounds. Leave minutes, stderr and "

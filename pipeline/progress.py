@@ -18,7 +18,7 @@ from rich.text import Text
 from pipeline.corpus import Corpus
 from pipeline.node import Node
 from pipeline.plan import Plan
-from stages.stage import Stage
+from stages.stage import Merges, Stage
 from storage.manifest import ShardRecord
 
 SECONDS_BETWEEN_LINES = 10
@@ -50,8 +50,11 @@ class Progress:
 class Screen(Progress):
     """Progress for people, on stderr: bars on a terminal, lines elsewhere."""
 
-    def __init__(self, opening: str = "Reading the corpus ...") -> None:
-        """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere."""
+    def __init__(self, opening: str | None = None) -> None:
+        """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere.
+
+        `opening` is said first.
+        """
         self._opening = opening
         self._console = Console(stderr=True)
         self._bars = Bars(
@@ -69,7 +72,8 @@ class Screen(Progress):
         self._begun = self._told = 0.0
 
     def __enter__(self) -> "Screen":
-        self.say(self._opening)
+        if self._opening is not None:
+            self.say(self._opening)
         return self
 
     def __exit__(
@@ -99,7 +103,7 @@ class Screen(Progress):
         tasks = sum(len(node.tasks) for node in plan.nodes)
         missing = sum(len(node.missing) for node in plan.nodes)
         names = " -> ".join(node.instance for node in plan.nodes)
-        most = "at most " if any(n.missing and n.watch for n in plan.nodes) else ""
+        most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
         self.say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are there already")
         for note in plan.notes:
             self.say(note, style="yellow")
@@ -163,7 +167,7 @@ class Screen(Progress):
 
 def _unit(stage: Stage) -> str:
     """What the tasks of a stage are called; with a merge some are shards and some combine them."""
-    return "tasks" if hasattr(stage, "merge") else UNITS[stage.split]
+    return "tasks" if isinstance(stage, Merges) else UNITS[stage.split]
 
 
 def _told_task(corpus: Corpus) -> str:

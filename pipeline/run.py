@@ -52,6 +52,7 @@ def execute_run(
         ) from error
     store = Store(run.store_url)
     before = artefacts_of_before(run, folder)
+    progress.say("Reading the corpus ...")
     plan = make_plan(run, read_corpus(run, store), store, before)
     progress.planned(plan)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
@@ -68,14 +69,14 @@ def execute_run(
             progress.started(node)
             start = time.monotonic()
             working = _Working(node, _job(node, plan, run), engine_of_run, run, progress)
-            watch = node.watch
+            rule = node.stop_rule()
             enough = []
-            if watch is None:
+            if rule is None:
                 for task, records in working.run():
                     working.found(task, records)
             else:
                 outcome = until_enough(
-                    node, watch, keeper.outcome(node), store, working.run, working.found
+                    node, rule, keeper.outcome(node), store, working.run, working.found
                 )
                 node = outcome.of(node)
                 keeper.stopped(node, outcome)
@@ -214,7 +215,7 @@ class _Keeper:
     def _manifest(
         self, node: Node, table: str, shards: list[ShardRecord], seconds: float
     ) -> Manifest:
-        model = getattr(node.stage, "model", None)
+        model = node.stage.model_ref
         inputs = dict(node.inputs)
         if node.pinned is not None and "label" in inputs:
             inputs["label"] = str(node.pinned["labels"])
@@ -226,9 +227,9 @@ class _Keeper:
             inputs=inputs,
             shards=tuple(dataclasses.replace(s, details={}) for s in shards),
             details=together(s.details for s in shards),
-            model=getattr(model, "path", None),
+            model=model.path if model is not None else None,
             revision=node.fields.get("model", {}).get("fingerprint") if model else None,
-            seed=_seed(node.stage),
+            seed=node.stage.seed,
             threads=self.plan.run.resources(node.instance).cpus,
             packages={name: _version(name) for name in PACKAGES},
             seconds=seconds,
@@ -284,13 +285,6 @@ def _job(node: Node, plan: Plan, run: Run) -> Job:
         else:
             inputs[read] = (table, nodes[instance].manifest_key(table))
     return Job(node.instance, node.stage, run.store_url, inputs, run.resources(node.instance).cpus)
-
-
-def _seed(stage: Any) -> int | None:
-    """The seed of a stage, which may be that of its projection."""
-    projection = getattr(stage, "projection", None)
-    seed: int | None = getattr(stage, "seed", getattr(projection, "seed", None))
-    return seed
 
 
 def _version(package: str) -> str:

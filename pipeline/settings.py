@@ -8,6 +8,9 @@ from typing import Any, Literal
 from stages.corpus.source import Source
 from stages.model.spec import ModelSpec
 
+FOR = "_for_"
+"""In the name of a stage that is added once more, between it and who asks (`pipeline.added`)."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -37,7 +40,7 @@ class RaySettings:
     default: Resources = field(default_factory=Resources)
     """For stages that `stages` does not name."""
     stages: Mapping[str, Resources] = field(default_factory=dict)
-    """Per stage instance."""
+    """Per stage instance; what `gradient` is given, `gradient_for_influence` has too."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Run:
     """A run as configured, with every default filled in."""
 
     run: str
-    """The run's folder; it is made when it is not there."""
+    """The run's folder; it is made when it is not there. Relative to the working directory."""
     corpus: Source
     """The training rows, the ones that are valued."""
     queries: Source | None = None
@@ -53,7 +56,8 @@ class Run:
     model: ModelSpec | None = None
     """The model of every stage that does not name its own."""
     store: str | None = None
-    """Where tables lie, a folder or URL that runs can share; by default `store` in the run."""
+    """Where tables lie, a folder or URL that runs can share; by default `store` in the run.
+    Relative to the working directory."""
     shard_size: int = 1000
     """Rows per shard."""
     stages: Mapping[str, Any] = field(default_factory=dict)
@@ -70,4 +74,5 @@ class Run:
 
     def resources(self, instance: str) -> Resources:
         """What one worker of the stage instance gets."""
-        return self.ray.stages.get(instance, self.ray.default)
+        given, plain = self.ray.stages, instance.partition(FOR)[0]
+        return given.get(instance, given.get(plain, self.ray.default))

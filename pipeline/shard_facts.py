@@ -1,7 +1,7 @@
 """What tasks report beside their rows, kept with each shard and added up for the manifest.
 
-Some keys of a stage's `details` are added up over the shards of a table; any other fact is the same
-in all of them, and the first shard speaks for the table:
+Some of what a stage says by `details` and by `Inputs.tell` is added up over the shards of a table;
+any other fact is the same in all of them, and the first shard speaks for the table:
 
     a stage says                  the manifest's details hold
     notices: ["...", ...]         notices: {"...": in how many tasks}
@@ -17,9 +17,45 @@ writes the same bytes, and so is what is computed from it.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 SUMMED = ("n_not_finite", "n_left_out", "n_without_label")
+
+
+@dataclass
+class ShardFacts:
+    """What a part's computation told: notices, rows not stored, whether bytes are exact."""
+
+    notices: list[str] = field(default_factory=list)
+    n_not_finite: int = 0
+    n_left_out: int = 0
+    is_exact_bytes: bool = True
+    _is_told: bool = False
+
+    def tell(
+        self,
+        notice: str | None = None,
+        *,
+        n_not_finite: int = 0,
+        n_left_out: int = 0,
+        is_exact_bytes: bool = True,
+    ) -> None:
+        """Adds what was told; see `stages.stage.Tell`."""
+        self._is_told = True
+        self.notices += [notice] if notice is not None else []
+        self.n_not_finite += n_not_finite
+        self.n_left_out += n_left_out
+        self.is_exact_bytes &= is_exact_bytes
+
+    def details(self) -> dict[str, Any]:
+        """As facts for a manifest; none where nothing was told."""
+        if not self._is_told:
+            return {}
+        facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
+        if self.n_left_out:
+            facts["n_left_out"] = self.n_left_out
+        return facts if self.is_exact_bytes else {**facts, "is_exact_bytes": False}
 
 
 def of_task(details: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -81,6 +81,10 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         f"rejected rows, {estimate['shards']} shards"
     )
     show(table(list(columns.values()), shown))
+    if added := [f"{i} for {', '.join(by)}" for i, by in estimate["added"].items()]:
+        show(f"Added, as the file does not name them: {'; '.join(added)}")
+    for note in estimate["notes"]:
+        show(note)
     show(
         f"In all {most}about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "

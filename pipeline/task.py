@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.shard_facts import of_task, together
+from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.model.threads import set_threads
-from stages.stage import Part, Role, Vectors
+from stages.stage import Merges, Part, Role, Split, Stage, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec
@@ -24,7 +24,7 @@ class Job:
     """A stage instance with everything its tasks share."""
 
     instance: str
-    stage: Any
+    stage: Stage
     store_url: str
     inputs: Mapping[str, tuple[str, str]]
     """For each name in the stage's `reads`: the table and its manifest key."""
@@ -34,10 +34,12 @@ class Job:
 class StoredInputs:
     """`stages.stage.Inputs` over the tables of a store."""
 
-    def __init__(self, job: Job, store: Store):
+    def __init__(self, inputs: Mapping[str, tuple[str, str]], split: Split, store: Store):
+        """Reads `inputs` (table and manifest key by name) as a stage of this `split` does."""
         self.part = Part("", 0)
         self.opened: Any = None
-        self._job, self._store = job, store
+        self.facts = ShardFacts()
+        self._keys, self._split, self._store = inputs, split, store
         self._manifests: dict[str, Manifest] = {}
         self._own: dict[tuple[str, str], pa.Table] = {}
         self._own_part = self.part
@@ -45,13 +47,13 @@ class StoredInputs:
     def table(self, name: str, role: Role | None = None) -> pa.Table:
         """Rows of `name` that the part reads; see `stages.stage.Inputs`."""
         manifest = self._manifest(name)
-        if self._job.stage.split == "shard":
+        if self._split == "shard":
             own = [
                 s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
             ]
             if own:
                 return self._own_shard(manifest.table, own[0].key)
-        if self._job.stage.split == "query" and role == "query":
+        if self._split == "query" and role == "query":
             own = [s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)]
             if own:
                 return self._own_shard(manifest.table, own[0].key)
@@ -60,6 +62,26 @@ class StoredInputs:
     def vectors(self, name: str, role: Role) -> Vectors:
         """All vectors of `name` for one role, memory-mapped; see `stages.stage.Inputs`."""
         return Vectors(*open_map(self._store, self._manifest(name), role))
+
+    def begin(self, part: Part) -> None:
+        """Turns to another part, of which nothing is told yet."""
+        self.part, self.facts = part, ShardFacts()
+
+    def tell(
+        self,
+        notice: str | None = None,
+        *,
+        n_not_finite: int = 0,
+        n_left_out: int = 0,
+        is_exact_bytes: bool = True,
+    ) -> None:
+        """Keeps what the stage has to say of the part; see `stages.stage.Tell`."""
+        self.facts.tell(
+            notice,
+            n_not_finite=n_not_finite,
+            n_left_out=n_left_out,
+            is_exact_bytes=is_exact_bytes,
+        )
 
     def details(self, name: str) -> Mapping[str, Any]:
         """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
@@ -76,7 +98,7 @@ class StoredInputs:
 
     def _manifest(self, name: str) -> Manifest:
         if name not in self._manifests:
-            table, key = self._job.inputs[name]
+            table, key = self._keys[name]
             self._manifests[name] = self._store.read_manifest(table, key)
         return self._manifests[name]
 
@@ -94,16 +116,13 @@ class Worker:
         if self._job != job or self._inputs is None or self._store is None:
             set_threads(job.threads)
             self._store = Store(job.store_url)
-            self._inputs = StoredInputs(job, self._store)
-            opener = getattr(job.stage, "open", None)
-            if opener is not None:
-                self._inputs.opened = opener(self._inputs)
+            self._inputs = StoredInputs(job.inputs, job.stage.split, self._store)
+            self._inputs.opened = job.stage.open(self._inputs)
             self._job = job
         inputs, store = self._inputs, self._store
-        inputs.part = part
+        inputs.begin(part)
         tables = gathered(job.stage.writes, job.stage.compute(inputs))
-        details = getattr(job.stage, "details", None)
-        facts = of_task(details(inputs), key) if details is not None else {}
+        facts = of_task({**job.stage.details(inputs), **inputs.facts.details()}, key)
         return [
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts)
             for spec in job.stage.writes
@@ -122,6 +141,10 @@ class Worker:
             read = [store.read_whole_shard(spec.name, child) for child in parts]
             rows[spec.name] = [table for table, _ in read]
             facts[spec.name] = together(details for _, details in read)
+        if not isinstance(job.stage, Merges):
+            raise TypeError(
+                f"{job.instance}: found shards to combine, expected a stage that merges"
+            )
         tables = gathered(job.stage.writes, job.stage.merge(rows))
         return [
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])

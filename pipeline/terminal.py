@@ -1,7 +1,9 @@
 """Tables and lines on the terminal, all of them on stdout."""
 
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -42,8 +44,21 @@ def cell(name: str, value: Any) -> str:
 
 def show(item: Any) -> None:
     """Prints a line or a table, whole where there is no terminal to be too narrow."""
-    console = Console(file=sys.stdout, soft_wrap=not isinstance(item, Table), highlight=False)
+    # In a notebook rich would send HTML to the page, past stdout.
+    console = Console(
+        file=sys.stdout,
+        soft_wrap=not isinstance(item, Table),
+        highlight=False,
+        force_jupyter=False,
+    )
     if not console.is_terminal and isinstance(item, Table):
         unlimited = console.options.update(max_width=10_000)
         console.width = console.measure(item, options=unlimited).maximum
     console.print(Text(item) if isinstance(item, str) else item)
+
+
+def shown(print_it: Callable[[], None]) -> str:
+    """What `print_it` prints, as text."""
+    with redirect_stdout(io.StringIO()) as told:
+        print_it()
+    return told.getvalue().strip("\n")

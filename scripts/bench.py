@@ -1,4 +1,4 @@
-"""Runs one named benchmark and appends its result as a line to benchmarks.jsonl.
+"""Runs one named benchmark and appends its result to `benchmarks/results.jsonl`.
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
@@ -26,7 +26,7 @@
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
 makes under `.bench`; none is a dependency. A case is one file of `benchmarks/`; `scripts/bench.py
-CASE --help` says what it may be told.
+CASE --help` says what it may be told. Beside it, `CASE.md` says what was measured.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> None:
             **result.get("versions", {}),
         },
     }
-    with (ROOT / "benchmarks.jsonl").open("a", encoding="utf-8") as file:
+    with (ROOT / "scripts" / "benchmarks" / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line, indent=1))
 

@@ -1,22 +1,23 @@
-"""Names of stages and metrics, and the classes behind them.
+"""Names of stages, metrics and kinds of models, and the classes behind them.
 
 A file of a folder of methods is a stage of that name; the files that its methods share, the
 contracts, are told apart here. No file is read and nothing is imported until it is asked for, so
 `--help` never loads torch.
 """
 
+import difflib
 import functools
 import importlib
 from pathlib import Path
 from typing import Any, cast
 
-from stages.stage import ConfigError
+from stages.stage import ConfigError, Stage
 
 METHODS = ("features", "predictions", "pairs", "values", "tokens")
 """Folders of `stages/` in which every file is a stage, but for `CONTRACTS`."""
 CONTRACTS = frozenset(
     {"pairs.scores", "tokens.scores", "tokens.anchored_path", "metrics.metric"}
-    | {"metrics.explanations", "metrics.bootstrap"}
+    | {"metrics.explanations", "metrics.bootstrap", "model/heads.head"}
 )
 """What the methods of a folder share."""
 HERE = Path(__file__).parent
@@ -27,7 +28,7 @@ def stage_names() -> list[str]:
     return sorted(_places())
 
 
-def load(name: str) -> type[Any]:
+def load(name: str) -> type[Stage]:
     """The stage class of that name, from `stages/<folder>/<name>.py`.
 
     Raises:
@@ -41,7 +42,7 @@ def load(name: str) -> type[Any]:
             f"stages/ ({folders}). Correct the name, or set `stage:` when the entry is an instance "
             "name of your own."
         )
-    return _class_of(place, "STAGE")
+    return cast(type[Stage], _class_of(place, "STAGE"))
 
 
 def metric_names() -> list[str]:
@@ -60,7 +61,28 @@ def load_metric(name: str) -> type[Any]:
             f"stages.metrics.{name}: found no metric of that name, expected a file "
             f"stages/metrics/{name}.py. Correct the name."
         )
-    return _class_of(f"stages.metrics.{name}", "METRIC")
+    return cast(type[Any], _class_of(f"stages.metrics.{name}", "METRIC"))
+
+
+def head_names() -> list[str]:
+    """Names of the kinds of models there are, in the order of the alphabet."""
+    return sorted(_modules("model/heads"))
+
+
+def load_head(name: str) -> type[Any]:
+    """The class of `stages/model/heads/<name>.py`, a `stages.model.heads.head.Head`.
+
+    Raises:
+        ConfigError: there is no such kind of model.
+    """
+    names = head_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        raise ConfigError(
+            f"model: found head: {name}, expected one of {', '.join(names)}. "
+            + (f"Did you mean {near[0]}?" if near else "Correct it.")
+        )
+    return cast(type[Any], _class_of(f"stages.model.heads.{name}", "HEAD"))
 
 
 @functools.cache
@@ -74,11 +96,11 @@ def _modules(folder: str) -> tuple[str, ...]:
     return tuple(n for n in names if n != "__init__" and f"{folder}.{n}" not in CONTRACTS)
 
 
-def _class_of(place: str, constant: str) -> type[Any]:
+def _class_of(place: str, constant: str) -> Any:
     module = importlib.import_module(place)
     if not hasattr(module, constant):
         raise ConfigError(
             f"{place}: found a module without {constant}, expected one that ends with "
             f"`{constant} = <Class>`. Add it."
         )
-    return cast(type[Any], getattr(module, constant))
+    return getattr(module, constant)

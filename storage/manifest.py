@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.schema import CorruptError
+from storage.schema import CorruptError, TableSpec
 
 FORMAT_VERSION = 1
 
@@ -97,15 +97,27 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
 
-def shard_key(
-    stage: str, version: int, fields: Mapping[str, Any], inputs: Sequence[str], index: int
-) -> str:
-    """Key of one shard: stage, version, row-changing fields, input keys and its round's number.
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the rows of a stage's shards, beside the inputs that they are made from."""
 
-    `index` is the round for `split="round"`, else 0: a shard's place in the corpus is already in
-    the keys it reads, and must not change the key when the corpus grows.
-    """
-    return digest([stage, version, dict(fields), list(inputs), index])
+    stage: str
+    version: int
+    fields: Mapping[str, Any]
+    """Those that change rows."""
+    tables: tuple[TableSpec, ...] = ()
+    """What is written; a column that is added makes all shards anew."""
+
+    def key(self, inputs: Sequence[str], index: int = 0) -> str:
+        """Key of the shards that a task writes, one in each table.
+
+        `inputs` are the keys of what it reads. `index` is the round for `split="round"`, else 0: a
+        shard's place in the corpus is already in the keys it reads, and must not change the key
+        when the corpus grows.
+        """
+        declared = [spec.signature for spec in self.tables]
+        made_of = [self.stage, self.version, dict(self.fields), declared, list(inputs), index]
+        return digest(made_of)
 
 
 def table_key(table: str, shards: Sequence[tuple[str, int, str]]) -> str:

@@ -13,6 +13,7 @@ Errors of this room:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +57,12 @@ class TableSpec:
     schema: pa.Schema
     key: tuple[str, ...]
     carries_columns: bool = False
+
+    @property
+    def signature(self) -> list[Any]:
+        """Everything declared, as JSON can hold it; part of the keys of what is written."""
+        columns = [[field.name, str(field.type)] for field in self.schema]
+        return [self.name, columns, list(self.key), self.carries_columns]
 
     def check(self, table: pa.Table) -> pa.Table:
         """The same rows in key order, proven to be what this table declares.

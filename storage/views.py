@@ -13,7 +13,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,15 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
     Raises:
         StorageError: DuckDB stops on the way, at a value or at a damaged shard.
     """
-    try:
+    with explained():
         return relation.fetchall()
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Whatever stops DuckDB on its way, as a StorageError that says what to do."""
+    try:
+        yield
     except duckdb.Error as error:
         raise _stopped(error) from error
 
@@ -238,15 +245,25 @@ def _facts(
 
 
 def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
-    """Creates every view whose tables are there; `name.part.sql` files add their rows to `name`."""
+    """Creates every view whose tables are there."""
+    for name, texts in statements(tables).items():
+        union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
+        connection.execute(f"CREATE VIEW {name} AS {union}")
+
+
+def statements(tables: set[str]) -> dict[str, list[str]]:
+    """The SQL of every view over `tables`; `name.part.sql` files add their rows to `name`."""
     parts: dict[str, list[str]] = {}
     for file in sorted(SQL.glob("*.sql")):
         text = file.read_text(encoding="utf-8").strip().rstrip(";")
-        if set(re.findall(r"\btables\.(\w+)", text)) <= tables:
+        if tables_in(text) <= tables:
             parts.setdefault(file.name.split(".")[0], []).append(text)
-    for name, texts in parts.items():
-        union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
-        connection.execute(f"CREATE VIEW {name} AS {union}")
+    return parts
+
+
+def tables_in(text: str) -> set[str]:
+    """Names of the tables that a view's SQL reads."""
+    return set(re.findall(r"\btables\.(\w+)", text))
 
 
 def _keep(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:

@@ -14,6 +14,7 @@ from pipeline.explain.stored_query import COLUMNS, Rows, StoredQuery, dicts
 from pipeline.explain.words import words_of
 from pipeline.finished import Finished
 from pipeline.progress import Progress
+from stages.stage import Samples
 from stages.tables import GENERAL
 from storage.views import fetch
 
@@ -113,7 +114,7 @@ def _chosen(run: Any, finished: Finished, wanted: Sequence[str]) -> tuple[list[s
         RunError: a method is none of the run's, or the run has none.
     """
     pairwise, of_tokens = run.methods("attributions"), run.methods("tokens")
-    played = [name for name, stage in finished.stages.items() if hasattr(stage, "replay")]
+    played = [name for name, stage in finished.stages.items() if isinstance(stage, Samples)]
     for name in wanted:
         if name not in (*pairwise, *played, *of_tokens):
             known = ", ".join([*pairwise, *of_tokens, *played])
@@ -161,7 +162,7 @@ def _speaks_for(finished: Finished, method: str) -> str | None:
     """What a method says it speaks for, or else what it reads, such as gradients."""
     read = (writer for writer, _ in finished.sources(method).values())
     stages = (finished.stages.get(name) for name in (method, *read))
-    said = (getattr(stage, "speaks_for", None) for stage in stages)
+    said = (stage.speaks_for for stage in stages if stage is not None)
     return next((one for one in said if one is not None), None)
 
 

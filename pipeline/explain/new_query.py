@@ -10,7 +10,6 @@ pairs goes over the shards of the examples, and its parts are merged, as in the 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
-from stages.stage import Part, Role, Vectors
+from stages.stage import AnswersQueries, Merges, Part, Role, Stage, Vectors
 from storage.manifest import ShardRecord
 from storage.schema import TableSpec
 from storage.table import Store
@@ -132,9 +131,9 @@ class NewQuery:
                     "that a new text can be given to. Leave it out, or add the text to the queries."
                 )
             inputs = self.inputs(instance)
-            if hasattr(stage, "open") and not hasattr(stage, "of_queries"):
+            if not isinstance(stage, AnswersQueries):
                 inputs.opened = stage.open(inputs)
-            if hasattr(stage, "merge"):
+            if isinstance(stage, Merges):
                 self._found[instance] = self._over_examples(instance, stage, inputs)
             else:
                 self._found[instance] = self._of_row(instance, stage, inputs)
@@ -154,7 +153,7 @@ class NewQuery:
             elif _is_by_query(self._finished.stages[writer]):
                 fresh[read] = self.rows(writer)[table]
         job = self._finished.job(instance)
-        if hasattr(job.stage, "of_queries"):
+        if isinstance(job.stage, AnswersQueries):
             job = dataclasses.replace(job, inputs={**self._own(instance), **job.inputs})
         set_threads(job.threads)
         return _Inputs(job, self._finished.store, fresh, is_alone)
@@ -173,12 +172,12 @@ class NewQuery:
             )
         return self._corpus[table]
 
-    def _of_row(self, instance: str, stage: Any, inputs: StoredInputs) -> Tables:
+    def _of_row(self, instance: str, stage: Stage, inputs: StoredInputs) -> Tables:
         self._progress.stepped(instance, 0, 1)
-        if hasattr(stage, "of_queries"):
+        if isinstance(stage, AnswersQueries):
             batches = stage.of_queries(inputs)
         else:
-            inputs.part = Part("query", self._index)
+            inputs.begin(Part("query", self._index))
             batches = stage.compute(inputs)
         found = _checked(stage.writes, batches)
         self._progress.stepped(instance, 1, 1)
@@ -193,11 +192,11 @@ class NewQuery:
             )
         return found
 
-    def _over_examples(self, instance: str, stage: Any, inputs: StoredInputs) -> Tables:
+    def _over_examples(self, instance: str, stage: Merges, inputs: StoredInputs) -> Tables:
         parts = []
         for done, index in enumerate(self._examples):
             self._progress.stepped(instance, done, len(self._examples))
-            inputs.part = Part("example", index)
+            inputs.begin(Part("example", index))
             parts.append(_checked(stage.writes, stage.compute(inputs)))
         self._progress.stepped(instance, len(self._examples), len(self._examples))
         names = [spec.name for spec in stage.writes]
@@ -208,8 +207,8 @@ class _Inputs(StoredInputs):
     """`stages.stage.Inputs` with a text for the run's queries, or after them."""
 
     def __init__(self, job: Job, store: Store, fresh: Tables, is_alone: bool):
-        super().__init__(job, store)
-        self._fresh, self._is_alone = fresh, is_alone
+        super().__init__(job.inputs, job.stage.split, store)
+        self._instance, self._fresh, self._is_alone = job.instance, fresh, is_alone
 
     def table(self, name: str, role: Role | None = None) -> pa.Table:
         """Rows of `name`; see `stages.stage.Inputs`."""
@@ -223,7 +222,7 @@ class _Inputs(StoredInputs):
             return found
         if "query_id" in own.column_names:
             return own
-        is_by_shard = self._job.stage.split == "shard"
+        is_by_shard = self._split == "shard"
         if self.part.role == "example" or role == "example":
             return self._stored(name, "example")
         if self.part.role == "query" and (is_by_shard or role == "query"):
@@ -254,18 +253,18 @@ class _Inputs(StoredInputs):
 
     def _unknown(self, name: str) -> RunError:
         return RunError(
-            f"{self._job.instance}: found that it reads {name}, which is computed for all queries "
+            f"{self._instance}: found that it reads {name}, which is computed for all queries "
             "at once, expected what can be computed for one. Leave the method out, or add the "
             "text to the queries."
         )
 
 
-def _is_by_query(stage: Any) -> bool:
+def _is_by_query(stage: Stage) -> bool:
     """Whether a stage can be asked for one more query than it was."""
-    if hasattr(stage, "merge"):
+    if isinstance(stage, Merges):
         # Merged tables are of the examples alone, unless they say something of queries.
         return any("query_id" in spec.schema.names for spec in stage.writes)
-    return stage.split in ("shard", "query") or hasattr(stage, "of_queries")
+    return stage.split in ("shard", "query") or isinstance(stage, AnswersQueries)
 
 
 def _free_id(shards: Sequence[ShardRecord]) -> int:

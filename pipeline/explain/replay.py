@@ -10,7 +10,7 @@ from pipeline.progress import Progress, told_seconds
 from pipeline.task import StoredInputs
 from stages.model.calibration import flops_per_second
 from stages.model.threads import set_threads
-from stages.stage import Work
+from stages.stage import Samples, Work
 
 
 def replay(
@@ -28,7 +28,7 @@ def replay(
         RunError: the rounds are not there.
         stages.stage.StageError: the query cannot take part.
     """
-    stage = finished.stages[instance]
+    stage = _sampled(finished, instance)
     rounds = [shard.index for shard in finished.manifest(instance, stage.writes[0].name).shards]
     if not rounds:
         raise RunError(f"{instance}: found no round, expected some. Go on with `assay run`.")
@@ -43,7 +43,7 @@ def replay(
     else:
         job = finished.job(instance)
         set_threads(job.threads)
-        inputs = StoredInputs(job, finished.store)
+        inputs = StoredInputs(job.inputs, job.stage.split, finished.store)
     ids, values = stage.replay(
         inputs, asked.id, rounds, lambda done, total: progress.stepped(instance, done, total)
     )
@@ -66,7 +66,7 @@ def replay(
 
 def cost(finished: Finished, instance: str, n_rounds: int) -> float:
     """Floating-point operations of so many rounds of an instance for one query."""
-    stage = finished.stages[instance]
+    stage = _sampled(finished, instance)
     label = finished.corpus("label")
     lengths = [
         finished.manifest(writer, table).vector_length or 0
@@ -80,5 +80,14 @@ def cost(finished: Finished, instance: str, n_rounds: int) -> float:
         n_classes=max(1, len(label.details["classes"])),
         dim=sum(lengths),
     )
-    flops: float = stage.replay_cost(work, n_rounds).flops
-    return flops
+    return stage.replay_cost(work, n_rounds).flops
+
+
+def _sampled(finished: Finished, instance: str) -> Samples:
+    stage = finished.stages[instance]
+    if not isinstance(stage, Samples):
+        raise RunError(
+            f"{instance}: found {type(stage).__name__}, expected a stage whose rounds can be drawn "
+            "again, such as freeshap. Name one."
+        )
+    return stage

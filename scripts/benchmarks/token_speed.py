@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     budget = arguments.token_budget
     stage = Udig(spec, rule="trapezoid", token_budget=budget)
     fields = stage.asks["word_path"]
-    search_s, paths = _timed(lambda: _rows(WordPath(spec, **fields), TextInputs({"text": text})))
+    search_s, paths = _timed(
+        lambda: _rows(WordPath(**{**fields, "model": spec}), TextInputs({"text": text}))
+    )
     inputs = TextInputs({"text": text, "word_path": paths})
     inputs.opened = stage.open(inputs)  # type: ignore[arg-type]
     embedded = inputs.opened

@@ -64,6 +64,13 @@ def load_saved(path: str, source: Source) -> Loaded:
     return select(source, {str(split): reader(rows) for split, rows in saved.items()})
 
 
+def as_dataset(rows: pa.Table) -> Any:
+    """The same rows as a `datasets.Dataset`, in memory."""
+    import datasets
+
+    return datasets.Dataset(datasets.table.InMemoryTable(rows))
+
+
 def build(kind: str, files: list[str], texts: Sequence[str] | None = None, **options: Any) -> Any:
     """The data set that the reader `kind` makes of local files; columns in `texts` stay text."""
     import datasets

@@ -30,11 +30,11 @@ from stages.corpus.load import load
 from stages.corpus.reasons import REASONS, mark, mark_repeated
 from stages.corpus.review import correct
 from stages.corpus.row_ids import read_ids
-from stages.corpus.source import LABELLED, Source, Task
+from stages.corpus.source import LABELLED, Source
 from stages.corpus.targets import read_targets
 from stages.corpus.texts import Format, read_texts
 from stages.corpus.vectors import FEATURES, as_lists, read_features
-from stages.stage import ConfigError, DataError, Role
+from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.schema import TableSpec
 
 __all__ = ["EXTRA", "FEATURES", "LABEL", "REASONS", "REJECTED", "TEXT", "Corpus", "read", "tables"]
@@ -94,7 +94,7 @@ class Corpus(NamedTuple):
     """The source's columns in order: `name` there, `stored` name in `rows`."""
     has_number_ids: bool
     """Whether the id column held integers, as far as its format can tell."""
-    task: Task
+    task: CorpusTask
     format: Format
     """What the text columns hold."""
     has_text: bool

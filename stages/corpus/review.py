@@ -6,13 +6,13 @@ import pyarrow as pa
 
 from stages.corpus.cells import Loaded
 from stages.corpus.load import load_file
-from stages.corpus.source import LABELLED, Task
+from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
-from stages.stage import DataError
+from stages.stage import CorpusTask, DataError
 
 
 def correct(
-    rows: pa.Table, rejected: pa.Table, path: str, task: Task, classes: tuple[str, ...]
+    rows: pa.Table, rejected: pa.Table, path: str, task: CorpusTask, classes: tuple[str, ...]
 ) -> pa.Table:
     """The rows after a person's review: labels or targets fixed, rows marked as dropped.
 
@@ -70,7 +70,7 @@ def correct(
     return rows
 
 
-def _answer(where: str, name: Any, task: Task, classes: tuple[str, ...]) -> int | float:
+def _answer(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]) -> int | float:
     """The class or the number that a person wrote in new_label."""
     if task not in LABELLED:
         raise DataError(

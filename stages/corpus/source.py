@@ -6,9 +6,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from stages.stage import ConfigError, DataError
+from stages.stage import ConfigError, CorpusTask, DataError
 
 KINDS = {
     ".parquet": "parquet",
@@ -19,8 +18,7 @@ KINDS = {
     ".tsv": "csv",
 }
 ENDINGS = ", ".join(KINDS)
-Task = Literal["classification", "regression", "completion", "question_answering"]
-LABELLED: tuple[Task, ...] = ("classification", "regression")
+LABELLED: tuple[CorpusTask, ...] = ("classification", "regression")
 """Tasks whose rows have a label; the others are their own target, or have none."""
 
 
@@ -48,14 +46,14 @@ class Source:
 
     path: str
     """Id of a data set on the hub, a folder written by `save_to_disk`, a folder of data files, or
-    a Parquet, JSONL or CSV path or glob."""
+    a Parquet, JSONL or CSV path or glob; relative to the folder of the YAML, as all inputs are."""
     name: str | None = None
     """Configuration of a data set on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a data set on the hub."""
     split: str | None = None
     """Split expression such as `train`, `train[:1000]` or `train[:50%]+test`; files are `train`."""
-    task: Task = "classification"
+    task: CorpusTask = "classification"
     """What a model learns from a row: its class, its number, the text it should write, or where in
     a text a question is answered. Queries have the task of the corpus."""
     text: str | None = "text"
@@ -196,7 +194,7 @@ def matches(path: str) -> list[str]:
             return found
         raise DataError(
             f"{path}: found no file that the pattern matches (looked for {whole}), expected at "
-            "least one. Correct the pattern or the folder the run starts in."
+            "least one. Correct the pattern; a relative one begins in the folder of the YAML."
         )
     folder = os.path.dirname(whole)
     names = os.listdir(folder) if os.path.isdir(folder) else []

@@ -38,7 +38,7 @@ from stages.gradients.of_logits import check_parts, check_writers
 from stages.gradients.projection import BY_LAYER, Projection
 from stages.reading.logits import matched
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Merges, Rows, Split, Work
 from storage.schema import TableSpec
 
 LONGEST_BLOCK = 4096
@@ -89,7 +89,7 @@ def gauss_newton_sums(
 
 
 @dataclass(frozen=True)
-class Curvature:
+class Curvature(Merges):
     """Sums of outer products over all examples; `curvature_table.read_curvature` has the matrices.
 
     A task holds one shard of vectors and one matrix per block; a merge eight sets of these.
@@ -143,7 +143,7 @@ class Curvature:
                 "{inputs: 16, outputs: 16, dim: null}, which mixes no layers, or a smaller dim."
             )
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Sums over the examples of one shard; no rows where none has a vector."""
         if self.kind == "fisher":
             rows = _examples(inputs.table(self.gradient))
@@ -162,9 +162,7 @@ class Curvature:
             gradients = flat.reshape(len(flat), n_classes, -1)
             yield CURVATURE.name, to_rows(gauss_newton_sums(gradients, logits, blocks))
 
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
         """Sums over the examples of all parts."""
         together = add(parts[CURVATURE.name])
         if together is not None:

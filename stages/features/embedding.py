@@ -3,7 +3,7 @@
 Labels are never read. A row's vector depends on its batch by rounding only (1e-6 relative).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,9 +13,9 @@ import torch
 from stages.model.batches import batches
 from stages.model.measurement import Measurement, load_embedder
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.vectors import vector_rows
-from stages.stage import Cost, Inputs, Split, Work
+from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 EMBEDDING = TableSpec(
@@ -28,7 +28,7 @@ EMBEDDING = TableSpec(
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(RunsModel, Stage):
     """One vector per row: what the probe, the neighbours and the cheap baselines work on."""
 
     model: ModelSpec
@@ -73,7 +73,7 @@ class Embedding:
         """The layer, so that a probe knows what it was fitted on."""
         return {"layer": self.layer}
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Vectors of one shard, one forward pass per row."""
         embedder: Measurement = inputs.opened
         text = inputs.table("text")

@@ -33,14 +33,14 @@ from stages.gradients.of_logits import BATCH_NUMBERS, check_parts, check_writers
 from stages.gradients.of_tokens import token_rows
 from stages.gradients.passes import Passes, make_features, open_passes, pass_cost, vector_length
 from stages.gradients.projection import Precision, Projection
-from stages.gradients.rows import DType, Told, diagnostic_rows, feature_rows
+from stages.gradients.rows import DType, diagnostic_rows, feature_rows
 from stages.model.batches import Tokens
 from stages.model.measurement import UNLABELLED, row_loss
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.logits import matched
 from stages.reading.supervision import task_of
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Stage, Work
 from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
 from storage.schema import TableSpec
 
@@ -93,7 +93,7 @@ def labelled_rows(
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(RunsModel, Stage):
     """One projected loss gradient per labelled row, and per query."""
 
     model: ModelSpec
@@ -124,15 +124,15 @@ class Gradient:
 
     def __post_init__(self) -> None:
         """Refuses tokens of a model that predicts none."""
-        if self.per == "token" and self.model.head != "completion":
+        if self.per == "token" and self.model.kind.explains != "next_tokens":
             raise ConfigError(
                 f"per: found token with head: {self.model.head}, expected head: completion. "
                 "Set per: row."
             )
-        if self.ntk is not None and self.model.head == "completion":
+        if self.ntk is not None and not self.model.kind.has_class_outputs:
             raise ConfigError(
-                f"ntk: found {self.ntk} with head: completion, expected a head with class logits. "
-                "Set ntk: null."
+                f"ntk: found {self.ntk} with head: {self.model.head}, expected a head with class "
+                "logits. Set ntk: null."
             )
         if self.ntk is None and self.predictions != "prediction":
             raise ConfigError(
@@ -153,11 +153,21 @@ class Gradient:
         return ("classification", "regression", "completion")
 
     @property
+    def seed(self) -> int:
+        """That of the projection."""
+        return self.projection.seed
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Numbers of a vector, where layers are mixed to one length."""
+        return self.projection.dim
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Labels, and the text, with the probe where it is the head, or what stands for them."""
         if self.ntk is not None:
             return (self.ntk, self.predictions, "label")
-        return ("text", "label", "probe") if self.model.head == "probe" else ("text", "label")
+        return ("text", "label", *self.model.kind.reads)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
@@ -192,36 +202,34 @@ class Gradient:
         """One projected gradient per row, or token, and how each came out."""
         return (TOKEN_GRADIENT if self.per == "token" else GRADIENT, DIAGNOSTICS)
 
-    def open(self, inputs: Inputs) -> Passes | Told:
-        """The model and its projections; with `ntk` nothing but a place for notes.
+    def open(self, inputs: Inputs) -> Passes | None:
+        """The model and its projections; with `ntk` none is needed.
 
         Raises:
             ModelError: its head does not measure what the corpus asks for.
         """
         if self.ntk is not None:
-            return Told()
+            return None
         passes = open_passes(self.model, inputs, self.projection, self.precision)
         self._check_task(passes.measurement.n_outputs, task_of(inputs))
         return passes
 
     def _check_task(self, n_outputs: int, task: str) -> None:
-        head = self.model.head
-        is_completion = head == "completion"
-        if is_completion != (task == "completion") or (
-            not is_completion and (n_outputs == 1) != (task == "regression")
-        ):
+        kind = self.model.kind
+        is_regression = kind.has_class_outputs and n_outputs == 1
+        if task not in kind.tasks or is_regression != (task == "regression"):
             raise ModelError(
-                f"{self.model.path}: found head: {head} with {n_outputs} outputs for a corpus with "
-                f"task: {task}, expected head: completion for completions, one output for a "
-                "regression, and one per class otherwise. Correct model.head or corpus.task."
+                f"{self.model.path}: found head: {self.model.head} with {n_outputs} outputs for a "
+                f"corpus with task: {task}, expected head: completion for completions, one output "
+                "for a regression, and one per class otherwise. Correct model.head or corpus.task."
             )
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Which part of a vector belongs to which layer; what happened to the shard."""
-        details: Mapping[str, Any] = inputs.opened.details()
-        if self.ntk is None:
-            return details
-        return {"blocks": inputs.details(self.ntk).get("blocks"), **details}
+        """Which part of a vector belongs to which layer."""
+        if self.ntk is not None:
+            return {"blocks": inputs.details(self.ntk).get("blocks")}
+        passes: Passes = inputs.opened
+        return passes.details()
 
     def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Gradients of one shard, one forward and one backward pass per row, or none."""
@@ -242,7 +250,7 @@ class Gradient:
         kept = np.flatnonzero(has_target)
         text, tokens = text.take(pa.array(kept)), tokens.take(kept)
         if self.per == "token":
-            yield from token_rows(passes, text, tokens, self.token_budget, self.dtype)
+            yield from token_rows(passes, text, tokens, self.token_budget, self.dtype, inputs.tell)
             return
         if answers is not None:
             answers = answers[torch.from_numpy(kept)].to(passes.measurement.device)
@@ -253,19 +261,17 @@ class Gradient:
             at = None if answers is None else answers[torch.from_numpy(rows).to(answers.device)]
             return row_loss(outputs, at)
 
-        for made in make_features(passes, tokens, self.token_budget, measured):
+        for made in make_features(passes, tokens, self.token_budget, measured, inputs.tell):
             lengths = tokens.lengths[made.rows]
-            yield from feature_rows(GRADIENT.name, text, lengths, made, self.dtype, passes.told)
+            yield from feature_rows(GRADIENT.name, text, lengths, made, self.dtype, inputs.tell)
 
     def _from_logits(self, inputs: Inputs, read: str) -> Iterator[tuple[str, pa.RecordBatch]]:
-        told: Told = inputs.opened
-        told.n_not_finite = told.n_left_out = 0
         vectors, predictions = inputs.table(read), inputs.table(self.predictions)
         label, task = inputs.table("label"), task_of(inputs)
         in_vectors, in_predictions = matched(vectors, predictions, self.predictions)
         n_answers = label.num_rows - (label["target"].null_count if task == "regression" else 0)
-        told.n_left_out = n_answers
         if len(in_vectors) == 0:
+            inputs.tell(n_left_out=n_answers)
             return
         logits = matrix_of(predictions["logits"])[in_predictions]
         n_outputs = logits.shape[1]
@@ -274,11 +280,11 @@ class Gradient:
         length = matrix_of(both["vector"]).shape[1]
         check_parts(inputs.details(read), length, n_outputs, read)
         rows, answers = labelled_rows(both, label, n_outputs, task, self.queries)
-        told.n_left_out -= rows.num_rows
+        inputs.tell(n_left_out=n_answers - rows.num_rows)
         logits = logits[pc.index_in(rows["id"], value_set=both["id"].combine_chunks()).to_numpy()]
         # Only completions have no answers, and they have no such gradients.
         for made in rebuilt(rows, logits, cast(Tensor, answers)):
-            yield from feature_rows(GRADIENT.name, rows, None, made, self.dtype, told)
+            yield from feature_rows(GRADIENT.name, rows, None, made, self.dtype, inputs.tell)
 
     def cost(self, work: Work) -> Cost:
         """One forward and one backward pass per row, or a product for each of its logits."""

@@ -17,7 +17,7 @@ Source: Wang et al. 2024, arXiv:2406.04606, section 3 (one scalar kernel from on
 the margin is the output function of Park et al. 2023, arXiv:2303.14186, for a fixed class.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -29,8 +29,8 @@ from torch import Tensor
 from stages.gradients.passes import Passes, make_features, open_passes, pass_cost
 from stages.gradients.projection import Precision, Projection
 from stages.gradients.rows import DType, feature_rows
-from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.model.spec import ModelSpec, RunsModel
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from stages.tables import DIAGNOSTICS
 from storage.schema import TableSpec
 
@@ -63,7 +63,7 @@ def chosen_outputs(
 
 
 @dataclass(frozen=True)
-class Ntk:
+class Ntk(RunsModel, Stage):
     """One feature vector per row, whose inner products are the kernel."""
 
     model: ModelSpec
@@ -89,16 +89,26 @@ class Ntk:
 
     def __post_init__(self) -> None:
         """Refuses a model that measures completions: its one output is its loss."""
-        if self.model.head == "completion":
+        if not self.model.kind.has_class_outputs:
             raise ConfigError(
-                "ntk: found head: completion, expected a head with class logits. Use the stage "
-                "gradient."
+                f"ntk: found head: {self.model.head}, expected a head with class logits. "
+                "Use the stage gradient."
             )
+
+    @property
+    def seed(self) -> int:
+        """That of the projection."""
+        return self.projection.seed
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Numbers of a vector, where layers are mixed to one length."""
+        return self.projection.dim
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The text, and the probe where it is the head."""
-        return ("text", "probe") if self.model.head == "probe" else ("text",)
+        return ("text", *self.model.kind.reads)
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -125,12 +135,12 @@ class Ntk:
         return passes
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Which part of one class's vector belongs to which layer; what happened to the shard."""
+        """Which part of one class's vector belongs to which layer, and of how many it consists."""
         passes: Passes = inputs.opened
         n_parts = passes.measurement.n_outputs if self.logit == "all" else 1
         return {"n_parts": n_parts, **passes.details()}
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Features of one shard, one forward pass per row and one backward pass per logit."""
         passes: Passes = inputs.opened
         text = inputs.table("text")
@@ -141,9 +151,9 @@ class Ntk:
         ) -> Float[Tensor, "batch chosen"]:
             return chosen_outputs(logits, self.logit, self.output)
 
-        for made in make_features(passes, tokens, self.token_budget, measured):
+        for made in make_features(passes, tokens, self.token_budget, measured, inputs.tell):
             lengths = tokens.lengths[made.rows]
-            yield from feature_rows(NTK.name, text, lengths, made, self.dtype, passes.told)
+            yield from feature_rows(NTK.name, text, lengths, made, self.dtype, inputs.tell)
 
     def cost(self, work: Work) -> Cost:
         """One forward pass per row, one backward pass per logit."""

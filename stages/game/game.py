@@ -1,8 +1,9 @@
 """The game whose players are examples: what any set of them is worth to a kernel regression."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -62,18 +63,17 @@ class Values(NamedTuple):
     """Of sampling; zero where values are exact."""
 
 
-@runtime_checkable
-class PlaysGame(Protocol):
+class PlaysGame(ABC):
     """A method that needs nothing of examples but what sets of them are worth.
 
     A stage that has `play` can be asked about any game, hence about any training set. Methods that
     look at the examples' features or gradients, such as influence or KNN-Shapley, cannot have it.
     """
 
-    @property
-    def utilities(self) -> tuple[Utility, ...]:
-        """What sets are worth; the order of values."""
+    utilities: tuple[Utility, ...]
+    """What sets are worth; the order of values."""
 
+    @abstractmethod
     def play(self, game: Game, draw: int = 0) -> Values:
         """The values of all players; a method that samples draws anew for another `draw`."""
 

@@ -1,6 +1,6 @@
 """Marginal contributions along random permutations, whole or cut short.
 
-Units: one permutation (`uniform`), a permutation and its reverse (`paired`, antithetic,
+ExplainedOutputs: one permutation (`uniform`), a permutation and its reverse (`paired`, antithetic,
 arXiv:2104.12199), or a permutation and its rotations by whole fractions of its length
 (`quasi_random`: within a unit every example is once in each fraction of the order; ours, after
 lattice rules). Cutting short: by the paper's rule, biased towards small coalitions, or at a random

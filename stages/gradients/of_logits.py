@@ -49,7 +49,7 @@ def check_writers(ntk: str, gradients: Any, predictions: str, logits: Any) -> No
     own, other = gradients.model, logits.model
     # Without a model the probe predicts, and fresh adapters change no output.
     if other is None:
-        is_same = own.head == "probe"
+        is_same = own.kind.is_fitted
     else:
         is_same = dataclasses.replace(own, train=other.train) == other
     if not is_same:

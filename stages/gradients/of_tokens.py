@@ -1,7 +1,5 @@
 """Gradients of the loss of each predicted token by itself, of completions."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -11,12 +9,13 @@ from stages.gradients.rows import STATUSES, DType, as_stored, diagnostic_rows, u
 from stages.model.batches import Tokens
 from stages.model.measurement import row_loss
 from stages.model.templates import one_position_each
+from stages.stage import Rows, Tell
 from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
 
 
 def token_rows(
-    passes: Passes, text: pa.Table, tokens: Tokens, token_budget: int, dtype: DType
-) -> Iterator[tuple[str, pa.RecordBatch]]:
+    passes: Passes, text: pa.Table, tokens: Tokens, token_budget: int, dtype: DType, tell: Tell
+) -> Rows:
     """Rows of `token_gradient`, and of `diagnostics` one for each row of text.
 
     A pass for every predicted token, over what comes before it. Memory: beside a batch one vector
@@ -28,7 +27,7 @@ def token_rows(
     totals = torch.zeros(n_rows, passes.projector.sketch.dim, dtype=torch.float64)
     losses, worst = np.zeros(n_rows), np.zeros(n_rows, dtype=np.int64)
     for made in make_features(
-        passes, each, token_budget, lambda outputs, _: row_loss(outputs, None)
+        passes, each, token_budget, lambda outputs, _: row_loss(outputs, None), tell
     ):
         stored, status = as_stored(made, dtype)
         yield from usable_rows(TOKEN_GRADIENT.name, of_tokens, made.rows, stored, status, more)
@@ -36,7 +35,7 @@ def token_rows(
         totals.index_add_(0, torch.from_numpy(rows), torch.from_numpy(made.vectors).double())
         np.add.at(losses, rows, made.numbers[:, 0])
         np.maximum.at(worst, rows, [STATUSES.index(s) for s in status])
-    passes.told.n_not_finite = int((worst > 0).sum())
+    tell(n_not_finite=int((worst > 0).sum()))
     if n_rows:
         is_mean = passes.measurement.spec.reduction == "mean"
         counts = np.bincount(owners) if is_mean else np.ones(n_rows)

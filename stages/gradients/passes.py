@@ -6,7 +6,7 @@ whose gradient is not finite is put aside and recorded; it never touches another
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from stages.gradients.projection import Precision, Projection
 from stages.gradients.projector import Projector
-from stages.gradients.rows import DType, Made, Told
+from stages.gradients.rows import DType, Made
 from stages.model.batches import Tokens, batches
 from stages.model.layers import Shape, trained_layers
 from stages.model.measurement import Measurement, load_measurement
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Cost, Inputs, StageError, Work
+from stages.stage import ConfigError, Cost, Inputs, StageError, Tell, Work
 
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
 RANDOM_ROWS, RANDOM_WORDS = 32, 32
@@ -30,18 +30,17 @@ RANDOM_ROWS, RANDOM_WORDS = 32, 32
 again, while `max_length` cuts the completion of a row away."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Passes:
     """What a stage of projected gradients loads once per worker."""
 
     measurement: Measurement
     projector: Projector
     precision: Precision = "float32"
-    told: Told = field(default_factory=Told)
 
     def details(self) -> dict[str, Any]:
-        """Facts of the shard that was computed last, and how its vectors are laid out."""
-        return {"blocks": self.projector.sketch.blocks, **self.told.details()}
+        """How vectors are laid out: which part of one belongs to which layer."""
+        return {"blocks": self.projector.sketch.blocks}
 
 
 def open_passes(
@@ -86,16 +85,17 @@ def has_bfloat16(device: str) -> bool:
 
 
 def make_features(
-    passes: Passes, tokens: Tokens, token_budget: int, measured: Measured
+    passes: Passes, tokens: Tokens, token_budget: int, measured: Measured, tell: Tell
 ) -> Iterator[Made]:
     """Features of all rows, batch by batch.
 
-    `measured(outputs, rows)` gives the number or numbers per row whose gradients are wanted.
+    `measured(outputs, rows)` gives the number or numbers per row whose gradients are wanted. `tell`
+    hears of batches that did not fit in memory.
 
     Raises:
         StageError: a single row does not fit in memory.
     """
-    passes.told = Told()
+    tell(n_not_finite=0)  # a shard without rows has facts, too
 
     def compute(rows: Int[np.ndarray, " batch"]) -> Made:
         batch = passes.measurement.batch(tokens, rows)
@@ -108,13 +108,13 @@ def make_features(
         return Made(rows, vectors.flatten(1).cpu().numpy(), numbers.double().cpu().numpy())
 
     for rows in batches(tokens.lengths, token_budget):
-        yield from halving(compute, rows, passes.told)
+        yield from halving(compute, rows, tell)
 
 
 def halving(
     compute: Callable[[Int[np.ndarray, " batch"]], Made],
     rows: Int[np.ndarray, " batch"],
-    told: Told,
+    tell: Tell,
 ) -> Iterator[Made]:
     """What `compute` makes of the rows, at once or, where memory runs out, in halves.
 
@@ -132,13 +132,12 @@ def halving(
                 f"memory: found that row {rows[0]} of the shard does not fit alone ({error}), "
                 "expected room for one row. Lower max_length, or give the stage more memory."
             ) from error
-    told.is_exact = False
-    told.notices.append("a batch did not fit in memory and was halved; lower token_budget")
+    tell("a batch did not fit in memory and was halved; lower token_budget", is_exact_bytes=False)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(rows) // 2
-    yield from halving(compute, rows[:middle], told)
-    yield from halving(compute, rows[middle:], told)
+    yield from halving(compute, rows[:middle], tell)
+    yield from halving(compute, rows[middle:], tell)
 
 
 def vector_length(model: ModelSpec, projection: Projection, n_classes: int) -> int:

@@ -4,37 +4,20 @@ A row whose numbers cannot be stored is left out of the feature table and told o
 another row.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int, Shaped
 
 from stages.reading.vectors import vector_rows
+from stages.stage import Rows, Tell
 from stages.tables import DIAGNOSTICS
 
 DType = Literal["float32", "float16"]
 STATUSES = ("ok", "overflow", "not finite")
 """What becomes of a vector when it is stored, from good to bad."""
-
-
-@dataclass
-class Told:
-    """What a shard has to say of itself."""
-
-    notices: list[str] = field(default_factory=list)
-    n_not_finite: int = 0
-    n_left_out: int = 0
-    is_exact: bool = True
-
-    def details(self) -> dict[str, Any]:
-        """As facts for a manifest."""
-        facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
-        if self.n_left_out:
-            facts["n_left_out"] = self.n_left_out
-        return facts if self.is_exact else {**facts, "is_exact_bytes": False}
 
 
 class Made(NamedTuple):
@@ -52,15 +35,15 @@ def feature_rows(
     n_tokens: Int[np.ndarray, " batch"] | None,
     made: Made,
     dtype: DType,
-    told: Told,
-) -> Iterator[tuple[str, pa.RecordBatch]]:
+    tell: Tell,
+) -> Rows:
     """The rows of a feature table for one batch, and of `diagnostics` beside them.
 
     Rows that are not finite, or too large for float16, are in `diagnostics` alone. `n_tokens` is
-    None where no row was tokenised.
+    None where no row was tokenised. `tell` hears how many are left out.
     """
     stored, status = as_stored(made, dtype)
-    told.n_not_finite += int((status != "ok").sum())
+    tell(n_not_finite=int((status != "ok").sum()))
     yield from usable_rows(table, text, made.rows, stored, status)
     norms = np.linalg.norm(made.vectors.astype(np.float64), axis=1)
     numbers = made.numbers[:, 0]
@@ -85,7 +68,7 @@ def usable_rows(
     stored: Float[np.ndarray, "batch dim"],
     status: Shaped[np.ndarray, " batch"],
     more: Mapping[str, np.ndarray] | None = None,
-) -> Iterator[tuple[str, pa.RecordBatch]]:
+) -> Rows:
     """The rows of a feature table whose status is "ok".
 
     `more` adds columns, one value per row of `text`, between the role and the vector.

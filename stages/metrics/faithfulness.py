@@ -33,8 +33,14 @@ from stages.metrics.explanations import Methods
 from stages.metrics.metric import Result
 from stages.model.spec import ModelSpec
 from stages.saliency.ablation import Kind, Variant, answers, unchanged
-from stages.saliency.from_embeddings import BaselineName, Embedded
-from stages.saliency.outputs import Units, load_embedded, queries, tables_read, with_probe
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
+from stages.saliency.outputs import (
+    ExplainedOutputs,
+    load_embedded,
+    queries,
+    tables_read,
+    with_probe,
+)
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 Key = tuple[int, int]
@@ -141,14 +147,18 @@ class Faithfulness(Methods):
         return asked
 
     def _answers(
-        self, embedded: Embedded, units: Units, variants: list[Variant], kind: Kind = "probability"
+        self,
+        embedded: FromEmbeddings,
+        units: ExplainedOutputs,
+        variants: list[Variant],
+        kind: Kind = "probability",
     ) -> np.ndarray:
         return answers(embedded, units, variants, self.baseline, self.token_budget, kind)
 
     def _of_method(
         self,
-        embedded: Embedded,
-        units: Units,
+        embedded: FromEmbeddings,
+        units: ExplainedOutputs,
         scores: dict[Key, dict[int, float]],
         p: np.ndarray,
         log_p: np.ndarray,

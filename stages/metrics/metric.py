@@ -5,7 +5,8 @@ through the same `Inputs` as a stage, all rows of them, and computes a small tab
 and not stored. It takes its randomness from a field `seed`: the same run gives the same table.
 
 A new metric is one file in `stages/metrics/` that ends with `METRIC = <Class>`, one oracle test,
-and one line in the README's table. No metric imports another, and no stage imports a metric.
+and one line in the table of `README.md` beside it. No metric imports another, and no stage imports
+a metric.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable

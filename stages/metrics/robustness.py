@@ -145,15 +145,15 @@ class Robustness(Valuation):
         Raises:
             ConfigError: a method is no stage, or none that plays the game.
         """
-        found = {}
+        found: dict[str, PlaysGame] = {}
         for name in self.methods:
             cls = load(name)
-            if not hasattr(cls, "play"):
+            names = [f.name for f in dataclasses.fields(cls) if hasattr(self, f.name)]
+            if not issubclass(cls, PlaysGame):
                 raise ConfigError(
                     f"methods: found {name}, expected stages that value any set of examples by "
                     "what its subsets are worth. Name some of leave_one_out and freeshap."
                 )
-            names = [f.name for f in dataclasses.fields(cls) if hasattr(self, f.name)]
             found[name] = cls(**{field: getattr(self, field) for field in names})
         return found
 

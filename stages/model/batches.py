@@ -16,17 +16,26 @@ from torch import Tensor
 from stages.model.networks import IGNORED
 from stages.stage import ConfigError, DataError
 
+Span = tuple[int, int, int]
+"""Of a token: its text column (0 or 1), its first and its behind-last character there."""
+TEMPLATE: Span = (-1, -1, -1)
+"""Of a token that is no piece of the text: special ones, and the words of templates."""
+MOVED: Span = (-2, -1, -1)
+"""Of a piece of the text that a template has moved nobody knows where to."""
+
 
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of some rows.
 
     `columns` maps an argument of the network (`input_ids`, perhaps `token_type_ids`, `targets`) to
-    one list of numbers per row; `positions` holds the token whose output is read, where it is one.
+    one list of numbers per row; `positions` holds the token whose output is read, where it is one;
+    `spans`, where they were asked for, says of each token which characters it stands for.
     """
 
     columns: dict[str, list[list[int]]]
     positions: Int[np.ndarray, " rows"] | None = None
+    spans: list[list[Span]] | None = None
 
     @property
     def lengths(self) -> Int[np.ndarray, " rows"]:
@@ -36,11 +45,16 @@ class Tokens:
     def take(self, rows: Int[np.ndarray, " kept"]) -> "Tokens":
         """The named rows."""
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
-        return Tokens(columns, None if self.positions is None else self.positions[rows])
+        positions = None if self.positions is None else self.positions[rows]
+        return Tokens(columns, positions, self.spans and [self.spans[row] for row in rows])
 
 
 def tokenise(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], max_length: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
+    max_length: int,
+    with_offsets: bool = False,
 ) -> Tokens:
     """Tokens of each text, or of the text and its pair where that is not None.
 
@@ -51,6 +65,7 @@ def tokenise(
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     columns: dict[str, list[list[int]]] = {name: [[] for _ in texts] for name in names}
+    spans: list[list[Span]] = [[] for _ in texts]
     for paired in (False, True):
         rows = [row for row, pair in enumerate(pairs) if (pair is not None) == paired]
         if not rows:
@@ -62,17 +77,20 @@ def tokenise(
             max_length=max_length,
             padding=False,
             return_attention_mask=False,
+            return_offsets_mapping=with_offsets,
         )
         for name in names:
             for row, values in zip(rows, encoded[name], strict=True):
                 columns[name][row] = values
+        for at, row in enumerate(rows if with_offsets else ()):
+            spans[row] = _spans(encoded.sequence_ids(at), encoded["offset_mapping"][at])
     for row, values in enumerate(columns["input_ids"]):
         if not values:
             raise DataError(
                 f"text: found no token in row {row} of the shard ({texts[row]!r}), expected at "
                 "least one. Drop empty rows from the source."
             )
-    return Tokens(columns)
+    return Tokens(columns, spans=spans if with_offsets else None)
 
 
 def tokenise_questions(
@@ -89,8 +107,19 @@ def tokenise_questions(
     ]
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     columns = {name: [list(row[name]) for row in rows] for name in names}
-    parts = [[int(part == 1) for part in row.sequence_ids(0)] for row in rows]
-    return Tokens({**columns, "is_context": parts})
+    parts = [row.sequence_ids(0) for row in rows]
+    columns["is_context"] = [[int(part == 1) for part in row] for row in parts]
+    # The second column, the question, is read first.
+    swapped = [[None if part is None else 1 - part for part in row] for row in parts]
+    offsets = [row["offset_mapping"] for row in rows]
+    spans = [_spans(*row) for row in zip(swapped, offsets, strict=True)]
+    return Tokens(columns, spans=spans)
+
+
+def _spans(parts: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> list[Span]:
+    """Of each token its text, given as the number of the sequence, and its characters."""
+    each = zip(parts, offsets, strict=True)
+    return [TEMPLATE if part is None else (part, *characters) for part, characters in each]
 
 
 def encode_question(tokenizer: Any, question: str | None, text: str, max_length: int) -> Any:

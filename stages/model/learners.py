@@ -102,7 +102,7 @@ def load_start(
     Raises:
         ModelError: the head has another number of outputs than there are classes.
     """
-    is_zero = model.head == "probe"
+    is_zero = model.kind.is_fitted
     start = replace(model, train=Trained())
     if is_zero:
         start = replace(start, head="random", num_labels=n_classes)

@@ -31,39 +31,13 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stages.model.batches import Tokens, pad, tokenise, tokenise_questions
-from stages.model.hub import fingerprint, resolve
-from stages.model.networks import IGNORED, CompletionNetwork, PooledNetwork, SpanNetwork, mean_pool
-from stages.model.pretrained import (
-    is_masked,
-    linear,
-    load_checkpoint,
-    load_completion,
-    load_label_words,
-    load_span,
-    load_tokenizer,
-    load_trunk,
-)
-from stages.model.size import NetworkSize, network_size
+from stages.model.batches import Tokens, pad
+from stages.model.heads.head import Head, head_of
+from stages.model.hub import resolve
+from stages.model.networks import IGNORED, PooledNetwork
+from stages.model.pretrained import load_tokenizer, load_trunk
 from stages.model.spec import ModelSpec
-from stages.model.templates import plain_texts, tokenise_completions, tokenise_prompts
-from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, DataError, Inputs, ModelError
-
-__all__ = [
-    "Measurement",
-    "ModelSpec",
-    "NetworkSize",
-    "cross_entropy",
-    "fingerprint",
-    "forward",
-    "load_embedder",
-    "load_measurement",
-    "mean_pool",
-    "network_size",
-    "read_probe",
-    "row_loss",
-]
+from stages.stage import ConfigError, Inputs, ModelError
 
 UNLABELLED = -1
 
@@ -107,7 +81,7 @@ class Measurement:
         n_outputs: Length of an output row: classes, 1, or the hidden size of an embedder.
         spec: The configuration it was made from.
         form: What the text columns hold: "text", "prompt_completion" or "messages".
-        is_masked: Whether a prompt is answered at a mask.
+        head: Its kind, which says how rows are read.
     """
 
     def __init__(
@@ -118,6 +92,7 @@ class Measurement:
         spec: ModelSpec,
         device: str,
         form: str = "text",
+        head: Head | None = None,
     ) -> None:
         self.network = network.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -125,37 +100,24 @@ class Measurement:
         self.spec = spec
         self.device = device
         self.form = form
-        self.is_masked = spec.head == "label_words" and is_masked(spec)
+        self.head = head or head_of(spec)
 
-    def tokenise(self, text: pa.Table) -> Tokens:
-        """The rows of a text table as tokens; a row's `text_b`, where not null, is its pair."""
-        texts, pairs = text["text"].to_pylist(), text["text_b"].to_pylist()
-        longest = self.spec.max_length
-        if self.reads_prompt and self.spec.prompt is not None:
-            return tokenise_prompts(
-                self.tokenizer, self.spec.prompt, texts, pairs, longest, self.is_masked
+    def tokenise(self, text: pa.Table, with_offsets: bool = False) -> Tokens:
+        """The rows of a text table as tokens; a row's `text_b`, where not null, is its pair.
+
+        On request with the characters that each token stands for.
+
+        Raises:
+            ModelError: the tokenizer does not say where its tokens begin.
+        """
+        if with_offsets and not self.tokenizer.is_fast:
+            raise ModelError(
+                f"{self.spec.path}: found a tokenizer without character offsets "
+                f"({type(self.tokenizer).__name__}), expected a fast one. Save tokenizer.json "
+                "beside the weights."
             )
-        if self.reads_completion:
-            keeps_end = self.spec.truncation_mode == "keep_end"
-            return tokenise_completions(self.tokenizer, texts, pairs, self.form, longest, keeps_end)
-        if self.reads_question:
-            return tokenise_questions(self.tokenizer, pairs, texts, longest)
-        return tokenise(self.tokenizer, *plain_texts(texts, pairs, self.form), longest)
-
-    @property
-    def reads_question(self) -> bool:
-        """Whether rows are a question and the text that it asks about."""
-        return isinstance(self.network, SpanNetwork)
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether rows are read inside the template of a prompt."""
-        return self.spec.prompt is not None and not isinstance(self.network, PooledNetwork)
-
-    @property
-    def reads_completion(self) -> bool:
-        """Whether rows are read as a causal language model is trained on them."""
-        return isinstance(self.network, CompletionNetwork)
+        texts, pairs = text["text"].to_pylist(), text["text_b"].to_pylist()
+        return self.head.encode(self.tokenizer, texts, pairs, self.form, with_offsets)
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
         """The named rows, padded to the longest, as arguments of the network."""
@@ -187,9 +149,7 @@ class Measurement:
             return [self.tokenizer.decode([plain[i] for i in row]) for row in ids.tolist()]
 
         first, second = draw(), pa.nulls(n_rows, pa.string())
-        prompt = self.spec.prompt
-        is_prompted = prompt and "text_b" in prompt.template
-        if self.form == "prompt_completion" or is_prompted or self.reads_question:
+        if self.head.reads_pairs(self.form):
             second = pa.array(draw())
         if self.form == "messages":
             first = [
@@ -209,28 +169,9 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
         ConfigError: the probe was fitted on another layer than the last.
     """
     form = str(inputs.details("text").get("format", "text"))
-    tokenizer = load_tokenizer(model)
-    network: nn.Module
-    if model.head == "completion":
-        network, n_outputs = load_completion(model), 1
-    elif model.head == "span":
-        network, n_outputs = load_span(model), 2
-    elif model.head == "label_words":
-        network, n_outputs = load_label_words(model, tokenizer)
-    elif model.head == "checkpoint":
-        network, n_outputs = load_checkpoint(model)
-        if tokenizer.pad_token_id is None:
-            raise ModelError(
-                f"{model.path}: found no padding token, expected one because the head looks for "
-                "the last real token. Set pad_token in tokenizer_config.json and config.json."
-            )
-    else:
-        trunk = load_trunk(model)
-        dim = int(trunk.config.hidden_size)
-        is_random = model.head == "random"
-        head = _random_head(dim, model) if is_random else _probe_head(dim, inputs)
-        network, n_outputs = PooledNetwork(trunk, head), head.out_features
-    return _measurement(model, network, tokenizer, n_outputs, device, form)
+    tokenizer, head = load_tokenizer(model), head_of(model)
+    network, n_outputs = head.load(tokenizer, inputs)
+    return _measurement(model, network, tokenizer, n_outputs, device, form, head)
 
 
 def load_embedder(
@@ -253,25 +194,9 @@ def load_embedder(
         )
     network = PooledNetwork(trunk, nn.Identity(), layer)
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
-    return _measurement(model, network, load_tokenizer(model), dim, device, form)
-
-
-def read_probe(
-    probe: pa.Table,
-) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
-    """Weight and bias of the table `probe`, in class order; a regression's has one row.
-
-    Raises:
-        DataError: the classes are not 0, 1, 2, and so on.
-    """
-    probe = probe.sort_by("class")
-    classes = probe["class"].to_pylist()
-    if classes != list(range(len(classes))) or not classes:
-        raise DataError(
-            f"probe: found classes {classes}, expected 0 to n - 1. Fit the probe again."
-        )
-    bias = probe["bias"].to_numpy().copy()
-    return torch.from_numpy(matrix_of(probe["weight"]).copy()), torch.from_numpy(bias)
+    # A trunk reads the text alone, whatever the head that the model has elsewhere.
+    plain = head_of(ModelSpec(model.path, max_length=model.max_length))
+    return _measurement(model, network, load_tokenizer(model), dim, device, form, plain)
 
 
 def _measurement(
@@ -281,6 +206,7 @@ def _measurement(
     n_outputs: int,
     device: str | None,
     form: str,
+    head: Head,
 ) -> Measurement:
     config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -291,29 +217,4 @@ def _measurement(
             f"positions of {model.path}. Lower it."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Measurement(network, tokenizer, n_outputs, model, device, form)
-
-
-def _probe_head(dim: int, inputs: Inputs) -> nn.Linear:
-    details = inputs.details("probe")
-    layer = details.get("layer", -1)
-    if layer != -1:
-        raise ConfigError(
-            f"probe: found one fitted on the {details.get('embedding', 'embedding')} of layer "
-            f"{layer}, expected layer -1, which the head reads. Set layer: -1 in the "
-            "embedding stage."
-        )
-    weight, bias = read_probe(inputs.table("probe"))
-    if weight.shape[1] != dim:
-        raise ModelError(
-            f"probe: found {weight.shape[1]} weights per class, expected {dim}, the model's hidden "
-            "size. Fit the probe on this model's embeddings."
-        )
-    return linear(weight, bias)
-
-
-def _random_head(dim: int, model: ModelSpec) -> nn.Linear:
-    n_outputs = model.num_labels or 0
-    generator = torch.Generator().manual_seed(model.seed)
-    weight = torch.randn(n_outputs, dim, generator=generator) / dim**0.5
-    return linear(weight, torch.zeros(n_outputs))
+    return Measurement(network, tokenizer, n_outputs, model, device, form, head)

@@ -158,7 +158,6 @@ class SpanNetwork(nn.Module):
     """
 
     trained_head = ()
-    answers_by_place = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

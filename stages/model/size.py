@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from stages.model.heads.head import head_of
 from stages.model.hub import quiet, resolve
 from stages.model.layers import shape_of
 from stages.model.pretrained import without_pooler
@@ -42,19 +43,16 @@ class NetworkSize(NamedTuple):
 def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
     """Size of the network, or of its trunk alone (None); no weight is read or allocated."""
     config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
+    head, is_trunk = head_of(model), n_classes is None
+    name = "AutoModel" if is_trunk else head.architecture
+    unused = without_pooler(config) if name == "AutoModel" else {}
     with torch.device("meta"), quiet():
-        if model.head == "checkpoint" and n_classes is not None:
-            network = _auto.AutoModelForSequenceClassification.from_config(config)
-        else:
-            network = _auto.AutoModel.from_config(config, **without_pooler(config))
+        network = getattr(_auto, name).from_config(config, **unused)
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
     linear = [(shape.inputs, shape.outputs) for shape in map(shape_of, layers)]
-    if model.head == "completion" and n_classes is not None:
-        linear.append((config.hidden_size, config.vocab_size))
-    elif model.head == "span" and n_classes is not None:
-        linear.append((config.hidden_size, 2))
-    elif model.head != "checkpoint" and n_classes is not None:
-        linear.append((config.hidden_size, n_classes))
+    width = None if n_classes is None else head.output_width(config, n_classes)
+    if width is not None:
+        linear.append((config.hidden_size, width))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     return NetworkSize(
         n_parameters, int(config.hidden_size), int(config.num_hidden_layers) + 1, tuple(linear)

@@ -1,11 +1,12 @@
-"""Which model: its configuration, its folder and its fingerprint; no weight is loaded.
+"""Which model is measured, and which of its weights are trained: configuration alone.
 
-Commands that only plan or read a run import this module, so it does without torch.
+Commands that only read a run import this module, so it does without torch.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from stages.catalogue import load_head
 from stages.stage import ConfigError
 
 
@@ -89,9 +90,6 @@ class Trained:
             )
 
 
-HEADS_OF_CLASSES = ("probe", "random", "checkpoint", "label_words")
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """The model that is measured."""
@@ -100,11 +98,10 @@ class ModelSpec:
     """Local folder, hub id, or `package:<module>/<folder>` for weights inside a Python package."""
     revision: str | None = None
     """Branch, tag or commit, for a hub id only."""
-    head: Literal["probe", "random", "checkpoint", "label_words", "completion", "span"] = "probe"
-    """What turns hidden states into outputs: a probe that the run fits, a random layer, the
-    classifier or regressor of the checkpoint, the label words of `prompt`, the output layer of a
-    causal language model whose completions are measured, or the checkpoint's logits of where an
-    answer starts and ends."""
+    head: str = "probe"
+    """The kind of model, a file of `stages/model/heads/`: `probe`, which the run fits; `random`, a
+    layer of random weights; `checkpoint`, its own classifier or regressor; `label_words` of
+    `prompt`; `completion`, a causal language model; `span`, where an answer starts and ends."""
     num_labels: int | None = None
     """Outputs of a random head, 1 for a regression; the other heads know their own."""
     max_length: int = 128
@@ -126,25 +123,12 @@ class ModelSpec:
     """Folder of a trained LoRA adapter that peft saved for this model."""
 
     def __post_init__(self) -> None:
-        if (self.head == "random") != (self.num_labels is not None):
-            raise ConfigError(
-                f"model: found head: {self.head} with num_labels: {self.num_labels}, expected "
-                "num_labels for head: random and for no other. Set or remove num_labels."
-            )
-        if self.num_labels is not None and self.num_labels < 1:
-            raise ConfigError(
-                f"model: found num_labels: {self.num_labels}, expected at least 1. Raise it."
-            )
-        if (self.head == "label_words") != (self.prompt is not None):
-            raise ConfigError(
-                f"model: found head: {self.head} {'with' if self.prompt else 'without'} prompt, "
-                "expected a prompt for head: label_words and for no other. Set or remove prompt."
-            )
-        if self.truncation_mode == "keep_end" and self.head != "completion":
-            raise ConfigError(
-                f"model: found truncation_mode: keep_end with head: {self.head}, expected "
-                "head: completion; other heads lose the end of the text. Remove truncation_mode."
-            )
+        """Refuses fields that do not go together.
+
+        Raises:
+            ConfigError: there is no such head, or a field is out of range or belongs to another.
+        """
+        self.kind.check(self)
         if self.adapter is not None and self.train.lora is not None:
             raise ConfigError(
                 "model: found both adapter and train.lora, expected one of them. Remove train.lora "
@@ -155,3 +139,19 @@ class ModelSpec:
                 f"model: found max_length: {self.max_length}, expected at least 3 (two special "
                 "tokens and one of text). Raise it."
             )
+
+    @property
+    def kind(self) -> type[Any]:
+        """The `stages.model.heads.head.Head` that `head` names."""
+        return load_head(self.head)
+
+
+class RunsModel:
+    """A stage with a field `model`: the network that it runs."""
+
+    model: ModelSpec | None
+
+    @property
+    def model_ref(self) -> ModelSpec | None:
+        """The model that is run."""
+        return self.model

@@ -8,11 +8,12 @@ completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
 import json
 import string
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from stages.model.batches import Tokens
+from stages.model.batches import MOVED, TEMPLATE, Span, Tokens, tokenise
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
 from stages.stage import ConfigError, DataError, ModelError
@@ -27,6 +28,7 @@ def tokenise_prompts(
     pairs: Sequence[str | None],
     max_length: int,
     is_masked: bool,
+    with_offsets: bool = False,
 ) -> Tokens:
     """Each row in the template, and the position whose logits answer: the mask, or the last token.
 
@@ -48,10 +50,10 @@ def tokenise_prompts(
     mask = tokenizer.mask_token if is_masked else ""
 
     def encode(text: str) -> Any:
-        return tokenizer(text, return_attention_mask=False)
+        return tokenizer(text, return_attention_mask=False, return_offsets_mapping=with_offsets)
 
     columns: dict[str, list[list[int]]] = {"input_ids": []}
-    positions = []
+    positions, spans = [], []
     for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
         if pair is None and "text_b" in prompt.template:
             raise DataError(
@@ -65,7 +67,10 @@ def tokenise_prompts(
             if name in encoded:
                 columns.setdefault(name, []).append(encoded[name])
         positions.append(ids.index(tokenizer.mask_token_id) if is_masked else len(ids) - 1)
-    return Tokens(columns, np.array(positions, dtype=np.int64))
+        if with_offsets:
+            is_whole = not mask or not (mask in text or mask in (pair or ""))
+            spans.append(_prompt_spans(encoded, prompt.template, parts, mask, is_whole))
+    return Tokens(columns, np.array(positions, dtype=np.int64), spans if with_offsets else None)
 
 
 def label_word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
@@ -101,6 +106,7 @@ def tokenise_completions(
     form: str,
     max_length: int,
     keeps_end: bool = False,
+    with_offsets: bool = False,
 ) -> Tokens:
     """Each row as a causal language model is trained on it; column `targets` holds next tokens.
 
@@ -114,89 +120,61 @@ def tokenise_completions(
         ModelError: there is no chat template, or it rewrites what came before.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
+    special, spans = set(tokenizer.all_special_ids), []
     for text, pair in zip(texts, pairs, strict=True):
+        own: list[Span] = []
         if form == "messages":
             ids, is_answer = _conversation(tokenizer, json.loads(text))
-        elif form == "prompt_completion":
-            start = _ids(tokenizer, text, special=True)
-            answer = [*_ids(tokenizer, pair or "", special=False), *_end(tokenizer)]
-            ids, is_answer = start + answer, [False] * len(start) + [True] * len(answer)
+            # A chat template keeps no account of characters.
+            own = [TEMPLATE if i in special else MOVED for i in ids]
         else:
-            ids = [*_ids(tokenizer, text, special=True), *_end(tokenizer)]
-            is_answer = [True] * len(ids)
+            ids, is_answer = [], []
+            for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
+                some, characters = _part(tokenizer, part, column == 0, with_offsets)
+                ids += some
+                is_answer += [column == 1 or form == "text"] * len(some)
+                places = zip(some, characters, strict=True) if with_offsets else ()
+                own += [TEMPLATE if i in special else (column, *place) for i, place in places]
+            end = _end(tokenizer)
+            ids, is_answer, own = (
+                ids + end,
+                is_answer + [True] * len(end),
+                own + [TEMPLATE] * len(end),
+            )
         kept = slice(-max_length, None) if keeps_end else slice(max_length)
         ids, is_answer = ids[kept], is_answer[kept]
         following = zip(ids[1:], is_answer[1:], strict=True)
         targets = [token if answers else IGNORED for token, answers in following]
         columns["input_ids"].append(ids)
         columns["targets"].append([*targets, IGNORED])
-    return Tokens(columns)
+        spans.append(own[kept])
+    return Tokens(columns, spans=spans if with_offsets else None)
 
 
-def prompt_offsets(
+def tokenise_plain(
     tokenizer: Any,
-    prompt: Prompt,
-    text: str,
-    pair: str | None,
-    max_length: int,
-    is_masked: bool,
-) -> list[tuple[int, int, int]]:
-    """Column, first and behind-last character of each token that `tokenise_prompts` makes of a row.
-
-    Column 0 is the text, 1 its pair, -1 the template; -2 and no characters where a mask token was
-    taken out of the text.
-    """
-    mask = tokenizer.mask_token if is_masked else ""
-
-    def encode(filled: str) -> Any:
-        return tokenizer(filled, return_offsets_mapping=True)
-
-    parts = [t.replace(mask, " ") if mask else t for t in (text, pair or "")]
-    is_whole = parts == [text, pair or ""]
-    encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
-    spans, at = [], 0
-    for literal, name, spec, _ in string.Formatter().parse(prompt.template):
-        at += len(literal)
-        if name is not None:
-            value = {"text": parts[0], "text_b": parts[1], "mask": mask}[name]
-            length = len(_Template().format_field(value, spec or ""))
-            if name != "mask":
-                spans.append((COLUMN_OF[name], at, at + length))
-            at += length
-    found = []
-    for start, end in encoded["offset_mapping"]:
-        inside = (s for s in spans if start < end and start >= s[1] - 1 and s[1] < end <= s[2])
-        column, first, _ = next(inside, (-1, 0, 0))
-        place = (column, max(0, start - first), end - first) if column >= 0 else (-1, -1, -1)
-        found.append(place if is_whole or column < 0 else (-2, -1, -1))
-    return found
-
-
-def completion_offsets(
-    tokenizer: Any,
-    text: str,
-    pair: str | None,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
     form: str,
     max_length: int,
-    keeps_end: bool = False,
-) -> list[tuple[int, int, int]]:
-    """The same of the tokens that `tokenise_completions` makes of a row.
-
-    A chat template keeps no account of characters: its tokens are in column -2, special ones in -1.
-    """
-    special = set(tokenizer.all_special_ids)
-    spans: list[tuple[int, int, int]] = []
-    if form == "messages":
-        ids, _ = _conversation(tokenizer, json.loads(text))
-        spans = [(-1 if i in special else -2, -1, -1) for i in ids]
-    else:
-        for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
-            encoded = tokenizer(part, add_special_tokens=column == 0, return_offsets_mapping=True)
-            kept = len(_ids(tokenizer, part, special=column == 0))
-            places = zip(encoded["input_ids"][:kept], encoded["offset_mapping"], strict=False)
-            spans += [(-1, -1, -1) if i in special else (column, *span) for i, span in places]
-        spans += [(-1, -1, -1)] * len(_end(tokenizer))
-    return spans[slice(-max_length, None) if keeps_end else slice(max_length)]
+    with_offsets: bool = False,
+) -> Tokens:
+    """Each row as a model reads it that knows neither prompts nor completions (`plain_texts`)."""
+    plain = plain_texts(texts, pairs, form)
+    tokens = tokenise(tokenizer, *plain, max_length, with_offsets)
+    if tokens.spans is None or form == "text":
+        return tokens
+    spans = []
+    for text, row in zip(texts, tokens.spans, strict=True):
+        if form == "messages":
+            spans.append([MOVED if span[0] >= 0 else span for span in row])
+            continue
+        # Prompt and completion are read as one text.
+        cut = len(text)
+        spans.append(
+            [(1, s - cut, e - cut) if c == 0 and s >= cut else (c, s, e) for c, s, e in row]
+        )
+    return replace(tokens, spans=spans)
 
 
 def plain_texts(
@@ -233,6 +211,28 @@ def one_position_each(tokens: Tokens) -> tuple[Tokens, np.ndarray, np.ndarray]:
     return Tokens(columns), np.array(owners, np.int64), np.array(indices, np.int64)
 
 
+def _prompt_spans(
+    encoded: Any, template: str, parts: Sequence[str], mask: str, is_whole: bool
+) -> list[Span]:
+    """Spans of the tokens of a filled template; none is known where a mask was taken out."""
+    places, at = [], 0
+    for literal, name, spec, _ in string.Formatter().parse(template):
+        at += len(literal)
+        if name is not None:
+            value = {"text": parts[0], "text_b": parts[1], "mask": mask}[name]
+            length = len(_Template().format_field(value, spec or ""))
+            if name != "mask":
+                places.append((COLUMN_OF[name], at, at + length))
+            at += length
+    found = []
+    for start, end in encoded["offset_mapping"]:
+        inside = (p for p in places if start < end and start >= p[1] - 1 and p[1] < end <= p[2])
+        column, first, _ = next(inside, (-1, 0, 0))
+        span = (column, max(0, start - first), end - first) if column >= 0 else TEMPLATE
+        found.append(span if is_whole or column < 0 else MOVED)
+    return found
+
+
 class _Template(string.Formatter):
     """`{text:trimmed}` without the last character, `{text_b:uncapitalised}`."""
 
@@ -264,7 +264,7 @@ def _fit(
         excess = len(encoded["input_ids"]) - max_length
         if excess <= 0:
             return encoded
-        lengths = [len(_ids(tokenizer, part, special=False)) for part in parts]
+        lengths = [len(_part(tokenizer, part, False, False)[0]) for part in parts]
         longer = int(lengths[1] > lengths[0])
         if lengths[longer] == 0:
             raise ConfigError(
@@ -280,10 +280,16 @@ def _fit(
         parts[longer] = parts[longer][:end]
 
 
-def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+def _part(
+    tokenizer: Any, text: str, special: bool, with_offsets: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens of a piece of text, with the characters of each where they are asked for."""
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=with_offsets)
+    ids: list[int] = encoded["input_ids"]
     # A tokenizer that ends every text would end the prompt before its completion.
-    return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
+    if special and ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return ids, encoded["offset_mapping"][: len(ids)] if with_offsets else []
 
 
 def _end(tokenizer: Any) -> list[int]:

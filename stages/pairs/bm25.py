@@ -20,20 +20,17 @@ into all examples for every word of a query, and has seen no release since 2022.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import bm25s
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float32, Int64
 
 from stages.model.templates import plain_texts
-from stages.pairs.scores import ATTRIBUTION, NUMBERS, TOP_K, check_top_k, kept, pair_rows
-from stages.stage import ConfigError, Cost, Inputs, Role, Split, Work
-from storage.schema import TableSpec
+from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, pair_rows
+from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Work
 
 WORD = r"(?u)\b\w+\b"
 WORD_BYTES = 100
@@ -49,7 +46,7 @@ class Index(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bm25:
+class Bm25(KeptPairs):
     """Scores of the pairs of queries and examples that share a word, a task per block of queries.
 
     Memory of a task: 100 bytes per word of the corpus, and 4 million scores.
@@ -59,10 +56,7 @@ class Bm25:
     """How slowly the repetitions of a word are worth less and less; 0 asks only if it is there."""
     b: float = 0.75
     """How much a word in a long example counts less: from 0, not at all, to 1."""
-    top_k: int | None = TOP_K
-    """Scores that are kept per query; null keeps all pairs, also those without a word in common."""
 
-    version: ClassVar[int] = 1
     split: ClassVar[Split] = "query"
 
     def __post_init__(self) -> None:
@@ -71,7 +65,7 @@ class Bm25:
         Raises:
             ConfigError: a parameter is out of its range.
         """
-        check_top_k(self.top_k)
+        super().__post_init__()
         if not (self.k1 >= 0 and 0 <= self.b <= 1):
             raise ConfigError(
                 f"bm25: found k1: {self.k1}, b: {self.b}, expected k1 of at least 0 and b from 0 "
@@ -82,11 +76,6 @@ class Bm25:
     def reads(self) -> tuple[str, ...]:
         """The texts."""
         return ("text",)
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores."""
-        return (ATTRIBUTION,)
 
     def open(self, inputs: Inputs) -> Index:
         """The index of all examples."""
@@ -99,7 +88,7 @@ class Bm25:
         searcher.index(words, create_empty_token=False, show_progress=False)
         return Index(ids, searcher)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """The best scores of one block of queries."""
         index: Index = inputs.opened
         ids, texts = _texts(inputs, "query")

@@ -7,24 +7,21 @@ label, or the squared error of a regression, as in the view `predictions`.
 Global: the loss; local: -1, or 0 where the loss is 0.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from stages.model.measurement import cross_entropy
-from stages.pairs.scores import ATTRIBUTION, NUMBERS, TOP_K, check_top_k, kept, pair_rows
+from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, pair_rows
 from stages.reading.logits import read_logits
 from stages.reading.supervision import count_classes, read_labels, read_targets, task_of
-from stages.stage import Cost, DataError, Inputs, Split, Work
-from storage.schema import TableSpec
+from stages.stage import AnswersQueries, Cost, DataError, Inputs, Rows, Split, Work
 
 
 @dataclass(frozen=True)
-class ExampleLoss:
+class ExampleLoss(KeptPairs, AnswersQueries):
     """Scores of the pairs of all queries and labelled examples that have a prediction.
 
     One task; its memory grows as 16 bytes per example and class.
@@ -33,28 +30,16 @@ class ExampleLoss:
     predictions: str = "prediction"
     """Whose predictions count: an instance of `prediction`, or of `kernel_regression`, whose
     predictions of examples are leave-one-out. The default is whatever alone writes such a table."""
-    top_k: int | None = TOP_K
-    """How many of the largest losses are kept per query; null keeps all pairs."""
 
-    version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be kept."""
-        check_top_k(self.top_k)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Predictions and labels."""
         return (self.predictions, "label")
 
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores with their two parts."""
-        return (ATTRIBUTION,)
-
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """The largest losses, once for every query."""
         queries, _ = read_logits(inputs, self.predictions, "query")
         found, logits = read_logits(inputs, self.predictions, "example")
@@ -85,7 +70,7 @@ class ExampleLoss:
             repeated = pairs._replace(queries=rows, examples=examples, scores=scores)
             yield ATTRIBUTION.name, pair_rows(some, ids, repeated, losses)
 
-    def of_queries(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def of_queries(self, inputs: Inputs) -> Rows:
         """The same, which takes no longer for few queries."""
         return self.compute(inputs)
 

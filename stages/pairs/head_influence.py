@@ -21,27 +21,16 @@ Source: Koh and Liang 2017, arXiv:1703.04730, eq. 2, less its sign, with the mea
 test loss.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.pairs.scores import (
-    ATTRIBUTION,
-    TOP_K,
-    Side,
-    check_top_k,
-    left_out,
-    merged,
-    pairs_cost,
-    scored,
-    whitened,
-)
-from stages.stage import Cost, DataError, Inputs, Role, Split, Work
+from stages.pairs.scores import FactorRows, PairScores, left_out, pairs_cost, whitened
+from stages.stage import Cost, DataError, Inputs, Role, Work
 from stages.surrogate.linear import BIAS_PENALTY, lower_factor
 from stages.surrogate.probe_head import (
     Head,
@@ -52,18 +41,16 @@ from stages.surrogate.probe_head import (
     read_head,
     slopes,
 )
-from storage.schema import TableSpec
 
 MOST_PARAMETERS = 8192
 """Of the head: H and its factor then take 1 GB."""
 
 
-class Opened(NamedTuple):
-    """What all shards share."""
+class Shared(NamedTuple):
+    """What all shards share beside the queries."""
 
     head: Head
     lower: Float[Tensor, "parameters parameters"]
-    queries: Side
     n_examples: int
 
 
@@ -105,7 +92,7 @@ def hessian(
 
 
 @dataclass(frozen=True)
-class HeadInfluence:
+class HeadInfluence(PairScores):
     """Scores of the pairs of all queries and all examples that have a label and an embedding.
 
     A task holds the Hessian's factor, 8 bytes for the square of the head's parameters, one shard's
@@ -114,31 +101,18 @@ class HeadInfluence:
 
     embedding: str = "embedding"
     """Feature table that the probe was fitted on: an instance of `embedding`, or `features`."""
-    top_k: int | None = TOP_K
-    """Scores of each sign that are kept per query; null keeps all pairs."""
 
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "shard"
     speaks_for: ClassVar[str] = "prediction"
     opens: ClassVar[tuple[Role, ...]] = ("example", "query")
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
-
-    def __post_init__(self) -> None:
-        """Refuses a number of scores that cannot be kept."""
-        check_top_k(self.top_k)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """What the probe was fitted on, and the probe."""
         return (self.embedding, "probe", "label")
 
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores with their two parts."""
-        return (ATTRIBUTION,)
-
-    def open(self, inputs: Inputs) -> Opened:
-        """The Hessian's factor, and the queries' side.
+    def queries(self, inputs: Inputs) -> FactorRows:
+        """The queries; the Hessian's factor is shared.
 
         Raises:
             DataError: the head has too many parameters.
@@ -159,31 +133,23 @@ class HeadInfluence:
         if not head.is_regression:
             falls = slopes(asked.outputs, asked.outputs.argmax(1))
         rows = whitened(outer(falls, asked.x), lower).float()
-        return Opened(head, lower, Side(asked.ids, (rows,)), n_examples)
+        return FactorRows(asked.ids, (rows,), shared=Shared(head, lower, n_examples))
+
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """The examples of one shard that have a label and an embedding."""
+        shared: Shared = inputs.opened.shared
+        found = examples_of(shared.head, inputs, self.embedding)
+        rows = whitened(outer(found.slopes, found.x), shared.lower).float()
+        return FactorRows(found.ids, (rows,), rows.norm(dim=1))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples the Hessian is of, and those of the shard that have no embedding."""
-        opened: Opened = inputs.opened
+        shared: Shared = inputs.opened.shared
         return {
-            "n_examples": opened.n_examples,
-            "n_parameters": len(opened.lower),
+            "n_examples": shared.n_examples,
+            "n_parameters": len(shared.lower),
             "n_left_out": left_out(inputs, (self.embedding,)),
         }
-
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best scores among the examples of one shard."""
-        opened: Opened = inputs.opened
-        found = examples_of(opened.head, inputs, self.embedding)
-        if len(found.ids):
-            rows = whitened(outer(found.slopes, found.x), opened.lower).float()
-            examples = Side(found.ids, (rows,), rows.norm(dim=1))
-            yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
-
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best of several parts."""
-        return merged(parts, self.top_k)
 
     def cost(self, work: Work) -> Cost:
         """The Hessian and its factor, as often as there are workers; of one here."""

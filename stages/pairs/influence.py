@@ -25,49 +25,36 @@ for the Hessian and blocks of layers as in Grosse et al. 2023, arXiv:2308.03296.
 stand for whole ones, and the damping is ours.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stages.gradients.blocks import Block, blocks_of, read_curvature
 from stages.gradients.projection import BY_LAYER
-from stages.pairs.scores import (
-    ATTRIBUTION,
-    TOP_K,
-    Side,
-    check_gradients,
-    check_top_k,
-    merged,
-    pairs_cost,
-    scored,
-    whitened,
-)
+from stages.pairs.scores import FactorRows, PairScores, check_gradients, whitened
 from stages.reading.vectors import query_vectors, vectors_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
-from storage.schema import TableSpec
+from stages.stage import (
+    ConfigError,
+    Cost,
+    DataError,
+    Inputs,
+    Work,
+)
 
 BLOCK_SIZE = 256
 """Numbers of a block, for the cost; of other gradients than those that are asked for a guess."""
 
-Factors = tuple[tuple[Block, Float[Tensor, "_ _"]], ...]
+BlockFactors = tuple[tuple[Block, Float[Tensor, "_ _"]], ...]
 """Blocks that have curvature, and their lower Cholesky factors."""
-
-
-class Opened(NamedTuple):
-    """What all shards share."""
-
-    queries: Side
-    factors: Factors
 
 
 def damped_factors(
     matrices: Mapping[str, Float[Tensor, "_ _"]], blocks: Sequence[Block], damping: float
-) -> Factors:
+) -> BlockFactors:
     """Of every block the L of H + damping * (trace H / size) I = L L', where H is not zero.
 
     Cost size^3 / 3 a block.
@@ -101,14 +88,14 @@ def damped_factors(
     return tuple(found)
 
 
-def whiten(gradients: Float[Tensor, "rows _"], factors: Factors) -> Float[Tensor, "rows _"]:
+def whiten(gradients: Float[Tensor, "rows _"], factors: BlockFactors) -> Float[Tensor, "rows _"]:
     """L^-1 g of every block side by side, in float32; products are computed in float64."""
     parts = [whitened(gradients[:, block.part], lower).float() for block, lower in factors]
     return torch.cat(parts, 1) if parts else torch.zeros(len(gradients), 0)
 
 
 @dataclass(frozen=True)
-class Influence:
+class Influence(PairScores):
     """Scores of the pairs of all queries and examples that have gradients.
 
     A task holds the factors of all blocks, one shard's gradients and the queries', 16 million
@@ -121,12 +108,6 @@ class Influence:
     """Instance with the matrices of their blocks."""
     damping: float = 0.1
     """Relative to the mean eigenvalue of each block."""
-    top_k: int | None = TOP_K
-    """Scores of each sign that are kept per query; null keeps all pairs."""
-
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "shard"
-    opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:
         """Refuses what cannot be computed.
@@ -134,7 +115,7 @@ class Influence:
         Raises:
             ConfigError: the damping is not positive.
         """
-        check_top_k(self.top_k)
+        super().__post_init__()
         if not 0 < self.damping < float("inf"):
             raise ConfigError(
                 f"damping: found {self.damping}, expected a positive number, as projected "
@@ -153,11 +134,6 @@ class Influence:
             self.gradient: {"projection": BY_LAYER},
             self.curvature: {"gradient": self.gradient},
         }
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores with their two parts."""
-        return (ATTRIBUTION,)
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses curvature in other coordinates than those of the gradients.
@@ -181,36 +157,27 @@ class Influence:
                 f"{self.gradient}, with the projection of {curvature.ntk}."
             )
 
-    def open(self, inputs: Inputs) -> Opened:
-        """The factors of all blocks, and the queries' side."""
+    def queries(self, inputs: Inputs) -> FactorRows:
+        """The queries' gradients, whitened; the factors of all blocks are shared."""
         ids, rows = query_vectors(inputs, self.gradient)
         blocks = blocks_of(inputs.details(self.gradient), rows.shape[1])
         matrices = read_curvature(inputs.table(self.curvature))
         factors = damped_factors(matrices, blocks, self.damping)
-        return Opened(Side(ids, (whiten(rows, factors),)), factors)
+        return FactorRows(ids, (whiten(rows, factors),), shared=factors)
+
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """The gradients of the examples of one shard, whitened."""
+        ids, gradients = vectors_of(inputs, self.gradient)
+        rows = whiten(gradients, inputs.opened.shared) if len(ids) else gradients
+        return FactorRows(ids, (rows,), rows.norm(dim=1))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many blocks have curvature, and hence a part in the scores."""
-        return {"n_blocks": len(inputs.opened.factors)}
-
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best scores among the examples of one shard."""
-        opened: Opened = inputs.opened
-        ids, gradients = vectors_of(inputs, self.gradient)
-        if len(ids):
-            rows = whiten(gradients, opened.factors)
-            examples = Side(ids, (rows,), rows.norm(dim=1))
-            yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
-
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best of several parts."""
-        return merged(parts, self.top_k)
+        return {"n_blocks": len(inputs.opened.shared)}
 
     def cost(self, work: Work) -> Cost:
         """A product with each block's inverse factor, and one of queries and examples."""
-        pairs = pairs_cost(work, work.dim, self.top_k)
+        pairs = super().cost(work)
         solves = float(work.n_examples + work.n_queries) * work.dim * BLOCK_SIZE
         return Cost(
             flops=pairs.flops + solves + work.dim * BLOCK_SIZE**2 / 3,

@@ -13,30 +13,34 @@ residual divided by the damping; local: what is left, for two classes +-K(x_i, x
 Source: the dual form of kernel ridge regression; global and local as in methods.md 2.3. [derived]
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.pairs.scores import ATTRIBUTION, TOP_K, Side, check_top_k, merged, pairs_cost, scored
+from stages.pairs.scores import FactorRows, PairScores
 from stages.reading.feature_rows import FeatureRows
 from stages.reading.supervision import one_hot
 from stages.reading.vectors import BLOCK, matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Vectors, Work
+from stages.stage import (
+    ConfigError,
+    DataError,
+    Inputs,
+    Role,
+    Vectors,
+    Work,
+)
 from stages.surrogate.labelled_kernel import has_features
 from stages.tables import KERNEL_DUAL
-from storage.schema import TableSpec
 
 
-class Opened(NamedTuple):
-    """What all shards share."""
+class Shared(NamedTuple):
+    """What all shards share beside the queries."""
 
-    queries: Side
     ids: Int64[np.ndarray, " examples"]
     """Of the examples of the regression, ascending."""
     dual: Float[Tensor, "examples outputs"]
@@ -45,7 +49,7 @@ class Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KernelRepresenter:
+class KernelRepresenter(PairScores):
     """Values of all examples of a kernel regression, for all its queries.
 
     A task holds the features of one shard and of the queries, and 16 million scores. Rows that have
@@ -58,11 +62,7 @@ class KernelRepresenter:
     """Scale every feature vector to unit length, as the regression does."""
     regression: str = "kernel_regression"
     """Instance of `kernel_regression`."""
-    top_k: int | None = TOP_K
-    """Scores of each sign that are kept per query; null keeps all pairs, which add up."""
 
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "shard"
     speaks_for: ClassVar[str] = "prediction"
     opens: ClassVar[tuple[Role, ...]] = ("example", "query")
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
@@ -73,7 +73,7 @@ class KernelRepresenter:
         Raises:
             ConfigError: no feature table is named.
         """
-        check_top_k(self.top_k)
+        super().__post_init__()
         if not self.kernel:
             raise ConfigError(
                 "kernel: found no table, expected at least one. Name those of the regression."
@@ -88,11 +88,6 @@ class KernelRepresenter:
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """A regression with this kernel."""
         return {self.regression: {"kernel": list(self.kernel), "normalize": self.normalize}}
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Values with their two parts."""
-        return (ATTRIBUTION,)
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses a regression with another kernel.
@@ -111,8 +106,8 @@ class KernelRepresenter:
                     + (", or leave this stage out." if name == "per_class" else ".")
                 )
 
-    def open(self, inputs: Inputs) -> Opened:
-        """The weights of all examples, and the queries' side.
+    def queries(self, inputs: Inputs) -> FactorRows:
+        """The queries; the weights of all examples are shared.
 
         What the regression says of the queries is computed anew, from one product of all examples'
         features and weights, so that it is known of any query with features.
@@ -140,37 +135,30 @@ class KernelRepresenter:
             some = torch.arange(start, min(start + BLOCK, len(ids)))
             outputs += asked @ (rows(some).T @ dual[some])
         chosen = one_hot(outputs.argmax(1), dual.shape[1])
-        side = Side(query_ids, (chosen.float(), asked.float()))
-        return Opened(side, ids, dual, rows.scales)
+        factors = (chosen.float(), asked.float())
+        return FactorRows(query_ids, factors, shared=Shared(ids, dual, rows.scales))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples the regression has."""
-        return {"n_examples": len(inputs.opened.ids)}
+        return {"n_examples": len(inputs.opened.shared.ids)}
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The largest values of either sign among the examples of one shard."""
-        opened: Opened = inputs.opened
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """The examples of one shard that the regression was fitted on."""
+        shared: Shared = inputs.opened.shared
         tables = [inputs.table(name) for name in self.kernel]
         ids, at, _ = np.intersect1d(
-            opened.ids, tables[0]["id"].to_numpy(), assume_unique=True, return_indices=True
+            shared.ids, tables[0]["id"].to_numpy(), assume_unique=True, return_indices=True
         )
         if len(ids) == 0:
-            return
+            return FactorRows(ids, ())
         own = [Vectors(table["id"].to_numpy(), matrix_of(table["vector"])) for table in tables]
-        alpha = opened.dual[torch.from_numpy(at)]
-        factors = (alpha.float(), self._features(own, ids, opened.scales).float())
-        examples = Side(ids, factors, alpha.abs().amax(1))
-        yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
+        alpha = shared.dual[torch.from_numpy(at)]
+        factors = (alpha.float(), self._features(own, ids, shared.scales).float())
+        return FactorRows(ids, factors, alpha.abs().amax(1))
 
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The largest of several parts."""
-        return merged(parts, self.top_k)
-
-    def cost(self, work: Work) -> Cost:
-        """Products of the features of queries and examples, and of their classes."""
-        return pairs_cost(work, work.dim * len(self.kernel) + work.n_classes, self.top_k)
+    def width(self, work: Work) -> int:
+        """Features of all tables, and outputs."""
+        return work.dim * len(self.kernel) + work.n_classes
 
     @property
     def _dual(self) -> str:

@@ -9,27 +9,15 @@ Source: the generator SplitMix64, Steele, Lea and Flood 2014, doi:10.1145/266019
 query has a stream of its own, in which an example's id is the place of its number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float64, Int64, UInt64
 
-from stages.pairs.scores import (
-    ATTRIBUTION,
-    NUMBERS,
-    TOP_K,
-    check_top_k,
-    kept,
-    merged,
-    pair_rows,
-    pairs_cost,
-)
-from stages.stage import Cost, Inputs, Role, Split, Work
-from storage.schema import TableSpec
+from stages.pairs.scores import ATTRIBUTION, NUMBERS, FactorRows, PairScores, kept, pair_rows
+from stages.stage import Inputs, Role, Rows, Work
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -53,7 +41,7 @@ def _mixed(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
 
 
 @dataclass(frozen=True)
-class RandomScore:
+class RandomScore(PairScores):
     """Scores of the pairs of all queries and examples.
 
     A task holds one shard's ids, and 4 million scores.
@@ -61,49 +49,32 @@ class RandomScore:
 
     seed: int = 0
     """Another seed gives other numbers."""
-    top_k: int | None = TOP_K
-    """Scores of each sign that are kept per query; null keeps all pairs."""
-
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "shard"
-    opens: ClassVar[tuple[Role, ...]] = ("query",)
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be kept."""
-        check_top_k(self.top_k)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The table that has every id."""
         return ("label",)
 
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores."""
-        return (ATTRIBUTION,)
+    def queries(self, inputs: Inputs) -> FactorRows:
+        """Ids of all queries."""
+        return FactorRows(_ids(inputs, "query"), ())
 
-    def open(self, inputs: Inputs) -> np.ndarray:
-        """Ids of all queries, ascending."""
-        return _ids(inputs, "query")
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """Ids of the examples of one shard."""
+        return FactorRows(_ids(inputs, "example"), ())
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def width(self, work: Work) -> int:
+        """Some twenty operations per pair."""
+        return 10
+
+    def compute(self, inputs: Inputs) -> Rows:
         """The best scores among the examples of one shard."""
-        queries, examples = inputs.opened, _ids(inputs, "example")
+        queries, examples = inputs.opened.ids, self.examples(inputs).ids
         at_once = max(1, NUMBERS // 4 // max(1, len(examples)))
         for start in range(0, len(queries), at_once):
             some = queries[start : start + at_once]
             scores = torch.from_numpy(uniform(self.seed, some, examples))
             yield ATTRIBUTION.name, pair_rows(some, examples, kept(scores, self.top_k))
-
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best of several parts."""
-        return merged(parts, self.top_k)
-
-    def cost(self, work: Work) -> Cost:
-        """Some twenty operations per pair."""
-        return pairs_cost(work, 10, self.top_k)
 
 
 def _ids(inputs: Inputs, role: Role) -> np.ndarray:

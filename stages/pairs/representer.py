@@ -23,38 +23,26 @@ Source: Yeh et al. 2018, arXiv:1811.09720, eq. 2, in the units of our own probe 
 left out of the penalty.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.pairs.scores import (
-    ATTRIBUTION,
-    TOP_K,
-    Side,
-    check_top_k,
-    left_out,
-    merged,
-    pairs_cost,
-    scored,
-)
-from stages.stage import Cost, Inputs, Role, Split, Work
+from stages.pairs.scores import FactorRows, PairScores, left_out
+from stages.stage import Inputs, Role, Work
 from stages.surrogate.probe_head import Head, Rows, all_examples, examples_of, queries_of, read_head
-from storage.schema import TableSpec
 
 LARGE_MISS = 0.01
 """Share of the logits that values may miss without a notice."""
 
 
-class Opened(NamedTuple):
-    """What all shards share."""
+class Shared(NamedTuple):
+    """What all shards share beside the queries."""
 
     head: Head
-    queries: Side
     n_examples: int
     miss: float
     """Root mean square, over queries, of what values miss, relative to that of the logits."""
@@ -66,7 +54,7 @@ def dual(head: Head, rows: Rows, n_examples: int) -> Float[Tensor, "rows outputs
 
 
 @dataclass(frozen=True)
-class Representer:
+class Representer(PairScores):
     """Values of all examples that have a label and an embedding, for all queries.
 
     A task holds the embeddings of one shard and of the queries, and 16 million scores.
@@ -74,31 +62,18 @@ class Representer:
 
     embedding: str = "embedding"
     """Feature table that the probe was fitted on: an instance of `embedding`, or `features`."""
-    top_k: int | None = TOP_K
-    """Scores of each sign that are kept per query; null keeps all pairs, which add up."""
 
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "shard"
     speaks_for: ClassVar[str] = "prediction"
     opens: ClassVar[tuple[Role, ...]] = ("example", "query")
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
-
-    def __post_init__(self) -> None:
-        """Refuses a number of scores that cannot be kept."""
-        check_top_k(self.top_k)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """What the probe was fitted on, and the probe."""
         return (self.embedding, "probe", "label")
 
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Values with their two parts."""
-        return (ATTRIBUTION,)
-
-    def open(self, inputs: Inputs) -> Opened:
-        """The queries' side, and how far the values are from adding up."""
+    def queries(self, inputs: Inputs) -> FactorRows:
+        """The queries, and how far the values are from adding up."""
         head = read_head(inputs, self.embedding)
         asked = queries_of(head, inputs, self.embedding)
         moments, n_examples = torch.zeros_like(head.weight), 0
@@ -110,43 +85,35 @@ class Representer:
             ((asked.x @ weight.T) * asked.chosen).sum(1) for weight in (head.weight, added_up)
         )
         miss = float((values - logits).norm() / logits.norm()) if logits.any() else 0.0
-        queries = Side(asked.ids, (asked.chosen.float(), asked.x.float()))
-        return Opened(head, queries, n_examples, miss)
+        factors = (asked.chosen.float(), asked.x.float())
+        return FactorRows(asked.ids, factors, shared=Shared(head, n_examples, miss))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples there are, how far values are from adding up, and who has none."""
-        opened: Opened = inputs.opened
+        shared: Shared = inputs.opened.shared
         facts: dict[str, Any] = {
-            "n_examples": opened.n_examples,
-            "miss": opened.miss,
+            "n_examples": shared.n_examples,
+            "miss": shared.miss,
             "n_left_out": left_out(inputs, (self.embedding,)),
         }
-        if opened.miss > LARGE_MISS and inputs.part.index == 0:
+        if shared.miss > LARGE_MISS and inputs.part.index == 0:
             facts["notices"] = [
-                f"values miss the logits of the queries by {opened.miss:.1%}, as the probe was "
+                f"values miss the logits of the queries by {shared.miss:.1%}, as the probe was "
                 "fitted on other labels or rows; artefacts.probe=refit fits it anew"
             ]
         return facts
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The largest values of either sign among the examples of one shard."""
-        opened: Opened = inputs.opened
-        found = examples_of(opened.head, inputs, self.embedding)
-        if len(found.ids):
-            alpha = dual(opened.head, found, opened.n_examples)
-            factors = (alpha.float(), found.x.float())
-            examples = Side(found.ids, factors, alpha.abs().amax(1))
-            yield ATTRIBUTION.name, scored(opened.queries, examples, self.top_k)
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """The examples of one shard that have a label and an embedding."""
+        shared: Shared = inputs.opened.shared
+        found = examples_of(shared.head, inputs, self.embedding)
+        alpha = dual(shared.head, found, shared.n_examples)
+        magnitude = alpha.abs().amax(1) if len(found.ids) else None
+        return FactorRows(found.ids, (alpha.float(), found.x.float()), magnitude)
 
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The largest of several parts."""
-        return merged(parts, self.top_k)
-
-    def cost(self, work: Work) -> Cost:
-        """Products of the embeddings of queries and examples, and of their classes."""
-        return pairs_cost(work, work.dim + work.n_classes, self.top_k)
+    def width(self, work: Work) -> int:
+        """Embeddings, and outputs."""
+        return work.dim + work.n_classes
 
 
 STAGE = Representer

@@ -16,8 +16,10 @@ arXiv:2408.05976, whose text could not be read, says that existing methods come 
 Sign: positive helps. A positive score raises the query's measured output, see each method.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +30,7 @@ from torch import Tensor
 from stages.ranking.top_k import Pairs, best, streamed
 from stages.reading.supervision import task_of
 from stages.reading.vectors import BLOCK
-from stages.stage import ConfigError, Cost, Inputs, Work
+from stages.stage import ConfigError, Cost, Inputs, Merges, Role, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 ATTRIBUTION = TableSpec(
@@ -54,26 +56,16 @@ Factors = tuple[Tensor, ...]
 """One or two matrices (rows, dim) of the same rows, whose inner products make up scores."""
 
 
-class Side(NamedTuple):
-    """Queries or examples, ready to be scored."""
+class FactorRows(NamedTuple):
+    """Ids of queries or of examples, and the factors whose inner products are scores."""
 
     ids: Int64[np.ndarray, " rows"]
     """Ascending."""
     factors: Factors
     magnitude: Float[Tensor, " rows"] | None = None
     """The global parts of examples, where scores come apart."""
-
-
-def check_top_k(top_k: int | None) -> None:
-    """Refuses a number of scores that cannot be kept.
-
-    Raises:
-        ConfigError: it is not positive.
-    """
-    if top_k is not None and top_k < 1:
-        raise ConfigError(
-            f"top_k: found {top_k}, expected at least 1, or null for all pairs. Correct it."
-        )
+    shared: Any = None
+    """Of queries: what the examples' factors need as well, such as a fitted head."""
 
 
 def check_gradients(name: str, writer: Any) -> None:
@@ -103,7 +95,7 @@ def score(
     return found[0]
 
 
-def scored(queries: Side, examples: Side, top_k: int | None) -> pa.RecordBatch:
+def scored(queries: FactorRows, examples: FactorRows, top_k: int | None) -> pa.RecordBatch:
     """Rows of `ATTRIBUTION`, the `top_k` best of each sign of each query, or all.
 
     Cost 2 queries * examples * dim; memory NUMBERS scores and what is kept.
@@ -168,9 +160,7 @@ def _blocks(
         yield first, score(queries, some, rooms)
 
 
-def merged(
-    parts: Mapping[str, Sequence[pa.Table]], top_k: int | None
-) -> Iterator[tuple[str, pa.RecordBatch]]:
+def merged(parts: Mapping[str, Sequence[pa.Table]], top_k: int | None) -> Rows:
     """What the `merge` of a stage does: of each query the best of all parts."""
     together = pa.concat_tables(parts[ATTRIBUTION.name])
     if together.num_rows == 0:
@@ -222,3 +212,75 @@ def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:
             4 * dim * (work.n_queries + per_shard) + 16 * NUMBERS + 8 * 40 * work.n_queries * held
         ),
     )
+
+
+@dataclass(frozen=True)
+class KeptPairs(Stage, contract=True):
+    """A stage that scores pairs of queries and examples, and keeps the best of each query."""
+
+    top_k: int | None = field(default=TOP_K, kw_only=True)
+    """Scores of each sign that are kept per query; null keeps all pairs."""
+
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Refuses a number of scores that cannot be kept.
+
+        Raises:
+            ConfigError: it is not positive.
+        """
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(
+                f"top_k: found {self.top_k}, expected at least 1, or null for all pairs. Correct "
+                "it."
+            )
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """Scores, with their two parts where they come apart."""
+        return (ATTRIBUTION,)
+
+
+@dataclass(frozen=True)
+class PairScores(KeptPairs, Merges, contract=True):
+    """One whose scores are products of factors: a method says what these are, and what it reads.
+
+    A task holds the factors of one shard of examples and of all queries, and 16 million scores.
+    """
+
+    split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
+
+    @abstractmethod
+    def queries(self, inputs: Inputs) -> FactorRows:
+        """Factors of all queries, once per worker: what `inputs.opened` is for `examples`.
+
+        Raises:
+            DataError: there is no query.
+        """
+
+    @abstractmethod
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """Factors of the examples of the part's own shard."""
+
+    def width(self, work: Work) -> int:
+        """Numbers of a row's factors together, for the cost."""
+        return work.dim
+
+    def open(self, inputs: Inputs) -> FactorRows:
+        """Factors of all queries."""
+        return self.queries(inputs)
+
+    def compute(self, inputs: Inputs) -> Rows:
+        """The best scores among the examples of one shard."""
+        examples = self.examples(inputs)
+        if len(examples.ids):
+            yield ATTRIBUTION.name, scored(inputs.opened, examples, self.top_k)
+
+    def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
+        """The best of several parts."""
+        return merged(parts, self.top_k)
+
+    def cost(self, work: Work) -> Cost:
+        """One product of the factors of queries and examples."""
+        return pairs_cost(work, self.width(work), self.top_k)

@@ -8,7 +8,7 @@ quoted and what is derived. The global score only ranks here: it has a sign, oth
 `components`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -30,7 +30,17 @@ from stages.ranking.spectrum import (
 )
 from stages.reading.logits import read_predicted
 from stages.reading.supervision import count_classes, read_labels
-from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
+from stages.stage import (
+    ConfigError,
+    Cost,
+    DataError,
+    Inputs,
+    Merges,
+    Role,
+    Rows,
+    Split,
+    Work,
+)
 from stages.tables import GENERAL
 from storage.schema import TableSpec
 
@@ -71,7 +81,7 @@ class Queries(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Support:
+class Support(Merges):
     """Spectra of all queries, general and towards other classes.
 
     A task holds one shard's features and logits and those of all queries. Cost 2 dim per query and
@@ -137,7 +147,7 @@ class Support:
         features = scaled(features, self.similarity)
         return Queries(ids, features, logits, self._contrasts(inputs, logits))
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Spectra and sizes among the examples of one shard."""
         queries: Queries = inputs.opened
         ids, labels, logits, features = self._examples(inputs)
@@ -183,9 +193,7 @@ class Support:
         g = global_scores(logits[inside], predicted, towards, self.weight)
         return ids[inside], frontier(ids[inside], g, local[inside])
 
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
         """The frontiers of frontiers, and the sums of sizes."""
         sizes = pa.concat_tables(parts[SUPPORT_SIZE.name]).group_by(list(SUPPORT_SIZE.key))
         summed = sizes.aggregate([("n_support", "sum")]).rename_columns(SUPPORT_SIZE.schema.names)

@@ -11,8 +11,8 @@ Source: arXiv:2408.05976, its part on text generation, whose text could not be r
 and 2.4; `stages/ranking/spectrum.py` says what is quoted and what derived).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -24,10 +24,10 @@ from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward, load_measurement
 from stages.model.networks import TokenNetwork
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.ranking.spectrum import Similarity, frontier, merged, scaled
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Merges, Rows, Split, Work
 from storage.schema import TableSpec
 
 TOKEN_SUPPORT = TableSpec(
@@ -90,7 +90,7 @@ class Places(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TokenSupport:
+class TokenSupport(RunsModel, Merges):
     """Spectra of the tokens of a `continuation`, over all predicted places of the corpus.
 
     A task holds the model, a batch, and the hidden states of the places of its shard.
@@ -113,6 +113,11 @@ class TokenSupport:
     def reads(self) -> tuple[str, ...]:
         """The texts, and the tokens to be explained."""
         return ("text", self.continuation)
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Continuations by the same model."""
+        return {self.continuation: {"model": asdict(self.model)}}
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -158,7 +163,7 @@ class TokenSupport:
             states,
         )
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Spectra and sizes among the texts of one shard."""
         opened: Opening = inputs.opened
         places = self._places(opened, inputs.table("text"))
@@ -179,9 +184,7 @@ class TokenSupport:
             arrays = [pa.array(c, f.type) for c, f in zip(columns, spec.schema, strict=True)]
             yield spec.name, pa.RecordBatch.from_arrays(arrays, schema=spec.schema)
 
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
         """The frontiers of frontiers, and the sums of sizes."""
         keys = list(TOKEN_SUPPORT_SIZE.key)
         sizes = pa.concat_tables(parts[TOKEN_SUPPORT_SIZE.name]).group_by(keys)

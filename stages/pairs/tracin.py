@@ -20,36 +20,30 @@ Source: Pruthi et al. 2020, arXiv:2002.08484, eq. 3 (TracInCP); projected gradie
 whole ones here. The parts of the last layer: methods.md 2.3. [derived]
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from stages.corpus.source import Task
-from stages.pairs.scores import (
-    ATTRIBUTION,
-    TOP_K,
-    Side,
-    check_gradients,
-    check_top_k,
-    left_out,
-    merged,
-    pairs_cost,
-    scored,
-)
+from stages.pairs.scores import FactorRows, PairScores, check_gradients, left_out
 from stages.reading.logits import read_predicted
 from stages.reading.supervision import count_classes, read_labels
 from stages.reading.vectors import query_vectors, vectors_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Split, Work
+from stages.stage import (
+    TASKS,
+    ConfigError,
+    DataError,
+    Inputs,
+    Role,
+    Work,
+)
 from stages.surrogate.probe_head import slopes
-from storage.schema import TableSpec
 
 
 @dataclass(frozen=True)
-class TracIn:
+class TracIn(PairScores):
     """Scores of the pairs of all queries and examples that have gradients.
 
     A task holds one shard's gradients and the queries', and 16 million scores.
@@ -65,12 +59,6 @@ class TracIn:
     """What the last layer reads, for `layer: last`: an instance of `embedding`, or `features`."""
     predictions: str = "prediction"
     """Instance with the model's logits, for `layer: last`."""
-    top_k: int | None = TOP_K
-    """Scores of each sign that are kept per query; null keeps all pairs."""
-
-    version: ClassVar[int] = 1
-    split: ClassVar[Split] = "shard"
-    opens: ClassVar[tuple[Role, ...]] = ("query",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
@@ -78,7 +66,7 @@ class TracIn:
         Raises:
             ConfigError: no gradients are named, or rates do not fit them.
         """
-        check_top_k(self.top_k)
+        super().__post_init__()
         used = {"all": ("gradients", "rates"), "last": ("embedding", "predictions")}[self.layer]
         for name in ("gradients", "rates", "embedding", "predictions"):
             if name not in used and getattr(self, name) != getattr(type(self), name):
@@ -106,7 +94,7 @@ class TracIn:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Those with classes, for the last layer."""
-        return ("classification",) if self.layer == "last" else get_args(Task)
+        return ("classification",) if self.layer == "last" else TASKS
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -114,11 +102,6 @@ class TracIn:
         if self.layer == "last":
             return (self.embedding, self.predictions, "label")
         return self.gradients
-
-    @property
-    def writes(self) -> tuple[TableSpec, ...]:
-        """Scores with their two parts."""
-        return (ATTRIBUTION,)
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses gradients of tokens.
@@ -129,14 +112,14 @@ class TracIn:
         for name in self.gradients if self.layer == "all" else ():
             check_gradients(name, writers[name])
 
-    def open(self, inputs: Inputs) -> Side:
+    def queries(self, inputs: Inputs) -> FactorRows:
         """The queries that every checkpoint has gradients of.
 
         Raises:
             DataError: there is none.
         """
         if self.layer == "all":
-            return self._side([query_vectors(inputs, name) for name in self.gradients])
+            return self._joined([query_vectors(inputs, name) for name in self.gradients])
         queries = self._last(inputs, "query")
         if len(queries.ids) == 0:
             raise DataError(
@@ -145,35 +128,27 @@ class TracIn:
             )
         return queries
 
+    def examples(self, inputs: Inputs) -> FactorRows:
+        """The examples of one shard that every checkpoint has gradients of."""
+        if self.layer == "last":
+            examples = self._last(inputs, "example")
+        else:
+            examples = self._joined([vectors_of(inputs, name) for name in self.gradients])
+        if len(examples.ids) == 0:
+            return examples
+        return examples._replace(magnitude=examples.factors[0].norm(dim=1))
+
+    def width(self, work: Work) -> int:
+        """Gradients of all checkpoints."""
+        return work.dim * (len(self.gradients) if self.layer == "all" else 1)
+
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples of the shard lack embedding or logits."""
         if self.layer == "all":
             return {}
         return {"n_left_out": left_out(inputs, (self.embedding, self.predictions))}
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best scores among the examples of one shard."""
-        queries: Side = inputs.opened
-        if self.layer == "last":
-            examples = self._last(inputs, "example")
-        else:
-            examples = self._side([vectors_of(inputs, name) for name in self.gradients])
-        if len(examples.ids):
-            examples = examples._replace(magnitude=examples.factors[0].norm(dim=1))
-            yield ATTRIBUTION.name, scored(queries, examples, self.top_k)
-
-    def merge(
-        self, parts: Mapping[str, Sequence[pa.Table]]
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """The best of several parts."""
-        return merged(parts, self.top_k)
-
-    def cost(self, work: Work) -> Cost:
-        """One product of the gradients of queries and examples."""
-        n_tables = len(self.gradients) if self.layer == "all" else 1
-        return pairs_cost(work, work.dim * n_tables, self.top_k)
-
-    def _last(self, inputs: Inputs, role: Role) -> Side:
+    def _last(self, inputs: Inputs, role: Role) -> FactorRows:
         """Residuals and features of rows with logits; at labels, or at what is predicted."""
         ids, logits, features = read_predicted(inputs, self.embedding, self.predictions, role)
         answers = logits.argmax(1)
@@ -183,11 +158,11 @@ class TracIn:
             ids, logits, features = ids[kept], logits[kept], features[kept]
             answers = labels[np.searchsorted(labelled, ids)]
         if len(ids) == 0:
-            return Side(ids, ())
+            return FactorRows(ids, ())
         residuals = slopes(torch.from_numpy(logits), torch.from_numpy(answers))
-        return Side(ids, (residuals.float(), torch.from_numpy(features).float()))
+        return FactorRows(ids, (residuals.float(), torch.from_numpy(features).float()))
 
-    def _side(self, found: list[tuple[np.ndarray, torch.Tensor]]) -> Side:
+    def _joined(self, found: list[tuple[np.ndarray, torch.Tensor]]) -> FactorRows:
         """Gradients of all checkpoints side by side, of the rows that have them all."""
         ids = found[0][0]
         for other, _ in found[1:]:
@@ -195,7 +170,7 @@ class TracIn:
         parts = []
         for rate, (own, rows) in zip(self.rates or (1.0,) * len(found), found, strict=True):
             parts.append(rows[torch.from_numpy(np.searchsorted(own, ids))] * rate**0.5)
-        return Side(ids, (torch.cat(parts, 1) if len(parts) > 1 else parts[0],))
+        return FactorRows(ids, (torch.cat(parts, 1) if len(parts) > 1 else parts[0],))
 
 
 STAGE = TracIn

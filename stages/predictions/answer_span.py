@@ -7,7 +7,7 @@ tokens of the text.
 Source: Devlin et al. 2019, arXiv:1810.04805, section 4.2.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from stages.model.batches import batches
 from stages.model.measurement import Measurement, load_measurement
-from stages.model.offsets import locate
+from stages.model.offsets import token_offsets
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.model.spec import ModelSpec, RunsModel
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 ANSWER = TableSpec(
@@ -47,7 +47,7 @@ the last one included; `logit` is the sum of both. NULL where `max_length` left 
 
 
 @dataclass(frozen=True)
-class AnswerSpan:
+class AnswerSpan(RunsModel, Stage):
     """The best answer to every question."""
 
     model: ModelSpec
@@ -89,7 +89,7 @@ class AnswerSpan:
         Raises:
             ConfigError: it has another head.
         """
-        if self.model.head != "span":
+        if self.model.kind.explains != "answer":
             raise ConfigError(
                 f"model: found head: {self.model.head}, expected head: span, which knows where "
                 "answers start and end. Set it in model."
@@ -99,12 +99,12 @@ class AnswerSpan:
         """The model and its tokenizer."""
         return load_measurement(self.model, inputs)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Answers of one shard."""
         measurement: Measurement = inputs.opened
         text = inputs.table("text")
-        tokens = measurement.tokenise(text)
-        places = locate(measurement, text, tokens)
+        tokens = measurement.tokenise(text, with_offsets=True)
+        places = token_offsets(measurement, text, tokens)
         names = ("id", "role", "text")
         ids, roles, texts = (text[name].to_pylist() for name in names)
         for rows in batches(tokens.lengths, self.token_budget):

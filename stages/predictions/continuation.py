@@ -9,7 +9,6 @@ counts as a document, a text of the corpus, is ours.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,8 +22,8 @@ from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward, load_measurement
 from stages.model.networks import IGNORED, TokenNetwork
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.model.spec import ModelSpec, RunsModel
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 CONTINUATION = TableSpec(
@@ -63,7 +62,7 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Continuation:
+class Continuation(RunsModel, Stage):
     """Greedy continuations of the queries, and the positions of them to be explained.
 
     Each new token takes a forward pass over all before it.
@@ -121,7 +120,7 @@ class Continuation:
             frequencies.update(set(row))
         return Opening(measurement, TokenNetwork(measurement.network), frequencies, texts.num_rows)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """The positions of one block of queries."""
         opened: Opening = inputs.opened
         text = inputs.table("text", "query").sort_by("id")

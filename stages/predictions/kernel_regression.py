@@ -15,7 +15,7 @@ are all equal the same as one kernel. So `auto` takes the ridge with the least e
 classes, as it does for one kernel.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from stages.reading.supervision import Answers, centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
-from stages.stage import Cost, DataError, Inputs, Role, Split, Work
+from stages.stage import AnswersQueries, Cost, DataError, Inputs, Role, Rows, Split, Work
 from stages.surrogate.kernel import (
     RIDGE_GRID,
     auto_ridge,
@@ -140,7 +140,7 @@ def cut(features: Features, part: int, n_parts: int) -> Features:
 
 
 @dataclass(frozen=True)
-class KernelRegression:
+class KernelRegression(AnswersQueries):
     """Logits of every labelled example and every query, with `source` "kernel".
 
     Of a regression the one logit is the predicted target. One task; its memory grows as
@@ -203,7 +203,7 @@ class KernelRegression:
             **opened.left_out.details(),
         }
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Outputs of all rows, and the weights of the examples in them."""
         opened: Fit = inputs.opened
         yield PREDICTION.name, _rows("example", opened.example_ids, opened.of_examples)
@@ -213,7 +213,7 @@ class KernelRegression:
         columns = [pa.array(opened.example_ids), pa.array(["example"] * n, pa.string()), duals]
         yield KERNEL_DUAL.name, pa.RecordBatch.from_arrays(columns, KERNEL_DUAL.schema.names)
 
-    def of_queries(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def of_queries(self, inputs: Inputs) -> Rows:
         """Outputs of the queries alone, from the weights that were written. Cost 2 n dim each."""
         table = inputs.table(KERNEL_DUAL.name, "example").sort_by("id")
         ids, dual = (

@@ -17,7 +17,7 @@ error: of 2,000 clean SST-2 labels it flagged 196, this one 4. Ours, not a paper
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from stages.reading.supervision import count_classes
 from stages.reading.vectors import matrix_of
-from stages.stage import Cost, DataError, Inputs, Split, Work
+from stages.stage import Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 LABEL_ISSUES = TableSpec(
@@ -161,7 +161,7 @@ def margins(
 
 
 @dataclass(frozen=True)
-class LabelIssues:
+class LabelIssues(Stage):
     """A score in [0, 1] for every label (low = suspicious), a suggestion and a decision.
 
     `label_score` is q of the given label, `p_wrong` the probability that it is wrong, `margin` the
@@ -229,7 +229,7 @@ class LabelIssues:
             ]
         return facts
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """One row per labelled example that has a prediction."""
         judged: Judged = inputs.opened
         ids, outputs, labels, model = judged[:4]

@@ -14,18 +14,19 @@ import pyarrow as pa
 import torch
 
 from stages.model.batches import batches
-from stages.model.measurement import load_measurement, read_probe
+from stages.model.heads.probe import read_probe
+from stages.model.measurement import load_measurement
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.vectors import matrix_of, vector_rows
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from stages.surrogate.probe_head import check_fitted_on
 from stages.tables import PREDICTION
 from storage.schema import TableSpec
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(RunsModel, Stage):
     """Logits per row; the predicted class is the largest, the first among equals."""
 
     model: ModelSpec | None = None
@@ -56,7 +57,7 @@ class Prediction:
     @property
     def _running(self) -> ModelSpec | None:
         """The model, where it is run; None where the probe predicts."""
-        return None if self.model is None or self.model.head == "probe" else self.model
+        return None if self.model is None or self.model.kind.is_fitted else self.model
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ class Prediction:
         check_fitted_on(inputs, self.embedding)
         return read_probe(inputs.table("probe"))
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Logits of one shard."""
         is_run = self._running is not None
         found = self._from_model(inputs) if is_run else self._from_probe(inputs)

@@ -7,7 +7,7 @@ label does not move the features of every other row. It has seen its own trainin
 those by leave-one-out predictions of a kernel, not by the probe's.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 
 from stages.reading.supervision import count_classes, read_labels, read_targets, task_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Vectors, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Vectors, Work
 from stages.surrogate.linear import Fitted, fit, fit_least_squares
 from storage.schema import TableSpec
 
@@ -31,7 +31,7 @@ PROBE = TableSpec(
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Stage):
     """The head of a model that was never fine-tuned, or of vectors alone.
 
     One task; its memory grows with the examples, 12 bytes per number of their embeddings.
@@ -103,7 +103,7 @@ class Probe:
             "scale": fitted.scale,
         }
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Weight and bias per class."""
         fitted: Fitted = inputs.opened
         flat = pa.array(fitted.weight.numpy().astype(np.float32).reshape(-1))

@@ -25,7 +25,7 @@ class Answers(NamedTuple):
 
 
 def task_of(inputs: Inputs) -> str:
-    """The `task` of the corpus (`stages.corpus.source.Task`)."""
+    """The `task` of the corpus (`stages.stage.CorpusTask`)."""
     return str(inputs.details("label").get("task", "classification"))
 
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 
 from stages.model.batches import Tokens, batches
-from stages.saliency.from_embeddings import BaselineName, Embedded, Targets
-from stages.saliency.outputs import Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, Targets
+from stages.saliency.outputs import ExplainedOutputs
 
 Kind = Literal["probability", "log", "logit"]
 
@@ -29,8 +29,8 @@ def unchanged(unit: int) -> Variant:
 
 
 def answers(
-    embedded: Embedded,
-    units: Units,
+    embedded: FromEmbeddings,
+    units: ExplainedOutputs,
     variants: Sequence[Variant],
     baseline: BaselineName,
     token_budget: int,
@@ -76,7 +76,7 @@ def answers(
     return found
 
 
-def _without(units: Units, variant: Variant) -> dict[str, list[int]]:
+def _without(units: ExplainedOutputs, variant: Variant) -> dict[str, list[int]]:
     columns = units.tokens.columns
     if not len(variant.deleted):
         return {name: column[variant.unit] for name, column in columns.items()}

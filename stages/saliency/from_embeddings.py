@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward
-from stages.model.networks import CompletionNetwork, NextWordNetwork
+from stages.model.networks import NextWordNetwork
 from stages.stage import ConfigError
 
 BaselineName = Literal["mask", "pad", "zero"]
@@ -35,7 +35,7 @@ class Targets(NamedTuple):
         return Targets(self.which[rows], self.choice[rows])
 
 
-class Embedded:
+class FromEmbeddings:
     """A measurement's network and its embedding table.
 
     Attributes:
@@ -46,10 +46,7 @@ class Embedded:
 
     def __init__(self, measurement: Measurement) -> None:
         self.measurement = measurement
-        whole = measurement.network
-        self.network: nn.Module = whole
-        if isinstance(whole, CompletionNetwork):
-            self.network = NextWordNetwork(whole.trunk, whole.head)
+        self.network: nn.Module = measurement.head.of_embeddings(measurement.network)
         layer = _embedding_layer(self.network)
         self.table: Float[Tensor, "words dim"] = layer.weight.detach()
         self._given: Tensor | None = None
@@ -58,13 +55,12 @@ class Embedded:
     @property
     def answers_by_place(self) -> bool:
         """Whether the choices are places in the text, which deleting tokens would change."""
-        return bool(getattr(self.network, "answers_by_place", False))
+        return self.measurement.head.explains == "answer"
 
     @property
     def is_regression(self) -> bool:
         """Whether the only output is a number."""
-        spec = self.measurement.spec
-        return spec.head != "completion" and self.measurement.n_outputs == 1
+        return self.measurement.head.has_class_outputs and self.measurement.n_outputs == 1
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
         """The named rows as arguments of the network."""
@@ -141,7 +137,7 @@ Take = Callable[[int, Int[np.ndarray, " points"], Float[Tensor, "points tokens d
 
 
 def differentiate(
-    embedded: Embedded,
+    embedded: FromEmbeddings,
     tokens: Tokens,
     targets: Targets,
     n_points: Sequence[int],

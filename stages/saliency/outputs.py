@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 
 from stages.model.batches import Tokens
 from stages.model.measurement import load_measurement
-from stages.model.offsets import Places, locate, nowhere
+from stages.model.offsets import TokenOffsets, extended, token_offsets
 from stages.model.spec import ModelSpec
-from stages.saliency.from_embeddings import Embedded, Targets
+from stages.saliency.from_embeddings import FromEmbeddings, Targets
 from stages.stage import Inputs
 from storage.schema import TableSpec
 
@@ -71,7 +71,7 @@ at the path's beginning, `delta`, by which the scores miss the difference of the
 distance of the path's points to the nearest word, where it was asked for."""
 
 
-class Units(NamedTuple):
+class ExplainedOutputs(NamedTuple):
     """Outputs of rows that are explained, one row of tokens for each."""
 
     query_ids: Int[np.ndarray, " units"]
@@ -79,7 +79,7 @@ class Units(NamedTuple):
     names: list[str | None]
     """NULL for classes."""
     tokens: Tokens
-    places: list[Places]
+    offsets: list[TokenOffsets]
     targets: Targets
     values: Float[np.ndarray, " units"]
     """Of the outputs, at the rows as they are."""
@@ -102,37 +102,37 @@ class Scored(NamedTuple):
 
 def tables_read(model: ModelSpec, continuation: str) -> tuple[str, ...]:
     """The text, and for a completion model the tokens that are explained."""
-    return ("text", continuation) if model.head == "completion" else ("text",)
+    return ("text", continuation) if model.kind.explains == "next_tokens" else ("text",)
 
 
-def load_embedded(model: ModelSpec, inputs: Inputs) -> Embedded:
+def load_embedded(model: ModelSpec, inputs: Inputs) -> FromEmbeddings:
     """The model as a function of its word embeddings."""
-    return Embedded(load_measurement(model, inputs))
+    return FromEmbeddings(load_measurement(model, inputs))
 
 
 def with_probe(model: ModelSpec, reads: tuple[str, ...]) -> tuple[str, ...]:
     """The tables, and the fitted head, where the model has one."""
-    return (*reads, "probe") if model.head == "probe" else reads
+    return (*reads, *model.kind.reads)
 
 
 def queries(
-    embedded: Embedded,
+    embedded: FromEmbeddings,
     inputs: Inputs,
     token_budget: int,
     continuation: str = "continuation",
     only: Collection[int] | None = None,
-) -> Units:
+) -> ExplainedOutputs:
     """What is explained of the queries of the part's own block, or of those of some ids."""
     text = inputs.table("text", "query").sort_by("id")
     if only is not None:
         text = text.filter(pc.is_in(text["id"], pa.array(sorted(only), pa.int64())))
-    if embedded.measurement.spec.head == "completion":
+    if embedded.measurement.head.explains == "next_tokens":
         return _next_tokens(embedded, text, inputs.table(continuation), token_budget)
-    tokens = embedded.measurement.tokenise(text)
-    places = locate(embedded.measurement, text, tokens)
+    tokens = embedded.measurement.tokenise(text, with_offsets=True)
+    offsets = token_offsets(embedded.measurement, text, tokens)
     ids = text["id"].to_numpy()
-    if "is_context" in tokens.columns:
-        return _answers(embedded, ids, tokens, places, token_budget)
+    if embedded.answers_by_place:
+        return _answers(embedded, ids, tokens, offsets, token_budget)
     chosen = [
         int(logits.argmax())
         for logits in embedded.all_choices(tokens, np.zeros(len(ids), np.int64), token_budget)
@@ -140,34 +140,36 @@ def queries(
     targets = Targets(np.zeros(len(ids), np.int64), np.array(chosen, np.int64))
     # Names of classes come with the view: whoever read them here would depend on the labels.
     names: list[str | None] = [None] * len(ids)
-    return units_of(embedded, ids, targets.choice, names, tokens, places, targets, token_budget)
+    return units_of(embedded, ids, targets.choice, names, tokens, offsets, targets, token_budget)
 
 
 def units_of(
-    embedded: Embedded,
+    embedded: FromEmbeddings,
     ids: Int[np.ndarray, " units"],
     outputs: Int[np.ndarray, " units"],
     names: list[str | None],
     tokens: Tokens,
-    places: list[Places],
+    offsets: list[TokenOffsets],
     targets: Targets,
     token_budget: int,
-) -> Units:
+) -> ExplainedOutputs:
     """Rows with their targets, and the value of each."""
     logits = embedded.all_choices(tokens, targets.which, token_budget)
     values = [float(own[at]) for own, at in zip(logits, targets.choice.tolist(), strict=True)]
-    return Units(ids, outputs, names, tokens, places, targets, np.array(values))
+    return ExplainedOutputs(ids, outputs, names, tokens, offsets, targets, np.array(values))
 
 
-def token_rows(units: Units, found: Sequence[Scored]) -> Iterator[tuple[str, pa.RecordBatch]]:
+def token_rows(
+    units: ExplainedOutputs, found: Sequence[Scored]
+) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Rows of both tables: what a stage of token attribution yields."""
     rows: dict[str, list[Any]] = {name: [] for name in TOKEN.schema.names}
     for unit, scored in enumerate(found):
-        places = units.places[unit]
-        kept = np.flatnonzero(places.is_moved)
+        offsets = units.offsets[unit]
+        kept = np.flatnonzero(offsets.is_text)
         own = [float(scored.scores[at]) for at in kept]
         # A token without a word is a word of its own.
-        words = [places.word[at] if places.word[at] is not None else -1 - at for at in kept]
+        words = [offsets.word[at] if offsets.word[at] is not None else -1 - at for at in kept]
         sums: dict[Any, float] = {}
         for word, score in zip(words, own, strict=True):
             sums[word] = sums.get(word, 0.0) + score
@@ -177,11 +179,11 @@ def token_rows(units: Units, found: Sequence[Scored]) -> Iterator[tuple[str, pa.
         rows["score"] += own
         rows["word_score"] += [sums[word] for word in words]
         for name, column in (
-            ("token", places.token),
-            ("text_column", places.column),
-            ("char_start", places.start),
-            ("char_end", places.end),
-            ("word_index", places.word),
+            ("token", offsets.token),
+            ("text_column", offsets.column),
+            ("char_start", offsets.start),
+            ("char_end", offsets.end),
+            ("word_index", offsets.word),
         ):
             rows[name] += [column[at] for at in kept]
     yield TOKEN.name, pa.RecordBatch.from_pydict(rows, schema=TOKEN.schema)
@@ -201,12 +203,12 @@ def token_rows(units: Units, found: Sequence[Scored]) -> Iterator[tuple[str, pa.
 
 
 def _answers(
-    embedded: Embedded,
+    embedded: FromEmbeddings,
     ids: Int[np.ndarray, " rows"],
     tokens: Tokens,
-    places: list[Places],
+    offsets: list[TokenOffsets],
     token_budget: int,
-) -> Units:
+) -> ExplainedOutputs:
     """Start and end of each answer, each as the largest logit of its own."""
     twice = np.repeat(np.arange(len(ids)), 2)
     which = np.tile(np.arange(2), len(ids))
@@ -214,18 +216,21 @@ def _answers(
     chosen = [int(own.argmax()) for own in embedded.all_choices(both, which, token_budget)]
     targets = Targets(which, np.array(chosen, np.int64))
     names: list[str | None] = ["start", "end"] * len(ids)
-    own_places = [places[row] for row in twice]
-    return units_of(embedded, ids[twice], which, names, both, own_places, targets, token_budget)
+    own_offsets = [offsets[row] for row in twice]
+    return units_of(embedded, ids[twice], which, names, both, own_offsets, targets, token_budget)
 
 
-def _next_tokens(embedded: Embedded, text: pa.Table, chosen: pa.Table, token_budget: int) -> Units:
+def _next_tokens(
+    embedded: FromEmbeddings, text: pa.Table, chosen: pa.Table, token_budget: int
+) -> ExplainedOutputs:
     """The tokens of continuations that are explained, each with all that stands before it."""
     measurement = embedded.measurement
-    places = locate(measurement, text, measurement.tokenise(text))
+    tokens = measurement.tokenise(text, with_offsets=True)
+    offsets = token_offsets(measurement, text, tokens)
     row_of = {query: row for row, query in enumerate(text["id"].to_pylist())}
     chosen = chosen.sort_by([("query_id", "ascending"), ("token_index", "ascending")])
     rows = [one for one in chosen.to_pylist() if one["query_id"] in row_of]
-    known = [places[row_of[one["query_id"]]] for one in rows]
+    known = [offsets[row_of[one["query_id"]]] for one in rows]
     prefixes = [one["prefix"] for one in rows]
     n = np.zeros(len(rows), np.int64)
     return units_of(
@@ -235,7 +240,7 @@ def _next_tokens(embedded: Embedded, text: pa.Table, chosen: pa.Table, token_bud
         [one["token"] for one in rows],
         Tokens({"input_ids": prefixes}),
         [
-            nowhere(measurement.tokenizer, ids, own)
+            extended(measurement.tokenizer, ids, own)
             for ids, own in zip(prefixes, known, strict=True)
         ],
         Targets(n, np.array([one["token_id"] for one in rows], np.int64)),

@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.model.batches import batches
-from stages.saliency.from_embeddings import BaselineName, Embedded, differentiate
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, differentiate
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.stage import ConfigError
 
 Rule = Literal["left", "trapezoid"]
@@ -81,17 +81,17 @@ def check_steps(steps: int, rule: LineRule, name: str = "steps") -> None:
 
 
 def baseline_rows(
-    embedded: Embedded, units: Units, unit: int, baseline: BaselineName
+    embedded: FromEmbeddings, units: ExplainedOutputs, unit: int, baseline: BaselineName
 ) -> Float[Tensor, "tokens dim"]:
     """A unit's embeddings with the baseline in place of every token of its text."""
     rows = embedded.vectors(units.tokens.columns["input_ids"][unit]).clone()
-    rows[torch.from_numpy(units.places[unit].is_moved)] = embedded.baseline(baseline)
+    rows[torch.from_numpy(units.offsets[unit].is_text)] = embedded.baseline(baseline)
     return rows
 
 
 def follow(
-    embedded: Embedded,
-    units: Units,
+    embedded: FromEmbeddings,
+    units: ExplainedOutputs,
     paths: Paths,
     n_points: int,
     baseline: BaselineName,
@@ -143,8 +143,8 @@ def follow(
 
 
 def values_at(
-    embedded: Embedded,
-    units: Units,
+    embedded: FromEmbeddings,
+    units: ExplainedOutputs,
     rows: Callable[[int], Float[Tensor, "tokens dim"]],
     token_budget: int,
 ) -> Float[np.ndarray, " units"]:

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.model.seeded import generator_of
-from stages.saliency.from_embeddings import BaselineName, Embedded, differentiate
-from stages.saliency.outputs import Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, differentiate
+from stages.saliency.outputs import ExplainedOutputs
 from stages.saliency.path import baseline_rows, nodes
 from stages.stage import ConfigError
 
@@ -63,7 +63,7 @@ class Squares:
 
 
 def squared_scores(
-    embedded: Embedded, units: Units, squares: Squares, token_budget: int
+    embedded: FromEmbeddings, units: ExplainedOutputs, squares: Squares, token_budget: int
 ) -> list[Float[np.ndarray, " tokens"]]:
     """The scores of every unit's tokens; 0 for those that are no piece of its text.
 
@@ -100,7 +100,7 @@ def squared_scores(
                 start = baseline_rows(embedded, units, unit, squares.baseline)
                 slope = slope * (rows - start)
             scores = slope.square().sum(1).cpu().numpy()
-            found[unit] = scores * units.places[unit].is_moved
+            found[unit] = scores * units.offsets[unit].is_text
 
     counts = [count] * units.n
     differentiate(embedded, units.tokens, units.targets, counts, points, take, token_budget)
@@ -108,12 +108,12 @@ def squared_scores(
 
 
 def _noisy(
-    units: Units, unit: int, rows: Float[Tensor, "tokens dim"], squares: Squares
+    units: ExplainedOutputs, unit: int, rows: Float[Tensor, "tokens dim"], squares: Squares
 ) -> Float[Tensor, "samples tokens dim"]:
     """Copies of a text with noise at the tokens that move."""
     name = f"{squares.seed}/{units.query_ids[unit]}/{units.targets.choice[unit]}"
     shape = (squares.samples, *rows.shape)
     noise = torch.randn(shape, generator=generator_of(name)).to(rows)
-    moved = torch.from_numpy(units.places[unit].is_moved).to(rows)
+    moved = torch.from_numpy(units.offsets[unit].is_text).to(rows)
     spread = squares.noise * float(rows.max() - rows.min())
     return rows + spread * noise * moved[:, None]

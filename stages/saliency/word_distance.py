@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.saliency.from_embeddings import BaselineName, Embedded
-from stages.saliency.outputs import Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs
 
 ROWS = 256
 """Points that are compared with the vocabulary at a time."""
@@ -37,15 +37,15 @@ def nearest_distance(
 
 
 def mean_distance(
-    embedded: Embedded,
-    units: Units,
+    embedded: FromEmbeddings,
+    units: ExplainedOutputs,
     points_of: Callable[[Tensor], Float[Tensor, "points words dim"]],
 ) -> Callable[[int], float]:
     """By unit, the mean over its moved tokens; `points_of` gives the points of some words."""
     known: dict[int, float] = {}
 
     def distance(unit: int) -> float:
-        ids = np.array(units.tokens.columns["input_ids"][unit])[units.places[unit].is_moved]
+        ids = np.array(units.tokens.columns["input_ids"][unit])[units.offsets[unit].is_text]
         for word in sorted(set(ids.tolist()) - known.keys()):
             points = points_of(torch.tensor([word], device=embedded.table.device))[:, 0]
             known[word] = float(nearest_distance(embedded.table, points).mean())
@@ -55,7 +55,10 @@ def mean_distance(
 
 
 def line_distance(
-    embedded: Embedded, units: Units, at: Float[Tensor, " points"], baseline: BaselineName
+    embedded: FromEmbeddings,
+    units: ExplainedOutputs,
+    at: Float[Tensor, " points"],
+    baseline: BaselineName,
 ) -> Callable[[int], float]:
     """The same of points on the straight line from the baseline."""
     start = embedded.baseline(baseline)

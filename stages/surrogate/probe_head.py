@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.model.measurement import read_probe
+from stages.model.heads.probe import read_probe
 from stages.reading.supervision import one_hot, read_labels, task_of
 from stages.reading.vectors import BLOCK, query_vectors, vectors_of
 from stages.stage import ConfigError, DataError, Inputs

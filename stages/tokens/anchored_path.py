@@ -1,7 +1,7 @@
 """What UDIG and DIG share: a path through anchor words, from a table or searched where it lacks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 from stages.model.measurement import Measurement, load_measurement
 from stages.saliency.anchors import Candidates, Strategy, check_anchors, n_points, search, walk
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import BaselineName, Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.path import Path, Rule, baseline_rows, follow, quadrature
 from stages.saliency.word_distance import mean_distance
 from stages.stage import ConfigError, Cost, Inputs, Work
@@ -23,7 +23,7 @@ from stages.tokens.scores import TokenScores
 PATH_FIELDS = ("model", "anchors", "neighbours", "strategy", "candidates", "baseline")
 
 
-class Anchored(Embedded):
+class Anchored(FromEmbeddings):
     """A model that knows the anchors of its words."""
 
     def __init__(self, measurement: Measurement, known: pa.Table, stage: "DiscretePath") -> None:
@@ -54,7 +54,7 @@ class Anchored(Embedded):
 
 
 @dataclass(frozen=True)
-class DiscretePath(TokenScores):
+class DiscretePath(TokenScores, contract=True):
     """Scores of the tokens of every query; positive raises the explained output."""
 
     anchors: int = 30
@@ -75,8 +75,7 @@ class DiscretePath(TokenScores):
     word_distance: bool = False
     """Whether the mean distance of the path's points to the nearest word is computed, too."""
     paths: str = "word_path"
-    """Instance of `word_path` that holds the anchors. Two stages with different anchors need one
-    each, by name."""
+    """Instance of `word_path` that holds the anchors."""
 
     candidates: ClassVar[Candidates]
     """Which words are candidates."""
@@ -93,8 +92,8 @@ class DiscretePath(TokenScores):
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """Anchors as they are wanted here."""
-        own = {name: getattr(self, name) for name in PATH_FIELDS if name != "model"}
-        return {self.paths: own}
+        own = {name: getattr(self, name) for name in PATH_FIELDS}
+        return {self.paths: {**own, "model": asdict(self.model)}}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses anchors that were searched in another way.
@@ -115,12 +114,12 @@ class DiscretePath(TokenScores):
         measurement = load_measurement(self.model, inputs)
         return Anchored(measurement, inputs.table(self.paths), self)
 
-    def score(self, embedded: Anchored, units: Units) -> list[Scored]:
+    def score(self, embedded: Anchored, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
 
         def path(unit: int) -> Path:
             ids = np.array(units.tokens.columns["input_ids"][unit])
-            moved = torch.from_numpy(units.places[unit].is_moved)
+            moved = torch.from_numpy(units.offsets[unit].is_text)
             rows = baseline_rows(embedded, units, unit, self.baseline)
             points = rows.expand(n_points(self.anchors, self.midpoints), *rows.shape).clone()
             points[:, moved] = embedded.points(torch.from_numpy(ids)[moved].to(rows.device))

@@ -14,8 +14,8 @@ import torch
 from stages.model.batches import batches
 from stages.model.networks import attention_of
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -24,7 +24,7 @@ from stages.tokens.scores import TokenScores
 class Attention(TokenScores):
     """Scores of the tokens of every query, without a sign."""
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         found = [Scored(np.zeros(0))] * units.n
         for rows in batches(units.tokens.lengths, self.token_budget):

@@ -12,8 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import Embedded, differentiate
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import FromEmbeddings, differentiate
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -22,7 +22,7 @@ from stages.tokens.scores import TokenScores
 class GradInput(TokenScores):
     """Scores of the tokens of every query; positive raises the explained output."""
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         found = [Scored(np.zeros(0))] * units.n
 
@@ -31,7 +31,7 @@ class GradInput(TokenScores):
 
         def take(unit: int, _: Int[np.ndarray, " points"], gradient: Tensor, __: Tensor) -> None:
             products = gradient[0].double() * points(unit, _)[0].double()
-            moved = units.places[unit].is_moved
+            moved = units.offsets[unit].is_text
             found[unit] = Scored(products.sum(1).cpu().numpy() * moved, 1)
 
         ones = [1] * units.n

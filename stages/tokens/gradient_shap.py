@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stages.model.seeded import generator_of
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import BaselineName, Embedded, differentiate
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, differentiate
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.path import baseline_rows, values_at
 from stages.stage import ConfigError, Cost, Work
 from stages.tokens.scores import TokenScores
@@ -48,7 +48,7 @@ class GradientShap(TokenScores):
                 "least 1, and at least 0. Correct them."
             )
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         sums = [np.zeros(int(n)) for n in units.tokens.lengths]
         drawn: dict[int, tuple[Tensor, Tensor]] = {}
@@ -63,7 +63,7 @@ class GradientShap(TokenScores):
             if self.noise:
                 spread = self.noise * float(rows.max() - rows.min())
                 noise = torch.randn(step.shape, generator=generator).to(rows) * spread
-                step = step + noise * torch.from_numpy(units.places[unit].is_moved)[:, None].to(
+                step = step + noise * torch.from_numpy(units.offsets[unit].is_text)[:, None].to(
                     rows
                 )
             return start + at * step, step

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import BaselineName, Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.path import LineRule, Path, baseline_rows, check_steps, follow, nodes
 from stages.saliency.word_distance import line_distance
 from stages.stage import Cost, Work
@@ -36,7 +36,7 @@ class IntegratedGradients(TokenScores):
         """Refuse too few steps; see `check_steps`."""
         check_steps(self.steps, self.rule)
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         at, weights = (torch.from_numpy(part).float() for part in nodes(self.steps, self.rule))
         at, weights = at.to(embedded.table.device), weights.to(embedded.table.device)

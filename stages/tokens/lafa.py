@@ -15,7 +15,7 @@ the sum 1 before they are aggregated. [ours, after methods.md 4.6]
 Source: Zhang et al. 2022, arXiv:2204.10893.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,21 +24,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from stages.model.offsets import locate
+from stages.model.offsets import token_offsets
 from stages.ranking.similar_texts import TABLES, Kind, cut_off, nearest, of_spectrum, of_values
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import Embedded, Targets
-from stages.saliency.outputs import Scored, Units, load_embedded, queries, token_rows, units_of
+from stages.saliency.from_embeddings import FromEmbeddings, Targets
+from stages.saliency.outputs import (
+    ExplainedOutputs,
+    Scored,
+    load_embedded,
+    queries,
+    token_rows,
+    units_of,
+)
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares, squared_scores
-from stages.stage import ConfigError, Cost, Inputs, Work
-from stages.tokens.scores import TokenScores
+from stages.stage import ConfigError, Cost, Inputs, Rows, Work
+from stages.tokens.scores import TokenStage
 
 
 class Opening(NamedTuple):
     """What a worker keeps."""
 
-    embedded: Embedded
+    embedded: FromEmbeddings
     text: pa.Table
     """Of the examples, by id."""
     labels: dict[int, int]
@@ -47,7 +54,7 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lafa(TokenScores):
+class Lafa(TokenStage):
     """Scores of the tokens of every query, without a sign: large matters."""
 
     scores: Squares = field(default_factory=Squares)
@@ -116,7 +123,7 @@ class Lafa(TokenScores):
             )
         return Opening(embedded, text, labels, radius)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Scores of one block of queries."""
         opened: Opening = inputs.opened
         embedded = opened.embedded
@@ -128,7 +135,7 @@ class Lafa(TokenScores):
         found = []
         for unit in range(units.n):
             at = [place[key] for key in _keys(units, unit, similar)]
-            moved = [np.flatnonzero(beside.places[row].is_moved) for row in at]
+            moved = [np.flatnonzero(beside.offsets[row].is_text) for row in at]
             # A text whose every token was cut away has nothing to say.
             kept = [(row, some) for row, some in zip(at, moved, strict=True) if len(some)]
             ids = np.array(units.tokens.columns["input_ids"][unit])
@@ -139,7 +146,7 @@ class Lafa(TokenScores):
                 [_tensor(np.array(beside.tokens.columns["input_ids"][r])[s]) for r, s in kept],
                 [_tensor(theirs[r][s]) for r, s in kept],
             )
-            scores = own[unit] + self.weight * rest.cpu().numpy() * units.places[unit].is_moved
+            scores = own[unit] + self.weight * rest.cpu().numpy() * units.offsets[unit].is_text
             found.append(Scored(scores, self.scores.n_gradients * (1 + len(at))))
         yield from token_rows(units, found)
 
@@ -148,13 +155,15 @@ class Lafa(TokenScores):
         count = self.scores.n_gradients * (1 + self.limit)
         return gradient_cost(self.model, work, count, self.token_budget)
 
-    def _scores(self, embedded: Embedded, units: Units) -> list[np.ndarray]:
+    def _scores(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[np.ndarray]:
         found = squared_scores(embedded, units, self.scores, self.token_budget)
         if not self.normalize:
             return found
         return [own / (own.sum() or 1.0) for own in found]
 
-    def _similar(self, inputs: Inputs, opened: Opening, units: Units) -> dict[int, list[int]]:
+    def _similar(
+        self, inputs: Inputs, opened: Opening, units: ExplainedOutputs
+    ) -> dict[int, list[int]]:
         """The neighbours of every query of the block, itself not among them."""
         text = inputs.table("text", "query")
         rows = [_row(row) for row in text.to_pylist()]
@@ -184,29 +193,31 @@ class Lafa(TokenScores):
         return chosen
 
     def _neighbours(
-        self, opened: Opening, units: Units, similar: dict[int, list[int]]
-    ) -> tuple[Units, dict[tuple[int, int, int], int]]:
+        self, opened: Opening, units: ExplainedOutputs, similar: dict[int, list[int]]
+    ) -> tuple[ExplainedOutputs, dict[tuple[int, int, int], int]]:
         """Every neighbour once for each output that is explained of it, and where it is."""
         keys = sorted({key for unit in range(units.n) for key in _keys(units, unit, similar)})
         place = {key: row for row, key in enumerate(keys)}
         ids = np.array([example for example, _, _ in keys], np.int64)
         rows = opened.text.take(np.searchsorted(opened.text["id"].to_numpy(), ids))
         embedded = opened.embedded
-        tokens = embedded.measurement.tokenise(rows)
+        tokens = embedded.measurement.tokenise(rows, with_offsets=True)
         which = np.array([w for _, w, _ in keys], np.int64)
         choice = np.array([c for _, _, c in keys], np.int64)
-        if "is_context" in tokens.columns:
+        if embedded.answers_by_place:
             # The place of an answer is the text's own.
             logits = embedded.all_choices(tokens, which, self.token_budget)
             choice = np.array([int(row.argmax()) for row in logits], np.int64)
-        places = locate(embedded.measurement, rows, tokens)
+        places = token_offsets(embedded.measurement, rows, tokens)
         targets = Targets(which, choice)
         names: list[str | None] = [None] * len(keys)
         found = units_of(embedded, ids, choice, names, tokens, places, targets, self.token_budget)
         return found, place
 
 
-def _keys(units: Units, unit: int, similar: dict[int, list[int]]) -> list[tuple[int, int, int]]:
+def _keys(
+    units: ExplainedOutputs, unit: int, similar: dict[int, list[int]]
+) -> list[tuple[int, int, int]]:
     """Example, and output explained of it, of each neighbour of a unit."""
     which, choice = int(units.targets.which[unit]), int(units.targets.choice[unit])
     return [(example, which, choice) for example in similar[int(units.query_ids[unit])]]

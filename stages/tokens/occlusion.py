@@ -12,8 +12,8 @@ import numpy as np
 
 from stages.saliency.ablation import Variant, answers
 from stages.saliency.cost import gradient_cost, queries_length
-from stages.saliency.from_embeddings import BaselineName, Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -25,10 +25,10 @@ class Occlusion(TokenScores):
     baseline: BaselineName = "mask"
     """What a token is replaced with: the token for masking or padding, or the zero vector."""
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         none = np.zeros(0, np.int64)
-        moved = [np.flatnonzero(places.is_moved) for places in units.places]
+        moved = [np.flatnonzero(places.is_text) for places in units.offsets]
         variants = [
             Variant(unit, none, np.array([at], np.int64))
             for unit, own in enumerate(moved)

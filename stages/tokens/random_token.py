@@ -9,8 +9,8 @@ import torch
 
 from stages.model.seeded import generator_of
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -22,7 +22,7 @@ class RandomToken(TokenScores):
     seed: int = 0
     """Of the numbers, which depend on the query beside it."""
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         found = []
         for unit in range(units.n):

@@ -1,30 +1,28 @@
 """What all stages share that score the tokens of queries: fields, tables, the model."""
 
-from collections.abc import Iterator
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pyarrow as pa
-
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.saliency.outputs import (
     EXPLAINED,
     TOKEN,
+    ExplainedOutputs,
     Scored,
-    Units,
     load_embedded,
     queries,
     tables_read,
     token_rows,
     with_probe,
 )
-from stages.stage import Inputs, Split
+from stages.stage import Inputs, Rows, Split, Stage
 from storage.schema import TableSpec
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """Scores of the tokens of every query; a method says how in `score`, and what they cost."""
+class TokenStage(RunsModel, Stage, contract=True):
+    """A stage that scores the tokens of every query."""
 
     model: ModelSpec
     """The model that is explained."""
@@ -47,15 +45,20 @@ class TokenScores:
         """Scores, and what was explained."""
         return (TOKEN, EXPLAINED)
 
+
+@dataclass(frozen=True)
+class TokenScores(TokenStage, contract=True):
+    """One whose scores follow from the model and the query alone: a method says how in `score`."""
+
     def open(self, inputs: Inputs) -> Any:
         """The model as a function of its word embeddings."""
         return load_embedded(self.model, inputs)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Scores of one block of queries."""
         units = queries(inputs.opened, inputs, self.token_budget, self.continuation)
         yield from token_rows(units, self.score(inputs.opened, units))
 
-    def score(self, embedded: Any, units: Units) -> list[Scored]:
+    @abstractmethod
+    def score(self, embedded: Any, units: ExplainedOutputs) -> list[Scored]:
         """The scores of each unit; `embedded` is what `open` returned."""
-        raise NotImplementedError

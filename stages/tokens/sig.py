@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stages.saliency.cost import gradient_cost, queries_length
-from stages.saliency.from_embeddings import BaselineName, Embedded, differentiate
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, differentiate
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.path import LineRule, check_steps, nodes
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
@@ -42,9 +42,9 @@ class SequentialGradients(TokenScores):
         if self.gradients is not None:
             check_steps(self.gradients, self.rule, "gradients")
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
-        moved = [np.flatnonzero(places.is_moved) for places in units.places]
+        moved = [np.flatnonzero(places.is_text) for places in units.offsets]
         steps = [self._steps(len(own)) for own in moved]
         rules = {count: nodes(count, self.rule) for count in set(steps)}
         sums = [np.zeros(int(n)) for n in units.tokens.lengths]

@@ -6,8 +6,8 @@ Source: Simonyan et al. 2014, arXiv:1312.6034, in the form of arXiv:2204.10893.
 from dataclasses import dataclass
 
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.squares import Squares, squared_scores
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
@@ -17,7 +17,7 @@ from stages.tokens.scores import TokenScores
 class SimpleGrad(TokenScores):
     """Scores of the tokens of every query, without a sign: large matters."""
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         squares = Squares("simple")
         scores = squared_scores(embedded, units, squares, self.token_budget)

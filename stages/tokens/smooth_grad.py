@@ -6,8 +6,8 @@ Source: Smilkov et al. 2017, arXiv:1706.03825, in the form of arXiv:2204.10893.
 from dataclasses import dataclass
 
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import Embedded
-from stages.saliency.outputs import Scored, Units
+from stages.saliency.from_embeddings import FromEmbeddings
+from stages.saliency.outputs import ExplainedOutputs, Scored
 from stages.saliency.squares import Squares, squared_scores
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
@@ -28,7 +28,7 @@ class SmoothGrad(TokenScores):
         """Refuse numbers out of range; see `Squares`."""
         Squares("smooth", self.samples, self.noise)
 
-    def score(self, embedded: Embedded, units: Units) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
         """See `TokenScores`."""
         squares = Squares("smooth", self.samples, self.noise, seed=self.seed)
         scores = squared_scores(embedded, units, squares, self.token_budget)

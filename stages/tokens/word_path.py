@@ -5,7 +5,6 @@ word whose anchors are not here searches them itself, with the same result: the 
 only.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.model.offsets import locate
+from stages.model.offsets import token_offsets
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.saliency.anchors import Candidates, Strategy, check_anchors, search
 from stages.saliency.from_embeddings import BaselineName
 from stages.saliency.outputs import load_embedded, with_probe
-from stages.stage import Cost, Inputs, Split, Work
+from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 WORD_PATH = TableSpec(
@@ -31,7 +30,7 @@ WORD_PATH = TableSpec(
 
 
 @dataclass(frozen=True)
-class WordPath:
+class WordPath(RunsModel, Stage):
     """The anchors of the words of all queries, or of the whole vocabulary.
 
     One task; its memory is a few rows of the vocabulary. Its fields are those of `udig` and `dig`,
@@ -71,7 +70,7 @@ class WordPath:
         """Anchors by token."""
         return (WORD_PATH,)
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """All of them."""
         embedded = load_embedded(self.model, inputs)
         own = embedded.baseline_id(self.baseline)
@@ -80,10 +79,10 @@ class WordPath:
         else:
             measurement = embedded.measurement
             text = inputs.table("text", "query")
-            tokens = measurement.tokenise(text)
-            places = locate(measurement, text, tokens)
+            tokens = measurement.tokenise(text, with_offsets=True)
+            places = token_offsets(measurement, text, tokens)
             rows = zip(tokens.columns["input_ids"], places, strict=True)
-            moved = [np.array(row)[place.is_moved] for row, place in rows]
+            moved = [np.array(row)[place.is_text] for row, place in rows]
             ids = np.unique(np.concatenate([np.zeros(0, np.int64), *moved]))
         found = search(
             embedded.table,

@@ -11,7 +11,7 @@ Round r draws from (seed, r) alone: values do not depend on the number of worker
 extend them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,11 +29,11 @@ from stages.game.from_tables import (
     read_game,
     read_source,
 )
-from stages.game.game import Game, Values
+from stages.game.game import Game, PlaysGame, Values
 from stages.game.sampling import Valuation
 from stages.game.stopping import StopRule, Watch
 from stages.game.sums import Tally
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Samples, Split, Steps, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
 
@@ -66,7 +66,7 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FreeShap(Valuation):
+class FreeShap(Valuation, Samples, PlaysGame):
     """Semivalues of examples with standard errors, from sampled coalitions, round by round.
 
     Memory of a task with n examples, m queries and C classes (two count as one): 16 n^2 + 8 n m C
@@ -104,20 +104,20 @@ class FreeShap(Valuation):
                 f"freeshap: found units_per_round: {self.units_per_round}, rounds: {self.rounds}, "
                 "expected at least 1. Raise them."
             )
-        self.stop_rule().check()
+        self._stop_rule().check()
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
         """Sums over the units of a round, and how marginals spread over sizes."""
         return (SHAPLEY_ROUND, SHAPLEY_STRATUM)
 
-    def stop_rule(self) -> StopRule:
+    def _stop_rule(self) -> StopRule:
         """When rounds are enough."""
         return StopRule(self.minutes, self.stderr, self.sign_confidence)
 
     def watch(self) -> Watch | None:
         """Who says when rounds are enough; see `stages.stage.Stage`."""
-        return Watch(self.stop_rule()) if self.stop_rule().is_open else None
+        return Watch(self._stop_rule()) if self._stop_rule().is_open else None
 
     def play(self, game: Game, draw: int = 0) -> Values:
         """Values of all players from all rounds; another `draw` has rounds of its own."""
@@ -132,14 +132,14 @@ class FreeShap(Valuation):
         inputs: Inputs,
         query_id: int,
         rounds: Sequence[int],
-        told: Callable[[int, int], None],
+        stepped: Steps,
     ) -> tuple[Int64[np.ndarray, " examples"], Values]:
         """Ids of the examples, ascending, and what each is worth for one query alone.
 
         The rounds are drawn again as they were for all queries: the mean over the labelled queries
         of what this returns is what these rounds say. A query without a label is valued for the
         class that all examples together predict. Costs the units of the rounds for one query, and
-        the pilot. `told` hears how many rounds of how many are done, first that none is.
+        the pilot. `stepped` hears how many rounds of how many are done, first that none is.
 
         Raises:
             DataError: the query has no features, or permutations ended by a rule for the mean.
@@ -163,9 +163,9 @@ class FreeShap(Valuation):
         tally = Tally(self.utilities, self.weights(of_all, design), n_queries=1)
         ends = game.ends(self.utilities)
         for done, index in enumerate(rounds):
-            told(done, len(rounds))
+            stepped(done, len(rounds))
             self.sample(game, design, tally, self.units_per_round, index, ends)
-        told(len(rounds), len(rounds))
+        stepped(len(rounds), len(rounds))
         mean, error = (found[..., 0] for found in tally.estimates())
         return source.example_ids, Values(self.semivalues, mean, error)
 
@@ -201,7 +201,7 @@ class FreeShap(Valuation):
             "utility_of_all": dict(zip(self.utilities, ends[:, 1].tolist(), strict=True)),
         }
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """The sums of one round."""
         (opened, ends, design), index = inputs.opened, inputs.part.index
         game = opened.game

@@ -16,7 +16,7 @@ example far down the ranks has a value too, so every query takes a whole sort
 (`stages.ranking.nearest`), which is a quarter of the time; the matrix product is another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,7 +35,7 @@ from stages.ranking.nearest import (
     place_points,
 )
 from stages.reading.supervision import count_classes, read_labels
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 KNN_BLOCK = TableSpec(
@@ -103,7 +103,7 @@ def _harmonic(k: int) -> float:
 
 
 @dataclass(frozen=True)
-class KnnShapley:
+class KnnShapley(Stage):
     """Values of examples for a vote of their nearest neighbours, a task per block of queries.
 
     Memory of a task: 600 bytes per example and a tile of vectors; the rest stays in its map.
@@ -183,7 +183,7 @@ class KnnShapley:
             ]
         return facts
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """The sums of one block of queries; no rows where none of them counts."""
         opened: Opened = inputs.opened
         asked, n = self._asked(inputs), len(opened.ids)

@@ -5,7 +5,7 @@ M = (K + damping I)^-1 and A = M targets, the outputs without example i are
 f(t) - (K[t,:] M)_i A_i / M_ii. [derived, methods.md 1.6]
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from stages.game.fields import GameFields
 from stages.game.from_tables import Opened, read_game
-from stages.game.game import Game, Values
+from stages.game.game import Game, PlaysGame, Values
 from stages.game.regression import gains, join
 from stages.game.utility import Utility
-from stages.stage import Cost, Inputs, Split, Work
+from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
 from stages.tables import EXACT_VALUE
 from storage.schema import TableSpec
 
@@ -47,7 +47,7 @@ def leave_one_out(
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(GameFields):
+class LeaveOneOut(GameFields, Stage, PlaysGame):
     """The value of each example as the last to join, exact and without sampling.
 
     One task; its memory grows as 8 n (4 n + 2 m) bytes for n labelled examples and m queries where
@@ -84,7 +84,7 @@ class LeaveOneOut(GameFields):
         opened: Opened = inputs.opened
         return opened.facts
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """One row for each utility and example."""
         opened: Opened = inputs.opened
         n = opened.game.n

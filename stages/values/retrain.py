@@ -25,7 +25,7 @@ model last.
 Source: the reference of arXiv:2406.04606, Sec. 4 (methods.md 1.5 and 1.8).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -40,9 +40,9 @@ from stages.game.utility import check_fields as check_utilities
 from stages.model.learners import LastBlocks, Players, read_texts, read_vectors
 from stages.model.seeded import generator_of, permutations
 from stages.model.size import network_size
-from stages.model.spec import ModelSpec
+from stages.model.spec import ModelSpec, RunsModel
 from stages.model.training import Learner, Training, prefix_outputs
-from stages.stage import ConfigError, Cost, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
 
@@ -98,7 +98,7 @@ def marginals(
 
 
 @dataclass(frozen=True)
-class Retrain:
+class Retrain(RunsModel, Stage):
     """Outcomes of real trainings on subsets, and Shapley values from those on prefixes.
 
     Memory of a task: the model with two numbers of Adam and a gradient for every trained weight,
@@ -176,7 +176,7 @@ class Retrain:
     @property
     def _read_model(self) -> ModelSpec | None:
         """The model, where it reads the text; None for a head alone."""
-        is_head_alone = self.last_blocks == 0 and self.model and self.model.head == "probe"
+        is_head_alone = self.last_blocks == 0 and self.model and self.model.kind.is_fitted
         return None if is_head_alone else self.model
 
     @property
@@ -206,19 +206,13 @@ class Retrain:
             "n_trained": sum(weights.numel() for weights in learner.start),
         }
 
-    def sizes(self, n: int) -> tuple[int, ...]:
-        """How many examples the trainings on one permutation of `n` have."""
-        if self.subsets == "random":
-            return (max(1, round(self.share * n)),)
-        return (*range(self.every, n, self.every), n)
-
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """Outcomes, subsets, and sums of marginals of one round."""
         players, learner = inputs.opened
         index, n = inputs.part.index, players.n
         queries = n + np.arange(len(players.query_ids))
         known = players.labels[n:] >= 0
-        sizes, units = self.sizes(n), []
+        sizes, units = sizes_of(self, n), []
         for draw, joining in enumerate(permutations(n, self.per_round, self.seed, index)):
             drawn = generator_of(f"retrain/{self.seed}/{index}/{draw}")
             visits = torch.randperm(n, generator=drawn).numpy()
@@ -240,7 +234,7 @@ class Retrain:
 
     def cost(self, work: Work) -> Cost:
         """Every epoch of every training forward and backward, and the queries after each."""
-        sizes = self.sizes(work.n_examples)
+        sizes = sizes_of(self, work.n_examples)
         draws = self.rounds * self.per_round
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
@@ -259,6 +253,13 @@ class Retrain:
             written_bytes=draws * (asked * (4 * work.n_classes + 24) + 8 * sum(sizes)),
             memory_bytes=memory,
         )
+
+
+def sizes_of(stage: Retrain, n: int) -> tuple[int, ...]:
+    """How many examples the trainings on one permutation of `n` have."""
+    if stage.subsets == "random":
+        return (max(1, round(stage.share * n)),)
+    return (*range(stage.every, n, stage.every), n)
 
 
 def _outcome(
@@ -283,7 +284,7 @@ def _sums(
     ids: Int64[np.ndarray, " examples"],
     utilities: tuple[Utility, ...],
     units: Float[Tensor, "units utilities examples"],
-) -> Iterator[tuple[str, pa.RecordBatch]]:
+) -> Rows:
     counts = pa.array(np.full(len(ids), len(units), dtype=np.int64))
     for name, of_units in zip(utilities, units.unbind(1), strict=True):
         columns = [

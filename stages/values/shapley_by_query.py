@@ -8,7 +8,6 @@ them, draws the same coalitions as every other, and no more than a block is in m
 Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,7 +18,7 @@ from stages.game.coalitions import Design
 from stages.game.from_tables import Source, asked_of, read_source
 from stages.game.sampling import Valuation
 from stages.game.sums import Tally
-from stages.stage import ConfigError, Cost, DataError, Inputs, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 SHAPLEY_QUERY = TableSpec(
@@ -51,7 +50,7 @@ class Opening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShapleyByQuery(Valuation):
+class ShapleyByQuery(Valuation, Stage):
     """Every example's value for every query of a block.
 
     Memory of a task: what `freeshap` needs, and 0.8 GB of sums; where a block needs more, its
@@ -96,7 +95,7 @@ class ShapleyByQuery(Valuation):
         everyone = source.game(source.query_ids, np.full(len(source.query_ids), -1))
         return Opening(source, self.design(everyone))
 
-    def compute(self, inputs: Inputs) -> Iterator[tuple[str, pa.RecordBatch]]:
+    def compute(self, inputs: Inputs) -> Rows:
         """The values for one block of queries."""
         source, design = inputs.opened
         ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
@@ -126,7 +125,7 @@ class ShapleyByQuery(Valuation):
         design: Design | None,
         query_ids: np.ndarray,
         labels: np.ndarray,
-    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+    ) -> Rows:
         game, example_ids = source.game(query_ids, labels, by_query=True), source.example_ids
         tally = Tally(self.utilities, self.weights(game, design), len(query_ids))
         self.sample(game, design, tally, self.units, 0, game.ends(self.utilities))

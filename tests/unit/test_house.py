@@ -1,22 +1,33 @@
 """The guards of style.md: names, places, and what documentation promises."""
 
+import ast
+import dataclasses
 import importlib.metadata
 import re
 from pathlib import Path
 
 import duckdb
 import pytest
+import yaml
 
 import stages.tables as stages_tables
 from pipeline.cli import main
 from pipeline.config import metric_names, parse_metric, parse_stage, read_config, stage_names
+from stages.catalogue import head_names, load_head
 from stages.metrics.metric import Metric
-from stages.model.spec import ModelSpec
-from stages.stage import Stage
+from stages.model.heads.head import Head
+from stages.model.spec import ModelSpec, RunsModel
+from stages.stage import TASKS, AnswersQueries, Merges, Samples, Stage
 from storage.schema import TableSpec
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("pipeline", "stages", "storage")
+BENCHMARKS = ROOT / "scripts" / "benchmarks"
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "runs" for part in path.relative_to(ROOT).parts)
+)
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -51,13 +62,31 @@ def test_stages_keep_the_contract(stage: str) -> None:
     assert all(isinstance(spec, TableSpec) for spec in made.writes)
     assert all(isinstance(name, str) for name in made.reads)
     assert made.__dataclass_params__.frozen
-    assert (made.split == "round") == hasattr(made, "rounds")
-    assert made.split == "shard" or not hasattr(made, "merge")
+    fields = {field.name for field in dataclasses.fields(made)}
+    assert (made.split == "round") == ("rounds" in fields)
+    assert made.split == "shard" or not isinstance(made, Merges)
+    assert made.split == "round" or not isinstance(made, Samples)
+    assert made.split == "whole" or not isinstance(made, AnswersQueries)
+    assert ("model" in fields and stage != "label_issues") == isinstance(made, RunsModel)
+    assert made.seed is None or isinstance(made.seed, int)
+
+
+@pytest.mark.parametrize("head", head_names())
+def test_kinds_of_models_keep_the_contract(head: str) -> None:
+    kind = load_head(head)
+    assert issubclass(kind, Head)
+    assert not kind.__abstractmethods__
+    assert set(kind.tasks) <= set(TASKS)
+    assert set(kind.corpora) <= set(TASKS)
+    assert f"`{head}`" in read("configs/README.md")
 
 
 @pytest.mark.parametrize("stage", stage_names())
-def test_the_readme_names_every_stage(stage: str) -> None:
-    assert f"`{stage}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_stage_has_a_line_in_the_table_of_its_folder(stage: str) -> None:
+    (path,) = (p for p in (ROOT / "stages").glob(f"*/{stage}.py"))
+    page = read("stages/README.md")
+    (own,) = (part for part in page.split("\n## ") if part.startswith(f"{path.parent.name}/"))
+    assert f"\n| `{stage}` |" in own
 
 
 @pytest.mark.parametrize("metric", metric_names())
@@ -69,13 +98,70 @@ def test_metrics_keep_the_contract(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", metric_names())
-def test_the_readme_names_every_metric(metric: str) -> None:
-    assert f"`{metric}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_metric_has_a_line_in_the_table(metric: str) -> None:
+    assert f"\n| `{metric}` |" in read("stages/metrics/README.md")
 
 
+@pytest.mark.parametrize("page", ["README.md", "pipeline/README.md"])
 @pytest.mark.parametrize("command", sorted(main.commands))
-def test_the_readme_names_every_command(command: str) -> None:
-    assert f"assay {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readmes_name_every_command(command: str, page: str) -> None:
+    assert f"`assay {command} " in read(page)
+
+
+def test_every_view_has_a_line() -> None:
+    page = read("storage/README.md")
+    views = {path.name.split(".")[0] for path in (ROOT / "storage" / "sql").glob("*.sql")}
+    assert [view for view in sorted(views) if not re.search(rf"^\|.*`{view}`", page, re.M)] == []
+
+
+def test_every_config_has_a_line() -> None:
+    page = read("configs/README.md")
+    names = [path.name for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    assert [name for name in names if f"\n| [{name}]({name}) |" not in page] == []
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 10_240
+
+
+def test_the_readme_shows_a_file_that_runs() -> None:
+    assert f"```yaml\n{read('configs/three_jobs.yaml')}```" in read("README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text)
+    for target in (one or other for one, other in links):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            assert heading in headings(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_yaml_in_pages_can_be_read(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        # "One of these" shows the same key more than once, of which the last one counts.
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_every_benchmark_has_a_page_and_a_line() -> None:
+    index = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    missing = [
+        case
+        for case in bench_cases()
+        if not (BENCHMARKS / f"{case}.md").exists() or f"| [{case}]({case}.md) |" not in index
+    ]
+    assert missing == []
+
+
+def test_every_page_of_results_is_of_a_benchmark() -> None:
+    pages = {path.stem for path in BENCHMARKS.glob("*.md")} - {"README"}
+    assert pages == set(bench_cases())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
@@ -118,3 +204,23 @@ def test_datasets_is_imported_by_one_module() -> None:
     importing = re.compile(r"^\s*(import|from) datasets\b", re.MULTILINE)
     found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
     assert found == ["huggingface.py"]
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as they are made of its headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def bench_cases() -> tuple[str, ...]:
+    tree = ast.parse(read("scripts/bench.py"))
+    (cases,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CASES"
+    )
+    return tuple(ast.literal_eval(cases))

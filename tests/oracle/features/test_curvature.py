@@ -28,6 +28,7 @@ from stages.gradients.blocks import (
     to_rows,
 )
 from stages.stage import DataError, Part
+from storage.manifest import Recipe
 
 BLOCKS = (Block("late", 0, 3), Block("early", 3, 5), Block("head", 8, 1))
 TOLD = {"blocks": [block._asdict() for block in BLOCKS]}
@@ -235,7 +236,9 @@ def test_parts_over_other_blocks_do_not_add_up() -> None:
 
 def merged(parts: list[pa.Table]) -> pa.Table:
     """The root of the tree over `parts`, by the stage's own merge."""
-    tasks = grow([Task(Part("example", i), f"leaf {i}") for i in range(len(parts))], "s", 1, {})
+    tasks = grow(
+        [Task(Part("example", i), f"leaf {i}") for i in range(len(parts))], Recipe("s", 1, {})
+    )
     done = {f"leaf {i}": part for i, part in enumerate(parts)}
     for task in tasks[len(parts) :]:
         batches = [b for _, b in Curvature().merge({"curvature": [done[k] for k in task.parts]})]

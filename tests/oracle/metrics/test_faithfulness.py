@@ -11,7 +11,7 @@ import torch
 
 from stages.metrics.faithfulness import Faithfulness
 from stages.model.spec import ModelSpec
-from stages.saliency.from_embeddings import Embedded
+from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.outputs import load_embedded
 from stages.stage import ConfigError, DataError
 from stages.tokens.attention import Attention
@@ -29,7 +29,7 @@ def queries(text: pa.Table) -> pa.Table:
     return text.set_column(1, "role", pa.array(["query"] * text.num_rows))
 
 
-def logits_of(embedded: Embedded, ids: list[int], kinds: list[int] | None = None) -> Any:
+def logits_of(embedded: FromEmbeddings, ids: list[int], kinds: list[int] | None = None) -> Any:
     batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
     if kinds is not None:
         batch["token_type_ids"] = torch.tensor([kinds])
@@ -38,7 +38,10 @@ def logits_of(embedded: Embedded, ids: list[int], kinds: list[int] | None = None
 
 
 def rows_by_hand(
-    embedded: Embedded, queries: pa.Table, scores: dict[int, dict[int, float]], stage: Faithfulness
+    embedded: FromEmbeddings,
+    queries: pa.Table,
+    scores: dict[int, dict[int, float]],
+    stage: Faithfulness,
 ) -> dict[int, dict[str, float]]:
     """The measures of every query, by editing lists of tokens."""
     tokens = embedded.measurement.tokenise(queries)

@@ -37,7 +37,7 @@ def check(text: pa.Table, tokens: Tokens, places: list[Places]) -> None:
             if name is None:
                 assert own.start[at] is None
                 continue
-            assert own.is_moved[at]
+            assert own.is_text[at]
             cut = text[name][row].as_py()[own.start[at] : own.end[at]]
             assert cut == own.token[at]
             covered[name] += cut
@@ -75,7 +75,7 @@ def test_the_template_of_a_prompt_is_not_the_text(
             assert spans[0][0] == 0
             assert spans[-1][1] == len(whole)
         # The words around the text stay where they are.
-        assert (~own.is_moved).sum() > 2
+        assert (~own.is_text).sum() > 2
 
 
 @pytest.mark.parametrize("form", ["text", "prompt_completion"])
@@ -131,7 +131,7 @@ def test_written_tokens_are_moved_and_nowhere(memory: Any, saved: Any, text: pa.
     longer = nowhere(tokenizer, [5] * (len(first.token) + 2), first)
     assert longer.column[: len(first.token)] == first.column
     assert longer.column[-2:] == [None, None]
-    assert longer.is_moved[-2:].all()
+    assert longer.is_text[-2:].all()
 
 
 def test_the_next_token_of_a_language_model(memory: Any, saved: Any, text: pa.Table) -> None:
@@ -183,7 +183,7 @@ def test_a_conversation_reads_as_it_is_laid_out(memory: Any, saved: Any, tmp_pat
         }
     )
     _, (own,) = located(memory, ModelSpec(str(folder), head="completion"), text, "messages")
-    read = "".join(token for token, moved in zip(own.token, own.is_moved, strict=True) if moved)
+    read = "".join(token for token, moved in zip(own.token, own.is_text, strict=True) if moved)
     assert "good film" in read
     assert "not bad" in read
     assert set(own.start) == {None}

@@ -14,7 +14,7 @@ from stages.model.measurement import Measurement, load_measurement
 from stages.model.offsets import locate
 from stages.model.spec import ModelSpec
 from stages.predictions.answer_span import AnswerSpan, best_span
-from stages.saliency.from_embeddings import Embedded
+from stages.saliency.from_embeddings import FromEmbeddings
 from stages.stage import ConfigError, DataError, Part
 from stages.tokens.grad_input import GradInput
 from stages.tokens.ig import IntegratedGradients
@@ -120,7 +120,7 @@ def test_integrated_gradients_of_both_places_equal_captums(
     found = inputs.run(IntegratedGradients(spec, steps=12, baseline="zero"))
     told = inputs.written["explained"].to_pylist()
     measurement = measured(memory, spec, asked)
-    embedded = Embedded(measurement)
+    embedded = FromEmbeddings(measurement)
     tokens = measurement.tokenise(asked)
     special = measurement.tokenizer.all_special_ids
     for row, query in enumerate(asked["id"].to_pylist()):

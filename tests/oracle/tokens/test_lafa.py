@@ -12,7 +12,7 @@ import torch
 from stages.model.measurement import load_measurement
 from stages.model.spec import ModelSpec
 from stages.ranking.similar_texts import cut_off
-from stages.saliency.from_embeddings import Embedded
+from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares
 from stages.tables import GENERAL
@@ -96,7 +96,7 @@ def inputs(memory: Any) -> Callable[..., Any]:
 
 def base_scores(spec: ModelSpec, inputs: Any, squares: Squares) -> Callable[..., Any]:
     """`score(text, choice)`: ids and base scores of the text's own tokens, alone in its batch."""
-    embedded = Embedded(load_measurement(spec, inputs))
+    embedded = FromEmbeddings(load_measurement(spec, inputs))
     network = embedded.network
     tokenizer = embedded.measurement.tokenizer
 

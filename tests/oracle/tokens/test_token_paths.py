@@ -13,7 +13,7 @@ import torch
 from stages.model.measurement import Measurement, load_measurement
 from stages.model.spec import ModelSpec
 from stages.saliency.anchors import NO_ANCHOR, corrected, n_points, search, walk
-from stages.saliency.from_embeddings import Embedded
+from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.path import nodes
 from stages.tokens.dig import Dig
 from stages.tokens.grad_input import GradInput
@@ -53,7 +53,7 @@ def by_loop(
     inputs: Any, folder: Path, queries: pa.Table, explain: Callable[..., torch.Tensor]
 ) -> list[Any]:
     """What `explain(F, x, x')` gives for the moved tokens of each query, one at a time."""
-    embedded = Embedded(load_measurement(ModelSpec(str(folder), head="checkpoint"), inputs))
+    embedded = FromEmbeddings(load_measurement(ModelSpec(str(folder), head="checkpoint"), inputs))
     network, tokenizer = embedded.network, embedded.measurement.tokenizer
     found = []
     for row in range(queries.num_rows):
@@ -257,7 +257,7 @@ def test_the_table_of_anchors_changes_nothing(
     spec = ModelSpec(str(checkpoint_folder), head="checkpoint")
     stage = make(spec, anchors=5, neighbours=4)
     asks = stage.asks["word_path"]
-    table = memory({"text": queries}).run(WordPath(spec, **asks))
+    table = memory({"text": queries}).run(WordPath(**{**asks, "model": spec}))
     assert table.num_rows > 5
     with_table = asked(word_path=table).run(stage)
     without = asked(word_path=WORD_PATHS).run(stage)
@@ -311,7 +311,7 @@ def test_a_linear_bag_of_embeddings_has_one_answer(
     linear = Measurement(network, plain.tokenizer, 3, spec, "cpu")
     for module in ("saliency.outputs", "tokens.anchored_path"):
         monkeypatch.setattr(f"stages.{module}.load_measurement", lambda *_: linear)
-    embedded = Embedded(linear)
+    embedded = FromEmbeddings(linear)
     tokens, start = linear.tokenise(asked().table("text")), embedded.baseline(baseline)
     special, known, squares = plain.tokenizer.all_special_ids, [], []
     for ids in tokens.columns["input_ids"]:

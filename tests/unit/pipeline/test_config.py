@@ -16,7 +16,7 @@ from pipeline.config import (
     stage_names,
 )
 from pipeline.errors import ConfigFileError
-from pipeline.settings import Resources
+from pipeline.settings import Resources, Run
 from stages.corpus.source import FlipLabels
 from stages.model.spec import ModelSpec
 
@@ -84,6 +84,142 @@ def test_places_are_absolute_and_what_is_no_place_is_not(
     assert parse_config({**RAW, "store": "s3://b/c"}, "test").store_url == "s3://b/c"
 
 
+def written(folder: Path, **changes: Any) -> Path:
+    """A YAML in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "a.yaml"
+    path.write_text(yaml.safe_dump({**RAW, **changes}))
+    return path
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with files, and a folder `own` with the same ones and a YAML."""
+    for folder in (tmp_path, tmp_path / "own"):
+        (folder / "org/weights").mkdir(parents=True)
+        (folder / "data").mkdir()
+        for name in ("a.csv", "a b.csv", "x.npy", "fix.csv"):
+            (folder / "data" / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+INPUTS: dict[str, Any] = {
+    "corpus": {"path": "data/*.csv", "corrections": ["data/fix.csv", "./data/a.csv"]},
+    "queries": {"path": "data/a b.csv", "text": None, "features": "data/x.npy"},
+    "model": {"path": "org/weights", "adapter": "org"},
+    "stages": {"ntk": {"model": {"path": "./org/weights", "adapter": "org"}}},
+}
+
+
+def inputs_of(run: Run) -> list[str | None]:
+    assert run.queries is not None
+    assert run.model is not None
+    own = run.stages["ntk"].model
+    found = [run.corpus.path, *run.corpus.corrections, run.queries.path, run.queries.features]
+    return [*found, run.model.path, run.model.adapter, own.path, own.adapter]
+
+
+def test_inputs_lie_beside_the_file_and_outputs_where_one_starts(at: Path) -> None:
+    run = read_config(written(at / "own", store="shared", **INPUTS))
+    names = ["data/*.csv", "data/fix.csv", "data/a.csv", "data/a b.csv", "data/x.npy"]
+    names += ["org/weights", "org"] * 2
+    assert inputs_of(run) == [str(at / "own" / name) for name in names]
+    assert (run.run, run.store) == (str(at / "runs/a"), str(at / "shared"))
+    assert read_config("own/a.yaml") == run
+    (at / "run").mkdir()
+    (at / "run/config.yaml").write_text(dump_config(run))
+    assert read_config(at / "run/config.yaml") == run
+
+
+def test_what_the_command_line_names_lies_where_one_starts(at: Path) -> None:
+    path = written(at / "own", **INPUTS)
+    settings = ["corpus.path=data/*.csv", "queries={path: data/a.csv, features: data/x.npy}"]
+    run = read_config(path, [*settings, "stages.ntk.model.path=org/weights", "model.adapter=org"])
+    assert run.queries is not None
+    assert run.corpus.path == str(at / "data/*.csv")
+    assert run.corpus.corrections[0] == str(at / "own/data/fix.csv")
+    assert run.queries.path == str(at / "data/a.csv")
+    assert run.queries.features == str(at / "data/x.npy")
+    assert run.stages["ntk"].model.path == str(at / "org/weights")
+    assert run.model is not None
+    assert (run.model.path, run.model.adapter) == (str(at / "own/org/weights"), str(at / "org"))
+
+
+def test_without_a_file_inputs_lie_where_one_starts(at: Path) -> None:
+    run = parse_config({**RAW, **INPUTS}, "test")
+    assert run == parse_config({**RAW, **INPUTS}, "test", at)
+    assert inputs_of(run)[-1] == str(at / "org")
+
+
+@pytest.mark.parametrize(
+    ("gone", "changes", "message"),
+    [
+        ("data", {"corpus": {"path": "data/a.csv"}}, r"corpus.path: .*`path: ../data/a.csv`\."),
+        ("data", {"corpus": {"path": "data/*.csv"}}, r"corpus.path: .*`path: ../data/\*.csv`"),
+        ("data", {"corpus": {"path": "data"}}, r"`path: ../data`, or start elsewhere if the hub"),
+        ("org", {"model": {"path": "org/weights"}}, r"model.path: .*`path: ../org/weights`, or"),
+        ("org", {"model": {"path": "./org"}}, r"model.path: .*`path: ../org`\."),
+        ("org", {"model": {"path": "a/b", "adapter": "org"}}, r"adapter: .*`adapter: ../org`"),
+        (
+            "org",
+            {"stages": {"ntk": {"model": {"path": "org/weights"}}}},
+            r"stages.ntk.model.path: found org/weights .*`path: ../org/weights`",
+        ),
+        (
+            "data",
+            {"queries": {"path": "a/b", "text": None, "features": "data/x.npy"}},
+            r"queries.features: .*`features: ../data/x.npy`",
+        ),
+        (
+            "data/fix.csv",
+            {"corpus": {"path": "a/b", "corrections": ["data/a.csv", "data/fix.csv"]}},
+            r"corpus.corrections: .*`corrections: \[data/a.csv, ../data/fix.csv\]`",
+        ),
+    ],
+)
+def test_an_input_that_lies_where_one_starts_is_told_with_the_line_to_write(
+    at: Path, gone: str, changes: dict[str, Any], message: str
+) -> None:
+    (at / "own" / gone).rename(at / "gone")
+    path = written(at / "own", **changes)
+    with pytest.raises(ConfigFileError, match=message) as caught:
+        read_config(path)
+    assert str(at / "own") in str(caught.value)
+    # The line does what it says.
+    *place, _ = str(caught.value).removeprefix(f"{path}: ").split(": ")[0].split(".")
+    raw = entry = yaml.safe_load(path.read_text())
+    for key in place:
+        entry = entry[key]
+    entry |= yaml.safe_load(str(caught.value).split("`")[1])
+    assert read_config(written(at / "own", **raw))
+
+
+def test_ids_of_the_hub_urls_and_packages_are_no_paths(at: Path) -> None:
+    run = read_config(
+        written(
+            at / "own",
+            model={"path": "package:numpy/core"},
+            corpus={"path": "s3://bucket/a.csv"},
+            queries={"path": "owner/data", "label": None},
+            stages={"ntk": {"model": {"path": "owner/name"}}},
+        )
+    )
+    assert run.model is not None
+    assert run.queries is not None
+    paths = [run.model.path, run.corpus.path, run.queries.path, run.stages["ntk"].model.path]
+    assert paths == ["package:numpy/core", "s3://bucket/a.csv", "owner/data", "owner/name"]
+
+
+def test_the_home_is_the_home(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(at / "elsewhere"))
+    changes = {"model": {"path": "~/m"}, "corpus": {"path": "~/a.csv", "corrections": ["~/b.csv"]}}
+    run = read_config(written(at / "own", **changes, run="~/run"))
+    assert run.model is not None
+    found = [run.run, run.model.path, run.corpus.path, *run.corpus.corrections]
+    assert found == [str(at / "elsewhere" / name) for name in ("run", "m", "a.csv", "b.csv")]
+
+
 def test_overrides_are_yaml_and_make_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(RAW))
@@ -101,7 +237,7 @@ def test_overrides_are_yaml_and_make_what_is_missing(tmp_path: Path) -> None:
     assert run.run.endswith("/with = signs")
     assert run.queries is not None
     assert run.queries.split == "train[:5]"
-    assert read_config(path) == parse_config(RAW, "test")
+    assert read_config(path) == parse_config(RAW, "test", tmp_path)
 
 
 def test_artefacts_and_resources_may_name_stages_that_are_added() -> None:

@@ -7,6 +7,7 @@ import pytest
 from pipeline.merge_tree import FAN_IN, grow, not_needed
 from pipeline.node import Node, Task
 from stages.stage import Part
+from storage.manifest import Recipe
 
 
 def leaves(n, renamed=()):
@@ -14,7 +15,7 @@ def leaves(n, renamed=()):
 
 
 def tree(n, **names):
-    return grow(leaves(n, **names), "sum", 1, {"a": 1})
+    return grow(leaves(n, **names), Recipe("sum", 1, {"a": 1}))
 
 
 def keys(tasks):
@@ -43,14 +44,16 @@ def test_every_leaf_reaches_the_root_once_and_in_order(n):
 
 
 def test_no_examples_no_tree():
-    assert grow([], "sum", 1, {}) == ()
+    assert grow([], Recipe("sum", 1, {})) == ()
     assert not_needed((), set()) == frozenset()
 
 
 def test_keys_follow_from_everything_that_decides_the_sum():
     base = tree(9)[-1].key
     assert base == tree(9)[-1].key
-    others = [grow(leaves(9), *facts)[-1].key for facts in (("t", 1, {"a": 1}), ("sum", 2, {}))]
+    others = [
+        grow(leaves(9), Recipe(*facts))[-1].key for facts in (("t", 1, {"a": 1}), ("sum", 2, {}))
+    ]
     others += [tree(9, renamed={4})[-1].key, tree(8)[-1].key]
     assert len({base, *others}) == 5
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 
-from pipeline.config import parse_config
+from pipeline.config import dump_config, parse_config
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError, RunError
 from pipeline.plan import Plan, make_plan, stages_in_order
@@ -369,15 +370,97 @@ def test_gradients_of_long_blocks_are_refused(raw: Raw, projection: Raw, numbers
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_readers_that_ask_for_different_stages_are_told_so(raw: Raw, order: int) -> None:
-    stages = {"freeshap": {}, "curvature": {"kind": "gauss_newton"}}
-    mixed = dict(list(stages.items())[::order])
-    with pytest.raises(ConfigFileError, match="'ntk'.*ask for different logit, projection"):
-        plan({**raw, "stages": mixed})
-    both = {"classes": {"stage": "ntk", "logit": "all", "projection": {"dim": 2048}}}
+def test_readers_that_ask_for_different_stages_get_one_each(raw: Raw, order: int) -> None:
+    stages: Raw = {"freeshap": {}, "curvature": {"kind": "gauss_newton"}}
+    made = plan({**raw, "stages": dict(list(stages.items())[::order])})
+    assert set(made.added) == {"embedding", "probe", "prediction", "ntk", "ntk_for_curvature"}
+    found = {node.instance: node.stage for node in made.nodes}
+    assert (found["ntk"].logit, found["ntk_for_curvature"].logit) == (0, "all")
+    assert made.readers("ntk_for_curvature") == ["curvature"]
+    (note,) = made.notes
+    assert note.startswith("ntk_for_curvature is added for curvature, beside ntk for freeshap: ")
+    assert "logit: all, projection: {inputs: 16, outputs: 16, dim: null}" in note
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_wish_is_added_once_and_its_name_changes_no_key(raw: Raw, order: int) -> None:
+    names = ["tracin", "influence", "udig", "dig"][::order]
+    made = plan({**raw, "stages": {name: {} for name in names}})
+    again = {"gradient_for_influence", "word_path_for_dig"}
+    assert set(made.added) >= {"gradient", "curvature", "word_path"} | again
+    found = {node.instance: node.stage for node in made.nodes}
+    assert found["curvature"].gradient == found["influence"].gradient == "gradient_for_influence"
+    assert made.readers("gradient_for_influence") == ["curvature", "influence"]
+    assert (found["word_path"].candidates, found["dig"].paths) == ("uniform", "word_path_for_dig")
+    assert len(made.notes) == 2
+    together = keys(made)
+    for name in names:
+        alone = keys(plan({**raw, "stages": {name: {}}}))
+        assert alone[name] == together[name]
+        for needed in set(alone) & {"gradient", "word_path"}:
+            assert alone[needed] in (together[needed], together.get(f"{needed}_for_{name}"))
+
+
+def test_the_resolved_file_plans_the_same_run(raw: Raw) -> None:
+    made = plan({**raw, "stages": {"tracin": {}, "influence": {}, "udig": {"anchors": 9}}})
+    resolved = {node.instance: node.stage for node in made.nodes}
+    written = yaml.safe_load(dump_config(dataclasses.replace(made.run, stages=resolved)))
+    again = plan(written)
+    assert (again.added, again.notes) == ((), ())
+    assert {n.instance: n.stage for n in again.nodes} == resolved
+    assert keys(again) == keys(made)
+
+
+def test_names_that_a_person_chose_stay_in_keys(raw: Raw) -> None:
+    mine = {"stage": "gradient", "projection": {"inputs": 16, "outputs": 16, "dim": None}}
+    own = plan({**raw, "stages": {"mine": mine, "influence": {"gradient": "mine"}}})
+    plain = plan({**raw, "stages": {"influence": {}}})
+    assert keys(own)["mine"] == keys(plain)["gradient"]
+    assert keys(own)["influence"] != keys(plain)["influence"]
+
+
+def test_of_wishes_that_are_none_the_default_the_first_reader_has_the_plain_name(raw: Raw) -> None:
+    stages: Raw = {"udig": {"anchors": 9}, "dig": {}, "more": {"stage": "dig", "midpoints": 1}}
+    for order in (1, -1):
+        made = plan({**raw, "stages": dict(list(stages.items())[::order])})
+        assert set(made.readers("word_path")) == {"dig", "more"}
+        assert made.readers("word_path_for_udig") == ["udig"]
+
+
+def test_what_the_file_names_serves_all_and_is_refused_where_it_does_not_fit(raw: Raw) -> None:
+    with pytest.raises(ConfigFileError, match="stages.dig: neighbours: found 500 here and 50 in"):
+        plan({**raw, "stages": {"udig": {}, "dig": {}, "word_path": {}}})
+    both: Raw = {"classes": {"stage": "ntk", "logit": "all", "projection": {"dim": 2048}}}
     both |= {"ntk": {}, "curvature": {"kind": "gauss_newton", "ntk": "classes"}, "freeshap": {}}
     added = plan({**raw, "stages": both}).added
     assert set(added) == {"embedding", "probe", "prediction"}
+
+
+def test_stages_of_another_model_get_anchors_and_continuations_of_it(
+    raw: Raw, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "model.safetensors").write_bytes(b"others")
+    raw["model"]["head"] = "checkpoint"
+    own = {"stage": "udig", "model": {"path": str(other), "head": "checkpoint"}}
+    found = {n.instance: n.stage for n in plan({**raw, "stages": {"udig": {}, "own": own}}).nodes}
+    assert found[found["own"].paths].model == found["own"].model
+    assert found["own"].paths == "word_path_for_own"
+    speaking = {"stage": "token_support", "model": {"path": str(other), "head": "completion"}}
+    over = corpus(task="completion", classes=[])
+    made = plan({**raw, "model": None, "stages": {"own": speaking}}, over)
+    assert made.added == ("continuation",)
+
+
+def test_resources_of_a_stage_are_those_of_what_is_added_beside_it(raw: Raw) -> None:
+    raw["ray"] = {"stages": {"gradient": {"gpus": 1}, "word_path_for_dig": {"cpus": 2}}}
+    run = plan({**raw, "stages": {"tracin": {}, "influence": {}, "udig": {}, "dig": {}}}).run
+    assert run.resources("gradient_for_influence").gpus == 1
+    assert run.resources("word_path_for_dig").cpus == 2
+    with pytest.raises(ConfigFileError, match="ray.stages.paths_for_dig: found no stage instance"):
+        plan({**raw, "ray": {"stages": {"paths_for_dig": {}}}})
 
 
 def test_gradients_of_logits_are_added_as_the_loss_needs_them(raw: Raw) -> None:

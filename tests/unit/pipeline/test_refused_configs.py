@@ -157,7 +157,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
         ["artefacts.prob: found no stage instance", "Correct the name"],
     ),
     "missing corpus": (
-        put("corpus", "path", value="configs/data/sst2_trian.parquet"),
+        put("corpus", "path", value=str(ROOT / "configs/data/sst2_trian.parquet")),
         ["found no file or folder at", "Did you mean sst2_train.parquet?"],
     ),
     "glob without match": (

@@ -1,11 +1,12 @@
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.manifest import Manifest, shard_key, table_key
+from storage.manifest import Manifest, Recipe, table_key
 from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
 from storage.table import Store, write_whole
 
@@ -83,12 +84,25 @@ def test_manifests_round_trip_and_are_found(tmp_path):
 
 
 def test_keys_depend_on_each_ingredient():
-    base = ("s", 1, {"a": 1}, ["i"], 0)
-    changed = [("r", *base[1:]), ("s", 2, *base[2:]), (*base[:2], {"a": 2}, *base[3:])]
-    changed += [(*base[:3], ["j"], 0), (*base[:4], 1)]
-    assert len({shard_key(*ingredients) for ingredients in [base, *changed]}) == 6
-    assert shard_key("s", 1, {"a": 1, "b": 2}, [], 0) == shard_key("s", 1, {"b": 2, "a": 1}, [], 0)
-    assert len(shard_key(*base)) == 16
+    longer = replace(SPEC, schema=SPEC.schema.append(pa.field("more", pa.int64())))
+    retyped = replace(SPEC, schema=SPEC.schema.set(0, pa.field(SPEC.schema[0].name, pa.int32())))
+    base = Recipe("s", 1, {"a": 1}, (SPEC,))
+    changed = [
+        replace(base, stage="r"),
+        replace(base, version=2),
+        replace(base, fields={"a": 2}),
+        replace(base, tables=()),
+        replace(base, tables=(SPEC, SPEC)),
+        *(replace(base, tables=(table,)) for table in (longer, retyped)),
+        replace(base, tables=(replace(SPEC, key=SPEC.key[:0]),)),
+    ]
+    keys = {recipe.key(["i"]) for recipe in [base, *changed]} | {
+        base.key(["j"]),
+        base.key(["i"], 1),
+    }
+    assert len(keys) == 1 + len(changed) + 2
+    assert Recipe("s", 1, {"a": 1, "b": 2}).key([]) == Recipe("s", 1, {"b": 2, "a": 1}).key([])
+    assert len(base.key([])) == 16
 
 
 def test_vectors_of_two_lengths_are_refused(tmp_path):

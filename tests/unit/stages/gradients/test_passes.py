@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.shard_facts import ShardFacts
 from stages.gradients import passes as feature_pass
 from stages.gradients.passes import check_precision, halving
-from stages.gradients.rows import Made, Told
+from stages.gradients.rows import Made
 from stages.stage import ConfigError, StageError
 
 
@@ -26,14 +27,14 @@ def fitting(most: int) -> Any:
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
-    told = Told()
-    made = list(halving(fitting(most), np.arange(7), told))
+    told = ShardFacts()
+    made = list(halving(fitting(most), np.arange(7), told.tell))
     assert np.concatenate([m.rows for m in made]).tolist() == list(range(7))
     assert max(len(m.rows) for m in made) <= most
-    assert told.is_exact == (most == 7)
+    assert told.is_exact_bytes == (most == 7)
     facts = told.details()
     assert (facts.get("is_exact_bytes") is False) == (most < 7)
-    assert bool(facts["notices"]) == (most < 7)
+    assert bool(facts.get("notices")) == (most < 7)
 
 
 def test_the_allocator_of_cpus_is_understood() -> None:
@@ -42,12 +43,12 @@ def test_the_allocator_of_cpus_is_understood() -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return fitting(1)(rows)
 
-    assert len(list(halving(compute, np.arange(2), Told()))) == 2
+    assert len(list(halving(compute, np.arange(2), ShardFacts().tell))) == 2
 
 
 def test_a_row_that_does_not_fit_alone_is_an_error() -> None:
     with pytest.raises(StageError, match=r"row 4 of the shard does not fit alone.*max_length"):
-        list(halving(fitting(0), np.array([4]), Told()))
+        list(halving(fitting(0), np.array([4]), ShardFacts().tell))
 
 
 def test_other_failures_pass_through() -> None:
@@ -55,7 +56,7 @@ def test_other_failures_pass_through() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(halving(compute, np.arange(4), Told()))
+        list(halving(compute, np.arange(4), ShardFacts().tell))
 
 
 def test_bfloat16_is_refused_where_it_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:

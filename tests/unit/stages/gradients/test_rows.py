@@ -4,17 +4,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.gradients.rows import Made, Told, feature_rows
+from pipeline.shard_facts import ShardFacts
+from stages.gradients.rows import Made, feature_rows
 from stages.tables import DIAGNOSTICS
 
 TEXT = pa.table({"id": [7, 3, 5, 9], "role": ["example"] * 4})
 N_TOKENS = np.array([1, 2, 3, 1])
 
 
-def written(vectors: Any, numbers: Any, dtype: Any) -> tuple[dict[str, pa.Table], Told]:
-    told = Told()
+def written(vectors: Any, numbers: Any, dtype: Any) -> tuple[dict[str, pa.Table], ShardFacts]:
+    told = ShardFacts()
     made = Made(np.arange(4), np.array(vectors, np.float32), np.array(numbers, float)[:, None])
-    rows = feature_rows("ntk", TEXT, N_TOKENS, made, dtype, told)
+    rows = feature_rows("ntk", TEXT, N_TOKENS, made, dtype, told.tell)
     found = {name: pa.Table.from_batches([batch]) for name, batch in rows}
     DIAGNOSTICS.check(found["diagnostics"])
     return found, told

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pairs.scores import ATTRIBUTION, Side, merged, scored
+from stages.pairs.scores import ATTRIBUTION, FactorRows, merged, scored
 from stages.ranking.top_k import Pairs, best, streamed
 
 
@@ -68,12 +68,12 @@ def test_shards_merge_to_the_whole(top_k: int | None, cuts: list[int]) -> None:
     factors = [torch.randn(n, 5, generator=drawn, dtype=torch.float64) for n in (6, 6, 30, 30)]
     factors[2][3] = factors[3][3] = 0
     factors[2][[4, 9]], factors[3][[4, 9]] = factors[2][12].clone(), factors[3][12].clone()
-    queries = Side(np.arange(6) + 100, (factors[0], factors[1]))
+    queries = FactorRows(np.arange(6) + 100, (factors[0], factors[1]))
     size = factors[2].norm(dim=1)
     parts = []
     for start, stop in zip(np.cumsum([0, *cuts[:-1]]), np.cumsum(cuts), strict=True):
         some = (factors[2][start:stop], factors[3][start:stop])
-        own = Side(np.arange(start, stop), some, size[start:stop])
+        own = FactorRows(np.arange(start, stop), some, size[start:stop])
         parts.append(pa.Table.from_batches([scored(queries, own, top_k)]))
     left, right = parts[:2] if len(parts) > 1 else (parts[0], ATTRIBUTION.schema.empty_table())
     first = pa.Table.from_batches([b for _, b in merged({"attribution": [left, right]}, top_k)])

@@ -17,7 +17,7 @@ from stages.model.training import Training, outputs, train
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, ModelError, Part, StageError, Vectors, Work
 from stages.tables import SHAPLEY_ROUND
-from stages.values.retrain import OUTCOME, SUBSET, Retrain
+from stages.values.retrain import OUTCOME, SUBSET, Retrain, sizes_of
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 EXAMPLES = sorted(LABELS["example"])
@@ -101,7 +101,7 @@ def test_random_subsets_have_one_size_and_no_values() -> None:
     rows = tables_of(stage, 2)["subset"].to_pylist()
     drawn = [[EXAMPLES[at] for at in order[:3]] for order in permutations(6, 3, 0, 2)]
     assert [row["example_ids"] for row in rows] == drawn
-    assert Retrain(subsets="random", share=0.01).sizes(6) == (1,)
+    assert sizes_of(Retrain(subsets="random", share=0.01), 6) == (1,)
 
 
 def test_one_pass_moves_on_from_where_it_was() -> None:

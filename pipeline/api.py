@@ -1,0 +1,196 @@
+"""The commands as functions: the same defaults, errors and tables, without a terminal.
+
+    from pipeline.api import plan, run, flag
+
+    plan("tiny.yaml")                 # prints in a notebook what `assay plan` prints
+    done = run("tiny.yaml", {"stages.freeshap.rounds": 40})
+    flag(done, top=20).df()
+
+Importing this module loads neither torch nor Ray, DuckDB or `datasets`; a function loads what it
+needs. Whatever a command would end with as exit code 1 is raised: `pipeline.errors.RunError`,
+`stages.stage.StageError`, `storage.schema.StorageError` and what derives from them. A run is told
+by the folder that it lies in, or opened, which is faster for several questions.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.open_run import OpenedRun, open_run
+from pipeline.results import Answer, Rows
+
+if TYPE_CHECKING:
+    from pipeline.progress import Progress
+    from pipeline.settings import Run
+
+__all__ = [
+    "apply",
+    "evaluate",
+    "explain",
+    "flag",
+    "open_run",
+    "plan",
+    "run",
+    "select",
+    "sql",
+    "status",
+]
+
+AnyRun = OpenedRun | str | Path
+Config = str | Path | Mapping[str, Any]
+"""A YAML file, or what it would hold; relative paths in a mapping start at the working folder."""
+Overrides = Sequence[str] | Mapping[str, Any]
+"""As for `--set`: `key.path=value` each, the value in YAML; or a mapping from key path to value."""
+
+
+def plan(config: Config, overrides: Overrides = ()) -> Answer:
+    """What a run would compute, reuse and cost; see `pipeline.estimate.estimate`.
+
+    Raises:
+        pipeline.errors.RunError: the run cannot be planned.
+        stages.stage.StageError: the corpus or the model cannot be used.
+    """
+    from pipeline.estimate import estimate
+    from pipeline.summary import print_estimate
+
+    return Answer(estimate(_read(config, overrides)), print_estimate)
+
+
+def run(config: Config, overrides: Overrides = (), progress: "Progress | None" = None) -> OpenedRun:
+    """The finished run; computes what is not there yet, and goes on after a kill.
+
+    Args:
+        config: A YAML file or a mapping.
+        overrides: Values that take the place of those in `config`.
+        progress: Told how far it is; nobody is by default, `pipeline.progress.Screen` shows it.
+
+    Raises:
+        pipeline.errors.RunError: the run cannot be planned, or a task failed.
+        stages.stage.StageError: the corpus or the model cannot be used.
+    """
+    from pipeline.run import execute_run
+
+    configured = _read(config, overrides)
+    with _log_in(configured.run):
+        return OpenedRun(execute_run(configured, progress))
+
+
+def status(run: AnyRun) -> Answer:
+    """How far a run is; rebuilds the catalog of one that was moved. See `pipeline.status`."""
+    from pipeline.status import run_status
+    from pipeline.summary import print_status
+
+    return Answer(run_status(_folder(run)), print_status)
+
+
+def sql(run: AnyRun, statement: str) -> Rows:
+    """What `statement` gives over the run's views; see `OpenedRun.sql`."""
+    return _opened(run).sql(statement)
+
+
+def flag(run: AnyRun, top: int | None = None, method: str | None = None) -> Rows:
+    """Examples whose label is suspicious, the most suspicious first; see `OpenedRun.flag`."""
+    return _opened(run).flag(top, method)
+
+
+def apply(
+    run: AnyRun,
+    review: str | Path,
+    to: str | Path | None = None,
+    progress: "Progress | None" = None,
+) -> OpenedRun:
+    """The run over the corpus as a reviewed CSV corrects it; see `pipeline.apply.apply_review`."""
+    from pipeline.apply import apply_review
+
+    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress)
+
+
+def evaluate(
+    run: AnyRun, metric: str, overrides: Overrides = (), progress: "Progress | None" = None
+) -> Answer:
+    """What a metric says of a run; see `pipeline.evaluate.evaluate`.
+
+    `overrides` are the metric's fields, such as `{"examples": 300}`.
+    """
+    from pipeline.evaluate import evaluate as measure
+    from pipeline.summary import print_evaluation
+
+    stepped = progress.stepped if progress is not None else None
+    found = measure(_folder(run), metric, _assignments(overrides), stepped)
+    return Answer(found, print_evaluation)
+
+
+def select(
+    run: AnyRun,
+    keep: str | int | None = None,
+    drop: str | int | None = None,
+    by: str = "shapley",
+    utility: str | None = None,
+    method: str | None = None,
+) -> Rows:
+    """Examples to train on, the most valuable first; see `OpenedRun.select`."""
+    return _opened(run).select(keep, drop, by, utility, method)
+
+
+def explain(
+    run: AnyRun,
+    query: str | int | None = None,
+    text: str | None = None,
+    text_b: str | None = None,
+    methods: Sequence[str] = (),
+    top: int = 5,
+    progress: "Progress | None" = None,
+) -> Answer:
+    """What stands behind the prediction for a query or a text; see `OpenedRun.explain`."""
+    return _opened(run).explain(query, text, text_b, methods, top, progress)
+
+
+def _opened(run: AnyRun) -> OpenedRun:
+    return run if isinstance(run, OpenedRun) else open_run(run)
+
+
+def _folder(run: AnyRun) -> Path:
+    return run.folder.path if isinstance(run, OpenedRun) else Path(run)
+
+
+def _read(config: Config, overrides: Overrides) -> "Run":
+    from pipeline.config import read_config, read_mapping
+
+    if isinstance(config, Mapping):
+        return read_mapping(config, _assignments(overrides))
+    return read_config(config, _assignments(overrides))
+
+
+def _assignments(overrides: Overrides) -> Sequence[str]:
+    if not isinstance(overrides, Mapping):
+        return overrides
+    # JSON is YAML.
+    return [
+        f"{path}={json.dumps(value, ensure_ascii=False, default=str)}"
+        for path, value in overrides.items()
+    ]
+
+
+@contextmanager
+def _log_in(run: str) -> Iterator[None]:
+    """Keeps what is logged in `assay.log` of the run's folder, too."""
+    try:
+        Path(run).mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(Path(run) / "assay.log", delay=True, encoding="utf-8")
+    except OSError:
+        yield  # the run itself says what is wrong with the folder
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("pipeline")
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.info("stopped by %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

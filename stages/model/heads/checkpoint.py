@@ -1,0 +1,45 @@
+"""The classifier or regressor of the checkpoint."""
+
+from typing import Any, ClassVar
+
+import transformers
+from torch import nn
+
+from stages.model.adapters import adapted
+from stages.model.heads.head import Head
+from stages.model.networks import CheckpointNetwork
+from stages.model.pretrained import load_whole
+from stages.stage import Inputs, ModelError
+
+# Parts of transformers that its own types leave out.
+_auto: Any = transformers
+
+
+class Checkpoint(Head):
+    """A sequence classifier, or a regressor with one output, as it was saved."""
+
+    architecture: ClassVar[str] = "AutoModelForSequenceClassification"
+
+    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+        """The classifier, and the number of its outputs.
+
+        Raises:
+            ModelError: it cannot be loaded, or its tokenizer cannot pad.
+        """
+        loader = _auto.AutoModelForSequenceClassification
+        network = load_whole(self.spec, loader, "a classifier")
+        base = network.base_model_prefix
+        network = adapted(self.spec, network)
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                f"{self.spec.path}: found no padding token, expected one because the head looks "
+                "for the last real token. Set pad_token in tokenizer_config.json and config.json."
+            )
+        return CheckpointNetwork(network, base), int(network.config.num_labels)
+
+    def output_width(self, config: Any, n_classes: int) -> int | None:
+        """The classifier's own."""
+        return None
+
+
+HEAD = Checkpoint

@@ -1,0 +1,123 @@
+"""A language model that answers a prompt by one of some words, one per class.
+
+Source: arXiv:2406.04606, section 2 (methods.md 1.2).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from stages.model.adapters import adapted
+from stages.model.batches import Tokens
+from stages.model.heads.head import Head
+from stages.model.hub import resolve
+from stages.model.networks import MaskedWordNetwork, NextWordNetwork
+from stages.model.pretrained import (
+    linear,
+    load_causal,
+    load_whole,
+    output_layer,
+    refuse_other_logits,
+)
+from stages.model.spec import ModelSpec, Prompt
+from stages.model.templates import label_word_ids, tokenise_prompts
+from stages.stage import ConfigError, Inputs, ModelError
+
+# Parts of transformers that its own types leave out.
+_auto: Any = transformers
+
+
+class LabelWords(Head):
+    """A masked or causal language model whose output layer is cut down to the label words."""
+
+    takes: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    @classmethod
+    def check(cls, spec: ModelSpec) -> None:
+        """See `Head.check`; the prompt is asked for."""
+        if spec.prompt is None:
+            raise ConfigError(
+                f"model: found head: {spec.head} without prompt, expected a prompt for head: "
+                "label_words and for no other. Set or remove prompt."
+            )
+        super().check(spec)
+
+    @functools.cached_property
+    def is_masked(self) -> bool:
+        """Whether the prompt is answered at a mask; otherwise behind its last token.
+
+        Raises:
+            ModelError: the checkpoint is neither a masked nor a causal language model.
+        """
+        folder = resolve(self.spec)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        named = " ".join(config.architectures or [])
+        if type(config) in _auto.MODEL_FOR_MASKED_LM_MAPPING and "CausalLM" not in named:
+            return True
+        if type(config) in _auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+            return False
+        raise ModelError(
+            f"{self.spec.path}: found a {type(config).__name__}, expected a masked or causal "
+            "language model. Set head: probe, or name a language model."
+        )
+
+    @property
+    def _prompt(self) -> Prompt:
+        if self.spec.prompt is None:
+            raise ConfigError("model: found no prompt, expected one. Set prompt.")
+        return self.spec.prompt
+
+    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+        """The language model, and the number of words.
+
+        The rows of the output layer are copied: a head of its own, not tied to the embedding
+        tables (methods.md 1.2).
+        """
+        spec = self.spec
+        ids = label_word_ids(tokenizer, self._prompt.label_words)
+        if not self.is_masked:
+            trunk, head = load_causal(spec)
+            return NextWordNetwork(trunk, _rows(head, ids)), len(ids)
+        network = load_whole(spec, _auto.AutoModelForMaskedLM, "a masked language model")
+        network = adapted(spec, network)
+        sample = torch.tensor([tokenizer("a b c")["input_ids"]])
+        with torch.no_grad():
+            wanted = network(input_ids=sample).logits[..., ids]
+        head = output_layer(spec, network)
+        name = next(name for name, module in network.named_modules() if module is head)
+        network.config.tie_word_embeddings = False
+        network.set_output_embeddings(_rows(head, ids))
+        with torch.no_grad():
+            refuse_other_logits(spec, network(input_ids=sample).logits, wanted)
+        return MaskedWordNetwork(network, name), len(ids)
+
+    def encode(
+        self,
+        tokenizer: Any,
+        texts: Sequence[str],
+        pairs: Sequence[str | None],
+        form: str,
+        with_offsets: bool = False,
+    ) -> Tokens:
+        """Each row inside the template; see `tokenise_prompts`."""
+        longest = self.spec.max_length
+        return tokenise_prompts(
+            tokenizer, self._prompt, texts, pairs, longest, self.is_masked, with_offsets
+        )
+
+    def reads_pairs(self, form: str) -> bool:
+        """Whether the template asks for a second text."""
+        return super().reads_pairs(form) or "text_b" in self._prompt.template
+
+
+def _rows(head: Any, ids: Sequence[int]) -> nn.Linear:
+    weight: Tensor = head.weight[ids]
+    bias = head.bias[ids] if getattr(head, "bias", None) is not None else torch.zeros(len(ids))
+    return linear(weight.detach().clone(), bias.detach().clone())
+
+
+HEAD = LabelWords

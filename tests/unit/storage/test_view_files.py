@@ -1,0 +1,34 @@
+"""Which views are tables as they are: read from their SQL, for no list of names would stay true."""
+
+from storage.view_files import only_table
+from storage.views import SQL, statements, tables_in
+
+PLAIN = {
+    "attributions": "attribution",
+    "continuations": "continuation",
+    "embeddings": "embedding",
+    "features": "features",
+    "gradients": "gradient",
+    "ntk": "ntk",
+    "rejected": "rejected",
+    "shapley_by_query": "shapley_query",
+    "subsets": "subset",
+    "token_gradients": "token_gradient",
+    "tokens": "token",
+}
+
+
+def test_views_that_show_a_table_as_it_is() -> None:
+    texts = (file.read_text(encoding="utf-8") for file in SQL.glob("*.sql"))
+    tables = set().union(*map(tables_in, texts))
+    found = {view: only_table(sql) for view, sql in statements(tables).items()}
+    assert {view: table for view, table in found.items() if table} == PLAIN
+
+
+def test_whatever_else_the_sql_says_makes_a_view_a_computed_one() -> None:
+    assert only_table(['-- A note.\nSELECT a, "b",\n c FROM tables.x']) == "x"
+    for rest in ("FROM tables.x WHERE a", "FROM tables.x JOIN tables.y USING (a)", "FROM other.x"):
+        assert only_table([f"SELECT a {rest}"]) is None
+    for columns in ("a + 1", "a AS b", "sum(a)", "DISTINCT a", "*"):
+        assert only_table([f"SELECT {columns} FROM tables.x"]) is None
+    assert only_table(["SELECT a FROM tables.x", "SELECT a FROM tables.y"]) is None
