@@ -478,16 +478,6 @@ def test_every_command_shows_an_example(command: str) -> None:
     assert f"Example: assay {command} " in " ".join(shown.split())
 
 
-def test_exit_codes(config: Path, run: Path, tmp_path: Path) -> None:
-    assert assay("sql", run, "SELECT 1", code=0).exception is None
-    assay("sql", tmp_path, "SELECT 1", code=1)
-    assay("sql", run, code=2)
-    assay("select", run, code=2)
-    assay("flag", run, "--top", "0", code=2)
-    assay("no_such_command", code=2)
-    assay("run", config, "--set", "shard_size=0", code=1)
-
-
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout

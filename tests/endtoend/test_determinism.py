@@ -1,5 +1,6 @@
 """The same configuration gives the same bytes, wherever and however often it is computed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,20 @@ def test_an_open_run_is_not_shown_to_whoever_opens_it_next(
     assay("run", config, "--set", f"run={tmp_path / 'run'}", "--set", "stages.freeshap.rounds=7")
     assert open_run(tmp_path / "run").sql(count).fetchall() == [(7,)]
     assert before.sql(count).fetchall() == [(6,)]
+
+
+def test_a_moved_run_is_found_by_its_status(unbroken: Any, assay: Any, tmp_path: Path) -> None:
+    """With its default store the tables move along, and the views must name their new place."""
+    shutil.copytree(unbroken.folder, tmp_path / "first")
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    status = json.loads(assay("status", tmp_path / "second", "--json").stdout)
+    assert status["is_catalog_rebuilt"]
+    assert status["is_whole"]
+    assert status["store"] == str(tmp_path / "second/store")
+    files = "SELECT DISTINCT filename FROM tables.text"
+    named = json.loads(assay("sql", tmp_path / "second", files, "--json").stdout)
+    assert named
+    assert all(row["filename"].startswith(str(tmp_path / "second")) for row in named)
+    assert not json.loads(assay("status", tmp_path / "second", "--json").stdout)[
+        "is_catalog_rebuilt"
+    ]

@@ -1,8 +1,7 @@
-"""A store in S3 (moto's server, on this machine), and run folders that were moved."""
+"""A store in S3: moto's server, on this machine."""
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -83,20 +82,3 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     asked = assay("sql", tmp_path / "run", best, "--json")
     local = assay("sql", unbroken.folder, best, "--json")
     assert json.loads(asked.stdout) == json.loads(local.stdout)
-
-
-def test_a_moved_run_is_found_by_its_status(unbroken: Any, assay: Any, tmp_path: Path) -> None:
-    """With its default store the tables move along, and the views must name their new place."""
-    shutil.copytree(unbroken.folder, tmp_path / "first")
-    shutil.move(tmp_path / "first", tmp_path / "second")
-    status = json.loads(assay("status", tmp_path / "second", "--json").stdout)
-    assert status["is_catalog_rebuilt"]
-    assert status["is_whole"]
-    assert status["store"] == str(tmp_path / "second/store")
-    files = "SELECT DISTINCT filename FROM tables.text"
-    named = json.loads(assay("sql", tmp_path / "second", files, "--json").stdout)
-    assert named
-    assert all(row["filename"].startswith(str(tmp_path / "second")) for row in named)
-    assert not json.loads(assay("status", tmp_path / "second", "--json").stdout)[
-        "is_catalog_rebuilt"
-    ]
