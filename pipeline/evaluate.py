@@ -4,7 +4,6 @@ Computed in this process, shown and not stored: a metric is a question about a r
 it, and whoever wants it again asks again.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.finished import Finished
 from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.task import StoredInputs
+from stages.model.spec import ModelSpec
 
 Stepped = Callable[[str, int, int], None]
 """Told a name, and how many steps of how many are done."""
@@ -40,13 +40,12 @@ def evaluate(
     """
     asked = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
-    if hasattr(asked, "model"):
-        asked = _with_model(asked, Finished(folder))
+    asked = asked.with_models(lambda: _models(folder))
     record, store = folder.read_record(), folder.store()
     found = {read: _table(read, record["tables"], folder) for read in asked.reads}
     inputs = StoredInputs(found, "whole", store)
     task = str(inputs.details("label").get("task", "classification"))
-    if task not in getattr(asked, "tasks", (task,)):
+    if task not in asked.tasks:
         raise RunError(
             f"{folder.path}: found a corpus with task: {task}, expected {' or '.join(asked.tasks)} "
             f"for {metric} with these fields. Evaluate another run, or set other fields."
@@ -67,20 +66,9 @@ def evaluate(
     }
 
 
-def _with_model(asked: Any, finished: Finished) -> Any:
-    """A metric that runs the model gets the one that its methods explain."""
-    models = {
-        name: getattr(finished.stages[name], "model", None)
-        for name in asked.methods
-        if name in finished.stages
-    }
-    different = list(dict.fromkeys(model for model in models.values()))
-    if len(different) > 1 or different == [None]:
-        raise RunError(
-            f"methods: found that {', '.join(models)} explain {len(different)} models, expected "
-            "one for all. Evaluate those of one model at a time."
-        )
-    return dataclasses.replace(asked, model=different[0]) if different else asked
+def _models(folder: RunFolder) -> dict[str, ModelSpec | None]:
+    """The model that each instance of a run runs."""
+    return {name: stage.model_ref for name, stage in Finished(folder).stages.items()}
 
 
 def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:

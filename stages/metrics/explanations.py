@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
 from stages.metrics.bootstrap import Estimate, mean_of
+from stages.metrics.metric import Metric
 from stages.reading import logits as predicted
 from stages.stage import ConfigError, DataError, Inputs, Role
 from stages.tables import GENERAL
@@ -47,7 +48,7 @@ Lists = dict[int, Listed]
 
 
 @dataclass(frozen=True)
-class Methods:
+class Methods(Metric):
     """Methods that are compared, with intervals over queries."""
 
     methods: tuple[str, ...] = ("tracin", "support")

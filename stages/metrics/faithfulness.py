@@ -23,8 +23,9 @@ methods.md 3.5. Other than in the code of arXiv:2108.13654 special tokens and te
 kept, as a classifier may read the state of the first one, and T has at least one token.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +106,22 @@ class Faithfulness(Methods):
             return (*tables, "text", "label")
         needs = with_probe(self.model, tables_read(self.model, self.continuation))
         return (*tables, *needs, "label")
+
+    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> Self:
+        """The metric with the model that its methods explain.
+
+        Raises:
+            ConfigError: they explain several, or none.
+        """
+        of_run = models()
+        of_methods = {name: of_run[name] for name in self.methods if name in of_run}
+        different = list(dict.fromkeys(of_methods.values()))
+        if len(different) > 1 or different == [None]:
+            raise ConfigError(
+                f"methods: found that {', '.join(of_methods)} explain {len(different)} models, "
+                "expected one for all. Evaluate those of one model at a time."
+            )
+        return replace(self, model=different[0]) if different else self
 
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method; details are the numbers of single outputs.

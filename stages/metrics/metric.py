@@ -9,9 +9,12 @@ and one line in the table of `README.md` beside it. No metric imports another, a
 a metric.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
-from stages.stage import Inputs, Steps
+from stages.stage import TASKS, Inputs, Steps
 
 
 class Result(NamedTuple):
@@ -25,19 +28,31 @@ class Result(NamedTuple):
     """What the rows were computed from, so that a program can compute them again."""
 
 
-@runtime_checkable
-class Metric(Protocol):
-    """Reads tables of a run, and says how good something is.
-
-    Optional: `tasks: tuple[str, ...]`, the kinds of corpora it can work on; all if it says nothing.
-    """
+@dataclass(frozen=True)
+class Metric(ABC):
+    """Reads tables of a run, and says how good something is."""
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Kinds of corpora it can work on."""
+        return TASKS
+
+    @property
+    @abstractmethod
     def reads(self) -> tuple[str, ...]:
         """Names of the tables, or of the run's instances that write them, that it reads.
 
         An instance stands for its first table; INSTANCE.TABLE is another one of its.
         """
 
+    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> Self:
+        """The metric with the model that it runs; `models` gives those of the run's instances.
+
+        Raises:
+            ConfigError: no model of these will do.
+        """
+        return self
+
+    @abstractmethod
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """The table."""

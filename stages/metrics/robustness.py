@@ -31,7 +31,7 @@ from stages.catalogue import load
 from stages.game.from_tables import player_ids, read_game
 from stages.game.game import PlaysGame
 from stages.game.sampling import Valuation
-from stages.metrics.metric import Result
+from stages.metrics.metric import Metric, Result
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 SURE = 2.0
@@ -96,7 +96,7 @@ def draw_sets(
 
 
 @dataclass(frozen=True)
-class Robustness(Valuation):
+class Robustness(Valuation, Metric):
     """The share of points whose value changes its sign with its companions, for each method.
 
     Fields of the methods that are not among these are at their defaults. Cost: per method and draw
