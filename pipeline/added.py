@@ -123,7 +123,9 @@ class _Adding:
             return read
         kind = self._kind(read)
         alike = [instance for instance in self._wishes if self._kind(instance) == kind]
-        if not alike and writers_of(read, self._stages):
+        # What was added for another reader writes this table, too, and is not the stage of its
+        # name: served with it, rows would depend on the order of the file.
+        if kind not in stage_names() and writers_of(read, self._stages):
             return read
         if kind not in stage_names():
             raise ConfigFileError(

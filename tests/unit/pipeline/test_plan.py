@@ -13,7 +13,7 @@ import yaml
 from pipeline.config import dump_config, parse_config
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError, RunError
-from pipeline.plan import Plan, make_plan, stages_in_order
+from pipeline.plan import Plan, make_plan, sources, stages_in_order
 from stages.gradients.projection import Projection
 from stages.model.spec import ModelSpec
 from stages.predictions.probe import PROBE
@@ -648,3 +648,11 @@ def test_work_in_blocks_of_queries_needs_queries(raw: Raw) -> None:
     }
     with pytest.raises(ConfigFileError, match=r"stages.knn_shapley: found no queries, expected"):
         plan({**raw, "stages": {"knn_shapley": {}}}, Corpus(tables))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_who_is_read_does_not_depend_on_the_order_of_the_file(raw: Raw, order: int) -> None:
+    # label_issues adds a kernel_regression, which writes a table `prediction`, too.
+    raw["stages"] = dict([("label_issues", {}), ("example_loss", {})][::order])
+    stages, _ = stages_in_order(parse_config(raw, "test"))
+    assert sources("example_loss", stages)["prediction"] == ("prediction", "prediction")

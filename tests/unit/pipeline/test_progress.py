@@ -56,7 +56,7 @@ def test_rounds_that_a_rule_may_not_need_are_called_the_most(rule, count):
     corpus = SimpleNamespace(
         rows=lambda table, role: 5, tables=tables, unlabelled_queries=0, task="completion"
     )
-    node = SimpleNamespace(instance="freeshap", tasks=range(4), missing=range(3), watch=rule)
+    node = SimpleNamespace(instance="freeshap", tasks=range(4), missing=range(3), stop_rule=lambda: rule)
     shown.planned(SimpleNamespace(corpus=corpus, nodes=[node], notes=()))
     told = shown._console.file.getvalue().splitlines()
     assert told[1] == f"freeshap: {count} to do, 1 are there already"
