@@ -15,21 +15,21 @@ from stages.stage import Inputs, Steps
 
 
 class Result(NamedTuple):
-    """What a metric found, in plain values."""
+    """The result of a metric, as plain values that can be written as JSON."""
 
     rows: list[dict[str, Any]]
     """The table that is shown; all rows have the same keys."""
     facts: dict[str, Any]
-    """What all rows rest on, such as sizes and the ridge."""
+    """Numbers that belong to all rows, such as sizes and the ridge."""
     details: list[dict[str, Any]]
-    """What the rows were computed from, so that a program can compute them again."""
+    """Values for single queries, examples or outputs, from which the rows can be computed again."""
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """Reads tables of a run, and says how good something is.
+    """A measure of the quality of methods, predictions or explanations, from tables of a run.
 
-    Optional: `tasks: tuple[str, ...]`, the kinds of corpora it can work on; all if it says nothing.
+    Optional: `tasks: tuple[str, ...]`, the tasks of the corpora it is defined for; without it, all.
     """
 
     @property
@@ -40,4 +40,4 @@ class Metric(Protocol):
         """
 
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
-        """The table."""
+        """The table that is shown; `stepped` is told the steps done, and their total."""
