@@ -1,1 +1,1 @@
-"""From a source to clean rows; runs in the driver and is no stage."""
+"""Reading a source into the rows of a corpus; runs in the driver and is no stage."""

@@ -1,4 +1,4 @@
-"""Rows of a source as they were found, and how their cells are read and shown."""
+"""The unchecked rows of a source, and functions that read and show their cells."""
 
 import json
 import re
@@ -12,24 +12,25 @@ NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Loaded(NamedTuple):
-    """The rows of a source as they were found, before any is judged by its content.
+class SourceRows(NamedTuple):
+    """All rows and columns of a source, before any row is rejected for its content.
 
-    `table` has the source's columns and all of its rows; a row that could not be read is in
-    `faults`, by row number, as (reason, what it looked like), and its cells mean nothing.
+    `table` has the source's columns under their own names, and all of its rows. `faults` holds the
+    rows that could not be read, by row number, each as (reason, the row as text); the cells of such
+    a row are null or meaningless.
     """
 
     table: pa.Table
     faults: Mapping[int, tuple[str, str]]
     class_names: tuple[str, ...] | None = None
-    """Names of the label column when it is a `ClassLabel`."""
+    """Names of the classes by index when the label column is a `ClassLabel` of `datasets`."""
     mixed: frozenset[str] = frozenset()
-    """Columns that hold values of several types, each written as JSON."""
+    """Names of the columns whose cells are of several types; `table` holds each cell as JSON."""
     is_typed: bool = True
-    """Whether the format tells 7 from "7"; CSV does not, all its columns are text here."""
+    """Whether the file format tells 7 from "7". CSV does not: all of its columns are text here."""
 
     def values(self, name: str) -> list[Any]:
-        """Cells of a column as Python values, also where they are of several types."""
+        """The cells of the column `name` as Python values; JSON cells are parsed."""
         cells: list[Any] = self.table[name].to_pylist()
         if name in self.mixed:
             return [None if cell is None else json.loads(cell) for cell in cells]
@@ -38,7 +39,7 @@ class Loaded(NamedTuple):
 
 
 def typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """A CSV column as integers, floats or booleans if every cell is one, otherwise as it was.
+    """A CSV column of text as integers, floats or booleans if all cells are, otherwise unchanged.
 
     Empty cells and the usual words for a missing value (NA, null, nan) count as null in a column
     that is not text. Digits that a number would lose, such as the zero of 01234, keep it text.
@@ -56,30 +57,30 @@ def typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
 
 
 def compact(row: Any) -> str:
-    r"""A row as one line of JSON, bytes that are no text as \xNN, cut after 2,000 characters."""
+    r"""A row as one line of JSON of at most 2,000 characters, bytes that are not UTF-8 as \xNN."""
     line = json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str)
     return show(line)[:2000]
 
 
 def show(text: str) -> str:
-    r"""The text with what UTF-8 cannot hold written out: bytes as \xNN, surrogates as \uNNNN."""
+    r"""The text with all that UTF-8 cannot encode escaped: bytes as \xNN, surrogates as \uNNNN."""
 
-    def written(match: re.Match[str]) -> str:
+    def escaped(match: re.Match[str]) -> str:
         code = ord(match[0])
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
-    return SURROGATE.sub(written, text)
+    return SURROGATE.sub(escaped, text)
 
 
 def holds_json(kind: pa.DataType) -> bool:
-    """Whether cells of this type have, anywhere inside, values of several types as JSON."""
+    """Whether cells of this Arrow type hold JSON, at any depth, in place of values of one type."""
     if isinstance(kind, pa.BaseExtensionType):
         return bool(kind == pa.json_(pa.string()))
     return any(holds_json(kind.field(at).type) for at in range(kind.num_fields))
 
 
 def _plain(cell: Any, kind: pa.DataType) -> Any:
-    """The cell with everything that is JSON by its type read; lists and structs are entered."""
+    """The cell with its JSON parsed, also inside of lists and structs."""
     if cell is None or not holds_json(kind):
         return cell
     if isinstance(kind, pa.BaseExtensionType):
@@ -90,6 +91,6 @@ def _plain(cell: Any, kind: pa.DataType) -> Any:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings."""
+    """Whether a column of this Arrow type holds strings."""
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(check(kind) for check in checks)

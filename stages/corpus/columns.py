@@ -1,4 +1,4 @@
-"""Which columns of a source mean what, and under which names they and the others are kept."""
+"""The columns of a source by role (text, label, id, ...), and the names they are stored under."""
 
 from dataclasses import replace
 from difflib import get_close_matches
@@ -12,14 +12,16 @@ OWN = (
 )
 _RESERVED = {*OWN, "example_id", "query_id", "label_name", "split", "shard", "run_id", "method"}
 VECTOR = "features_vector"
-"""Where the vectors of a row lie in `Corpus.rows`; a name of ours, so that no column takes it."""
+"""Column of `Corpus.rows` with the vectors; reserved, so that no column of a source has it."""
 
 
 def with_columns(source: Source, found: list[str]) -> Source:
-    """The source with exactly the columns named that will be read, given the columns it has.
+    """The source with its default columns resolved, so that it names exactly those to be read.
+
+    `found` are the names of the columns that the source has.
 
     Raises:
-        DataError: no column is named for a completion, and none is there under a usual name.
+        DataError: the source names no column of a completion, and has none of a default name.
     """
     if source.task in LABELLED:
         return source
@@ -45,10 +47,10 @@ def with_columns(source: Source, found: list[str]) -> Source:
 
 
 def check_columns(source: Source, role: Role, found: list[str]) -> None:
-    """Nothing, when the source has every column that it names.
+    """Raises unless the source has every column that it names; `found` are those that it has.
 
     Raises:
-        DataError: it lacks one; the message says which are there.
+        DataError: it lacks one; the message lists the columns that are there.
     """
     names = ("text", "text_b", "prompt", "completion", "messages", "features", "label", "id")
     for key in names:
@@ -68,16 +70,17 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
 
 
 def used_columns(source: Source) -> set[str]:
-    """Columns that are read for what they mean; the others are carried along."""
+    """Names of the columns that are read as text, vector, label or id; others are carried along."""
     own = (source.text, source.text_b, source.prompt, source.completion, source.messages)
     features = None if source.features_file else source.features
     return {name for name in (*own, features, source.label, source.id) if name}
 
 
 def stored_names(found: list[str], source: Source) -> list[dict[str, str]]:
-    """Where each column of the source lies in `Corpus.rows`.
+    """The `name` of each column of the source, and its `stored` name in `Corpus.rows`.
 
-    Names are compared without case: SQL does not tell Text from text.
+    `found` are the names of the source's columns. Names are compared without case: SQL does not
+    tell Text from text.
     """
     own = {source.id: "source_id", source.features: VECTOR}
     own |= {source.label: "target" if source.task == "regression" else "label"}

@@ -1,6 +1,6 @@
-"""CSV, JSONL and Parquet files as one Arrow table, with the rows that could not be read.
+"""CSV, JSONL and Parquet files as one Arrow table, and the rows that could not be read.
 
-Two habits of `datasets`, which does the reading, are not ours: one bad byte fails a whole CSV or
+Two habits of `datasets`, which reads the files, are unwanted: one bad byte fails a whole CSV or
 JSONL file, and types are guessed from the first rows. So files are scanned first, broken rows are
 replaced by empty ones and remembered with their reason, and CSV is read as text and typed at the
 end over whole columns.
@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SURROGATE, Loaded, compact
-from stages.corpus.huggingface import build, explained, from_dataset
+from stages.corpus.cells import SURROGATE, SourceRows, compact
+from stages.corpus.huggingface import as_data_error, build, from_dataset
 from stages.corpus.source import ENDINGS, KINDS, Source
 from stages.stage import DataError
 
@@ -33,15 +33,15 @@ _JSON_BLOCK_BYTES = 64 << 20
 _MARK = re.compile("\ufdd0([0-9a-f]{2})\ufdd1")
 
 
-def read_files(files: list[str], source: Source) -> Loaded:
-    """Every row of the files, which are all of one type and have the same columns.
+def read_files(files: list[str], source: Source) -> SourceRows:
+    """All rows of the files, which are of one type and have the same columns.
 
     Raises:
         DataError: a file cannot be read, or they do not fit together.
     """
     kind = _kind(files, source)
     if kind == "parquet":
-        with explained(source, "Write the files again, with the same columns in each."):
+        with as_data_error(source, "Write the files again, with the same columns in each."):
             # Without a batch size the reader fails on a file whose first row group is empty.
             return from_dataset(build(kind, files, batch_size=1 << 16), source)
     for file in files:
@@ -71,7 +71,7 @@ def _kind(files: Iterable[str], source: Source) -> str:
     return KINDS[next(iter(kinds))]
 
 
-def _read_csv(files: list[str], source: Source, folder: str) -> Loaded:
+def _read_csv(files: list[str], source: Source, folder: str) -> SourceRows:
     separator = "\t" if files[0].lower().endswith(".tsv") else ","
     clean = [_marked(file, os.path.join(folder, f"{i}.csv")) for i, file in enumerate(files)]
     columns = _header(clean[0], files[0], separator)
@@ -82,7 +82,7 @@ def _read_csv(files: list[str], source: Source, folder: str) -> Loaded:
                 f"{file}: found columns {found}, expected {columns} as in {files[0]}. "
                 "Give all files of a glob the same columns."
             )
-    with explained(source, "Quote fields that hold the separator, and save the file again."):
+    with as_data_error(source, "Quote fields that hold the separator, and save the file again."):
         rows = build("csv", clean, columns, sep=separator, keep_default_na=False, na_values=[""])
     table = rows.with_format("arrow")[:].replace_schema_metadata(None)
     faults = {}
@@ -95,11 +95,14 @@ def _read_csv(files: list[str], source: Source, folder: str) -> Loaded:
             cells = table.slice(row, 1).to_pylist()[0]
             shown = {k: v and _MARK.sub(_unmarked, v) for k, v in cells.items()}
             faults[row] = ("not UTF-8", compact(shown))
-    return Loaded(table, faults, is_typed=False)
+    return SourceRows(table, faults, is_typed=False)
 
 
 def _marked(file: str, copy: str) -> str:
-    """`file` if it is UTF-8, else `copy`, written with every bad byte between noncharacters."""
+    """The path of a UTF-8 version of a CSV file: `file` itself, or else `copy`.
+
+    In `copy` every byte that is not UTF-8 is written in hex between two noncharacters.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open(file, "rb") as stream:
         try:
@@ -122,7 +125,7 @@ def _unmarked(mark: re.Match[str]) -> str:
 
 
 def _header(file: str, name: str, separator: str) -> list[str]:
-    """Columns of a CSV file, as pandas calls the ones without a name."""
+    """Column names of a CSV file; a column without one gets the name that pandas gives it."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
@@ -130,8 +133,8 @@ def _header(file: str, name: str, separator: str) -> list[str]:
             header, first = next(records, []), next(records, [])
     finally:
         csv.field_size_limit(limit)
-    columns = [cell or f"Unnamed: {at}" for at, cell in enumerate(header)]
-    twice = [cell for at, cell in enumerate(columns) if cell in columns[:at]]
+    columns = [cell or f"Unnamed: {index}" for index, cell in enumerate(header)]
+    twice = [cell for index, cell in enumerate(columns) if cell in columns[:index]]
     if twice or any(_MARK.search(cell) for cell in columns):
         raise DataError(
             f"{name}: found the header {[_MARK.sub('?', cell) for cell in columns]}, expected "
@@ -145,7 +148,7 @@ def _header(file: str, name: str, separator: str) -> list[str]:
     return columns
 
 
-def _read_json(files: list[str], source: Source, folder: str) -> Loaded:
+def _read_json(files: list[str], source: Source, folder: str) -> SourceRows:
     options: dict[str, Any] = {"parse_agent_traces": False, "chunksize": _JSON_BLOCK_BYTES}
     n_lines, is_plain = 0, True
     for file in files:
@@ -176,14 +179,14 @@ def _read_json(files: list[str], source: Source, folder: str) -> Loaded:
                 if n_lines
                 else f"{source.path}: found no rows, expected at least one. Fill the file."
             )
-        with explained(source, "Give a field the same type in every line."):
+        with as_data_error(source, "Give a field the same type in every line."):
             rows = build("json", [copy], **options)
     loaded = from_dataset(rows, source)
     return loaded._replace(table=_undated(loaded.table, files, source), faults=faults)
 
 
 def _lines(file: str) -> Iterator[Any]:
-    """Lines that are not blank, as bytes; of a file that is one array, its parsed elements."""
+    """The nonblank lines of a JSONL file as bytes, or the parsed elements of one array."""
     with open(file, "rb") as stream:
         start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         stream.seek(0)
@@ -192,7 +195,7 @@ def _lines(file: str) -> Iterator[Any]:
                 yield from json.loads(stream.read().decode("utf-8-sig", "surrogateescape"))
                 return
             except ValueError:
-                # Lines that are arrays themselves: each is judged, and refused, alone.
+                # Lines that are arrays themselves: each is rejected on its own.
                 stream.seek(0)
         for at, line in enumerate(stream):
             line = line.removeprefix(codecs.BOM_UTF8) if at == 0 else line
@@ -201,7 +204,7 @@ def _lines(file: str) -> Iterator[Any]:
 
 
 class _RowError(ValueError):
-    """A line that is no row, with the reason as its text."""
+    """A line cannot be read as a row; the message is the reason that it is rejected for."""
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -213,7 +216,11 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _object(line: Any) -> bytes:
-    """The line's object in JSON that any reader takes."""
+    """The JSON object of a line as UTF-8 bytes that every JSON reader takes.
+
+    Raises:
+        _RowError: the line is not UTF-8, or holds no JSON object.
+    """
     if isinstance(line, bytes):
         if not _is_utf8(line):
             raise _RowError("not UTF-8")
@@ -236,7 +243,7 @@ def _shown(line: Any) -> str:
 
 
 def _undated(table: pa.Table, files: list[str], source: Source) -> pa.Table:
-    """The table with texts, labels and ids that look like dates as they were written."""
+    """The table with texts, labels and ids that were parsed as dates as the raw strings again."""
     named = {source.text, source.text_b, source.label, source.id}
     if source.task == "completion":
         # A cell of `messages` is a list; a string of prose is no date.

@@ -1,8 +1,8 @@
-"""What the library `datasets` does here; no other module imports it.
+"""All use of the library `datasets`; no other module imports it.
 
-It loads the hub, saved folders and files, and takes split expressions apart. Its errors become
-ours, it prints nothing, and local files are read through a private cache that is gone when the
-function returns, for otherwise every one of them would leave a copy in the user's cache.
+It loads data sets of the hub, saved folders and files, and parses split expressions. Its errors
+become a DataError, it prints nothing, and local files are read through a private cache that is gone
+when the function returns, for otherwise every one of them would leave a copy in the user's cache.
 """
 
 import glob
@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import Loaded, compact
+from stages.corpus.cells import SourceRows, compact
 from stages.corpus.source import ENDINGS, KINDS, Source
 from stages.stage import DataError
 
 
 def load_hub(source: Source) -> Any:
-    """The data set of the hub, or of its cache, that the source names.
+    """The `datasets.Dataset` that the source names on the hub, or in its cache.
 
     Raises:
-        DataError: it cannot be had, or has several splits and none is named.
+        DataError: it cannot be loaded, or has several splits and none is named.
     """
     import datasets
 
@@ -35,7 +35,7 @@ def load_hub(source: Source) -> Any:
             "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
             "point path to a local copy."
         )
-    with quiet(), explained(source, advice):
+    with quiet(), as_data_error(source, advice):
         found = datasets.load_dataset(
             source.path, source.name, split=source.split, revision=source.revision
         )
@@ -49,30 +49,30 @@ def load_hub(source: Source) -> Any:
     )
 
 
-def load_saved(path: str, source: Source) -> Loaded:
-    """Rows of a folder that `save_to_disk` wrote."""
+def load_saved(path: str, source: Source) -> SourceRows:
+    """The rows that the source's split expression selects of a folder that `save_to_disk` wrote."""
     import datasets
 
-    with quiet(), explained(source, "Write the folder again with save_to_disk."):
+    with quiet(), as_data_error(source, "Write the folder again with save_to_disk."):
         saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.Dataset):
         saved = {str(saved.split or "train"): saved}
 
-    def reader(dataset: Any) -> Callable[[], Loaded]:
+    def reader(dataset: Any) -> Callable[[], SourceRows]:
         return lambda: from_dataset(dataset, source)
 
     return select(source, {str(split): reader(rows) for split, rows in saved.items()})
 
 
 def as_dataset(rows: pa.Table) -> Any:
-    """The same rows as a `datasets.Dataset`, in memory."""
+    """The rows of an Arrow table as a `datasets.Dataset`, in memory."""
     import datasets
 
     return datasets.Dataset(datasets.table.InMemoryTable(rows))
 
 
 def build(kind: str, files: list[str], texts: Sequence[str] | None = None, **options: Any) -> Any:
-    """The data set that the reader `kind` makes of local files; columns in `texts` stay text."""
+    """The `datasets.Dataset` of local files, by its reader `kind`; columns in `texts` stay text."""
     import datasets
 
     if texts is not None:
@@ -89,8 +89,8 @@ def build(kind: str, files: list[str], texts: Sequence[str] | None = None, **opt
         )
 
 
-def from_dataset(dataset: Any, source: Source) -> Loaded:
-    """All rows of a data set, with bytes that are not UTF-8 found and written out."""
+def from_dataset(dataset: Any, source: Source) -> SourceRows:
+    """All rows of a `datasets.Dataset`; those with bytes that are not UTF-8 are in `faults`."""
     import datasets
 
     table = dataset.with_format("arrow")[:].replace_schema_metadata(None)
@@ -111,11 +111,14 @@ def from_dataset(dataset: Any, source: Source) -> Loaded:
         faults[row] = ("not UTF-8", compact(table.slice(row, 1).to_pylist()[0]))
     feature = dataset.features.get(source.label)
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return Loaded(table, faults, names, mixed)
+    return SourceRows(table, faults, names, mixed)
 
 
 def _decoded(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """The column with bad bytes written out, nested cells that hold some null; and those rows."""
+    """The column with bytes that are not UTF-8 escaped, and the numbers of the rows with such.
+
+    A nested cell with such bytes becomes null.
+    """
     cells: list[Any] = []
     bad: list[int] = []
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
@@ -129,8 +132,15 @@ def _decoded(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
     return pa.chunked_array([pa.array(cells, column.type)]), bad
 
 
-def select(source: Source, splits: Mapping[str, Callable[[], Loaded]]) -> Loaded:
-    """Rows that the source's split expression asks for; only the splits it names are read."""
+def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> SourceRows:
+    """The rows that the source's split expression selects; only the splits it names are read.
+
+    `splits` maps the name of each split to a function that reads its rows.
+
+    Raises:
+        DataError: the expression is malformed, names an unknown split, or is missing though there
+            are several splits.
+    """
     import datasets
 
     found = ", ".join(splits)
@@ -173,7 +183,11 @@ def select(source: Source, splits: Mapping[str, Callable[[], Loaded]]) -> Loaded
 
 
 def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
-    """Data files of a folder by the split that `load_dataset` reads from their names."""
+    """The data files of a folder by split, which `load_dataset` infers from their names.
+
+    Raises:
+        DataError: the folder has no data files.
+    """
     from datasets.data_files import DataFilesList, get_data_patterns
 
     try:
@@ -199,8 +213,8 @@ def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
 
 
 @contextmanager
-def explained(source: Source, advice: str) -> Iterator[None]:
-    """Whatever a reader of `datasets` raises, as a DataError that says what to do."""
+def as_data_error(source: Source, advice: str) -> Iterator[None]:
+    """Turns whatever a reader of `datasets` raises into a DataError that ends with `advice`."""
     try:
         yield
     except Exception as error:
@@ -217,7 +231,7 @@ def explained(source: Source, advice: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """`datasets` and the hub client without progress bars or log lines; restored afterwards."""
+    """Silences progress bars and logs of `datasets` and the hub client inside of the block."""
     import datasets
     import huggingface_hub.utils as hub
 

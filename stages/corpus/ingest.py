@@ -1,12 +1,12 @@
-"""From a source to rows that every stage can rely on: stable ids, text, labels, shards.
+"""The rows of a source as a corpus that every stage can rely on: stable ids, texts, labels.
 
-A row that cannot be used is put aside with a reason and never stops the others. An id is a property
+A row that cannot be used is rejected with a reason and never stops the others. An id is a property
 of the row alone, an integer from the id column or a hash of any other id, so it survives appended
-rows and corrected labels; rows without an id column are known by their row number, which survives
+rows and corrected labels; rows without an id column have their row number as id, which survives
 appending only. Shards are cut once: a row stays in the shard it was first put into.
 
-Labels of the corpus pass through three hands in this order: as found, flipped on purpose
-(`flip_labels`), corrected by a person (`corrections`).
+Labels of the corpus are taken from the source, then flipped on purpose (`flip_labels`), and then
+corrected by a person's review (`corrections`), in this order.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import Loaded, compact, is_text, typed
+from stages.corpus.cells import SourceRows, compact, is_text, typed
 from stages.corpus.columns import (
     OWN,
     VECTOR,
@@ -55,7 +55,7 @@ LABEL = TableSpec(
     ),
     ("id",),
 )
-"""The class of a row, or the number it should get in a regression; other tasks have neither."""
+"""The class index of a row, or its target number in a regression; null in other tasks."""
 EXTRA = TableSpec(
     "extra",
     pa.schema([*_ID_ROLE, ("source_id", pa.string()), ("row_number", pa.int64())]),
@@ -79,26 +79,26 @@ REJECTED = TableSpec(
 
 
 class Corpus(NamedTuple):
-    """The usable rows of one source, the unusable ones, and what the labels mean."""
+    """The usable rows of one source, its rejected rows, and the classes of its labels."""
 
     rows: pa.Table
     """Columns id, role, text, text_b, label, true_label, target, is_dropped, source_id, row_number,
     features_vector where the source has features, then its other columns; in source order."""
     rejected: pa.Table
-    """As `REJECTED` declares."""
+    """The rejected rows with their reasons, in the columns of `REJECTED`."""
     classes: tuple[str, ...]
     """Names of the classes by index; empty for a source without labels and for other tasks."""
     label_kind: Literal["int", "str", "classlabel", "float", "none"]
-    """What the label column held: of a regression "float", of a task without labels "none"."""
+    """Type of the label column: of a regression "float", of a task without labels "none"."""
     columns: list[dict[str, str]]
     """The source's columns in order: `name` there, `stored` name in `rows`."""
     has_number_ids: bool
-    """Whether the id column held integers, as far as its format can tell."""
+    """Whether the id column holds integers; of CSV, whether all of its cells read as integers."""
     task: CorpusTask
     format: Format
-    """What the text columns hold."""
+    """Content of the columns text and text_b: texts, prompts with completions, or conversations."""
     has_text: bool
-    """Whether there is any text; rows may be vectors alone."""
+    """Whether rows have a text; a source may have vectors alone."""
 
     @property
     def vector_length(self) -> int | None:
@@ -109,7 +109,7 @@ class Corpus(NamedTuple):
 
     @property
     def n_unlabelled(self) -> int:
-        """Rows without the label or target that their task has."""
+        """Number of rows without label or target; 0 in tasks that have neither."""
         if self.task not in LABELLED:
             return 0
         return int(self.rows["target" if self.task == "regression" else "label"].null_count)
@@ -121,11 +121,11 @@ def read(
     classes: tuple[str, ...] | None = None,
     vector_length: int | None = None,
 ) -> Corpus:
-    """The rows of a source, each either usable or rejected with a reason.
+    """All rows of a source, each either usable or rejected with a reason.
 
-    `classes` are the classes to use whatever the labels say: those of the corpus, for queries.
-    Otherwise they are `source.classes`, the names of a `ClassLabel`, or the distinct labels.
-    `vector_length` is that of the corpus, for queries with features.
+    `classes` fixes the classes: for queries they are those of the corpus. Without it they are
+    `source.classes`, the names of a `ClassLabel`, or the distinct labels. `vector_length` is that
+    of the corpus, for queries with features.
 
     Raises:
         ConfigError: `flip_labels` on queries, or no label column for examples.
@@ -146,18 +146,18 @@ def read(
     texts = read_texts(source, loaded, reasons)
     vectors = read_features(source, loaded, reasons, vector_length) if source.features else None
     _check_usable(source, reasons)
-    answers = _read_answers(source, loaded, reasons, classes, role)
+    supervision = _read_supervision(source, loaded, reasons, classes, role)
     mark_repeated(reasons, ids)
 
     keep = reasons == 0
     _check_usable(source, reasons)
     columns = stored_names(table.column_names, source)
     chosen = pa.array(keep)
-    codes, true_codes = answers.codes[keep], None
+    codes, true_codes = supervision.codes[keep], None
     if source.flip_labels:
         true_codes = codes
-        codes = flip(codes, ids[keep], len(answers.classes), source.flip_labels)
-    targets = answers.targets[keep]
+        codes = flip(codes, ids[keep], len(supervision.classes), source.flip_labels)
+    targets = supervision.targets[keep]
     cells = {
         "id": pa.array(ids[keep]),
         "role": pa.repeat(pa.scalar(role), int(keep.sum())),
@@ -180,15 +180,15 @@ def read(
     rows = pa.table(cells)
     rejected = _rejected(source, role, loaded, reasons, source_ids)
     for path in source.corrections:
-        rows = correct(rows, rejected, path, source.task, answers.classes)
+        rows = correct(rows, rejected, path, source.task, supervision.classes)
     has_number_ids = source.id is not None and not is_text(
         (table[source.id] if loaded.is_typed else typed(table[source.id])).type
     )
     return Corpus(
         rows,
         rejected,
-        answers.classes,
-        answers.kind,
+        supervision.classes,
+        supervision.kind,
         columns,
         has_number_ids,
         source.task,
@@ -216,35 +216,35 @@ def tables(rows: pa.Table) -> dict[str, pa.Table]:
     return cut
 
 
-class _Answers(NamedTuple):
-    """What the rows of a source should be answered with: classes, numbers, or neither."""
+class _Supervision(NamedTuple):
+    """Labels or regression targets of the rows of a source, as arrays."""
 
     codes: np.ndarray
-    """Index of the class, -1 where there is none."""
+    """Class index of each row, -1 where it has no label."""
     targets: np.ndarray
-    """NaN where there is none."""
+    """Target number of each row, NaN where it has none."""
     classes: tuple[str, ...]
     kind: Literal["int", "str", "classlabel", "float", "none"]
 
 
-def _read_answers(
+def _read_supervision(
     source: Source,
-    loaded: Loaded,
+    loaded: SourceRows,
     reasons: np.ndarray,
     classes: tuple[str, ...] | None,
     role: Role,
-) -> _Answers:
+) -> _Supervision:
     no_code, no_target = np.full(len(reasons), -1), np.full(len(reasons), np.nan)
     if source.task not in LABELLED:
-        return _Answers(no_code, no_target, (), "none")
+        return _Supervision(no_code, no_target, (), "none")
     if source.task == "regression":
         targets = read_targets(source, loaded, reasons, role)
-        return _Answers(no_code, targets, (), "float")
+        return _Supervision(no_code, targets, (), "float")
     labels = read_labels(source, loaded, reasons == 0, classes, role)
     if role == "example":
         mark(reasons, labels.is_missing, "missing label")
     mark(reasons, (labels.codes < 0) & ~labels.is_missing, "unknown label")
-    return _Answers(labels.codes, no_target, labels.classes, labels.kind)
+    return _Supervision(labels.codes, no_target, labels.classes, labels.kind)
 
 
 def _check_role(source: Source, role: Role) -> None:
@@ -261,8 +261,8 @@ def _check_role(source: Source, role: Role) -> None:
 
 def _check_usable(source: Source, reasons: np.ndarray) -> None:
     if not (reasons == 0).any():
-        found = Counter(reasons.tolist()).items()
-        counts = ", ".join(f"{n} {REASONS[at]}" for at, n in found) or "no rows at all"
+        counted = Counter(reasons.tolist()).items()
+        counts = ", ".join(f"{n} {REASONS[reason]}" for reason, n in counted) or "no rows at all"
         raise DataError(
             f"{source.path}: found no usable row among {len(reasons)} ({counts}), expected at "
             "least one. Check which columns text, label, id and the like name."
@@ -274,20 +274,24 @@ def _nullable(codes: np.ndarray) -> pa.Array:
 
 
 def _rejected(
-    source: Source, role: Role, loaded: Loaded, reasons: np.ndarray, source_ids: pa.Array
+    source: Source, role: Role, loaded: SourceRows, reasons: np.ndarray, source_ids: pa.Array
 ) -> pa.Table:
-    at = np.flatnonzero(reasons != 0)
-    found = dict(zip(at.tolist(), loaded.table.take(pa.array(at)).to_pylist(), strict=True))
-    raws = [loaded.faults[i][1] if i in loaded.faults else compact(found[i]) for i in found]
-    is_known = pa.array([i not in loaded.faults for i in found], pa.bool_())
-    known_ids = pc.if_else(is_known, source_ids.take(pa.array(at)), pa.scalar(None, pa.string()))
+    """The rejected rows as the table `rejected`; an unreadable row has no source id."""
+    numbers = np.flatnonzero(reasons != 0)
+    cells = loaded.table.take(pa.array(numbers)).to_pylist()
+    row_of = dict(zip(numbers.tolist(), cells, strict=True))
+    raws = [loaded.faults[i][1] if i in loaded.faults else compact(row_of[i]) for i in row_of]
+    is_known = pa.array([i not in loaded.faults for i in row_of], pa.bool_())
+    known_ids = pc.if_else(
+        is_known, source_ids.take(pa.array(numbers)), pa.scalar(None, pa.string())
+    )
     return pa.table(
         {
-            "role": [role] * len(at),
-            "source": [source.path] * len(at),
-            "row_number": pa.array(at),
+            "role": [role] * len(numbers),
+            "source": [source.path] * len(numbers),
+            "row_number": pa.array(numbers),
             "source_id": known_ids,
-            "reason": [REASONS[reason] for reason in reasons[at].tolist()],
+            "reason": [REASONS[reason] for reason in reasons[numbers].tolist()],
             "raw": raws,
         },
         schema=REJECTED.schema,

@@ -1,4 +1,4 @@
-"""Labels as class indices: as found, and flipped on purpose."""
+"""The labels of a source as class indices, and labels that are flipped on purpose."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import Loaded, is_text, typed
+from stages.corpus.cells import SourceRows, is_text, typed
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import DataError, Role
 
@@ -16,24 +16,34 @@ _MAX_CLASSES = 1000
 
 
 class Labels(NamedTuple):
-    """The class of every row of a source, and what the classes are."""
+    """The class index of every row of a source, and the names of the classes."""
 
     codes: np.ndarray
-    """Index of the class; -1 where there is none."""
+    """Class index of each row; -1 where its label is missing or names no class."""
     is_missing: np.ndarray
+    """Whether a row has no label."""
     classes: tuple[str, ...]
     kind: Literal["int", "str", "classlabel"]
+    """Type of the label column."""
 
 
 def read_labels(
     source: Source,
-    loaded: Loaded,
+    loaded: SourceRows,
     usable: np.ndarray,
-    given: tuple[str, ...] | None,
+    corpus_classes: tuple[str, ...] | None,
     role: Role,
 ) -> Labels:
-    """Class indices of all rows; classes are inferred from the usable ones alone."""
-    n_rows, final = len(usable), given or source.classes
+    """The labels of all rows; without declared classes they are inferred from usable rows alone.
+
+    `usable` says of each row whether it is not rejected so far; `corpus_classes` are the classes
+    of the corpus, for queries, or None.
+
+    Raises:
+        DataError: the label column holds neither whole numbers nor strings, or the examples have
+            fewer than two classes.
+    """
+    n_rows, final = len(usable), corpus_classes or source.classes
     if source.label is None:
         none = np.full(n_rows, -1)
         return Labels(none, np.ones(n_rows, dtype=bool), final or (), "str")
@@ -58,7 +68,7 @@ def read_labels(
     if loaded.class_names is not None:
         values = [None if v == -1 else v for v in values]
     kind = _label_kind(loaded, values)
-    names = [_class_name(v, source, loaded.class_names, given) for v in values]
+    names = [_class_name(v, source, loaded.class_names, corpus_classes) for v in values]
     if final is None:
         final = loaded.class_names or _infer_classes(source, values)
         if role == "example" and len({v for v in values if v is not None}) < 2:
@@ -69,18 +79,19 @@ def read_labels(
             f"column {source.label}, expected at least two. Name another label column, or list "
             "all classes under classes."
         )
-    index = {name: at for at, name in enumerate(final)}
-    # One more entry than values: null has index -1 and finds it at the end.
+    index = {name: code for code, name in enumerate(final)}
+    # One more entry than values: the index -1 of null selects the last.
     code_of = np.array([index.get(n, -1) if n is not None else -1 for n in names] + [-1])
     missing_of = np.array([v is None for v in values] + [True])
-    at = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-    return Labels(code_of[at], missing_of[at], final, kind)
+    entries = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    return Labels(code_of[entries], missing_of[entries], final, kind)
 
 
 def flip(codes: np.ndarray, ids: np.ndarray, n_classes: int, flip: FlipLabels) -> np.ndarray:
-    """The labels with the asked-for part of them changed; which ones depends on seed and id only.
+    """The class indices with the fraction `flip.fraction` of them changed to another class.
 
-    Half of each hash orders the rows, the other half picks one of the other classes.
+    Which rows change, and to which class, depends on the seed and their ids alone: half of each
+    hash orders the rows, the other half picks one of the other classes.
     """
     digests = [hashlib.sha256(f"{flip.seed}:{i}".encode()).digest() for i in ids.tolist()]
     chosen = sorted(range(len(ids)), key=digests.__getitem__)[: round(flip.fraction * len(ids))]
@@ -92,7 +103,11 @@ def flip(codes: np.ndarray, ids: np.ndarray, n_classes: int, flip: FlipLabels) -
 
 
 def _label(source: Source, value: Any) -> int | str | None:
-    """One label as found: a whole number, a string, or None where there is none."""
+    """A cell of the label column as a whole number or a string; None where it holds no label.
+
+    Raises:
+        DataError: it is a number that is not whole.
+    """
     if value is None or value == "" or value != value:
         return None
     if isinstance(value, str):
@@ -105,7 +120,7 @@ def _label(source: Source, value: Any) -> int | str | None:
     )
 
 
-def _label_kind(loaded: Loaded, values: list[Any]) -> Literal["int", "str", "classlabel"]:
+def _label_kind(loaded: SourceRows, values: list[Any]) -> Literal["int", "str", "classlabel"]:
     if loaded.class_names is not None:
         return "classlabel"
     return "int" if any(isinstance(v, int) for v in values) else "str"
@@ -115,20 +130,25 @@ def _class_name(
     value: int | str | None,
     source: Source,
     found: tuple[str, ...] | None,
-    given: tuple[str, ...] | None,
+    corpus_classes: tuple[str, ...] | None,
 ) -> str | None:
-    """Name of the class that a label means; None if it means none.
+    """Name of the class that a label means; None if it means none of the classes.
 
-    Integers are indices into the names the source declares. Into the classes of another source
-    they are indices too, unless those were named after integers themselves.
+    `found` are the names of a `ClassLabel` column, `corpus_classes` those of the corpus. Integers
+    are indices into the names that the source declares. They are indices into the classes of the
+    corpus, too, unless those are integers themselves.
     """
     if value is None or isinstance(value, str):
         return value
     names = found
     if source.classes and not (found and set(found) <= set(source.classes)):
         names = source.classes
-    elif found is None and given and not all(re.fullmatch("-?[0-9]+", name) for name in given):
-        names = given
+    elif (
+        found is None
+        and corpus_classes
+        and not all(re.fullmatch("-?[0-9]+", name) for name in corpus_classes)
+    ):
+        names = corpus_classes
     if names is None:
         return str(value)
     return names[value] if 0 <= value < len(names) else None

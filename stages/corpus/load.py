@@ -1,4 +1,4 @@
-"""A source as one Arrow table, and a fingerprint of what lies behind it."""
+"""The rows of a source as one Arrow table, and a fingerprint of the source's content."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.corpus.cells import Loaded
+from stages.corpus.cells import SourceRows
 from stages.corpus.files import read_files
 from stages.corpus.huggingface import files_by_split, from_dataset, load_hub, load_saved, select
 from stages.corpus.source import Source, is_local, local, matches
@@ -15,13 +15,13 @@ from stages.stage import DataError
 
 
 def fingerprint(source: Source) -> str:
-    """A SHA-256 in hex that changes when a field of the source or the content behind it does.
+    """A SHA-256 in hex that changes when a field of the source or the content of its files does.
 
-    Files and folders are read whole, and so are reviews and a file of features. A hub data set is
-    loaded; its fingerprint and revision count.
+    All bytes of its files and folders count, and so do those of reviews and of a file of features.
+    A hub data set is loaded; its own fingerprint and revision count.
 
     Raises:
-        DataError: nothing readable is there.
+        DataError: its path names no file, folder or data set that can be read.
     """
     digest = hashlib.sha256(json.dumps(asdict(source), sort_keys=True).encode())
     if not is_local(source.path):
@@ -41,11 +41,12 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def load(source: Source) -> Loaded:
-    """Every row of the source after its split expression, with the rows that could not be read.
+def load(source: Source) -> SourceRows:
+    """All rows that the source's split expression selects, and those that could not be read.
 
     Raises:
-        DataError: nothing readable is there, the split is unknown, or the files do not fit
+        DataError: the path names nothing that can be read, the split is unknown, or the files do
+        not fit
             together.
     """
     if not is_local(source.path):
@@ -58,8 +59,8 @@ def load(source: Source) -> Loaded:
     return _choose(source, {"train": matches(source.path)})
 
 
-def load_file(path: str) -> Loaded:
-    """Every row of a local file or glob, as `load` gives it.
+def load_file(path: str) -> SourceRows:
+    """All rows of a local file or glob, as `load` returns them.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
@@ -76,8 +77,8 @@ def _checked(path: str) -> str:
     return local(path)
 
 
-def _choose(source: Source, files: Mapping[str, list[str]]) -> Loaded:
-    def reader(names: list[str]) -> Callable[[], Loaded]:
+def _choose(source: Source, files: Mapping[str, list[str]]) -> SourceRows:
+    def reader(names: list[str]) -> Callable[[], SourceRows]:
         return lambda: read_files(names, source)
 
     return select(source, {split: reader(names) for split, names in files.items()})

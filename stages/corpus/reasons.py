@@ -1,4 +1,4 @@
-"""Why a row of a source cannot be used: the reasons, and the one that holds first for each row."""
+"""The reasons why a row of a source is rejected, and functions that give them to rows."""
 
 from typing import Any
 
@@ -30,20 +30,20 @@ REASONS = (
     "label is not finite",
     "duplicate id",
 )
-"""Why a row is rejected, the first that holds; the empty one is for usable rows."""
+"""The reasons, in the order in which they are checked; the empty one is for usable rows."""
 
 
 def mark(reasons: np.ndarray, mask: Any, reason: str) -> None:
-    """Gives `reason` to the rows of `mask` that have none yet.
+    """Rejects the rows of `mask` that are not rejected yet, for `reason`.
 
-    `reasons` holds a place in `REASONS` for every row.
+    `reasons` holds an index into `REASONS` for every row, and is changed in place.
     """
     mask = mask if isinstance(mask, np.ndarray) else np.asarray(mask)
     reasons[mask & (reasons == 0)] = REASONS.index(reason)
 
 
 def mark_repeated(reasons: np.ndarray, ids: np.ndarray) -> None:
-    """Rejects all rows of an id but the first usable one."""
+    """Rejects duplicates: of the usable rows with one id, all but the first."""
     usable = np.flatnonzero(reasons == 0)
     _, first = np.unique(ids[usable], return_index=True)
     reasons[np.delete(usable, first)] = REASONS.index("duplicate id")

@@ -1,10 +1,10 @@
-"""A person's review of a corpus: labels fixed, rows dropped."""
+"""A person's review of a corpus, a file of decisions: labels to be fixed, rows to be dropped."""
 
 from typing import Any
 
 import pyarrow as pa
 
-from stages.corpus.cells import Loaded
+from stages.corpus.cells import SourceRows
 from stages.corpus.load import load_file
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
@@ -14,16 +14,18 @@ from stages.stage import CorpusTask, DataError
 def correct(
     rows: pa.Table, rejected: pa.Table, path: str, task: CorpusTask, classes: tuple[str, ...]
 ) -> pa.Table:
-    """The rows after a person's review: labels or targets fixed, rows marked as dropped.
+    """The rows with the decisions of the review at `path`: labels or targets fixed, rows dropped.
+
+    A dropped row stays, marked in `is_dropped`.
 
     Raises:
-        DataError: the review cannot be read, or names unknown rows, decisions or labels; a
-            row is to be fixed whose task has no labels.
+        DataError: the review cannot be read, or names a row twice or unknown rows, decisions
+            or labels; a label is to be fixed though the task has none.
     """
     reviewed = load_file(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
     ids = rows["source_id" if key == "source_id" else "id"].to_pylist()
-    row_of = {str(value): at for at, value in enumerate(ids)}
+    row_of = {str(value): row for row, value in enumerate(ids)}
     refused = dict(zip(*(rejected[c].to_pylist() for c in ("source_id", "reason")), strict=True))
     decisions = reviewed.values(_review_column(path, reviewed, "decision"))
     names: list[Any] = [None] * len(decisions)
@@ -36,42 +38,46 @@ def correct(
     for at, (value, decision, name) in enumerate(
         zip(reviewed.values(key), decisions, names, strict=True)
     ):
-        own, word = str(value), "" if decision is None else str(decision).strip().lower()
-        where = f"{path}: row {at} ({key} {own})"
+        row_id, verdict = str(value), "" if decision is None else str(decision).strip().lower()
+        where = f"{path}: row {at} ({key} {row_id})"
         if at in reviewed.faults:
             raise DataError(
                 f"{where}: found a row that is {reviewed.faults[at][0]}, expected UTF-8 rows. "
                 "Save the review again."
             )
-        if own in seen:
+        if row_id in seen:
             raise DataError(
-                f"{where}: found the same {key} as in row {seen[own]}, expected each once. "
+                f"{where}: found the same {key} as in row {seen[row_id]}, expected each once. "
                 "Remove one of the two rows."
             )
-        seen[own] = at
-        if own not in row_of:
-            note = f", where it was rejected: {refused[own]}" if own in refused else ""
+        seen[row_id] = at
+        if row_id not in row_of:
+            note = f", where it was rejected: {refused[row_id]}" if row_id in refused else ""
             raise DataError(
                 f"{where}: found a {key} that no row has, expected one of the source{note}. "
                 "Remove the row or correct its id."
             )
-        if word not in {"", "accept", "fix", "drop"}:
+        if verdict not in {"", "accept", "fix", "drop"}:
             raise DataError(
                 f"{where}: found decision {decision!r}, expected accept, fix, drop or nothing. "
                 "Correct it."
             )
-        if word == "fix":
-            fixed[row_of[own]] = _answer(where, name, task, classes)
-        if word:
-            is_dropped[row_of[own]] = word == "drop"
+        if verdict == "fix":
+            fixed[row_of[row_id]] = _new_label(where, name, task, classes)
+        if verdict:
+            is_dropped[row_of[row_id]] = verdict == "drop"
     for name, values in ((column, fixed), ("is_dropped", is_dropped)):
         at = rows.column_names.index(name)
         rows = rows.set_column(at, name, pa.array(values, rows.schema.field(name).type))
     return rows
 
 
-def _answer(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]) -> int | float:
-    """The class or the number that a person wrote in new_label."""
+def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]) -> int | float:
+    """The class index or target that a person wrote in new_label; `where` begins the messages.
+
+    Raises:
+        DataError: it is no class or number, or the task has no labels.
+    """
     if task not in LABELLED:
         raise DataError(
             f"{where}: found decision fix, expected accept, drop or nothing: rows of task: {task} "
@@ -92,7 +98,7 @@ def _answer(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]) -
     return classes.index(str(name))
 
 
-def _review_column(path: str, reviewed: Loaded, *names: str) -> str:
+def _review_column(path: str, reviewed: SourceRows, *names: str) -> str:
     for name in names:
         if name in reviewed.table.column_names:
             return name

@@ -1,4 +1,4 @@
-"""Ids of rows: a property of the row alone, so that they survive appended and corrected rows."""
+"""Ids of rows; they depend on the row alone, so that they survive appended and corrected rows."""
 
 import hashlib
 import re
@@ -7,15 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import Loaded
+from stages.corpus.cells import SourceRows
 from stages.corpus.source import Source
 from stages.stage import DataError
 
 _DECIMAL = re.compile("0|[1-9][0-9]{0,18}")
 
 
-def read_ids(source: Source, loaded: Loaded) -> tuple[np.ndarray, pa.Array]:
-    """Example ids, and the user's own ids as text (null where there is none)."""
+def read_ids(source: Source, loaded: SourceRows) -> tuple[np.ndarray, pa.Array]:
+    """The integer id of every row, and the user's own id as text (null where there is none).
+
+    Raises:
+        DataError: the id column holds neither integers nor strings.
+    """
     n_rows = loaded.table.num_rows
     if source.id is None:
         numbers = np.arange(n_rows, dtype=np.int64)
@@ -36,7 +40,10 @@ def read_ids(source: Source, loaded: Loaded) -> tuple[np.ndarray, pa.Array]:
 
 
 def _id(value: int | str | None, is_typed: bool) -> int:
-    """The integer itself if it is one that fits, else 63 bits of the value's SHA-256."""
+    """The user's id itself if it is an integer in [0, 2^63), else 63 bits of its SHA-256.
+
+    0 for a row without one, which is rejected.
+    """
     if value is None:
         return 0
     is_number = isinstance(value, int) or (not is_typed and _DECIMAL.fullmatch(value))

@@ -1,4 +1,4 @@
-"""Where rows come from: which file, folder or data set, and which of its columns mean what."""
+"""The configuration of a source of rows: a file, folder or data set, and its columns."""
 
 import difflib
 import glob
@@ -19,7 +19,7 @@ KINDS = {
 }
 ENDINGS = ", ".join(KINDS)
 LABELLED: tuple[CorpusTask, ...] = ("classification", "regression")
-"""Tasks whose rows have a label; the others are their own target, or have none."""
+"""Tasks whose rows have a label column; a completion is its own target."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class FlipLabels:
     fraction: float
     """Part of the labelled rows whose label is changed, in [0, 1)."""
     seed: int = 0
-    """Which rows, and which of the other classes each of them gets."""
+    """Seed of the choice of rows, and of the other class that each of them gets."""
 
     def __post_init__(self) -> None:
-        """Refuses a fraction that leaves no right label, or is none."""
+        """Refuses a fraction outside of [0, 1), such as one that leaves no right label."""
         if not 0 <= self.fraction < 1:
             raise ConfigError(
                 f"flip_labels.fraction: found {self.fraction}, expected a number in [0, 1). "
@@ -42,7 +42,7 @@ class FlipLabels:
 
 @dataclass(frozen=True)
 class Source:
-    """One set of rows: where it lies and which of its columns mean what."""
+    """One set of rows: the path to them, and the columns with their texts, labels and ids."""
 
     path: str
     """Id of a data set on the hub, a folder written by `save_to_disk`, a folder of data files, or
@@ -63,21 +63,21 @@ class Source:
     """Column of the second text of a pair; of question answering, of the question, by itself
     `question`."""
     prompt: str | None = None
-    """Completion: column of what is given; a row's may be empty. Goes with `completion`."""
+    """Completion: column of the prompt; a row's may be empty. Goes with `completion`."""
     completion: str | None = None
-    """Completion: column of what is to be written."""
+    """Completion: column of the text that the model should write after the prompt."""
     messages: str | None = None
     """Completion: column of a conversation, each cell a list of {role, content} or its JSON. If no
     column is named, prompt and completion are taken where both are there, else messages, else text.
     """
     features: str | None = None
-    """Vectors that are there already: a column of lists of numbers, or a `.npy` file with one row
-    per row of the source as the split expression gives them. They are kept in float32."""
+    """Vectors that the user already has: a column of lists of numbers, or a `.npy` file with one
+    row per row of the source as the split expression gives them. They are kept in float32."""
     label: str | None = "label"
     """Column of the class or, for a regression, of the number; null for queries without labels.
     Other tasks have none: known answers to questions are carried along as any column."""
     id: str | None = None
-    """Column that identifies a row for good; without one, the row's number does."""
+    """Column with an id of each row that never changes; without one, the row's number is its id."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of their indices; otherwise taken from the labels."""
     flip_labels: FlipLabels | None = None
@@ -164,7 +164,7 @@ class Source:
 
 
 def local(path: str) -> str:
-    """The absolute path of a local one."""
+    """The absolute path of a local path; `~` is the home folder."""
     return os.path.abspath(os.path.expanduser(path))
 
 
@@ -184,7 +184,11 @@ def is_local(path: str) -> bool:
 
 
 def matches(path: str) -> list[str]:
-    """Files that `path` names, sorted, as absolute paths."""
+    """The files that `path`, a file or a glob, names: sorted absolute paths.
+
+    Raises:
+        DataError: there is no such file.
+    """
     whole = local(path)
     if os.path.isfile(whole):
         return [whole]

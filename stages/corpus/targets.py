@@ -1,4 +1,4 @@
-"""Targets of a regression: one finite number per row."""
+"""Regression targets: the label column as one finite number per row."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import NULLS, Loaded, is_text
+from stages.corpus.cells import NULLS, SourceRows, is_text
 from stages.corpus.reasons import mark
 from stages.corpus.source import Source
 from stages.stage import DataError, Role
 
 
-def read_targets(source: Source, loaded: Loaded, reasons: np.ndarray, role: Role) -> np.ndarray:
-    """The number of every row in float64, NaN where there is none.
+def read_targets(source: Source, loaded: SourceRows, reasons: np.ndarray, role: Role) -> np.ndarray:
+    """The regression target of every row in float64, NaN where it has none.
 
     Only a query may lack one. Rows whose label is no number, or not a finite one, are marked in
     `reasons`.
 
     Raises:
-        DataError: the column can hold no numbers.
+        DataError: the label column is of a type that holds no numbers.
     """
     n_rows = loaded.table.num_rows
     if source.label is None:
@@ -54,13 +54,13 @@ def read_targets(source: Source, loaded: Loaded, reasons: np.ndarray, role: Role
 
 
 def parse_number(text: str) -> float | None:
-    """The finite number that a person wrote; None if it is none."""
+    """The finite number that `text` reads as; None if it reads as none."""
     number = _parsed(text)
     return number if isinstance(number, float) and np.isfinite(number) else None
 
 
 def _parsed(cell: str | None) -> float | str | None:
-    """A cell of a CSV file: a number if it reads as one, None for a usual word for none."""
+    """A CSV cell as a number if it reads as one, None for a word in NULLS, else the text."""
     if cell is None or cell in NULLS:
         return None
     try:

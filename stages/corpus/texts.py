@@ -1,7 +1,7 @@
-"""What a row says: one text, two, a prompt with its completion, or a conversation.
+"""The text of a row: one text, a pair, a prompt with its completion, or a conversation.
 
-All of them lie in two columns, `text` and `text_b`. A conversation is stored in `text` as compact
-JSON: a list of objects with role and content first, then any other key that is not null.
+Each of these is stored in two columns, `text` and `text_b`. A conversation is stored in `text` as
+compact JSON: a list of objects with role and content first, then any other key that is not null.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SURROGATE, Loaded, is_text
+from stages.corpus.cells import SURROGATE, SourceRows, is_text
 from stages.corpus.reasons import mark
 from stages.corpus.source import Source
 
@@ -19,17 +19,17 @@ Format = Literal["text", "prompt_completion", "messages"]
 
 
 class Texts(NamedTuple):
-    """The text columns of all rows of a source; those of a rejected row mean nothing."""
+    """The text columns of all rows of a source; the cells of rejected rows are meaningless."""
 
     text: pa.ChunkedArray
     text_b: pa.ChunkedArray
     format: Format
 
 
-def read_texts(source: Source, loaded: Loaded, reasons: np.ndarray) -> Texts:
-    """The texts of every row; rows without what they need are marked in `reasons`.
+def read_texts(source: Source, loaded: SourceRows, reasons: np.ndarray) -> Texts:
+    """The texts of every row; rows whose texts are missing or malformed are marked in `reasons`.
 
-    `source` names exactly the columns to read, as `stages.corpus.source.with_columns` returns it.
+    `source` names exactly the columns to read, as `stages.corpus.columns.with_columns` returns it.
     Rows of a source without a text column get the empty text.
     """
     n_rows = loaded.table.num_rows
@@ -51,9 +51,13 @@ def read_texts(source: Source, loaded: Loaded, reasons: np.ndarray) -> Texts:
 
 
 def _strings(
-    loaded: Loaded, name: str, reasons: np.ndarray, which: str, may_be_empty: bool = False
+    loaded: SourceRows, name: str, reasons: np.ndarray, which: str, may_be_empty: bool = False
 ) -> Any:
-    """The column `name` as strings; null, other types and, unless they may be, empty are marked."""
+    """The column `name` as strings, with its unusable rows marked in `reasons`.
+
+    Unusable are null, other types than strings and, unless `may_be_empty`, empty strings; `which`
+    is the word for the column in the reasons.
+    """
     column = loaded.table[name]
     if may_be_empty and not loaded.is_typed:
         column = pc.fill_null(column, "")  # CSV does not tell an empty cell from none.
@@ -73,16 +77,18 @@ def _strings(
     return column
 
 
-def _conversations(loaded: Loaded, name: str, reasons: np.ndarray) -> pa.ChunkedArray:
+def _conversations(loaded: SourceRows, name: str, reasons: np.ndarray) -> pa.ChunkedArray:
     cells = loaded.values(name)
     mark(reasons, np.array([cell is None for cell in cells], dtype=bool), "null messages")
-    read = [_messages(cell) for cell in cells]
-    malformed = np.array([messages is None for messages in read], dtype=bool)
+    conversations = [_messages(cell) for cell in cells]
+    malformed = np.array([messages is None for messages in conversations], dtype=bool)
     mark(reasons, malformed, "messages are not a list of {role, content}")
-    answers = [any(m["role"] == "assistant" for m in messages or ()) for messages in read]
-    mark(reasons, ~np.array(answers, dtype=bool), "messages without an assistant's")
+    has_assistant = [
+        any(m["role"] == "assistant" for m in messages or ()) for messages in conversations
+    ]
+    mark(reasons, ~np.array(has_assistant, dtype=bool), "messages without an assistant's")
     dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    texts = [None if messages is None else dump(messages) for messages in read]
+    texts = [None if messages is None else dump(messages) for messages in conversations]
     broken = np.array([bool(text and SURROGATE.search(text)) for text in texts], dtype=bool)
     mark(reasons, broken, "not UTF-8")
     whole = [None if is_broken else text for text, is_broken in zip(texts, broken, strict=True)]
@@ -90,7 +96,10 @@ def _conversations(loaded: Loaded, name: str, reasons: np.ndarray) -> pa.Chunked
 
 
 def _messages(cell: Any) -> list[dict[str, Any]] | None:
-    """The conversation in a cell, a list or its JSON; None where it is no conversation."""
+    """The conversation in a cell, a list of messages or its JSON; None where the cell holds none.
+
+    In every message role and content come first, and null values are left out.
+    """
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)

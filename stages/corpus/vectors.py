@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import Loaded, holds_json
+from stages.corpus.cells import SourceRows, holds_json
 from stages.corpus.reasons import mark
 from stages.corpus.source import Source, local
 from stages.stage import DataError
@@ -20,12 +20,12 @@ FEATURES = TableSpec(
 
 
 def read_features(
-    source: Source, loaded: Loaded, reasons: np.ndarray, length: int | None
+    source: Source, loaded: SourceRows, reasons: np.ndarray, length: int | None
 ) -> np.ndarray:
-    """The vector of every row, float32 (rows, length); a rejected row's means nothing.
+    """The vector of every row, float32 (rows, length); that of a rejected row is meaningless.
 
-    `length` is that of the corpus, for queries; for the corpus itself, of several lengths in a
-    column the most frequent counts. Rows without a vector, with one of another length, or with NaN,
+    `length` is that of the corpus, for queries; None, for the corpus itself, takes the most
+    frequent length in the column. Rows without a vector, with one of another length, or with NaN,
     infinity or null in it (in float32) are marked in `reasons`. Memory: the result and one float64
     chunk of it.
 
@@ -47,7 +47,7 @@ def read_features(
 
 
 def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """Rows of a matrix as the vectors that `FEATURES` declares."""
+    """The rows of a matrix as an Arrow array of float32 vectors, as `FEATURES` has them."""
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
@@ -75,7 +75,7 @@ def _read_file(path: str, source: Source, n_rows: int) -> np.ndarray:
 
 
 def _read_column(
-    source: Source, loaded: Loaded, reasons: np.ndarray, length: int | None
+    source: Source, loaded: SourceRows, reasons: np.ndarray, length: int | None
 ) -> np.ndarray:
     name = str(source.features)
     column = loaded.table[name]

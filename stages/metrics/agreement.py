@@ -1,4 +1,4 @@
-"""Whether an explanation is about what the query is about: agreement of topics.
+"""The share of an explanation's examples that have the query's topic: agreement of topics.
 
 For each method, the share of a query's listed examples that share a topic with it, a mean over the
 queries with a list, and beside it the share of the queries whose most local example does: the end
@@ -6,10 +6,10 @@ of a spectrum, of other methods the listed example with the largest local score.
 example agrees as often as the query's topic occurs among the examples.
 
 With the label for a topic this is the identical class test of Hanawa et al. 2021, arXiv:2006.04528,
-which looks at the first example alone. Where classes were merged before the model was trained, and
-`topic` names the column of the finer ones, it is their identical subclass test: what is alike is
-found though no label says so. The true label is taken where the corpus knows one, so that a wrong
-label does not count as agreement.
+which counts the first example of a list alone. Where classes were merged before the model was
+trained, and `topic` names the column of the finer ones, it is their identical subclass test:
+whether a method finds examples of the same finer class, which no label told the model. The true
+label is taken where the corpus knows one, so that a wrong label does not count as agreement.
 
 Source: the protocol of methods.md 2.5 (5) [derived].
 """
@@ -37,7 +37,7 @@ class Agreement(Explanations):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The methods' tables, and where topics are."""
+        """The methods' tables, and those that hold topics."""
         return (*self.methods, "label") if self.topic is None else (*self.methods, "label", "extra")
 
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
@@ -54,7 +54,7 @@ class Agreement(Explanations):
             lists = {query: listed for query, listed in every.items() if query in of_query}
             found: list[dict[str, Any]] = []
             for query, listed in lists.items():
-                own = of_query[query]
+                topic = of_query[query]
                 of_listed = [of_example[i] for i in listed.ids.tolist() if i in of_example]
                 at_end = of_example.get(listed.local_end)
                 if of_listed:
@@ -62,9 +62,9 @@ class Agreement(Explanations):
                         {
                             "method": method,
                             "query_id": query,
-                            "agreement": of_listed.count(own) / len(of_listed),
-                            "local_end": None if at_end is None else float(at_end == own),
-                            "chance": often[own] / len(of_example),
+                            "agreement": of_listed.count(topic) / len(of_listed),
+                            "local_end": None if at_end is None else float(at_end == topic),
+                            "chance": often[topic] / len(of_example),
                         }
                     )
             ends = [one["local_end"] for one in found if one["local_end"] is not None]
@@ -84,7 +84,7 @@ class Agreement(Explanations):
         return Result(rows, facts, details)
 
     def _topics(self, inputs: Inputs, role: Role) -> dict[int, str]:
-        """The topic of every row of one role that has one."""
+        """The topic of every row of `role` that has one, by the row's id."""
         if self.topic is None:
             table = inputs.table("label", role)
             column = pc.coalesce(table["true_label"], table["label"])
@@ -101,7 +101,9 @@ class Agreement(Explanations):
             *(values.to_pylist() for values in (table["id"], table["role"], column)), strict=True
         )
         topics = {
-            row: str(topic) for row, own, topic in triples if own == role and topic is not None
+            row: str(topic)
+            for row, row_role, topic in triples
+            if row_role == role and topic is not None
         }
         if not topics:
             raise DataError(

@@ -1,4 +1,4 @@
-"""How sure a number is that was computed from a sample of queries: the bootstrap.
+"""The bootstrap interval of a number that is computed from a sample of queries.
 
 The interval holds the middle 95 % of what the number is when as many queries are drawn again from
 those there are, with replacement (Efron 1979, percentile method). It says what other queries would
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 Statistic = Callable[[Int64[np.ndarray, " drawn"]], float]
-"""A number from the rows at some places, which may be there several times; NaN if it has none."""
+"""A number from the rows of these numbers, with repetitions; NaN where it is undefined."""
 
 
 class Estimate(NamedTuple):
@@ -23,16 +23,16 @@ class Estimate(NamedTuple):
     high: float | None = None
 
     def named(self, name: str) -> dict[str, float | None]:
-        """As three columns of a row."""
+        """The three columns of a table that hold the estimate: `name`, its low and its high end."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def bootstrap(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimate:
-    """The statistic of `n` rows; draws for which it does not exist are left out of the interval."""
+    """The statistic of `n` rows; draws for which it is NaN are left out of the interval."""
     whole = statistic(np.arange(n)) if n else float("nan")
     if np.isnan(whole):
         return Estimate(None)
-    drawn = [found for rows in draws(n, resamples, seed) if not np.isnan(found := statistic(rows))]
+    drawn = [value for rows in draws(n, resamples, seed) if not np.isnan(value := statistic(rows))]
     if not drawn:
         return Estimate(float(whole))
     low, high = np.quantile(drawn, (0.025, 0.975))
@@ -42,13 +42,13 @@ def bootstrap(statistic: Statistic, n: int, resamples: int, seed: int) -> Estima
 def mean_of(
     values: Sequence[float] | Float[np.ndarray, " n"], resamples: int, seed: int
 ) -> Estimate:
-    """The mean of one number per query."""
+    """The mean of one number per query, with its interval."""
     array = np.asarray(values, np.float64)
     return bootstrap(lambda rows: float(array[rows].mean()), len(array), resamples, seed)
 
 
 def draws(n: int, resamples: int, seed: int) -> Iterator[Int64[np.ndarray, " n"]]:
-    """Places of `n` rows, drawn with replacement, so many times."""
+    """Numbers of `n` rows, drawn from n with replacement, `resamples` times."""
     generator = np.random.default_rng([seed, 0, 3])
     for _ in range(resamples):
         yield generator.integers(0, n, n)

@@ -1,15 +1,15 @@
-"""How much of an explanation is wrong labels and outliers, rather than what usual rows teach.
+"""The share of an explanation's examples that have a wrong label, or are outliers.
 
 For each method, the share of a query's listed examples whose label is wrong, where the corpus knows
 true labels (`flip_labels`), and the share that are outliers; means over the queries with a list,
-beside the shares among all labelled examples. Lower is less skewed. On the harmful side high is
-good: there belong the wrong labels.
+beside the shares among all labelled examples. Lower is better: the explanation rests on usual rows.
+For lists of the harmful side higher is better: wrong labels belong there.
 
 An outlier is an example of high loss: the `outliers` share of all labelled examples with the
-largest cross-entropy of their label under the predictions. That is what influence is said to favour
-(Barshan, Brunet and Dziugaite 2020, arXiv:2003.11630); the model has seen these labels, unless the
-predictions are those of `kernel_regression`, which are leave-one-out. A wrong label mostly has a
-high loss, so the two shares are not of different examples.
+largest cross-entropy of their label under the predictions. Influence is said to favour such
+examples (Barshan, Brunet and Dziugaite 2020, arXiv:2003.11630). The model has seen these labels,
+unless the predictions are those of `kernel_regression`, which are leave-one-out. A wrong label
+mostly has a high loss, so the two shares are not of different examples.
 
 Source: the protocol of methods.md 2.5 (3) [derived]; the threshold of 5 % is ours.
 """
@@ -32,13 +32,13 @@ from stages.stage import ConfigError, DataError, Inputs, Steps
 def is_outlier(
     logits: Float[np.ndarray, "rows classes"], labels: Int64[np.ndarray, " rows"], share: float
 ) -> Bool[np.ndarray, " rows"]:
-    """Which rows have the largest losses; as many as the share says, the first among equals."""
+    """Whether a row is among the `share` with the largest losses; of equal rows the first."""
     losses = torch.nn.functional.cross_entropy(
         torch.from_numpy(logits), torch.from_numpy(labels), reduction="none"
     ).numpy()
-    found = np.zeros(len(labels), dtype=bool)
-    found[np.argsort(-losses, kind="stable")[: round(share * len(labels))]] = True
-    return found
+    is_large = np.zeros(len(labels), dtype=bool)
+    is_large[np.argsort(-losses, kind="stable")[: round(share * len(labels))]] = True
+    return is_large
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Contamination(Explanations):
     """Shares of wrong labels and of outliers among the listed examples, for each method."""
 
     predictions: str = "prediction"
-    """Instance whose losses say what is an outlier."""
+    """Instance of predictions from whose logits the losses are computed."""
     outliers: float = 0.05
     """Share of the labelled examples that counts as outliers."""
 
     def check(self) -> None:
-        """Refuses fields that cannot be used.
+        """Refuses fields out of range.
 
         Raises:
-            ConfigError: the share is none, or see `Explanations.check`.
+            ConfigError: `outliers` is no share, or see `Explanations.check`.
         """
         super().check()
         if not 0 < self.outliers < 1:
@@ -111,7 +111,7 @@ class Contamination(Explanations):
         return Result(rows, facts, details)
 
     def _outliers(self, inputs: Inputs) -> tuple[Int64[np.ndarray, " outliers"], int]:
-        """Ids of the outliers, and how many examples they were sought among."""
+        """Ids of the outliers, and the number of labelled and predicted examples they are among."""
         ids, labels = read_labels(inputs, "example", count_classes(inputs))
         predicted, logits = read_logits(inputs, self.predictions, "example")
         ids, of_labels, of_logits = np.intersect1d(ids, predicted, True, return_indices=True)
@@ -124,9 +124,9 @@ class Contamination(Explanations):
 
 
 def wrong_labels(inputs: Inputs) -> tuple[Int64[np.ndarray, " wrong"], int, int]:
-    """Ids of the examples whose label is not the true one, and how many true labels are known.
+    """Ids of the examples whose label is not the true one.
 
-    The third number is that of all labelled examples.
+    Beside them the number of labelled examples with a known true label, and of all labelled ones.
     """
     table = inputs.table("label", "example")
     table = table.filter(pc.equal(table["role"], "example")).select(["id", "label", "true_label"])

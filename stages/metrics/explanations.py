@@ -1,4 +1,4 @@
-"""What metrics of explanations share: of each query, the examples that a method lists as helpful.
+"""The examples that a method lists as helpful to each query: the base of the list metrics.
 
 How a list is read. Of a method that writes `attribution`, a query lists the examples with the
 largest scores above zero, the largest first, equal ones by id; or, where the harmful side is asked
@@ -6,9 +6,10 @@ for, those furthest below. Of `support` it lists its spectrum towards one class,
 from the most global example to the most local; a spectrum longer than is asked for gives examples
 spread evenly over it, both ends among them. [ours]
 
-A spectrum is as long as it is, mostly shorter than the other methods' lists, and what a list does
-may hang on its length: rows tell mean lengths, and `equal_length` cuts the lists of a query to the
-shortest of all methods (methods.md 2.5 removes as many examples as the spectrum has).
+A spectrum has a length of its own, mostly less than that of the other methods' lists, and a measure
+of a list may depend on its length: result rows hold mean lengths, and `equal_length` cuts the lists
+of a query to the shortest of all methods (methods.md 2.5 removes as many examples as the spectrum
+has).
 """
 
 from dataclasses import dataclass
@@ -31,37 +32,38 @@ class Listed(NamedTuple):
 
     ids: Int64[np.ndarray, " listed"]
     local: Float[np.ndarray, " listed"]
-    """Local scores, of harmful examples with a minus; the scores where they do not come apart."""
+    """Local scores, negated for harmful examples; the whole scores of a method without local
+    ones."""
 
     @property
     def local_end(self) -> int:
-        """The most local of them, the first among equals."""
+        """Id of the listed example with the largest local score; of equal ones the first."""
         return int(self.ids[self.local.argmax()])
 
-    def at(self, places: Int64[np.ndarray, " some"]) -> "Listed":
-        """Some of them."""
-        return Listed(self.ids[places], self.local[places])
+    def take(self, positions: Int64[np.ndarray, " kept"]) -> "Listed":
+        """The listed examples at these positions of the list."""
+        return Listed(self.ids[positions], self.local[positions])
 
 
 Lists = dict[int, Listed]
-"""Lists by query, ascending; a query that a method lists nothing for is not there."""
+"""A method's lists by query id, ascending; without the queries whose list would be empty."""
 
 
 @dataclass(frozen=True)
 class Methods(Metric):
-    """Methods that are compared, with intervals over queries."""
+    """The base of metrics that compare methods by means over queries, with their intervals."""
 
     methods: tuple[str, ...] = ("tracin", "support")
     """Instances that wrote `attribution` or `support`."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of the bootstrap, and of the queries that a metric samples."""
     resamples: int = 1000
-    """Draws of queries behind an interval."""
+    """Bootstrap draws of queries for each interval."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed; see `check`."""
+        """Refuses fields out of range; see `check`."""
         self.check()
 
     def check(self) -> None:
@@ -88,10 +90,10 @@ class Methods(Metric):
 
 @dataclass(frozen=True)
 class Explanations(Methods):
-    """Methods whose lists of helpful examples are compared."""
+    """The base of metrics of the examples that each method lists for a query."""
 
     top: int = 10
-    """Examples of a list, at most."""
+    """The largest number of examples of a list."""
     side: Literal["helpful", "harmful"] = "helpful"
     """Whether lists hold the largest scores above zero, or those furthest below."""
     contrast: str | int | None = None
@@ -111,14 +113,14 @@ class Explanations(Methods):
             raise ConfigError(f"top: found {self.top}, expected at least 1. Raise it.")
 
     def lists(self, inputs: Inputs) -> dict[str, Lists]:
-        """The lists of every method.
+        """The lists of every method, by the name of its instance.
 
         Raises:
             ConfigError: the contrast is no class.
             DataError: an instance wrote neither `attribution` nor `support`, or the latter where
                 harmful examples are asked for.
         """
-        found, is_spectrum = {}, {}
+        uncut, is_spectrum = {}, {}
         for name in self.methods:
             table = inputs.table(name)
             is_spectrum[name] = "contrast" in table.column_names
@@ -128,9 +130,9 @@ class Explanations(Methods):
                     "signs: a spectrum has no harmful examples. Leave it out of methods."
                 )
             if is_spectrum[name]:
-                found[name] = spectra(table, self._contrast(inputs))
+                uncut[name] = spectra(table, self._contrast(inputs))
             elif {"query_id", "example_id", "score", "local_score"} <= set(table.column_names):
-                found[name] = outermost(table, self.top, 1 if self.side == "helpful" else -1)
+                uncut[name] = outermost(table, self.top, 1 if self.side == "helpful" else -1)
             else:
                 raise DataError(
                     f"{name}: found a table with the columns {', '.join(table.column_names)}, "
@@ -138,22 +140,22 @@ class Explanations(Methods):
                 )
         return {
             name: {
-                query: _cut(listed, self._length(query, found), is_spectrum[name])
+                query: _cut(listed, self._length(query, uncut), is_spectrum[name])
                 for query, listed in lists.items()
-                if self._length(query, found)
+                if self._length(query, uncut)
             }
-            for name, lists in found.items()
+            for name, lists in uncut.items()
         }
 
-    def _length(self, query: int, found: dict[str, Lists]) -> int:
-        """Examples that a list of this query may have."""
+    def _length(self, query: int, uncut: dict[str, Lists]) -> int:
+        """The largest number of examples that the lists of this query may have."""
         if not self.equal_length:
             return self.top
-        own = [len(lists[query].ids) if query in lists else 0 for lists in found.values()]
-        return min(self.top, *own)
+        lengths = [len(lists[query].ids) if query in lists else 0 for lists in uncut.values()]
+        return min(self.top, *lengths)
 
     def _contrast(self, inputs: Inputs) -> int:
-        """The number of the class that spectra are taken towards."""
+        """Index of the class that spectra are taken towards; GENERAL for the general spectra."""
         if self.contrast is None:
             return GENERAL
         names = [str(name) for name in inputs.details("label")["classes"]]
@@ -168,15 +170,18 @@ class Explanations(Methods):
 
 
 def outermost(table: pa.Table, top: int, sign: int) -> Lists:
-    """The `top` scores of one sign furthest from zero, of every query of `attribution`."""
+    """The examples with the `top` scores of one sign furthest from zero, for every query.
+
+    `table` has the columns of `attribution`; `sign` is 1 for helpful, -1 for harmful examples.
+    """
     queries, examples, scores = (
         table[name].to_numpy() for name in ("query_id", "example_id", "score")
     )
-    # A method's scores come apart in all rows or in none.
+    # A method has local scores in all rows or in none.
     local = sign * pc.coalesce(table["local_score"], table["score"]).to_numpy()
-    at = np.flatnonzero(sign * scores > 0)
-    at = at[np.lexsort((examples[at], -sign * scores[at], queries[at]))]
-    lists = _grouped(queries[at], examples[at], local[at])
+    rows = np.flatnonzero(sign * scores > 0)
+    rows = rows[np.lexsort((examples[rows], -sign * scores[rows], queries[rows]))]
+    lists = _grouped(queries[rows], examples[rows], local[rows])
     return {query: Listed(*(part[:top] for part in listed)) for query, listed in lists.items()}
 
 
@@ -191,10 +196,10 @@ def spectra(table: pa.Table, contrast: int) -> Lists:
 def read_logits(
     inputs: Inputs, predictions: str, role: Role
 ) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows classes"]]:
-    """Ids, ascending, and logits of the rows of one role that have a prediction.
+    """Ids, ascending, and logits of the rows of `role` that have a prediction.
 
     Raises:
-        DataError: there is none.
+        DataError: no row has one.
     """
     ids, logits = predicted.read_logits(inputs, predictions, role)
     if len(ids) == 0:
@@ -206,19 +211,19 @@ def read_logits(
 
 
 def mean_length(lists: Lists) -> float | None:
-    """Examples of a list on average; None without a list."""
-    return float(np.mean([len(one.ids) for one in lists.values()])) if lists else None
+    """The mean number of examples of a list; None without any list."""
+    return float(np.mean([len(listed.ids) for listed in lists.values()])) if lists else None
 
 
 def spread(n: int, wanted: int) -> Int64[np.ndarray, " kept"]:
-    """`wanted` of `n` places, spread evenly with both ends among them; all if there are fewer."""
-    places: np.ndarray = np.linspace(0, n - 1, min(n, wanted)).round().astype(np.int64)
-    return places
+    """`wanted` of the positions 0 to n - 1, evenly spread with both ends; all if n is less."""
+    positions: np.ndarray = np.linspace(0, n - 1, min(n, wanted)).round().astype(np.int64)
+    return positions
 
 
 def _cut(listed: Listed, length: int, is_spectrum: bool) -> Listed:
     n = len(listed.ids)
-    return listed.at(spread(n, length) if is_spectrum else np.arange(min(n, length)))
+    return listed.take(spread(n, length) if is_spectrum else np.arange(min(n, length)))
 
 
 def _grouped(
@@ -226,7 +231,7 @@ def _grouped(
     examples: Int64[np.ndarray, " rows"],
     local: Float[np.ndarray, " rows"],
 ) -> Lists:
-    """Rows that lie query by query, in each one's order."""
+    """The lists of rows that are sorted by query; each list keeps the order of its rows."""
     starts = np.flatnonzero(np.diff(queries, prepend=-1))
     stops = np.append(starts, len(queries))[1:]
     return {

@@ -18,19 +18,19 @@ from stages.stage import TASKS, Inputs, Steps
 
 
 class Result(NamedTuple):
-    """What a metric found, in plain values."""
+    """The result of a metric, as plain values that can be written as JSON."""
 
     rows: list[dict[str, Any]]
     """The table that is shown; all rows have the same keys."""
     facts: dict[str, Any]
-    """What all rows rest on, such as sizes and the ridge."""
+    """Numbers that belong to all rows, such as sizes and the ridge."""
     details: list[dict[str, Any]]
-    """What the rows were computed from, so that a program can compute them again."""
+    """Values for single queries, examples or outputs, from which the rows can be computed again."""
 
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """Reads tables of a run, and says how good something is."""
+    """A measure of the quality of methods, predictions or explanations, from tables of a run."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -55,4 +55,4 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
-        """The table."""
+        """The table that is shown; `stepped` is told the steps done, and their total."""

@@ -1,10 +1,10 @@
-"""What happens to a prediction without the examples that are said to have helped it.
+"""The change of a prediction when the examples that a method lists as helpful are removed.
 
 A query's listed examples are removed, all at once, the model is fitted to the rest, and the change
-of what it says of the query is recorded: after minus before, so that more negative means the method
-found what carried the prediction. What is measured is the margin, the output of the class that is
-explained less the largest other one, or that class's output alone. Explained is the class of
-`predictions`, though what is fitted anew may predict another.
+of its output for the query is recorded: after minus before, so that more negative means the method
+found the examples that carried the prediction. The measure is the margin, the output of the
+explained class less the largest other one, or that class's output alone. The explained class is
+that of `predictions`, though the new fit may predict another.
 
 `by: kernel` fits the kernel regression of the labels anew, exactly and in closed form. With
 M = (K + damping I)^-1, A = M Y and R the removed examples,
@@ -15,8 +15,9 @@ from the block inverse, at a cost of |R| n + |R|^3 for a query; the damping is h
 it is the closed form of leave-one-out. [derived]
 
 `by: retrain` trains a linear head on the vectors of `embedding` anew without the examples, for some
-queries, from the same start and in the same order as on all. What a training without a few rows
-says differs by some noise, for batches are cut elsewhere: compare with random examples.
+queries, from the same start and in the same order as on all. The outputs of a
+training without a few rows differ by some noise, for its batches are cut elsewhere: compare with
+the removal of random examples.
 
 Source: the protocol of methods.md 2.5 (4) [derived]; removal and retraining as in Hooker et al.
 2019, arXiv:1806.10758, there of features.
@@ -41,12 +42,12 @@ from stages.surrogate.kernel import Solution, solve
 from stages.surrogate.labelled_kernel import Ridge, check_fields, read_labelled_kernel
 
 TOKENS = 2048
-"""Rows of vectors that the head is asked about at a time."""
+"""Rows of vectors in one forward pass of the head."""
 RETRAINED = 20
-"""Queries that are looked at by default where every one costs a training per method."""
+"""The default number of queries with `by: retrain`, where each costs a training per method."""
 
 Fitted = Callable[[int, Int64[np.ndarray, " removed"]], Float[Tensor, " classes"]]
-"""Outputs for a query, by id, of a fit without the examples of some ids."""
+"""The outputs for a query id of a fit without the examples of these ids."""
 
 
 def change_without(
@@ -54,9 +55,10 @@ def change_without(
     to_examples: Float[Tensor, " examples"],
     removed: Int64[Tensor, " removed"],
 ) -> Float[Tensor, " classes"]:
-    """How much the outputs for a query rise if the regression is fitted without some examples.
+    """How much the outputs for a query rise if the regression is fitted without `removed` examples.
 
-    `to_examples` is the query's row of the kernel. Exact. Cost removed * examples + removed^3.
+    `removed` are row numbers of the kernel, `to_examples` is the query's row of the kernel. Exact.
+    Cost removed * examples + removed^3.
     """
     reach = to_examples @ solution.inverse[:, removed]
     block = solution.inverse[removed][:, removed]
@@ -67,7 +69,7 @@ def change_without(
 def measured(
     outputs: Float[Tensor, " classes"], predicted: int, measure: Literal["margin", "output"]
 ) -> float:
-    """The class's output, for the margin less the largest of the others."""
+    """The output of the class `predicted`, for the margin less the largest other output."""
     others = torch.arange(len(outputs)) != predicted
     less = outputs[others].max() if measure == "margin" else 0.0
     return float(outputs[predicted] - less)
@@ -83,27 +85,27 @@ class Removal(Explanations):
     by: Literal["kernel", "retrain"] = "kernel"
     """Whether the kernel regression is solved anew or a head is trained anew."""
     measure: Literal["margin", "output"] = "margin"
-    """What is compared."""
+    """The measure whose change is recorded: the margin, or the class's output alone."""
     predictions: str = "prediction"
     """Instance whose predicted classes are explained."""
     queries: int | None = None
-    """Queries that are looked at, drawn with `seed`; null takes all, and 20 with `by: retrain`."""
+    """Number of queries, drawn with `seed`; null takes all, and 20 with `by: retrain`."""
     kernel: tuple[str, ...] = ("ntk",)
     """Feature tables of the regression; with several, their kernels' mean."""
     normalize: bool = True
     """Scale every feature vector to unit length."""
     ridge: Ridge = "auto"
-    """Relative to the kernel's mean diagonal; `auto` takes the least leave-one-out error."""
+    """Ridge, relative to the kernel's mean diagonal; `auto` takes the least leave-one-out error."""
     embedding: str = "embedding"
     """Feature table that a head is trained on: an instance of `embedding`, or `features`."""
     training: Training = field(default_factory=Training)
     """How a head is trained."""
 
     def check(self) -> None:
-        """Refuses fields that cannot be used.
+        """Refuses fields out of range.
 
         Raises:
-            ConfigError: no query would be looked at, the regression cannot be built, or see
+            ConfigError: there would be no query, the regression cannot be built, or see
                 `Explanations.check`.
         """
         super().check()
@@ -113,7 +115,7 @@ class Removal(Explanations):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The methods' tables, labels, and the features of what is fitted."""
+        """The methods' tables, predictions, labels, and the features that the fit reads."""
         features = self.kernel if self.by == "kernel" else (self.embedding,)
         return (*self.methods, self.predictions, *features, "label")
 
@@ -129,7 +131,7 @@ class Removal(Explanations):
         wanted = self.queries or (RETRAINED if self.by == "retrain" else None)
         ids, logits = read_logits(inputs, self.predictions, "query")
         class_of = dict(zip(ids.tolist(), logits.argmax(1).tolist(), strict=True))
-        listed = {query for own in lists.values() for query in own}
+        listed = {query for of_method in lists.values() for query in of_method}
         explained = sorted(listed & set(query_ids.tolist()) & set(class_of))
         order = np.random.default_rng([self.seed, 0, 5]).permutation(explained)
         chosen = sorted(order[:wanted].tolist())
@@ -143,11 +145,11 @@ class Removal(Explanations):
         for nth, query in enumerate(chosen):
             predicted = class_of[query]
             before = measured(fitted(query, np.zeros(0, np.int64)), predicted, self.measure)
-            for method, own in lists.items():
-                if query not in own:
+            for method, of_query in lists.items():
+                if query not in of_query:
                     continue
-                # Whoever has no features, or no label, took no part in the fit.
-                removed = np.intersect1d(own[query].ids, example_ids)
+                # An example without features or label took no part in the fit.
+                removed = np.intersect1d(of_query[query].ids, example_ids)
                 if len(removed):
                     after = measured(fitted(query, removed), predicted, self.measure)
                     named = {"method": method, "query_id": query, "removed": removed.tolist()}
@@ -170,7 +172,7 @@ class Removal(Explanations):
         return Result(rows, {"n_queries": len(chosen), **facts}, details)
 
     def _kernel(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, Fitted, dict[str, Any]]:
-        """Ids of examples and queries, the regression without some of them, and facts."""
+        """Ids of examples and queries, the kernel regression as a `Fitted`, and facts on it."""
         read = read_labelled_kernel(inputs, self.kernel, self.normalize, self.ridge)
         solution = solve(read.kernel, read.targets, read.damping)
         place = {query: row for row, query in enumerate(read.query_ids.tolist())}
@@ -184,7 +186,7 @@ class Removal(Explanations):
         return read.example_ids, read.query_ids, fitted, facts
 
     def _head(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, Fitted, dict[str, Any]]:
-        """The same of trainings of a head."""
+        """Ids of examples and queries, trainings of a head as a `Fitted`, and facts on them."""
         players, learner = read_vectors(inputs, self.embedding)
         drawn = generator_of(f"removal/{self.seed}")
         visits = torch.randperm(players.n, generator=drawn).numpy()

@@ -1,4 +1,4 @@
-"""How often the sign of an example's value hangs on which other examples it was trained with.
+"""The share of examples whose value changes its sign with the rest of the training set.
 
 Protocol of arXiv:2406.04606 (beta-robustness, methods.md 1.7): some points are kept, the rest of
 the training set is drawn anew several times, and each time a method values the points. The sign of
@@ -16,8 +16,8 @@ How it is read here. [derived]
   everything that was drawn, with one ridge, chosen on all of that. Were it chosen for each set
   anew, signs would also turn with the ridge, which is no property of the method.
 
-A method is a function from a game to values (`stages.game.game.PlaysGame`), so what it is given is
-what sets are worth, and no more: `leave_one_out` and `freeshap` can be asked, `knn_shapley` cannot.
+A method is a function from a game to values (`stages.game.game.PlaysGame`) that knows the worth of
+sets and nothing else: `leave_one_out` and `freeshap` are such methods, `knn_shapley` is not.
 """
 
 import dataclasses
@@ -35,21 +35,21 @@ from stages.metrics.metric import Metric, Result
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 SURE = 2.0
-"""Standard errors from zero at which a sampled sign is taken for sure."""
+"""Standard errors from zero beyond which the sign of a sampled value counts as certain."""
 
 
 def non_robust(value: Float[np.ndarray, "draws points"]) -> Bool[np.ndarray, " points"]:
-    """Whether any draw's sign differs from that of most draws, with sgn(0) = +1."""
+    """Whether a point's sign in any draw differs from that of most draws, with sgn(0) = +1."""
     is_positive = value >= 0
     of_most = 2 * is_positive.sum(0) > len(value)
-    found: np.ndarray = (is_positive != of_most).any(0)
-    return found
+    differs: np.ndarray = (is_positive != of_most).any(0)
+    return differs
 
 
 def surely_non_robust(
     value: Float[np.ndarray, "draws points"], stderr: Float[np.ndarray, "draws points"]
 ) -> Bool[np.ndarray, " points"]:
-    """Whether both signs occur in values that sampling is unlikely to have turned.
+    """Whether a point has values of both signs, each certain despite the error of sampling.
 
     With a standard error of 0 the same as `non_robust`.
     """
@@ -60,7 +60,7 @@ def surely_non_robust(
 def summary(
     value: Float[np.ndarray, "draws points"], stderr: Float[np.ndarray, "draws points"]
 ) -> dict[str, float]:
-    """What the table says of one method and utility.
+    """The columns of the result row of one method and utility.
 
     non_robust, surely_non_robust: shares of the points; zeros: share of all values that are exactly
     0; mean_abs: mean over points of |mean over draws|; mean_sd: mean over points of the standard
@@ -80,7 +80,7 @@ def summary(
 def draw_sets(
     n_pool: int, n_examples: int, n_points: int, n_draws: int, seed: int
 ) -> Int64[np.ndarray, "draws examples"]:
-    """Training sets, by place in the pool; the first `n_points` are the same in all of them.
+    """Training sets, as row numbers of the pool; the first `n_points` are the same in all of them.
 
     Companions come from the rest of the pool, no row twice in a set; draws are independent, so that
     two sets may share companions.
@@ -109,17 +109,17 @@ class Robustness(Valuation, Metric):
     examples: int = 500
     """Size of a training set, the points included."""
     points: int = 50
-    """Examples whose values are looked at."""
+    """Examples whose values are compared over the draws."""
     draws: int = 5
-    """Training sets; an odd number, so that there is a sign of most."""
+    """Number of training sets; odd, so that most draws agree on a sign."""
     rounds: int = 12
-    """Of `freeshap`, for each training set."""
+    """Rounds of `freeshap`, for each training set."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields out of range, and methods that play no game.
 
         Raises:
-            ConfigError: a field cannot be used, or a method does not play the game.
+            ConfigError: a field is out of range, or a method does not play the game.
         """
         self.check()
         if not self.methods or len(set(self.methods)) < len(self.methods):
@@ -140,12 +140,12 @@ class Robustness(Valuation, Metric):
         self.players()
 
     def players(self) -> dict[str, PlaysGame]:
-        """The methods, ready to play, with the fields that they share with this metric.
+        """The methods' stages by name, with the fields that they share with this metric.
 
         Raises:
-            ConfigError: a method is no stage, or none that plays the game.
+            ConfigError: a method is no stage, or no stage that plays the game.
         """
-        found: dict[str, PlaysGame] = {}
+        stages: dict[str, PlaysGame] = {}
         for name in self.methods:
             cls = load(name)
             names = [f.name for f in dataclasses.fields(cls) if hasattr(self, f.name)]
@@ -154,8 +154,8 @@ class Robustness(Valuation, Metric):
                     f"methods: found {name}, expected stages that value any set of examples by "
                     "what its subsets are worth. Name some of leave_one_out and freeshap."
                 )
-            found[name] = cls(**{field: getattr(self, field) for field in names})
-        return found
+            stages[name] = cls(**{field: getattr(self, field) for field in names})
+        return stages
 
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """One row for each method, semivalue and utility; details are values of single points.

@@ -1,7 +1,7 @@
-"""How much of an explanation is about this query: the overlap of the lists of different queries.
+"""The overlap of the lists of different queries: low where explanations are about their query.
 
 The overlap of two lists is their Jaccard index, |A and B| / |A or B|; its mean over pairs of
-queries is 1 for a method that lists the same examples whatever is asked, and lower is more
+queries is 1 for a method that lists the same examples for every query, and lower is more
 specific. Queries of one predicted class share more with each other than with the rest, for spectra
 by construction, so the mean over such pairs stands beside the one over all. Lists drawn at random
 overlap by about r / (2n - r) for r of n examples.
@@ -22,15 +22,15 @@ from stages.stage import ConfigError, Inputs, Steps
 
 
 def jaccard(lists: Lists) -> Float[np.ndarray, "queries queries"]:
-    """The overlap of every two lists. Cost queries^2 * examples that are listed at all."""
+    """The Jaccard index of every two lists. Cost queries^2 * examples in any list."""
     ids = np.unique(np.concatenate([listed.ids for listed in lists.values()]))
     holds = np.zeros((len(lists), len(ids)))
     for row, listed in enumerate(lists.values()):
         holds[row, np.searchsorted(ids, listed.ids)] = 1.0
     both = holds @ holds.T
     size = holds.sum(1)
-    found: np.ndarray = both / (size[:, None] + size - both)
-    return found
+    overlap: np.ndarray = both / (size[:, None] + size - both)
+    return overlap
 
 
 def mean_over_pairs(
@@ -39,10 +39,10 @@ def mean_over_pairs(
     resamples: int,
     seed: int,
 ) -> Estimate:
-    """The mean overlap of the pairs that count, of two different queries each.
+    """The mean overlap of the pairs of different queries that are `counted`.
 
-    Queries are drawn for the interval, not pairs, which hang on one another; a query that is drawn
-    twice is no pair with itself. Cost resamples * queries^2.
+    The interval draws queries, not pairs, which depend on one another; a query that is drawn
+    twice makes no pair with itself. Cost resamples * queries^2.
     """
     counted = counted & ~np.eye(len(counted), dtype=bool)
     weight = counted.astype(np.float64)
@@ -66,10 +66,10 @@ class Specificity(Explanations):
     predictions: str = "prediction"
     """Instance whose predicted classes say which queries are of one class."""
     queries: int = 1000
-    """Queries that are compared, at most; drawn with `seed` if there are more."""
+    """The largest number of queries that are compared; drawn with `seed` if there are more."""
 
     def check(self) -> None:
-        """Refuses fields that cannot be used.
+        """Refuses fields out of range.
 
         Raises:
             ConfigError: there would be no pair, or see `Explanations.check`.
@@ -84,7 +84,7 @@ class Specificity(Explanations):
         return (*self.methods, self.predictions, "label")
 
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
-        """One row for each method; details are the lists."""
+        """One row for each method; details are the listed example ids of each query."""
         ids, logits = read_logits(inputs, self.predictions, "query")
         chosen = np.random.default_rng([self.seed, 0, 4]).permutation(ids)[: self.queries]
         predicted = dict(zip(ids.tolist(), logits.argmax(1).tolist(), strict=True))
@@ -96,10 +96,10 @@ class Specificity(Explanations):
             overall = alike = Estimate(None)
             if lists:
                 overlap = jaccard(lists)
-                of = np.array([predicted[query] for query in lists])
+                classes = np.array([predicted[query] for query in lists])
                 all_pairs = np.ones(overlap.shape, dtype=bool)
                 overall = mean_over_pairs(overlap, all_pairs, self.resamples, self.seed)
-                is_alike = of[:, None] == of
+                is_alike = classes[:, None] == classes
                 alike = mean_over_pairs(overlap, is_alike, self.resamples, self.seed)
             rows.append(
                 {

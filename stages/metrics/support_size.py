@@ -1,7 +1,7 @@
-"""What the size of a support set says: of the model's confidence, and of whether it is right.
+"""The relation of a support set's size to the confidence and correctness of the prediction.
 
 A large set is read as "the query is easy to tell from the other class" [said of arXiv:2408.05976 in
-its reviews]. If so, sizes go along with confidence, the largest softmax probability, and are larger
+its reviews]. If so, sizes rise with confidence, the largest softmax probability, and are larger
 where the prediction is right. For each instance of `support`:
 
 - contrast `general`: the size of the general set; `runner_up`: of the set towards the class with
@@ -34,21 +34,21 @@ from stages.tables import GENERAL
 
 
 def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Places in ascending order, from 1; equal values share the mean of theirs."""
+    """The rank of each value in ascending order, from 1; equal values share their mean rank."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    found: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[group]
-    return found
+    ranked: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[group]
+    return ranked
 
 
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Correlation of ranks; NaN where one side is constant."""
+    """Spearman's rank correlation; NaN where `a` or `b` is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
 def auc(values: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:
-    """Area under the ROC curve; NaN where all rows are of one kind."""
+    """Area under the ROC curve of `values`; NaN where all rows are positive, or none is."""
     n_positive = int(is_positive.sum())
     n_negative = len(values) - n_positive
     if not n_positive or not n_negative:
@@ -59,7 +59,7 @@ def auc(values: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) ->
 
 @dataclass(frozen=True)
 class SupportSize(Methods):
-    """Sizes of support sets against the model's confidence and correctness."""
+    """Rank correlation of support sizes with confidence, and their AUC for correctness."""
 
     methods: tuple[str, ...] = ("support",)
     """Instances of `support`."""
@@ -68,7 +68,7 @@ class SupportSize(Methods):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The sizes, predictions and labels."""
+        """The tables of sizes, the predictions and the labels."""
         sizes = (f"{name}.support_size" for name in self.methods)
         return (*sizes, self.predictions, "label")
 
@@ -90,7 +90,7 @@ class SupportSize(Methods):
         contrasts = {"general": np.full(len(ids), GENERAL), "runner_up": runner_up(logits)}
 
         def judged(sizes: np.ndarray, at: Int64[np.ndarray, " queries"]) -> dict[str, Any]:
-            """Both measures for sizes of the queries at some places."""
+            """Spearman, AUC and gain for the sizes of the queries with these row numbers."""
             certain = confidence[at]
             labelled = is_known[at]
             right, of_labelled = is_right[at][labelled], sizes[labelled]

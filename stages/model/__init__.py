@@ -1,1 +1,1 @@
-"""The network, its tokens and its weights."""
+"""Models: loading networks, tokenizing rows, batches, measurement and training."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters: trained ones, and fresh ones as fine-tuning would begin with them."""
+"""LoRA adapters in a network: trained ones, and fresh ones as fine-tuning begins with them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from stages.stage import ConfigError, ModelError
 
 
 def adapted(model: ModelSpec, network: Any) -> Any:
-    """The network with its trained adapter, or with fresh ones whose A depends on seed and name."""
+    """The network with the trained adapter that `model` names, or with fresh ones, or unchanged.
+
+    A of a fresh adapter depends on the seed and the layer's name alone.
+
+    Raises:
+        ModelError: peft is not installed, or the trained adapter does not fit.
+        ConfigError: `targets` of fresh adapters name no linear layers.
+    """
     if model.adapter is None and model.train.lora is None:
         return network
     try:
@@ -51,10 +58,14 @@ def adapted(model: ModelSpec, network: Any) -> Any:
 
 
 def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
-    """Puts a trained adapter into the network, and the head it was trained with into its head.
+    """Loads a trained adapter into the network, and the head saved with it into the network's.
 
-    The names in it begin at the model it was trained in, which may be this one's trunk, or a whole
-    model around it; a head has no place in a bare trunk, whose head is another.
+    The adapter's names of layers are relative to the model it was trained in: this network's trunk,
+    or a whole model around the trunk. A saved head is left out where the network is a bare trunk,
+    on which another head is put.
+
+    Raises:
+        ModelError: it is no LoRA adapter, or its weights and the network's layers do not match.
     """
     with quiet(), as_model_error(folder, "adapter"):
         config = peft.PeftConfig.from_pretrained(str(folder))
@@ -63,11 +74,12 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
     base = network.base_model_prefix
 
     def place(path: str) -> str | None:
+        """Name in the network of the layer that the adapter calls `path`; None if it has none."""
         tried = (path, path.removeprefix(f"{base}."), f"{base}.{path}")
         return next((name for name in tried if name in modules), None)
 
     adapters: dict[str, Tensor] = {}
-    targets, lost = set(), []
+    targets, unplaced = set(), []
     for key, weight in weights.items():
         key = key.removeprefix("base_model.model.")
         path, kind, leaf = key.partition(".lora_")
@@ -76,7 +88,7 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
         module = place(path)
         if module is None:
             is_head = kind == "." and network is network.base_model
-            lost += [] if is_head else [key]
+            unplaced += [] if is_head else [key]
         elif kind == ".lora_":
             targets.add(module)
             adapters[f"{module}{kind}{leaf}"] = weight
@@ -84,14 +96,14 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
             with torch.no_grad():
                 network.get_submodule(module).get_parameter(leaf).copy_(weight)
         else:
-            lost.append(key)
-    if config.peft_type != peft.PeftType.LORA or not targets or lost:
+            unplaced.append(key)
+    if config.peft_type != peft.PeftType.LORA or not targets or unplaced:
         raise ModelError(
             f"{folder}: found an adapter of type {config.peft_type.value} whose weights "
-            f"{', '.join(lost[:3]) or 'are none'} have no place in the model, expected a LoRA "
+            f"{', '.join(unplaced[:3]) or 'are none'} have no place in the model, expected a LoRA "
             "adapter of this model. Correct model.adapter or model.path."
         )
-    # The layers by name: whatever else chose them was written for the model it was trained in.
+    # Layers by full name: other fields of the config that choose layers suit the original model.
     config.target_modules = targets
     config.exclude_modules = config.modules_to_save = config.task_type = None
     config.layers_to_transform = config.layers_pattern = None
@@ -110,7 +122,7 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
 
 
 def _draw_uniform(weight: Tensor, name: str) -> None:
-    """What peft draws by default, uniform within 1 / sqrt(inputs), from the name alone."""
+    """Fills a weight with peft's default, uniform within 1 / sqrt(inputs), drawn from `name`."""
     bound = weight.shape[1] ** -0.5
     drawn = torch.rand(weight.shape, generator=generator_of(name)) * (2 * bound) - bound
     with torch.no_grad():

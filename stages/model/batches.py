@@ -1,4 +1,4 @@
-"""From rows of text to padded batches, and from a batch's results back to rows of a table.
+"""Tokens of rows of text, and padded batches of them.
 
 A shard is tokenised once. Its rows are then sorted by length and cut into batches of at most
 `token_budget` padded tokens, so that little is spent on padding and memory has a bound.
@@ -17,11 +17,11 @@ from stages.model.networks import IGNORED
 from stages.stage import ConfigError, DataError
 
 Span = tuple[int, int, int]
-"""Of a token: its text column (0 or 1), its first and its behind-last character there."""
+"""Span of a token: its text column (0 or 1), start and stop (exclusive) in characters there."""
 TEMPLATE: Span = (-1, -1, -1)
-"""Of a token that is no piece of the text: special ones, and the words of templates."""
-MOVED: Span = (-2, -1, -1)
-"""Of a piece of the text that a template has moved nobody knows where to."""
+"""Span of a token that is no piece of the text: special tokens, and the words of templates."""
+REWRITTEN: Span = (-2, -1, -1)
+"""Span of a token of the text whose characters are unknown, since a template rewrote the text."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Tokens:
     """The tokens of some rows.
 
     `columns` maps an argument of the network (`input_ids`, perhaps `token_type_ids`, `targets`) to
-    one list of numbers per row; `positions` holds the token whose output is read, where it is one;
-    `spans`, where they were asked for, says of each token which characters it stands for.
+    one list of numbers per row. `positions` holds the index of the token whose output is read,
+    where the model reads a single one. `spans`, where offsets were requested, holds a span per
+    token.
     """
 
     columns: dict[str, list[list[int]]]
@@ -39,11 +40,11 @@ class Tokens:
 
     @property
     def lengths(self) -> Int[np.ndarray, " rows"]:
-        """Tokens per row."""
+        """The number of tokens of each row."""
         return np.array([len(row) for row in self.columns["input_ids"]], dtype=np.int64)
 
     def take(self, rows: Int[np.ndarray, " kept"]) -> "Tokens":
-        """The named rows."""
+        """The tokens of the rows with these numbers."""
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
         positions = None if self.positions is None else self.positions[rows]
         return Tokens(columns, positions, self.spans and [self.spans[row] for row in rows])
@@ -56,7 +57,7 @@ def tokenise(
     max_length: int,
     with_offsets: bool = False,
 ) -> Tokens:
-    """Tokens of each text, or of the text and its pair where that is not None.
+    """The tokens of each text, or of the text and its pair where that is not None.
 
     Rows longer than `max_length` lose their end; of a pair, the longer member loses first.
 
@@ -82,8 +83,8 @@ def tokenise(
         for name in names:
             for row, values in zip(rows, encoded[name], strict=True):
                 columns[name][row] = values
-        for at, row in enumerate(rows if with_offsets else ()):
-            spans[row] = _spans(encoded.sequence_ids(at), encoded["offset_mapping"][at])
+        for index, row in enumerate(rows if with_offsets else ()):
+            spans[row] = _spans(encoded.sequence_ids(index), encoded["offset_mapping"][index])
     for row, values in enumerate(columns["input_ids"]):
         if not values:
             raise DataError(
@@ -96,10 +97,10 @@ def tokenise(
 def tokenise_questions(
     tokenizer: Any, questions: Sequence[str | None], texts: Sequence[str], max_length: int
 ) -> Tokens:
-    """Each question and then the text it asks about; `is_context` marks tokens of the text.
+    """The tokens of each question and then its text; column `is_context` marks those of the text.
 
-    Rows longer than `max_length` lose the end of the text, and with a question of more than half of
-    it also the end of the question.
+    Rows longer than `max_length` lose the end of the text, and where the question alone has more
+    than half of `max_length` tokens, also the end of the question.
     """
     rows = [
         encode_question(tokenizer, question, text, max_length)
@@ -109,7 +110,7 @@ def tokenise_questions(
     columns = {name: [list(row[name]) for row in rows] for name in names}
     parts = [row.sequence_ids(0) for row in rows]
     columns["is_context"] = [[int(part == 1) for part in row] for row in parts]
-    # The second column, the question, is read first.
+    # The question comes first, but is the column text_b, number 1.
     swapped = [[None if part is None else 1 - part for part in row] for row in parts]
     offsets = [row["offset_mapping"] for row in rows]
     spans = [_spans(*row) for row in zip(swapped, offsets, strict=True)]
@@ -117,13 +118,13 @@ def tokenise_questions(
 
 
 def _spans(parts: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> list[Span]:
-    """Of each token its text, given as the number of the sequence, and its characters."""
+    """The span of each token, from the number of its sequence (None: special) and its offsets."""
     each = zip(parts, offsets, strict=True)
     return [TEMPLATE if part is None else (part, *characters) for part, characters in each]
 
 
 def encode_question(tokenizer: Any, question: str | None, text: str, max_length: int) -> Any:
-    """One row of `tokenise_questions` as the tokenizer gives it, with its offsets.
+    """The tokenizer's encoding of one row of `tokenise_questions`, with offsets.
 
     Raises:
         DataError: there is no question.
@@ -146,7 +147,7 @@ def encode_question(tokenizer: Any, question: str | None, text: str, max_length:
 def batches(
     lengths: Int[np.ndarray, " rows"], token_budget: int
 ) -> Iterator[Int[np.ndarray, " batch"]]:
-    """Row numbers of each batch, longest rows first: what does not fit in memory fails at once.
+    """Row numbers of each batch, longest rows first, so that a lack of memory shows at once.
 
     Rows times the longest row stays within `token_budget`, except that a batch has at least one
     row. Each row comes once; the order depends on the lengths alone.
@@ -169,7 +170,11 @@ def batches(
 def pad(
     tokens: Tokens, rows: Int[np.ndarray, " rows"], pad_id: int, device: str
 ) -> dict[str, Tensor]:
-    """The named rows as int64 tensors (rows, longest), padded on the right, with their mask."""
+    """The rows with these numbers as int64 tensors (rows, longest), padded on the right.
+
+    Beside the columns of `tokens` there are `attention_mask`, and `position` where the model reads
+    a single token.
+    """
     lengths = np.array([len(tokens.columns["input_ids"][row]) for row in rows])
     real = np.arange(int(lengths.max())) < lengths[:, None]
     padded = {"attention_mask": real.astype(np.int64)}

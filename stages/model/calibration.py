@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: the yardstick of `assay plan`."""
+"""The speed of matrix products on this machine, from which `assay plan` estimates times."""
 
 import time
 
@@ -6,7 +6,10 @@ import torch
 
 
 def flops_per_second(size: int = 768, seconds: float = 0.2) -> float:
-    """Floating-point operations a second of one thread, from float32 products of (size, size)."""
+    """Floating-point operations per second of one thread.
+
+    Measured by float32 products of (size, size) matrices, for about `seconds`.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

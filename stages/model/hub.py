@@ -1,4 +1,4 @@
-"""Where the files of a model lie, and what its weights are called; no weight is loaded.
+"""The local folder of a model and the fingerprint of its weights; no weight is loaded.
 
 Commands that only plan or read a run import this module, so it does without torch.
 """
@@ -43,7 +43,7 @@ def resolve(model: ModelSpec) -> Path:
 
 
 def fingerprint(model: ModelSpec) -> str:
-    """16 hex digits that name the weights and the tokenizer.
+    """16 hex digits that identify the weights, the tokenizer and the adapter.
 
     For a folder, SHA-256 over names and contents of its weight and tokenizer files, so that a copy
     elsewhere has the same fingerprint; for a hub id, the start of the snapshot's commit hash.
@@ -55,8 +55,10 @@ def fingerprint(model: ModelSpec) -> str:
     if folder.parent.name == "snapshots" and model.adapter is None:
         return folder.name[:16]
     total = hashlib.sha256()
-    for place in [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]:
-        for path in sorted({p for pattern in _KEYED_FILES for p in place.glob(pattern)}):
+    for folder_read in (
+        [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]
+    ):
+        for path in sorted({p for pattern in _KEYED_FILES for p in folder_read.glob(pattern)}):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
             total.update(path.name.encode() + b"\0" + content)
@@ -67,7 +69,7 @@ def adapter_folder(path: str) -> Path:
     """The local folder of a trained adapter.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no adapter in the folder.
     """
     folder = Path(path).expanduser()
     if not (folder / "adapter_config.json").is_file():
@@ -112,7 +114,7 @@ def _hub_folder(model: ModelSpec) -> Path:
 
 @contextmanager
 def as_model_error(folder: Path, what: str) -> Iterator[None]:
-    """Whatever a loader raises, as a ModelError that says what to do."""
+    """Turns whatever a loader raises into a ModelError; `what` is the word for what it loads."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -124,8 +126,8 @@ def as_model_error(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Neither load reports nor progress bars: what matters in them is raised as an error."""
-    # A second of import that a plan over local folders does not pay.
+    """Silences load reports and progress bars of transformers; missing weights raise errors."""
+    # Imported here: it takes a second, which a plan over local folders is spared.
     from transformers.utils import logging
 
     _logging: Any = logging

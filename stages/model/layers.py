@@ -1,10 +1,10 @@
-"""Which layers of a network are trained, and where their weights are used.
+"""The trained layers of a network, and the embedding tables that share their weights.
 
-Counted are the weights of `nn.Linear` and of the `Conv1D` of GPT-2. Biases, norms (a few
+Trained are the weights of `nn.Linear` and of the `Conv1D` of GPT-2. Biases, norms (a few
 thousandths of an encoder's parameters) and embedding tables (lookups) are left out, with one
 exception: where a trained output layer shares its weight with an embedding table, as in many causal
-language models, both uses count, for they are one weight. With `last_blocks` the table lies below
-what is trained, so such an output layer is left out.
+language models, both uses count, as it is a single weight. With `last_blocks` the table lies below
+the trained blocks, so such an output layer is left out.
 """
 
 import fnmatch
@@ -20,45 +20,48 @@ Named = TypeVar("Named")
 
 
 class Shape(NamedTuple):
-    """Numbers that go into a layer and come out of it, for each token."""
+    """The lengths of a linear layer's input and output vectors."""
 
     inputs: int
     outputs: int
 
 
 def shape_of(layer: nn.Module) -> Shape:
-    """Inputs and outputs of a trained layer."""
+    """The input and output lengths of a linear layer or a Conv1D."""
     rows, columns = layer.weight.shape  # type: ignore[misc]
     return Shape(int(rows), int(columns)) if isinstance(layer, Conv1D) else Shape(columns, rows)
 
 
 def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]:
-    """The trained layers by name, in module order.
+    """The layers whose weights `trained` selects, by name, in module order.
 
     Raises:
-        ConfigError: no layer fits, or the network has no blocks to count.
+        ConfigError: no layer matches the patterns, or the network has too few blocks.
     """
-    found: dict[str, nn.Module] = {
+    candidates: dict[str, nn.Module] = {
         n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | Conv1D)
     }
     head = set(getattr(network, "trained_head", ()))
     # Fresh adapters have B = 0, so that the gradient of A is exactly zero.
     counted = (".lora_B.",) if trained.lora is not None else (".lora_A.", ".lora_B.")
-    if any(".lora_B." in name for name in found):
-        found = {n: m for n, m in found.items() if any(c in n for c in counted) or n in head}
+    if any(".lora_B." in name for name in candidates):
+        candidates = {
+            n: m for n, m in candidates.items() if any(c in n for c in counted) or n in head
+        }
     if trained.last_blocks is not None:
-        found = _above(network, found, trained.last_blocks)
+        candidates = _above(network, candidates, trained.last_blocks)
         tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-        found = {n: m for n, m in found.items() if id(_weight(m)) not in tables}
+        candidates = {n: m for n, m in candidates.items() if id(_weight(m)) not in tables}
     chosen = {
         n: m
-        for n, m in found.items()
+        for n, m in candidates.items()
         if any(fnmatch.fnmatchcase(n, pattern) for pattern in trained.layers)
     }
     if not chosen:
         raise ConfigError(
-            f"train: found no layer that fits layers: {list(trained.layers)} among {len(found)} "
-            f"({', '.join(list(found)[:3])}, ...), expected at least one. Correct the patterns."
+            f"train: found no layer that fits layers: {list(trained.layers)} among "
+            f"{len(candidates)} ({', '.join(list(candidates)[:3])}, ...), expected at least one. "
+            "Correct the patterns."
         )
     return chosen
 
@@ -66,10 +69,10 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
 def tied_tables(
     network: nn.Module, layers: dict[str, nn.Module]
 ) -> dict[str, tuple[nn.Embedding, Tensor]]:
-    """Embedding tables that share their weight with a trained layer, with that weight.
+    """The embedding tables that share their weight with a trained layer, and that weight, by name.
 
     Raises:
-        ModelError: the layer keeps its weight the other way round than the table.
+        ModelError: the layer is a Conv1D, which keeps the weight transposed.
     """
     weights = {id(_weight(layer)): layer for layer in layers.values()}
     tied = {}
@@ -91,10 +94,10 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def blocks_of(network: nn.Module, last_blocks: int) -> tuple[str, nn.ModuleList]:
-    """Name and blocks of the longest stack in the network, which has at least `last_blocks`.
+    """Name and blocks of the longest stack of blocks in the network.
 
     Raises:
-        ConfigError: it has fewer, or none.
+        ConfigError: it has fewer than `last_blocks`, or there is none.
     """
     lists = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.ModuleList)]
     blocks = max(lists, key=lambda item: (len(item[1]), -item[0].count(".")), default=None)
@@ -107,7 +110,7 @@ def blocks_of(network: nn.Module, last_blocks: int) -> tuple[str, nn.ModuleList]
 
 
 def parameters_above(network: nn.Module, last_blocks: int) -> dict[str, nn.Parameter]:
-    """All parameters of the last blocks, biases and norms too, and of what lies above them.
+    """All parameters of the last blocks and of the layers above them, biases and norms included.
 
     Raises:
         ConfigError: as `blocks_of`.
@@ -123,7 +126,10 @@ def parameters_above(network: nn.Module, last_blocks: int) -> dict[str, nn.Param
 
 
 def _above(network: nn.Module, named: dict[str, Named], last_blocks: int) -> dict[str, Named]:
-    """What is in the last blocks, and what is neither in a block nor in the embeddings."""
+    """Of the `named` modules or parameters, those in the last blocks or in layers above them.
+
+    Layers above are all that are neither in a block nor in the embeddings.
+    """
     name, stack = blocks_of(network, last_blocks)
     lower = [f"{name}.{i}." for i in range(len(stack) - last_blocks)]
     return {

@@ -1,4 +1,4 @@
-"""What is trained again and again: a head on vectors, the upper blocks of a model, or all of it.
+"""Networks that are trained many times: a head on vectors, a model's upper blocks, or all of it.
 
 The rows of a learner are the labelled examples of a corpus, ascending by id, and then its queries.
 Hidden states below the trained blocks are computed once, so that a step costs the upper blocks
@@ -29,21 +29,21 @@ LastBlocks = int | Literal["all"]
 
 
 class Players(NamedTuple):
-    """The rows of a learner."""
+    """The rows of a learner: labelled examples, then queries."""
 
     example_ids: Int64[np.ndarray, " examples"]
     query_ids: Int64[np.ndarray, " queries"]
     labels: Int64[Tensor, " examples_and_queries"]
-    """-1 where a query has none."""
+    """Class indices of the examples, then of the queries; -1 for a query without a label."""
 
     @property
     def n(self) -> int:
-        """Labelled examples."""
+        """The number of labelled examples."""
         return len(self.example_ids)
 
 
 def read_players(inputs: Inputs, query_ids: Int64[np.ndarray, " queries"]) -> Players:
-    """The labelled examples, and the named queries.
+    """The labelled examples, and the queries with these ids, with their labels.
 
     Raises:
         DataError: no example or no query has a label, or a label is outside of the classes.
@@ -63,7 +63,7 @@ def read_players(inputs: Inputs, query_ids: Int64[np.ndarray, " queries"]) -> Pl
 
 
 def read_vectors(inputs: Inputs, table: str) -> tuple[Players, Learner]:
-    """A head on the vectors of a feature table."""
+    """The rows, and a learner that trains a head on the vectors of the feature table `table`."""
     queries = inputs.vectors(table, "query")
     players = read_players(inputs, np.array(queries.ids))
     examples = aligned(inputs.vectors(table, "example"), players.example_ids)
@@ -74,7 +74,7 @@ def read_vectors(inputs: Inputs, table: str) -> tuple[Players, Learner]:
 def read_texts(
     inputs: Inputs, model: ModelSpec, last_blocks: LastBlocks, token_budget: int
 ) -> tuple[Players, Learner]:
-    """A model and the texts of the rows.
+    """The rows, and a learner that trains the last blocks of `model` on their texts.
 
     Raises:
         ModelError: the head has another number of outputs than there are classes.
@@ -95,9 +95,9 @@ def read_texts(
 def load_start(
     inputs: Inputs, model: ModelSpec, n_classes: int
 ) -> tuple[Measurement, list[nn.Parameter]]:
-    """The model before any training, and the weights of its head where that is a fresh one.
+    """The model before any training, and the parameters of its head if that is a fresh one.
 
-    For `head: probe` the head is zero rather than the probe, which has seen all labels.
+    For `head: probe` the head is zero instead of the probe, which was fitted to all labels.
 
     Raises:
         ModelError: the head has another number of outputs than there are classes.
@@ -122,7 +122,7 @@ def load_start(
 
 
 def vector_learner(vectors: Float[Tensor, "rows dim"], n_classes: int) -> Learner:
-    """A linear head on vectors; it begins at zero."""
+    """A learner that trains a linear head on vectors, from zero weights."""
     head = nn.Linear(vectors.shape[1], n_classes, dtype=vectors.dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -130,8 +130,8 @@ def vector_learner(vectors: Float[Tensor, "rows dim"], n_classes: int) -> Learne
     def batch(rows: Rows) -> dict[str, Tensor]:
         return {"input": vectors[torch.from_numpy(rows)]}
 
-    own = list(head.parameters())
-    return learner(head, batch, np.ones(len(vectors), dtype=np.int64), own, own)
+    weights = list(head.parameters())
+    return learner(head, batch, np.ones(len(vectors), dtype=np.int64), weights, weights)
 
 
 def text_learner(
@@ -141,7 +141,9 @@ def text_learner(
     fresh: list[nn.Parameter],
     token_budget: int,
 ) -> Learner:
-    """The last blocks of a model and what lies above them, on texts, or `all` of the model.
+    """A learner that trains a model's last blocks and the layers above them, or `all`, on texts.
+
+    `fresh` are the parameters of a fresh head.
 
     One pass of the whole model over all rows computes the hidden states below the last blocks;
     memory: a float32 number for each token and hidden dimension.
@@ -165,8 +167,8 @@ def text_learner(
     states = hidden_states(network, lower[-1], batch, tokens.lengths, token_budget)
 
     def upper_batch(rows: Rows) -> dict[str, Tensor]:
-        own = [states[row] for row in rows]
-        return {**batch(rows), "hidden_states": nn.utils.rnn.pad_sequence(own, batch_first=True)}
+        of_rows = nn.utils.rnn.pad_sequence([states[row] for row in rows], batch_first=True)
+        return {**batch(rows), "hidden_states": of_rows}
 
     return learner(UpperNetwork(network, lower), upper_batch, tokens.lengths, tuned, fresh)
 
@@ -174,12 +176,12 @@ def text_learner(
 def hidden_states(
     network: nn.Module, block: nn.Module, batch: Batch, lengths: Rows, token_budget: int
 ) -> list[Float[Tensor, "_ dim"]]:
-    """What the block says of each row's tokens.
+    """The hidden states of each row's tokens behind `block`, a module of `network`.
 
     Raises:
-        ModelError: it returns more than hidden states.
+        ModelError: the block returns more than hidden states.
     """
-    said: list[Tensor] = []
+    block_outputs: list[Tensor] = []
 
     def listen(_: nn.Module, __: object, output: object) -> None:
         if not isinstance(output, Tensor):
@@ -188,16 +190,16 @@ def hidden_states(
                 "states alone. Set last_blocks: all, or train the head alone by last_blocks: 0 and "
                 "head: probe."
             )
-        said.append(output)
+        block_outputs.append(output)
 
-    found: list[Tensor] = [torch.empty(0)] * len(lengths)
+    states_of: list[Tensor] = [torch.empty(0)] * len(lengths)
     handle = block.register_forward_hook(listen)
     try:
         for rows in batches(lengths, token_budget):
             with torch.no_grad():
                 forward(network, batch(rows))
-            for row, states in zip(rows, said.pop(), strict=True):
-                found[row] = states[: lengths[row]].clone()
+            for row, states in zip(rows, block_outputs.pop(), strict=True):
+                states_of[row] = states[: lengths[row]].clone()
     finally:
         handle.remove()
-    return found
+    return states_of

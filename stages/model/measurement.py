@@ -1,7 +1,7 @@
-"""The model, its loss, and the measured output f(theta) that everything else explains.
+"""The model, its loss, and its measured output f(theta), which all methods explain.
 
-A `Measurement` is a frozen network with its tokenizer and head, in eval mode, float32. What it
-measures depends on `head` and on what the corpus asks for:
+A `Measurement` is a frozen network with its tokenizer and head, in eval mode, float32. Its output
+and loss depend on `head` and on the task of the corpus:
 
 | head | output of a row | loss of a row |
 |---|---|---|
@@ -40,10 +40,11 @@ from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Inputs, ModelError
 
 UNLABELLED = -1
+"""The label of a row without one."""
 
 
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows ..."]:
-    """What the network returns for one batch; the only place where a model is called."""
+    """The network's outputs for one batch; the only place where a model is called."""
     output: Tensor = network(**batch)
     return output
 
@@ -51,7 +52,7 @@ def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "r
 def cross_entropy(
     logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]
 ) -> Float[Tensor, " rows"]:
-    """Loss per row in nats, not averaged.
+    """The cross-entropy of each row in nats, not averaged.
 
     In float64: `p - 1` of a confident row would lose half its digits to cancellation in float32.
     """
@@ -61,9 +62,11 @@ def cross_entropy(
 def row_loss(
     outputs: Float[Tensor, "rows outputs"], answers: Tensor | None
 ) -> Float[Tensor, " rows"]:
-    """The loss of each row: of its class (integers), its target (floats), its completion (None).
+    """The loss of each row, for class indices, float targets or, with None, completions.
 
-    The label -1 stands for the class that the outputs predict.
+    `answers` are cross-entropy's labels, squared error's targets, or None: the outputs are
+    log-likelihoods, and the loss is their negative. The label -1 stands for the class that the
+    outputs predict.
     """
     if answers is None:
         return -outputs[:, 0]
@@ -77,11 +80,11 @@ class Measurement:
     """A frozen network with its tokenizer.
 
     Attributes:
-        network: What `forward` is called with; eval mode, float32, no parameter asks for gradients.
+        network: What `forward` is called with; eval mode, float32, no parameter requires gradients.
         n_outputs: Length of an output row: classes, 1, or the hidden size of an embedder.
-        spec: The configuration it was made from.
-        form: What the text columns hold: "text", "prompt_completion" or "messages".
-        head: Its kind, which says how rows are read.
+        spec: The configuration of the model.
+        form: Content of the text columns: "text", "prompt_completion" or "messages".
+        head: The kind of model, which decides how rows are tokenised.
     """
 
     def __init__(
@@ -103,12 +106,12 @@ class Measurement:
         self.head = head or head_of(spec)
 
     def tokenise(self, text: pa.Table, with_offsets: bool = False) -> Tokens:
-        """The rows of a text table as tokens; a row's `text_b`, where not null, is its pair.
+        """The tokens of the rows of a table `text`; a row's `text_b`, where not null, is its pair.
 
-        On request with the characters that each token stands for.
+        `with_offsets` adds the span of characters of each token.
 
         Raises:
-            ModelError: the tokenizer does not say where its tokens begin.
+            ModelError: offsets are requested of a tokenizer that has none.
         """
         if with_offsets and not self.tokenizer.is_fast:
             raise ModelError(
@@ -120,7 +123,7 @@ class Measurement:
         return self.head.encode(self.tokenizer, texts, pairs, self.form, with_offsets)
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
-        """The named rows, padded to the longest, as arguments of the network."""
+        """The rows with these numbers, padded to the longest, as arguments of the network."""
         # A tokenizer without a padding token may use any id: the mask hides it.
         pad_id = self.tokenizer.pad_token_id or 0
         return pad(tokens, rows, pad_id, self.device)
@@ -133,13 +136,13 @@ class Measurement:
         return forward(self.network, batch)
 
     def has_target(self, tokens: Tokens) -> list[bool]:
-        """Which rows have anything to measure; a completion can be cut away by `max_length`."""
+        """Whether each row has an output to measure; `max_length` may cut off a completion."""
         if "targets" not in tokens.columns:
             return [True] * len(tokens.columns["input_ids"])
         return [any(t != IGNORED for t in row) for row in tokens.columns["targets"]]
 
     def random_text(self, n_rows: int, n_words: int, seed: int) -> pa.Table:
-        """Rows of random tokens of the vocabulary, as text in the form that the corpus has."""
+        """A table of random texts of `n_words` tokens each, in the form that the corpus has."""
         generator = torch.Generator().manual_seed(seed)
         special = set(self.tokenizer.all_special_ids)
         plain = [i for i in range(len(self.tokenizer)) if i not in special]
@@ -180,7 +183,9 @@ def load_embedder(
     device: str | None = None,
     form: str = "text",
 ) -> Measurement:
-    """The trunk alone: its output is the mean over tokens of one hidden state, or of all.
+    """The trunk alone; its output is the mean over tokens of one hidden state, or of all.
+
+    `layer` numbers the hidden states; `all` concatenates their means.
 
     Raises:
         ConfigError: the trunk has no such layer.
@@ -194,7 +199,7 @@ def load_embedder(
         )
     network = PooledNetwork(trunk, nn.Identity(), layer)
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
-    # A trunk reads the text alone, whatever the head that the model has elsewhere.
+    # Embeddings are of the plain text, whichever head the model has in other stages.
     plain = head_of(ModelSpec(model.path, max_length=model.max_length))
     return _measurement(model, network, load_tokenizer(model), dim, device, form, plain)
 

@@ -1,6 +1,6 @@
-"""What a model computes from a batch: hidden states, and the head that makes outputs of them.
+"""The networks that `forward` calls: a trunk that makes hidden states, and a head on top.
 
-Each network takes the tensors of a batch by name and returns one row of numbers per row of text.
+Each network takes the tensors of a batch by name and returns one row of outputs per row of text.
 `trained_head` names the layers of the head that fine-tuning would train beside LoRA adapters.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.stage import ConfigError
 
 IGNORED = -100
-"""A position without a next token to predict, as everywhere in transformers."""
+"""The target of a position without a token to predict, as everywhere in transformers."""
 
 
 def mean_pool(
@@ -28,8 +28,8 @@ def mean_pool(
 class PooledNetwork(nn.Module):
     """A trunk, the mean over tokens of one of its hidden states, and a head on top.
 
-    `layer="all"` joins the means of all hidden states, each of unit length, scaled so that an inner
-    product of two outputs is the mean over layers of their cosines.
+    `layer="all"` concatenates the means of all layers' hidden states, each of unit length, scaled
+    so that an inner product of two outputs is the mean over layers of their cosines.
     """
 
     trained_head = ("head",)
@@ -86,14 +86,15 @@ class MaskedWordNetwork(nn.Module):
     ) -> Float[Tensor, "rows classes"]:
         """The label words' logits at each row's mask token."""
         logits = self.model(**batch).logits
-        at: Tensor = logits[torch.arange(len(position), device=logits.device), position]
-        return at
+        at_mask: Tensor = logits[torch.arange(len(position), device=logits.device), position]
+        return at_mask
 
 
 class NextWordNetwork(nn.Module):
-    """The trunk of a causal language model, and an output layer with one row per label word.
+    """The trunk of a causal language model, and an output layer with a row per word it can answer.
 
-    The head sees the hidden states of one position a row: the full vocabulary at every position
+    The words are label words, or the whole vocabulary where next tokens are explained. The output
+    layer reads the hidden state of one position of a row: the full vocabulary at every position
     would cost several times the trunk.
     """
 
@@ -107,7 +108,7 @@ class NextWordNetwork(nn.Module):
     def forward(
         self, position: Int[Tensor, " rows"], **batch: Tensor
     ) -> Float[Tensor, "rows classes"]:
-        """The label words' logits behind each row's last token."""
+        """The logits of the token that follows `position`, a row's last token."""
         hidden = self.trunk(**batch, use_cache=False).last_hidden_state
         read = hidden[torch.arange(len(position), device=hidden.device), position]
         logits: Tensor = self.head(read)
@@ -117,8 +118,8 @@ class NextWordNetwork(nn.Module):
 class CompletionNetwork(nn.Module):
     """A causal language model; its output is the log-likelihood of each row's completion, in nats.
 
-    `reduction="mean"` divides by the number of tokens that are predicted. Logits are computed at
-    these positions alone.
+    `reduction="mean"` divides by the number of predicted tokens. Logits are computed at the
+    positions of these alone.
     """
 
     trained_head = ()
@@ -134,7 +135,7 @@ class CompletionNetwork(nn.Module):
     def forward(
         self, targets: Int[Tensor, "rows tokens"], **batch: Tensor
     ) -> Float[Tensor, "rows one"]:
-        """The log-likelihood of each row; `targets` holds the next token, or -100."""
+        """The log-likelihood of each row; `targets` holds each position's next token, or -100."""
         is_predicted = targets != IGNORED
         counts = is_predicted.sum(1)
         # Each row's predicted positions first, in order, then others whose weight is zero.
@@ -146,15 +147,15 @@ class CompletionNetwork(nn.Module):
         logits = self.head(read).float()
         chosen = logits.gather(2, words.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         total = ((chosen - logits.logsumexp(2)) * weight).sum(1)
-        found: Tensor = total / counts if self.reduction == "mean" else total
-        return found.unsqueeze(1)
+        log_likelihood: Tensor = total / counts if self.reduction == "mean" else total
+        return log_likelihood.unsqueeze(1)
 
 
 class SpanNetwork(nn.Module):
-    """A question-answering model: logits of where the answer starts (0) and ends (1), by token.
+    """A question-answering model: for each token the logits that the answer starts (0), ends (1).
 
-    An answer is a piece of the text that is asked about: other tokens have the least logit that
-    there is.
+    An answer is a piece of the text that the question is about: all other tokens have the least
+    logit of the number type.
     """
 
     trained_head = ()
@@ -166,17 +167,17 @@ class SpanNetwork(nn.Module):
     def forward(
         self, is_context: Int[Tensor, "rows tokens"], **batch: Tensor
     ) -> Float[Tensor, "rows two tokens"]:
-        """Both distributions of each row; `is_context` marks the tokens of the text."""
-        found = self.model(**batch)
-        logits = torch.stack([found.start_logits, found.end_logits], dim=1)
+        """The start and end logits of each row; `is_context` marks the tokens of the text."""
+        output = self.model(**batch)
+        logits = torch.stack([output.start_logits, output.end_logits], dim=1)
         least = torch.finfo(logits.dtype).min
         return logits.masked_fill(is_context[:, None] == 0, least)
 
 
 class TokenNetwork(nn.Module):
-    """The trunk of a language model: its output is the last hidden state of every token.
+    """The trunk of a language model, whose output is the last hidden state of every token.
 
-    `head` turns such states to logits of the next token, where they are wanted.
+    Its attribute `head` is the output layer, which turns a hidden state to the next token's logits.
 
     Raises:
         ConfigError: the model was not loaded with its head for completions.
@@ -194,16 +195,16 @@ class TokenNetwork(nn.Module):
         self.trunk, self.head = whole.trunk, whole.head
 
     def forward(self, **batch: Tensor) -> Float[Tensor, "rows tokens dim"]:
-        """What the output layer reads at each token."""
+        """The last hidden state of each token."""
         hidden: Tensor = self.trunk(**batch, use_cache=False).last_hidden_state
         return hidden
 
 
 class UpperNetwork(nn.Module):
-    """What lies above the lower blocks of a network, whose hidden states a batch brings along.
+    """A network without its lower blocks, whose hidden states are given in the batch.
 
-    The blocks themselves stand idle: each says what the last of them said when it last ran, so that
-    the network around them makes masks and positions as it always does.
+    Each lower block is replaced by a function that returns these hidden states, so that the network
+    around them makes masks and positions as it always does.
     """
 
     def __init__(self, network: nn.Module, lower: Sequence[nn.Module]) -> None:
@@ -211,17 +212,17 @@ class UpperNetwork(nn.Module):
         self.network = network
         self._states: Tensor | None = None
         for block in lower:
-            block.forward = self._brought
+            block.forward = self._given_states
 
     def forward(
         self, hidden_states: Float[Tensor, "rows tokens dim"], **batch: Tensor
     ) -> Float[Tensor, "rows outputs"]:
-        """The network's output for each row."""
+        """The network's output for each row, from the hidden states behind the last lower block."""
         self._states = hidden_states
         output: Tensor = self.network(**batch)
         return output
 
-    def _brought(self, *_: Any, **__: Any) -> Tensor | None:
+    def _given_states(self, *_: Any, **__: Any) -> Tensor | None:
         return self._states
 
 
@@ -231,7 +232,7 @@ def attention_of(
     """Weights of the last attention layer, the mean of its heads; a row's weights add up to 1.
 
     Raises:
-        ConfigError: the network has none that can be read.
+        ConfigError: the network returns no attention weights.
     """
     kept: list[Tensor] = []
 
@@ -242,7 +243,7 @@ def attention_of(
 
     inner: Any = next((m for m in network.modules() if hasattr(m, "set_attn_implementation")), None)
     if inner is not None:
-        # The fast kernels never make the weights.
+        # The fast kernels return no weights.
         inner.set_attn_implementation("eager")
     hooks = [module.register_forward_hook(keep) for module in network.modules()]
     try:

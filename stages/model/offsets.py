@@ -1,8 +1,8 @@
-"""Where the tokens of a row stand in its text: characters, columns and words.
+"""The offsets of a row's tokens in its text: columns, characters and words.
 
-A token of a model's input stands for a piece of the user's text, or for none: special tokens, the
-words of a prompt's template and those of a chat template are the model's own. Token attribution
-moves the first kind and leaves the second where it is.
+A token of a model's input is a piece of the user's text, or none: special tokens, the words of a
+prompt's template and those of a chat template are no pieces of it. Token attribution changes the
+embeddings of the first kind and leaves those of the second as they are.
 
 Words are runs of letters, digits and apostrophes, single CJK characters, and single other signs;
 a token belongs to the word that it begins in. [ours]
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from stages.model.batches import MOVED, TEMPLATE, Span, Tokens
+from stages.model.batches import REWRITTEN, TEMPLATE, Span, Tokens
 from stages.model.measurement import Measurement
 
 COLUMNS = ("text", "text_b")
@@ -25,24 +25,26 @@ _WORD = re.compile(rf"[{_CJK}]|(?:(?![{_CJK}])\w)+(?:['\u2019](?:(?![{_CJK}])\w)
 
 
 class TokenOffsets(NamedTuple):
-    """The tokens of one row."""
+    """The offsets of the tokens of one row; every list has one entry per token."""
 
     is_text: np.ndarray
-    """Whether a token is a piece of the text, by place in the row."""
+    """Whether the token is a piece of the text; boolean."""
     column: list[str | None]
-    """text or text_b."""
+    """Name of its text column, `text` or `text_b`; None where it is unknown, or the token no
+    text."""
     start: list[int | None]
-    """First character in that column; NULL where a template rewrote the text."""
+    """First character in that column; None where a template rewrote the text."""
     end: list[int | None]
+    """Last character in that column, exclusive."""
     word: list[int | None]
-    """Number of the word in the row, from 0."""
+    """Number of the token's word among those of the row, from 0."""
     token: list[str]
-    """The characters of the text; what the token reads where their place is unknown; or, of what is
-    no piece of it, what the tokenizer calls the token."""
+    """The characters of the text; the decoded token where their offsets are unknown; or, of a token
+    that is no piece of the text, the tokenizer's name for it."""
 
 
 def token_offsets(measurement: Measurement, text: pa.Table, tokens: Tokens) -> list[TokenOffsets]:
-    """Where each row's tokens stand, which `measurement.tokenise` made of the text with offsets."""
+    """The offsets of each row's tokens, where `tokens` is `measurement.tokenise(text, True)`."""
     columns = [text[name].to_pylist() for name in COLUMNS]
     if tokens.spans is None:
         raise ValueError("found tokens without offsets, expected those of tokenise(..., True)")
@@ -54,9 +56,10 @@ def token_offsets(measurement: Measurement, text: pa.Table, tokens: Tokens) -> l
 
 
 def extended(tokenizer: Any, ids: Sequence[int], known: TokenOffsets) -> TokenOffsets:
-    """The places of a longer row: those of `known`, then tokens that stand in no text.
+    """The offsets of a row that begins with the tokens of `known`, which it extends.
 
-    They count as text: a token that a model wrote is as much its input as the text before it.
+    The tokens behind them have no characters. Except for special ones they count as text: a token
+    that a model wrote is as much its input as the text before it.
     """
     special = set(tokenizer.all_special_ids)
     more = list(ids[len(known.token) :])
@@ -73,7 +76,7 @@ def extended(tokenizer: Any, ids: Sequence[int], known: TokenOffsets) -> TokenOf
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """First and behind-last character of every word."""
+    """Start and stop (exclusive) of every word in `text`, in characters."""
     return [match.span() for match in _WORD.finditer(text)]
 
 
@@ -94,18 +97,20 @@ def _of_row(
             start.append(None)
             end.append(None)
             word.append(None)
-            known = where == MOVED[0]
-            token.append(tokenizer.decode([i]) if known else tokenizer.convert_ids_to_tokens(i))
+            is_rewritten = where == REWRITTEN[0]
+            token.append(
+                tokenizer.decode([i]) if is_rewritten else tokenizer.convert_ids_to_tokens(i)
+            )
             continue
         text = texts[where]
         while first < last and text[first].isspace():
             first += 1
-        at = int(np.searchsorted(ends[where], first, side="right"))
-        inside = at < len(starts[where]) and starts[where][at] < max(last, first + 1)
+        index = int(np.searchsorted(ends[where], first, side="right"))
+        inside = index < len(starts[where]) and starts[where][index] < max(last, first + 1)
         column.append(COLUMNS[where])
         start.append(first)
         end.append(last)
-        word.append(words.setdefault((where, at), len(words)) if inside else None)
+        word.append(words.setdefault((where, index), len(words)) if inside else None)
         token.append(text[first:last])
     is_text = np.array([where != TEMPLATE[0] for where, _, _ in spans], dtype=bool)
     return TokenOffsets(is_text, column, start, end, word, token)

@@ -1,4 +1,4 @@
-"""Loading: tokenizers, trunks, and models with the heads that come with a checkpoint."""
+"""Loading of tokenizers, trunks, and whole models with the heads that a checkpoint holds."""
 
 import inspect
 from typing import Any
@@ -19,15 +19,15 @@ _auto: Any = transformers
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
-    """The tokenizer beside the weights.
+    """The tokenizer in the folder of the weights.
 
     Raises:
-        ModelError: there is none, or it has no vocabulary.
+        ModelError: there is no tokenizer, or it has no vocabulary.
     """
     folder = resolve(model)
     with quiet(), as_model_error(folder, "a tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # Without its files, some tokenizers are made with special tokens alone, and nothing is said.
+    # Without their files some tokenizers load with special tokens alone, without any error.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(
             f"{folder}: found a tokenizer without words, expected its vocabulary beside the "
@@ -54,7 +54,7 @@ def load_trunk(model: ModelSpec) -> Any:
 
 
 def linear(weight: Float[Tensor, "outputs dim"], bias: Float[Tensor, " outputs"]) -> nn.Linear:
-    """A linear layer with these weights."""
+    """A linear layer with this weight and bias."""
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.weight = nn.Parameter(weight.float())
     head.bias = nn.Parameter(bias.float())
@@ -62,10 +62,12 @@ def linear(weight: Float[Tensor, "outputs dim"], bias: Float[Tensor, " outputs"]
 
 
 def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
-    """A model with its head as it was saved, by one of transformers' `AutoModelFor...` classes.
+    """The checkpoint's model with its head, by `loader`, an `AutoModelFor...` class.
+
+    `what` is the word for such a model in messages.
 
     Raises:
-        ModelError: the checkpoint is no `what`, or lacks weights of its head.
+        ModelError: the checkpoint is no such model, or lacks weights of its head.
     """
     folder = resolve(model)
     with quiet(), as_model_error(folder, what):
@@ -79,7 +81,7 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
 
 
 def load_causal(model: ModelSpec) -> tuple[Any, nn.Linear]:
-    """Trunk and output layer of a causal language model, proven to make its logits."""
+    """Trunk and output layer of a causal language model, checked to make its logits on a sample."""
     network = adapted(
         model, load_whole(model, _auto.AutoModelForCausalLM, "a causal language model")
     )
@@ -96,7 +98,7 @@ def output_layer(model: ModelSpec, network: Any) -> nn.Linear:
     """The layer that makes a language model's logits.
 
     Raises:
-        ModelError: it is not linear.
+        ModelError: the layer is not linear.
     """
     head = network.get_output_embeddings()
     if not isinstance(head, nn.Linear):
@@ -108,7 +110,7 @@ def output_layer(model: ModelSpec, network: Any) -> nn.Linear:
 
 
 def refuse_other_logits(model: ModelSpec, found: Tensor, wanted: Tensor) -> None:
-    """Refuses a model whose logits are not those of its output layer alone.
+    """Refuses a model whose logits, `wanted`, are not those of its output layer alone, `found`.
 
     Raises:
         ModelError: they differ by more than 1e-4 of the largest.
@@ -131,7 +133,7 @@ def _refuse_missing(model: ModelSpec, missing: Any, advice: str) -> None:
 
 
 def without_pooler(config: Any) -> dict[str, bool]:
-    """The argument that leaves an unused pooler out, for architectures that know it."""
+    """The keyword argument that leaves out an unused pooler, for architectures that have it."""
     network_class: Any = MODEL_MAPPING[type(config)]
     accepted = inspect.signature(network_class).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}

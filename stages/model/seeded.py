@@ -1,4 +1,4 @@
-"""Random numbers that depend on a name, or a seed and a round, and on no order and no device."""
+"""Random numbers that depend on a name, or a seed and a round, not on order or device."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def gaussian(
 
 
 def permutations(n: int, count: int, seed: int, index: int) -> Iterator[Int64[Tensor, " n"]]:
-    """The `count` permutations of 0 to n - 1 that round `index` draws, from nothing else."""
+    """The `count` permutations of 0 to n - 1 of round `index`, from seed and index alone."""
     generator = np.random.default_rng([seed, index])
     for _ in range(count):
         yield torch.from_numpy(generator.permutation(n).astype(np.int64))

@@ -1,4 +1,4 @@
-"""How large a model is, before anything of it is run."""
+"""The size of a model, from its config alone: parameters, operations and bytes."""
 
 from typing import Any, NamedTuple
 
@@ -20,28 +20,31 @@ _logging: Any = logging
 
 
 class NetworkSize(NamedTuple):
-    """What a network costs, known from its config alone."""
+    """The number of a network's parameters and the shapes of its linear layers."""
 
     n_parameters: int
     dim: int
     """Length of a hidden state."""
     n_states: int
-    """Hidden states: one behind the embedding tables and one behind each layer."""
+    """Number of hidden states: one behind the embedding tables and one behind each layer."""
     linear: tuple[tuple[int, int], ...]
     """Inputs and outputs of each linear layer."""
 
     def forward_flops(self, n_tokens: int) -> float:
-        """Two operations per linear weight and token; attention's own products are left out."""
+        """Operations of a forward pass: two per linear weight and token, without attention's."""
         return 2.0 * n_tokens * sum(n_in * n_out for n_in, n_out in self.linear)
 
     def forward_bytes(self, token_budget: int) -> int:
-        """Weights in float32, and the widest activations of one batch a few times over."""
+        """Memory of a forward pass: float32 weights and four times a batch's widest activations."""
         widest = max(n_in + n_out for n_in, n_out in self.linear)
         return 4 * self.n_parameters + 16 * token_budget * widest
 
 
 def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
-    """Size of the network, or of its trunk alone (None); no weight is read or allocated."""
+    """The size of the network for `n_classes`, or of its trunk alone (None).
+
+    No weight is read or allocated.
+    """
     config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
     head, is_trunk = head_of(model), n_classes is None
     name = "AutoModel" if is_trunk else head.architecture

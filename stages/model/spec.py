@@ -1,4 +1,4 @@
-"""Which model is measured, and which of its weights are trained: configuration alone.
+"""The configuration of a model: its weights, its head, and the weights that gradients are of.
 
 Commands that only read a run import this module, so it does without torch.
 """
@@ -12,9 +12,9 @@ from stages.stage import ConfigError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A cloze question: the model answers it by the word it expects at one place of the text.
+    """A cloze question, which a language model answers by the word predicted at one position.
 
-    A masked language model reads the logits at its mask token, a causal one those of the last
+    Of a masked language model the logits at its mask token count, of a causal one those at the last
     token. Source: arXiv:2406.04606, section 2 (methods.md 1.2).
     """
 
@@ -26,7 +26,7 @@ class Prompt:
     """One word per class, in the order of the classes; each must be a single token."""
 
     def __post_init__(self) -> None:
-        """Refuses a template without its text, and words that do not name classes."""
+        """Refuses a template without `{text}`, and repeated or fewer than two label words."""
         if "{text}" not in self.template and "{text:" not in self.template:
             raise ConfigError(
                 f"prompt: found the template {self.template!r}, expected {{text}} in it. Write "
@@ -47,17 +47,17 @@ class Lora:
     """
 
     rank: int = 16
-    """Columns of B."""
+    """Columns of B, which are the rows of A."""
     alpha: int = 16
     """The adapter's output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Names of the layers that get one, by their last part, such as `q_proj`; empty for all linear
-    layers of the trunk."""
+    """Names of the layers that get an adapter, by their last part, such as `q_proj`; empty for all
+    linear layers of the trunk."""
     seed: int = 0
     """Seed of A."""
 
     def __post_init__(self) -> None:
-        """Refuses an adapter of no rank."""
+        """Refuses a rank or alpha that is not positive."""
         if self.rank < 1 or not self.alpha > 0:
             raise ConfigError(
                 f"lora: found rank: {self.rank}, alpha: {self.alpha}, expected positive numbers. "
@@ -67,22 +67,22 @@ class Lora:
 
 @dataclass(frozen=True)
 class Trained:
-    """Which weights fine-tuning would change, hence which gradients are taken.
+    """The weights that fine-tuning would change, and that gradients are taken of.
 
     Always: weights of linear layers (`nn.Linear` and the `Conv1D` of GPT-2). Never: biases, norms,
     and embedding tables, but for one that shares its weight with a trained output layer.
     """
 
     layers: tuple[str, ...] = ("*",)
-    """Patterns over the names of layers, as in a shell; a layer counts if one of them fits."""
+    """Patterns over the names of layers, as in a shell; a layer is trained if one matches it."""
     last_blocks: int | None = None
-    """Only the last blocks of the trunk and what lies above; what lies below is not run
-    backward."""
+    """Number of the trunk's last blocks that are trained, with all layers above; those below are
+    not run backward. Null trains all blocks."""
     lora: Lora | None = None
-    """Adapters, and the head, instead of the layers themselves."""
+    """Adapters, which are trained beside the head instead of the layers themselves."""
 
     def __post_init__(self) -> None:
-        """Refuses a choice of nothing."""
+        """Refuses a choice without any layer."""
         if not self.layers or (self.last_blocks is not None and self.last_blocks < 0):
             raise ConfigError(
                 f"train: found layers: {list(self.layers)}, last_blocks: {self.last_blocks}, "
@@ -113,10 +113,10 @@ class ModelSpec:
     reduction: Literal["mean", "sum"] = "mean"
     """Loss of a completion: the mean or the sum over its tokens."""
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
-    """What is kept of a row of `head: completion` that is longer than `max_length`, by TRL's names:
-    `keep_start`, the default of supervised fine-tuning there, cuts the completion's end, and with a
-    long prompt all of it; `keep_end` cuts the prompt's start, and the completion's only when the
-    prompt is gone. Choose what the model is trained with."""
+    """Which tokens are kept of a row of `head: completion` that is longer than `max_length`, by
+    TRL's names: `keep_start`, the default of supervised fine-tuning there, cuts the completion's
+    end, and with a long prompt all of it; `keep_end` cuts the prompt's start, and the completion's
+    only when the prompt is gone. Choose the mode that the model is trained with."""
     train: Trained = field(default_factory=Trained)
     """Which weights gradients are taken of."""
     adapter: str | None = None
@@ -142,16 +142,16 @@ class ModelSpec:
 
     @property
     def kind(self) -> type[Any]:
-        """The `stages.model.heads.head.Head` that `head` names."""
+        """The class in `stages/model/heads/`, a `Head`, that `head` names."""
         return load_head(self.head)
 
 
 class RunsModel:
-    """A stage with a field `model`: the network that it runs."""
+    """The base of stages that run a network, the one of their field `model`."""
 
     model: ModelSpec | None
 
     @property
     def model_ref(self) -> ModelSpec | None:
-        """The model that is run."""
+        """The configuration of the model that the stage runs; None where it runs none."""
         return self.model

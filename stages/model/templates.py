@@ -1,8 +1,8 @@
-"""From rows of text to tokens, where the tokens are not those of the text alone.
+"""Tokens of rows with a template or a completion: prompts, completions and conversations.
 
-A prompt asks for a class by a cloze question, a completion is what a causal language model is
-trained to write. A prompt that is too long loses text inside the template, never the template; a
-completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
+A prompt is a cloze question whose answer names a class; a completion is the text that a causal
+language model is trained to write. A prompt that is too long loses text inside the template, never
+the template; a completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
 """
 
 import json
@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.model.batches import MOVED, TEMPLATE, Span, Tokens, tokenise
+from stages.model.batches import REWRITTEN, TEMPLATE, Span, Tokens, tokenise
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
 from stages.stage import ConfigError, DataError, ModelError
 
 COLUMN_OF = {"text": 0, "text_b": 1}
+"""Number of a text column in a span, by its name."""
 
 
 def tokenise_prompts(
@@ -30,7 +31,9 @@ def tokenise_prompts(
     is_masked: bool,
     with_offsets: bool = False,
 ) -> Tokens:
-    """Each row in the template, and the position whose logits answer: the mask, or the last token.
+    """The tokens of each row in the template, and the position of the answering logits.
+
+    That position is the mask token's, of a causal model (`is_masked` false) the last token's.
 
     A row that is too long loses the end of its longer text. The tokenizer's mask token is taken out
     of the texts, so that there is one mask a row.
@@ -38,7 +41,7 @@ def tokenise_prompts(
     Raises:
         ConfigError: the template has a mask where the model has none, or none where it has one, or
             leaves no room for the text.
-        DataError: the template asks for a second text that a row lacks.
+        DataError: the template names `text_b`, which a row lacks.
     """
     has_mask = any(name == "mask" for _, name, _, _ in string.Formatter().parse(prompt.template))
     if has_mask != is_masked:
@@ -74,7 +77,7 @@ def tokenise_prompts(
 
 
 def label_word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """The token of each label word, as it stands behind a space where the tokenizer knows one.
+    """The token id of each label word, of its form behind a space where that is a single token.
 
     Raises:
         ConfigError: a word is not a single token of the vocabulary.
@@ -108,38 +111,40 @@ def tokenise_completions(
     keeps_end: bool = False,
     with_offsets: bool = False,
 ) -> Tokens:
-    """Each row as a causal language model is trained on it; column `targets` holds next tokens.
+    """The tokens of each row as a causal language model is trained on them.
 
-    `form` "prompt_completion": `texts` are prompts, `pairs` what follows, and only that and the
+    Column `targets` holds the next token of each position that is predicted, and IGNORED elsewhere.
+    `form` "prompt_completion": `texts` are prompts, `pairs` completions; the completion and the
     end-of-text token behind it are predicted. "messages": conversations in JSON, laid out by the
-    tokenizer's chat template; what the assistant says is predicted. "text": everything is, but for
-    the first token. Rows longer than `max_length` lose their end, or with `keeps_end` their start;
-    a row may be left without any target then.
+    tokenizer's chat template; the assistant's messages are predicted. "text": all tokens but the
+    first are predicted. Rows longer than `max_length` lose their end, or with `keeps_end` their
+    start; a row may be left without any target then.
 
     Raises:
-        ModelError: there is no chat template, or it rewrites what came before.
+        ModelError: there is no chat template, or it changes earlier messages when later ones
+        follow.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
     special, spans = set(tokenizer.all_special_ids), []
     for text, pair in zip(texts, pairs, strict=True):
-        own: list[Span] = []
+        row_spans: list[Span] = []
         if form == "messages":
             ids, is_answer = _conversation(tokenizer, json.loads(text))
-            # A chat template keeps no account of characters.
-            own = [TEMPLATE if i in special else MOVED for i in ids]
+            # A chat template gives no character offsets.
+            row_spans = [TEMPLATE if i in special else REWRITTEN for i in ids]
         else:
             ids, is_answer = [], []
             for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
-                some, characters = _part(tokenizer, part, column == 0, with_offsets)
-                ids += some
-                is_answer += [column == 1 or form == "text"] * len(some)
-                places = zip(some, characters, strict=True) if with_offsets else ()
-                own += [TEMPLATE if i in special else (column, *place) for i, place in places]
+                part_ids, characters = _part(tokenizer, part, column == 0, with_offsets)
+                ids += part_ids
+                is_answer += [column == 1 or form == "text"] * len(part_ids)
+                offsets = zip(part_ids, characters, strict=True) if with_offsets else ()
+                row_spans += [TEMPLATE if i in special else (column, *at) for i, at in offsets]
             end = _end(tokenizer)
-            ids, is_answer, own = (
+            ids, is_answer, row_spans = (
                 ids + end,
                 is_answer + [True] * len(end),
-                own + [TEMPLATE] * len(end),
+                row_spans + [TEMPLATE] * len(end),
             )
         kept = slice(-max_length, None) if keeps_end else slice(max_length)
         ids, is_answer = ids[kept], is_answer[kept]
@@ -147,7 +152,7 @@ def tokenise_completions(
         targets = [token if answers else IGNORED for token, answers in following]
         columns["input_ids"].append(ids)
         columns["targets"].append([*targets, IGNORED])
-        spans.append(own[kept])
+        spans.append(row_spans[kept])
     return Tokens(columns, spans=spans if with_offsets else None)
 
 
@@ -159,7 +164,10 @@ def tokenise_plain(
     max_length: int,
     with_offsets: bool = False,
 ) -> Tokens:
-    """Each row as a model reads it that knows neither prompts nor completions (`plain_texts`)."""
+    """The tokens of each row as plain text, for models without prompts or completions.
+
+    See `plain_texts`.
+    """
     plain = plain_texts(texts, pairs, form)
     tokens = tokenise(tokenizer, *plain, max_length, with_offsets)
     if tokens.spans is None or form == "text":
@@ -167,9 +175,9 @@ def tokenise_plain(
     spans = []
     for text, row in zip(texts, tokens.spans, strict=True):
         if form == "messages":
-            spans.append([MOVED if span[0] >= 0 else span for span in row])
+            spans.append([REWRITTEN if span[0] >= 0 else span for span in row])
             continue
-        # Prompt and completion are read as one text.
+        # Prompt and completion were tokenised as one text: split the spans at its joint.
         cut = len(text)
         spans.append(
             [(1, s - cut, e - cut) if c == 0 and s >= cut else (c, s, e) for c, s, e in row]
@@ -180,9 +188,9 @@ def tokenise_plain(
 def plain_texts(
     texts: Sequence[str], pairs: Sequence[str | None], form: str
 ) -> tuple[list[str], list[str | None]]:
-    """What a model that knows no completions reads of each row, as texts and pairs.
+    """Each row as plain texts and pairs, for a model that knows no prompts or completions.
 
-    Turns are joined by line ends, a prompt and its completion by nothing.
+    The messages of a conversation are joined by line ends, a prompt and its completion by nothing.
     """
     if form == "messages":
         turns = ["\n".join(turn["content"] for turn in json.loads(text)) for text in texts]
@@ -193,28 +201,33 @@ def plain_texts(
 
 
 def one_position_each(tokens: Tokens) -> tuple[Tokens, np.ndarray, np.ndarray]:
-    """A row for every predicted position, with what comes before it; its row and token index.
+    """One row for every predicted token, holding the tokens before it.
 
-    The last row of a text with T predicted tokens repeats all of it: T times the work, and exact.
+    Beside them each new row's number in `tokens`, and the index of its predicted token. The last
+    row of a text with T predicted tokens repeats all of it: T times the work, and exact.
     """
     columns: dict[str, list[list[int]]] = {name: [] for name in tokens.columns}
     owners, indices = [], []
     for row, targets in enumerate(tokens.columns["targets"]):
-        for at, target in enumerate(targets):
+        for position, target in enumerate(targets):
             if target == IGNORED:
                 continue
             for name, column in tokens.columns.items():
-                columns[name].append(column[row][: at + 1])
-            columns["targets"][-1] = [IGNORED] * at + [target]
+                columns[name].append(column[row][: position + 1])
+            columns["targets"][-1] = [IGNORED] * position + [target]
             owners.append(row)
-            indices.append(at + 1)
+            indices.append(position + 1)
     return Tokens(columns), np.array(owners, np.int64), np.array(indices, np.int64)
 
 
 def _prompt_spans(
     encoded: Any, template: str, parts: Sequence[str], mask: str, is_whole: bool
 ) -> list[Span]:
-    """Spans of the tokens of a filled template; none is known where a mask was taken out."""
+    """The span of each token of a filled template.
+
+    `parts` are the texts in it. Unless `is_whole`, a mask token was taken out of them, and all
+    spans of the text are REWRITTEN.
+    """
     places, at = [], 0
     for literal, name, spec, _ in string.Formatter().parse(template):
         at += len(literal)
@@ -224,17 +237,17 @@ def _prompt_spans(
             if name != "mask":
                 places.append((COLUMN_OF[name], at, at + length))
             at += length
-    found = []
+    spans = []
     for start, end in encoded["offset_mapping"]:
         inside = (p for p in places if start < end and start >= p[1] - 1 and p[1] < end <= p[2])
         column, first, _ = next(inside, (-1, 0, 0))
         span = (column, max(0, start - first), end - first) if column >= 0 else TEMPLATE
-        found.append(span if is_whole or column < 0 else MOVED)
-    return found
+        spans.append(span if is_whole or column < 0 else REWRITTEN)
+    return spans
 
 
 class _Template(string.Formatter):
-    """`{text:trimmed}` without the last character, `{text_b:uncapitalised}`."""
+    """A formatter with the specs `trimmed` and `uncapitalised` of `Prompt.template`."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if format_spec == "trimmed":
@@ -283,7 +296,10 @@ def _fit(
 def _part(
     tokenizer: Any, text: str, special: bool, with_offsets: bool
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Tokens of a piece of text, with the characters of each where they are asked for."""
+    """Token ids of a piece of text, and with `with_offsets` the start and stop of each.
+
+    `special` adds the special tokens that begin a text, never the one that ends it.
+    """
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=with_offsets)
     ids: list[int] = encoded["input_ids"]
     # A tokenizer that ends every text would end the prompt before its completion.
@@ -293,10 +309,12 @@ def _part(
 
 
 def _end(tokenizer: Any) -> list[int]:
+    """The id of the end-of-text token, in a list; empty where the tokenizer has none."""
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
 
 def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and whether each belongs to an assistant's message."""
     if not tokenizer.chat_template:
         raise ModelError(
             "tokenizer: found no chat template, expected one because the corpus holds messages. "
@@ -304,6 +322,7 @@ def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[
         )
 
     def lay_out(upto: int, asks: bool) -> list[int]:
+        """Token ids of the first messages; with `asks` also the opening of the assistant's next."""
         text = tokenizer.apply_chat_template(
             messages[:upto], tokenize=False, add_generation_prompt=asks
         )

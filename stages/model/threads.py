@@ -1,4 +1,4 @@
-"""How many threads the mathematics uses; it decides the last bits of sums, so it is pinned."""
+"""The number of threads of torch; it decides the last bits of sums, so it is pinned."""
 
 
 def set_threads(threads: int) -> None:

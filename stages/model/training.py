@@ -1,6 +1,6 @@
-"""Training a network on some rows, over and over, each time from where it began.
+"""Training of a network on subsets of the rows, each time from the same initial weights.
 
-Without dropout, and at constant rates.
+Without dropout, and with constant learning rates.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +18,14 @@ from stages.stage import ConfigError, StageError
 
 Rows = Int[np.ndarray, " rows"]
 Batch = Callable[[Rows], dict[str, Tensor]]
+"""The network's arguments for the rows with these numbers."""
 RATES = {"anew": (1e-5, 3e-3), "one_pass": (1e-3, 3e-2)}
 """Learning rates of weights that come with the model, and of a fresh head.
 
-Seen with all-MiniLM-L6-v2 and the other defaults, by accuracy on 400 SST-2 queries: a head alone
+Accuracies with all-MiniLM-L6-v2 and the other defaults, on 400 SST-2 queries: a head alone
 0.69, 0.75 and 0.79 after 50, 100 and 300 rows, the whole model 0.68 and 0.78 after 50 and 100; in
 one pass a head 0.62, 0.70 and 0.79, the whole model 0.73 after 100. After 50 rows at ten times the
-rates both are so sure of themselves that their cross-entropy is worse than that of a guess.
+rates both are so overconfident that their cross-entropy is worse than that of a guess.
 """
 
 
@@ -37,18 +38,18 @@ class Training:
 
     kind: Literal["anew", "one_pass"] = "anew"
     """`anew` trains from the start on every subset, by Adam. `one_pass` takes one plain gradient
-    step per example, in the order in which they join, and looks at the model on the way."""
+    step per example, in the order in which they join, and measures the model between steps."""
     epochs: int = 10
-    """Times that each example is seen; in one pass it is once."""
+    """Passes over the examples; a single one with `one_pass`."""
     batch_size: int = 16
-    """Examples of a step; in one pass it is one."""
+    """Examples of a gradient step; a single one with `one_pass`."""
     learning_rate: float | None = None
-    """Of weights that come with the model; null takes 1e-5, and 1e-3 in one pass."""
+    """Learning rate of weights that come with the model; null takes 1e-5, and 1e-3 in one pass."""
     head_learning_rate: float | None = None
-    """Of a fresh head, `probe` or `random`; null takes 3e-3, and 3e-2 in one pass."""
+    """Learning rate of a fresh head, `probe` or `random`; null takes 3e-3, and 3e-2 in one pass."""
 
     def __post_init__(self) -> None:
-        """Refuses numbers that no training can have."""
+        """Refuses numbers that are not positive."""
         rates = (self.learning_rate, self.head_learning_rate)
         is_positive = all(rate is None or 0 < rate < float("inf") for rate in rates)
         if self.epochs < 1 or self.batch_size < 1 or not is_positive:
@@ -67,7 +68,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Learner:
-    """A network, the rows that it can be trained on or asked about, and where it begins.
+    """A network, the rows that it is trained on or predicts, and its initial weights.
 
     `batch` gives the network's arguments for rows by number, `lengths` the tokens of each row;
     `body` are the trained weights that come with the model, `head` those of a fresh head.
@@ -79,7 +80,7 @@ class Learner:
     body: tuple[nn.Parameter, ...]
     head: tuple[nn.Parameter, ...]
     start: tuple[Tensor, ...]
-    """Values of body and head before any training."""
+    """Initial values of body and head, before any training."""
 
 
 def learner(
@@ -99,7 +100,7 @@ def learner(
 
 
 def train(learner: Learner, labels: Int[Tensor, " all_rows"], order: Rows, how: Training) -> None:
-    """Trains from the start on the rows `order`, which every epoch sees in that order.
+    """Trains from the initial weights on the rows `order`, which every epoch visits in that order.
 
     A step lowers the mean cross-entropy of a batch; the last batch may be smaller.
     """
@@ -117,7 +118,7 @@ def one_pass(
     sizes: tuple[int, ...],
     how: Training,
 ) -> Iterator[None]:
-    """Takes a gradient step for each row of `order`, and stops after each of `sizes` rows.
+    """Trains by a gradient step for each row of `order`, and yields after each of `sizes` rows.
 
     Source: G-Shapley, Ghorbani and Zou 2019, arXiv:1904.02868, algorithm 2.
     """
@@ -132,17 +133,17 @@ def one_pass(
 
 
 def outputs(learner: Learner, rows: Rows, token_budget: int) -> Float[Tensor, "classes rows"]:
-    """What the network as it stands says of the rows, in float64.
+    """The outputs of the network with its current weights for the rows, in float64.
 
     Raises:
-        StageError: a number is not finite.
+        StageError: an output is not finite.
     """
-    said, places = [], []
-    for at in batches(learner.lengths[rows], token_budget):
+    by_batch, order = [], []
+    for batch in batches(learner.lengths[rows], token_budget):
         with torch.no_grad():
-            said.append(forward(learner.network, learner.batch(rows[at])))
-        places.append(at)
-    joined = torch.cat(said)[np.argsort(np.concatenate(places))].double().cpu().T
+            by_batch.append(forward(learner.network, learner.batch(rows[batch])))
+        order.append(batch)
+    joined = torch.cat(by_batch)[np.argsort(np.concatenate(order))].double().cpu().T
     if not joined.isfinite().all():
         raise StageError(
             "training: found outputs that are not finite, expected a training that settles. Lower "
@@ -163,7 +164,8 @@ def prefix_outputs(
 ) -> Iterator[Float[Tensor, "classes queries"]]:
     """Outputs for the queries after training on the first p examples of `order`, p in `sizes`.
 
-    `visits` is the order in which every training sees its examples; one pass sees them in `order`.
+    `visits` is the order in which every training visits its examples; one pass visits them in
+    `order`.
     Cost: for each size p, epochs * p rows forward and backward and the queries forward; in one pass
     each example once.
     """
@@ -194,7 +196,7 @@ def _step(
     rows: Rows,
 ) -> None:
     optimiser.zero_grad()
-    said = forward(learner.network, learner.batch(rows))
-    loss: Any = cross_entropy(said, labels[torch.from_numpy(rows)].to(said.device)).mean()
+    logits = forward(learner.network, learner.batch(rows))
+    loss: Any = cross_entropy(logits, labels[torch.from_numpy(rows)].to(logits.device)).mean()
     loss.backward()
     optimiser.step()

@@ -1,1 +1,1 @@
-"""What a model's output does when the words of a text move."""
+"""How a model's output depends on the tokens of a text: gradients, paths and ablation."""

@@ -1,4 +1,4 @@
-"""What a model says of a text without some of its tokens: deleted, or replaced by a baseline."""
+"""A model's outputs for texts without some of their tokens, deleted or replaced by a baseline."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -15,72 +15,78 @@ Kind = Literal["probability", "log", "logit"]
 
 
 class Variant(NamedTuple):
-    """A unit with some tokens gone, by their places in its row."""
+    """An explained row without some of its tokens, which are given by their positions in it."""
 
-    unit: int
+    row: int
+    """Number of the row in `ExplainedOutputs`."""
     deleted: Int[np.ndarray, " deleted"]
+    """Positions of the tokens that are cut out, which shortens the row."""
     replaced: Int[np.ndarray, " replaced"]
+    """Positions, in the uncut row, of the tokens whose embedding becomes the baseline's."""
 
 
-def unchanged(unit: int) -> Variant:
-    """The unit as it is."""
+def unchanged(row: int) -> Variant:
+    """The variant of a row that keeps all of its tokens."""
     none = np.zeros(0, np.int64)
-    return Variant(unit, none, none)
+    return Variant(row, none, none)
 
 
-def answers(
+def variant_outputs(
     embedded: FromEmbeddings,
-    units: ExplainedOutputs,
+    explained: ExplainedOutputs,
     variants: Sequence[Variant],
     baseline: BaselineName,
     token_budget: int,
     kind: Kind = "probability",
 ) -> Float[np.ndarray, " variants"]:
-    """Each variant's explained choice: its probability, the logarithm of that, or its logit.
+    """Each variant's explained output: its probability, the logarithm of that, or its logit.
 
-    A model of one output has but the last, its number.
+    `kind` says which. A model with a single output, a regression, gives that number for all kinds.
 
-    A deleted token shortens the row: what follows moves up. The place of an answer would move with
-    it, so answers are for `replaced` alone. Cost: a forward pass for each.
+    A deleted token shortens the row, and the tokens behind it move up by one position. An output
+    that is a position, such as the start of an answer, would move with them: for a model that
+    explains positions use `replaced` alone. Cost: a forward pass for each variant.
     """
-    rows = [_without(units, variant) for variant in variants]
+    shortened = [_without_deleted(explained, variant) for variant in variants]
     columns = {
-        name: [row[name] for row in rows] for name in units.tokens.columns if name in rows[0]
+        name: [row[name] for row in shortened]
+        for name in explained.tokens.columns
+        if name in shortened[0]
     }
-    positions = units.tokens.positions
+    positions = explained.tokens.positions
     if positions is not None:
         positions = np.array(
-            [positions[v.unit] - int((v.deleted < positions[v.unit]).sum()) for v in variants]
+            [positions[v.row] - int((v.deleted < positions[v.row]).sum()) for v in variants]
         )
     tokens = Tokens(columns, positions)
-    owner = np.array([variant.unit for variant in variants])
-    targets: Targets = units.targets.of(owner)
-    start = embedded.baseline(baseline)
-    found = np.zeros(len(variants))
+    rows = np.array([variant.row for variant in variants])
+    targets: Targets = explained.targets.take(rows)
+    baseline_vector = embedded.baseline(baseline)
+    outputs = np.zeros(len(variants))
     for batch in batches(tokens.lengths, token_budget):
         arguments = embedded.batch(tokens, batch)
-        given = embedded.table[arguments["input_ids"]]
-        for at, row in enumerate(batch.tolist()):
-            # Places count in the row before anything was deleted.
-            gone = variants[row].replaced
-            gone = gone - np.searchsorted(np.sort(variants[row].deleted), gone)
-            given[at, torch.from_numpy(gone)] = start
-        own = targets.of(batch)
+        embeddings = embedded.table[arguments["input_ids"]]
+        for batch_row, number in enumerate(batch.tolist()):
+            # Positions count in the row before any token was deleted.
+            replaced = variants[number].replaced
+            replaced = replaced - np.searchsorted(np.sort(variants[number].deleted), replaced)
+            embeddings[batch_row, torch.from_numpy(replaced)] = baseline_vector
+        batch_targets = targets.take(batch)
         with torch.no_grad():
-            logits = embedded.choices(arguments, own.which, given).double()
+            logits = embedded.choices(arguments, batch_targets.distribution, embeddings).double()
             is_number = kind == "logit" or logits.shape[1] == 1
             values = logits if is_number else logits.log_softmax(1)
-            values = values[torch.arange(len(batch)), torch.from_numpy(own.choice)]
+            values = values[torch.arange(len(batch)), torch.from_numpy(batch_targets.choice)]
             values = values.exp() if kind == "probability" and not is_number else values
-        found[batch] = values.cpu().numpy()
-    return found
+        outputs[batch] = values.cpu().numpy()
+    return outputs
 
 
-def _without(units: ExplainedOutputs, variant: Variant) -> dict[str, list[int]]:
-    columns = units.tokens.columns
+def _without_deleted(explained: ExplainedOutputs, variant: Variant) -> dict[str, list[int]]:
+    columns = explained.tokens.columns
     if not len(variant.deleted):
-        return {name: column[variant.unit] for name, column in columns.items()}
-    kept = np.setdiff1d(np.arange(int(units.tokens.lengths[variant.unit])), variant.deleted)
+        return {name: column[variant.row] for name, column in columns.items()}
+    kept = np.setdiff1d(np.arange(int(explained.tokens.lengths[variant.row])), variant.deleted)
     return {
-        name: [column[variant.unit][at] for at in kept.tolist()] for name, column in columns.items()
+        name: [column[variant.row][at] for at in kept.tolist()] for name, column in columns.items()
     }

@@ -35,11 +35,11 @@ from stages.stage import ConfigError
 
 Strategy = Literal["greedy", "maxcount"]
 Candidates = Literal["uniform", "previous"]
-"""The words near the next uniform point, or near the previous anchor."""
+"""Where an anchor's candidates are near: the next uniform point, or the previous anchor."""
 NO_ANCHOR = -1
-"""Stands for the baseline among anchors."""
+"""The token id that stands for the baseline among anchors."""
 WORDS = 16
-"""Words whose anchors are searched at a time; their candidates then lie in the cache."""
+"""Words searched at a time, so that the vectors of their candidates stay in the CPU cache."""
 
 
 def corrected(
@@ -48,7 +48,11 @@ def corrected(
     upper: Float[Tensor, "... dim"],
     m: int,
 ) -> tuple[Float[Tensor, "... dim"], Tensor]:
-    """The anchor made monotone between baseline and `upper`, and where it was so already."""
+    """The monotone correction M of an anchor, and the dimensions that needed none.
+
+    `upper` is v, the previous anchor's embedding, and `m` the number of anchors. The second value
+    is boolean, (..., dim): whether the anchor lies between baseline and `upper` there.
+    """
     lies = (anchor - baseline) * (anchor - upper) <= 0
     # A product underflows near zero: the comparisons decide there.
     lies &= (torch.minimum(baseline, upper) <= anchor) & (anchor <= torch.maximum(baseline, upper))
@@ -65,7 +69,9 @@ def search(
     strategy: Strategy,
     candidates: Candidates,
 ) -> Int[Tensor, "words m"]:
-    """The anchors of each word, from the word towards the baseline.
+    """Token ids of the anchors of each word, in order from the word towards the baseline.
+
+    `words` and `baseline_id` are token ids, `m` is the number of anchors and `k` of candidates.
 
     Cost per word: 2 vocabulary dim, and m times a selection of k from the vocabulary and 5 k dim;
     for `previous` m products with the vocabulary. Memory: WORDS rows of the vocabulary, and WORDS k
@@ -92,11 +98,12 @@ def _search(
     k = min(k, len(table))
     to_word, to_baseline = table[words] @ table.T, table @ baseline
     previous = table[words]
+    # Token ids that may not become anchors: the word, the baseline, and the anchors so far.
     used = words.new_full((len(words), m + 2), NO_ANCHOR - 1)
     used[:, 0] = words
     if baseline_id is not None:
         used[:, 1] = baseline_id
-    found = []
+    anchors = []
     for step in range(m):
         if candidates == "uniform":
             t = (m - step) / (m + 1)
@@ -116,8 +123,8 @@ def _search(
         anchor = near.gather(1, best).masked_fill(is_none, NO_ANCHOR).squeeze(1)
         used[:, step + 2] = anchor.masked_fill(is_none.squeeze(1), NO_ANCHOR - 1)
         previous = torch.where(is_none, baseline, table[anchor.clamp(min=0)])
-        found.append(anchor)
-    return torch.stack(found, 1)
+        anchors.append(anchor)
+    return torch.stack(anchors, 1)
 
 
 def walk(
@@ -127,12 +134,15 @@ def walk(
     baseline: Float[Tensor, " dim"],
     midpoints: int,
 ) -> Float[Tensor, "points words dim"]:
-    """The points of each word's path, from the baseline to the word."""
+    """The points of each word's path, from the baseline to the word.
+
+    `anchors` are those of `search`; `midpoints` is the number f of rounds of midpoints.
+    """
     m = anchors.shape[1]
     upper = table[words]
     points = [upper]
-    for at in anchors.T:
-        anchor = torch.where((at == NO_ANCHOR)[:, None], baseline, table[at.clamp(min=0)])
+    for ids in anchors.T:
+        anchor = torch.where((ids == NO_ANCHOR)[:, None], baseline, table[ids.clamp(min=0)])
         upper, _ = corrected(anchor, baseline, upper, m)
         points.append(upper)
     points.append(baseline.expand_as(upper))
@@ -141,22 +151,22 @@ def walk(
         middle = (path[:-1] + path[1:]) / 2
         # Between two words the middle may round to outside of them.
         middle = middle.clamp(path[:-1].minimum(path[1:]), path[:-1].maximum(path[1:]))
-        twice = torch.empty(2 * len(path) - 1, *path.shape[1:], dtype=path.dtype).to(path)
-        twice[::2], twice[1::2] = path, middle
-        path = twice
+        finer = torch.empty(2 * len(path) - 1, *path.shape[1:], dtype=path.dtype).to(path)
+        finer[::2], finer[1::2] = path, middle
+        path = finer
     return path
 
 
 def n_points(m: int, midpoints: int) -> int:
-    """Points of a path."""
+    """The number of points of a path with `m` anchors and so many rounds of midpoints."""
     return (1 << midpoints) * (m + 1) + 1
 
 
 def check_anchors(m: int, k: int, midpoints: int) -> None:
-    """Refuses numbers that make no path.
+    """Refuses numbers of anchors, candidates and rounds of midpoints that make no path.
 
     Raises:
-        ConfigError: one is out of range.
+        ConfigError: a number is out of range.
     """
     if m < 1 or k < 1 or not 0 <= midpoints <= 8:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What token attribution costs, before anything is computed."""
+"""The estimated cost of token attribution, known before anything is computed."""
 
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec
@@ -8,9 +8,10 @@ from stages.stage import Cost, Work
 def gradient_cost(
     model: ModelSpec, work: Work, n_gradients: float, token_budget: int, n_forward: float = 2
 ) -> Cost:
-    """Passes over the queries: gradients by their embeddings, and forward passes alone.
+    """The cost of `n_gradients` gradients and `n_forward` forward passes alone for each query.
 
-    A backward pass that makes no weight gradient costs as much as a forward pass.
+    Gradients are of the explained output with respect to the query's word embeddings. A backward
+    pass that makes no weight gradient costs as much as a forward pass.
     """
     size = network_size(model, None)
     share = work.n_queries / max(1, work.n_queries + work.n_examples)
@@ -27,5 +28,5 @@ def gradient_cost(
 
 
 def queries_length(work: Work) -> float:
-    """Tokens of a query, on average."""
+    """The mean number of tokens of a query."""
     return work.n_tokens / max(1, work.n_queries + work.n_examples)

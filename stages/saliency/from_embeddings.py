@@ -1,9 +1,9 @@
-"""A network seen as a function of its word embeddings.
+"""A network as a function of the word embeddings of its tokens, and its gradients by them.
 
-Whatever a network does with the ids of its tokens but look up their embeddings (positions, masks,
-the place of the last token) it does as always; the looked-up vectors alone are replaced, inside the
-network, by a hook on its embedding table. So every architecture that has such a table will do,
-also those that scale or normalise behind it.
+The network is called with token ids, from which it makes positions, masks and the index of the last
+token as always. A hook on its embedding table replaces the looked-up vectors alone by the given
+ones. So every architecture that has such a table will do, also those that scale or normalise its
+vectors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,23 +23,24 @@ BaselineName = Literal["mask", "pad", "zero"]
 
 
 class Targets(NamedTuple):
-    """Which number of its outputs is explained, for each row."""
+    """The output that is explained of each row, by its indices in what the network returns."""
 
-    which: Int[np.ndarray, " rows"]
-    """Of outputs that are several distributions, such as start and end of an answer: which."""
+    distribution: Int[np.ndarray, " rows"]
+    """Index of the distribution, where the network returns several: 0 is the start and 1 the end of
+    an answer; otherwise 0."""
     choice: Int[np.ndarray, " rows"]
-    """The class, the token of the vocabulary, or the place of the answer."""
+    """Index in that distribution: a class, a token of the vocabulary, or an answer's position."""
 
-    def of(self, rows: Int[np.ndarray, " some"]) -> "Targets":
-        """Those of some rows."""
-        return Targets(self.which[rows], self.choice[rows])
+    def take(self, rows: Int[np.ndarray, " kept"]) -> "Targets":
+        """The targets of the rows with these numbers."""
+        return Targets(self.distribution[rows], self.choice[rows])
 
 
 class FromEmbeddings:
-    """A measurement's network and its embedding table.
+    """A measurement's network, which can be called with word embeddings in place of token ids.
 
     Attributes:
-        measurement: Tokenizer, device and specification.
+        measurement: The model's tokenizer, device and specification.
         network: As `Measurement.network`; of a completion model, the logits of the next token.
         table: Rows of the word-embedding table, (words, dim), without gradient.
     """
@@ -49,21 +50,21 @@ class FromEmbeddings:
         self.network: nn.Module = measurement.head.of_embeddings(measurement.network)
         layer = _embedding_layer(self.network)
         self.table: Float[Tensor, "words dim"] = layer.weight.detach()
-        self._given: Tensor | None = None
+        self._embeddings: Tensor | None = None
         layer.register_forward_hook(self._replaced)
 
     @property
-    def answers_by_place(self) -> bool:
-        """Whether the choices are places in the text, which deleting tokens would change."""
+    def explains_positions(self) -> bool:
+        """Whether the explained choices are token positions, which deleting tokens would change."""
         return self.measurement.head.explains == "answer"
 
     @property
     def is_regression(self) -> bool:
-        """Whether the only output is a number."""
+        """Whether the model predicts one number."""
         return self.measurement.head.has_class_outputs and self.measurement.n_outputs == 1
 
     def batch(self, tokens: Tokens, rows: Int[Any, " rows"]) -> dict[str, Tensor]:
-        """The named rows as arguments of the network."""
+        """The rows with these numbers, padded to the longest, as arguments of the network."""
         batch = self.measurement.batch(tokens, rows)
         if isinstance(self.network, NextWordNetwork):
             batch.pop("targets", None)
@@ -74,37 +75,40 @@ class FromEmbeddings:
     def choices(
         self,
         batch: Mapping[str, Tensor],
-        which: Int[np.ndarray, " rows"],
+        distribution: Int[np.ndarray, " rows"],
         embeddings: Float[Tensor, "rows tokens dim"] | None = None,
     ) -> Float[Tensor, "rows choices"]:
-        """The logits among which each row's target is; of `embeddings`, where they are given."""
-        self._given = embeddings
+        """The logits of the distribution that each row's target belongs to.
+
+        The network reads `embeddings` where they are given, otherwise those of `batch`'s token ids.
+        """
+        self._embeddings = embeddings
         try:
             outputs = forward(self.network, batch)
         finally:
-            self._given = None
+            self._embeddings = None
         if outputs.dim() == 3:
-            outputs = outputs[torch.arange(len(outputs)), torch.from_numpy(which)]
+            outputs = outputs[torch.arange(len(outputs)), torch.from_numpy(distribution)]
         return outputs
 
     def all_choices(
-        self, tokens: Tokens, which: Int[np.ndarray, " rows"], token_budget: int
+        self, tokens: Tokens, distribution: Int[np.ndarray, " rows"], token_budget: int
     ) -> list[Float[Tensor, " choices"]]:
-        """The logits of every row as it is, without gradient."""
-        found: list[Tensor] = [torch.empty(0)] * len(tokens.lengths)
+        """The logits of every row of unchanged tokens, as `choices`, without gradient."""
+        all_logits: list[Tensor] = [torch.empty(0)] * len(tokens.lengths)
         for rows in batches(tokens.lengths, token_budget):
             with torch.no_grad():
-                logits = self.choices(self.batch(tokens, rows), which[rows])
-            for row, own in zip(rows.tolist(), logits, strict=True):
-                found[row] = own
-        return found
+                logits = self.choices(self.batch(tokens, rows), distribution[rows])
+            for row, row_logits in zip(rows.tolist(), logits, strict=True):
+                all_logits[row] = row_logits
+        return all_logits
 
     def vectors(self, ids: Sequence[int]) -> Float[Tensor, "tokens dim"]:
-        """Word embeddings of some tokens."""
+        """The word embeddings of these token ids."""
         return self.table[torch.tensor(ids, device=self.table.device)]
 
     def baseline_id(self, name: BaselineName) -> int | None:
-        """The token of a baseline; None for the zero vector.
+        """The token id of a baseline; None for the zero vector.
 
         Raises:
             ConfigError: the tokenizer has no such token.
@@ -112,28 +116,30 @@ class FromEmbeddings:
         if name == "zero":
             return None
         tokenizer = self.measurement.tokenizer
-        found = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}[name]
-        if found is None or found >= len(self.table):
+        token_id = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}[name]
+        if token_id is None or token_id >= len(self.table):
             others = [n for n in ("mask", "pad") if getattr(tokenizer, f"{n}_token_id") is not None]
             raise ConfigError(
                 f"baseline: found {name} with a tokenizer that has no such token, expected one of "
                 f"{', '.join([*others, 'zero'])}. Set baseline to it."
             )
-        return int(found)
+        return int(token_id)
 
     def baseline(self, name: BaselineName) -> Float[Tensor, " dim"]:
-        """The vector that a word's path begins at."""
-        found = self.baseline_id(name)
-        return self.table[found] if found is not None else torch.zeros_like(self.table[0])
+        """The embedding of a baseline: the first point of every word's path."""
+        token_id = self.baseline_id(name)
+        return self.table[token_id] if token_id is not None else torch.zeros_like(self.table[0])
 
     def _replaced(self, layer: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
-        return self._given
+        return self._embeddings
 
 
 Points = Callable[[int, Int[np.ndarray, " points"]], Float[Tensor, "points tokens dim"]]
-"""Word embeddings of a row at some of its points."""
-Take = Callable[[int, Int[np.ndarray, " points"], Float[Tensor, "points tokens dim"], Tensor], None]
-"""Is given the gradients of a row at some of its points, and the outputs there."""
+"""The word embeddings of a row at those of its points that have these numbers."""
+Accumulate = Callable[
+    [int, Int[np.ndarray, " points"], Float[Tensor, "points tokens dim"], Tensor], None
+]
+"""Receives of a row the numbers of some of its points, and the gradients and outputs there."""
 
 
 def differentiate(
@@ -142,46 +148,47 @@ def differentiate(
     targets: Targets,
     n_points: Sequence[int],
     points: Points,
-    take: Take,
+    accumulate: Accumulate,
     token_budget: int,
     largest: bool = False,
 ) -> None:
-    """Gradients of each row's target by its word embeddings, at several points of each.
+    """Takes the gradient of each row's target by its word embeddings, at several points of the row.
 
-    Rows and points are cut together into batches of at most `token_budget` padded tokens: a long
-    row is spread over several, short ones share one. `largest` explains at every point the largest
-    logit there, whichever it is. Cost: a forward pass and one backward pass without any weight
-    gradient, for every point.
+    Row i has `n_points[i]` points, whose embeddings `points` gives; `accumulate` receives their
+    gradients. Rows and points are cut together into batches of at most `token_budget` padded
+    tokens: the points of a long row are spread over several batches, those of short rows share one.
+    `largest` explains at every point the largest logit there instead of the row's target. Cost: a
+    forward pass and one backward pass without any weight gradient, for every point.
     """
     counts = np.asarray(n_points, np.int64)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    point = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    point_of = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)])
     lengths = tokens.lengths
-    for batch in batches(lengths[owner], token_budget):
-        rows = owner[batch]
+    for batch in batches(lengths[row_of], token_budget):
+        rows = row_of[batch]
         arguments = embedded.batch(tokens, rows)
         longest = arguments["input_ids"].shape[1]
         dim = embedded.table.shape[1]
-        given = torch.zeros(len(rows), longest, dim, device=embedded.table.device)
+        embeddings = torch.zeros(len(rows), longest, dim, device=embedded.table.device)
         groups = list(_runs(rows))
         for start, stop in groups:
             row = int(rows[start])
-            given[start:stop, : lengths[row]] = points(row, point[batch[start:stop]])
-        given.requires_grad_(True)
-        own = targets.of(rows)
-        logits = embedded.choices(arguments, own.which, given)
-        choice = torch.from_numpy(own.choice).to(logits.device)
+            embeddings[start:stop, : lengths[row]] = points(row, point_of[batch[start:stop]])
+        embeddings.requires_grad_(True)
+        batch_targets = targets.take(rows)
+        logits = embedded.choices(arguments, batch_targets.distribution, embeddings)
+        choice = torch.from_numpy(batch_targets.choice).to(logits.device)
         values = logits.amax(1) if largest else logits.gather(1, choice[:, None]).squeeze(1)
-        (gradient,) = torch.autograd.grad(values.sum(), given)
+        (gradient,) = torch.autograd.grad(values.sum(), embeddings)
         values = values.detach()
         for start, stop in groups:
             row = int(rows[start])
             kept = gradient[start:stop, : lengths[row]]
-            take(row, point[batch[start:stop]], kept, values[start:stop])
+            accumulate(row, point_of[batch[start:stop]], kept, values[start:stop])
 
 
 def _runs(rows: Int[np.ndarray, " rows"]) -> Iterator[tuple[int, int]]:
-    """First and behind-last place of every run of equal numbers."""
+    """Start and stop (exclusive) of every run of equal row numbers."""
     cuts = np.flatnonzero(np.diff(rows)) + 1
     yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True)
 

@@ -1,11 +1,13 @@
-"""What is explained of a query by its words: an output of the model, fixed at the query itself.
+"""The outputs of a model that are explained by a query's tokens, and tables of token scores.
+
+An explained output is chosen once, at the unchanged query:
 
 | corpus and head | outputs of a query | number |
 |---|---|---|
 | classification | the logit of the predicted class | its class |
 | regression | the predicted number | 0 |
 | question answering, `head: span` | the largest start logit, the largest end logit | 0 and 1 |
-| `head: completion` | the logit of each token that `continuation` chose | place of the token |
+| `head: completion` | the logit of each token that `continuation` chose | position of the token |
 
 Scores are signed so that positive raises that output, unless a method says that its scores have no
 sign.
@@ -46,7 +48,7 @@ TOKEN = TableSpec(
     key=("query_id", "output", "token_index"),
 )
 """A token of a query's text and its score; `word_score` is the sum over the tokens of its word.
-Characters count in the column of the query that `text_column` names."""
+`char_start` and `char_end` count in the column of the query that `text_column` names."""
 
 EXPLAINED = TableSpec(
     name="explained",
@@ -66,34 +68,41 @@ EXPLAINED = TableSpec(
     ),
     key=("query_id", "output"),
 )
-"""An output that is explained: its value at the query, and for methods that follow a path its value
-at the path's beginning, `delta`, by which the scores miss the difference of the two, and the mean
-distance of the path's points to the nearest word, where it was asked for."""
+"""An output that is explained: its value at the query; and for methods that follow a path its value
+at the baseline, the convergence delta (the sum of the scores less the difference of the two
+values), and the mean distance of the path's points to the nearest word, where `word_distance` is
+set."""
 
 
 class ExplainedOutputs(NamedTuple):
-    """Outputs of rows that are explained, one row of tokens for each."""
+    """The model's outputs that are explained, each with the row of tokens that it is an output of.
 
-    query_ids: Int[np.ndarray, " units"]
-    outputs: Int[np.ndarray, " units"]
+    A query with several explained outputs has a row for each.
+    """
+
+    query_ids: Int[np.ndarray, " outputs"]
+    outputs: Int[np.ndarray, " outputs"]
+    """Numbers that tell the outputs of one query apart, as in the table above."""
     names: list[str | None]
-    """NULL for classes."""
+    """Names of the outputs; None for classes."""
     tokens: Tokens
     offsets: list[TokenOffsets]
     targets: Targets
-    values: Float[np.ndarray, " units"]
-    """Of the outputs, at the rows as they are."""
+    """Where each output is among those of the network."""
+    values: Float[np.ndarray, " outputs"]
+    """The outputs' logits, or predicted numbers, for the unchanged rows."""
 
     @property
     def n(self) -> int:
-        """How many there are."""
+        """The number of explained outputs."""
         return len(self.query_ids)
 
 
-class Scored(NamedTuple):
-    """What a method says of one unit."""
+class ScoredOutput(NamedTuple):
+    """The token scores of one explained output, and its numbers for the table `explained`."""
 
     scores: Float[np.ndarray, " tokens"]
+    """Of every token of the row; special and template tokens are not stored."""
     n_gradients: int = 0
     baseline_value: float | None = None
     delta: float | None = None
@@ -101,28 +110,28 @@ class Scored(NamedTuple):
 
 
 def tables_read(model: ModelSpec, continuation: str) -> tuple[str, ...]:
-    """The text, and for a completion model the tokens that are explained."""
+    """Tables that `read_outputs` reads: the text, and of a completion model `continuation`."""
     return ("text", continuation) if model.kind.explains == "next_tokens" else ("text",)
 
 
 def load_embedded(model: ModelSpec, inputs: Inputs) -> FromEmbeddings:
-    """The model as a function of its word embeddings."""
+    """The model, ready to be called with word embeddings."""
     return FromEmbeddings(load_measurement(model, inputs))
 
 
 def with_probe(model: ModelSpec, reads: tuple[str, ...]) -> tuple[str, ...]:
-    """The tables, and the fitted head, where the model has one."""
+    """The tables `reads` and those that the model's kind reads: `probe` for a fitted head."""
     return (*reads, *model.kind.reads)
 
 
-def queries(
+def read_outputs(
     embedded: FromEmbeddings,
     inputs: Inputs,
     token_budget: int,
     continuation: str = "continuation",
     only: Collection[int] | None = None,
 ) -> ExplainedOutputs:
-    """What is explained of the queries of the part's own block, or of those of some ids."""
+    """The explained outputs of the queries of the task's block, or of those in `only`, by id."""
     text = inputs.table("text", "query").sort_by("id")
     if only is not None:
         text = text.filter(pc.is_in(text["id"], pa.array(sorted(only), pa.int64())))
@@ -131,52 +140,62 @@ def queries(
     tokens = embedded.measurement.tokenise(text, with_offsets=True)
     offsets = token_offsets(embedded.measurement, text, tokens)
     ids = text["id"].to_numpy()
-    if embedded.answers_by_place:
-        return _answers(embedded, ids, tokens, offsets, token_budget)
-    chosen = [
+    if embedded.explains_positions:
+        return _answer_outputs(embedded, ids, tokens, offsets, token_budget)
+    predicted = [
         int(logits.argmax())
         for logits in embedded.all_choices(tokens, np.zeros(len(ids), np.int64), token_budget)
     ]
-    targets = Targets(np.zeros(len(ids), np.int64), np.array(chosen, np.int64))
-    # Names of classes come with the view: whoever read them here would depend on the labels.
+    targets = Targets(np.zeros(len(ids), np.int64), np.array(predicted, np.int64))
+    # The view adds the names of classes: reading them here would make scores depend on labels.
     names: list[str | None] = [None] * len(ids)
-    return units_of(embedded, ids, targets.choice, names, tokens, offsets, targets, token_budget)
+    return explained_outputs(
+        embedded, ids, targets.choice, names, tokens, offsets, targets, token_budget
+    )
 
 
-def units_of(
+def explained_outputs(
     embedded: FromEmbeddings,
-    ids: Int[np.ndarray, " units"],
-    outputs: Int[np.ndarray, " units"],
+    ids: Int[np.ndarray, " outputs"],
+    outputs: Int[np.ndarray, " outputs"],
     names: list[str | None],
     tokens: Tokens,
     offsets: list[TokenOffsets],
     targets: Targets,
     token_budget: int,
 ) -> ExplainedOutputs:
-    """Rows with their targets, and the value of each."""
-    logits = embedded.all_choices(tokens, targets.which, token_budget)
-    values = [float(own[at]) for own, at in zip(logits, targets.choice.tolist(), strict=True)]
+    """The outputs that `targets` names, one for each row of `tokens`, with their values.
+
+    Cost: a forward pass for each row.
+    """
+    logits = embedded.all_choices(tokens, targets.distribution, token_budget)
+    values = [
+        float(row_logits[choice])
+        for row_logits, choice in zip(logits, targets.choice.tolist(), strict=True)
+    ]
     return ExplainedOutputs(ids, outputs, names, tokens, offsets, targets, np.array(values))
 
 
 def token_rows(
-    units: ExplainedOutputs, found: Sequence[Scored]
+    explained: ExplainedOutputs, scored_outputs: Sequence[ScoredOutput]
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Rows of both tables: what a stage of token attribution yields."""
+    """Rows of the tables `token` and `explained`: what a stage of token attribution yields."""
     rows: dict[str, list[Any]] = {name: [] for name in TOKEN.schema.names}
-    for unit, scored in enumerate(found):
-        offsets = units.offsets[unit]
+    for row, scored in enumerate(scored_outputs):
+        offsets = explained.offsets[row]
         kept = np.flatnonzero(offsets.is_text)
-        own = [float(scored.scores[at]) for at in kept]
+        scores = [float(scored.scores[token]) for token in kept]
         # A token without a word is a word of its own.
-        words = [offsets.word[at] if offsets.word[at] is not None else -1 - at for at in kept]
+        words = [
+            offsets.word[token] if offsets.word[token] is not None else -1 - token for token in kept
+        ]
         sums: dict[Any, float] = {}
-        for word, score in zip(words, own, strict=True):
+        for word, score in zip(words, scores, strict=True):
             sums[word] = sums.get(word, 0.0) + score
-        rows["query_id"] += [int(units.query_ids[unit])] * len(kept)
-        rows["output"] += [int(units.outputs[unit])] * len(kept)
+        rows["query_id"] += [int(explained.query_ids[row])] * len(kept)
+        rows["output"] += [int(explained.outputs[row])] * len(kept)
         rows["token_index"] += kept.tolist()
-        rows["score"] += own
+        rows["score"] += scores
         rows["word_score"] += [sums[word] for word in words]
         for name, column in (
             ("token", offsets.token),
@@ -185,64 +204,71 @@ def token_rows(
             ("char_end", offsets.end),
             ("word_index", offsets.word),
         ):
-            rows[name] += [column[at] for at in kept]
+            rows[name] += [column[token] for token in kept]
     yield TOKEN.name, pa.RecordBatch.from_pydict(rows, schema=TOKEN.schema)
     facts = {
-        "query_id": units.query_ids.tolist(),
-        "output": units.outputs.tolist(),
-        "output_name": units.names,
-        "choice": units.targets.choice.tolist(),
-        "value": units.values.tolist(),
-        "baseline_value": [one.baseline_value for one in found],
-        "delta": [one.delta for one in found],
-        "word_distance": [one.word_distance for one in found],
-        "n_tokens": units.tokens.lengths.tolist(),
-        "n_gradients": [one.n_gradients for one in found],
+        "query_id": explained.query_ids.tolist(),
+        "output": explained.outputs.tolist(),
+        "output_name": explained.names,
+        "choice": explained.targets.choice.tolist(),
+        "value": explained.values.tolist(),
+        "baseline_value": [scored.baseline_value for scored in scored_outputs],
+        "delta": [scored.delta for scored in scored_outputs],
+        "word_distance": [scored.word_distance for scored in scored_outputs],
+        "n_tokens": explained.tokens.lengths.tolist(),
+        "n_gradients": [scored.n_gradients for scored in scored_outputs],
     }
     yield EXPLAINED.name, pa.RecordBatch.from_pydict(facts, schema=EXPLAINED.schema)
 
 
-def _answers(
+def _answer_outputs(
     embedded: FromEmbeddings,
     ids: Int[np.ndarray, " rows"],
     tokens: Tokens,
     offsets: list[TokenOffsets],
     token_budget: int,
 ) -> ExplainedOutputs:
-    """Start and end of each answer, each as the largest logit of its own."""
+    """Two outputs of each row: the largest start logit and the largest end logit of its answer."""
     twice = np.repeat(np.arange(len(ids)), 2)
-    which = np.tile(np.arange(2), len(ids))
+    distribution = np.tile(np.arange(2), len(ids))
     both = tokens.take(twice)
-    chosen = [int(own.argmax()) for own in embedded.all_choices(both, which, token_budget)]
-    targets = Targets(which, np.array(chosen, np.int64))
+    positions = [
+        int(logits.argmax()) for logits in embedded.all_choices(both, distribution, token_budget)
+    ]
+    targets = Targets(distribution, np.array(positions, np.int64))
     names: list[str | None] = ["start", "end"] * len(ids)
     own_offsets = [offsets[row] for row in twice]
-    return units_of(embedded, ids[twice], which, names, both, own_offsets, targets, token_budget)
+    return explained_outputs(
+        embedded, ids[twice], distribution, names, both, own_offsets, targets, token_budget
+    )
 
 
 def _next_tokens(
     embedded: FromEmbeddings, text: pa.Table, chosen: pa.Table, token_budget: int
 ) -> ExplainedOutputs:
-    """The tokens of continuations that are explained, each with all that stands before it."""
+    """One output for each explained token of a continuation; its row is all before that token.
+
+    `chosen` is the table that the stage `continuation` wrote.
+    """
     measurement = embedded.measurement
     tokens = measurement.tokenise(text, with_offsets=True)
     offsets = token_offsets(measurement, text, tokens)
     row_of = {query: row for row, query in enumerate(text["id"].to_pylist())}
     chosen = chosen.sort_by([("query_id", "ascending"), ("token_index", "ascending")])
-    rows = [one for one in chosen.to_pylist() if one["query_id"] in row_of]
-    known = [offsets[row_of[one["query_id"]]] for one in rows]
-    prefixes = [one["prefix"] for one in rows]
-    n = np.zeros(len(rows), np.int64)
-    return units_of(
+    tokens_of_block = [token for token in chosen.to_pylist() if token["query_id"] in row_of]
+    text_offsets = [offsets[row_of[token["query_id"]]] for token in tokens_of_block]
+    prefixes = [token["prefix"] for token in tokens_of_block]
+    distribution = np.zeros(len(prefixes), np.int64)
+    return explained_outputs(
         embedded,
-        np.array([one["query_id"] for one in rows], np.int64),
-        np.array([one["token_index"] for one in rows], np.int64),
-        [one["token"] for one in rows],
+        np.array([token["query_id"] for token in tokens_of_block], np.int64),
+        np.array([token["token_index"] for token in tokens_of_block], np.int64),
+        [token["token"] for token in tokens_of_block],
         Tokens({"input_ids": prefixes}),
         [
-            extended(measurement.tokenizer, ids, own)
-            for ids, own in zip(prefixes, known, strict=True)
+            extended(measurement.tokenizer, ids, known)
+            for ids, known in zip(prefixes, text_offsets, strict=True)
         ],
-        Targets(n, np.array([one["token_id"] for one in rows], np.int64)),
+        Targets(distribution, np.array([token["token_id"] for token in tokens_of_block], np.int64)),
         token_budget,
     )

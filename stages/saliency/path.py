@@ -1,7 +1,8 @@
 """Attribution along a path of word embeddings: integrated gradients and its discrete relatives.
 
 A path of a row is a list of points x^0, ..., x^M, from the baseline to the row's own embeddings; on
-it only the tokens of the text move. With F the explained output the score of token i is a sum
+it only the embeddings of the text's tokens change; special and template tokens keep theirs. With F
+the explained output the score of token i is a sum
 
     A_i = sum_k sum_j dF/dx_ij(x^k) W^k_ij,
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from stages.model.batches import batches
 from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, differentiate
-from stages.saliency.outputs import ExplainedOutputs, Scored
+from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.stage import ConfigError
 
 Rule = Literal["left", "trapezoid"]
@@ -34,18 +35,18 @@ LineRule = Literal["left", "trapezoid", "gauss_legendre"]
 
 
 class Path(NamedTuple):
-    """Where a row's gradients are taken, and what each is multiplied with."""
+    """The points at which a row's gradients are taken, and the weight W^k of each gradient."""
 
     points: Float[Tensor, "points tokens dim"]
     weights: Float[Tensor, "points tokens dim"]
 
 
 Paths = Callable[[int], Path]
-"""The path of a unit."""
+"""The path of the explained row with this number."""
 
 
 def quadrature(points: Float[Tensor, "points tokens dim"], rule: Rule) -> Path:
-    """A path through these points; the left rule does without a gradient at the last of them."""
+    """The path through `points` with the weights of a rule; `left` leaves out the last point."""
     steps = points.diff(dim=0)
     if rule == "left":
         return Path(points[:-1], steps)
@@ -56,22 +57,22 @@ def quadrature(points: Float[Tensor, "points tokens dim"], rule: Rule) -> Path:
 
 
 def nodes(steps: int, rule: LineRule) -> tuple[np.ndarray, np.ndarray]:
-    """Places in [0, 1] and weights of a quadrature with `steps` nodes; weights add up to 1."""
+    """The nodes in [0, 1] and the weights of a quadrature with `steps` nodes; weights sum to 1."""
     if rule == "left":
         return np.arange(steps) / steps, np.full(steps, 1 / steps)
     if rule == "trapezoid":
         weights = np.full(steps, 1 / (steps - 1))
         weights[[0, -1]] /= 2
         return np.linspace(0, 1, steps), weights
-    at, weights = np.polynomial.legendre.leggauss(steps)
-    return (at + 1) / 2, weights / 2
+    zeros, weights = np.polynomial.legendre.leggauss(steps)
+    return (zeros + 1) / 2, weights / 2
 
 
 def check_steps(steps: int, rule: LineRule, name: str = "steps") -> None:
-    """Refuses too few points for a rule.
+    """Refuses too few quadrature nodes; `name` is the field that says how many.
 
     Raises:
-        ConfigError: there are.
+        ConfigError: there are fewer than the rule needs.
     """
     least = 2 if rule == "trapezoid" else 1
     if steps < least:
@@ -81,84 +82,101 @@ def check_steps(steps: int, rule: LineRule, name: str = "steps") -> None:
 
 
 def baseline_rows(
-    embedded: FromEmbeddings, units: ExplainedOutputs, unit: int, baseline: BaselineName
+    embedded: FromEmbeddings, explained: ExplainedOutputs, row: int, baseline: BaselineName
 ) -> Float[Tensor, "tokens dim"]:
-    """A unit's embeddings with the baseline in place of every token of its text."""
-    rows = embedded.vectors(units.tokens.columns["input_ids"][unit]).clone()
-    rows[torch.from_numpy(units.offsets[unit].is_text)] = embedded.baseline(baseline)
-    return rows
+    """A row's word embeddings with the baseline in place of every token of its text."""
+    vectors = embedded.vectors(explained.tokens.columns["input_ids"][row]).clone()
+    vectors[torch.from_numpy(explained.offsets[row].is_text)] = embedded.baseline(baseline)
+    return vectors
 
 
 def follow(
     embedded: FromEmbeddings,
-    units: ExplainedOutputs,
+    explained: ExplainedOutputs,
     paths: Paths,
     n_points: int,
     baseline: BaselineName,
     token_budget: int,
     largest: bool = False,
     distance: Callable[[int], float] | None = None,
-) -> list[Scored]:
-    """The scores of every unit along its path of `n_points` gradients.
+) -> list[ScoredOutput]:
+    """The token scores of every explained row, from gradients at the `n_points` of its path.
 
-    `distance` gives a unit's mean distance to the nearest word, where it is wanted. Cost per unit:
+    `baseline` is where the paths begin, `largest` as in `differentiate`; `distance`, where it is
+    wanted, gives the mean distance of a row's path to the nearest word. Cost per row:
     `n_points` forward and backward passes, and one forward pass at the baseline.
     """
-    sums = [np.zeros(int(n)) for n in units.tokens.lengths]
-    kept: dict[int, Path] = {}
-    left = dict.fromkeys(range(units.n), n_points)
+    sums = [np.zeros(int(n)) for n in explained.tokens.lengths]
+    open_paths: dict[int, Path] = {}
+    n_left = dict.fromkeys(range(explained.n), n_points)
 
-    def points(unit: int, some: Int[np.ndarray, " points"]) -> Tensor:
-        if unit not in kept:
-            kept[unit] = paths(unit)
-        return kept[unit].points[torch.from_numpy(some)]
+    def points(row: int, indices: Int[np.ndarray, " points"]) -> Tensor:
+        if row not in open_paths:
+            open_paths[row] = paths(row)
+        return open_paths[row].points[torch.from_numpy(indices)]
 
-    def take(unit: int, some: Int[np.ndarray, " points"], gradient: Tensor, _: Tensor) -> None:
-        weights = kept[unit].weights[torch.from_numpy(some)]
-        sums[unit] += (gradient.double() * weights.double()).sum((0, 2)).cpu().numpy()
-        left[unit] -= len(some)
-        if not left[unit]:
-            del kept[unit]
+    def accumulate(
+        row: int, indices: Int[np.ndarray, " points"], gradient: Tensor, _: Tensor
+    ) -> None:
+        weights = open_paths[row].weights[torch.from_numpy(indices)]
+        sums[row] += (gradient.double() * weights.double()).sum((0, 2)).cpu().numpy()
+        n_left[row] -= len(indices)
+        if not n_left[row]:
+            del open_paths[row]
 
-    counts = [n_points] * units.n
+    counts = [n_points] * explained.n
     differentiate(
-        embedded, units.tokens, units.targets, counts, points, take, token_budget, largest
+        embedded,
+        explained.tokens,
+        explained.targets,
+        counts,
+        points,
+        accumulate,
+        token_budget,
+        largest,
     )
-    ends = values_at(
-        embedded, units, lambda unit: baseline_rows(embedded, units, unit, baseline), token_budget
+    baseline_values = values_at(
+        embedded,
+        explained,
+        lambda row: baseline_rows(embedded, explained, row, baseline),
+        token_budget,
     )
-    found = []
-    for unit in range(units.n):
-        start = float(ends[unit])
-        found.append(
-            Scored(
-                sums[unit],
+    scored = []
+    for row in range(explained.n):
+        baseline_value = float(baseline_values[row])
+        scored.append(
+            ScoredOutput(
+                sums[row],
                 n_points,
-                start,
-                float(sums[unit].sum()) - (float(units.values[unit]) - start),
-                None if distance is None else distance(unit),
+                baseline_value,
+                float(sums[row].sum()) - (float(explained.values[row]) - baseline_value),
+                None if distance is None else distance(row),
             )
         )
-    return found
+    return scored
 
 
 def values_at(
     embedded: FromEmbeddings,
-    units: ExplainedOutputs,
-    rows: Callable[[int], Float[Tensor, "tokens dim"]],
+    explained: ExplainedOutputs,
+    vectors: Callable[[int], Float[Tensor, "tokens dim"]],
     token_budget: int,
-) -> Float[np.ndarray, " units"]:
-    """Every unit's output at other embeddings, by a forward pass each."""
-    found = np.zeros(units.n)
-    lengths = units.tokens.lengths
+) -> Float[np.ndarray, " outputs"]:
+    """Each row's explained output when its tokens have the embeddings that `vectors` gives.
+
+    Cost: a forward pass for each row.
+    """
+    values = np.zeros(explained.n)
+    lengths = explained.tokens.lengths
     for batch in batches(lengths, token_budget):
-        arguments = embedded.batch(units.tokens, batch)
+        arguments = embedded.batch(explained.tokens, batch)
         longest = arguments["input_ids"].shape[1]
-        given = torch.zeros(len(batch), longest, embedded.table.shape[1]).to(embedded.table)
-        for at, unit in enumerate(batch.tolist()):
-            given[at, : lengths[unit]] = rows(unit)
+        embeddings = torch.zeros(len(batch), longest, embedded.table.shape[1]).to(embedded.table)
+        for batch_row, row in enumerate(batch.tolist()):
+            embeddings[batch_row, : lengths[row]] = vectors(row)
         with torch.no_grad():
-            own = units.targets.of(batch)
-            logits = embedded.choices(arguments, own.which, given)
-        found[batch] = logits[torch.arange(len(batch)), torch.from_numpy(own.choice)].cpu().numpy()
-    return found
+            targets = explained.targets.take(batch)
+            logits = embedded.choices(arguments, targets.distribution, embeddings)
+        choice = torch.from_numpy(targets.choice)
+        values[batch] = logits[torch.arange(len(batch)), choice].cpu().numpy()
+    return values

@@ -1,6 +1,7 @@
-"""How much the words of other texts say of a word: LAFA's aggregation.
+"""A word's score from the tokens of neighbouring texts: the aggregate E of LAFA.
 
-With h_w the word embedding of a word w and m_ik the score of token k of neighbour i, of T_i tokens,
+With h_w the word embedding of a word w and m_ik the score of token k of neighbour i, which has T_i
+tokens, of M neighbours,
 
     E(w) = 1/M sum_i 1/T_i sum_k m_ik kappa(h_w, h_ik).
 
@@ -17,17 +18,17 @@ from torch import Tensor
 
 KernelName = Literal["rbf", "cubic", "cosine", "laplacian", "inverse_distance", "indicator"]
 LENGTH, GAMMA, OFFSET = 2.0, 7.0, 0.0
-"""l of rbf and Laplacian, gamma and c0 of the cubic kernel."""
+"""The length scale l of rbf and Laplacian, gamma and c0 of the cubic kernel."""
 NEAREST, FARTHEST = 0.3, 3.0
-"""Distances are clipped to these by `inverse_distance`."""
+"""The bounds that `inverse_distance` clips distances to."""
 
 
 def kernel(
     name: KernelName, a: Float[Tensor, "words dim"], b: Float[Tensor, "tokens dim"]
 ) -> Float[Tensor, "words tokens"]:
-    """Kappa of all pairs. rbf takes the norm as it is printed, not squared. Cost words tokens dim.
+    """The kernel kappa of all pairs of word embeddings. Cost words tokens dim.
 
-    A zero vector has cosine 0 with all.
+    rbf takes the norm as the paper prints it, not squared. A zero vector has cosine 0 with all.
     """
     if name == "rbf":
         return torch.exp(-_distance(a, b) / LENGTH**2)
@@ -49,25 +50,27 @@ def aggregate(
     texts: Sequence[Int[Tensor, " _"]],
     scores: Sequence[Float[Tensor, " _"]],
 ) -> Float[Tensor, " words"]:
-    """E of some words over neighbours of at least one token each; 0 without neighbours.
+    """The aggregate E of each word over the neighbours; 0 without neighbours.
 
-    Cost words tokens dim, of all neighbours together; of the indicator words and tokens alone.
+    `texts` holds the token ids of each neighbour, at least one, and `scores` a score for each.
+
+    Cost words tokens dim, tokens of all neighbours together; of the indicator words + tokens.
     """
     total = torch.zeros(len(words), dtype=torch.float64, device=table.device)
     if not texts:
         return total
     ids = torch.cat(list(texts)).to(table.device)
-    shares = torch.cat([own.double() / len(own) for own in scores]) / len(texts)
+    shares = torch.cat([of_text.double() / len(of_text) for of_text in scores]) / len(texts)
     shares = shares.to(table.device)
     if name == "indicator":
         by_id = torch.zeros(len(table), dtype=torch.float64, device=table.device)
         by_id.index_add_(0, ids, shares)
         return by_id[words]
-    # The same word has the same kernel: each is looked at once.
-    different, at = torch.unique(ids, return_inverse=True)
-    summed = torch.zeros(len(different), dtype=torch.float64, device=table.device)
-    summed.index_add_(0, at, shares)
-    return kernel(name, table[words].double(), table[different].double()) @ summed
+    # The same token has the same kernel value: each is computed once.
+    distinct, index = torch.unique(ids, return_inverse=True)
+    summed = torch.zeros(len(distinct), dtype=torch.float64, device=table.device)
+    summed.index_add_(0, index, shares)
+    return kernel(name, table[words].double(), table[distinct].double()) @ summed
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -31,24 +31,24 @@ Base = Literal["simple", "smooth", "integrated"]
 
 @dataclass(frozen=True)
 class Squares:
-    """Which S, and what it takes."""
+    """The choice of S among the three, and its parameters."""
 
     base: Base = "simple"
-    """The gradient, its mean over noisy copies, or integrated gradients."""
+    """The S: the gradient, its mean over noisy copies, or integrated gradients."""
     samples: int = 25
-    """Noisy copies, or points of the integral."""
+    """Noisy copies of a text, or quadrature nodes of its integral."""
     noise: float = 0.1
     """Standard deviation of the noise, as a share of the range of a text's word embeddings."""
     baseline: BaselineName = "mask"
-    """Where integrated gradients begin."""
+    """The baseline at which the path of integrated gradients begins."""
     seed: int = 0
-    """Of the noise, which depends on the text beside it."""
+    """Seed of the noise, which depends on this seed and the text alone."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range.
+        """Refuses parameters out of range.
 
         Raises:
-            ConfigError: one is.
+            ConfigError: there are no samples, or the noise is negative.
         """
         if self.samples < 1 or self.noise < 0:
             raise ConfigError(
@@ -58,62 +58,65 @@ class Squares:
 
     @property
     def n_gradients(self) -> int:
-        """Gradients per text."""
+        """Gradients that are computed for each text."""
         return 1 if self.base == "simple" else self.samples
 
 
 def squared_scores(
-    embedded: FromEmbeddings, units: ExplainedOutputs, squares: Squares, token_budget: int
+    embedded: FromEmbeddings, explained: ExplainedOutputs, squares: Squares, token_budget: int
 ) -> list[Float[np.ndarray, " tokens"]]:
-    """The scores of every unit's tokens; 0 for those that are no piece of its text.
+    """The scores m_i of every explained row's tokens; 0 for special and template tokens.
 
-    Cost: `Squares.n_gradients` forward and backward passes a unit.
+    Cost: `Squares.n_gradients` forward and backward passes for each row.
     """
     count = squares.n_gradients
     sums: dict[int, Tensor] = {}
-    found: list[np.ndarray] = [np.zeros(0)] * units.n
-    at, weights = (torch.from_numpy(part).float() for part in nodes(count, "gauss_legendre"))
-    at, weights = at.to(embedded.table.device), weights.to(embedded.table.device)
+    scores: list[np.ndarray] = [np.zeros(0)] * explained.n
+    t, weights = (torch.from_numpy(part).float() for part in nodes(count, "gauss_legendre"))
+    t, weights = t.to(embedded.table.device), weights.to(embedded.table.device)
     noisy: dict[int, Tensor] = {}
 
-    def points(unit: int, some: Int[np.ndarray, " points"]) -> Tensor:
-        rows = embedded.vectors(units.tokens.columns["input_ids"][unit])
+    def points(row: int, indices: Int[np.ndarray, " points"]) -> Tensor:
+        vectors = embedded.vectors(explained.tokens.columns["input_ids"][row])
         if squares.base == "simple":
-            return rows[None]
+            return vectors[None]
         if squares.base == "integrated":
-            start = baseline_rows(embedded, units, unit, squares.baseline)
-            return start + at[torch.from_numpy(some)][:, None, None] * (rows - start)
-        if unit not in noisy:
-            noisy[unit] = _noisy(units, unit, rows, squares)
-        return noisy[unit][torch.from_numpy(some)]
+            start = baseline_rows(embedded, explained, row, squares.baseline)
+            return start + t[torch.from_numpy(indices)][:, None, None] * (vectors - start)
+        if row not in noisy:
+            noisy[row] = _noisy(explained, row, vectors, squares)
+        return noisy[row][torch.from_numpy(indices)]
 
-    def take(unit: int, some: Int[np.ndarray, " points"], gradient: Tensor, _: Tensor) -> None:
-        share = weights[torch.from_numpy(some)] if squares.base == "integrated" else None
-        own = gradient if share is None else gradient * share[:, None, None]
-        total = own.double().sum(0) / (1 if share is not None else count)
-        sums[unit] = sums[unit] + total if unit in sums else total
-        if some[-1] == count - 1:
-            noisy.pop(unit, None)
-            slope = sums.pop(unit)
+    def accumulate(
+        row: int, indices: Int[np.ndarray, " points"], gradient: Tensor, _: Tensor
+    ) -> None:
+        share = weights[torch.from_numpy(indices)] if squares.base == "integrated" else None
+        weighted = gradient if share is None else gradient * share[:, None, None]
+        total = weighted.double().sum(0) / (1 if share is not None else count)
+        sums[row] = sums[row] + total if row in sums else total
+        if indices[-1] == count - 1:
+            noisy.pop(row, None)
+            slope = sums.pop(row)
             if squares.base == "integrated":
-                rows = embedded.vectors(units.tokens.columns["input_ids"][unit])
-                start = baseline_rows(embedded, units, unit, squares.baseline)
-                slope = slope * (rows - start)
-            scores = slope.square().sum(1).cpu().numpy()
-            found[unit] = scores * units.offsets[unit].is_text
+                vectors = embedded.vectors(explained.tokens.columns["input_ids"][row])
+                start = baseline_rows(embedded, explained, row, squares.baseline)
+                slope = slope * (vectors - start)
+            scores[row] = slope.square().sum(1).cpu().numpy() * explained.offsets[row].is_text
 
-    counts = [count] * units.n
-    differentiate(embedded, units.tokens, units.targets, counts, points, take, token_budget)
-    return found
+    counts = [count] * explained.n
+    differentiate(
+        embedded, explained.tokens, explained.targets, counts, points, accumulate, token_budget
+    )
+    return scores
 
 
 def _noisy(
-    units: ExplainedOutputs, unit: int, rows: Float[Tensor, "tokens dim"], squares: Squares
+    explained: ExplainedOutputs, row: int, vectors: Float[Tensor, "tokens dim"], squares: Squares
 ) -> Float[Tensor, "samples tokens dim"]:
-    """Copies of a text with noise at the tokens that move."""
-    name = f"{squares.seed}/{units.query_ids[unit]}/{units.targets.choice[unit]}"
-    shape = (squares.samples, *rows.shape)
-    noise = torch.randn(shape, generator=generator_of(name)).to(rows)
-    moved = torch.from_numpy(units.offsets[unit].is_text).to(rows)
-    spread = squares.noise * float(rows.max() - rows.min())
-    return rows + spread * noise * moved[:, None]
+    """Copies of a row's word embeddings with noise at the tokens of its text."""
+    name = f"{squares.seed}/{explained.query_ids[row]}/{explained.targets.choice[row]}"
+    shape = (squares.samples, *vectors.shape)
+    noise = torch.randn(shape, generator=generator_of(name)).to(vectors)
+    text_tokens = torch.from_numpy(explained.offsets[row].is_text).to(vectors)
+    spread = squares.noise * float(vectors.max() - vectors.min())
+    return vectors + spread * noise * text_tokens[:, None]

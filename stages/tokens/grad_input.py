@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.saliency.cost import gradient_cost
 from stages.saliency.from_embeddings import FromEmbeddings, differentiate
-from stages.saliency.outputs import ExplainedOutputs, Scored
+from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -22,24 +22,34 @@ from stages.tokens.scores import TokenScores
 class GradInput(TokenScores):
     """Scores of the tokens of every query; positive raises the explained output."""
 
-    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """See `TokenScores`."""
-        found = [Scored(np.zeros(0))] * units.n
+        scored = [ScoredOutput(np.zeros(0))] * explained.n
 
-        def points(unit: int, _: Int[np.ndarray, " points"]) -> Tensor:
-            return embedded.vectors(units.tokens.columns["input_ids"][unit])[None]
+        def points(row: int, _: Int[np.ndarray, " points"]) -> Tensor:
+            return embedded.vectors(explained.tokens.columns["input_ids"][row])[None]
 
-        def take(unit: int, _: Int[np.ndarray, " points"], gradient: Tensor, __: Tensor) -> None:
-            products = gradient[0].double() * points(unit, _)[0].double()
-            moved = units.offsets[unit].is_text
-            found[unit] = Scored(products.sum(1).cpu().numpy() * moved, 1)
+        def accumulate(
+            row: int, _: Int[np.ndarray, " points"], gradient: Tensor, __: Tensor
+        ) -> None:
+            products = gradient[0].double() * points(row, _)[0].double()
+            text_tokens = explained.offsets[row].is_text
+            scored[row] = ScoredOutput(products.sum(1).cpu().numpy() * text_tokens, 1)
 
-        ones = [1] * units.n
-        differentiate(embedded, units.tokens, units.targets, ones, points, take, self.token_budget)
-        return found
+        ones = [1] * explained.n
+        differentiate(
+            embedded,
+            explained.tokens,
+            explained.targets,
+            ones,
+            points,
+            accumulate,
+            self.token_budget,
+        )
+        return scored
 
     def cost(self, work: Work) -> Cost:
-        """One forward and one backward pass."""
+        """The cost of one forward and one backward pass for each query."""
         return gradient_cost(self.model, work, 1, self.token_budget)
 
 

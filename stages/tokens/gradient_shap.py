@@ -1,8 +1,8 @@
 """GradientSHAP: the mean over random points between baseline and noisy query.
 
-With a uniform in [0, 1] and e Gaussian noise, the score of token i is the mean over samples of
-sum_j dF/dx_ij(x' + a (x + e - x')) (x + e - x')_ij: a Monte-Carlo estimate of integrated gradients
-where there is no noise.
+With x the embeddings, x' the baseline, a uniform in [0, 1] and e Gaussian noise, the score of token
+i is the mean over samples of sum_j dF/dx_ij(x' + a (x + e - x')) (x + e - x')_ij: a Monte-Carlo
+estimate of integrated gradients where there is no noise.
 
 Source: Lundberg and Lee 2017, arXiv:1705.07874, in the form of the libraries shap and captum.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.model.seeded import generator_of
 from stages.saliency.cost import gradient_cost
 from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, differentiate
-from stages.saliency.outputs import ExplainedOutputs, Scored
+from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.saliency.path import baseline_rows, values_at
 from stages.stage import ConfigError, Cost, Work
 from stages.tokens.scores import TokenScores
@@ -28,19 +28,19 @@ class GradientShap(TokenScores):
     """Scores of the tokens of every query; positive raises the explained output."""
 
     samples: int = 50
-    """Random points per output, a gradient each."""
+    """Random points for each explained output; each costs a gradient."""
     noise: float = 0.0
     """Standard deviation of the noise, as a share of the range of a query's word embeddings."""
     baseline: BaselineName = "mask"
-    """The token for masking or padding, or the zero vector."""
+    """Embedding x': of the mask or padding token, or the zero vector."""
     seed: int = 0
-    """Of points and noise, which depend on the query beside it."""
+    """Seed of points and noise, which depend on this seed and the query alone."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range.
+        """Refuses parameters out of range.
 
         Raises:
-            ConfigError: one is.
+            ConfigError: there are no samples, or the noise is negative.
         """
         if self.samples < 1 or self.noise < 0:
             raise ConfigError(
@@ -48,56 +48,68 @@ class GradientShap(TokenScores):
                 "least 1, and at least 0. Correct them."
             )
 
-    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """See `TokenScores`."""
-        sums = [np.zeros(int(n)) for n in units.tokens.lengths]
+        sums = [np.zeros(int(n)) for n in explained.tokens.lengths]
         drawn: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def draw(unit: int) -> tuple[Tensor, Tensor]:
-            rows = embedded.vectors(units.tokens.columns["input_ids"][unit])
-            start = baseline_rows(embedded, units, unit, self.baseline)
-            name = f"{self.seed}/{units.query_ids[unit]}/{units.outputs[unit]}"
+        def draw(row: int) -> tuple[Tensor, Tensor]:
+            vectors = embedded.vectors(explained.tokens.columns["input_ids"][row])
+            start = baseline_rows(embedded, explained, row, self.baseline)
+            name = f"{self.seed}/{explained.query_ids[row]}/{explained.outputs[row]}"
             generator = generator_of(name)
-            at = torch.rand(self.samples, 1, 1, generator=generator).to(rows)
-            step = (rows - start).expand(self.samples, *rows.shape)
+            t = torch.rand(self.samples, 1, 1, generator=generator).to(vectors)
+            step = (vectors - start).expand(self.samples, *vectors.shape)
             if self.noise:
-                spread = self.noise * float(rows.max() - rows.min())
-                noise = torch.randn(step.shape, generator=generator).to(rows) * spread
-                step = step + noise * torch.from_numpy(units.offsets[unit].is_text)[:, None].to(
-                    rows
+                spread = self.noise * float(vectors.max() - vectors.min())
+                noise = torch.randn(step.shape, generator=generator).to(vectors) * spread
+                step = step + noise * torch.from_numpy(explained.offsets[row].is_text)[:, None].to(
+                    vectors
                 )
-            return start + at * step, step
+            return start + t * step, step
 
-        def points(unit: int, some: Int[np.ndarray, " points"]) -> Tensor:
-            if unit not in drawn:
-                drawn[unit] = draw(unit)
-            return drawn[unit][0][torch.from_numpy(some)]
+        def points(row: int, indices: Int[np.ndarray, " points"]) -> Tensor:
+            if row not in drawn:
+                drawn[row] = draw(row)
+            return drawn[row][0][torch.from_numpy(indices)]
 
-        def take(unit: int, some: Int[np.ndarray, " points"], gradient: Tensor, _: Tensor) -> None:
-            steps = drawn[unit][1][torch.from_numpy(some)]
-            own = (gradient.double() * steps.double()).sum((0, 2)) / self.samples
-            sums[unit] += own.cpu().numpy()
-            if some[-1] == self.samples - 1:
-                del drawn[unit]
+        def accumulate(
+            row: int, indices: Int[np.ndarray, " points"], gradient: Tensor, _: Tensor
+        ) -> None:
+            steps = drawn[row][1][torch.from_numpy(indices)]
+            products = (gradient.double() * steps.double()).sum((0, 2)) / self.samples
+            sums[row] += products.cpu().numpy()
+            if indices[-1] == self.samples - 1:
+                del drawn[row]
 
-        counts = [self.samples] * units.n
+        counts = [self.samples] * explained.n
         differentiate(
-            embedded, units.tokens, units.targets, counts, points, take, self.token_budget
-        )
-        starts = values_at(
             embedded,
-            units,
-            lambda unit: baseline_rows(embedded, units, unit, self.baseline),
+            explained.tokens,
+            explained.targets,
+            counts,
+            points,
+            accumulate,
             self.token_budget,
         )
-        found = [
-            Scored(own, self.samples, float(start), float(own.sum()) - float(value) + float(start))
-            for own, start, value in zip(sums, starts, units.values, strict=True)
+        baseline_values = values_at(
+            embedded,
+            explained,
+            lambda row: baseline_rows(embedded, explained, row, self.baseline),
+            self.token_budget,
+        )
+        return [
+            ScoredOutput(
+                scores,
+                self.samples,
+                float(start),
+                float(scores.sum()) - float(value) + float(start),
+            )
+            for scores, start, value in zip(sums, baseline_values, explained.values, strict=True)
         ]
-        return found
 
     def cost(self, work: Work) -> Cost:
-        """One forward and one backward pass for each sample."""
+        """The cost of one forward and one backward pass for each sample of each query."""
         return gradient_cost(self.model, work, self.samples, self.token_budget)
 
 

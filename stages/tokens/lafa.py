@@ -2,8 +2,9 @@
 
 LAFA(X_0)_t = m_{0,t} + weight E(w_{0,t}), with m the squared gradients of
 `stages/saliency/squares.py` and E their aggregate over neighbours (`stages/saliency/smoothing.py`).
-Scores have no sign. What is explained of a neighbour is the same output as of the query: what in
-similar texts speaks for this class. Of an answer's place it is the neighbour's own.
+Scores have no sign. The output explained of a neighbour is the same as of the query: its scores say
+which tokens of a similar text matter for the query's class. Where the output is the position of an
+answer, it is the position of the neighbour's own answer.
 
 The paper contradicts itself twice in its sentiment case: its kernel is called polynomial and
 printed as the indicator (`kernel: cubic`, `kernel: indicator`), and its cut-off is 0.39 in the text
@@ -30,11 +31,11 @@ from stages.saliency.cost import gradient_cost
 from stages.saliency.from_embeddings import FromEmbeddings, Targets
 from stages.saliency.outputs import (
     ExplainedOutputs,
-    Scored,
+    ScoredOutput,
+    explained_outputs,
     load_embedded,
-    queries,
+    read_outputs,
     token_rows,
-    units_of,
 )
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares, squared_scores
@@ -42,15 +43,16 @@ from stages.stage import ConfigError, Cost, Inputs, Rows, Work
 from stages.tokens.scores import TokenStage
 
 
-class Opening(NamedTuple):
-    """What a worker keeps."""
+class LafaState(NamedTuple):
+    """What a worker opens once and uses for all blocks: the model, the examples, the cut-off."""
 
     embedded: FromEmbeddings
     text: pa.Table
-    """Of the examples, by id."""
+    """The table `text` of the examples, ascending by id."""
     labels: dict[int, int]
-    """Of the examples, where only those of the query's class count."""
+    """The label of each example, by its id; empty unless `same_class` is set."""
     radius: float
+    """The largest distance of a neighbour from the query; infinite where there is no cut-off."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,17 @@ class Lafa(TokenStage):
     """Scores of the tokens of every query, without a sign: large matters."""
 
     scores: Squares = field(default_factory=Squares)
-    """The base score."""
+    """The score m of a single text's tokens."""
     kernel: KernelName = "indicator"
-    """How alike two words are, by their word embeddings."""
+    """The similarity kappa of two words, from their word embeddings."""
     weight: float = 1.0
-    """Of the neighbours' part, lambda."""
+    """The factor lambda of the neighbours' aggregate E."""
     neighbours: Kind = "embedding"
-    """Which texts: see `stages/ranking/similar_texts.py`."""
+    """Which examples are neighbours: see `stages/ranking/similar_texts.py`."""
     source: str | None = None
-    """Instance that says so; by default `embedding`, `support` or `shapley_by_query`. The paper
-    takes a hidden layer of the explained model: `embedding: {layer: 2}`."""
+    """Instance whose table says which are neighbours; by default `embedding`, `support` or
+    `shapley_by_query`. The paper takes a hidden layer of the explained model: `embedding: {layer:
+    2}`."""
     limit: int = 10
     """Neighbours at most, M."""
     quantile: float | None = 0.05
@@ -78,13 +81,14 @@ class Lafa(TokenStage):
     normalize: bool = False
     """Whether the scores of each text are divided by their sum."""
     seed: int = 0
-    """Of the pairs that the quantile is taken over."""
+    """Seed of the pairs of examples whose distances the quantile is taken over."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that do not go together.
 
         Raises:
-            ConfigError: a number is out of range, or classes are asked for where there are none.
+            ConfigError: a number is out of range, or `same_class` is set for other neighbours than
+                those of an embedding.
         """
         if self.limit < 1 or not 0 < (self.quantile or 1) <= 1:
             raise ConfigError(
@@ -103,12 +107,12 @@ class Lafa(TokenStage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The texts, and what says which are neighbours."""
+        """The texts, the table that says which are neighbours, and labels for `same_class`."""
         tables = (*super().reads, self._source)
         return (*tables, "label") if self.same_class else tables
 
-    def open(self, inputs: Inputs) -> Opening:
-        """The model, the corpus's texts, and the distance that neighbours lie within."""
+    def open(self, inputs: Inputs) -> LafaState:
+        """The model, the texts and labels of the examples, and the distance of the cut-off."""
         embedded = load_embedded(self.model, inputs)
         text = inputs.table("text", "example")
         text = text.filter(pc.equal(text["role"], "example")).sort_by("id")
@@ -121,68 +125,78 @@ class Lafa(TokenStage):
             radius = cut_off(
                 inputs.vectors(self._source, "example").matrix, self.quantile, self.seed
             )
-        return Opening(embedded, text, labels, radius)
+        return LafaState(embedded, text, labels, radius)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Scores of one block of queries."""
-        opened: Opening = inputs.opened
-        embedded = opened.embedded
-        units = queries(embedded, inputs, self.token_budget, self.continuation)
-        similar = self._similar(inputs, opened, units)
-        own = self._scores(embedded, units)
-        beside, place = self._neighbours(opened, units, similar)
-        theirs = self._scores(embedded, beside)
-        found = []
-        for unit in range(units.n):
-            at = [place[key] for key in _keys(units, unit, similar)]
-            moved = [np.flatnonzero(beside.offsets[row].is_text) for row in at]
-            # A text whose every token was cut away has nothing to say.
-            kept = [(row, some) for row, some in zip(at, moved, strict=True) if len(some)]
-            ids = np.array(units.tokens.columns["input_ids"][unit])
-            rest = aggregate(
+        """Token scores of one block of queries."""
+        state: LafaState = inputs.opened
+        embedded = state.embedded
+        explained = read_outputs(embedded, inputs, self.token_budget, self.continuation)
+        similar = self._similar(inputs, state, explained)
+        query_scores = self._scores(embedded, explained)
+        neighbours, row_of = self._neighbours(state, explained, similar)
+        neighbour_scores = self._scores(embedded, neighbours)
+        scored = []
+        for row in range(explained.n):
+            rows = [row_of[key] for key in _keys(explained, row, similar)]
+            text_tokens = [np.flatnonzero(neighbours.offsets[n].is_text) for n in rows]
+            # A text without any token left by max_length is no neighbour.
+            kept = [
+                (n, of_text) for n, of_text in zip(rows, text_tokens, strict=True) if len(of_text)
+            ]
+            ids = np.array(explained.tokens.columns["input_ids"][row])
+            smoothed = aggregate(
                 self.kernel,
                 embedded.table,
                 torch.from_numpy(ids).to(embedded.table.device),
-                [_tensor(np.array(beside.tokens.columns["input_ids"][r])[s]) for r, s in kept],
-                [_tensor(theirs[r][s]) for r, s in kept],
+                [_tensor(np.array(neighbours.tokens.columns["input_ids"][n])[t]) for n, t in kept],
+                [_tensor(neighbour_scores[n][t]) for n, t in kept],
             )
-            scores = own[unit] + self.weight * rest.cpu().numpy() * units.offsets[unit].is_text
-            found.append(Scored(scores, self.scores.n_gradients * (1 + len(at))))
-        yield from token_rows(units, found)
+            smoothed_scores = smoothed.cpu().numpy() * explained.offsets[row].is_text
+            scores = query_scores[row] + self.weight * smoothed_scores
+            scored.append(ScoredOutput(scores, self.scores.n_gradients * (1 + len(rows))))
+        yield from token_rows(explained, scored)
 
     def cost(self, work: Work) -> Cost:
-        """Gradients of the queries and their neighbours, and distances to all examples."""
+        """The cost of gradients of the queries and of `limit` neighbours for each."""
         count = self.scores.n_gradients * (1 + self.limit)
         return gradient_cost(self.model, work, count, self.token_budget)
 
-    def _scores(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[np.ndarray]:
-        found = squared_scores(embedded, units, self.scores, self.token_budget)
+    def _scores(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[np.ndarray]:
+        """The scores m of the tokens of each row, with sum 1 where `normalize` is set."""
+        of_rows = squared_scores(embedded, explained, self.scores, self.token_budget)
         if not self.normalize:
-            return found
-        return [own / (own.sum() or 1.0) for own in found]
+            return of_rows
+        return [scores / (scores.sum() or 1.0) for scores in of_rows]
 
     def _similar(
-        self, inputs: Inputs, opened: Opening, units: ExplainedOutputs
+        self, inputs: Inputs, state: LafaState, explained: ExplainedOutputs
     ) -> dict[int, list[int]]:
-        """The neighbours of every query of the block, itself not among them."""
+        """Ids of the neighbours of every query of the block, by query id.
+
+        Examples of the same text as the query, and with `same_class` those of another label than
+        its predicted class, are left out.
+        """
         text = inputs.table("text", "query")
-        rows = [_row(row) for row in text.to_pylist()]
-        own_text = dict(zip(text["id"].to_pylist(), rows, strict=True))
-        same: dict[tuple[str, str | None], list[int]] = {}
-        for row in opened.text.select(["id", "text", "text_b"]).to_pylist():
-            same.setdefault(_row(row), []).append(row["id"])
-        query_ids = sorted(set(units.query_ids.tolist()))
-        classes = dict(zip(units.query_ids.tolist(), units.targets.choice.tolist(), strict=True))
+        texts = [_texts_of(row) for row in text.to_pylist()]
+        texts_of_query = dict(zip(text["id"].to_pylist(), texts, strict=True))
+        examples_of: dict[tuple[str, str | None], list[int]] = {}
+        for row in state.text.select(["id", "text", "text_b"]).to_pylist():
+            examples_of.setdefault(_texts_of(row), []).append(row["id"])
+        query_ids = sorted(set(explained.query_ids.tolist()))
+        classes = dict(
+            zip(explained.query_ids.tolist(), explained.targets.choice.tolist(), strict=True)
+        )
 
         def is_left_out(query: int, examples: np.ndarray) -> np.ndarray:
-            gone = np.isin(examples, same.get(own_text[query], []))
+            left_out = np.isin(examples, examples_of.get(texts_of_query[query], []))
             if self.same_class:
-                gone |= [opened.labels.get(i) != classes[query] for i in examples.tolist()]
-            return np.asarray(gone, dtype=bool)
+                left_out |= [state.labels.get(i) != classes[query] for i in examples.tolist()]
+            return np.asarray(left_out, dtype=bool)
 
         if self.neighbours == "embedding":
-            found = nearest(inputs, self._source, query_ids, self.limit, opened.radius, is_left_out)
-            return {query: found.get(query, []) for query in query_ids}
+            ids_of = nearest(inputs, self._source, query_ids, self.limit, state.radius, is_left_out)
+            return {query: ids_of.get(query, []) for query in query_ids}
         table = inputs.table(self._source, "query")
         pick = of_spectrum if self.neighbours == "spectrum" else of_values
         chosen = {}
@@ -193,37 +207,43 @@ class Lafa(TokenStage):
         return chosen
 
     def _neighbours(
-        self, opened: Opening, units: ExplainedOutputs, similar: dict[int, list[int]]
+        self, state: LafaState, explained: ExplainedOutputs, similar: dict[int, list[int]]
     ) -> tuple[ExplainedOutputs, dict[tuple[int, int, int], int]]:
-        """Every neighbour once for each output that is explained of it, and where it is."""
-        keys = sorted({key for unit in range(units.n) for key in _keys(units, unit, similar)})
-        place = {key: row for row, key in enumerate(keys)}
+        """The neighbours as rows, one for each pair of neighbour and explained output.
+
+        Beside them the number of each row, by its key as `_keys` has it.
+        """
+        keys = sorted({key for row in range(explained.n) for key in _keys(explained, row, similar)})
+        row_of = {key: row for row, key in enumerate(keys)}
         ids = np.array([example for example, _, _ in keys], np.int64)
-        rows = opened.text.take(np.searchsorted(opened.text["id"].to_numpy(), ids))
-        embedded = opened.embedded
-        tokens = embedded.measurement.tokenise(rows, with_offsets=True)
-        which = np.array([w for _, w, _ in keys], np.int64)
+        text = state.text.take(np.searchsorted(state.text["id"].to_numpy(), ids))
+        embedded = state.embedded
+        tokens = embedded.measurement.tokenise(text, with_offsets=True)
+        distribution = np.array([w for _, w, _ in keys], np.int64)
         choice = np.array([c for _, _, c in keys], np.int64)
-        if embedded.answers_by_place:
-            # The place of an answer is the text's own.
-            logits = embedded.all_choices(tokens, which, self.token_budget)
+        if embedded.explains_positions:
+            # The position of an answer is that in the neighbour itself.
+            logits = embedded.all_choices(tokens, distribution, self.token_budget)
             choice = np.array([int(row.argmax()) for row in logits], np.int64)
-        places = token_offsets(embedded.measurement, rows, tokens)
-        targets = Targets(which, choice)
+        offsets = token_offsets(embedded.measurement, text, tokens)
+        targets = Targets(distribution, choice)
         names: list[str | None] = [None] * len(keys)
-        found = units_of(embedded, ids, choice, names, tokens, places, targets, self.token_budget)
-        return found, place
+        neighbours = explained_outputs(
+            embedded, ids, choice, names, tokens, offsets, targets, self.token_budget
+        )
+        return neighbours, row_of
 
 
 def _keys(
-    units: ExplainedOutputs, unit: int, similar: dict[int, list[int]]
+    explained: ExplainedOutputs, row: int, similar: dict[int, list[int]]
 ) -> list[tuple[int, int, int]]:
-    """Example, and output explained of it, of each neighbour of a unit."""
-    which, choice = int(units.targets.which[unit]), int(units.targets.choice[unit])
-    return [(example, which, choice) for example in similar[int(units.query_ids[unit])]]
+    """Example id, distribution and choice of the output explained of it, for each neighbour."""
+    targets = explained.targets
+    distribution, choice = int(targets.distribution[row]), int(targets.choice[row])
+    return [(example, distribution, choice) for example in similar[int(explained.query_ids[row])]]
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str, str | None]:
+def _texts_of(row: Mapping[str, Any]) -> tuple[str, str | None]:
     return str(row["text"]), row["text_b"]
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.saliency.ablation import Variant, answers
+from stages.saliency.ablation import Variant, variant_outputs
 from stages.saliency.cost import gradient_cost, queries_length
 from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
-from stages.saliency.outputs import ExplainedOutputs, Scored
+from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -23,30 +23,34 @@ class Occlusion(TokenScores):
     """Scores of the tokens of every query; positive raises the explained output."""
 
     baseline: BaselineName = "mask"
-    """What a token is replaced with: the token for masking or padding, or the zero vector."""
+    """What a token's embedding is replaced with: that of the mask or padding token, or zero."""
 
-    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """See `TokenScores`."""
         none = np.zeros(0, np.int64)
-        moved = [np.flatnonzero(places.is_text) for places in units.offsets]
+        text_tokens = [np.flatnonzero(offsets.is_text) for offsets in explained.offsets]
         variants = [
-            Variant(unit, none, np.array([at], np.int64))
-            for unit, own in enumerate(moved)
-            for at in own.tolist()
+            Variant(row, none, np.array([token], np.int64))
+            for row, tokens in enumerate(text_tokens)
+            for token in tokens.tolist()
         ]
         without = iter(
-            answers(embedded, units, variants, self.baseline, self.token_budget, "logit").tolist()
+            variant_outputs(
+                embedded, explained, variants, self.baseline, self.token_budget, "logit"
+            ).tolist()
         )
-        found = []
-        for own, value, length in zip(moved, units.values, units.tokens.lengths, strict=True):
+        scored = []
+        for tokens, value, length in zip(
+            text_tokens, explained.values, explained.tokens.lengths, strict=True
+        ):
             scores = np.zeros(int(length))
-            for at in own.tolist():
-                scores[at] = float(value) - next(without)
-            found.append(Scored(scores))
-        return found
+            for token in tokens.tolist():
+                scores[token] = float(value) - next(without)
+            scored.append(ScoredOutput(scores))
+        return scored
 
     def cost(self, work: Work) -> Cost:
-        """One forward pass for each token."""
+        """The cost of one forward pass for each token of each query."""
         return gradient_cost(self.model, work, 0, self.token_budget, 2 + queries_length(work))
 
 

@@ -1,4 +1,4 @@
-"""A floor for token scores: random numbers, the same for a query whatever stands beside it.
+"""A floor for token scores: random numbers that depend on the seed and the query alone.
 
 Every method should do better.
 """
@@ -10,7 +10,7 @@ import torch
 from stages.model.seeded import generator_of
 from stages.saliency.cost import gradient_cost
 from stages.saliency.from_embeddings import FromEmbeddings
-from stages.saliency.outputs import ExplainedOutputs, Scored
+from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
 
@@ -20,19 +20,21 @@ class RandomToken(TokenScores):
     """A standard normal score for every token of every query."""
 
     seed: int = 0
-    """Of the numbers, which depend on the query beside it."""
+    """Seed of the scores, which depend on this seed and the query alone."""
 
-    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """See `TokenScores`."""
-        found = []
-        for unit in range(units.n):
-            name = f"{self.seed}/{units.query_ids[unit]}/{units.outputs[unit]}"
-            n = int(units.tokens.lengths[unit])
-            found.append(Scored(torch.randn(n, generator=generator_of(name)).double().numpy()))
-        return found
+        scored = []
+        for row in range(explained.n):
+            name = f"{self.seed}/{explained.query_ids[row]}/{explained.outputs[row]}"
+            n = int(explained.tokens.lengths[row])
+            scored.append(
+                ScoredOutput(torch.randn(n, generator=generator_of(name)).double().numpy())
+            )
+        return scored
 
     def cost(self, work: Work) -> Cost:
-        """The forward passes that say what is explained."""
+        """The cost of the forward passes that find the explained outputs."""
         return gradient_cost(self.model, work, 0, self.token_budget)
 
 

@@ -1,4 +1,4 @@
-"""What all stages share that score the tokens of queries: fields, tables, the model."""
+"""Bases of the stages that score the tokens of queries: fields, tables, and loading the model."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ from stages.saliency.outputs import (
     EXPLAINED,
     TOKEN,
     ExplainedOutputs,
-    Scored,
+    ScoredOutput,
     load_embedded,
-    queries,
+    read_outputs,
     tables_read,
     token_rows,
     with_probe,
@@ -27,7 +27,7 @@ class TokenStage(RunsModel, Stage, contract=True):
     model: ModelSpec
     """The model that is explained."""
     continuation: str = field(default="continuation", kw_only=True)
-    """Instance that chose the tokens to be explained, with `head: completion`."""
+    """Instance of `continuation` that chose the explained tokens, for `head: completion`."""
     token_budget: int = field(default=2048, kw_only=True)
     """Padded tokens per batch."""
 
@@ -37,28 +37,31 @@ class TokenStage(RunsModel, Stage, contract=True):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The text of the queries, and what says what is explained of it."""
+        """The text, for `head: completion` the explained tokens, and a fitted head's table."""
         return with_probe(self.model, tables_read(self.model, self.continuation))
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Scores, and what was explained."""
+        """The tables of token scores and of explained outputs."""
         return (TOKEN, EXPLAINED)
 
 
 @dataclass(frozen=True)
 class TokenScores(TokenStage, contract=True):
-    """One whose scores follow from the model and the query alone: a method says how in `score`."""
+    """A stage whose token scores depend on the model and the query alone.
+
+    Each method computes them in `score`.
+    """
 
     def open(self, inputs: Inputs) -> Any:
-        """The model as a function of its word embeddings."""
+        """The model, ready to be called with word embeddings."""
         return load_embedded(self.model, inputs)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Scores of one block of queries."""
-        units = queries(inputs.opened, inputs, self.token_budget, self.continuation)
-        yield from token_rows(units, self.score(inputs.opened, units))
+        """Token scores of one block of queries."""
+        explained = read_outputs(inputs.opened, inputs, self.token_budget, self.continuation)
+        yield from token_rows(explained, self.score(inputs.opened, explained))
 
     @abstractmethod
-    def score(self, embedded: Any, units: ExplainedOutputs) -> list[Scored]:
-        """The scores of each unit; `embedded` is what `open` returned."""
+    def score(self, embedded: Any, explained: ExplainedOutputs) -> list[ScoredOutput]:
+        """The token scores of each explained output; `embedded` is what `open` returned."""

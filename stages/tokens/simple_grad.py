@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stages.saliency.cost import gradient_cost
 from stages.saliency.from_embeddings import FromEmbeddings
-from stages.saliency.outputs import ExplainedOutputs, Scored
+from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.saliency.squares import Squares, squared_scores
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
@@ -17,14 +17,14 @@ from stages.tokens.scores import TokenScores
 class SimpleGrad(TokenScores):
     """Scores of the tokens of every query, without a sign: large matters."""
 
-    def score(self, embedded: FromEmbeddings, units: ExplainedOutputs) -> list[Scored]:
+    def score(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """See `TokenScores`."""
         squares = Squares("simple")
-        scores = squared_scores(embedded, units, squares, self.token_budget)
-        return [Scored(own, squares.n_gradients) for own in scores]
+        scores = squared_scores(embedded, explained, squares, self.token_budget)
+        return [ScoredOutput(of_row, squares.n_gradients) for of_row in scores]
 
     def cost(self, work: Work) -> Cost:
-        """One forward and one backward pass."""
+        """The cost of one forward and one backward pass for each query."""
         return gradient_cost(self.model, work, 1, self.token_budget)
 
 

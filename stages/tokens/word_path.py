@@ -26,79 +26,79 @@ WORD_PATH = TableSpec(
     schema=pa.schema([("token_id", pa.int64()), ("anchors", pa.list_(pa.int64()))]),
     key=("token_id",),
 )
-"""The anchors of a token, from the word towards the baseline; -1 is the baseline itself."""
+"""Token ids of the anchors of a token, from the word towards the baseline; -1 is the baseline."""
 
 
 @dataclass(frozen=True)
 class WordPath(RunsModel, Stage):
     """The anchors of the words of all queries, or of the whole vocabulary.
 
-    One task; its memory is a few rows of the vocabulary. Its fields are those of `udig` and `dig`,
-    which ask for it with their own.
+    One task; its memory is a few rows of the vocabulary. `udig` and `dig`, which read its table,
+    plan it with their own fields of the same names.
     """
 
     model: ModelSpec
-    """The model whose word embeddings are walked through."""
+    """The model whose word embeddings the paths lead through."""
     anchors: int = 30
-    """Words of a path, m."""
+    """Anchor words of a path, m."""
     neighbours: int = 50
-    """Candidates for each, k."""
+    """Candidates for each anchor, k."""
     strategy: Strategy = "maxcount"
     """Which candidate is taken; see `stages/saliency/anchors.py`."""
     candidates: Candidates = "uniform"
-    """Words near the straight line (UDIG) or near the previous anchor (DIG)."""
+    """Where candidates are near: the straight line (UDIG) or the previous anchor (DIG)."""
     baseline: BaselineName = "mask"
-    """Where paths begin: the token for masking or padding, or the zero vector."""
+    """Embedding where paths begin: of the mask or padding token, or the zero vector."""
     words: Literal["queries", "vocabulary"] = "queries"
-    """Tokens that are searched: those of the queries' texts, or all, which then serves queries that
-    are still to come."""
+    """Words whose anchors are searched: those of the queries' texts; or all of the vocabulary,
+    which also serves later queries."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed; see `check_anchors`."""
+        """Refuses numbers that make no path; see `check_anchors`."""
         check_anchors(self.anchors, self.neighbours, 0)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The text of the queries."""
+        """The text of the queries, and a fitted head's table."""
         return with_probe(self.model, ("text",))
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Anchors by token."""
+        """The table of anchors, a row for each token id."""
         return (WORD_PATH,)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """All of them."""
+        """The anchors of all words that `words` asks for."""
         embedded = load_embedded(self.model, inputs)
-        own = embedded.baseline_id(self.baseline)
+        baseline_id = embedded.baseline_id(self.baseline)
         if self.words == "vocabulary":
             ids = np.arange(len(embedded.table))
         else:
             measurement = embedded.measurement
             text = inputs.table("text", "query")
             tokens = measurement.tokenise(text, with_offsets=True)
-            places = token_offsets(measurement, text, tokens)
-            rows = zip(tokens.columns["input_ids"], places, strict=True)
-            moved = [np.array(row)[place.is_text] for row, place in rows]
-            ids = np.unique(np.concatenate([np.zeros(0, np.int64), *moved]))
-        found = search(
+            offsets = token_offsets(measurement, text, tokens)
+            rows = zip(tokens.columns["input_ids"], offsets, strict=True)
+            text_tokens = [np.array(ids)[of_row.is_text] for ids, of_row in rows]
+            ids = np.unique(np.concatenate([np.zeros(0, np.int64), *text_tokens]))
+        anchors = search(
             embedded.table,
             torch.from_numpy(ids).to(embedded.table.device),
             embedded.baseline(self.baseline),
-            own,
+            baseline_id,
             self.anchors,
             self.neighbours,
             self.strategy,
             self.candidates,
         )
-        columns = [pa.array(ids), pa.array(found.tolist(), pa.list_(pa.int64()))]
+        columns = [pa.array(ids), pa.array(anchors.tolist(), pa.list_(pa.int64()))]
         yield WORD_PATH.name, pa.RecordBatch.from_arrays(columns, schema=WORD_PATH.schema)
 
     def cost(self, work: Work) -> Cost:
-        """Products with the vocabulary, and a selection from it for every anchor."""
+        """The cost of products with the vocabulary, and of a selection from it for every anchor."""
         size = network_size(self.model, None)
         vocabulary = 30_000
         n_words = vocabulary if self.words == "vocabulary" else min(vocabulary, work.n_tokens)

@@ -1,4 +1,4 @@
-"""The classifier or regressor of the checkpoint."""
+"""The head `checkpoint`: the classifier or regressor that a checkpoint holds."""
 
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ class Checkpoint(Head):
         """The classifier, and the number of its outputs.
 
         Raises:
-            ModelError: it cannot be loaded, or its tokenizer cannot pad.
+            ModelError: the classifier cannot be loaded, or its tokenizer cannot pad.
         """
         loader = _auto.AutoModelForSequenceClassification
         network = load_whole(self.spec, loader, "a classifier")
@@ -38,7 +38,7 @@ class Checkpoint(Head):
         return CheckpointNetwork(network, base), int(network.config.num_labels)
 
     def output_width(self, config: Any, n_classes: int) -> int | None:
-        """The classifier's own."""
+        """None: the saved classifier has its output layer already."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""A causal language model whose completions are measured; its output layer keeps every word."""
+"""The head `completion`: a causal language model whose completions are measured."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from stages.stage import Inputs
 
 
 class Completion(Head):
-    """The log-likelihood of each row's completion; its loss is the negative."""
+    """A model whose output is a completion's log-likelihood; its loss is the negative."""
 
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     has_class_outputs: ClassVar[bool] = False
@@ -22,7 +22,7 @@ class Completion(Head):
     takes: ClassVar[tuple[str, ...]] = ("truncation_mode",)
 
     def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
-        """The language model, whose rows have one output."""
+        """The language model, and the number of its outputs, 1."""
         trunk, head = load_causal(self.spec)
         return CompletionNetwork(trunk, head, self.spec.reduction), 1
 
@@ -34,17 +34,17 @@ class Completion(Head):
         form: str,
         with_offsets: bool = False,
     ) -> Tokens:
-        """Each row as the model is trained on it; see `tokenise_completions`."""
+        """The tokens of each row as the model is trained on them; see `tokenise_completions`."""
         longest, keeps_end = self.spec.max_length, self.spec.truncation_mode == "keep_end"
         return tokenise_completions(tokenizer, texts, pairs, form, longest, keeps_end, with_offsets)
 
     def of_embeddings(self, network: nn.Module) -> nn.Module:
-        """The logits of the token that follows."""
+        """The network whose outputs are the logits of the token that follows a row."""
         whole: Any = network
         return NextWordNetwork(whole.trunk, whole.head)
 
     def output_width(self, config: Any, n_classes: int) -> int | None:
-        """Every word of the vocabulary."""
+        """The size of the vocabulary."""
         return int(config.vocab_size)
 
 

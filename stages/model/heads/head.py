@@ -1,7 +1,7 @@
-"""The contract of a kind of model: how it is loaded, how it reads rows, and what it can be asked.
+"""The contract of a kind of model: how it is loaded, tokenises rows, and what it can explain.
 
-`head:` of a model names a file of this folder, which ends with `HEAD = <Class>`. All else that
-depends on the kind of a model is asked of that class: a new kind is one file.
+`head:` of a model names a file of this folder, which ends with `HEAD = <Class>`. That class holds
+all that depends on the kind of model: a new kind is one file.
 """
 
 from abc import ABC, abstractmethod
@@ -20,29 +20,29 @@ Explains = Literal["output", "answer", "next_tokens"]
 
 
 class Head(ABC):
-    """What turns hidden states into the outputs of a model, and rows into what it reads.
+    """A kind of model: it loads the network with its output layer, and tokenises rows for it.
 
     Attributes:
         spec: The model's configuration.
     """
 
     corpora: ClassVar[tuple[str, ...]] = TASKS
-    """Kinds of corpora whose rows it can read."""
+    """Tasks of the corpora whose rows it can read."""
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
-    """Kinds of corpora that it has a loss for."""
+    """Tasks of the corpora that it has a loss for."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Tables beside the text."""
+    """Tables that it is loaded from, beside the text."""
     has_class_outputs: ClassVar[bool] = True
     """Whether an output row has one logit per class, or one number for a regression."""
     is_fitted: ClassVar[bool] = False
-    """Whether the run fits it on embeddings, so that they are enough to predict."""
+    """Whether the run fits it on embeddings, which are then enough for its predictions."""
     explains: ClassVar[Explains] = "output"
-    """What is explained of a query by its words: the predicted output, start and end of the answer,
-    or tokens that follow."""
+    """The outputs that token attribution explains: the predicted one, start and end of the answer,
+    or next tokens."""
     takes: ClassVar[tuple[str, ...]] = ()
-    """Fields of the configuration that are for it and not for every kind of model."""
+    """Fields of `ModelSpec` that this kind uses and not every kind does."""
     architecture: ClassVar[str] = "AutoModel"
-    """The class of transformers that holds all weights but those of `output_width`."""
+    """The class of transformers with all layers but the one whose size is `output_width`."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -52,7 +52,7 @@ class Head(ABC):
         """Refuses fields of the configuration that belong to another kind of model.
 
         Raises:
-            ConfigError: there is one.
+            ConfigError: such a field is set, or one that this kind needs is missing.
         """
         if spec.num_labels is not None and "num_labels" not in cls.takes:
             raise ConfigError(
@@ -86,26 +86,26 @@ class Head(ABC):
         form: str,
         with_offsets: bool = False,
     ) -> Tokens:
-        """Rows as tokens, on request with the characters that each token stands for.
+        """The tokens of rows; `with_offsets` adds the span of characters of each token.
 
-        `form` is what the text columns hold: "text", "prompt_completion" or "messages".
+        `form` is the content of the text columns: "text", "prompt_completion" or "messages".
         """
         return tokenise_plain(tokenizer, texts, pairs, form, self.spec.max_length, with_offsets)
 
     def reads_pairs(self, form: str) -> bool:
-        """Whether every row needs a second text."""
+        """Whether every row needs a second text, `text_b`."""
         return form == "prompt_completion"
 
     def of_embeddings(self, network: nn.Module) -> nn.Module:
-        """The network whose outputs are explained: its logits among which a target is."""
+        """The network whose output logits token attribution explains."""
         return network
 
     def output_width(self, config: Any, n_classes: int) -> int | None:
-        """Outputs of the layer on the trunk; None where `architecture` has it already."""
+        """Outputs of the layer on the trunk; None where `architecture` has that layer already."""
         return n_classes
 
 
 def head_of(spec: ModelSpec) -> Head:
-    """The kind of a model."""
-    found: Head = load_head(spec.head)(spec)
-    return found
+    """The kind of the model, made from its configuration."""
+    head: Head = load_head(spec.head)(spec)
+    return head

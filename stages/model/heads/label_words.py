@@ -1,4 +1,4 @@
-"""A language model that answers a prompt by one of some words, one per class.
+"""The head `label_words`: a language model that answers a prompt by one word per class.
 
 Source: arXiv:2406.04606, section 2 (methods.md 1.2).
 """
@@ -38,7 +38,7 @@ class LabelWords(Head):
 
     @classmethod
     def check(cls, spec: ModelSpec) -> None:
-        """See `Head.check`; the prompt is asked for."""
+        """See `Head.check`; `prompt` is required."""
         if spec.prompt is None:
             raise ConfigError(
                 f"model: found head: {spec.head} without prompt, expected a prompt for head: "
@@ -72,7 +72,7 @@ class LabelWords(Head):
         return self.spec.prompt
 
     def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
-        """The language model, and the number of words.
+        """The language model, and the number of label words.
 
         The rows of the output layer are copied: a head of its own, not tied to the embedding
         tables (methods.md 1.2).
@@ -103,18 +103,19 @@ class LabelWords(Head):
         form: str,
         with_offsets: bool = False,
     ) -> Tokens:
-        """Each row inside the template; see `tokenise_prompts`."""
+        """The tokens of each row inside the template; see `tokenise_prompts`."""
         longest = self.spec.max_length
         return tokenise_prompts(
             tokenizer, self._prompt, texts, pairs, longest, self.is_masked, with_offsets
         )
 
     def reads_pairs(self, form: str) -> bool:
-        """Whether the template asks for a second text."""
+        """Whether every row needs a second text: the template names it, or the form has it."""
         return super().reads_pairs(form) or "text_b" in self._prompt.template
 
 
 def _rows(head: Any, ids: Sequence[int]) -> nn.Linear:
+    """A linear layer of copies of the output layer's rows for these token ids."""
     weight: Tensor = head.weight[ids]
     bias = head.bias[ids] if getattr(head, "bias", None) is not None else torch.zeros(len(ids))
     return linear(weight.detach().clone(), bias.detach().clone())

@@ -1,4 +1,4 @@
-"""A probe that the run fits on the trunk's mean-pooled last hidden states."""
+"""The head `probe`: a linear layer that the run fits on the trunk's mean-pooled hidden states."""
 
 from typing import Any, ClassVar
 
@@ -15,16 +15,16 @@ from stages.stage import ConfigError, DataError, Inputs, ModelError
 
 
 class Probe(Head):
-    """The linear layer of the table `probe` on the trunk."""
+    """A trunk with the linear layer of the table `probe` on its mean-pooled last hidden states."""
 
     reads: ClassVar[tuple[str, ...]] = ("probe",)
     is_fitted: ClassVar[bool] = True
 
     def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
-        """The trunk, and the probe on top.
+        """The trunk with the probe on top, and the number of the probe's outputs.
 
         Raises:
-            ModelError: the trunk cannot be loaded, or the probe has another length.
+            ModelError: the trunk cannot be loaded, or the probe has not its hidden size.
             ConfigError: the probe was fitted on another layer than the last.
         """
         trunk = load_trunk(self.spec)
@@ -51,6 +51,7 @@ def read_probe(
 
 
 def _linear(dim: int, inputs: Inputs) -> nn.Linear:
+    """The probe as a layer on hidden states of length `dim`; raises as `Probe.load`."""
     details = inputs.details("probe")
     layer = details.get("layer", -1)
     if layer != -1:

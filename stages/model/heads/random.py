@@ -1,4 +1,4 @@
-"""A linear layer of random weights on the trunk's mean-pooled last hidden states."""
+"""The head `random`: a layer of random weights on the trunk's mean-pooled hidden states."""
 
 from typing import Any, ClassVar
 
@@ -13,13 +13,16 @@ from stages.stage import ConfigError, Inputs
 
 
 class Random(Head):
-    """Weights drawn from the seed of the model, of variance 1 / dim; biases of 0."""
+    """A trunk with a linear layer of random weights on its mean-pooled last hidden states.
+
+    Weights are normal of variance 1 / dim, drawn with the seed of the model; biases are 0.
+    """
 
     takes: ClassVar[tuple[str, ...]] = ("num_labels",)
 
     @classmethod
     def check(cls, spec: ModelSpec) -> None:
-        """See `Head.check`; the number of outputs is asked for."""
+        """See `Head.check`; `num_labels`, the number of outputs, is required."""
         if spec.num_labels is None:
             raise ConfigError(
                 f"model: found head: {spec.head} with num_labels: None, expected num_labels for "
@@ -32,7 +35,7 @@ class Random(Head):
         super().check(spec)
 
     def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
-        """The trunk, and the layer on top."""
+        """The trunk with the layer on top, and the number of its outputs."""
         trunk = load_trunk(self.spec)
         dim, n_outputs = int(trunk.config.hidden_size), self.spec.num_labels or 0
         generator = torch.Generator().manual_seed(self.spec.seed)

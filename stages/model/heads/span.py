@@ -1,4 +1,4 @@
-"""A question-answering model: where in a text the answer to a question starts and ends."""
+"""The head `span`: a question-answering model, for start and end of an answer in a text."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,7 +18,10 @@ _auto: Any = transformers
 
 
 class Span(Head):
-    """Two logits for each token of the text: the answer starts, or ends, there; no loss."""
+    """A model with two logits for each token of the text: the answer starts, or ends, there.
+
+    It has no loss.
+    """
 
     corpora: ClassVar[tuple[str, ...]] = ("question_answering",)
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -26,7 +29,7 @@ class Span(Head):
     explains: ClassVar[Explains] = "answer"
 
     def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
-        """The model as it was saved, whose rows have two distributions."""
+        """The saved model, and the number of its distributions over tokens, 2."""
         loader = _auto.AutoModelForQuestionAnswering
         network = load_whole(self.spec, loader, "a question-answering model")
         return SpanNetwork(adapted(self.spec, network)), 2
@@ -39,15 +42,15 @@ class Span(Head):
         form: str,
         with_offsets: bool = False,
     ) -> Tokens:
-        """Each question, which is the second text, and then the text it asks about."""
+        """The tokens of each question, which is the second text, and then of the text."""
         return tokenise_questions(tokenizer, pairs, texts, self.spec.max_length)
 
     def reads_pairs(self, form: str) -> bool:
-        """Every text needs its question."""
+        """True: every text needs a question."""
         return True
 
     def output_width(self, config: Any, n_classes: int) -> int | None:
-        """Start and end."""
+        """2, the logits of start and end of each token."""
         return 2
 
 

@@ -16,7 +16,7 @@ from stages.model.batches import Tokens
 from stages.model.measurement import load_measurement
 from stages.model.offsets import COLUMNS, Places, locate, nowhere, words_of
 from stages.model.spec import ModelSpec, Prompt
-from stages.saliency.outputs import load_embedded, queries
+from stages.saliency.outputs import load_embedded, read_outputs
 from stages.tokens.grad_input import GradInput
 from stages.tokens.ig import IntegratedGradients
 
@@ -150,7 +150,7 @@ def test_the_next_token_of_a_language_model(memory: Any, saved: Any, text: pa.Ta
         }
     )
     inputs = memory({"text": asked, "continuation": chosen})
-    units = queries(load_embedded(spec, inputs), inputs, 64)
+    units = read_outputs(load_embedded(spec, inputs), inputs, 64)
     wanted = {}
     for row in chosen.to_pylist():
         hidden = measurement.network.trunk(input_ids=torch.tensor([row["prefix"]]))
