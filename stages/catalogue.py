@@ -1,8 +1,8 @@
 """Names of stages, metrics and kinds of models, and the classes behind them.
 
-A file of a folder of methods is a stage of that name; the files that its methods share, the
-contracts, are told apart here. No file is read and nothing is imported until it is asked for, so
-`--help` never loads torch.
+A file in a folder of methods is a stage of that name, unless it is one of `CONTRACTS`, which the
+folder's methods share. A module is imported when its class is loaded and not before, so `--help`
+never loads torch.
 """
 
 import difflib
@@ -19,12 +19,12 @@ CONTRACTS = frozenset(
     {"pairs.scores", "tokens.scores", "tokens.anchored_path", "metrics.metric"}
     | {"metrics.explanations", "metrics.bootstrap", "model/heads.head"}
 )
-"""What the methods of a folder share."""
+"""Files in folders of methods, metrics and heads that hold what these share, and are none."""
 HERE = Path(__file__).parent
 
 
 def stage_names() -> list[str]:
-    """Names of the stages there are, in the order of the alphabet."""
+    """Names of all stages, in alphabetical order."""
     return sorted(_places())
 
 
@@ -46,7 +46,7 @@ def load(name: str) -> type[Stage]:
 
 
 def metric_names() -> list[str]:
-    """Names of the metrics there are, in the order of the alphabet."""
+    """Names of all metrics, in alphabetical order."""
     return sorted(_modules("metrics"))
 
 
@@ -65,12 +65,12 @@ def load_metric(name: str) -> type[Any]:
 
 
 def head_names() -> list[str]:
-    """Names of the kinds of models there are, in the order of the alphabet."""
+    """Names of all kinds of models, in alphabetical order."""
     return sorted(_modules("model/heads"))
 
 
 def load_head(name: str) -> type[Any]:
-    """The class of `stages/model/heads/<name>.py`, a `stages.model.heads.head.Head`.
+    """The model kind of that name from `stages/model/heads/<name>.py`, a `heads.head.Head`.
 
     Raises:
         ConfigError: there is no such kind of model.
@@ -87,16 +87,19 @@ def load_head(name: str) -> type[Any]:
 
 @functools.cache
 def _places() -> dict[str, str]:
+    """The module of each stage, by the stage's name."""
     return {name: f"stages.{folder}.{name}" for folder in METHODS for name in _modules(folder)}
 
 
 @functools.cache
 def _modules(folder: str) -> tuple[str, ...]:
+    """Names of the files in a folder that are methods, metrics or heads, in alphabetical order."""
     names = (path.stem for path in sorted((HERE / folder).glob("*.py")))
     return tuple(n for n in names if n != "__init__" and f"{folder}.{n}" not in CONTRACTS)
 
 
 def _class_of(place: str, constant: str) -> Any:
+    """The class that the module `place` binds to `constant`."""
     module = importlib.import_module(place)
     if not hasattr(module, constant):
         raise ConfigError(

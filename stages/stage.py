@@ -31,16 +31,16 @@ from storage.schema import TableSpec
 Role = Literal["example", "query"]
 Split = Literal["shard", "query", "round", "whole"]
 CorpusTask = Literal["classification", "regression", "completion", "question_answering"]
-"""What a corpus asks of a model."""
+"""What a model is to predict for the rows of a corpus."""
 TASKS: tuple[CorpusTask, ...] = ("classification", "regression", "completion", "question_answering")
 Rows = Iterator[tuple[str, pa.RecordBatch]]
-"""Rows that a stage computes: pairs of table name and batch, in any order."""
+"""Rows that a stage computes: pairs of a table's name and a batch of its rows, in any order."""
 Steps = Callable[[int, int], None]
-"""Told how many steps of how many are done; first of all that none is."""
+"""A progress callback, called with the steps done and the steps in all; first with 0 done."""
 
 
 class StageError(Exception):
-    """A stage cannot do what it was asked to."""
+    """A stage cannot compute its rows: base of the errors of this room."""
 
 
 class ConfigError(StageError):
@@ -57,7 +57,7 @@ class ModelError(StageError):
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a stage's work: what a task is told, and nothing more.
+    """One piece of a stage's work, which one task computes.
 
     `role` and `index` name a shard (`split="shard"`), a block of queries (`"query"`: role "query",
     the shard's index) or a round (`"round"`: role "", the round's number); the whole is ("", 0).
@@ -68,7 +68,7 @@ class Part:
 
 
 class Vectors(NamedTuple):
-    """All rows of a vector column for one role, as read-only memory.
+    """All rows of a feature table's vector column for one role, as read-only memory.
 
     `ids` has shape (rows,), int64, ascending by shard then id; `matrix` has shape (rows, dim) and
     is a memory map: indexing it reads only the rows that are touched.
@@ -80,7 +80,7 @@ class Vectors(NamedTuple):
 
 @runtime_checkable
 class Tell(Protocol):
-    """How a part's computation tells of itself; what is told is kept with the shard."""
+    """Records facts about the computation of a part; they are kept in the shard's manifest."""
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class Tell(Protocol):
         n_left_out: int = 0,
         is_exact_bytes: bool = True,
     ) -> None:
-        """Tells one thing or several; counts are added up over the part, and over shards.
+        """Records one fact or several; counts are added up over the part, and over shards.
 
         Args:
             notice: A sentence for the user, once the table is whole.
@@ -103,9 +103,9 @@ class Tell(Protocol):
 
 @runtime_checkable
 class Inputs(Protocol):
-    """What a stage may see while it computes one part.
+    """The tables that a stage may read while it computes one part.
 
-    `opened` is what the stage's `open` returned in this worker.
+    `part` is the part of the work, `opened` is what the stage's `open` returned in this worker.
     """
 
     part: Part
@@ -127,12 +127,12 @@ class Inputs(Protocol):
 
     @property
     def tell(self) -> Tell:
-        """Takes what there is to say of the part beside its rows."""
+        """Records facts about the part beside its rows."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do, as far as it is known before anything is computed."""
+    """The size of a stage's work, as far as it is known before anything is computed."""
 
     n_examples: int
     n_queries: int
@@ -147,7 +147,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage expects to spend on all of its parts together."""
+    """The expected cost of all parts of a stage together, estimated before it runs."""
 
     forward_rows: int = 0
     backward_rows: int = 0
@@ -170,9 +170,9 @@ class Stage(ABC):
     """
 
     version: ClassVar[int]
-    """Raised when the same inputs would give other rows."""
+    """Part of the key; raise it when the code gives other rows for the same inputs."""
     split: ClassVar[Split]
-    """How the work divides."""
+    """The parts that the work divides into: shards, blocks of queries, rounds, or one whole."""
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
@@ -184,10 +184,10 @@ class Stage(ABC):
     was fitted on are corrected or rows are appended."""
 
     def __init_subclass__(cls, contract: bool = False) -> None:
-        """Refuses a class with a public name that no contract knows.
+        """Refuses a class with a public name that no contract knows, or without version or split.
 
         Raises:
-            TypeError: it has one, or says neither `version` nor `split`.
+            TypeError: it has such a name, or lacks `version` or `split`.
         """
         super().__init_subclass__()
         if contract:
@@ -210,7 +210,7 @@ class Stage(ABC):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Kinds of corpora it can work on; another is refused before anything is computed."""
+        """Tasks of corpora it can work on; another is refused before anything is computed."""
         return TASKS
 
     @property
@@ -228,11 +228,11 @@ class Stage(ABC):
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Fields of stages that the run does not name and that are added as this one reads them.
+        """Fields for the stages in `reads` that the run does not name and that are hence added.
 
-        By the name in `reads`; the defaults where it asks for nothing. Readers that ask for
-        different ones get one each, and the field that holds the name then points to it. What is
-        asked may name what stands before it in `reads`.
+        By the name in `reads`; a name that is not here gets the defaults. Readers that ask for
+        different fields get a stage instance each, and the field that holds the name then points to
+        it. The fields may name instances that stand earlier in `reads`.
         """
         return {}
 
@@ -242,17 +242,17 @@ class Stage(ABC):
         `writers` holds the stage behind each name in `reads`, but for tables of the corpus.
 
         Raises:
-            ConfigError: there is such a stage.
+            ConfigError: one of `writers` is such a stage.
         """
         return None
 
     def open(self, inputs: Inputs) -> Any:
-        """What is worth loading once per worker, such as a model or a kernel."""
+        """State that is loaded once per worker, such as a model or a kernel: `inputs.opened`."""
         return None
 
     @abstractmethod
     def compute(self, inputs: Inputs) -> Rows:
-        """Rows for one part; what is to be said of it beside goes to `inputs.tell`."""
+        """Rows for one part; facts about the part beside its rows go to `inputs.tell`."""
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Facts for the manifests of the tables written, known once `open` has returned.
@@ -263,42 +263,42 @@ class Stage(ABC):
         return {}
 
     def cost(self, work: Work) -> Cost:
-        """What all parts together take, for `assay plan`."""
+        """The expected cost of all parts together, for `assay plan`."""
         return Cost()
 
     @property
     def rounds(self) -> int:
-        """For `split="round"`, how many rounds are wanted; outside the key."""
+        """For `split="round"`, the number of rounds to run; outside the key."""
         return 1
 
     @property
     def seed(self) -> int | None:
-        """What the rows are drawn with; None where nothing is drawn."""
+        """The seed of the stage's random draws; None where nothing is drawn."""
         return None
 
     @property
     def model_ref(self) -> Any:
-        """The `stages.model.spec.ModelSpec` that is run; None where no model is."""
+        """The `stages.model.spec.ModelSpec` of the model that is run; None where none is."""
         return None
 
     @property
     def feature_dim(self) -> int | None:
-        """Length of the feature vectors that it writes, where its fields say it."""
+        """Length of the feature vectors that it writes; None where the fields leave it open."""
         return None
 
     @property
     def speaks_for(self) -> str | None:
-        """Of scores of pairs, and features they are made of: which class a positive score raises.
+        """The class whose output a positive score raises, for scores of pairs and their features.
 
-        "label" is that of the query or, without one, the predicted class; "prediction" is the
-        predicted class. None leaves it to what is read.
+        "label" is the query's label or, without one, the predicted class; "prediction" is the
+        predicted class. None leaves it to the stages that are read.
         """
         return None
 
 
 @dataclass(frozen=True)
 class Merges(Stage, contract=True):
-    """Of `split="shard"`: partial results of shards of examples, combined by a tree of tasks.
+    """A stage of `split="shard"` whose shards' partial results a tree of tasks merges.
 
     `compute` is asked for the shards of examples alone; what it yields are partial results such as
     sums, and the tables hold the rows of the last `merge` (`pipeline.merge_tree`).
@@ -306,17 +306,20 @@ class Merges(Stage, contract=True):
 
     @abstractmethod
     def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
-        """The rows of each table that stand for those of several parts together.
+        """The rows of each table that replace those of several parts together.
 
-        The parts of a table, given by its name, are in the order of the corpus and may have no
-        rows. Nothing is seen but the rows, so it must do for merged parts as for computed ones, and
-        be associative up to rounding. Memory of a task: eight parts.
+        `parts` holds the parts of each table, by its name, in the order of the corpus; they may
+        have no rows. Parts are computed or already merged: the same code must serve both, and be
+        associative up to rounding. Memory of a task: eight parts.
         """
 
 
 @dataclass(frozen=True)
 class Samples(Stage, contract=True):
-    """Of `split="round"`: rounds that may end by a rule, and be drawn again for one query."""
+    """A stage of `split="round"` that a stopping rule may end, and that can replay its rounds.
+
+    To replay is to draw the coalitions of a round again, for the values of a single query.
+    """
 
     @property
     @abstractmethod
@@ -326,7 +329,7 @@ class Samples(Stage, contract=True):
     @property
     @abstractmethod
     def utilities(self) -> tuple[str, ...]:
-        """What sets of examples are worth; the order of values."""
+        """Utilities of a coalition, in the order of the values."""
 
     @abstractmethod
     def watch(self) -> Any:
@@ -340,27 +343,31 @@ class Samples(Stage, contract=True):
     def replay(
         self, inputs: Inputs, query_id: int, rounds: Sequence[int], stepped: Steps
     ) -> tuple[np.ndarray, Any]:
-        """Ids of the examples, and what these rounds say each is worth to a single query."""
+        """Ids of the examples, and their values for a single query from these rounds.
+
+        `stepped` is told of every round.
+        """
 
     @abstractmethod
     def replay_cost(self, work: Work, n_rounds: int) -> Cost:
-        """What `replay` takes."""
+        """The expected cost of replaying `n_rounds` rounds."""
 
 
 @dataclass(frozen=True)
 class AnswersQueries(Stage, contract=True):
-    """Of `split="whole"`: what is found for new queries once the examples are done with."""
+    """A stage of `split="whole"` that computes rows of new queries from its finished tables."""
 
     @abstractmethod
     def of_queries(self, inputs: Inputs) -> Rows:
-        """What `compute` yields of queries alone, soon, so that a new text gets rows of it.
+        """The rows that `compute` yields of queries, without computing those of examples again.
 
-        What was found for the examples is in the stage's own tables, which `inputs` has under their
+        The rows of the examples are in the stage's own tables, which `inputs` has under their
         names.
         """
 
 
 def _is_class_var(kind: Any) -> bool:
+    """Whether an annotation is a `ClassVar`."""
     origin: Any = get_origin(kind)
     return origin is ClassVar
 

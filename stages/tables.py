@@ -1,4 +1,7 @@
-"""Tables that more than one stage writes; what a single stage writes is declared in its file."""
+"""Schemas of tables that more than one stage writes or reads by constant.
+
+A table that a single stage writes is declared in that stage's file.
+"""
 
 import pyarrow as pa
 
@@ -16,15 +19,16 @@ PREDICTION = TableSpec(
     ),
     key=("source", "role", "id"),
 )
-"""One output per class for a row; `source` says who predicts: 'model', 'probe' or 'kernel'."""
+"""The outputs for a row, one per class or the predicted target, by `source`: 'model', 'probe' or
+'kernel'."""
 
 KERNEL_DUAL = TableSpec(
     name="kernel_dual",
     schema=pa.schema([("id", pa.int64()), ("role", pa.string()), ("dual", pa.list_(pa.float64()))]),
     key=("id",),
 )
-"""The weight of every labelled example in each output of a kernel regression: an output less the
-offset is the sum over examples of this number times their kernel."""
+"""The dual weight of every labelled example in each output of a kernel regression: an output for a
+row, less the offset, is the sum over examples of this weight times their kernel with the row."""
 
 DIAGNOSTICS = TableSpec(
     name="diagnostics",
@@ -40,17 +44,17 @@ DIAGNOSTICS = TableSpec(
     ),
     key=("id",),
 )
-"""How the features of a row came out; a feature stage writes it as its second table.
+"""The status of each row's features; a feature stage writes it as its second table.
 
 `measured` is the number that was differentiated, a loss or a logit, and `norm` the length of the
-row's feature vector; both are null where they are not finite, and `n_tokens` where no token was
-looked at, as with `gradient: {ntk: ...}`. `status` is "ok", "not finite",
+row's feature vector; both are null where they are not finite, and `n_tokens` where no text was
+tokenised, as with `gradient: {ntk: ...}`. `status` is "ok", "not finite",
 "overflow" (finite in float32, not in float16), or "no target" (`max_length` cut the completion
 away). Only rows that are "ok" are in the feature table.
 
 Where the feature table has a row per token, `measured` and `norm` are those of the row of text, the
-sum or mean of its tokens' losses and gradients, and `status` is the worst of its tokens': those
-that came out are in the feature table.
+sum or mean of its tokens' losses and gradients, and `status` is the worst of its tokens' statuses:
+the tokens that are "ok" are in the feature table.
 """
 
 TOKEN_GRADIENT = TableSpec(
@@ -97,9 +101,10 @@ SHAPLEY_ROUND = TableSpec(
     ),
     key=("semivalue", "utility", "example_id"),
 )
-"""Sums over a round's units, independent estimates of one value: of the estimates, of their
-squares, how many units there were, and how many of them saw the example at all."""
+"""Sums over a round's units, which are independent estimates of an example's value: `total` of the
+estimates, `total_sq` of their squares, `n_units` units, and `n_observed` of them with a marginal of
+the example."""
 
 
 GENERAL = -1
-"""Stands for the class k of the general set."""
+"""The value of `contrast` for a general support set, which has no class k."""

@@ -81,12 +81,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def sampled(game: Any, fields: dict[str, Any], budget: float, seed: int) -> tuple[Any, float]:
     """The tally after so many CPU-seconds, and how many it took."""
     from stages.game.sampling import Valuation
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
 
     wanted = Valuation(utilities=UTILITIES, seed=seed, **fields)
     start, index = time.process_time(), 0
     design, ends = wanted.design(game), game.ends(UTILITIES)
-    tally = Tally(UTILITIES, wanted.weights(game, design))
+    tally = MarginalSums(UTILITIES, wanted.weights(game, design))
     batch = 16 if wanted.truncation == "random" else 1
     while time.process_time() - start < budget:
         wanted.sample(game, design, tally, batch, index, ends)
@@ -157,7 +157,7 @@ def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
     from stages.game.least_squares import RecursiveLeastSquares
     from stages.game.permutations import walk
     from stages.game.sampling import Valuation
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
     from stages.game.utility import Judge, LinearJudge
     from stages.model.seeded import permutations
 
@@ -182,7 +182,7 @@ def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
             return RecursiveLeastSquares(read, turned, goal, 1.0)
 
         game = Game(n, begin, judge, dim)
-        tally = Tally(("margin",), {"margin": np.ones((1, n))})
+        tally = MarginalSums(("margin",), {"margin": np.ones((1, n))})
         start, wall = time.process_time(), time.monotonic()
         order = next(permutations(n, 1, 0, 0))
         for _ in walk(game, [order], [n], ("margin",), tally, torch.zeros(1, 2)):
@@ -203,7 +203,7 @@ def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:
             start = time.process_time()
             design = wanted.design(short)
             found["pilot_cpu_s"] = time.process_time() - start
-            unit = Tally(("margin",), wanted.weights(short, design))
+            unit = MarginalSums(("margin",), wanted.weights(short, design))
             start = time.process_time()
             wanted.sample(short, design, unit, 1, 0, torch.zeros(1, 2))
             found["unit_cpu_s"] = time.process_time() - start

@@ -95,19 +95,19 @@ def measured(game: Any) -> dict[str, np.ndarray]:
     """Marginals (utilities, two permutations of all examples) and values (utilities, examples)."""
     from stages.game.permutations import walk
     from stages.game.sampling import Valuation
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
     from stages.model.seeded import permutations
 
     ones = {name: np.ones((1, game.n)) for name in ENGINE_UTILITIES}
     none, marginals = torch.zeros(len(ENGINE_UTILITIES), 2), []
     for order in permutations(game.n, 2, 0, 0):
-        tally = Tally(ENGINE_UTILITIES, ones)
+        tally = MarginalSums(ENGINE_UTILITIES, ones)
         for _ in walk(game, [order], [game.n], ENGINE_UTILITIES, tally, none):
             tally.close_unit()
         marginals.append(tally.total[0].numpy())
     wanted = Valuation(utilities=ENGINE_UTILITIES)
     design = wanted.design(game)
-    tally = Tally(ENGINE_UTILITIES, wanted.weights(game, design))
+    tally = MarginalSums(ENGINE_UTILITIES, wanted.weights(game, design))
     wanted.sample(game, design, tally, 2, 0, none)
     return {"marginals": np.concatenate(marginals, 1), "values": tally.total[0].numpy() / 2}
 

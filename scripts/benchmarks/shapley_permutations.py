@@ -125,9 +125,9 @@ def best_of(work: Callable[[], Any], times: int) -> float:
 def ours(game: Any, order: torch.Tensor) -> np.ndarray:
     """Marginals of a whole permutation, (utilities, examples)."""
     from stages.game.permutations import walk
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
 
-    tally = Tally(UTILITIES, {name: np.ones((1, game.n)) for name in UTILITIES})
+    tally = MarginalSums(UTILITIES, {name: np.ones((1, game.n)) for name in UTILITIES})
     none = torch.zeros(len(UTILITIES), 2)
     for _ in walk(game, [order], [game.n], UTILITIES, tally, none):
         tally.close_unit()

@@ -52,7 +52,7 @@ def covered(game: Any, n_intervals: int, n_units: int) -> dict[str, float]:
     """Share of the intervals of unbiased strategies that hold the exact value."""
     from stages.game.sampling import Valuation
     from stages.game.stopping import student_t_quantile
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
 
     exact = shapley(worths(game))
     far, found = student_t_quantile(0.975, n_units - 1), {}
@@ -64,7 +64,7 @@ def covered(game: Any, n_intervals: int, n_units: int) -> dict[str, float]:
         design = wanted.design(game)
         held = []
         for index in range(n_intervals):
-            tally = Tally(UTILITIES, wanted.weights(game, design))
+            tally = MarginalSums(UTILITIES, wanted.weights(game, design))
             wanted.sample(game, design, tally, n_units, index, game.ends(UTILITIES))
             mean = tally.total[0].numpy() / n_units
             variance = (tally.total_sq[0].numpy() - n_units * mean**2) / (n_units - 1) / n_units
@@ -82,7 +82,7 @@ def biases(game: Any, n_permutations: int) -> dict[str, dict[str, dict[str, floa
     expected_bias: of the paper's rule, by enumeration instead of sampling.
     """
     from stages.game.sampling import Valuation
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
 
     worth = worths(game)
     exact, by_rule = shapley(worth), expected_by_rule(worth, 0.05)
@@ -92,7 +92,7 @@ def biases(game: Any, n_permutations: int) -> dict[str, dict[str, dict[str, floa
         for name, more in (("paper", {}), ("random_truncation", {"survival": 3.0})):
             wanted = Valuation(utilities=(utility,), **STRATEGIES[name], **more)
             design = wanted.design(game)
-            tally = Tally((utility,), wanted.weights(game, design))
+            tally = MarginalSums((utility,), wanted.weights(game, design))
             wanted.sample(game, design, tally, n_permutations, 0, game.ends((utility,)))
             mean, error = (numbers[0, 0].numpy() for numbers in tally.estimates())
             found[utility][name] = {
@@ -114,12 +114,12 @@ def paired_bias(game: Any, n_permutations: int = 300) -> dict[str, dict[str, flo
     """
     from stages.game.permutations import walk
     from stages.game.sampling import Valuation
-    from stages.game.sums import Tally
+    from stages.game.sums import MarginalSums
     from stages.model.seeded import permutations
 
     wanted = Valuation(utilities=UTILITIES)
     design = wanted.design(game)
-    default = Tally(UTILITIES, wanted.weights(game, design))
+    default = MarginalSums(UTILITIES, wanted.weights(game, design))
     wanted.sample(game, design, default, 65, 0, game.ends(UTILITIES))
     values, found = default.estimates()[0][0].numpy(), {}
     for name, value in zip(UTILITIES, values, strict=True):
@@ -127,7 +127,7 @@ def paired_bias(game: Any, n_permutations: int = 300) -> dict[str, dict[str, flo
         for order in permutations(game.n, n_permutations, 1, 0):
             along = []
             for tolerance in (None, 0.05):
-                tally = Tally((name,), {name: np.ones((1, game.n))})
+                tally = MarginalSums((name,), {name: np.ones((1, game.n))})
                 for _ in walk(game, [order], [game.n], (name,), tally, ends, tolerance):
                     tally.close_unit()
                 along.append(tally.total[0, 0].numpy())

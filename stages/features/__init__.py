@@ -1,1 +1,1 @@
-"""Stages that write a vector per row."""
+"""Stages that write feature vectors: embeddings, gradients, NTK features; and curvature."""

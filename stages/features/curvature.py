@@ -42,17 +42,17 @@ from stages.stage import ConfigError, Cost, DataError, Inputs, Merges, Rows, Spl
 from storage.schema import TableSpec
 
 LONGEST_BLOCK = 4096
-"""Numbers of a block at most: its sums then take 67 MB a shard, and a merge of eight 0.7 GB."""
+"""Most numbers of a block: its sums then take 67 MB a shard, and a merge of eight 0.7 GB."""
 BATCH_NUMBERS = 2**23
-"""Numbers of a block that are held in float64 at a time: 64 MiB."""
+"""Most numbers of a block that are held in float64 at a time: 64 MiB."""
 
 
 def fisher_sums(gradients: Float[Tensor, "rows dim"], blocks: Sequence[Block]) -> dict[str, Sums]:
-    """Per block the sums of g and g g' over the rows, in float64.
+    """The sums of g and g g' over the rows, by block name, in float64.
 
     Cost rows * size^2 for a block; memory 8 size^2 bytes, beside it a bounded batch.
     """
-    found = {}
+    sums = {}
     for block in blocks:
         total = torch.zeros(block.size, dtype=torch.float64)
         products = torch.zeros(block.size, block.size, dtype=torch.float64)
@@ -60,8 +60,8 @@ def fisher_sums(gradients: Float[Tensor, "rows dim"], blocks: Sequence[Block]) -
             g = gradients[rows, block.part].double()
             total += g.sum(0)
             products.addmm_(g.T, g)
-        found[block.name] = Sums(len(gradients), total, products)
-    return found
+        sums[block.name] = Sums(len(gradients), total, products)
+    return sums
 
 
 def gauss_newton_sums(
@@ -69,14 +69,14 @@ def gauss_newton_sums(
     logits: Float[Tensor, "rows classes"],
     blocks: Sequence[Block],
 ) -> dict[str, Sums]:
-    """Per block the sums of sum_c p_c (g_c - gbar)(g_c - gbar)' over the rows, in float64.
+    """The sums of sum_c p_c (g_c - gbar)(g_c - gbar)' over the rows, by block name, in float64.
 
     `gradients` are those of the logits, p is the softmax of `logits`. The sum of g, the model's own
     expectation of the loss gradient, is zero by its definition. Cost rows * classes * size^2.
     """
     n_rows, n_classes = logits.shape
     p = torch.softmax(logits.double(), 1)
-    found = {}
+    sums = {}
     for block in blocks:
         products = torch.zeros(block.size, block.size, dtype=torch.float64)
         for rows in _batches(n_rows, n_classes * block.size):
@@ -84,13 +84,13 @@ def gauss_newton_sums(
             g = (g - p[rows, None, :] @ g) * p[rows, :, None].sqrt()
             g = g.reshape(-1, block.size)
             products.addmm_(g.T, g)
-        found[block.name] = Sums(n_rows, torch.zeros(block.size, dtype=torch.float64), products)
-    return found
+        sums[block.name] = Sums(n_rows, torch.zeros(block.size, dtype=torch.float64), products)
+    return sums
 
 
 @dataclass(frozen=True)
 class Curvature(Merges):
-    """Sums of outer products over all examples; `curvature_table.read_curvature` has the matrices.
+    """Sums of outer products over all examples, which `gradients.blocks.read_curvature` averages.
 
     A task holds one shard of vectors and one matrix per block; a merge eight sets of these.
     """
@@ -126,10 +126,10 @@ class Curvature(Merges):
         return (CURVATURE,)
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
-        """Refuses gradients whose blocks can be too long, or that do not go with the logits.
+        """Refuses gradients whose blocks can be too long, or that are not those of the logits.
 
         Raises:
-            ConfigError: they can, or do not.
+            ConfigError: a block can be longer than `LONGEST_BLOCK`, or the gradients are others.
         """
         read = self._vectors
         if self.kind == "gauss_newton":
@@ -169,7 +169,7 @@ class Curvature(Merges):
             yield CURVATURE.name, together
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """The kind, the blocks' places in the vector, and how many rows found no partner."""
+        """The kind, the blocks of a vector, and how many rows are in one of the tables alone."""
         facts = {"kind": self.kind, "blocks": inputs.details(self._vectors).get("blocks")}
         if self.kind == "gauss_newton":
             vectors, predictions, both, _ = self._joined(inputs)
@@ -177,7 +177,7 @@ class Curvature(Merges):
         return facts
 
     def cost(self, work: Work) -> Cost:
-        """One product of the vectors with themselves; as of one block, hence an upper bound."""
+        """One product of the vectors with themselves, as if of one block: an upper bound."""
         classes = work.n_classes if self.kind == "gauss_newton" else 1
         triangle_bytes = 4 * work.dim**2
         return Cost(
@@ -196,7 +196,7 @@ class Curvature(Merges):
     def _joined(
         self, inputs: Inputs
     ) -> tuple[pa.Table, pa.Table, Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
-        """Gradients and predictions of examples, and in each the rows of those that have both."""
+        """Gradients and predictions of examples, and in each the rows of examples in both."""
         vectors, predictions = (
             _examples(inputs.table(name)) for name in (self.ntk, self.predictions)
         )
@@ -204,7 +204,7 @@ class Curvature(Merges):
 
 
 def longest_block(projection: Projection) -> int | None:
-    """Numbers that a layer's part of a vector has at most; None where the network decides."""
+    """Most numbers that a layer's block can have; None where the network decides."""
     if projection.dim is not None:
         return projection.dim
     if projection.inputs is None or projection.outputs is None:
@@ -229,6 +229,7 @@ def short_enough(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
 
 
 def _examples(table: pa.Table) -> pa.Table:
+    """The table's rows of examples."""
     return table.filter(pc.equal(table["role"], "example"))
 
 

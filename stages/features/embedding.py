@@ -29,7 +29,7 @@ EMBEDDING = TableSpec(
 
 @dataclass(frozen=True)
 class Embedding(RunsModel, Stage):
-    """One vector per row: what the probe, the neighbours and the cheap baselines work on."""
+    """One embedding per row, which the probe, nearest neighbours and cheap baselines read."""
 
     model: ModelSpec
     """The model whose trunk is run; its head is not."""

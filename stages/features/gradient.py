@@ -60,10 +60,10 @@ def labelled_rows(
     task: str = "classification",
     queries: Literal["label", "predicted"] = "label",
 ) -> tuple[pa.Table, Tensor | None]:
-    """Rows of the text that have a row in `label`, and what they should be answered with.
+    """Rows of the text that have a row in `label`, and their labels or targets.
 
-    Labels are integers, -1 for a query without one, or for all queries where they are answered by
-    what is predicted; targets of a regression are floats; a completion answers itself (None).
+    Labels are integers, -1 for a query without one, or for all queries where the predicted class
+    stands for the label; targets of a regression are floats; a completion has neither (None).
 
     Raises:
         DataError: an example's label is null, or a label is not a class of the model.
@@ -105,7 +105,7 @@ class Gradient(RunsModel, Stage):
     queries: Literal["label", "predicted"] = "label"
     """A query's loss is that of its label, if it has one, or of the class that is predicted."""
     projection: Projection = field(default_factory=Projection)
-    """How gradients are made short."""
+    """How gradients are projected."""
     dtype: DType = "float32"
     """Type of the stored numbers; a confident row's gradient can be too small for float16."""
     precision: Precision = "float32"
@@ -154,24 +154,24 @@ class Gradient(RunsModel, Stage):
 
     @property
     def seed(self) -> int:
-        """That of the projection."""
+        """The seed of the projection."""
         return self.projection.seed
 
     @property
     def feature_dim(self) -> int | None:
-        """Numbers of a vector, where layers are mixed to one length."""
+        """Length of a vector, where the projection mixes layers to one length."""
         return self.projection.dim
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Labels, and the text, with the probe where it is the head, or what stands for them."""
+        """Labels and the text, with the probe where it is the head; or gradients of logits."""
         if self.ntk is not None:
             return (self.ntk, self.predictions, "label")
         return ("text", "label", *self.model.kind.reads)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Gradients of all logits that are otherwise this stage's own."""
+        """For `ntk`, gradients of all logits with this stage's model, projection and precision."""
         if self.ntk is None:
             return {}
         own = {"model": asdict(self.model), "projection": asdict(self.projection)}
@@ -215,6 +215,7 @@ class Gradient(RunsModel, Stage):
         return passes
 
     def _check_task(self, n_outputs: int, task: str) -> None:
+        """Raises unless the head measures what a corpus with this task asks for."""
         kind = self.model.kind
         is_regression = kind.has_class_outputs and n_outputs == 1
         if task not in kind.tasks or is_regression != (task == "regression"):
@@ -225,7 +226,7 @@ class Gradient(RunsModel, Stage):
             )
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Which part of a vector belongs to which layer."""
+        """The blocks of a vector: name, start and size of each layer's part."""
         if self.ntk is not None:
             return {"blocks": inputs.details(self.ntk).get("blocks")}
         passes: Passes = inputs.opened
@@ -266,6 +267,7 @@ class Gradient(RunsModel, Stage):
             yield from feature_rows(GRADIENT.name, text, lengths, made, self.dtype, inputs.tell)
 
     def _from_logits(self, inputs: Inputs, read: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Rows of one shard from the gradients of logits in the instance `read`."""
         vectors, predictions = inputs.table(read), inputs.table(self.predictions)
         label, task = inputs.table("label"), task_of(inputs)
         in_vectors, in_predictions = matched(vectors, predictions, self.predictions)
@@ -304,6 +306,7 @@ class Gradient(RunsModel, Stage):
 def _without_target(
     text: pa.Table, tokens: Tokens, has_target: np.ndarray
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Rows of `diagnostics` for texts whose completion `max_length` cut away."""
     rows = np.flatnonzero(~has_target)
     if len(rows):
         none = np.full(len(rows), np.nan)

@@ -74,7 +74,7 @@ class Ntk(RunsModel, Stage):
     output: Literal["logit", "margin"] = "logit"
     """The logit itself, or the log-odds of its class."""
     projection: Projection = field(default_factory=Projection)
-    """How gradients are made short."""
+    """How gradients are projected."""
     dtype: DType = "float16"
     """Type of the stored numbers; float16 halves the bytes and changes a kernel entry by less than
     a thousandth, far less than the projection does."""
@@ -97,12 +97,12 @@ class Ntk(RunsModel, Stage):
 
     @property
     def seed(self) -> int:
-        """That of the projection."""
+        """The seed of the projection."""
         return self.projection.seed
 
     @property
     def feature_dim(self) -> int | None:
-        """Numbers of a vector, where layers are mixed to one length."""
+        """Length of a vector, where the projection mixes layers to one length."""
         return self.projection.dim
 
     @property
@@ -135,7 +135,7 @@ class Ntk(RunsModel, Stage):
         return passes
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Which part of one class's vector belongs to which layer, and of how many it consists."""
+        """The blocks of one logit's gradient, and the number of such gradients in a vector."""
         passes: Passes = inputs.opened
         n_parts = passes.measurement.n_outputs if self.logit == "all" else 1
         return {"n_parts": n_parts, **passes.details()}

@@ -1,1 +1,1 @@
-"""The cooperative game whose players are examples, and how its coalitions are sampled."""
+"""The cooperative game of examples: regressions on coalitions, utilities, sampled marginals."""

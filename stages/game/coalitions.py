@@ -3,15 +3,15 @@
 A unit draws H sizes a_1 to a_H from a law q, systematically: u, u + 1, ... over H uniform, through
 the inverse distribution, so that every unit sees small, middle and large coalitions. For each size
 it draws one coalition, and *every* example's marginal contribution to it: of those outside by
-joining, of those inside by leaving, both in closed form. An example is thus seen H times a unit, at
-sizes that are spread as the law wants, where a permutation shows it once, at one random size.
+joining, of those inside by leaving, both in closed form. A unit thus has H marginals of every
+example, at sizes that are spread as the law wants, where a permutation has one, at one random size.
 
 Why this is the default. Marginals shrink as 1/k with the size k of the coalition, so along
 permutations an example's value hangs on how early it happened to come, and most of the work is
 spent at large k, where there is least to learn. Here little is left to chance but the coalition's
-members, and the law follows from a pilot (`stages/game/pilot.py`). An example that is seen at size
-k counts w_k / (n H Q(k)), where Q(k) is how often one draw shows it at size k, on average: unbiased
-for every semivalue and any law that reaches all sizes.
+members, and the law follows from a pilot (`stages/game/pilot.py`). A marginal at size k counts
+w_k / (n H Q(k)), where Q(k) is the expected number of marginals of an example at size k in one
+draw: unbiased for every semivalue and any law that reaches all sizes.
 
 Accuracy is a count of queries that change sides, and which of several examples makes a query change
 is chance. So it is measured in blocks: `block` examples join in `orders` orders, rotations of one
@@ -33,36 +33,38 @@ from torch import Tensor
 
 from stages.game.game import Game
 from stages.game.regression import Blocks, Members, Regression, gains, join
-from stages.game.sums import Tally
+from stages.game.sums import MarginalSums
 from stages.game.utility import Utility
 
 NUMBERS = 2**19
-"""Outputs (blocks x rows x outputs x queries) held at a time; a few megabytes stay in the cache."""
+"""Most outputs (blocks x rows x outputs x queries) held at a time; a few megabytes stay in the
+cache."""
 WIDE_NUMBERS = 2**22
-"""Numbers of a matrix product's result held at a time."""
+"""Most numbers of a matrix product's result held at a time."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """How coalitions are drawn and used."""
+    """How a unit draws its coalitions, and the orders in which examples join them."""
 
     n: int
+    """Players of the game."""
     law: Float[np.ndarray, " sizes_and_one"]
     """q(a), the probability of a coalition of a examples, a = 0 to n."""
     draws: int
     """Coalitions per unit."""
     block: int
-    """Examples that join together where accuracy is measured."""
+    """Examples of a block that joins together, for the utility accuracy; for others it is 1."""
     orders: int
-    """Orders they join in."""
+    """Orders in which the examples of a block join, and over which marginals are averaged."""
 
     @property
     def median(self) -> int:
-        """Half of the coalitions have no more examples."""
+        """The median size of a coalition."""
         return int(np.searchsorted(np.cumsum(self.law), 0.5))
 
     def expected(self, block: int) -> Float[np.ndarray, " sizes"]:
-        """Q(k): how often an example is seen at size k = 0 to n - 1 in a draw, on average.
+        """Q(k) for k = 0 to n - 1: expected marginals of an example at size k in one draw.
 
         A coalition of a examples cuts those outside into blocks of `block` and one of the rest;
         each shows one example at every size from a on. Those inside are cut in the same way, and
@@ -80,29 +82,29 @@ class Design:
                 use = times > 0
                 np.add.at(steps, start[use], weight[use])
                 np.add.at(steps, (start + width)[use], -weight[use])
-        found: np.ndarray = np.cumsum(steps)[: self.n]
-        return found
+        expected: np.ndarray = np.cumsum(steps)[: self.n]
+        return expected
 
     def sizes(self, generator: np.random.Generator) -> Int64[np.ndarray, " draws"]:
-        """The sizes of a unit, ascending."""
+        """The coalition sizes of one unit, ascending, drawn systematically from the law."""
         points = (np.arange(self.draws) + generator.random()) / self.draws
-        at = np.searchsorted(np.cumsum(self.law), points, side="right")
-        found: np.ndarray = np.minimum(at, self.n).astype(np.int64)
-        return found
+        sizes = np.searchsorted(np.cumsum(self.law), points, side="right")
+        capped: np.ndarray = np.minimum(sizes, self.n).astype(np.int64)
+        return capped
 
 
 def add_unit(
     game: Game,
     design: Design,
     utilities: tuple[Utility, ...],
-    tally: Tally,
+    tally: MarginalSums,
     generator: np.random.Generator,
 ) -> None:
-    """Adds the marginals of one unit to `tally`."""
+    """Adds the marginals of one unit to `tally`, drawing its coalitions with `generator`."""
     for size in design.sizes(generator):
         order = torch.from_numpy(generator.permutation(design.n).astype(np.int64))
-        for utility, ids, first, found in coalition(game, design, order, int(size), utilities):
-            tally.add(utility, ids, first, found)
+        for utility, ids, first, marginals in coalition(game, design, order, int(size), utilities):
+            tally.add(utility, ids, first, marginals)
 
 
 def coalition(
@@ -112,7 +114,11 @@ def coalition(
     size: int,
     utilities: tuple[Utility, ...],
 ) -> Iterator[tuple[Utility, Int64[Tensor, "blocks rows"], int, Tensor]]:
-    """Utility, examples, the size they join at, and gains, for the first `size` of `order`."""
+    """Marginals of all examples for the coalition of the first `size` examples of `order`.
+
+    Yields the utility, ids of examples by block and row, the coalition size that the first row of
+    each block joins (row j joins j more), and the marginals, in the form of `MarginalSums.add`.
+    """
     regression = game.regression()
     members, others = order[:size], order[size:]
     if size:
@@ -120,11 +126,11 @@ def coalition(
     yield from outside(game, design, regression, others, size, utilities)
     block = design.block if "accuracy" in utilities else 1
     for at in _cut(size, block, WIDE_NUMBERS // _numbers_per_row(game)):
-        found: Members = regression.inside(at)
-        left_out = found.without() if "accuracy" in utilities else None
+        inside: Members = regression.inside(at)
+        blocks = inside.without() if "accuracy" in utilities else None
         first = size - at.shape[1]
-        for utility, ids, start, gain in _measured(
-            game, design, found.singles(), left_out, members[at], first, utilities
+        for utility, ids, start, gain in _marginals(
+            game, design, inside.singles(), blocks, members[at], first, utilities
         ):
             yield utility, ids, start if utility == "accuracy" else size - 1, gain
 
@@ -137,20 +143,24 @@ def outside(
     size: int,
     utilities: tuple[Utility, ...],
 ) -> Iterator[tuple[Utility, Int64[Tensor, "blocks rows"], int, Tensor]]:
-    """What `coalition` yields for those outside, beside a regression on `size` examples."""
+    """The marginals that `coalition` yields of the examples `others`, which are not members.
+
+    `regression` is fitted on the `size` members.
+    """
     block = design.block if "accuracy" in utilities else 1
     widest = max(_numbers_per_row(game), size if game.dim is None else 0)
     for at in _cut(len(others), block, WIDE_NUMBERS // widest):
         ids = others[at]
         blocks = regression.outside(ids)
-        yield from _measured(game, design, blocks.singles(), blocks, ids, size, utilities)
+        yield from _marginals(game, design, blocks.singles(), blocks, ids, size, utilities)
 
 
 def _numbers_per_row(game: Game) -> int:
+    """Numbers of the widest row that an engine makes for one example."""
     return max(game.width, game.dim or 1)
 
 
-def _measured(
+def _marginals(
     game: Game,
     design: Design,
     singles: Blocks,
@@ -159,27 +169,31 @@ def _measured(
     first: int,
     utilities: tuple[Utility, ...],
 ) -> Iterator[tuple[Utility, Int64[Tensor, "blocks rows"], int, Tensor]]:
+    """Marginals of the examples `ids`: of accuracy by `blocks`, of other utilities by `singles`.
+
+    `first` is the coalition size that the first row of a block joins.
+    """
     smooth = [name for name in utilities if name != "accuracy"]
     flat = ids.reshape(-1, 1)
     if smooth:
         for part in _parts(len(flat), NUMBERS // game.width):
-            some = singles.at(part)
-            found = gains(join(some), some.outputs, [game.measure(name) for name in smooth])
-            for name, gain in zip(smooth, found, strict=True):
+            alone = singles.at(part)
+            by_utility = gains(join(alone), alone.outputs, [game.measure(name) for name in smooth])
+            for name, gain in zip(smooth, by_utility, strict=True):
                 yield name, flat[part], first, gain
     if blocks is not None and "accuracy" in utilities:
         measure, width = [game.measure("accuracy")], ids.shape[1]
         turns = min(design.orders, width)
         for part in _parts(len(ids), NUMBERS // (game.width * width)):
-            some = blocks.at(part)
+            together = blocks.at(part)
             for turn in range(turns):
                 order = torch.arange(width).roll(-(turn * width // turns))
-                (gain,) = gains(join(some, order), some.outputs, measure)
+                (gain,) = gains(join(together, order), together.outputs, measure)
                 yield "accuracy", ids[part][:, order], first, gain / turns
 
 
 def _cut(count: int, block: int, most: int) -> Iterator[Int64[Tensor, "blocks rows"]]:
-    """0 to count - 1 as blocks, about `most` rows at a time, and one block of those left over."""
+    """Positions 0 to count - 1 in blocks, about `most` rows at a time; the rest as one block."""
     whole = count // block
     per_part = max(1, most // block)
     for start in range(0, whole, per_part):
@@ -190,5 +204,6 @@ def _cut(count: int, block: int, most: int) -> Iterator[Int64[Tensor, "blocks ro
 
 
 def _parts(count: int, most: int) -> Iterator[slice]:
+    """Slices of 0 to count - 1, each of at most `most`."""
     for start in range(0, count, max(1, most)):
         yield slice(start, start + max(1, most))

@@ -1,4 +1,4 @@
-"""The fields that say which game stages play that value sets of examples."""
+"""The configuration fields of a game: kernel, ridge, engine and utilities of a coalition."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -13,12 +13,12 @@ Engine = Literal["auto", "prefix_cholesky", "least_squares"]
 Precision = Literal["auto", "float32", "float64"]
 
 KERNEL_EXAMPLES = 10_000
-"""Up to which number of examples `auto` holds their kernel, 8 n^2 bytes."""
+"""Most examples for which `engine: auto` holds their kernel, 8 n^2 bytes."""
 
 
 @dataclass(frozen=True)
 class GameFields:
-    """The fields that say which game it is."""
+    """The fields that define the game: which regression is fitted on a coalition, which utility."""
 
     kernel: tuple[str, ...] = ("ntk",)
     """Feature tables; with several, their kernels' mean. For the utility loss: [gradient]."""
@@ -35,7 +35,7 @@ class GameFields:
     precision: Precision = "auto"
     """Of `least_squares`: `auto` is float32 where the ridge is at least 0.01, for accuracy 1."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
-    """What a set of examples is worth; values of all are computed from the same coalitions. For
+    """Utilities of a coalition; values of all of them are computed from the same coalitions. For
     corpora without classes, such as completions: [loss], with kernel: [gradient]."""
     temperature: float = 1.0
     """Divides the outputs before the softmax of `cross_entropy`. The paper feeds them raw: 1."""
@@ -43,26 +43,26 @@ class GameFields:
     """Of the utility loss: what the regression on the gradients predicts for an example."""
 
     by_query: ClassVar[bool] = False
-    """Whether a set is worth one number per query instead of their mean."""
+    """Whether the utility of a coalition is one number per query instead of their mean."""
 
     def engine_for(self, n_examples: int) -> Literal["prefix_cholesky", "least_squares"]:
-        """What `engine` means for so many examples."""
+        """The engine for a game of `n_examples` players: `engine`, or what `auto` chooses."""
         if self.engine == "auto":
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
 
     def is_linear(self, n_classes: int) -> bool:
-        """Whether the utilities are linear in the outputs: one mean query stands for all then."""
+        """Whether utilities are linear in the outputs, so that one mean query stands for all."""
         return self.utilities == ("loss",) or (self.utilities == ("margin",) and n_classes == 2)
 
     def n_judged(self, work: Work) -> int:
-        """Outputs for all queries together, of one set."""
+        """Numbers that the regression on one coalition predicts: queries x outputs per query."""
         if self.is_linear(work.n_classes) and not self.by_query:
             return 1
         return max(1, work.n_queries * (1 if work.n_classes <= 2 else work.n_classes))
 
     def check_game(self) -> None:
-        """Refuse a game that cannot be played.
+        """Refuses fields that define no game.
 
         Raises:
             ConfigError: a field is empty, negative, or not a number that can be used.
@@ -72,13 +72,13 @@ class GameFields:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The kinds of corpora that can be valued: those without classes by the utility loss."""
+        """Tasks of corpora whose examples can be valued; those without classes by `loss` alone."""
         if self.utilities == ("loss",):
             return ("classification", "regression", "completion")
         return ("classification",)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The feature tables and the labels."""
+        """The feature tables, the labels, and with `target: loss` the examples' losses."""
         losses = ("diagnostics",) if self.target == "loss" else ()
         return (*self.kernel, "label", *losses)

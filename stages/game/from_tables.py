@@ -1,8 +1,8 @@
-"""Games read from tables: the regression of labels on features, and that on loss gradients.
+"""Games read from tables: the regression of labels on features, or of ones on loss gradients.
 
-The second needs no classes. With g_i the gradient of example i's loss, a damped Gauss-Newton step
-on a set S, with the empirical Fisher matrix for the curvature, lowers the loss of a query with
-gradient g_q, to first order, by
+The second, of the utility `loss`, needs no classes. With g_i the gradient of example i's loss, a
+damped Gauss-Newton step on a set S, with the empirical Fisher matrix for the curvature, lowers the
+loss of a query with gradient g_q, to first order, by
 
     g_q^T (sum_S g_i g_i^T + damping I)^-1 sum_S g_i,
 
@@ -34,43 +34,52 @@ from stages.surrogate.kernel import auto_ridge, gram, mean_diagonal
 from stages.surrogate.labelled_kernel import LeftOut, has_features
 
 RIDGE_EXAMPLES = 2048
-"""Of more examples than these the ridge is chosen on a sample of so many: its choice costs 10 n^3,
-a minute for 5,000."""
+"""Most examples that the automatic ridge is chosen on; of more, a random sample of that size. The
+choice costs 10 n^3, a minute for 5,000."""
 FLOAT32_RIDGE, FLOAT32_ACCURACY_RIDGE = 0.01, 1.0
-"""The least ridge at which float32 is trusted, and where accuracy is asked for: rounding turns
-queries that are close to the boundary (seen: in half of the values at 0.01, in 2 % at 3)."""
+"""The least ridge at which float32 is trusted, without and with the utility accuracy: rounding
+turns queries that are close to the boundary (seen: in half of the values at 0.01, in 2 % at 3)."""
 LOSS_RIDGE = 1.0
+"""What `ridge: auto` means for the utility `loss`."""
 
 
-class Opened(NamedTuple):
-    """What a worker keeps."""
+class LabelledGame(NamedTuple):
+    """The game over the labelled queries (for `loss` over all), with the ids of its rows."""
 
     game: Game
     example_ids: Int64[np.ndarray, " examples"]
     """Ascending; player i of the game is the i-th."""
     query_ids: Int64[np.ndarray, " queries"]
     facts: dict[str, Any]
+    """For the manifest: engine, ridge, damping, counts of rows used and left out."""
 
 
-class Source(NamedTuple):
-    """Examples with features and answers, queries with features: games over any of the queries."""
+class GameTables(NamedTuple):
+    """Examples with features and targets, queries with features: games over any of the queries."""
 
     example_ids: Int64[np.ndarray, " examples"]
     query_ids: Int64[np.ndarray, " queries"]
     """Both ascending."""
     queries: Float[Tensor, "queries _"]
-    """What the engine needs of each query."""
+    """One row per query, as the engine takes it: its kernel with the examples, or its features."""
     begin: Callable[[Tensor], Callable[[], Regression]]
-    """From such rows, as a game sees them, to regressions on no example."""
+    """From rows like those of `queries`, signed or averaged, to a factory of regressions on the
+    empty coalition."""
     n_classes: int
+    """Of the corpus; 1 for the utility `loss`."""
     temperature: float
     is_linear: bool
-    """Whether the mean of several queries may stand for them."""
+    """Whether the utilities are linear in the outputs, so that a mean query may stand for all."""
     dim: int | None
+    """Length of a feature vector; None for an engine by kernel."""
     facts: dict[str, Any]
+    """For the manifest: engine, ridge, damping, precision, examples left out."""
 
     def game(self, query_ids: np.ndarray, labels: np.ndarray, by_query: bool = False) -> Game:
-        """The game of some queries; -1 labels one whose class is the one that all predict."""
+        """The game over `query_ids`, with their `labels`.
+
+        Where a label is -1, the class that the regression on all examples predicts stands for it.
+        """
         rows = self.queries[torch.from_numpy(np.searchsorted(self.query_ids, query_ids))]
         n = len(self.example_ids)
         if self.n_classes == 1:
@@ -93,80 +102,86 @@ class Source(NamedTuple):
 
 
 def player_ids(inputs: Inputs, fields: GameFields) -> Int64[np.ndarray, " examples"]:
-    """Ids, ascending, of the examples that can play: those with an answer and with features."""
+    """Ids, ascending, of the players: examples with a label and with features in every table."""
     n_classes = 1 if fields.utilities == ("loss",) else count_classes(inputs)
-    known, _ = _players(inputs, n_classes)
-    found: np.ndarray = known[has_features(inputs, fields.kernel, "example", known)]
-    return found
+    labelled, _ = _labelled_examples(inputs, n_classes)
+    ids: np.ndarray = labelled[has_features(inputs, fields.kernel, "example", labelled)]
+    return ids
 
 
-def read_game(inputs: Inputs, fields: GameFields, players: np.ndarray | None = None) -> Opened:
-    """The game of labelled examples and the mean over labelled queries, or of loss gradients.
+def read_game(
+    inputs: Inputs, fields: GameFields, players: np.ndarray | None = None
+) -> LabelledGame:
+    """The game of all labelled examples over the labelled queries; for `loss`, of all rows.
 
     With `players`, ids of examples, no others are read, and the ridge is chosen on these.
 
     Raises:
         DataError: no example or no query can take part.
     """
-    return labelled_game(inputs, fields, read_source(inputs, fields, players))
+    return labelled_game(inputs, fields, read_game_tables(inputs, fields, players))
 
 
-def labelled_game(inputs: Inputs, fields: GameFields, source: Source) -> Opened:
-    """The game over `source` whose queries are those that have a label, or of loss gradients all.
+def labelled_game(inputs: Inputs, fields: GameFields, tables: GameTables) -> LabelledGame:
+    """The game of the examples in `tables` over the queries with a label; for `loss`, over all.
 
     Raises:
         DataError: there is no such query.
     """
-    asked, labels = asked_of(inputs, source.n_classes)
-    unlabelled = inputs.table("label", "query").num_rows - len(asked)
-    if len(asked) == 0:
+    query_ids, labels = labelled_queries(inputs, tables.n_classes)
+    unlabelled = inputs.table("label", "query").num_rows - len(query_ids)
+    if len(query_ids) == 0:
         raise DataError(
             f"label: found no label among {unlabelled} queries, expected at least 1 to measure a "
             "utility on. Label some queries."
         )
-    found = np.isin(asked, source.query_ids)
-    if not found.any():
+    is_usable = np.isin(query_ids, tables.query_ids)
+    if not is_usable.any():
         raise _without_features(fields, "labelled query")
-    left_out = LeftOut(source.facts["n_left_out"], int((~found).sum()))
+    left_out = LeftOut(tables.facts["n_left_out"], int((~is_usable).sum()))
     facts = {
-        **{name: fact for name, fact in source.facts.items() if name != "n_left_out"},
-        "n_examples": len(source.example_ids),
-        "n_queries": int(found.sum()),
+        **{name: fact for name, fact in tables.facts.items() if name != "n_left_out"},
+        "n_examples": len(tables.example_ids),
+        "n_queries": int(is_usable.sum()),
         "n_unlabelled_queries": unlabelled,
         **left_out.details(),
     }
-    game = source.game(asked[found], labels[found])
-    return Opened(game, source.example_ids, asked[found], facts)
+    game = tables.game(query_ids[is_usable], labels[is_usable])
+    return LabelledGame(game, tables.example_ids, query_ids[is_usable], facts)
 
 
-def read_source(inputs: Inputs, fields: GameFields, players: np.ndarray | None = None) -> Source:
-    """All that games over the same examples share: features, answers, the ridge.
+def read_game_tables(
+    inputs: Inputs, fields: GameFields, players: np.ndarray | None = None
+) -> GameTables:
+    """What games over the same examples share: features, targets and the ridge.
+
+    With `players`, ids of examples, no others are read.
 
     Raises:
-        DataError: no example can take part.
+        DataError: no example has both a label and features.
     """
     n_classes = 1 if fields.utilities == ("loss",) else count_classes(inputs)
-    known, labels = _players(inputs, n_classes)
+    labelled, labels = _labelled_examples(inputs, n_classes)
     if players is not None:
-        named = np.isin(known, players)
-        known, labels = known[named], labels[named]
-    found = has_features(inputs, fields.kernel, "example", known)
-    ids, labels = known[found], labels[found]
+        is_player = np.isin(labelled, players)
+        labelled, labels = labelled[is_player], labels[is_player]
+    is_usable = has_features(inputs, fields.kernel, "example", labelled)
+    ids, labels = labelled[is_usable], labels[is_usable]
     if len(ids) == 0:
         raise _without_features(fields, "labelled example")
     query_ids = np.sort(inputs.vectors(fields.kernel[0], "query").ids)
     query_ids = query_ids[has_features(inputs, fields.kernel, "query", query_ids)]
     targets = _targets(inputs, fields, ids, labels, n_classes)
     engine = fields.engine_for(len(ids))
-    build = _by_kernel if engine == "prefix_cholesky" else _by_features
+    build = _kernel_engine if engine == "prefix_cholesky" else _feature_engine
     queries, begin, dim, facts = build(inputs, fields, ids, query_ids, targets)
-    facts = {"engine": engine, **facts, "n_left_out": int((~found).sum())}
+    facts = {"engine": engine, **facts, "n_left_out": int((~is_usable).sum())}
     temperature, is_linear = fields.temperature, fields.is_linear(n_classes)
-    return Source(ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, facts)
+    return GameTables(ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, facts)
 
 
-def asked_of(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, ascending, and labels of the queries of a part that have one; of the loss game all."""
+def labelled_queries(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, ascending, and labels of the part's labelled queries; for `loss` all, with label 0."""
     if n_classes > 1:
         return read_labels(inputs, "query", n_classes)
     ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
@@ -180,8 +195,8 @@ def _without_features(fields: GameFields, role: str) -> DataError:
     )
 
 
-def _players(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, ascending, and labels of those who can play; of the loss game all, with label 0."""
+def _labelled_examples(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, ascending, and labels of the labelled examples; for `loss` all, with label 0."""
     if n_classes > 1:
         return read_labels(inputs, "example", n_classes)
     ids = np.sort(inputs.table("label", "example")["id"].to_numpy())
@@ -191,6 +206,7 @@ def _players(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
 def _targets(
     inputs: Inputs, fields: GameFields, ids: np.ndarray, labels: np.ndarray, n_classes: int
 ) -> Float[Tensor, "examples outputs"]:
+    """What the regression fits: one-hot labels less 1/C, or for `loss` ones or losses."""
     if n_classes > 1:
         columns = one_hot(torch.from_numpy(labels), n_classes) - 1 / n_classes
         return fitted(columns)
@@ -202,16 +218,20 @@ def _targets(
 
 
 def _is_unit(fields: GameFields) -> bool:
+    """Whether feature vectors are scaled to unit length."""
     return fields.normalize if fields.normalize is not None else fields.utilities != ("loss",)
 
 
-Built = tuple[Tensor, Callable[[Tensor], Callable[[], Regression]], int | None, dict[str, Any]]
-"""Fields of `Source`: `queries`, `begin`, `dim` and what is to be told."""
+EngineParts = tuple[
+    Tensor, Callable[[Tensor], Callable[[], Regression]], int | None, dict[str, Any]
+]
+"""What an engine contributes to `GameTables`: its `queries`, `begin`, `dim` and `facts`."""
 
 
-def _by_kernel(
+def _kernel_engine(
     inputs: Inputs, fields: GameFields, ids: np.ndarray, query_ids: np.ndarray, targets: Tensor
-) -> Built:
+) -> EngineParts:
+    """Queries and regressions of `prefix_cholesky`, which holds the kernel of the examples."""
     features = [
         (
             aligned(inputs.vectors(name, "example"), ids),
@@ -231,20 +251,21 @@ def _by_kernel(
     return to_examples, begin, None, {"ridge": ridge, "damping": damping, "precision": "float64"}
 
 
-def _by_features(
+def _feature_engine(
     inputs: Inputs, fields: GameFields, ids: np.ndarray, query_ids: np.ndarray, targets: Tensor
-) -> Built:
+) -> EngineParts:
+    """Queries and regressions of `least_squares`, which reads feature vectors as needed."""
     is_unit = _is_unit(fields)
     tables = [inputs.vectors(name, "example") for name in fields.kernel]
-    of_queries = [inputs.vectors(name, "query") for name in fields.kernel]
+    query_tables = [inputs.vectors(name, "query") for name in fields.kernel]
     rows = FeatureRows(tables, ids, is_unit, torch.float64)
     sample = _sample(len(ids))
-    some = rows(sample)
-    ridge = _ridge(fields, some @ some.T, targets[sample])
-    damping = ridge * float(some.square().sum(1).mean())
+    sampled = rows(sample)
+    ridge = _ridge(fields, sampled @ sampled.T, targets[sample])
+    damping = ridge * float(sampled.square().sum(1).mean())
     if damping == 0:
         raise DataError(
-            f"{', '.join(fields.kernel)}: found only zero vectors among {len(some)} examples, "
+            f"{', '.join(fields.kernel)}: found only zero vectors among {len(sampled)} examples, "
             "expected features that tell examples apart. Check the stage that writes them."
         )
     precision = fields.precision
@@ -253,25 +274,26 @@ def _by_features(
         precision = "float32" if ridge >= least else "float64"
     dtype = torch.float32 if precision == "float32" else torch.float64
     read = FeatureRows(tables, ids, is_unit, dtype, rows.scales)
-    queries = FeatureRows(of_queries, query_ids, is_unit, torch.float64, rows.scales)
-    goal = targets.to(dtype)
+    queries = FeatureRows(query_tables, query_ids, is_unit, torch.float64, rows.scales)
+    stored_targets = targets.to(dtype)
 
     def begin(rows: Tensor) -> Callable[[], Regression]:
-        own = rows.to(dtype)
-        return lambda: RecursiveLeastSquares(read, own, goal, damping)
+        query_rows = rows.to(dtype)
+        return lambda: RecursiveLeastSquares(read, query_rows, stored_targets, damping)
 
-    of_all = queries(torch.arange(len(query_ids)))
-    dim = of_all.shape[1]
+    query_features = queries(torch.arange(len(query_ids)))
+    dim = query_features.shape[1]
     facts = {"ridge": ridge, "damping": damping, "precision": precision, "dim": dim}
-    return of_all, begin, dim, facts
+    return query_features, begin, dim, facts
 
 
-def _sample(n: int) -> Int64[Tensor, " some"]:
+def _sample(n: int) -> Int64[Tensor, " sample"]:
     """The examples that the ridge is chosen on, ascending."""
     return torch.from_numpy(np.sort(np.random.default_rng(0).permutation(n)[:RIDGE_EXAMPLES]))
 
 
 def _ridge(fields: GameFields, kernel: Tensor, targets: Tensor) -> float:
+    """The ridge, relative to the kernel's mean diagonal; `auto` is chosen on these examples."""
     if fields.ridge != "auto":
         return float(fields.ridge)
     return LOSS_RIDGE if fields.utilities == ("loss",) else auto_ridge(kernel, targets)[0]

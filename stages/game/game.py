@@ -1,4 +1,4 @@
-"""The game whose players are examples: what any set of them is worth to a kernel regression."""
+"""The cooperative game of examples: a coalition's utility is that of a regression fitted on it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,71 +15,75 @@ from stages.game.utility import Judge, LinearJudge, Utility
 
 @dataclass(frozen=True)
 class Game:
-    """Players 0 to n - 1, and how to ask for the worth of sets of them."""
+    """Players 0 to n - 1, each an example, and the engine and utilities that value coalitions."""
 
     n: int
     regression: Callable[[], Regression]
-    """A regression on no example."""
+    """Makes the engine's regression on the empty coalition."""
     judge: Judge | LinearJudge
+    """Turns the outputs for the queries into utilities."""
     dim: int | None = None
-    """Length of the features where the regression is by features."""
+    """Length of a feature vector, where the engine computes with features; None for a kernel."""
     by_query: bool = False
-    """Whether a set is worth one number per query instead of their mean."""
+    """Whether the utility of a coalition is one number per query instead of their mean."""
 
     @property
     def width(self) -> int:
-        """Numbers that the regression puts out for a set."""
+        """Numbers that the regression predicts for a coalition: outputs x queries."""
         return self.judge.n_outputs * self.judge.n_queries
 
     def among(self, players: Int64[Tensor, " players"]) -> "Game":
-        """The same game played by some alone: player j of it is the one named `players[j]`.
+        """The subgame of these players alone: its player j is `players[j]` of this game.
 
-        Any set of them is worth what it is worth here: the damping stays that of this game, and so
-        do the queries. Costs nothing but an index for each question.
+        A coalition has the same utility in both: damping and queries stay those of this game. Costs
+        an index per call of the engine.
         """
-        return replace(self, n=len(players), regression=lambda: _Among(self.regression(), players))
+        regression = self.regression
+        return replace(
+            self, n=len(players), regression=lambda: _SubgameRegression(regression(), players)
+        )
 
     def measure(self, utility: Utility) -> Measure:
-        """A utility as a function of outputs."""
-        found = self.judge.each if self.by_query else self.judge.mean
-        return lambda outputs: found(outputs, utility)
+        """The utility as a function of outputs: per query, or of all queries their mean."""
+        utility_of = self.judge.each if self.by_query else self.judge.mean
+        return lambda outputs: utility_of(outputs, utility)
 
     def ends(self, utilities: tuple[Utility, ...]) -> Float[Tensor, "utilities ends *queries"]:
-        """Each utility of no and of all examples; the cost of one prefix of all."""
+        """U(empty) and U(all) of each utility; the cost of fitting all examples once."""
         regression = self.regression()
-        none = regression.outputs
+        outputs_of_none = regression.outputs
         regression.take(torch.arange(self.n))
-        outputs = torch.stack([none, regression.outputs])
+        outputs = torch.stack([outputs_of_none, regression.outputs])
         return torch.stack([self.measure(name)(outputs) for name in utilities])
 
 
 class Values(NamedTuple):
-    """What a method says of every player of a game. Positive helps."""
+    """A method's value of every player of a game, by semivalue and utility. Positive helps."""
 
     semivalues: tuple[str, ...]
-    """What is estimated: `loo`, `shapley`, `beta(16,1)`."""
+    """Names of the semivalues estimated: `loo`, `shapley`, `beta(16,1)`."""
     value: Float[Tensor, "semivalues utilities players"]
     stderr: Float[Tensor, "semivalues utilities players"]
-    """Of sampling; zero where values are exact."""
+    """Standard errors of sampling; zero where values are exact."""
 
 
 class PlaysGame(ABC):
-    """A method that needs nothing of examples but what sets of them are worth.
+    """A stage that values examples by the utilities of coalitions alone.
 
-    A stage that has `play` can be asked about any game, hence about any training set. Methods that
-    look at the examples' features or gradients, such as influence or KNN-Shapley, cannot have it.
+    Its `play` values the players of any game, hence of any training set. Methods that look at the
+    examples' features or gradients, such as influence or KNN-Shapley, cannot have it.
     """
 
     utilities: tuple[Utility, ...]
-    """What sets are worth; the order of values."""
+    """Utilities of a coalition, in the order of the values."""
 
     @abstractmethod
     def play(self, game: Game, draw: int = 0) -> Values:
-        """The values of all players; a method that samples draws anew for another `draw`."""
+        """The values of all players; each number `draw` has samples of its own."""
 
 
-class _Among:
-    """`Regression` with names of its own for the examples."""
+class _SubgameRegression:
+    """The `Regression` of a subgame: translates its players to those of the whole game."""
 
     def __init__(self, whole: Regression, players: Int64[Tensor, " players"]):
         self._whole, self._players = whole, players
@@ -93,7 +97,7 @@ class _Among:
         return self._whole.outside(self._players[ids])
 
     def inside(self, at: Int64[Tensor, "blocks rows"]) -> Members:
-        return self._whole.inside(at)  # named by their places among those who joined
+        return self._whole.inside(at)  # positions among the members, the same in both games
 
     def take_block(self, ids: Int64[Tensor, " rows"], blocks: Blocks, joined: Joined) -> None:
         self._whole.take_block(self._players[ids], blocks, joined)

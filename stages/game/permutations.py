@@ -1,10 +1,10 @@
-"""Marginal contributions along random permutations, whole or cut short.
+"""Marginal contributions of examples along random permutations, whole or truncated.
 
-ExplainedOutputs: one permutation (`uniform`), a permutation and its reverse (`paired`, antithetic,
-arXiv:2104.12199), or a permutation and its rotations by whole fractions of its length
-(`quasi_random`: within a unit every example is once in each fraction of the order; ours, after
-lattice rules). Cutting short: by the paper's rule, biased towards small coalitions, or at a random
-length T that is drawn first, with P(T >= s) = min(1, survival / s), which is made up for by
+Units, the independent estimates: one permutation (`uniform`), a permutation and its reverse
+(`paired`, antithetic, arXiv:2104.12199), or a permutation and its rotations by whole fractions of
+its length (`quasi_random`: within a unit every example is once in each fraction of the order; ours,
+after lattice rules). Truncation: by the paper's rule, biased towards small coalitions, or at a
+random length T that is drawn first, with P(T >= s) = min(1, survival / s), which is made up for by
 weights. [paper; design.md 5.3]
 """
 
@@ -19,23 +19,25 @@ from torch import Tensor
 
 from stages.game.game import Game
 from stages.game.regression import Measure, Regression, gains, join
-from stages.game.sums import Tally
+from stages.game.sums import MarginalSums
 from stages.game.utility import Utility
 
 Sampling = Literal["stratified", "uniform", "paired", "quasi_random"]
 Truncation = Literal["none", "tolerance", "random"]
 
-Piece = tuple[Int64[Tensor, "blocks rows"], int, list[Tensor]]
-"""Examples, the size of the coalition that their first row joins, and gains of each utility."""
+JoinedBlock = tuple[Int64[Tensor, "blocks rows"], int, list[Tensor]]
+"""Ids of examples, the coalition size that their first row joins, and marginals per utility."""
 
 ROTATIONS = 4
 BATCH = 16
+"""Permutations whose first examples join together, in one batch of matrix products."""
 FIRST = 64
-"""Examples of every permutation of a round that join in one batch, since they join nobody."""
+"""Examples at the start of a permutation that are computed for a batch of permutations at once,
+since they join the empty coalition."""
 
 
 def orders_per_unit(n: int, sampling: Sampling) -> int:
-    """Permutations of n examples in one unit."""
+    """How many permutations of n examples a unit has."""
     return {"paired": 2, "quasi_random": min(ROTATIONS, n)}.get(sampling, 1)
 
 
@@ -50,7 +52,7 @@ def unit_of(order: Int64[Tensor, " n"], sampling: Sampling) -> list[Int64[Tensor
 
 
 def survival_of(n: int, truncation: Truncation, survival: float) -> Float[np.ndarray, " sizes"]:
-    """Share of permutations that go on to a marginal at each size 0 to n - 1."""
+    """The probability that a permutation reaches a marginal at each size 0 to n - 1."""
     sizes = np.arange(1, n + 1)
     return np.minimum(1, survival / sizes) if truncation == "random" else np.ones(n)
 
@@ -60,15 +62,15 @@ def walk(
     orders: list[Int64[Tensor, " n"]],
     lengths: list[int],
     utilities: tuple[Utility, ...],
-    tally: Tally,
+    tally: MarginalSums,
     ends: Float[Tensor, "utilities ends *queries"],
     tolerance: float | None = None,
 ) -> Iterator[int]:
     """Adds the marginals along each permutation, up to its length, to `tally`.
 
-    Yields the place of a permutation when it is done, in order. `ends` are each utility of none and
-    of all examples: with a `tolerance`, a permutation ends after two steps in a row at which every
-    utility is within that share of their distance from its end.
+    Yields the index of each permutation in `orders` once it is done, in order. `ends` are U(empty)
+    and U(all) of each utility: with a `tolerance`, a permutation ends after two examples in a row
+    at which every utility is within that share of |U(all) - U(empty)| from its U(all).
     """
     first = min(FIRST, len(orders[0]))
     measures = [game.measure(name) for name in utilities]
@@ -76,47 +78,49 @@ def walk(
         ids = torch.stack([order[:first] for order in orders[start : start + BATCH]])
         blocks = game.regression().outside(ids)
         joined = join(blocks)
-        found = gains(joined, blocks.outputs, measures)
-        for at in range(len(ids)):
-            order, length = orders[start + at], lengths[start + at]
-            stop = _Stop(ends, tolerance)
-            kept = stop.after([gain[at] for gain in found], min(first, length))
-            one = slice(at, at + 1)
-            pieces: Iterable[Piece] = [(ids[one, :kept], 0, [gain[one, :kept] for gain in found])]
+        by_utility = gains(joined, blocks.outputs, measures)
+        for row in range(len(ids)):
+            order, length = orders[start + row], lengths[start + row]
+            stop = _ToleranceRule(ends, tolerance)
+            kept = stop.after([gain[row] for gain in by_utility], min(first, length))
+            own = slice(row, row + 1)
+            walked: Iterable[JoinedBlock] = [
+                (ids[own, :kept], 0, [gain[own, :kept] for gain in by_utility])
+            ]
             if length > first and not stop.is_reached:
                 regression = game.regression()
-                regression.take_block(ids[at], blocks.at(one), joined.at(one))
-                pieces = itertools.chain(
-                    pieces, _go_on(regression, order[:length], first, measures, stop)
+                regression.take_block(ids[row], blocks.at(own), joined.at(own))
+                walked = itertools.chain(
+                    walked, _walk_on(regression, order[:length], first, measures, stop)
                 )
-            for some, size, piece in pieces:
-                for name, gain in zip(utilities, piece, strict=True):
-                    tally.add(name, some, size, gain)
-            yield start + at
+            for joining, size, marginals in walked:
+                for name, gain in zip(utilities, marginals, strict=True):
+                    tally.add(name, joining, size, gain)
+            yield start + row
 
 
-def _go_on(
+def _walk_on(
     regression: Regression,
     order: Int64[Tensor, " length"],
     first: int,
     measures: list[Measure],
-    stop: "_Stop",
-) -> Iterator[Piece]:
-    """The rest of a permutation, block by block, until its end or `stop`."""
+    stop: "_ToleranceRule",
+) -> Iterator[JoinedBlock]:
+    """The marginals of `order` after its `first` examples, block by block, until `stop`."""
     for block in torch.split(order[first:], regression.rows):
         blocks = regression.outside(block[None])
         joined = join(blocks)
-        found = gains(joined, blocks.outputs, measures)
-        kept = stop.after([gain[0] for gain in found], len(block))
-        yield block[None, :kept], first, [gain[:, :kept] for gain in found]
+        by_utility = gains(joined, blocks.outputs, measures)
+        kept = stop.after([gain[0] for gain in by_utility], len(block))
+        yield block[None, :kept], first, [gain[:, :kept] for gain in by_utility]
         first += len(block)
         if stop.is_reached or first == len(order):
             return
         regression.take_block(block, blocks, joined)
 
 
-class _Stop:
-    """The paper's rule (methods.md 1.5), over the utilities that are asked for."""
+class _ToleranceRule:
+    """The paper's truncation of one permutation (methods.md 1.5), for all utilities together."""
 
     def __init__(self, ends: Float[Tensor, "utilities ends *queries"], tolerance: float | None):
         self._value, self._end = ends[:, 0], ends[:, 1]
@@ -124,11 +128,11 @@ class _Stop:
         self._was_near = False
         self.is_reached = False
 
-    def after(self, found: list[Tensor], most: int) -> int:
-        """How many of a block's marginals count, `most` at most."""
+    def after(self, marginals: list[Tensor], most: int) -> int:
+        """How many marginals of the next block count, at most `most`; one tensor per utility."""
         if self._near is None:
             return most
-        values = self._value[:, None] + torch.stack(found).cumsum(1)
+        values = self._value[:, None] + torch.stack(marginals).cumsum(1)
         self._value = values[:, -1]
         is_near = ((values - self._end[:, None]).abs() <= self._near[:, None]).all(0)
         twice = is_near & torch.cat([torch.tensor([self._was_near]), is_near[:-1]])

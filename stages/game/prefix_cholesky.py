@@ -1,4 +1,4 @@
-"""The engine for some 10^4 examples: a kernel in memory and a growing Cholesky factor.
+"""The engine for up to 10^4 examples: their kernel in memory, and a growing Cholesky factor.
 
 One factor gives every prefix of a permutation: with L that of K[order, order] + damping I and
 V = L^-1 K[order, queries], Z = L^-1 targets[order], the outputs after p examples are
@@ -16,6 +16,8 @@ from stages.game.regression import Blocks, Joined, Members, join
 
 
 class _Step(NamedTuple):
+    """One block of members: its rows of the Cholesky factor, and of L^-1 times the rest."""
+
     ids: Int64[Tensor, " rows"]
     before: tuple[Float[Tensor, "rows earlier"], ...]
     """Its rows of the factor in the columns of each earlier step."""
@@ -24,6 +26,8 @@ class _Step(NamedTuple):
 
 
 class _Inverse(NamedTuple):
+    """M = (K_DD + damping I)^-1 of the members, and its products with [K_Dq, targets]."""
+
     matrix: Float[Tensor, "members members"]
     solved: Float[Tensor, "members queries_and_outputs"]
 
@@ -50,13 +54,13 @@ class PrefixCholesky:
         self.outputs = kernel.new_zeros(targets.shape[1], to_queries.shape[1])
 
     def take(self, ids: Int64[Tensor, " rows"]) -> None:
-        """See `Regression.take`; k^3 / 3 + k^2 (queries + outputs) for k from none."""
-        for some in torch.split(ids, self.rows):
-            blocks = self.outside(some[None])
-            self.take_block(some, blocks, join(blocks))
+        """See `Regression.take`; the first k members cost k^3 / 3 + k^2 (queries + outputs)."""
+        for block in torch.split(ids, self.rows):
+            blocks = self.outside(block[None])
+            self.take_block(block, blocks, join(blocks))
 
     def outside(self, ids: Int64[Tensor, "blocks rows"]) -> Blocks:
-        """See `Regression.outside`; k^2 + 2 k (queries + rows) per example beside k members."""
+        """See `Regression.outside`; k^2 + 2 k (queries + rows) per example, for k members."""
         flat, (n_blocks, n_rows) = ids.flatten(), ids.shape
         schur = self._kernel[ids[:, :, None], ids[:, None, :]]
         schur.diagonal(dim1=1, dim2=2).add_(self._damping)
@@ -101,6 +105,7 @@ class PrefixCholesky:
         self.outputs = self.outputs + residual.T @ to_queries
 
     def _invert(self) -> _Inverse:
+        """The inverse, from the factor's rows of all blocks."""
         rows = []
         n = sum(len(step.ids) for step in self._steps)
         for step in self._steps:

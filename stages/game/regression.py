@@ -1,12 +1,24 @@
-"""Ridge regression on the examples that have joined, and what others add to it.
+"""The engine protocol: a kernel ridge regression that grows, and marginal contributions from it.
 
-With K the kernel, D those who have joined, lambda the damping, and B a block of others, an engine
-gives the Schur complement S = K_BB + lambda I - K_BD (K_DD + lambda I)^-1 K_DB, the like for the
-columns of the queries, and the residuals of the targets. In whatever order B joins, its marginal
-contributions follow from these alone. [derived, methods.md 1.6 and design.md 5.1]
+An engine (`Regression`) holds a ridge regression fitted on the examples of a coalition D, its
+members, and predicts the queries. A game asks it three things, always for many blocks of examples
+at a time, a block B being a few examples that join or leave together:
+
+- `outside` gives `Blocks`: what the marginal contributions of examples outside D depend on. With K
+  the kernel and lambda the damping these are the Schur complement
+  S = K_BB + lambda I - K_BD (K_DD + lambda I)^-1 K_DB, the like for the columns of the queries, and
+  the residuals of the block's targets under the regression on D.
+- `inside` gives `Members`: the block's rows of M = (K_DD + lambda I)^-1. `Members.without` turns
+  them into the `Blocks` of the same examples as seen from D without them.
+- `take` and `take_block` add examples to D.
+
+`join` takes the rows of each block in one order, which gives `Joined`: the Cholesky factor L of S,
+and L^-1 times the rest of `Blocks`. From it `gains` has the marginal contribution of every example
+of the block in that order. In whatever order B joins, S, the columns and the residuals are enough.
+[derived, methods.md 1.6 and design.md 5.1]
 
 The two engines, `stages.game.prefix_cholesky` and `stages.game.least_squares`, differ in what they
-hold.
+hold of D: a Cholesky factor of the kernel, or matrices of the features.
 """
 
 from collections.abc import Callable
@@ -19,22 +31,26 @@ from torch import Tensor
 from stages.stage import DataError
 
 Measure = Callable[[Tensor], Tensor]
-"""From outputs (..., outputs, queries) to what sets are worth: (...), or (..., queries)."""
+"""A utility: from outputs (..., outputs, queries) to the utility of each coalition, (...), or of
+each coalition for each query, (..., queries)."""
 
 
 class Blocks(NamedTuple):
-    """Blocks of examples that have not joined, seen from those who have."""
+    """Blocks of examples outside a coalition D: all that their marginal contributions depend on."""
 
     schur: Float[Tensor, "blocks rows rows"]
+    """S, the Schur complement of each block."""
     to_queries: Float[Tensor, "blocks rows queries"]
+    """K_Bq - K_BD (K_DD + lambda I)^-1 K_Dq, with q the queries."""
     residual: Float[Tensor, "blocks rows outputs"]
-    outputs: Float[Tensor, "some outputs queries"]
-    """Of the regression without the block: one for all blocks, or one for each."""
+    """Targets of the block's examples less what the regression on D predicts for them."""
+    outputs: Float[Tensor, "one_or_blocks outputs queries"]
+    """Of the regression on the coalition without the block: one for all blocks, or one each."""
     rows: tuple[Float[Tensor, "blocks rows columns"], ...] = ()
-    """What the engine needs again should a block join."""
+    """The engine's own intermediate rows, which `Regression.take_block` needs again."""
 
     def singles(self) -> "Blocks":
-        """Every example as a block of its own; all blocks must share one regression."""
+        """The same examples as blocks of one; all blocks must share one regression."""
         n = self.residual.shape[0] * self.residual.shape[1]
         return Blocks(
             self.schur.diagonal(dim1=1, dim2=2).reshape(n, 1, 1),
@@ -43,15 +59,15 @@ class Blocks(NamedTuple):
             self.outputs,
         )
 
-    def at(self, some: slice) -> "Blocks":
-        """Some of the blocks."""
-        outputs = self.outputs if len(self.outputs) == 1 else self.outputs[some]
-        rows = tuple(row[some] for row in self.rows)
-        return Blocks(self.schur[some], self.to_queries[some], self.residual[some], outputs, rows)
+    def at(self, part: slice) -> "Blocks":
+        """A slice of the blocks."""
+        outputs = self.outputs if len(self.outputs) == 1 else self.outputs[part]
+        rows = tuple(row[part] for row in self.rows)
+        return Blocks(self.schur[part], self.to_queries[part], self.residual[part], outputs, rows)
 
 
 class Members(NamedTuple):
-    """Blocks of examples that have joined: their rows of M = (K + lambda I)^-1 and its products."""
+    """Blocks of members of a coalition: their rows of M = (K_DD + lambda I)^-1 and its products."""
 
     precision: Float[Tensor, "blocks rows rows"]
     """M_BB."""
@@ -63,7 +79,7 @@ class Members(NamedTuple):
     """Of the regression on all members."""
 
     def without(self) -> Blocks:
-        """The blocks as if they, each alone, had not joined.
+        """Each block as seen from the coalition that lacks this block alone.
 
         By the inverse of a partitioned matrix the Schur complement of B is the inverse of M_BB.
         """
@@ -76,7 +92,7 @@ class Members(NamedTuple):
         return Blocks(schur, to_queries, residual, self.outputs - residual.mT @ self.to_queries)
 
     def singles(self) -> Blocks:
-        """Every member as the only one who has not joined: leave-one-out in closed form."""
+        """Each member as a block, seen from all the others: leave-one-out in closed form."""
         n = self.dual.shape[0] * self.dual.shape[1]
         return Members(
             self.precision.diagonal(dim1=1, dim2=2).reshape(n, 1, 1),
@@ -87,44 +103,49 @@ class Members(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """Blocks that join in one order: L^-1 times what `Blocks` holds, with L L^T = S.
+    """Blocks whose rows join one by one: L^-1 times what `Blocks` holds, with L L^T = S.
 
-    After the first p rows of a block its outputs have grown by sum_{q<p} residual[q] to_queries[q].
+    Once the first p rows of a block are members, the outputs have grown by
+    sum_{q<p} residual[q] to_queries[q].
     """
 
     lower: Float[Tensor, "blocks rows rows"]
+    """L, the lower Cholesky factor of S."""
     to_queries: Float[Tensor, "blocks rows queries"]
     residual: Float[Tensor, "blocks rows outputs"]
 
-    def at(self, some: slice) -> "Joined":
-        """Some of the blocks."""
-        return Joined(self.lower[some], self.to_queries[some], self.residual[some])
+    def at(self, part: slice) -> "Joined":
+        """A slice of the blocks."""
+        return Joined(self.lower[part], self.to_queries[part], self.residual[part])
 
 
 @runtime_checkable
 class Regression(Protocol):
-    """An engine: a regression on some examples, ready to be asked about others and to take them."""
+    """An engine: the ridge regression on the members of a coalition, to which examples are added.
+
+    Examples are named by their number as players of the game, 0 to n - 1.
+    """
 
     rows: int
-    """How many examples had best join at a time."""
+    """Block size at which the engine takes new members fastest."""
     outputs: Float[Tensor, "outputs queries"]
-    """Predictions for the queries, less the offset of the targets."""
+    """Predictions for the queries, less the offset of the targets; 0 without members."""
 
     def take(self, ids: Int64[Tensor, " rows"]) -> None:
-        """These examples join."""
+        """Adds examples to the coalition."""
 
     def outside(self, ids: Int64[Tensor, "blocks rows"]) -> Blocks:
-        """Blocks of examples that have not joined."""
+        """Blocks of examples, none of which is a member."""
 
     def inside(self, at: Int64[Tensor, "blocks rows"]) -> Members:
-        """Blocks of those who joined by `take`, named by their places among them."""
+        """Blocks of members, `at` being their positions in the order in which `take` had them."""
 
     def take_block(self, ids: Int64[Tensor, " rows"], blocks: Blocks, joined: Joined) -> None:
-        """One block joins that `outside` has given and `join` has solved in its own order."""
+        """Adds one block, given what `outside` and `join`, in the block's own order, made of it."""
 
 
 def join(blocks: Blocks, order: Int64[Tensor, " rows"] | None = None) -> Joined:
-    """The blocks joined in their own order, or in another order of their rows.
+    """The blocks with their rows joining in their own order, or in the permutation `order` of it.
 
     Cost rows^3 / 3 + rows^2 (queries + outputs) a block.
 
@@ -150,25 +171,28 @@ def join(blocks: Blocks, order: Int64[Tensor, " rows"] | None = None) -> Joined:
 
 
 def gains(
-    joined: Joined, outputs: Float[Tensor, "some outputs queries"], measures: list[Measure]
+    joined: Joined,
+    outputs: Float[Tensor, "one_or_blocks outputs queries"],
+    measures: list[Measure],
 ) -> list[Tensor]:
-    """What each example adds to each measure when its block joins in order: (blocks, rows, ...).
+    """Marginal contributions of each row of each block, in joining order, to each of `measures`.
 
-    An example without similarity to anything adds exactly zero.
+    One tensor (blocks, rows, ...) per measure. `outputs` are those before the block joins, one for
+    all blocks or one each. An example without similarity to anything adds exactly zero.
     """
     grown = joined.residual[..., None] * joined.to_queries[:, :, None]
     grown[:, 0] += outputs
     # In place: a second array of this size would no longer lie in the cache.
     torch.cumsum(grown, 1, out=grown)
-    found = []
+    marginals = []
     for measure in measures:
         before, after = measure(outputs)[:, None], measure(grown)
         before = before.expand(after.shape[0], *before.shape[1:])
-        found.append(torch.cat([before, after], 1).diff(dim=1))
+        marginals.append(torch.cat([before, after], 1).diff(dim=1))
     # Equal outputs at two places of a vector may differ in the last bit of their logarithm.
     idle = joined.to_queries[..., 0] == 0
     if idle.any():
         idle &= (joined.to_queries == 0).all(-1)
-        for gain in found:
-            gain[idle] = 0
-    return found
+        for marginal in marginals:
+            marginal[idle] = 0
+    return marginals

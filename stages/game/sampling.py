@@ -1,4 +1,4 @@
-"""What stages that value examples by sampling share: how coalitions are drawn."""
+"""Sampling of coalitions, and its cost: what all stages that value examples by sampling share."""
 
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ from stages.game.permutations import (
 )
 from stages.game.pilot import pilot, size_law
 from stages.game.semivalue import parse_semivalue, size_weights
-from stages.game.sums import Tally
+from stages.game.sums import MarginalSums
 from stages.game.utility import Utility
 from stages.model.seeded import permutations
 from stages.stage import ConfigError, Cost, Work
@@ -28,7 +28,7 @@ from stages.stage import ConfigError, Cost, Work
 
 @dataclass(frozen=True)
 class Valuation(GameFields):
-    """The game, and how its coalitions are sampled."""
+    """The fields of a game and of the sampling of its coalitions, and the sampling itself."""
 
     semivalues: tuple[str, ...] = ("shapley",)
     """`shapley`, and `beta(a,b)` such as beta(16,1), which weighs small coalitions more."""
@@ -52,7 +52,7 @@ class Valuation(GameFields):
     """Seed of all draws, together with the round's number."""
 
     def check(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that no value can be computed from.
 
         Raises:
             ConfigError: a field is empty, negative, or not a number that can be used.
@@ -82,49 +82,51 @@ class Valuation(GameFields):
             )
 
     def design(self, game: Game) -> Design | None:
-        """How coalitions of `stratified` are drawn, by a pilot; None for permutations.
+        """How coalitions of `sampling: stratified` are drawn; None for permutations.
 
-        It depends on the game and the seed, on no round. `game` must be worth one number.
+        A pilot chooses the law of sizes from the game and the seed; rounds have it in common. The
+        utilities of `game` must be means over the queries (`by_query` false).
         """
         if self.sampling != "stratified":
             return None
         n, generator = game.n, np.random.default_rng([self.seed, 0, 2])
-        unknown = Design(n, np.full(n + 1, 1 / (n + 1)), self.coalitions, self.block, self.orders)
-        spread = pilot(game, unknown, self.utilities, generator)
+        flat = Design(n, np.full(n + 1, 1 / (n + 1)), self.coalitions, self.block, self.orders)
+        spread = pilot(game, flat, self.utilities, generator)
         cost = coalition_costs(n, game.width, game.dim, self.utilities)
         law = size_law(n, list(spread.values()), self._semivalue_weights(n), cost)
-        return replace(unknown, law=law)
+        return replace(flat, law=law)
 
     def weights(
         self, game: Game, design: Design | None
     ) -> dict[str, Float[np.ndarray, "semivalues sizes"]]:
-        """What a marginal at each size counts, for each utility; see `stages.game.sums`."""
-        wanted = self._semivalue_weights(game.n)
+        """The weight of a marginal at each coalition size, by utility, for `MarginalSums`."""
+        by_size = self._semivalue_weights(game.n)
         if design is None:
             n_orders = orders_per_unit(game.n, self.sampling)
-            often = survival_of(game.n, self.truncation, self.survival) * n_orders / game.n
-            return {name: wanted / (game.n * often) for name in self.utilities}
+            expected = survival_of(game.n, self.truncation, self.survival) * n_orders / game.n
+            return {name: by_size / (game.n * expected) for name in self.utilities}
         return {
-            name: wanted
+            name: by_size
             / (game.n * design.draws * design.expected(design.block if name == "accuracy" else 1))
             for name in self.utilities
         }
 
     def _semivalue_weights(self, n: int) -> Float[np.ndarray, "semivalues sizes"]:
+        """w_k of each semivalue (`stages.game.semivalue`)."""
         return np.stack([size_weights(name, n) for name in self.semivalues])
 
     def sample(
         self,
         game: Game,
         design: Design | None,
-        tally: Tally,
+        tally: MarginalSums,
         n_units: int,
         index: int,
         ends: Float[Tensor, "utilities ends *queries"],
     ) -> None:
-        """Adds the units of round `index` to `tally`; they follow from the seed and the round.
+        """Adds the `n_units` units of round `index` to `tally`; they follow from seed and round.
 
-        `ends` are each utility of none and of all examples, for truncation: tolerance.
+        `ends` are U(empty) and U(all) of each utility, for truncation: tolerance.
         """
         if design is not None:
             generator = np.random.default_rng([self.seed, index])
@@ -149,7 +151,7 @@ class Valuation(GameFields):
                 tally.close_unit()
 
     def unit_cost(self, work: Work) -> Cost:
-        """Operations and memory of a unit, by the engine for so many examples."""
+        """Operations and memory of one unit, with the engine that serves so many examples."""
         n, width = work.n_examples, self.n_judged(work)
         is_dense = self.engine_for(n) == "prefix_cholesky"
         dim = None if is_dense else max(1, work.dim)
@@ -170,16 +172,16 @@ class Valuation(GameFields):
 
 
 OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
-"""Multiplications that it would take as long as to judge one output; seen on one core."""
+"""Time to turn one output into a utility, in multiplications; seen on one core."""
 ROW_COST = 120
-"""Multiplications that it would take as long as to read one number of a feature vector; seen on one
-core, 100 for float32 and 150 for float16."""
+"""Time to read one number of a feature vector, in multiplications; seen on one core, 100 for
+float32 and 150 for float16."""
 
 
 def coalition_costs(
     n: int, width: int, dim: int | None, utilities: tuple[Utility, ...]
 ) -> Float[np.ndarray, " sizes_and_one"]:
-    """Multiplications to see all examples beside a coalition of each size 0 to n."""
+    """Multiplications for the marginals of all examples to one coalition of each size 0 to n."""
     sizes = np.arange(n + 1.0)
     judged = n * width * sum(OUTPUT_COST[name] for name in utilities)
     if dim is None:

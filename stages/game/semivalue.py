@@ -1,4 +1,4 @@
-"""Semivalues: what a marginal contribution counts, by the size of the coalition that is joined.
+"""Semivalues: the weight of a marginal contribution, by the size of the coalition it joins.
 
 A semivalue of example i is (1/n) sum_k w_k Delta_i(k), where Delta_i(k) is the mean marginal
 contribution of i to coalitions of k others and the weights w_0 to w_{n-1} have the mean 1.

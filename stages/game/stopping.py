@@ -1,4 +1,4 @@
-"""When the rounds of a Monte-Carlo method are enough."""
+"""The stopping rule of a Monte-Carlo method: after which round its values are precise enough."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from stages.stage import ConfigError
 
 SURE_SHARE = 0.5
-"""Share of the examples whose signs must be sure."""
+"""Share of the examples whose values must have a sure sign."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,17 @@ class StopRule:
 
     minutes: float | None = None
     stderr: float | None = None
-    """The root mean square of the examples' standard errors, of every value."""
+    """Largest root mean square of examples' standard errors, for every semivalue and utility."""
     sign_confidence: float | None = None
-    """How sure half of the signs must be, of every value."""
+    """Confidence that half of the examples' signs must reach, for every semivalue and utility."""
 
     @property
     def is_open(self) -> bool:
-        """Whether any rule is there."""
+        """Whether any limit is set."""
         return (self.minutes, self.stderr, self.sign_confidence) != (None, None, None)
 
     def check(self) -> None:
-        """Refuse what can never hold.
+        """Refuses limits that can never hold.
 
         Raises:
             ConfigError: a limit is not positive, or a confidence not between 0.5 and 1.
@@ -48,29 +48,32 @@ class StopRule:
 
 
 class Watch:
-    """Looks at finished rounds in their order, and knows when they are enough."""
+    """Applies a stopping rule to finished rounds, one after the other."""
 
     def __init__(self, rule: StopRule):
-        """No round yet."""
+        """Starts without a round."""
         self.rule = rule
         self._sums: dict[tuple[str, str], np.ndarray] = {}
         self._n_units = 0
 
     def add(self, rounds: pa.Table) -> None:
-        """One more round: the rows that `freeshap` wrote for it."""
+        """Adds the next round: its rows of the table `shapley_round`."""
         keys = rounds.group_by(["semivalue", "utility"]).aggregate([("n_units", "max")])
         for semivalue, utility, _ in zip(*keys.columns, strict=True):
-            mine = pc.and_(
+            is_own = pc.and_(
                 pc.equal(rounds["semivalue"], semivalue), pc.equal(rounds["utility"], utility)
             )
-            rows = rounds.filter(mine)
+            rows = rounds.filter(is_own)
             sums = np.stack([rows["total"].to_numpy(), rows["total_sq"].to_numpy()])
             key = (semivalue.as_py(), utility.as_py())
             self._sums[key] = self._sums.get(key, 0) + sums
         self._n_units += keys["n_units_max"][0].as_py()
 
     def reason(self, minutes: float) -> str | None:
-        """Why the rounds so far are enough, `minutes` having been spent on them; None if not."""
+        """The limit that the rounds so far have met, in words; None if none is met.
+
+        `minutes` is the time that these rounds took.
+        """
         limit, confidence = self.rule.stderr, self.rule.sign_confidence
         if self.rule.minutes is not None and minutes >= self.rule.minutes:
             return f"{minutes:.1f} minutes have passed, of {self.rule.minutes:g}"
@@ -87,9 +90,9 @@ class Watch:
             if largest <= limit:
                 return f"the standard error is {largest:.3g}, of {limit:g} allowed"
         if confidence is not None:
-            far = student_t_quantile(confidence, n - 1)
+            quantile = student_t_quantile(confidence, n - 1)
             least = min(
-                float(np.mean(np.abs(value) > far * error))
+                float(np.mean(np.abs(value) > quantile * error))
                 for value, error in zip(values, errors, strict=True)
             )
             if least >= SURE_SHARE:

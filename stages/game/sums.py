@@ -1,4 +1,4 @@
-"""Running sums of marginal contributions: every semivalue at once, and a diagnosis by size."""
+"""Running sums of marginal contributions: for every semivalue at once, and by coalition size."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-class Tally:
-    """Sums over the units of a round, and how marginals spread over coalition sizes.
+class MarginalSums:
+    """Sums of weighted marginals over the units of a round, and moments of marginals by size.
 
-    A marginal of an example that joins k others adds weight_k times itself to each semivalue, where
+    A unit is one independent estimate of every value. The marginal of an example that joins k
+    others adds weight_k times itself to each semivalue, where
     weight_k = w_k / (n times how often a unit shows an example at size k, on average): so a unit's
     total is an unbiased estimate of the semivalue, whatever the sampling. [ours; the estimator of
     Horvitz and Thompson 1952]
@@ -23,9 +24,9 @@ class Tally:
         weights: Mapping[str, Float[np.ndarray, "semivalues sizes"]],
         n_queries: int | None = None,
     ):
-        """No unit yet. `weights` are per utility; with `n_queries`, values are kept per query."""
-        self._at = {name: row for row, name in enumerate(utilities)}
-        self._weights = {name: torch.from_numpy(found) for name, found in weights.items()}
+        """Empty sums. `weights` holds each utility's weight_k; `n_queries` keeps sums per query."""
+        self._row_of = {name: row for row, name in enumerate(utilities)}
+        self._weights = {name: torch.from_numpy(by_size) for name, by_size in weights.items()}
         n_semivalues, n = next(iter(weights.values())).shape
         shape = (n_semivalues, len(utilities), n)
         self._unit = torch.zeros(*shape, *((n_queries,) if n_queries else ()), dtype=torch.float64)
@@ -34,7 +35,8 @@ class Tally:
         self.n_observed = torch.zeros(len(utilities), n, dtype=torch.int64)
         self.n_units = 0
         self.strata = torch.zeros(len(utilities), n.bit_length(), 3, dtype=torch.float64)
-        """Of each utility and stratum: marginals, the sum of their sizes |.|, of their squares."""
+        """By utility and stratum (sizes 2^s - 1 to 2^(s+1) - 2 for stratum s): how many marginals,
+        the sum of their absolute values, the sum of their squares."""
 
     def add(
         self,
@@ -43,8 +45,11 @@ class Tally:
         first: int,
         gains: Float[Tensor, "blocks rows *queries"],
     ) -> None:
-        """Marginals of examples, each named once, that join `first`, `first` + 1, ... others."""
-        row, size = self._at[utility], slice(first, first + ids.shape[1])
+        """Adds marginals: column j of `gains` is of examples that join coalitions of `first` + j.
+
+        An example occurs once in `ids` at most.
+        """
+        row, size = self._row_of[utility], slice(first, first + ids.shape[1])
         weights = self._weights[utility][:, None, size]
         weights = weights.reshape(*weights.shape, *([1] * (gains.ndim - 2)))
         gains = gains.to(torch.float64)
@@ -58,7 +63,7 @@ class Tally:
             self.strata[row].index_add_(0, stratum, torch.stack(moments, 1))
 
     def estimates(self) -> tuple[Tensor, Tensor]:
-        """The means over the units, and their standard errors; those take two units at least."""
+        """The values, means over the units, and their standard errors, which take two units."""
         mean = self.total / self.n_units
         # Equal units leave only the rounding of two nearly equal numbers, which is no spread.
         spread = self.total_sq - self.total * mean
@@ -66,7 +71,7 @@ class Tally:
         return mean, (spread / (self.n_units - 1) / self.n_units).sqrt()
 
     def close_unit(self) -> None:
-        """What was added since the last call is one unit."""
+        """Ends a unit: the marginals added since the last call are one estimate of the values."""
         self.total += self._unit
         self.total_sq += self._unit.square()
         self.n_observed += self._seen

@@ -1,4 +1,4 @@
-"""How good a set of examples is, judged by the outputs of the model it trains: larger is better.
+"""Utilities: what a coalition is worth, by the outputs of the model fitted on it. More is better.
 
 Every utility of a classifier sees only differences between a query's class outputs, so a number
 added to all classes of a query changes nothing, and the utility of the empty set, U(empty), is that
@@ -25,11 +25,11 @@ from stages.stage import ConfigError
 Utility = Literal["accuracy", "cross_entropy", "margin", "loss"]
 
 TIE = 1e-10
-"""Outputs closer than this are equal: true ties differ by the rounding of a solve."""
+"""Outputs closer than this count as equal: exact ties differ by the rounding of a solve."""
 
 
 def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
-    """Refuse fields no utility can be computed from.
+    """Refuses fields that no utility can be computed from.
 
     Raises:
         ConfigError: no utility or one twice is named, or the temperature is not positive.
@@ -51,13 +51,13 @@ def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
 
 
 def fitted(targets: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples outputs"]:
-    """What a regression fits, of one-hot columns less 1/C: one of two columns, otherwise all."""
+    """The columns of `targets`, one-hot less 1/C, that are fitted: of two the second, else all."""
     return targets[:, 1:].contiguous() if targets.shape[1] == 2 else targets
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The utilities of a game: what its outputs are, and what they are worth.
+    """The utilities of a classification game, from the regression's outputs for the queries.
 
     accuracy: 1 where the label's output is the largest; k outputs that tie at the top are worth
         1/k each. All classes without an example in the set tie, and before the first example all
@@ -75,7 +75,7 @@ class Judge:
 
     @property
     def n_queries(self) -> int:
-        """Queries, or 1 where one stands for all."""
+        """How many queries the outputs are for."""
         return len(self.labels)
 
     @property
@@ -89,13 +89,13 @@ class Judge:
         return 1 if self.is_binary else self.n_classes
 
     def signs(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, " queries"]:
-        """What a query's similarities are multiplied by: -1 where its label is class 0 of two."""
+        """1, or -1 for a query with label 0 of two: multiplies its row of the kernel."""
         if self.is_binary:
             return 2 * self.labels.to(dtype) - 1
         return torch.ones(len(self.labels), dtype=dtype)
 
     def predicted(self, outputs: Float[Tensor, "outputs queries"]) -> Int64[Tensor, " queries"]:
-        """The class that the outputs of a set say for each query."""
+        """The class that the outputs of one coalition predict for each query."""
         if self.is_binary:
             return (outputs[0] * self.signs(outputs.dtype) > 0).to(torch.int64)
         return outputs.argmax(0)
@@ -103,7 +103,7 @@ class Judge:
     def each(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, "*sets queries"]:
-        """The utility of each set for each query."""
+        """The utility of each coalition for each query."""
         if self.is_binary:
             own = outputs[..., 0, :]
             if utility == "accuracy":
@@ -111,19 +111,19 @@ class Judge:
             if utility == "margin":
                 return 2 * own
             return -torch.nn.functional.softplus(own * (-2 / self.temperature))
-        at = self.labels.expand(*outputs.shape[:-2], 1, -1)
-        own = outputs.gather(-2, at).squeeze(-2)
+        labels = self.labels.expand(*outputs.shape[:-2], 1, -1)
+        own = outputs.gather(-2, labels).squeeze(-2)
         if utility == "accuracy":
             at_top = (outputs >= outputs.amax(-2, keepdim=True) - TIE).to(outputs.dtype)
-            return at_top.gather(-2, at).squeeze(-2) / at_top.sum(-2)
+            return at_top.gather(-2, labels).squeeze(-2) / at_top.sum(-2)
         if utility == "margin":
-            return own - outputs.scatter(-2, at, float("-inf")).amax(-2)
+            return own - outputs.scatter(-2, labels, float("-inf")).amax(-2)
         return own / self.temperature - (outputs / self.temperature).logsumexp(-2)
 
     def mean(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, " *sets"]:
-        """The utility of each set as the mean over the queries; float64."""
+        """The mean over the queries of each coalition's utility; float64."""
         if self.is_binary and utility == "accuracy":
             own = outputs[..., 0, :]
             counts = (own > TIE).count_nonzero(-1) + (own >= -TIE).count_nonzero(-1)
@@ -133,25 +133,26 @@ class Judge:
 
 @dataclass(frozen=True)
 class LinearJudge:
-    """A utility that is `scale` times the output: `loss`, and `margin` of two classes.
+    """A utility that is `scale` times the one output: `loss`, and `margin` of two classes.
 
     Being linear, its mean over queries is its value for their mean, which may stand for all.
     """
 
     n_queries: int
+    """Queries that the outputs are for; 1 where their mean stands for all."""
     scale: float = 1.0
     n_outputs: int = 1
 
     def each(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, "*sets queries"]:
-        """The utility of each set for each query."""
+        """The utility of each coalition for each query."""
         return self.scale * outputs[..., 0, :]
 
     def mean(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, " *sets"]:
-        """The mean over the queries; float64."""
+        """The mean over the queries of each coalition's utility; float64."""
         return self.scale * outputs[..., 0, :].mean(-1, dtype=torch.float64)
 
 
@@ -160,7 +161,7 @@ def mean_utilities(
     labels: Int64[Tensor, " queries"],
     utilities: tuple[Utility, ...],
 ) -> Float[Tensor, "utilities sets"]:
-    """Each utility of each set from one output per class, as a trained model gives them."""
+    """The mean utilities of coalitions, from the logits of a model trained on each of them."""
     judge = Judge(labels, outputs.shape[1])
     if judge.is_binary:
         own = outputs.gather(1, labels.expand(len(outputs), 1, -1))

@@ -1,1 +1,1 @@
-"""Per-example gradients, projected to short vectors."""
+"""Per-example gradients, projected to short vectors, and sums of their outer products."""

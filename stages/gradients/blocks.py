@@ -1,4 +1,4 @@
-"""Sums of outer products per block of a vector, as rows of a table and back as matrices.
+"""Sums of outer products of gradients, block by block, as rows of a table and as matrices.
 
 A block is the part of a feature vector that belongs to one layer. Blocks differ in size, where the
 vectors of a feature table share one length: hence a table of its own kind, with one row for each
@@ -38,7 +38,7 @@ row + 1 numbers, and `total` the sum of g[row], with g the block of an example's
 
 
 class Block(NamedTuple):
-    """Which part of a vector belongs to one layer."""
+    """The part of a feature vector that belongs to one layer."""
 
     name: str
     start: int
@@ -46,18 +46,18 @@ class Block(NamedTuple):
 
     @property
     def part(self) -> slice:
-        """The block's columns."""
+        """The block's columns in a matrix of vectors."""
         return slice(self.start, self.start + self.size)
 
 
 class Sums(NamedTuple):
-    """Sums over examples for one block; they add up over any division of the examples."""
+    """Sums over examples for one block; those of disjoint sets of examples add up."""
 
     n_examples: int
     total: Float[Tensor, " size"]
-    """Of the vectors."""
+    """Sum of the examples' vectors g."""
     products: Float[Tensor, "size size"]
-    """Of the outer products."""
+    """Sum of their outer products g g'."""
 
 
 def blocks_of(details: Mapping[str, Any], dim: int) -> tuple[Block, ...]:
@@ -66,8 +66,8 @@ def blocks_of(details: Mapping[str, Any], dim: int) -> tuple[Block, ...]:
     Raises:
         DataError: the blocks leave gaps in a vector of length `dim`, overlap, or share a name.
     """
-    told = details.get("blocks") or [{"name": "all", "start": 0, "size": dim}]
-    blocks = tuple(Block(str(b["name"]), int(b["start"]), int(b["size"])) for b in told)
+    recorded = details.get("blocks") or [{"name": "all", "start": 0, "size": dim}]
+    blocks = tuple(Block(str(b["name"]), int(b["start"]), int(b["size"])) for b in recorded)
     ordered = sorted(blocks, key=lambda b: b.start)
     ends = [0, *(block.start + block.size for block in ordered)]
     is_tiled = [*(block.start for block in ordered), dim] == ends
@@ -104,7 +104,7 @@ def read_sums(table: pa.Table) -> dict[str, Sums]:
     table = table.sort_by([("block", "ascending"), ("row", "ascending")]).combine_chunks()
     blocks = np.array(table["block"].to_pylist(), dtype=object)
     flat = _products(table)
-    found, at, used = {}, 0, 0
+    sums, at, used = {}, 0, 0
     while at < len(blocks):
         size = int((blocks == blocks[at]).sum())
         lower = flat[used : used + size * (size + 1) // 2]
@@ -114,9 +114,9 @@ def read_sums(table: pa.Table) -> dict[str, Sums]:
         matrix.T[triangle] = lower
         total = np.array(table["total"].slice(at, size).to_numpy())
         count = int(table["n_examples"][at].as_py())
-        found[str(blocks[at])] = Sums(count, torch.from_numpy(total), products)
+        sums[str(blocks[at])] = Sums(count, torch.from_numpy(total), products)
         at, used = at + size, used + len(lower)
-    return found
+    return sums
 
 
 def read_curvature(table: pa.Table) -> dict[str, Float[Tensor, "size size"]]:
@@ -137,7 +137,7 @@ def read_curvature(table: pa.Table) -> dict[str, Float[Tensor, "size size"]]:
 
 
 def add(tables: Sequence[pa.Table]) -> pa.RecordBatch | None:
-    """The sums of several tables of rows of `CURVATURE`, in that order; None if all are empty.
+    """The sums of several tables of rows of `CURVATURE`, added up; None if all are empty.
 
     Raises:
         DataError: they are not sums over the same blocks.
@@ -170,11 +170,11 @@ def add(tables: Sequence[pa.Table]) -> pa.RecordBatch | None:
 
 
 def _products(table: pa.Table) -> Float[np.ndarray, " numbers"]:
-    """All products one after the other, as they lie in the table."""
+    """The column `products` flattened, in the order of the rows."""
     flat: np.ndarray = table["products"].combine_chunks().flatten().to_numpy()
     return flat
 
 
 def _triangle(size: int) -> np.ndarray:
-    """Which entries of a matrix of this size are on or below its diagonal."""
+    """A mask of the entries on or below the diagonal of a square matrix of this size."""
     return np.tri(size, dtype=bool)

@@ -1,6 +1,6 @@
-"""Gradients of all logits beside the logits themselves, and what follows without the model.
+"""Loss gradients put together from gradients of all logits and the logits, without the model.
 
-They come from two instances: one of `ntk` with `logit: all`, whose vectors hold the gradients of
+These come from two instances: one of `ntk` with `logit: all`, whose vectors hold the gradients of
 the classes one after the other, and one of `prediction` of the same model. With f_c the logit of
 class c, a loss of the logits has by the chain rule the gradient
 
@@ -21,18 +21,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.gradients.rows import Made
+from stages.gradients.rows import BatchVectors
 from stages.model.batches import batches
 from stages.model.measurement import row_loss
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError
 
 BATCH_NUMBERS = 2**23
-"""Numbers of gradients that are held in float64 at a time: 64 MiB."""
+"""Most numbers of gradients that are held in float64 at a time: 64 MiB."""
 
 
 def check_writers(ntk: str, gradients: Any, predictions: str, logits: Any) -> None:
-    """Refuses stages of which one does not write the gradients of what the other writes.
+    """Refuses gradients that are not those of the logits: `gradients` and `logits` are stages.
 
     Raises:
         ConfigError: `gradients`, the instance `ntk`, are not those of all logits, or `logits`, the
@@ -60,18 +60,18 @@ def check_writers(ntk: str, gradients: Any, predictions: str, logits: Any) -> No
 
 
 def check_parts(details: Mapping[str, Any], dim: int, n_classes: int, read: str) -> None:
-    """Nothing, when a vector of length `dim` joins the gradients of that many classes.
+    """Raises unless a vector of length `dim` is the gradients of `n_classes` logits, joined.
 
     `details` are those of the instance `read`, which recorded the blocks of a single gradient.
 
     Raises:
         DataError: no blocks were recorded, or as many parts as classes do not make up the vector.
     """
-    told = details.get("blocks") or []
-    length = sum(int(block["size"]) for block in told)
+    blocks = details.get("blocks") or []
+    length = sum(int(block["size"]) for block in blocks)
     if length == 0 or n_classes * length != dim:
         raise DataError(
-            f"{read}: found vectors of length {dim} and {len(told)} blocks of {length} numbers "
+            f"{read}: found vectors of length {dim} and {len(blocks)} blocks of {length} numbers "
             f"in all, expected blocks for the gradient of one of {n_classes} logits, {n_classes} "
             "of which make up the vector. Name an instance of ntk with logit: all."
         )
@@ -84,7 +84,8 @@ def loss_gradients(
 ) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, " rows"]]:
     """The gradient of each row's loss, and the loss (`measurement.row_loss`), in float64.
 
-    `gradients` are those of the logits; sign: of the loss. Cost rows * classes * dim.
+    `gradients` are those of the logits, `answers` labels or targets; sign: of the loss. Cost rows *
+    classes * dim.
     """
     outputs = logits.double().requires_grad_()
     losses = row_loss(outputs, answers)
@@ -94,11 +95,14 @@ def loss_gradients(
 
 def rebuilt(
     vectors: pa.Table, logits: Float[np.ndarray, "rows classes"], answers: Tensor
-) -> Iterator[Made]:
-    """The loss gradients of all rows, from the gradients of their logits, in bounded memory."""
+) -> Iterator[BatchVectors]:
+    """The loss gradients of all rows, from the gradients of their logits, in bounded memory.
+
+    `vectors` are rows of the table of these gradients, `answers` labels or targets.
+    """
     flat, n_classes = matrix_of(vectors["vector"]), logits.shape[1]
     for rows in batches(np.full(len(flat), flat.shape[1]), BATCH_NUMBERS):
         gradients = torch.from_numpy(flat[rows]).reshape(len(rows), n_classes, -1)
-        own, at = torch.from_numpy(logits[rows]), answers[torch.from_numpy(rows)]
-        found, losses = loss_gradients(gradients, own, at)
-        yield Made(rows, found.numpy(), losses.unsqueeze(1).numpy())
+        batch_answers = answers[torch.from_numpy(rows)]
+        of_losses, losses = loss_gradients(gradients, torch.from_numpy(logits[rows]), batch_answers)
+        yield BatchVectors(rows, of_losses.numpy(), losses.unsqueeze(1).numpy())

@@ -1,4 +1,4 @@
-"""Gradients of the loss of each predicted token by itself, of completions."""
+"""Gradients of the loss of each predicted token of a completion by itself."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,9 @@ from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
 def token_rows(
     passes: Passes, text: pa.Table, tokens: Tokens, token_budget: int, dtype: DType, tell: Tell
 ) -> Rows:
-    """Rows of `token_gradient`, and of `diagnostics` one for each row of text.
+    """Rows of `token_gradient`, one per predicted token, and of `diagnostics`, one per row of text.
 
-    A pass for every predicted token, over what comes before it. Memory: beside a batch one vector
+    A pass for every predicted token, over the tokens before it. Memory: beside a batch one vector
     in float64 for each row of text.
     """
     each, owners, indices = one_position_each(tokens)

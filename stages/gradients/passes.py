@@ -1,8 +1,8 @@
-"""Passes of a model over the rows of a shard that make one projected gradient per row.
+"""Forward and backward passes of a model over a shard: one projected gradient per row.
 
 Rows are sorted by length and cut into batches by a token budget. A batch that does not fit in
-memory is halved until it does; that is told and recorded, since it changes the last bits. A row
-whose gradient is not finite is put aside and recorded; it never touches another row.
+memory is halved until it does, which is recorded, since it changes the last bits. A row whose
+gradient is not finite is left out and recorded; it never touches another row.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.gradients.projection import Precision, Projection
 from stages.gradients.projector import Projector
-from stages.gradients.rows import DType, Made
+from stages.gradients.rows import BatchVectors, DType
 from stages.model.batches import Tokens, batches
 from stages.model.layers import Shape, trained_layers
 from stages.model.measurement import Measurement, load_measurement
@@ -26,20 +26,20 @@ from stages.stage import ConfigError, Cost, Inputs, StageError, Tell, Work
 
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
 RANDOM_ROWS, RANDOM_WORDS = 32, 32
-"""Random text whose principal directions a projection keeps; half the words, and half of these
-again, while `max_length` cuts the completion of a row away."""
+"""Rows and words of the random text whose principal directions a projection keeps; half the words,
+and half of these again, while `max_length` cuts the completion of a row away."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What a stage of projected gradients loads once per worker."""
+    """A loaded model and the projector of its gradients, once per worker."""
 
     measurement: Measurement
     projector: Projector
     precision: Precision = "float32"
 
     def details(self) -> dict[str, Any]:
-        """How vectors are laid out: which part of one belongs to which layer."""
+        """The blocks of a vector: name, start and size of each layer's part."""
         return {"blocks": self.projector.sketch.blocks}
 
 
@@ -65,7 +65,7 @@ def open_passes(
 
 
 def check_precision(device: str, precision: Precision) -> None:
-    """Refuse bfloat16 where it would be emulated.
+    """Refuses bfloat16 on a device that would emulate it.
 
     Raises:
         ConfigError: the device does not compute in it.
@@ -78,7 +78,7 @@ def check_precision(device: str, precision: Precision) -> None:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether matrix products in bfloat16 are native there."""
+    """Whether the device computes matrix products in bfloat16 natively."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -86,18 +86,18 @@ def has_bfloat16(device: str) -> bool:
 
 def make_features(
     passes: Passes, tokens: Tokens, token_budget: int, measured: Measured, tell: Tell
-) -> Iterator[Made]:
-    """Features of all rows, batch by batch.
+) -> Iterator[BatchVectors]:
+    """Projected gradients of all rows of `tokens`, batch by batch.
 
-    `measured(outputs, rows)` gives the number or numbers per row whose gradients are wanted. `tell`
-    hears of batches that did not fit in memory.
+    `measured(outputs, rows)` gives the number or numbers per row that are differentiated. `tell` is
+    given a notice when a batch did not fit in memory.
 
     Raises:
         StageError: a single row does not fit in memory.
     """
     tell(n_not_finite=0)  # a shard without rows has facts, too
 
-    def compute(rows: Int[np.ndarray, " batch"]) -> Made:
+    def compute(rows: Int[np.ndarray, " batch"]) -> BatchVectors:
         batch = passes.measurement.batch(tokens, rows)
         mask = batch["attention_mask"].bool()
 
@@ -105,18 +105,18 @@ def make_features(
             return measured(passes.measurement.outputs(batch), rows)
 
         vectors, numbers = passes.projector.features(measure, mask, passes.precision)
-        return Made(rows, vectors.flatten(1).cpu().numpy(), numbers.double().cpu().numpy())
+        return BatchVectors(rows, vectors.flatten(1).cpu().numpy(), numbers.double().cpu().numpy())
 
     for rows in batches(tokens.lengths, token_budget):
         yield from halving(compute, rows, tell)
 
 
 def halving(
-    compute: Callable[[Int[np.ndarray, " batch"]], Made],
+    compute: Callable[[Int[np.ndarray, " batch"]], BatchVectors],
     rows: Int[np.ndarray, " batch"],
     tell: Tell,
-) -> Iterator[Made]:
-    """What `compute` makes of the rows, at once or, where memory runs out, in halves.
+) -> Iterator[BatchVectors]:
+    """The results of `compute` for the rows, all at once or, where memory runs out, in halves.
 
     Raises:
         StageError: a single row does not fit.
@@ -141,7 +141,7 @@ def halving(
 
 
 def vector_length(model: ModelSpec, projection: Projection, n_classes: int) -> int:
-    """Length of a vector if all linear layers are trained; no weight is loaded."""
+    """Length of a feature vector if all linear layers are trained; no weight is loaded."""
     shapes = network_size(model, n_classes).linear
     return projection.length([Shape(*shape) for shape in shapes])
 
@@ -183,6 +183,7 @@ def pass_cost(
 
 
 def _calibrate(passes: Passes, seed: int) -> None:
+    """Gives the projector the principal directions of random text drawn with `seed`."""
     measurement = passes.measurement
     n_words = RANDOM_WORDS
     while True:

@@ -1,4 +1,4 @@
-"""How gradients are made short: the fields that say it, and the lengths that follow from them.
+"""The configuration of gradient projections, and the vector lengths that follow from it.
 
 `stages.gradients.sketch` draws the matrices, `stages.gradients.projector` applies them inside the
 backward pass.
@@ -19,7 +19,7 @@ BY_LAYER = {"inputs": 16, "outputs": 16, "dim": None}
 
 @dataclass(frozen=True)
 class Projection:
-    """How gradients are made short; all null keeps every number, for oracles and small models."""
+    """How gradients are projected; all null keeps every number, for oracles and small models."""
 
     inputs: int | None = 48
     """Numbers that the inputs of a layer are projected to; null keeps all."""
@@ -51,7 +51,7 @@ class Projection:
             )
 
     def block(self, shape: Shape) -> tuple[int, int]:
-        """Numbers that the outputs and the inputs of a layer are kept in."""
+        """Lengths that the output gradients and the inputs of a layer are projected to."""
         return (
             min(shape.outputs, self.outputs or shape.outputs),
             min(shape.inputs, self.inputs or shape.inputs),

@@ -25,8 +25,8 @@ from stages.model.layers import Shape, shape_of, tied_tables
 from stages.stage import ModelError
 
 
-class _Seen(NamedTuple):
-    """Inputs and output gradients of a layer, one row per token."""
+class _LayerActivity(NamedTuple):
+    """Inputs a_t and output gradients delta_t of a layer in one pass, one row per token."""
 
     inputs: Tensor
     deltas: Tensor
@@ -58,14 +58,17 @@ class Projector:
     def calibrate(
         self, measure: Callable[[], Float[Tensor, " rows"]], mask: Bool[Tensor, "rows tokens"]
     ) -> None:
-        """Keeps from now on the principal directions of the batch that `measure` runs."""
-        seen: dict[int, list[_Seen]] = {key: [] for key in self.sketch.layers}
+        """Makes later projections exact along the principal directions of one batch.
+
+        `measure` runs the batch and returns one number per row, `mask` is true at its real tokens.
+        """
+        seen: dict[int, list[_LayerActivity]] = {key: [] for key in self.sketch.layers}
         with torch.enable_grad(), self._hooks(mask, torch.float32, seen=seen):
             torch.autograd.backward(measure().sum())
-        for key, found in seen.items():
-            if found:
-                inputs = torch.cat([s.inputs for s in found])
-                deltas = torch.cat([s.deltas for s in found])
+        for key, activities in seen.items():
+            if activities:
+                inputs = torch.cat([activity.inputs for activity in activities])
+                deltas = torch.cat([activity.deltas for activity in activities])
                 self.sketch.keep(key, inputs, deltas)
 
     def features(
@@ -74,7 +77,7 @@ class Projector:
         mask: Bool[Tensor, "rows tokens"],
         precision: Precision = "float32",
     ) -> tuple[Float[Tensor, "rows measured dim"], Float[Tensor, "rows measured"]]:
-        """Projected gradient of each row's numbers, and the numbers.
+        """The projected gradient of each row's measured numbers, and the numbers themselves.
 
         `measure` runs one forward pass and returns one number per row, or (rows, measured); each
         column costs a backward pass. `mask` is true at real tokens, and padding contributes exactly
@@ -92,12 +95,12 @@ class Projector:
                 numbers = measure()
             numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
             last = numbers.shape[1] - 1
-            found = []
+            gradients = []
             for column in range(last + 1):
                 sums.clear()
                 torch.autograd.backward(numbers[:, column].sum(), retain_graph=column < last)
-                found.append(self.sketch.join(sums, len(mask)))
-        return torch.stack(found, dim=1), numbers.detach()
+                gradients.append(self.sketch.join(sums, len(mask)))
+        return torch.stack(gradients, dim=1), numbers.detach()
 
     @contextmanager
     def _hooks(
@@ -105,9 +108,9 @@ class Projector:
         mask: Bool[Tensor, "rows tokens"],
         dtype: torch.dtype,
         sums: dict[int, Tensor] | None = None,
-        seen: dict[int, list[_Seen]] | None = None,
+        seen: dict[int, list[_LayerActivity]] | None = None,
     ) -> Iterator[None]:
-        """While open, every pass adds its blocks to `sums`, or what layers saw to `seen`."""
+        """While open, each pass adds projected blocks to `sums`, or layers' activity to `seen`."""
         has_padding = not bool(mask.all())
         sides = {
             key: tuple(
@@ -120,7 +123,7 @@ class Projector:
             if has_padding and delta.dim() == 3 and delta.shape[:2] == mask.shape:
                 delta = delta.masked_fill(~mask.unsqueeze(-1), 0.0)
             if seen is not None:
-                seen[key].append(_Seen(inputs.flatten(0, -2), delta.flatten(0, -2)))
+                seen[key].append(_LayerActivity(inputs.flatten(0, -2), delta.flatten(0, -2)))
             elif sums is not None:
                 block = outer_sum(delta.float(), inputs.float())
                 sums[key] = sums[key] + block if key in sums else block
@@ -174,7 +177,7 @@ class Projector:
 def outer_sum(
     delta: Float[Tensor, "rows *tokens outputs"], inputs: Float[Tensor, "rows *tokens inputs"]
 ) -> Float[Tensor, "rows outputs inputs"]:
-    """The sum over each row's tokens of the outer products of its two vectors."""
+    """sum_t delta_t a_t' of each row, over its tokens t if it has a dimension of tokens."""
     if delta.dim() == 3:
         return torch.bmm(delta.transpose(1, 2), inputs)
     return delta.unsqueeze(2) * inputs.unsqueeze(1)
@@ -187,7 +190,10 @@ def _begin(output: Tensor) -> None:
 
 
 def _check_shape(name: str, output: Tensor, mask: Bool[Tensor, "rows tokens"]) -> None:
-    """A head may read some of the tokens; any other layer sees all of them, or one place a row."""
+    """Raises unless a layer keeps rows apart.
+
+    A head may read some of the tokens; any other layer reads all of them, or one position a row.
+    """
     shape = tuple(output.shape[:-1])
     is_head = name.split(".")[0] == "head" and len(shape) == 2 and shape[0] == mask.shape[0]
     if not is_head and shape not in {tuple(mask.shape), (mask.shape[0],)}:

@@ -1,6 +1,6 @@
-"""From the vectors of a batch to rows of a feature table, and of `diagnostics` beside them.
+"""Feature vectors of a batch as rows of a feature table, and of `diagnostics` beside them.
 
-A row whose numbers cannot be stored is left out of the feature table and told of; it never touches
+A row whose numbers cannot be stored is left out of the feature table and counted; it never touches
 another row.
 """
 
@@ -17,30 +17,32 @@ from stages.tables import DIAGNOSTICS
 
 DType = Literal["float32", "float16"]
 STATUSES = ("ok", "overflow", "not finite")
-"""What becomes of a vector when it is stored, from good to bad."""
+"""How a vector came out when it was stored, from good to bad."""
 
 
-class Made(NamedTuple):
-    """The features of one batch."""
+class BatchVectors(NamedTuple):
+    """The feature vectors of one batch, and the numbers whose gradients they are."""
 
     rows: Int[np.ndarray, " batch"]
+    """Row numbers in the text of the shard."""
     vectors: Float[np.ndarray, "batch dim"]
-    """Of several measured numbers, one after the other."""
+    """The gradients of a row's numbers, one after the other."""
     numbers: Float[np.ndarray, "batch measured"]
+    """The measured numbers: losses or logits."""
 
 
 def feature_rows(
     table: str,
     text: pa.Table,
     n_tokens: Int[np.ndarray, " batch"] | None,
-    made: Made,
+    made: BatchVectors,
     dtype: DType,
     tell: Tell,
 ) -> Rows:
-    """The rows of a feature table for one batch, and of `diagnostics` beside them.
+    """Rows of the feature table `table` for one batch, and of `diagnostics` beside them.
 
-    Rows that are not finite, or too large for float16, are in `diagnostics` alone. `n_tokens` is
-    None where no row was tokenised. `tell` hears how many are left out.
+    Rows that are not finite, or too large for float16, are in `diagnostics` alone; `tell` is given
+    their number. `n_tokens` is None where no row was tokenised.
     """
     stored, status = as_stored(made, dtype)
     tell(n_not_finite=int((status != "ok").sum()))
@@ -51,9 +53,9 @@ def feature_rows(
 
 
 def as_stored(
-    made: Made, dtype: DType
+    made: BatchVectors, dtype: DType
 ) -> tuple[Float[np.ndarray, "batch dim"], Shaped[np.ndarray, " batch"]]:
-    """The vectors in the stored type, and for each one of `STATUSES`."""
+    """The vectors in the type `dtype`, and one of `STATUSES` for each."""
     finite = np.isfinite(made.vectors).all(1) & np.isfinite(made.numbers).all(1)
     with np.errstate(over="ignore"):
         stored = made.vectors.astype(dtype)
@@ -69,7 +71,7 @@ def usable_rows(
     status: Shaped[np.ndarray, " batch"],
     more: Mapping[str, np.ndarray] | None = None,
 ) -> Rows:
-    """The rows of a feature table whose status is "ok".
+    """Rows of the feature table `table` for the vectors whose status is "ok".
 
     `more` adds columns, one value per row of `text`, between the role and the vector.
     """
@@ -89,7 +91,7 @@ def diagnostic_rows(
     norms: Float[np.ndarray, " batch"],
     status: Shaped[np.ndarray, " batch"],
 ) -> pa.RecordBatch:
-    """How the features of these rows came out; numbers that are not finite become null."""
+    """Rows of `diagnostics` for these `rows` of `text`; numbers that are not finite become null."""
     picked = text.select(["id", "role"]).take(pa.array(rows)).combine_chunks()
     return pa.table(
         {

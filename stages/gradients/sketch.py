@@ -1,4 +1,4 @@
-"""The matrices that shorten gradients, drawn for each layer, and the vector that they make.
+"""The random projections of each layer's gradient, and how their results make up one vector.
 
 With a matrix L for the outputs of a layer and R for its inputs, the block of a gradient G is
 `L G R'`. The blocks of all layers are joined, and then hashed to `dim` numbers with random signs
@@ -34,11 +34,14 @@ from stages.model.seeded import gaussian, generator_of
 LONGEST_SIDE = 16384
 """A longer side, such as a vocabulary, gets no principal directions."""
 ITERATIONS = 6
-"""Of subspace iteration: the directions need not be exact, only the same each time."""
+"""Steps of subspace iteration: directions need not be exact, only the same each time."""
 
 
 class Layer(NamedTuple):
-    """How one weight is projected: `left` (outputs, k), `right` (inputs, k), None to keep all."""
+    """The projection of one weight's gradient: `left` (outputs, k) and `right` (inputs, k).
+
+    None keeps all numbers of that side.
+    """
 
     name: str
     shape: Shape
@@ -47,7 +50,7 @@ class Layer(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Numbers that the layer's gradient is kept in."""
+        """Numbers of the layer's projected gradient."""
         left = self.shape.outputs if self.left is None else self.left.shape[1]
         right = self.shape.inputs if self.right is None else self.right.shape[1]
         return int(left * right)
@@ -56,7 +59,7 @@ class Layer(NamedTuple):
 def with_principal(
     drawn: Float[Tensor, "n k"], principal: Float[Tensor, "n r"]
 ) -> Float[Tensor, "n k"]:
-    """A projection that keeps orthonormal `principal` exactly and draws the rest of its columns.
+    """A projection P that is exact along the orthonormal columns of `principal`, else random.
 
     With P = U U' + (I - U U') S, the expected P P' is the identity: inner products stay unbiased.
     That needs k > r: with no column left to draw, what is not along `principal` would be lost.
@@ -77,7 +80,7 @@ def principal_directions(
 
 
 class Sketch:
-    """Where the numbers of the layers' gradients go in a vector.
+    """The projections of all layers, and the layout of the vector that their blocks make up.
 
     Attributes:
         layers: The layers and their matrices, in order; keys are those that it was given.
@@ -128,7 +131,10 @@ class Sketch:
         inputs: Float[Tensor, "tokens inputs"],
         deltas: Float[Tensor, "tokens outputs"],
     ) -> None:
-        """Keeps from now on the principal directions of what a layer saw, exactly."""
+        """Makes a layer's projection exact along the principal directions of its activity.
+
+        `inputs` and `deltas` are the layer's inputs and output gradients, one row per token.
+        """
         layer = self.layers[key]
         self.layers[key] = layer._replace(
             left=self._with_principal(layer.left, deltas, f"{layer.name}/left"),
@@ -136,7 +142,7 @@ class Sketch:
         )
 
     def join(self, blocks: Mapping[int, Tensor], n_rows: int) -> Float[Tensor, "rows dim"]:
-        """Vectors from the layers' blocks (rows, outputs, inputs), zero where a layer has none."""
+        """One vector per row from the layers' blocks (rows, outputs, inputs); zero without one."""
         parts = [
             blocks[key].flatten(1)
             if key in blocks
@@ -154,12 +160,13 @@ class Sketch:
         return joined if self._dense is None else joined @ self._dense
 
     def _draw(self, name: str, length: int, k: int) -> Tensor | None:
+        """A Gaussian projection from `length` to k numbers; None where it would not shorten."""
         if k >= length:
             return None
         return gaussian(self._projection.seed, name, length, k).to(self._device)
 
     def _draw_hash(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Joined numbers in the order of the place they are hashed to, its bounds, their signs."""
+        """The hash: joined numbers in the order of their buckets, bucket starts, random signs."""
         places, signs = [], []
         for layer in self.layers.values():
             generator = generator_of(f"{self._projection.seed}/{layer.name}/hash")
@@ -173,6 +180,7 @@ class Sketch:
         return order.to(self._device), starts.to(self._device), drawn.to(self._device)
 
     def _with_principal(self, drawn: Tensor | None, rows: Tensor, name: str) -> Tensor | None:
+        """`drawn` made exact along the principal directions of `rows`, if it can be."""
         if drawn is None:
             return None
         # Without a random column, what is not along a direction would be lost: a biased kernel.

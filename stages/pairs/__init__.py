@@ -1,1 +1,1 @@
-"""Stages that score pairs of a query and an example."""
+"""Stages that score pairs of a query and an example, and support spectra of predictions."""

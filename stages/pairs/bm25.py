@@ -38,11 +38,12 @@ WORD_BYTES = 100
 
 
 class Index(NamedTuple):
-    """All examples, ready to be searched."""
+    """The BM25 index of all examples' words."""
 
     ids: Int64[np.ndarray, " examples"]
+    """Ascending."""
     searcher: Any
-    """None where no example has a word."""
+    """A `bm25s.BM25`; None where no example has a word."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Bm25(KeptPairs):
     split: ClassVar[Split] = "query"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses parameters out of their range.
 
         Raises:
             ConfigError: a parameter is out of its range.
@@ -89,7 +90,7 @@ class Bm25(KeptPairs):
         return Index(ids, searcher)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The best scores of one block of queries."""
+        """The top-k scores of each query of one block."""
         index: Index = inputs.opened
         ids, texts = _texts(inputs, "query")
         words = bm25s.tokenize(
@@ -97,8 +98,8 @@ class Bm25(KeptPairs):
         )
         at_once = max(1, NUMBERS // max(1, len(index.ids)))
         for start in range(0, len(ids), at_once):
-            some = np.stack([_scores(index, asked) for asked in words[start : start + at_once]])
-            pairs = kept(torch.from_numpy(some), self.top_k)
+            scores = np.stack([_scores(index, query) for query in words[start : start + at_once]])
+            pairs = kept(torch.from_numpy(scores), self.top_k)
             yield ATTRIBUTION.name, pair_rows(ids[start : start + at_once], index.ids, pairs)
 
     def cost(self, work: Work) -> Cost:
@@ -113,6 +114,7 @@ class Bm25(KeptPairs):
 
 
 def _scores(index: Index, words: list[str]) -> Float32[np.ndarray, " examples"]:
+    """The score of every example for a query of these words."""
     known = index.searcher.get_tokens_ids(words) if index.searcher is not None else []
     if not known:
         return np.zeros(len(index.ids), np.float32)
@@ -121,7 +123,7 @@ def _scores(index: Index, words: list[str]) -> Float32[np.ndarray, " examples"]:
 
 
 def _texts(inputs: Inputs, role: Role) -> tuple[Int64[np.ndarray, " rows"], list[str]]:
-    """Ids, ascending, and all that rows say: both texts, or all messages."""
+    """Ids, ascending, and whole texts of the rows of one role: both texts, or all messages."""
     table = inputs.table("text", role).sort_by("id")
     form = str(inputs.details("text").get("format", "text"))
     texts, pairs = (table[name].to_pylist() for name in ("text", "text_b"))

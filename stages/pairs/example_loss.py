@@ -42,13 +42,13 @@ class ExampleLoss(KeptPairs, AnswersQueries):
     def compute(self, inputs: Inputs) -> Rows:
         """The largest losses, once for every query."""
         queries, _ = read_logits(inputs, self.predictions, "query")
-        found, logits = read_logits(inputs, self.predictions, "example")
+        predicted, logits = read_logits(inputs, self.predictions, "example")
         is_regression = task_of(inputs) == "regression"
         if is_regression:
             ids, answers = read_targets(inputs, "example")
         else:
             ids, answers = read_labels(inputs, "example", count_classes(inputs))
-        ids, of_answer, of_logits = np.intersect1d(ids, found, True, return_indices=True)
+        ids, of_answer, of_logits = np.intersect1d(ids, predicted, True, return_indices=True)
         logits, answers = logits[of_logits], answers[of_answer]
         if len(ids) == 0 or len(queries) == 0:
             raise DataError(
@@ -58,20 +58,20 @@ class ExampleLoss(KeptPairs, AnswersQueries):
         if is_regression:
             losses = (logits[:, 0] - answers) ** 2
         else:
-            wrong = cross_entropy(torch.from_numpy(logits), torch.from_numpy(answers))
-            losses = wrong.clamp(min=0).numpy()
+            entropies = cross_entropy(torch.from_numpy(logits), torch.from_numpy(answers))
+            losses = entropies.clamp(min=0).numpy()
         pairs = kept(torch.from_numpy(-losses)[None], self.top_k)
         count = max(1, len(pairs.scores))
         at_once = max(1, NUMBERS // count)
         for start in range(0, len(queries), at_once):
-            some = queries[start : start + at_once]
-            rows = np.repeat(np.arange(len(some)), len(pairs.scores))
-            examples, scores = (np.tile(part, len(some)) for part in pairs[1:])
+            block = queries[start : start + at_once]
+            rows = np.repeat(np.arange(len(block)), len(pairs.scores))
+            examples, scores = (np.tile(part, len(block)) for part in pairs[1:])
             repeated = pairs._replace(queries=rows, examples=examples, scores=scores)
-            yield ATTRIBUTION.name, pair_rows(some, ids, repeated, losses)
+            yield ATTRIBUTION.name, pair_rows(block, ids, repeated, losses)
 
     def of_queries(self, inputs: Inputs) -> Rows:
-        """The same, which takes no longer for few queries."""
+        """The rows of `compute`, which takes no longer for few queries."""
         return self.compute(inputs)
 
     def cost(self, work: Work) -> Cost:

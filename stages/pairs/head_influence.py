@@ -34,7 +34,7 @@ from stages.stage import Cost, DataError, Inputs, Role, Work
 from stages.surrogate.linear import BIAS_PENALTY, lower_factor
 from stages.surrogate.probe_head import (
     Head,
-    Rows,
+    ProbeExamples,
     all_examples,
     examples_of,
     queries_of,
@@ -43,35 +43,40 @@ from stages.surrogate.probe_head import (
 )
 
 MOST_PARAMETERS = 8192
-"""Of the head: H and its factor then take 1 GB."""
+"""Most parameters of the head: H and its factor then take 1 GB."""
 
 
-class Shared(NamedTuple):
-    """What all shards share beside the queries."""
+class ProbeHessian(NamedTuple):
+    """The probe and its Hessian, which the factors of every shard of examples need."""
 
     head: Head
     lower: Float[Tensor, "parameters parameters"]
+    """L, the Hessian's lower Cholesky factor."""
     n_examples: int
+    """Examples that the Hessian is the mean over."""
 
 
 def outer(
     left: Float[Tensor, "rows outputs"], x: Float[Tensor, "rows dim"]
 ) -> Float[Tensor, "rows parameters"]:
-    """The products of `left` and (x, 1), those of each output together."""
+    """Outer products of each row's `left` and (x, 1), flattened output by output.
+
+    With the slopes of a loss for `left`, the gradient of the loss.
+    """
     x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
     return (left[:, :, None] * x[:, None, :]).flatten(1)
 
 
 def hessian(
-    head: Head, blocks: Iterator[Rows]
+    head: Head, blocks: Iterator[ProbeExamples]
 ) -> tuple[Float[Tensor, "parameters parameters"], int]:
-    """Second derivatives of the probe's objective at the probe, and how many examples there are.
+    """The Hessian of the probe's objective at the probe, and the number of examples in `blocks`.
 
     Mean over the examples of (diag p - p p') x (x, 1)(x, 1)', of a regression without the first
     factor, plus the penalties. Cost n dim^2 outputs^2; memory 8 bytes per number.
     """
     n_outputs, dim = head.weight.shape
-    found = torch.zeros(n_outputs, dim + 1, n_outputs, dim + 1, dtype=torch.float64)
+    sums = torch.zeros(n_outputs, dim + 1, n_outputs, dim + 1, dtype=torch.float64)
     n_examples = 0
     for rows in blocks:
         n_examples += len(rows.ids)
@@ -81,14 +86,14 @@ def hessian(
             for k in range(c + 1):
                 curved = p[:, c] * (float(c == k) - p[:, k])
                 weighed = x if head.is_regression else x * curved[:, None]
-                found[c, :, k] += weighed.T @ x
+                sums[c, :, k] += weighed.T @ x
                 if k < c:
-                    found[k, :, c] = found[c, :, k]
-    found = (found / n_examples).flatten(2).flatten(0, 1)
+                    sums[k, :, c] = sums[c, :, k]
+    matrix = (sums / n_examples).flatten(2).flatten(0, 1)
     penalty = torch.full((n_outputs, dim + 1), head.regularization, dtype=torch.float64)
     penalty[:, -1] = 0.0 if head.is_regression else BIAS_PENALTY
-    found.diagonal().add_(penalty.flatten())
-    return found, n_examples
+    matrix.diagonal().add_(penalty.flatten())
+    return matrix, n_examples
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,11 @@ class HeadInfluence(PairScores):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What the probe was fitted on, and the probe."""
+        """The embeddings that the probe was fitted on, the probe, and the labels."""
         return (self.embedding, "probe", "label")
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """The queries; the Hessian's factor is shared.
+        """Whitened gradients of the queries' losses; the Hessian's factor is `shared`.
 
         Raises:
             DataError: the head has too many parameters.
@@ -127,24 +132,24 @@ class HeadInfluence(PairScores):
             )
         matrix, n_examples = hessian(head, all_examples(head, inputs, self.embedding))
         lower = lower_factor(matrix)
-        asked = queries_of(head, inputs, self.embedding)
+        queries = queries_of(head, inputs, self.embedding)
         # The measured output is less the loss at the predicted class, or the output itself.
-        falls = -asked.chosen
+        falls = -queries.chosen
         if not head.is_regression:
-            falls = slopes(asked.outputs, asked.outputs.argmax(1))
-        rows = whitened(outer(falls, asked.x), lower).float()
-        return FactorRows(asked.ids, (rows,), shared=Shared(head, lower, n_examples))
+            falls = slopes(queries.outputs, queries.outputs.argmax(1))
+        rows = whitened(outer(falls, queries.x), lower).float()
+        return FactorRows(queries.ids, (rows,), shared=ProbeHessian(head, lower, n_examples))
 
     def examples(self, inputs: Inputs) -> FactorRows:
-        """The examples of one shard that have a label and an embedding."""
-        shared: Shared = inputs.opened.shared
-        found = examples_of(shared.head, inputs, self.embedding)
-        rows = whitened(outer(found.slopes, found.x), shared.lower).float()
-        return FactorRows(found.ids, (rows,), rows.norm(dim=1))
+        """Whitened loss gradients of a shard's examples that have a label and an embedding."""
+        shared: ProbeHessian = inputs.opened.shared
+        examples = examples_of(shared.head, inputs, self.embedding)
+        rows = whitened(outer(examples.slopes, examples.x), shared.lower).float()
+        return FactorRows(examples.ids, (rows,), rows.norm(dim=1))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """How many examples the Hessian is of, and those of the shard that have no embedding."""
-        shared: Shared = inputs.opened.shared
+        """Counts: examples and parameters of the Hessian, the shard's examples left out."""
+        shared: ProbeHessian = inputs.opened.shared
         return {
             "n_examples": shared.n_examples,
             "n_parameters": len(shared.lower),
@@ -152,7 +157,7 @@ class HeadInfluence(PairScores):
         }
 
     def cost(self, work: Work) -> Cost:
-        """The Hessian and its factor, as often as there are workers; of one here."""
+        """The Hessian and its factor, which every worker makes, counted once; and the scores."""
         size = min(MOST_PARAMETERS, work.n_classes * (work.dim + 1))
         pairs = pairs_cost(work, size, self.top_k)
         rows = float(work.n_examples + work.n_queries)

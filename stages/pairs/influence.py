@@ -55,7 +55,7 @@ BlockFactors = tuple[tuple[Block, Float[Tensor, "_ _"]], ...]
 def damped_factors(
     matrices: Mapping[str, Float[Tensor, "_ _"]], blocks: Sequence[Block], damping: float
 ) -> BlockFactors:
-    """Of every block the L of H + damping * (trace H / size) I = L L', where H is not zero.
+    """The lower Cholesky factor L of H + damping * (trace H / size) I of every block with H != 0.
 
     Cost size^3 / 3 a block.
 
@@ -70,7 +70,7 @@ def damped_factors(
             f"gradients, {len(blocks)} of {sum(sizes.values())}. Project in the same way what both "
             "stages read."
         )
-    found = []
+    factors = []
     for block in blocks:
         matrix = matrices[block.name]
         scale = float(matrix.diagonal().mean())
@@ -84,8 +84,8 @@ def damped_factors(
                 f"curvature: found the block {block.name} not positive definite with damping "
                 f"{damping}, expected one that is. Raise damping."
             )
-        found.append((block, lower))
-    return tuple(found)
+        factors.append((block, lower))
+    return tuple(factors)
 
 
 def whiten(gradients: Float[Tensor, "rows _"], factors: BlockFactors) -> Float[Tensor, "rows _"]:
@@ -110,7 +110,7 @@ class Influence(PairScores):
     """Relative to the mean eigenvalue of each block."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be computed.
+        """Refuses a damping that is not a positive number.
 
         Raises:
             ConfigError: the damping is not positive.

@@ -38,14 +38,15 @@ from stages.surrogate.labelled_kernel import has_features
 from stages.tables import KERNEL_DUAL
 
 
-class Shared(NamedTuple):
-    """What all shards share beside the queries."""
+class RegressionDual(NamedTuple):
+    """The dual weights of the regression, which the factors of every shard of examples need."""
 
     ids: Int64[np.ndarray, " examples"]
     """Of the examples of the regression, ascending."""
     dual: Float[Tensor, "examples outputs"]
+    """alpha of each example."""
     scales: list[float]
-    """Of the feature tables."""
+    """Scale of each feature table's vectors (`FeatureRows`)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class KernelRepresenter(PairScores):
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be computed.
+        """Refuses a kernel without feature tables.
 
         Raises:
             ConfigError: no feature table is named.
@@ -98,19 +99,19 @@ class KernelRepresenter(PairScores):
         fitted = writers[self.regression]
         own = {"kernel": self.kernel, "normalize": self.normalize, "per_class": False}
         for name, value in own.items():
-            found = getattr(fitted, name, value)
-            if found != value:
+            other = getattr(fitted, name, value)
+            if other != value:
                 raise ConfigError(
-                    f"{self.regression}: found {name}: {found}, expected {value}, the kernel that "
+                    f"{self.regression}: found {name}: {other}, expected {value}, the kernel that "
                     f"its outputs are taken apart by. Set {name} alike in both"
                     + (", or leave this stage out." if name == "per_class" else ".")
                 )
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """The queries; the weights of all examples are shared.
+        """Predicted classes and features of the queries; the dual weights are `shared`.
 
-        What the regression says of the queries is computed anew, from one product of all examples'
-        features and weights, so that it is known of any query with features.
+        The regression's outputs for the queries are computed anew, from one product of all
+        examples' features and weights, so that it is known of any query with features.
 
         Raises:
             DataError: no query has features in all tables.
@@ -129,22 +130,22 @@ class KernelRepresenter(PairScores):
                 "least one, as pairs are scored. Add `queries:`."
             )
         rows = FeatureRows(examples, ids, self.normalize, torch.float64)
-        asked = self._features(queries, query_ids, rows.scales)
-        outputs = torch.zeros(len(asked), dual.shape[1], dtype=torch.float64)
+        query_rows = self._features(queries, query_ids, rows.scales)
+        outputs = torch.zeros(len(query_rows), dual.shape[1], dtype=torch.float64)
         for start in range(0, len(ids), BLOCK):
-            some = torch.arange(start, min(start + BLOCK, len(ids)))
-            outputs += asked @ (rows(some).T @ dual[some])
+            block = torch.arange(start, min(start + BLOCK, len(ids)))
+            outputs += query_rows @ (rows(block).T @ dual[block])
         chosen = one_hot(outputs.argmax(1), dual.shape[1])
-        factors = (chosen.float(), asked.float())
-        return FactorRows(query_ids, factors, shared=Shared(ids, dual, rows.scales))
+        factors = (chosen.float(), query_rows.float())
+        return FactorRows(query_ids, factors, shared=RegressionDual(ids, dual, rows.scales))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples the regression has."""
         return {"n_examples": len(inputs.opened.shared.ids)}
 
     def examples(self, inputs: Inputs) -> FactorRows:
-        """The examples of one shard that the regression was fitted on."""
-        shared: Shared = inputs.opened.shared
+        """Alpha and features of a shard's examples that the regression was fitted on."""
+        shared: RegressionDual = inputs.opened.shared
         tables = [inputs.table(name) for name in self.kernel]
         ids, at, _ = np.intersect1d(
             shared.ids, tables[0]["id"].to_numpy(), assume_unique=True, return_indices=True
@@ -167,7 +168,7 @@ class KernelRepresenter(PairScores):
     def _features(
         self, tables: list[Vectors], ids: np.ndarray, scales: list[float]
     ) -> Float[Tensor, "rows dim"]:
-        """Rows whose products are the kernel, in float64."""
+        """Feature rows of `ids`, whose inner products are the kernel, in float64."""
         rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)
         return rows(torch.arange(len(ids)))
 

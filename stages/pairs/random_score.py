@@ -34,6 +34,7 @@ def uniform(
 
 
 def _mixed(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """SplitMix64's hash of 64-bit integers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = x ^ (x >> np.uint64(31))
@@ -68,16 +69,17 @@ class RandomScore(PairScores):
         return 10
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The best scores among the examples of one shard."""
+        """The top-k scores of each query among the examples of one shard."""
         queries, examples = inputs.opened.ids, self.examples(inputs).ids
         at_once = max(1, NUMBERS // 4 // max(1, len(examples)))
         for start in range(0, len(queries), at_once):
-            some = queries[start : start + at_once]
-            scores = torch.from_numpy(uniform(self.seed, some, examples))
-            yield ATTRIBUTION.name, pair_rows(some, examples, kept(scores, self.top_k))
+            block = queries[start : start + at_once]
+            scores = torch.from_numpy(uniform(self.seed, block, examples))
+            yield ATTRIBUTION.name, pair_rows(block, examples, kept(scores, self.top_k))
 
 
 def _ids(inputs: Inputs, role: Role) -> np.ndarray:
+    """Ids, ascending, of the rows of one role; of examples those of the part's own shard."""
     table = inputs.table("label", role)
     table = table.filter(pa.compute.equal(table["role"], role))
     return np.sort(table["id"].to_numpy())

@@ -33,23 +33,32 @@ from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores, left_out
 from stages.stage import Inputs, Role, Work
-from stages.surrogate.probe_head import Head, Rows, all_examples, examples_of, queries_of, read_head
+from stages.surrogate.probe_head import (
+    Head,
+    ProbeExamples,
+    all_examples,
+    examples_of,
+    queries_of,
+    read_head,
+)
 
 LARGE_MISS = 0.01
-"""Share of the logits that values may miss without a notice."""
+"""Relative difference between summed values and logits above which a notice is given."""
 
 
-class Shared(NamedTuple):
-    """What all shards share beside the queries."""
+class ProbeState(NamedTuple):
+    """The probe, and how far it is from its minimum on the present examples."""
 
     head: Head
     n_examples: int
+    """Examples that have a label and an embedding now."""
     miss: float
-    """Root mean square, over queries, of what values miss, relative to that of the logits."""
+    """Root mean square over queries of summed values less logits (without the bias), relative to
+    that of the logits."""
 
 
-def dual(head: Head, rows: Rows, n_examples: int) -> Float[Tensor, "rows outputs"]:
-    """The alpha of some of `n_examples` examples."""
+def dual(head: Head, rows: ProbeExamples, n_examples: int) -> Float[Tensor, "rows outputs"]:
+    """The alpha of each of `rows`, which are some of the probe's `n_examples` examples."""
     return -rows.slopes / (n_examples * head.regularization)
 
 
@@ -69,28 +78,28 @@ class Representer(PairScores):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What the probe was fitted on, and the probe."""
+        """The embeddings that the probe was fitted on, the probe, and the labels."""
         return (self.embedding, "probe", "label")
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """The queries, and how far the values are from adding up."""
+        """Predicted classes and embeddings of the queries; `shared` says how far values miss."""
         head = read_head(inputs, self.embedding)
-        asked = queries_of(head, inputs, self.embedding)
+        queries = queries_of(head, inputs, self.embedding)
         moments, n_examples = torch.zeros_like(head.weight), 0
         for rows in all_examples(head, inputs, self.embedding):
             moments -= rows.slopes.T @ rows.x
             n_examples += len(rows.ids)
         added_up = moments / (n_examples * head.regularization)
         logits, values = (
-            ((asked.x @ weight.T) * asked.chosen).sum(1) for weight in (head.weight, added_up)
+            ((queries.x @ weight.T) * queries.chosen).sum(1) for weight in (head.weight, added_up)
         )
         miss = float((values - logits).norm() / logits.norm()) if logits.any() else 0.0
-        factors = (asked.chosen.float(), asked.x.float())
-        return FactorRows(asked.ids, factors, shared=Shared(head, n_examples, miss))
+        factors = (queries.chosen.float(), queries.x.float())
+        return FactorRows(queries.ids, factors, shared=ProbeState(head, n_examples, miss))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """How many examples there are, how far values are from adding up, and who has none."""
-        shared: Shared = inputs.opened.shared
+        """The number of examples, `miss`, and the shard's labelled examples without embedding."""
+        shared: ProbeState = inputs.opened.shared
         facts: dict[str, Any] = {
             "n_examples": shared.n_examples,
             "miss": shared.miss,
@@ -104,12 +113,12 @@ class Representer(PairScores):
         return facts
 
     def examples(self, inputs: Inputs) -> FactorRows:
-        """The examples of one shard that have a label and an embedding."""
-        shared: Shared = inputs.opened.shared
-        found = examples_of(shared.head, inputs, self.embedding)
-        alpha = dual(shared.head, found, shared.n_examples)
-        magnitude = alpha.abs().amax(1) if len(found.ids) else None
-        return FactorRows(found.ids, (alpha.float(), found.x.float()), magnitude)
+        """Alpha and embeddings of a shard's examples that have a label and an embedding."""
+        shared: ProbeState = inputs.opened.shared
+        examples = examples_of(shared.head, inputs, self.embedding)
+        alpha = dual(shared.head, examples, shared.n_examples)
+        magnitude = alpha.abs().amax(1) if len(examples.ids) else None
+        return FactorRows(examples.ids, (alpha.float(), examples.x.float()), magnitude)
 
     def width(self, work: Work) -> int:
         """Embeddings, and outputs."""

@@ -1,4 +1,4 @@
-"""Scores of pairs of a query and an example: what the stages that compute them share.
+"""Scores of pairs of a query and an example: the contract and code of the stages that score pairs.
 
 A score is a product of inner products of factors of the query and of the example,
 
@@ -6,10 +6,10 @@ A score is a product of inner products of factors of the query and of the exampl
 
 the second being the inner product of gradients of a last layer, which are outer products. Queries'
 factors are made once per worker, those of examples shard by shard, so that scores are computed at
-the speed of products of matrices; per query only the `top_k` best of each sign are kept, unless all
-are asked for, and merged as a tree of tasks.
+the speed of products of matrices; per query only the `top_k` largest of each sign are kept, unless
+`top_k` is null, and merged as a tree of tasks.
 
-A score comes apart into a global part, at least 0, which depends on the example alone, and a local
+A score factors into a global part, at least 0, which depends on the example alone, and a local
 part, the signed remainder: their product is the score. [generalised representers, Tsai et al. 2023;
 arXiv:2408.05976, whose text could not be read, says that existing methods come apart so]
 
@@ -46,12 +46,12 @@ ATTRIBUTION = TableSpec(
     ),
     key=("query_id", "example_id"),
 )
-"""`global_score` >= 0 and `local_score`, whose product is the score; null for methods whose scores
-do not come apart."""
+"""The score of an example for a query, with its parts `global_score` >= 0 and `local_score`, whose
+product it is; these are null for methods whose scores do not factor so."""
 
 TOP_K = 100
 NUMBERS = 2**24
-"""Scores that are held at a time."""
+"""Most scores that are held at a time."""
 Factors = tuple[Tensor, ...]
 """One or two matrices (rows, dim) of the same rows, whose inner products make up scores."""
 
@@ -63,16 +63,16 @@ class FactorRows(NamedTuple):
     """Ascending."""
     factors: Factors
     magnitude: Float[Tensor, " rows"] | None = None
-    """The global parts of examples, where scores come apart."""
+    """The global parts of the examples' scores, for methods that have them."""
     shared: Any = None
-    """Of queries: what the examples' factors need as well, such as a fitted head."""
+    """Of queries: what factors of every shard of examples need as well, such as a fitted head."""
 
 
 def check_gradients(name: str, writer: Any) -> None:
-    """Refuses gradients of tokens, of which a row has several.
+    """Refuses gradients per token, of which a row has several.
 
     Raises:
-        ConfigError: the instance `name` takes these.
+        ConfigError: the instance `name`, the stage `writer`, writes these.
     """
     if getattr(writer, "per", "row") != "row":
         raise ConfigError(
@@ -84,19 +84,23 @@ def check_gradients(name: str, writer: Any) -> None:
 def score(
     queries: Factors, examples: Factors, rooms: Factors | None = None
 ) -> Float[Tensor, "queries examples"]:
-    """The score of every pair, in the first of `rooms`: one for each factor, large enough."""
-    found = []
-    for at, (left, right) in enumerate(zip(queries, examples, strict=True)):
+    """The score of every pair of a query and an example.
+
+    `rooms` are flat buffers, one for each factor and large enough for its products; the scores lie
+    in the first.
+    """
+    products = []
+    for index, (left, right) in enumerate(zip(queries, examples, strict=True)):
         shape = len(left), len(right)
-        room = None if rooms is None else rooms[at][: shape[0] * shape[1]].view(shape)
-        found.append(torch.mm(left, right.T, out=room))
-    for other in found[1:]:
-        found[0] *= other
-    return found[0]
+        room = None if rooms is None else rooms[index][: shape[0] * shape[1]].view(shape)
+        products.append(torch.mm(left, right.T, out=room))
+    for other in products[1:]:
+        products[0] *= other
+    return products[0]
 
 
 def scored(queries: FactorRows, examples: FactorRows, top_k: int | None) -> pa.RecordBatch:
-    """Rows of `ATTRIBUTION`, the `top_k` best of each sign of each query, or all.
+    """Rows of `ATTRIBUTION`: each query's `top_k` largest scores of each sign, or all of them.
 
     Cost 2 queries * examples * dim; memory NUMBERS scores and what is kept.
     """
@@ -108,12 +112,12 @@ def scored(queries: FactorRows, examples: FactorRows, top_k: int | None) -> pa.R
     rooms = tuple(factor.new_empty(per_block * width) for factor in queries.factors)
     parts = []
     for start in range(0, n_queries, per_block):
-        some = tuple(factor[start : start + per_block] for factor in queries.factors)
+        block = tuple(factor[start : start + per_block] for factor in queries.factors)
         if top_k is None:
-            pairs = kept(score(some, examples.factors), None)
+            pairs = kept(score(block, examples.factors), None)
         else:
-            blocks = _blocks(some, examples.factors, rooms)
-            pairs = streamed(blocks, len(some[0]), top_k, some[0].dtype)
+            score_blocks = _score_blocks(block, examples.factors, rooms)
+            pairs = streamed(score_blocks, len(block[0]), top_k, block[0].dtype)
         parts.append(pairs._replace(queries=pairs.queries + start))
     if not parts:
         return pa.RecordBatch.from_pylist([], schema=ATTRIBUTION.schema)
@@ -123,7 +127,7 @@ def scored(queries: FactorRows, examples: FactorRows, top_k: int | None) -> pa.R
 
 
 def kept(scores: Float[Tensor, "queries examples"], top_k: int | None) -> Pairs:
-    """The `top_k` best of each sign of each query, or all, of scores that are there already."""
+    """Each query's `top_k` largest scores of each sign, or all, from a matrix of scores."""
     if top_k is None:
         rows, columns = np.divmod(np.arange(scores.numel()), max(1, scores.shape[1]))
         return Pairs(rows, columns, scores.numpy().reshape(-1))
@@ -138,7 +142,10 @@ def pair_rows(
     pairs: Pairs,
     magnitude: Float[np.ndarray, " examples"] | None = None,
 ) -> pa.RecordBatch:
-    """Rows of `ATTRIBUTION` for pairs of places; `magnitude` are the global parts of examples."""
+    """Rows of `ATTRIBUTION` for `pairs`, which name queries and examples by position.
+
+    `magnitude` are the global parts of the examples; without them both parts are null.
+    """
     rows, columns, values = pairs.queries, pairs.examples, pairs.scores.astype(np.float64)
     globally = locally = pa.nulls(len(values), pa.float64())
     if magnitude is not None:
@@ -152,16 +159,17 @@ def pair_rows(
     )
 
 
-def _blocks(
+def _score_blocks(
     queries: Factors, examples: Factors, rooms: Factors
 ) -> Iterator[tuple[int, Float[Tensor, "queries block"]]]:
+    """The number of the first example, and the scores, of each block of examples."""
     for first in range(0, len(examples[0]), BLOCK):
-        some = tuple(factor[first : first + BLOCK] for factor in examples)
-        yield first, score(queries, some, rooms)
+        block = tuple(factor[first : first + BLOCK] for factor in examples)
+        yield first, score(queries, block, rooms)
 
 
 def merged(parts: Mapping[str, Sequence[pa.Table]], top_k: int | None) -> Rows:
-    """What the `merge` of a stage does: of each query the best of all parts."""
+    """Rows of `ATTRIBUTION` merged: each query's `top_k` of each sign among those of all parts."""
     together = pa.concat_tables(parts[ATTRIBUTION.name])
     if together.num_rows == 0:
         return
@@ -181,7 +189,7 @@ def merged(parts: Mapping[str, Sequence[pa.Table]], top_k: int | None) -> Rows:
 
 
 def left_out(inputs: Inputs, names: Sequence[str]) -> int:
-    """How many examples of the part's own shard have an answer and no row in one of the tables."""
+    """How many examples of the part's shard have a label or target and lack a row in a table."""
     label = inputs.table("label")
     answer = "target" if task_of(inputs) == "regression" else "label"
     label = label.filter(pa.compute.equal(label["role"], "example")).select(["id", answer])
@@ -195,13 +203,16 @@ def left_out(inputs: Inputs, names: Sequence[str]) -> int:
 def whitened(
     rows: Float[Tensor, "rows dim"], lower: Float[Tensor, "dim dim"]
 ) -> Float[Tensor, "rows dim"]:
-    """L^-1 g of every row g, with inner products g' (L L')^-1 g; float64. Cost rows * dim^2."""
+    """L^-1 g of every row g, whose inner products are g' (L L')^-1 g; float64.
+
+    `lower` is L. Cost rows * dim^2.
+    """
     solved: Tensor = torch.linalg.solve_triangular(lower, rows.double().T, upper=False)
     return solved.T
 
 
 def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:
-    """One product of matrices, and the rows of what is kept."""
+    """The cost of scoring all pairs by one product of matrices, and of the rows that are kept."""
     per_shard = work.n_examples / max(1, work.n_shards)
     kept = work.n_examples if top_k is None else min(2 * top_k * work.n_shards, work.n_examples)
     held = per_shard if top_k is None else min(per_shard, 2 * top_k)
@@ -216,18 +227,18 @@ def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:
 
 @dataclass(frozen=True)
 class KeptPairs(Stage, contract=True):
-    """A stage that scores pairs of queries and examples, and keeps the best of each query."""
+    """A stage that scores pairs of queries and examples, and keeps the top-k of each query."""
 
     top_k: int | None = field(default=TOP_K, kw_only=True)
-    """Scores of each sign that are kept per query; null keeps all pairs."""
+    """Scores of each sign that are kept per query, the largest in size; null keeps all pairs."""
 
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        """Refuses a number of scores that cannot be kept.
+        """Refuses a number of kept scores below 1.
 
         Raises:
-            ConfigError: it is not positive.
+            ConfigError: it is.
         """
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(
@@ -237,13 +248,13 @@ class KeptPairs(Stage, contract=True):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Scores, with their two parts where they come apart."""
+        """Scores, with their global and local parts where the method has them."""
         return (ATTRIBUTION,)
 
 
 @dataclass(frozen=True)
 class PairScores(KeptPairs, Merges, contract=True):
-    """One whose scores are products of factors: a method says what these are, and what it reads.
+    """A stage whose scores are products of factors, which its `queries` and `examples` return.
 
     A task holds the factors of one shard of examples and of all queries, and 16 million scores.
     """
@@ -253,7 +264,7 @@ class PairScores(KeptPairs, Merges, contract=True):
 
     @abstractmethod
     def queries(self, inputs: Inputs) -> FactorRows:
-        """Factors of all queries, once per worker: what `inputs.opened` is for `examples`.
+        """Factors of all queries, once per worker; `examples` finds them in `inputs.opened`.
 
         Raises:
             DataError: there is no query.
@@ -264,7 +275,7 @@ class PairScores(KeptPairs, Merges, contract=True):
         """Factors of the examples of the part's own shard."""
 
     def width(self, work: Work) -> int:
-        """Numbers of a row's factors together, for the cost."""
+        """Numbers of a row's factors together, for `cost`."""
         return work.dim
 
     def open(self, inputs: Inputs) -> FactorRows:
@@ -272,13 +283,13 @@ class PairScores(KeptPairs, Merges, contract=True):
         return self.queries(inputs)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The best scores among the examples of one shard."""
+        """The top-k scores of each query among the examples of one shard."""
         examples = self.examples(inputs)
         if len(examples.ids):
             yield ATTRIBUTION.name, scored(inputs.opened, examples, self.top_k)
 
     def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
-        """The best of several parts."""
+        """The top-k scores of each query among those of several parts."""
         return merged(parts, self.top_k)
 
     def cost(self, work: Work) -> Cost:

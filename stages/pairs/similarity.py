@@ -1,4 +1,4 @@
-"""Similarity of the features of a query and of an example: a baseline that asks no loss.
+"""Similarity of the features of a query and of an example: a baseline that looks at no loss.
 
 The cosine, by default, or the inner product. The more alike, the more an example counts as a help:
 the score knows of no label, so that an example of another class does, too.
@@ -35,16 +35,17 @@ class Similarity(PairScores):
         return (self.features,)
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """The queries that have features."""
+        """Features of the queries."""
         return self._rows(*query_vectors(inputs, self.features))
 
     def examples(self, inputs: Inputs) -> FactorRows:
-        """The examples of one shard that have features."""
+        """Features of the examples of one shard."""
         ids, rows = vectors_of(inputs, self.features)
         magnitude = None if self.normalize else rows.norm(dim=1)
         return self._rows(ids, rows)._replace(magnitude=magnitude)
 
     def _rows(self, ids: np.ndarray, rows: torch.Tensor) -> FactorRows:
+        """The rows as factors, with `normalize` scaled to unit length in place."""
         if self.normalize:
             # The least length keeps 0 of a zero vector from becoming NaN.
             rows /= rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)

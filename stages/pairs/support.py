@@ -1,7 +1,7 @@
 """Support sets and support spectra of the predictions for queries (`stages/ranking/spectrum.py`).
 
-A spectrum and the size of a set follow from those of the parts of a corpus, so shards are looked at
-one by one and merged: the frontier of several frontiers is the frontier of all.
+The spectrum and the size of a support set follow from those of the shards of a corpus, so shards
+are computed one by one and merged: the frontier of several frontiers is the frontier of all.
 
 Source: arXiv:2408.05976, whose text could not be read: `stages/ranking/spectrum.py` says what is
 quoted and what is derived. The global score only ranks here: it has a sign, other than in
@@ -67,34 +67,34 @@ SUPPORT_SIZE = TableSpec(
     ),
     key=("query_id", "contrast"),
 )
-"""How many examples the set has; 0 is a result: no example lies between the query and the class."""
+"""How many examples a support set has; 0 says that none lies between the query and the class."""
 
 
-class Queries(NamedTuple):
-    """The queries that have features and logits, by id."""
+class SupportQueries(NamedTuple):
+    """The queries that have features and logits, by ascending id."""
 
     ids: np.ndarray
     features: np.ndarray
     logits: np.ndarray
     contrasts: list[list[int]]
-    """The classes that each is held against."""
+    """The classes k of each query's support sets, -1 for the general set."""
 
 
 @dataclass(frozen=True)
 class Support(Merges):
-    """Spectra of all queries, general and towards other classes.
+    """Support spectra of all queries, general and towards other classes.
 
     A task holds one shard's features and logits and those of all queries. Cost 2 dim per query and
     example, and a sort of the examples of a set.
     """
 
     features: str = "embedding"
-    """What the model's last layer reads, for the local score."""
+    """Feature table with what the model's last layer reads, for the local score."""
     predictions: str = "prediction"
     """Instance with the model's logits."""
     contrasts: Literal["all", "runner_up"] | tuple[str | int, ...] = "all"
-    """Classes that predictions are held against: every other one, the second largest logit, or
-    those of some names or numbers."""
+    """Classes k of the support sets: every other class, the one with the second largest logit, or
+    the classes of these names or numbers."""
     general: General | None = "logit"
     """How the set without a class k is read (`stages/ranking/spectrum.py`); null leaves it out."""
     membership: Membership = "label"
@@ -110,7 +110,7 @@ class Support(Merges):
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:
-        """Refuses to compute nothing.
+        """Refuses fields without any support set.
 
         Raises:
             ConfigError: neither a general set nor a class is wanted.
@@ -131,8 +131,8 @@ class Support(Merges):
         """Spectra, and the sizes of the sets."""
         return (SUPPORT, SUPPORT_SIZE)
 
-    def open(self, inputs: Inputs) -> Queries:
-        """The queries' side.
+    def open(self, inputs: Inputs) -> SupportQueries:
+        """The queries with their features, logits and classes k, once per worker.
 
         Raises:
             ConfigError: a class that is named is none.
@@ -145,21 +145,21 @@ class Support(Merges):
                 "to explain. Add `queries:`."
             )
         features = scaled(features, self.similarity)
-        return Queries(ids, features, logits, self._contrasts(inputs, logits))
+        return SupportQueries(ids, features, logits, self._contrasts(inputs, logits))
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Spectra and sizes among the examples of one shard."""
-        queries: Queries = inputs.opened
+        """Spectra and sizes of every query's support sets among the examples of one shard."""
+        queries: SupportQueries = inputs.opened
         ids, labels, logits, features = self._examples(inputs)
         if len(ids) == 0:
             features = np.zeros((0, queries.features.shape[1]))
-        chosen, found = queries.logits.argmax(1), logits.argmax(1)
+        chosen, predicted_of_examples = queries.logits.argmax(1), logits.argmax(1)
         second = runner_up(queries.logits)
         spectra, sizes = [], []
         for predicted in np.unique(chosen).tolist():
             is_own = labels == predicted
             if self.membership == "label_and_prediction":
-                is_own &= found == predicted
+                is_own &= predicted_of_examples == predicted
             of_class = ids[is_own], logits[is_own], features[is_own]
             for row in np.flatnonzero(chosen == predicted):
                 local = of_class[2] @ queries.features[row]
@@ -176,7 +176,7 @@ class Support(Merges):
         yield SUPPORT.name, _batch(SUPPORT, spectra)
 
     def _is_second(self, contrast: int) -> bool:
-        """Whether the general set is read as that towards the runner-up."""
+        """Whether `contrast` is the general set, and that is the one towards the runner-up."""
         return contrast == GENERAL and self.general == "runner_up"
 
     def _spectrum(
@@ -188,7 +188,11 @@ class Support(Merges):
         predicted: int,
         towards: int,
     ) -> tuple[np.ndarray, Frontier]:
-        """Ids of a set, of examples of the predicted class, and its frontier by place in them."""
+        """Ids of the examples in a support set, and its frontier, by position among these ids.
+
+        `ids`, `logits` and `local` scores are of examples of the predicted class, `query` is the
+        query's logits.
+        """
         inside = is_between(logits, query, predicted, towards, self.general or "logit")
         g = global_scores(logits[inside], predicted, towards, self.weight)
         return ids[inside], frontier(ids[inside], g, local[inside])
@@ -219,7 +223,7 @@ class Support(Merges):
         )
 
     def _contrasts(self, inputs: Inputs, logits: np.ndarray) -> list[list[int]]:
-        """The classes that each query is held against, its own left out."""
+        """The classes k of each query's support sets, its predicted class left out."""
         predicted, n_classes = logits.argmax(1), logits.shape[1]
         first = [] if self.general is None else [GENERAL]
         if self.contrasts == "runner_up":
@@ -240,7 +244,7 @@ class Support(Merges):
         return [[*first, *(k for k in sorted(set(wanted)) if k != c)] for c in predicted.tolist()]
 
     def _examples(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, labels, logits and features of the shard's examples that have them all, by id."""
+        """Ids, labels, logits, features of the shard's examples that have them all, by id."""
         labelled, labels = read_labels(inputs, "example", count_classes(inputs))
         ids, logits, features = read_predicted(inputs, self.features, self.predictions, "example")
         kept = np.isin(ids, labelled)
@@ -249,7 +253,7 @@ class Support(Merges):
 
 
 def _batch(spec: TableSpec, parts: list[Any]) -> pa.RecordBatch:
-    """Rows of a table, in key order, from parts of its columns."""
+    """Rows of the table `spec`, in key order, from parts that each hold all of its columns."""
     if not parts:
         return pa.RecordBatch.from_pylist([], schema=spec.schema)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]

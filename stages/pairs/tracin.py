@@ -61,7 +61,7 @@ class TracIn(PairScores):
     """Instance with the model's logits, for `layer: last`."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that do not fit each other.
 
         Raises:
             ConfigError: no gradients are named, or rates do not fit them.
@@ -104,16 +104,16 @@ class TracIn(PairScores):
         return self.gradients
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
-        """Refuses gradients of tokens.
+        """Refuses gradients per token.
 
         Raises:
-            ConfigError: a checkpoint's are.
+            ConfigError: a checkpoint's gradients are.
         """
         for name in self.gradients if self.layer == "all" else ():
             check_gradients(name, writers[name])
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """The queries that every checkpoint has gradients of.
+        """Gradients of the queries that every checkpoint has, or their last layer's factors.
 
         Raises:
             DataError: there is none.
@@ -129,7 +129,7 @@ class TracIn(PairScores):
         return queries
 
     def examples(self, inputs: Inputs) -> FactorRows:
-        """The examples of one shard that every checkpoint has gradients of."""
+        """Gradients of a shard's examples that all checkpoints have, or last-layer factors."""
         if self.layer == "last":
             examples = self._last(inputs, "example")
         else:
@@ -162,14 +162,19 @@ class TracIn(PairScores):
         residuals = slopes(torch.from_numpy(logits), torch.from_numpy(answers))
         return FactorRows(ids, (residuals.float(), torch.from_numpy(features).float()))
 
-    def _joined(self, found: list[tuple[np.ndarray, torch.Tensor]]) -> FactorRows:
-        """Gradients of all checkpoints side by side, of the rows that have them all."""
-        ids = found[0][0]
-        for other, _ in found[1:]:
+    def _joined(self, gradients: list[tuple[np.ndarray, torch.Tensor]]) -> FactorRows:
+        """Gradients of all checkpoints side by side, times the root of their rates.
+
+        `gradients` are ids and vectors of each checkpoint; rows that one of them lacks are left
+        out.
+        """
+        ids = gradients[0][0]
+        for other, _ in gradients[1:]:
             ids = np.intersect1d(ids, other)
         parts = []
-        for rate, (own, rows) in zip(self.rates or (1.0,) * len(found), found, strict=True):
-            parts.append(rows[torch.from_numpy(np.searchsorted(own, ids))] * rate**0.5)
+        rates = self.rates or (1.0,) * len(gradients)
+        for rate, (row_ids, rows) in zip(rates, gradients, strict=True):
+            parts.append(rows[torch.from_numpy(np.searchsorted(row_ids, ids))] * rate**0.5)
         return FactorRows(ids, (torch.cat(parts, 1) if len(parts) > 1 else parts[0],))
 
 

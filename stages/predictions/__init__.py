@@ -1,1 +1,1 @@
-"""Stages that write an output per row: predictions, label issues, answers, continuations."""
+"""Stages that write predictions: logits, probes, label issues, answers and continuations."""

@@ -1,4 +1,4 @@
-"""Answers to questions: the piece of the text that the model takes for the answer.
+"""Answers to questions: the span of the text with the highest start and end logits.
 
 The answer is the pair of tokens, start before or at end and at most `longest` tokens, whose start
 and end logits have the largest sum. Its probability is the product of the two softmaxes over the
@@ -63,10 +63,10 @@ class AnswerSpan(RunsModel, Stage):
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses a longest answer below one token.
 
         Raises:
-            ConfigError: answers have no token.
+            ConfigError: it is.
         """
         if self.longest < 1:
             raise ConfigError(
@@ -84,7 +84,7 @@ class AnswerSpan(RunsModel, Stage):
         return (ANSWER,)
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
-        """Refuses a model that does not say where answers are.
+        """Refuses a model without start and end logits.
 
         Raises:
             ConfigError: it has another head.
@@ -111,18 +111,19 @@ class AnswerSpan(RunsModel, Stage):
             batch = measurement.batch(tokens, rows)
             with torch.no_grad():
                 logits = measurement.outputs(batch).double().cpu()
-            found = []
+            answers = []
             for row, own in zip(rows.tolist(), logits, strict=True):
-                one = {"id": ids[row], "role": roles[row]}
+                answer = {"id": ids[row], "role": roles[row]}
                 if any(tokens.columns["is_context"][row]):
                     start, end = best_span(own, self.longest)
                     first, last = places[row].start[start], places[row].end[end]
                     logit = float(own[0, start] + own[1, end])
-                    one |= {"answer": texts[row][first:last], "char_start": first, "char_end": last}
-                    one |= {"token_start": start, "token_end": end, "logit": logit}
-                    one |= {"probability": float(torch.exp(logit - own.logsumexp(1).sum()))}
-                found.append(one)
-            yield ANSWER.name, pa.RecordBatch.from_pylist(found, schema=ANSWER.schema)
+                    span = texts[row][first:last]
+                    answer |= {"answer": span, "char_start": first, "char_end": last}
+                    answer |= {"token_start": start, "token_end": end, "logit": logit}
+                    answer |= {"probability": float(torch.exp(logit - own.logsumexp(1).sum()))}
+                answers.append(answer)
+            yield ANSWER.name, pa.RecordBatch.from_pylist(answers, schema=ANSWER.schema)
 
     def cost(self, work: Work) -> Cost:
         """One forward pass per row."""
@@ -137,7 +138,10 @@ class AnswerSpan(RunsModel, Stage):
 
 
 def best_span(logits: Float[Tensor, "two tokens"], longest: int) -> tuple[int, int]:
-    """First and last token of the answer, the earliest among equals."""
+    """First and last token of the span with the largest sum of logits, the earliest among equals.
+
+    `logits` are start and end logits; a span has at most `longest` tokens.
+    """
     n = logits.shape[1]
     sums = logits[0][:, None] + logits[1][None, :]
     is_span = torch.ones(n, n, dtype=torch.bool).triu().tril(longest - 1)

@@ -1,8 +1,8 @@
-"""What a causal language model writes after each query, and the tokens of it that are explained.
+"""Continuations that a causal language model generates for queries, and the tokens to be explained.
 
-A generated text is a sequence of predictions of a class, the next token. Those to be explained are
-chosen by TF-IDF: tokens that are frequent in the query's text and rare among the texts of the
-corpus, of which it has at least one; or they are the words that the user names.
+A generated text is a sequence of predictions of a class, the next token. The tokens to be explained
+are chosen by TF-IDF: tokens that are frequent in the query's text and rare among the texts of the
+corpus, but in one of them at least; or they are the words that the user names.
 
 Source: arXiv:2408.05976 explains text generation so (methods.md 2.4, after public reviews); what
 counts as a document, a text of the corpus, is ours.
@@ -44,26 +44,26 @@ CONTINUATION = TableSpec(
     ),
     key=("query_id", "token_index"),
 )
-"""A predicted token: its place in the text, what the model gave it, the text and the tokens
-before it, and the hidden state that the output layer read."""
+"""A token to be explained: its position in the query's tokens, the model's probability and logit
+for it, the text and the token ids before it, and the hidden state that the output layer read."""
 
 DOCUMENTS = 20_000
 """Texts of the corpus, drawn once, that document frequencies are counted in."""
 
 
-class Opening(NamedTuple):
-    """What a worker keeps."""
+class ContinuationState(NamedTuple):
+    """The language model, and document frequencies of the corpus."""
 
     measurement: Measurement
     network: TokenNetwork
     frequencies: Counter[int]
-    """In how many documents each token is."""
+    """Number of documents that each token id occurs in."""
     n_documents: int
 
 
 @dataclass(frozen=True)
 class Continuation(RunsModel, Stage):
-    """Greedy continuations of the queries, and the positions of them to be explained.
+    """Greedy continuations of the queries, and the tokens of them to be explained.
 
     Each new token takes a forward pass over all before it.
     """
@@ -75,7 +75,7 @@ class Continuation(RunsModel, Stage):
     positions: int = 3
     """Tokens to be explained per query, those of the largest TF-IDF."""
     words: tuple[str, ...] | None = None
-    """Explains the tokens that read so, instead, up to their spaces."""
+    """Explains the tokens that read so, spaces aside, instead of those of the largest TF-IDF."""
     token_budget: int = 2048
     """Padded tokens per batch."""
     seed: int = 0
@@ -86,7 +86,7 @@ class Continuation(RunsModel, Stage):
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses numbers out of range.
 
         Raises:
             ConfigError: a number is out of range.
@@ -105,10 +105,10 @@ class Continuation(RunsModel, Stage):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """The chosen positions."""
+        """The tokens to be explained."""
         return (CONTINUATION,)
 
-    def open(self, inputs: Inputs) -> Opening:
+    def open(self, inputs: Inputs) -> ContinuationState:
         """The model, and the corpus's document frequencies."""
         measurement = load_measurement(self.model, inputs)
         texts = inputs.table("text", "example")
@@ -118,11 +118,13 @@ class Continuation(RunsModel, Stage):
         frequencies: Counter[int] = Counter()
         for row in measurement.tokenise(texts).columns["input_ids"]:
             frequencies.update(set(row))
-        return Opening(measurement, TokenNetwork(measurement.network), frequencies, texts.num_rows)
+        return ContinuationState(
+            measurement, TokenNetwork(measurement.network), frequencies, texts.num_rows
+        )
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The positions of one block of queries."""
-        opened: Opening = inputs.opened
+        """The tokens to be explained of one block of queries."""
+        opened: ContinuationState = inputs.opened
         text = inputs.table("text", "query").sort_by("id")
         rows: list[dict[str, Any]] = []
         vectors: list[Tensor] = []
@@ -131,9 +133,9 @@ class Continuation(RunsModel, Stage):
         ):
             chosen = self._chosen(opened, ids, candidates)
             if chosen:
-                told, states = described(opened, ids, [at for at, _ in chosen])
-                for one, (_, tf_idf) in zip(told, chosen, strict=True):
-                    rows.append({"query_id": query_id, "tf_idf": tf_idf, **one})
+                columns_of, states = described(opened, ids, [at for at, _ in chosen])
+                for token_columns, (_, tf_idf) in zip(columns_of, chosen, strict=True):
+                    rows.append({"query_id": query_id, "tf_idf": tf_idf, **token_columns})
                 vectors.append(states)
         if rows:
             matrix = torch.cat(vectors).cpu().numpy().astype(np.float32)
@@ -160,21 +162,23 @@ class Continuation(RunsModel, Stage):
             memory_bytes=size.forward_bytes(self.token_budget),
         )
 
-    def _written(self, opened: Opening, text: pa.Table) -> list[tuple[list[int], list[int]]]:
-        """Tokens of each query with what the model adds, and the places that may be explained."""
+    def _written(
+        self, opened: ContinuationState, text: pa.Table
+    ) -> list[tuple[list[int], list[int]]]:
+        """Each query's token ids with its continuation, and the positions that may be explained."""
         measurement = opened.measurement
         tokens = measurement.tokenise(text)
-        given, targets = tokens.columns["input_ids"], tokens.columns["targets"]
+        queries, targets = tokens.columns["input_ids"], tokens.columns["targets"]
         predicted = [[at + 1 for at, t in enumerate(row) if t != IGNORED] for row in targets]
         end = measurement.tokenizer.eos_token_id
         if self.new_tokens == 0:
             return [
                 (ids, [at for at in places if ids[at] != end])
-                for ids, places in zip(given, predicted, strict=True)
+                for ids, places in zip(queries, predicted, strict=True)
             ]
         # A text goes on from its end; a prompt from where its completion would begin.
         grown = []
-        for ids, places in zip(given, predicted, strict=True):
+        for ids, places in zip(queries, predicted, strict=True):
             stop = places[0] if places else len(ids)
             if measurement.form == "text":
                 stop = len(ids) - (ids[-1] == end)
@@ -198,16 +202,20 @@ class Continuation(RunsModel, Stage):
         ]
 
     def _chosen(
-        self, opened: Opening, ids: list[int], candidates: list[int]
+        self, opened: ContinuationState, ids: list[int], candidates: list[int]
     ) -> list[tuple[int, float]]:
-        """The places that are explained and their TF-IDF, ascending; each token once."""
+        """The positions to be explained, ascending, and their TF-IDF; each token once, the first.
+
+        `ids` are the query's tokens, `candidates` the positions to choose from.
+        """
         decode = opened.measurement.tokenizer.decode
         counts, scored = Counter(ids), []
         for at in candidates:
-            token, found = ids[at], opened.frequencies[ids[at]]
-            tf_idf = counts[token] * float(np.log(opened.n_documents / found)) if found else 0.0
+            token, frequency = ids[at], opened.frequencies[ids[at]]
+            idf = float(np.log(opened.n_documents / frequency)) if frequency else 0.0
+            tf_idf = counts[token] * idf
             word = decode([token]).strip()
-            is_wanted = found > 0 and any(letter.isalpha() for letter in word)
+            is_wanted = frequency > 0 and any(letter.isalpha() for letter in word)
             if word in self.words if self.words is not None else is_wanted:
                 scored.append((at, token, tf_idf))
         first = {token: at for at, token, _ in reversed(scored)}
@@ -217,10 +225,12 @@ class Continuation(RunsModel, Stage):
         return sorted((at, tf_idf) for at, _, tf_idf in scored)
 
 
-def next_words(opened: Opening, prefixes: list[list[int]], token_budget: int) -> list[int]:
-    """The most likely token behind each prefix."""
+def next_words(
+    opened: ContinuationState, prefixes: list[list[int]], token_budget: int
+) -> list[int]:
+    """The token id that the model finds most likely after each prefix of token ids."""
     tokens = Tokens({"input_ids": prefixes})
-    found = [0] * len(prefixes)
+    next_ids = [0] * len(prefixes)
     network = opened.network
     for rows in batches(tokens.lengths, token_budget):
         with torch.no_grad():
@@ -228,23 +238,23 @@ def next_words(opened: Opening, prefixes: list[list[int]], token_budget: int) ->
             last = hidden[torch.arange(len(rows)), torch.from_numpy(tokens.lengths[rows] - 1)]
             words = network.head(last).argmax(1).tolist()
         for row, word in zip(rows.tolist(), words, strict=True):
-            found[row] = word
-    return found
+            next_ids[row] = word
+    return next_ids
 
 
 def described(
-    opened: Opening, ids: list[int], places: list[int]
+    opened: ContinuationState, ids: list[int], places: list[int]
 ) -> tuple[list[dict[str, Any]], Float[Tensor, "places dim"]]:
-    """What the model made of the tokens at some places, and the hidden states before them."""
+    """Columns of `CONTINUATION` for the tokens of `ids` at `places`, and the states before them."""
     measurement, tokens = opened.measurement, Tokens({"input_ids": [ids]})
     with torch.no_grad():
         hidden = forward(opened.network, measurement.batch(tokens, np.zeros(1, np.int64)))
         states = hidden[0, [at - 1 for at in places]]
         logits = opened.network.head(states).double()
-    told = []
+    columns_of = []
     for row, at in enumerate(places):
         word = ids[at]
-        told.append(
+        columns_of.append(
             {
                 "token_index": at,
                 "token_id": word,
@@ -255,7 +265,7 @@ def described(
                 "prefix": ids[:at],
             }
         )
-    return told, states
+    return columns_of, states
 
 
 STAGE = Continuation

@@ -1,7 +1,7 @@
-"""Predictions of the surrogate model: the full fit for queries, leave-one-out for examples.
+"""Kernel regression: predictions for queries of a fit on all examples, leave-one-out for examples.
 
-Out-of-sample predictions for every training row without cross-validation, exact where the kernel
-saw no labels. Source: the regression of arXiv:2406.04606 (methods.md 1.4), the leave-one-out
+Out-of-sample predictions for every example without cross-validation, exact where the kernel saw no
+labels. Source: the regression of arXiv:2406.04606 (methods.md 1.4), the leave-one-out
 identity of linear smoothers. [derived]
 
 A regression corpus has one output, its targets less their mean, which is added back. The mean stays
@@ -52,12 +52,12 @@ Features = list[tuple[Tensor, Tensor]]
 
 
 class Fit(NamedTuple):
-    """The regression's outputs; of classes that share a kernel they sum to one."""
+    """The fitted regression and its outputs; of classes that share a kernel they sum to one."""
 
     example_ids: Int64[np.ndarray, " examples"]
     query_ids: Int64[np.ndarray, " queries"]
     of_examples: Float[Tensor, "examples outputs"]
-    """Each from a fit on all the other examples."""
+    """Leave-one-out: each from a fit on all the other examples."""
     of_queries: Float[Tensor, "queries outputs"]
     dual: Float[Tensor, "examples outputs"]
     """(K + damping I)^-1 times the targets, of each output by its own kernel."""
@@ -77,7 +77,7 @@ def fit(
     normalize: bool,
     ridge: Ridge,
 ) -> Fit:
-    """Out-of-sample outputs of every row, from `n_parts` kernels.
+    """The regression on all examples, with `n_parts` kernels, and its out-of-sample outputs.
 
     The vectors of each table are cut into that many equal parts; part k is the kernel of the k-th
     of as many equal shares of the outputs. Cost per part n^3, and 10 n^3 for `auto`; memory 24 n^2
@@ -90,6 +90,7 @@ def fit(
     held = [gram(features, normalize)] if n_parts == 1 else None
 
     def kernels(part: int) -> tuple[Tensor, Tensor]:
+        """The kernel of a part among the examples, and from queries to examples."""
         return held[part] if held is not None else gram(cut(features, part, n_parts), normalize)
 
     errors: tuple[float, ...] = ()
@@ -118,7 +119,7 @@ def fit(
 
 
 def cut(features: Features, part: int, n_parts: int) -> Features:
-    """One of `n_parts` equal parts of the vectors of every table.
+    """Part number `part` of `n_parts` equal parts of the vectors of every table.
 
     Raises:
         DataError: a table's vectors have another length than a multiple of `n_parts`.
@@ -161,7 +162,7 @@ class KernelRegression(AnswersQueries):
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that no regression can be built from.
 
         Raises:
             ConfigError: no feature table is named, or the ridge is not positive.
@@ -175,11 +176,11 @@ class KernelRegression(AnswersQueries):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Predictions, and what each example adds to them."""
+        """Predictions, and the weight of each example in them."""
         return (PREDICTION, KERNEL_DUAL)
 
     def open(self, inputs: Inputs) -> Fit:
-        """The fit, which `compute` and `details` share."""
+        """The fitted regression, which `compute` and `details` share."""
         if self.per_class and (task := task_of(inputs)) != "classification":
             raise DataError(
                 f"per_class: found true in a corpus with task: {task}, expected classes. Set "
@@ -188,8 +189,8 @@ class KernelRegression(AnswersQueries):
         joined = read_features(inputs, self.kernel)
         answers, query_ids, features, left_out = joined
         n_parts = answers.targets.shape[1] if self.per_class else 1
-        found = fit(answers, query_ids, features, n_parts, self.normalize, self.ridge)
-        return found._replace(left_out=left_out)
+        fitted = fit(answers, query_ids, features, n_parts, self.normalize, self.ridge)
+        return fitted._replace(left_out=left_out)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Ridge, damping (per class with `per_class`), and the error of each ridge tried."""
@@ -220,8 +221,8 @@ class KernelRegression(AnswersQueries):
             np.array(table["id"].to_numpy()),
             torch.from_numpy(np.array(matrix_of(table["dual"]))),
         )
-        known, columns = read_answers(inputs)
-        offset = centre(ids, columns[torch.from_numpy(np.searchsorted(known, ids))]).offset
+        answered, columns = read_answers(inputs)
+        offset = centre(ids, columns[torch.from_numpy(np.searchsorted(answered, ids))]).offset
         query_ids = np.array(inputs.vectors(self.kernel[0], "query").ids)
         query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
         features = [
@@ -250,6 +251,7 @@ class KernelRegression(AnswersQueries):
 
 
 def _rows(role: Role, ids: np.ndarray, logits: Float[Tensor, "rows classes"]) -> pa.RecordBatch:
+    """Rows of `PREDICTION` with source "kernel"."""
     flat = pa.array(logits.numpy().astype(np.float32).reshape(-1))
     columns = [
         pa.array(ids),

@@ -1,8 +1,8 @@
-"""Which labels are wrong, and what they should be.
+"""Label issues: which labels are probably wrong, and the classes they should probably be.
 
-Every training row has an out-of-sample prediction F (leave-one-out, from `kernel_regression`). What
-the labels say of it is modelled as a clean label drawn from q = softmax(t F + b) and then, with
-probability e, replaced by another class at random:
+Every example has an out-of-sample prediction F (leave-one-out, from `kernel_regression`). Its given
+label is modelled as a clean label drawn from q = softmax(t F + b) and then, with probability e,
+replaced by another class at random:
 
     P(given = k) = (1 - e) q_k + e (1 - q_k) / (C - 1).
 
@@ -51,12 +51,12 @@ LABEL_ISSUES = TableSpec(
 )
 
 STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
-"""Temperature and noise rate that the search starts from; the best end is kept."""
+"""Temperatures and noise rates that the search starts from; the likeliest result is kept."""
 OFFSET_PENALTY = 1e-4
 
 
 class NoiseModel(NamedTuple):
-    """The fitted model of how labels came to be."""
+    """The fitted noise model of the given labels."""
 
     temperature: float
     offsets: Float[Tensor, " classes"]
@@ -77,8 +77,8 @@ class NoiseModel(NamedTuple):
         return replaced / (kept + replaced).clamp_min(1e-300)
 
 
-class Judged(NamedTuple):
-    """The labelled examples that have a prediction, ascending by id, and the noise model."""
+class JudgedLabels(NamedTuple):
+    """The labelled examples that have a prediction, ascending by id, and their noise model."""
 
     ids: Int64[np.ndarray, " rows"]
     outputs: Float[Tensor, "rows classes"]
@@ -169,7 +169,7 @@ class LabelIssues(Stage):
     """
 
     predictions: str = "kernel_regression"
-    """Instance whose out-of-sample predictions are judged by."""
+    """Instance with the out-of-sample predictions that labels are compared with."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
@@ -177,7 +177,7 @@ class LabelIssues(Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Out-of-sample predictions and the labels they are held against."""
+        """Out-of-sample predictions, and the labels that are compared with them."""
         return (self.predictions, "label")
 
     @property
@@ -185,7 +185,7 @@ class LabelIssues(Stage):
         """One row per labelled example that has a prediction."""
         return (LABEL_ISSUES,)
 
-    def open(self, inputs: Inputs) -> Judged:
+    def open(self, inputs: Inputs) -> JudgedLabels:
         """Predictions, labels and the fitted noise model of the examples that have both.
 
         Raises:
@@ -209,11 +209,11 @@ class LabelIssues(Stage):
         labels = torch.from_numpy(np.array(label["label"].to_numpy()))
         model = fit_noise_model(outputs, labels)
         left_out = n_labelled - label.num_rows
-        return Judged(label["id"].to_numpy(), outputs, labels, model, left_out)
+        return JudgedLabels(label["id"].to_numpy(), outputs, labels, model, left_out)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """The noise model, how many labels it expects to be wrong, how many it could not judge."""
-        judged: Judged = inputs.opened
+        """The noise model, the expected number of wrong labels, and examples without prediction."""
+        judged: JudgedLabels = inputs.opened
         model = judged.model
         facts: dict[str, Any] = {
             "noise_rate": model.noise_rate,
@@ -231,7 +231,7 @@ class LabelIssues(Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """One row per labelled example that has a prediction."""
-        judged: Judged = inputs.opened
+        judged: JudgedLabels = inputs.opened
         ids, outputs, labels, model = judged[:4]
         clean = model.clean(outputs)
         wrong = model.wrong(outputs, labels)

@@ -43,7 +43,7 @@ class Prediction(RunsModel, Stage):
     """Fresh adapters change no output."""
 
     def __post_init__(self) -> None:
-        """Refuse a field that would be without effect.
+        """Refuses a field that would be without effect.
 
         Raises:
             ConfigError: an embedding is named for a head that reads the text.
@@ -83,14 +83,15 @@ class Prediction(RunsModel, Stage):
     def compute(self, inputs: Inputs) -> Rows:
         """Logits of one shard."""
         is_run = self._running is not None
-        found = self._from_model(inputs) if is_run else self._from_probe(inputs)
+        batches_of_logits = self._from_model(inputs) if is_run else self._from_probe(inputs)
         source = "model" if is_run else "probe"
-        for batch in found:
+        for batch in batches_of_logits:
             sources = pa.array([source] * batch.num_rows)
             columns = [batch["id"], batch["role"], sources, batch["logits"]]
             yield PREDICTION.name, pa.RecordBatch.from_arrays(columns, PREDICTION.schema.names)
 
     def _from_probe(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
+        """Id, role and logits of a shard's rows, from their embeddings."""
         weight, bias = (tensor.double().numpy() for tensor in inputs.opened)
         embedding = inputs.table(self.embedding)
         if embedding.num_rows == 0:
@@ -105,6 +106,7 @@ class Prediction(RunsModel, Stage):
         yield vector_rows(embedding, np.arange(len(logits)), logits, "logits")
 
     def _from_model(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
+        """Id, role and logits of a shard's rows, by a forward pass of the model."""
         measurement = inputs.opened
         text = inputs.table("text")
         tokens = measurement.tokenise(text)

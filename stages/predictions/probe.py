@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from stages.reading.supervision import count_classes, read_labels, read_targets, task_of
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Vectors, Work
-from stages.surrogate.linear import Fitted, fit, fit_least_squares
+from stages.surrogate.linear import LinearHead, fit, fit_least_squares
 from storage.schema import TableSpec
 
 PROBE = TableSpec(
@@ -54,6 +54,7 @@ class Probe(Stage):
     is_kept: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Refuses a regularization that is not positive."""
         if not self.regularization > 0:
             raise ConfigError(
                 f"probe: found regularization: {self.regularization}, expected a positive number. "
@@ -70,8 +71,8 @@ class Probe(Stage):
         """One row per class; of a regression one row."""
         return (PROBE,)
 
-    def open(self, inputs: Inputs) -> Fitted:
-        """The fit on all examples that have a label or target, for `compute` and `details`.
+    def open(self, inputs: Inputs) -> LinearHead:
+        """The head fitted on all examples that have a label or target and an embedding.
 
         Raises:
             DataError: there are none, or of one class alone.
@@ -80,7 +81,7 @@ class Probe(Stage):
         if task_of(inputs) != "regression":
             return self._classifier(inputs, embeddings)
         ids, targets = read_targets(inputs, "example")
-        rows, targets = _found(embeddings.ids, ids, targets)
+        rows, targets = _answered_rows(embeddings.ids, ids, targets)
         if len(rows) == 0:
             raise DataError(
                 f"probe: found no row of {self.embedding} with a target among "
@@ -90,11 +91,11 @@ class Probe(Stage):
         return fit_least_squares(vectors, torch.from_numpy(targets), self.regularization)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """What it was fitted on, the layer of it, which a model's head must read, and its units.
+        """The table it was fitted on, the layer that a model's head must read, and its units.
 
-        Vectors that no model made have no layer, so that no model takes them for its own.
+        Vectors of the user's own have no layer, so that no model takes them for its own.
         """
-        fitted: Fitted = inputs.opened
+        fitted: LinearHead = inputs.opened
         return {
             "embedding": self.embedding,
             "layer": inputs.details(self.embedding).get("layer"),
@@ -105,7 +106,7 @@ class Probe(Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """Weight and bias per class."""
-        fitted: Fitted = inputs.opened
+        fitted: LinearHead = inputs.opened
         flat = pa.array(fitted.weight.numpy().astype(np.float32).reshape(-1))
         columns = [
             pa.array(np.arange(len(fitted.weight))),
@@ -114,10 +115,11 @@ class Probe(Stage):
         ]
         yield PROBE.name, pa.RecordBatch.from_arrays(columns, PROBE.schema.names)
 
-    def _classifier(self, inputs: Inputs, embeddings: Vectors) -> Fitted:
+    def _classifier(self, inputs: Inputs, embeddings: Vectors) -> LinearHead:
+        """The head fitted on labels."""
         n_classes = count_classes(inputs)
         ids, labels = read_labels(inputs, "example", n_classes)
-        rows, labels = _found(embeddings.ids, ids, labels)
+        rows, labels = _answered_rows(embeddings.ids, ids, labels)
         if len(np.unique(labels)) < 2:
             raise DataError(
                 f"probe: found labels {np.unique(labels)[:8].tolist()} among {len(rows)} examples, "
@@ -127,7 +129,7 @@ class Probe(Stage):
         return fit(vectors, torch.from_numpy(labels), n_classes, self.regularization)
 
     def cost(self, work: Work) -> Cost:
-        """Some two hundred products of the embeddings with a matrix, there and back."""
+        """Some two hundred products of the embeddings with a matrix, and as many transposed."""
         size = work.n_examples * work.dim
         return Cost(
             flops=4.0 * 200 * size * work.n_classes,
@@ -136,13 +138,13 @@ class Probe(Stage):
         )
 
 
-def _found(
-    ids: Int[np.ndarray, " rows"], wanted: Int[np.ndarray, " labelled"], answers: np.ndarray
-) -> tuple[Int[np.ndarray, " found"], np.ndarray]:
-    """Places in `ids` of those that are `wanted`, which is ascending, and their answers."""
-    at = np.searchsorted(wanted, ids).clip(max=max(len(wanted) - 1, 0))
-    found = np.flatnonzero(wanted[at] == ids) if len(wanted) else np.zeros(0, np.int64)
-    return found, answers[at[found]]
+def _answered_rows(
+    ids: Int[np.ndarray, " rows"], answered: Int[np.ndarray, " labelled"], answers: np.ndarray
+) -> tuple[Int[np.ndarray, " both"], np.ndarray]:
+    """Positions in `ids` of the `answered` ids, which are ascending, and their answers."""
+    at = np.searchsorted(answered, ids).clip(max=max(len(answered) - 1, 0))
+    rows = np.flatnonzero(answered[at] == ids) if len(answered) else np.zeros(0, np.int64)
+    return rows, answers[at[rows]]
 
 
 STAGE = Probe

@@ -1,1 +1,1 @@
-"""Which examples stand out."""
+"""Rankings of examples: top-k scores, nearest neighbours, support spectra, similar texts."""

@@ -1,4 +1,4 @@
-"""Which examples are nearest to a query: distances in tiles, and the order they give.
+"""Nearest neighbours: distances of all examples to queries, in tiles, and the examples' order.
 
 Distances are rounded to float32, and examples at one distance stand in the order of their ids.
 
@@ -20,7 +20,8 @@ QUERIES, EXAMPLES = 128, 1024
 """Rows of a tile of products. Every tile has this shape, padded where rows are wanting: in another
 shape a product may be added up in another order, and then equal vectors would not tie."""
 LONGEST, SHORTEST = 1e18, 1e-35
-"""Lengths that vectors may have to be multiplied in float32, and must have lest they count as 0."""
+"""The longest vectors that can be multiplied in float32, and the shortest that do not count as 0.
+"""
 
 
 class Points(NamedTuple):
@@ -32,8 +33,9 @@ class Points(NamedTuple):
 
     matrix: Float[np.ndarray, "rows dim"]
     rows: Int64[np.ndarray, " examples"]
-    """Where in `matrix` each example lies."""
+    """The row of `matrix` that each example is."""
     normalize: bool
+    """Whether nearest is the largest cosine, and not the least Euclidean distance."""
     origin: Float32[np.ndarray, " dim"]
     """0 for cosines; otherwise the first example, lest far from 0 distances be lost in rounding."""
     scale: Float32[np.ndarray, " examples"]
@@ -43,10 +45,10 @@ class Points(NamedTuple):
 def place_points(
     matrix: Float[np.ndarray, "rows dim"], rows: Int64[np.ndarray, " examples"], normalize: bool
 ) -> Points:
-    """The points of at least one example; `normalize` makes nearest the largest cosine.
+    """The examples in the given `rows` of `matrix`, at least one, as points.
 
-    A zero vector has cosine 0 with all. Otherwise nearest is the least Euclidean distance. Cost: a
-    pass over the vectors, tile by tile.
+    `normalize` makes nearest the largest cosine; a zero vector has cosine 0 with all. Otherwise
+    nearest is the least Euclidean distance. Cost: a pass over the vectors, tile by tile.
 
     Raises:
         DataError: a vector is too long to be multiplied in float32.
@@ -85,10 +87,11 @@ def lengths_of(vectors: Float[np.ndarray, "rows dim"]) -> Float64[np.ndarray, " 
 def blocks_of_distances(
     points: Points, queries: Float[np.ndarray, "queries dim"]
 ) -> Iterator[Float32[np.ndarray, "_ examples"]]:
-    """Numbers that grow with the distance of each example: a row per query, `QUERIES` at a time.
+    """For `QUERIES` queries at a time, numbers that grow with the distance of each example.
 
-    A pair's number depends on the pair alone and not on its place in a block. Memory: 512 bytes per
-    example, used again for the next block, and a tile of vectors. Cost 2 queries examples dim.
+    A row per query. A pair's number depends on the pair alone and not on its place in a block.
+    Memory: 512 bytes per example, used again for the next block, and a tile of vectors. Cost 2
+    queries examples dim.
 
     Raises:
         DataError: a vector is too long to be multiplied in float32.
@@ -99,27 +102,27 @@ def blocks_of_distances(
     if points.normalize:
         directions /= np.where(lengths > SHORTEST, lengths, 1).astype(np.float32)[:, None]
     room, products = torch.empty(QUERIES, n), torch.empty(QUERIES, EXAMPLES)
-    asked, tile = torch.zeros(QUERIES, dim), torch.zeros(EXAMPLES, dim)
+    query_tile, tile = torch.zeros(QUERIES, dim), torch.zeros(EXAMPLES, dim)
     scale, offset = torch.from_numpy(points.scale), torch.from_numpy(points.offset)
     for first in range(0, len(queries), QUERIES):
         count = min(QUERIES, len(queries) - first)
-        asked.numpy()[:count] = directions[first : first + count]
+        query_tile.numpy()[:count] = directions[first : first + count]
         for start in range(0, n, EXAMPLES):
             own = slice(start, min(start + EXAMPLES, n))
             width = own.stop - start
             tile.numpy()[:width] = points.matrix[points.rows[own]]
-            torch.mm(asked, tile.T, out=products)
-            found = products[:, :width]
-            torch.addcmul(offset[own], found, scale[own], value=-1, out=room[:, own])
+            torch.mm(query_tile, tile.T, out=products)
+            used = products[:, :width]
+            torch.addcmul(offset[own], used, scale[own], value=-1, out=room[:, own])
         yield room[:count].numpy()
 
 
 def orders(
     block: Float32[np.ndarray, "queries examples"],
 ) -> Iterator[Int64[np.ndarray, " examples"]]:
-    """For each query the examples, as 0, 1, ..., nearest first; equal distances as they come.
+    """For each query the positions of the examples, nearest first; at equal distances ascending.
 
-    The memory is used again for the next query. Cost n log n for n < 2^32 examples.
+    The array is overwritten for the next query. Cost n log n for n < 2^32 examples.
     """
     places = np.arange(block.shape[1])
     keys, bits = np.empty(len(places), np.int64), np.empty(len(places), np.int32)

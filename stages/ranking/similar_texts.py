@@ -1,4 +1,4 @@
-"""The texts that LAFA looks at for a query: similar ones, or those behind its prediction.
+"""The training texts that LAFA smooths over for a query: similar ones, or those of high score.
 
     embedding   the nearest examples by Euclidean distance in a table of embeddings, at most
                 `limit` and within a distance that is a quantile of all distances between examples
@@ -27,13 +27,15 @@ from stages.tables import GENERAL
 
 Kind = Literal["embedding", "spectrum", "freeshap"]
 TABLES = {"embedding": "embedding", "spectrum": "support", "freeshap": "shapley_by_query"}
+"""The table that each kind reads."""
 PAIRS = 2000
+"""Pairs of examples drawn for the quantile of distances."""
 BLOCK = 65_536
-"""Examples that are compared at a time."""
+"""Examples whose distances are computed at a time."""
 
 
 def cut_off(vectors: np.ndarray, quantile: float, seed: int) -> float:
-    """The distance below which this share of drawn pairs of different examples lies."""
+    """The quantile of distances between drawn pairs of different examples; inf without pairs."""
     rng = np.random.default_rng([seed, 0, 7])
     n = len(vectors)
     if n < 2:
@@ -54,14 +56,15 @@ def nearest(
     radius: float,
     is_left_out: Callable[[int, np.ndarray], np.ndarray],
 ) -> dict[int, list[int]]:
-    """The nearest examples of each query, within the radius, the nearest first; equal ones by id.
+    """Ids of the `limit` nearest examples of each query within `radius`, nearest first.
 
-    `is_left_out(query, examples)` says which examples, by id, are none. Cost 2 queries examples
-    dim. Memory: a block of examples.
+    Distances are those of the vectors in the table `source`; equal ones stand by id.
+    `is_left_out(query_id, example_ids)` marks examples that must not be listed. Cost 2 queries
+    examples dim. Memory: a block of examples.
     """
-    own = inputs.table(source, "query")
-    own = own.filter(pc.is_in(own["id"], pa.array(query_ids)))
-    queries = torch.from_numpy(np.array(matrix_of(own["vector"]), dtype=np.float32))
+    query_rows = inputs.table(source, "query")
+    query_rows = query_rows.filter(pc.is_in(query_rows["id"], pa.array(query_ids)))
+    queries = torch.from_numpy(np.array(matrix_of(query_rows["vector"]), dtype=np.float32))
     examples = inputs.vectors(source, "example")
     best = torch.full((len(queries), 0), torch.inf, dtype=torch.float64)
     ids = torch.zeros(len(queries), 0, dtype=torch.int64)
@@ -69,36 +72,38 @@ def nearest(
         part = slice(start, start + BLOCK)
         rows = torch.from_numpy(np.array(examples.matrix[part], dtype=np.float32))
         distances = torch.cdist(queries, rows).double()
-        some = np.array(examples.ids[part])
-        for row, query in enumerate(own["id"].to_pylist()):
-            distances[row, torch.from_numpy(is_left_out(query, some))] = torch.inf
+        part_ids = np.array(examples.ids[part])
+        for row, query in enumerate(query_rows["id"].to_pylist()):
+            distances[row, torch.from_numpy(is_left_out(query, part_ids))] = torch.inf
         best = torch.cat([best, distances], 1)
-        own_ids = torch.from_numpy(some)
-        ids = torch.cat([ids, own_ids.expand(len(queries), -1)], 1)
+        ids = torch.cat([ids, torch.from_numpy(part_ids).expand(len(queries), -1)], 1)
         best, order = best.sort(dim=1, stable=True)
         best, ids = best[:, :limit], ids.gather(1, order)[:, :limit]
     return {
         int(query): [int(i) for i, d in zip(row, far, strict=True) if d <= radius and d < torch.inf]
-        for query, row, far in zip(own["id"].to_pylist(), ids, best, strict=True)
+        for query, row, far in zip(query_rows["id"].to_pylist(), ids, best, strict=True)
     }
 
 
 def of_spectrum(support: pa.Table, query_id: int, limit: int) -> list[int]:
-    """The general spectrum of a query, both ends among at most `limit` examples of it."""
+    """Ids of at most `limit` examples of a query's general spectrum, evenly spaced in rank.
+
+    Both ends of the spectrum are among them.
+    """
     own = support.filter(
         pc.and_(pc.equal(support["query_id"], query_id), pc.equal(support["contrast"], GENERAL))
     ).sort_by("rank")
     ids: list[int] = own["example_id"].to_pylist()
     if len(ids) <= limit:
         return ids
-    return [ids[round(at)] for at in np.linspace(0, len(ids) - 1, limit)]
+    return [ids[round(rank)] for rank in np.linspace(0, len(ids) - 1, limit)]
 
 
 def of_values(values: pa.Table, query_id: int, limit: int) -> list[int]:
-    """The examples with the largest positive values for a query, the largest first.
+    """Ids of the `limit` examples with the largest positive values for a query, largest first.
 
-    Shapley values where there are several semivalues, of the cross-entropy where there are several
-    utilities.
+    `values` are rows of `shapley_query`: of several semivalues the Shapley value counts, of several
+    utilities the cross-entropy.
     """
     for name, preferred in (("semivalue", "shapley"), ("utility", "cross_entropy")):
         present = sorted(set(values[name].to_pylist()))

@@ -1,4 +1,4 @@
-"""Support sets of a prediction, and their spectra from what matters globally to what is near.
+"""Support sets of a prediction, and their spectra from the most global example to the most local.
 
 With f the features that a linear head reads, logits W f + b, c the class that is predicted for the
 query t and mu_k = logit_c - logit_k the margin over another class k,
@@ -51,7 +51,7 @@ Similarity = Literal["inner_product", "cosine"]
 def scaled(
     rows: Float[np.ndarray, "rows dim"], similarity: Similarity
 ) -> Float[np.ndarray, "rows dim"]:
-    """Rows in float64 whose inner products are the similarity; a zero row stays zero."""
+    """Feature rows in float64 whose inner products are the local score; a zero row stays zero."""
     rows = rows.astype(np.float64)
     if similarity == "inner_product":
         return rows
@@ -60,10 +60,10 @@ def scaled(
 
 
 class Frontier(NamedTuple):
-    """A spectrum, from global to local."""
+    """A spectrum, from the most global example to the most local."""
 
     at: Int64[np.ndarray, " spectrum"]
-    """Places of the examples."""
+    """Positions of the examples in the arrays that `frontier` was given."""
     global_score: Float[np.ndarray, " spectrum"]
     local_score: Float[np.ndarray, " spectrum"]
 
@@ -73,10 +73,11 @@ def frontier(
     global_score: Float[np.ndarray, " rows"],
     local_score: Float[np.ndarray, " rows"],
 ) -> Frontier:
-    """The rows that no other surpasses in one score without falling behind in the other.
+    """The Pareto frontier of the two scores: the rows that no other row dominates.
 
-    Equal in one, the larger in the other stands for both; equal in both, the smaller id. So every
-    bound on the local score has one answer. Cost rows log rows.
+    Of rows equal in one score the one with the larger other score is kept, of rows equal in both
+    the one with the smaller id. So every bound on the local score has one answer. Cost rows log
+    rows.
     """
     order = np.lexsort((ids, -global_score, -local_score))
     ranked = global_score[order]
@@ -85,13 +86,13 @@ def frontier(
     return Frontier(at, global_score[at], local_score[at])
 
 
-class Merged(NamedTuple):
-    """The spectra of several groups, one after the other, each from global to local."""
+class MergedFrontiers(NamedTuple):
+    """The spectra of several groups of rows, one after the other, each from global to local."""
 
     at: Int64[np.ndarray, " kept"]
-    """Places of the rows that are kept."""
+    """Positions of the rows that are kept."""
     rank: Int64[np.ndarray, " kept"]
-    """From 1 in each group."""
+    """Ranks of these rows in the spectrum of their group, from 1."""
 
 
 def merged(
@@ -99,11 +100,11 @@ def merged(
     members: Sequence[Int64[np.ndarray, " rows"]],
     global_score: Float[np.ndarray, " rows"],
     local_score: Float[np.ndarray, " rows"],
-) -> Merged:
-    """The frontier of each group of rows of several frontiers, which is that of all.
+) -> MergedFrontiers:
+    """The frontier of each group, from the concatenated frontiers of several shards.
 
-    Rows with the same `groups` (by the first, then the second) belong together, and `members` order
-    those with equal scores.
+    That is the frontier of all rows of the group. `groups` are the key columns that rows of a group
+    have in common, and `members` the columns that order rows with equal scores.
     """
     order = np.lexsort((*reversed(members), *reversed(groups)))
     differs = np.ones(len(order), dtype=bool)
@@ -115,13 +116,16 @@ def merged(
         front = frontier(np.arange(len(at)), global_score[at], local_score[at]).at
         kept.append(at[front])
         ranks.append(np.arange(1, len(front) + 1))
-    return Merged(np.concatenate(kept), np.concatenate(ranks))
+    return MergedFrontiers(np.concatenate(kept), np.concatenate(ranks))
 
 
 def global_scores(
     logits: Float[np.ndarray, "rows classes"], predicted: int, contrast: int, weight: Weight
 ) -> Float[np.ndarray, " rows"]:
-    """How global examples are for queries of class `predicted`: large near or across a boundary."""
+    """Global scores g of examples, by their logits, for queries predicted as class `predicted`.
+
+    Large for examples near the boundary to class `contrast`, or across it.
+    """
     own = logits[:, predicted]
     if contrast != GENERAL:
         margin: np.ndarray = own - logits[:, contrast]
@@ -140,19 +144,22 @@ def is_between(
     contrast: int,
     general: General,
 ) -> Bool[np.ndarray, " rows"]:
-    """Which examples lie between the query and the class `contrast`, whatever their own class."""
-    own, mine = examples[:, predicted], query[predicted]
+    """Whether each example lies between the query and class `contrast`, whatever its own class.
+
+    `examples` and `query` are logits.
+    """
+    own, of_query = examples[:, predicted], query[predicted]
     if contrast != GENERAL:
-        return np.asarray(own - examples[:, contrast] < mine - query[contrast])
+        return np.asarray(own - examples[:, contrast] < of_query - query[contrast])
     if general == "every_class":
         others = np.arange(len(query)) != predicted
         margins = own[:, None] - examples[:, others]
-        return np.asarray((margins < mine - query[others]).all(1))
-    return np.asarray(own < mine)
+        return np.asarray((margins < of_query - query[others]).all(1))
+    return np.asarray(own < of_query)
 
 
 def runner_up(logits: Float[np.ndarray, "rows classes"]) -> Int64[np.ndarray, " rows"]:
-    """The class with the second largest logit, the first among equals."""
+    """The class with each row's second largest logit, the first among equals."""
     rest = logits.copy()
     rest[np.arange(len(rest)), logits.argmax(1)] = -np.inf
     return np.asarray(rest.argmax(1))

@@ -1,4 +1,4 @@
-"""The best scores of a stream: per query the k largest above zero and the k smallest below.
+"""Top-k of a stream of scores: per query the k largest above zero and the k smallest below.
 
 Scores come in blocks of examples, the larger the better. Reading them once for each sign must cost
 little beside the product of matrices that made them, so a block is cut into groups of neighbours,
@@ -17,26 +17,27 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 GATHERED = 4
-"""Times k candidates per query, on average, that are held before they are cut down."""
+"""Candidates per query, in multiples of k, that are held before they are cut down to k."""
 GROUP = 32
-"""Neighbours whose maximum is taken."""
+"""Neighbouring scores whose maximum is compared with the bar."""
 
 
 class Pairs(NamedTuple):
-    """Scores of some pairs, one after the other."""
+    """Scores of pairs of a query and an example, one after the other."""
 
     queries: Int64[np.ndarray, " pairs"]
-    """Rows of queries."""
+    """Positions of the queries, from 0."""
     examples: Int64[np.ndarray, " pairs"]
-    """Ids, or whatever orders the examples."""
+    """Ids or positions of the examples; of equal scores the smaller number ranks first."""
     scores: np.ndarray
 
 
 def best(pairs: Pairs, k: int) -> Int64[np.ndarray, " kept"]:
-    """Places, ascending, of the k largest scores of each query; of equal ones the first examples.
+    """Positions, ascending, of the pairs with the k largest scores of each query.
 
-    Cost: a few passes over the pairs; nothing is sorted but what is equal to a k-th score. Memory:
-    as many scores as if every query had as many as the one with most.
+    Of equal scores those of the smallest examples. Cost: a few passes over the pairs; nothing is
+    sorted but what is equal to a k-th score. Memory: as many scores as if every query had as many
+    as the one with most.
     """
     queries, examples, scores = pairs
     counts = np.bincount(queries)
@@ -60,23 +61,26 @@ def best(pairs: Pairs, k: int) -> Int64[np.ndarray, " kept"]:
 
 
 class TopScores:
-    """Candidates for the k largest scores above zero of each query, or the k smallest below."""
+    """The k largest scores above zero of each query, or the k smallest below, of a stream."""
 
     def __init__(self, n_queries: int, k: int, dtype: torch.dtype, sign: int):
-        """None yet; `sign` is 1 or -1, and what is kept is multiplied by it."""
+        """Empty. `sign` 1 keeps the largest above zero, -1 the smallest below.
+
+        Scores that are kept are multiplied by `sign`.
+        """
         self._n, self._k, self._sign = n_queries, k, sign
         zero = torch.zeros(n_queries, dtype=dtype).numpy()
         # What is not above zero does not reach it.
         self._bar = np.nextafter(zero, np.ones_like(zero))
-        self._found: list[Pairs] = []
-        self._n_found = 0
+        self._candidates: list[Pairs] = []
+        self._n_candidates = 0
 
     def add(self, scores: Float[Tensor, "queries block"], first: int) -> None:
-        """Scores of the examples `first`, `first` + 1, ..., which come in their order."""
+        """Adds the scores of the examples `first`, `first` + 1, ...; blocks come in their order."""
         width = scores.shape[1]
         n_groups, rest = divmod(width, GROUP)
         groups = scores[:, : width - rest].view(self._n, n_groups, GROUP)
-        # torch is fast at this, and numpy at what is done to the few.
+        # torch is fast at this, and numpy at what is done to the few candidates.
         maxima = (groups.amax(2) if self._sign > 0 else groups.amin(2).neg()).numpy()
         if n_groups >= self._k:
             self._raise_bar(maxima)
@@ -86,19 +90,19 @@ class TopScores:
         self._gather(groups.numpy()[rows, at], rows, first + at * GROUP)
         behind = np.full(self._n, first + width - rest)
         self._gather(scores[:, width - rest :].numpy(), np.arange(self._n), behind)
-        if self._n_found > GATHERED * self._k * self._n:
+        if self._n_candidates > GATHERED * self._k * self._n:
             self._cut()
 
     def pairs(self) -> Pairs:
-        """The best of all that came."""
+        """The k best pairs of each query among all scores added, multiplied by `sign`."""
         self._cut()
         none = np.zeros(0, np.int64)
-        return self._found[0] if self._found else Pairs(none, none, np.zeros(0))
+        return self._candidates[0] if self._candidates else Pairs(none, none, np.zeros(0))
 
-    def _raise_bar(self, some: Float[np.ndarray, "queries some"]) -> None:
-        """To the k-th largest of `some`, which are scores of different examples."""
-        at = some.shape[1] - self._k
-        self._bar = np.maximum(self._bar, np.partition(some, at, axis=1)[:, at])
+    def _raise_bar(self, scores: Float[np.ndarray, "queries examples"]) -> None:
+        """Raises each query's bar to the k-th largest of its `scores`, of different examples."""
+        at = scores.shape[1] - self._k
+        self._bar = np.maximum(self._bar, np.partition(scores, at, axis=1)[:, at])
 
     def _gather(
         self,
@@ -106,21 +110,25 @@ class TopScores:
         rows: Int64[np.ndarray, " runs"],
         first: Int64[np.ndarray, " runs"],
     ) -> None:
-        """What reaches the bar of runs of scores, each of a query and of examples from `first`."""
+        """Makes candidates of the scores that reach the bar.
+
+        Row i of `scores` is of query `rows[i]` and of the examples `first[i]`, `first[i]` + 1, ...
+        """
         values = scores if self._sign > 0 else -scores
-        found = np.flatnonzero(values >= self._bar[rows, None])
-        if len(found):
-            runs, at = np.divmod(found, values.shape[1])
-            self._found.append(Pairs(rows[runs], first[runs] + at, values[runs, at]))
-            self._n_found += len(found)
+        at_bar = np.flatnonzero(values >= self._bar[rows, None])
+        if len(at_bar):
+            runs, at = np.divmod(at_bar, values.shape[1])
+            self._candidates.append(Pairs(rows[runs], first[runs] + at, values[runs, at]))
+            self._n_candidates += len(at_bar)
 
     def _cut(self) -> None:
-        if not self._found:
+        """Keeps the k best candidates of each query, and raises the bars to the k-th."""
+        if not self._candidates:
             return
-        together = Pairs(*(np.concatenate(part) for part in zip(*self._found, strict=True)))
+        together = Pairs(*(np.concatenate(part) for part in zip(*self._candidates, strict=True)))
         kept = best(together, self._k)
         queries, examples, scores = (part[kept] for part in together)
-        self._found, self._n_found = [Pairs(queries, examples, scores)], len(kept)
+        self._candidates, self._n_candidates = [Pairs(queries, examples, scores)], len(kept)
         lowest = np.full(self._n, np.inf, scores.dtype)
         np.minimum.at(lowest, queries, scores)
         lowest[np.bincount(queries, minlength=self._n) < self._k] = 0
@@ -133,7 +141,11 @@ def streamed(
     k: int,
     dtype: torch.dtype,
 ) -> Pairs:
-    """The k largest above zero and the k smallest below, by query and then by example."""
+    """The k largest scores above zero and the k smallest below of each query.
+
+    `blocks` are pairs of the number of the first example and the scores of a block of examples. The
+    result is sorted by query and then by example.
+    """
     above, below = (TopScores(n_queries, k, dtype, sign) for sign in (1, -1))
     for first, scores in blocks:
         above.add(scores, first)

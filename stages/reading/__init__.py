@@ -1,1 +1,1 @@
-"""Rows of tables as arrays, and back."""
+"""Columns of tables as arrays, and arrays as rows of tables."""

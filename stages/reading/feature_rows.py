@@ -1,4 +1,4 @@
-"""Rows of feature tables, read from their memory maps when they are asked for."""
+"""Scaled feature vectors of several tables, read from their memory maps as they are needed."""
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ from stages.stage import Vectors
 
 
 class FeatureRows:
-    """Rows of several feature tables side by side, read from their maps when they are asked for.
+    """Feature vectors of several tables side by side, read from memory maps as they are needed.
 
-    Each is scaled to unit length, or its table to a mean square length of 1 where there are
+    Each vector is scaled to unit length, or its table to a mean square length of 1 where there are
     several, as in `stages.surrogate.kernel.gram`, so that inner products of rows are entries of the
     kernel.
     """
@@ -24,19 +24,23 @@ class FeatureRows:
         dtype: torch.dtype,
         scales: list[float] | None = None,
     ) -> None:
-        """Rows for `ids`; those of queries are told the `scales` of the examples."""
+        """The rows of `ids` in each of `tables`.
+
+        `is_unit` scales vectors to unit length. `scales`, one per table, are those that the
+        examples' `FeatureRows` chose; queries must be given them.
+        """
         self._dtype, self._is_unit = dtype, is_unit
-        self._tables = [(table.matrix, _places(table, ids)) for table in tables]
+        self._tables = [(table.matrix, _rows_of(table, ids)) for table in tables]
         self.scales = scales or [1.0] * len(tables)
         if scales is None and not is_unit and len(tables) > 1:
-            self.scales = [_mean_length(m, at) for m, at in self._tables]
+            self.scales = [_mean_length(matrix, rows) for matrix, rows in self._tables]
 
     def __call__(self, rows: Int64[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:
-        """The features of some examples, by their place among the ids."""
-        at = rows.numpy()
+        """The feature vectors of the ids at positions `rows`."""
+        positions = rows.numpy()
         parts = []
-        for (matrix, places), scale in zip(self._tables, self.scales, strict=True):
-            part = torch.from_numpy(matrix[places[at]]).to(self._dtype)
+        for (matrix, table_rows), scale in zip(self._tables, self.scales, strict=True):
+            part = torch.from_numpy(matrix[table_rows[positions]]).to(self._dtype)
             if self._is_unit:
                 length = part.norm(dim=1, keepdim=True)
                 part /= torch.where(length > 0, length, 1.0)
@@ -46,15 +50,17 @@ class FeatureRows:
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def _places(table: Vectors, ids: np.ndarray) -> np.ndarray:
+def _rows_of(table: Vectors, ids: np.ndarray) -> np.ndarray:
+    """The row of each id in the table's matrix."""
     order = np.argsort(table.ids, kind="stable")
-    at: np.ndarray = order[np.searchsorted(table.ids, ids, sorter=order)]
-    return at
+    rows: np.ndarray = order[np.searchsorted(table.ids, ids, sorter=order)]
+    return rows
 
 
-def _mean_length(matrix: np.ndarray, places: np.ndarray) -> float:
+def _mean_length(matrix: np.ndarray, rows: np.ndarray) -> float:
+    """Root mean square length of these rows of the matrix."""
     total = 0.0
-    for start in range(0, len(places), 4096):
-        part = np.asarray(matrix[places[start : start + 4096]], np.float64)
+    for start in range(0, len(rows), 4096):
+        part = np.asarray(matrix[rows[start : start + 4096]], np.float64)
         total += float((part**2).sum())
-    return float((total / len(places)) ** 0.5)
+    return float((total / len(rows)) ** 0.5)

@@ -1,4 +1,4 @@
-"""Rows that a model or probe has predicted: their logits, and the features beside them."""
+"""Logits of a model or probe as arrays, and the feature vectors of the same rows."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from stages.stage import DataError, Inputs, Role
 
 
 class Predicted(NamedTuple):
-    """Rows of one role with features and logits."""
+    """Logits and feature vectors of the rows of one role that have both."""
 
     ids: Int64[np.ndarray, " rows"]
     """Ascending."""
@@ -34,18 +34,20 @@ def read_logits(
 
 
 def read_predicted(inputs: Inputs, features: str, predictions: str, role: Role) -> Predicted:
-    """The rows of one role that are in both tables; in `compute` those of the part's own shard.
+    """Logits and features of the rows of one role that are in both tables.
+
+    In a stage's `compute` those of the part's own shard.
 
     Raises:
         DataError: the predictions are a kernel's, or have another number of classes.
     """
     vectors = _of_role(inputs, features, role)
-    found = _of_role(inputs, predictions, role)
-    in_vectors, in_found = matched(vectors, found, predictions)
+    predicted = _of_role(inputs, predictions, role)
+    in_vectors, in_predicted = matched(vectors, predicted, predictions)
     n_classes = count_classes(inputs)
-    if len(in_found) == 0:
+    if len(in_predicted) == 0:
         return Predicted(np.zeros(0, np.int64), np.zeros((0, n_classes)), np.zeros((0, 0)))
-    logits = matrix_of(found["logits"])[in_found].astype(np.float64)
+    logits = matrix_of(predicted["logits"])[in_predicted].astype(np.float64)
     if logits.shape[1] != n_classes:
         raise DataError(
             f"{predictions}: found {logits.shape[1]} logits a row, expected {n_classes}, one per "
@@ -56,6 +58,7 @@ def read_predicted(inputs: Inputs, features: str, predictions: str, role: Role) 
 
 
 def _of_role(inputs: Inputs, name: str, role: Role) -> pa.Table:
+    """Rows of the table `name` of one role, whether it comes as a shard or whole."""
     table = inputs.table(name, role)
     return table.filter(pc.equal(table["role"], role))
 
@@ -63,7 +66,7 @@ def _of_role(inputs: Inputs, name: str, role: Role) -> pa.Table:
 def matched(
     vectors: pa.Table, predictions: pa.Table, read: str
 ) -> tuple[Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
-    """The rows of both tables whose ids are in both, in the order of ids.
+    """Row numbers, in each of the two tables, of the ids that are in both, by ascending id.
 
     Raises:
         DataError: the predictions, read from the instance `read`, are those of a kernel, whose

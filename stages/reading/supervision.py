@@ -1,4 +1,6 @@
-"""What the rows of a corpus should be answered with, as the columns that a regression fits.
+"""Labels or regression targets of a corpus, as arrays and as the columns that a regression fits.
+
+An answer is what a row should be predicted as: a class label or a target.
 
 A classification has one output per class, one-hot targets less 1/C; a regression has one output,
 the target less the mean of all targets. The offset is added back to what is predicted.
@@ -15,13 +17,14 @@ from stages.stage import DataError, Inputs, Role
 
 
 class Answers(NamedTuple):
-    """The answers of the examples that a regression is fitted on."""
+    """The target columns of the examples that a regression is fitted on, less their offset."""
 
     ids: Int64[np.ndarray, " examples"]
     """Ascending."""
     targets: Float[Tensor, "examples outputs"]
-    """Less `offset`; float64."""
+    """One-hot labels or targets, less `offset`; float64."""
     offset: float
+    """Mean of all entries, which is added back to what is predicted."""
 
 
 def task_of(inputs: Inputs) -> str:
@@ -56,9 +59,9 @@ def read_answers(
 def centre(
     ids: Int64[np.ndarray, " examples"], columns: Float[Tensor, "examples outputs"]
 ) -> Answers:
-    """The answers less the mean of all their entries, which of one-hot columns is 1/C.
+    """The columns less the mean of all their entries, which of one-hot columns is 1/C.
 
-    It is the mean over *all* these examples, also where one is left out later.
+    The mean is over *all* these examples, also where one is left out later.
     """
     offset = float(columns.sum()) / columns.numel()
     return Answers(ids, columns - offset, offset)

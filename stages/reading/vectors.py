@@ -9,11 +9,11 @@ from torch import Tensor
 from stages.stage import DataError, Inputs, Vectors
 
 BLOCK = 2**16
-"""Examples that are scored at a time: mostly a shard, as the best of many are found the faster."""
+"""Examples that are scored at a time, mostly a shard: the top-k of many are found the faster."""
 
 
 def matrix_of(column: pa.ChunkedArray) -> Float[np.ndarray, "rows dim"]:
-    """A column of fixed-size lists as a matrix."""
+    """A column of fixed-size lists as a matrix, a row per list."""
     combined = column.combine_chunks()
     values = combined.flatten().to_numpy(zero_copy_only=False)
     matrix: np.ndarray = values.reshape(len(combined), combined.type.list_size)
@@ -26,7 +26,7 @@ def vector_rows(
     vectors: Float[np.ndarray, "rows dim"],
     column: str = "vector",
 ) -> pa.RecordBatch:
-    """The id and role of the named rows of `text`, beside their vectors.
+    """Rows of a feature table: id and role of the given `rows` of `text`, and their vectors.
 
     Lists are of float16 where the vectors are, and of float32 otherwise.
     """
@@ -42,26 +42,26 @@ def vectors_of(
 ) -> tuple[Int64[np.ndarray, " rows"], Float[Tensor, "rows dim"]]:
     """Ids, ascending, and vectors in float32 of the examples of the part's own shard.
 
-    With `ids`, only of these.
+    With `ids`, only those of these examples. `name` is that of the feature table.
     """
     table = inputs.table(name)
     table = table.filter(pa.compute.equal(table["role"], "example"))
-    found = table["id"].to_numpy()
-    keep = np.arange(len(found)) if ids is None else np.flatnonzero(np.isin(found, ids))
-    order = keep[np.argsort(found[keep], kind="stable")]
+    shard_ids = table["id"].to_numpy()
+    keep = np.arange(len(shard_ids)) if ids is None else np.flatnonzero(np.isin(shard_ids, ids))
+    order = keep[np.argsort(shard_ids[keep], kind="stable")]
     if len(order) == 0:
         return np.zeros(0, np.int64), torch.zeros(0, 0)
     matrix = matrix_of(table["vector"])
     if len(order) < len(matrix) or (np.diff(order) < 0).any():
         # Rows of a shard mostly lie in order, and all are wanted: one copy is enough.
         matrix = matrix[order]
-    return found[order], torch.from_numpy(np.array(matrix, dtype=np.float32))
+    return shard_ids[order], torch.from_numpy(np.array(matrix, dtype=np.float32))
 
 
 def query_vectors(
     inputs: Inputs, name: str
 ) -> tuple[Int64[np.ndarray, " rows"], Float[Tensor, "rows dim"]]:
-    """Ids, ascending, and vectors in float32 of all queries.
+    """Ids, ascending, and vectors in float32 of all queries in the feature table `name`.
 
     Raises:
         DataError: there is none.
@@ -82,11 +82,11 @@ def aligned(vectors: Vectors, ids: np.ndarray) -> Float[Tensor, "rows dim"]:
         DataError: an id has no row.
     """
     order = np.argsort(vectors.ids, kind="stable")
-    at = np.searchsorted(vectors.ids, ids, sorter=order)
-    rows = order[np.minimum(at, max(len(order) - 1, 0))] if len(order) else at
-    found = vectors.ids[rows] == ids if len(order) else np.zeros(len(ids), dtype=bool)
-    if not found.all():
-        missing = ids[~found]
+    places = np.searchsorted(vectors.ids, ids, sorter=order)
+    rows = order[np.minimum(places, max(len(order) - 1, 0))] if len(order) else places
+    has_row = vectors.ids[rows] == ids if len(order) else np.zeros(len(ids), dtype=bool)
+    if not has_row.all():
+        missing = ids[~has_row]
         raise DataError(
             f"features: found no vector for {len(missing)} ids (the first is {missing[0]}), "
             "expected one for each. Rerun the stage that writes the features."

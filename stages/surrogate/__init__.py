@@ -1,1 +1,1 @@
-"""Small models that stand for the network."""
+"""Surrogate models that stand for the network: kernel regressions and linear heads."""

@@ -1,4 +1,4 @@
-"""Kernels from feature vectors, and ridge regression with a kernel; pure functions on tensors."""
+"""Kernels from feature vectors, and kernel ridge regression: pure functions on tensors."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,10 +15,12 @@ RIDGE_GRID: tuple[float, ...] = tuple(float(10.0 ** (step / 4)) for step in rang
 
 
 class Solution(NamedTuple):
-    """M = (K + damping I)^-1 and M times the targets."""
+    """A solved kernel ridge regression: M = (K + damping I)^-1, and M times the targets."""
 
     inverse: Float[Tensor, "examples examples"]
+    """M."""
     dual: Float[Tensor, "examples classes"]
+    """M Y, the weight of each example in each output."""
 
 
 def gram(
@@ -44,7 +46,7 @@ def gram(
 def to_queries(
     features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]], normalize: bool
 ) -> Float[Tensor, "queries examples"]:
-    """The second part of `gram` alone. Cost O(m n dim).
+    """The kernel from queries to examples alone, as `gram` has it. Cost O(m n dim).
 
     Raises:
         DataError: all examples have zero features in a table.
@@ -57,7 +59,7 @@ def to_queries(
 def _scaled(
     features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]], normalize: bool
 ) -> Iterator[Float[Tensor, "rows _"]]:
-    """Of each table the rows of examples and then queries, in float64, scaled as `gram` says."""
+    """Each table's rows, of examples and then of queries, in float64 and scaled as in `gram`."""
     for examples, queries in features:
         n = len(examples)
         rows = torch.empty(n + len(queries), examples.shape[1], dtype=torch.float64)
@@ -76,7 +78,7 @@ def _scaled(
 
 
 def mean_diagonal(kernel: Float[Tensor, "examples examples"]) -> float:
-    """The kernel's scale, which `ridge` is relative to."""
+    """The mean diagonal entry of the kernel, the scale that `ridge` is relative to."""
     return float(kernel.diagonal().mean())
 
 
@@ -105,7 +107,7 @@ def solve(
     targets: Float[Tensor, "examples classes"],
     damping: float,
 ) -> Solution:
-    """The fit on all examples, with its inverse matrix. Cost n^3."""
+    """The regression on all examples, with its inverse matrix. Cost n^3."""
     inverse = torch.cholesky_inverse(factor(kernel, damping))
     return Solution(inverse, inverse @ targets)
 
@@ -113,7 +115,7 @@ def solve(
 def closed_form_loo(
     targets: Float[Tensor, "examples classes"], solution: Solution
 ) -> Float[Tensor, "examples classes"]:
-    """What a fit on all the other examples predicts for each example: y_i - (M y)_i / M_ii.
+    """The prediction for each example of a fit on all the others: y_i - (M y)_i / M_ii.
 
     In units of `targets`; exact for a fixed damping. Cost n classes, given the fit on all.
     [derived; the leave-one-out identity of linear smoothers]

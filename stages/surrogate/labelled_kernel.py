@@ -1,4 +1,4 @@
-"""Kernel regression of the labels: the surrogate model that several methods value examples with.
+"""Kernel regression of labels on features: the surrogate model of the network.
 
 The outputs for query t after fitting the examples S are, with Y one-hot over C classes,
 
@@ -29,14 +29,15 @@ Ridge = float | Literal["auto"]
 
 
 class LeftOut(NamedTuple):
-    """Rows that some feature table has no row for."""
+    """Counts of rows left out because a feature table has no row for them."""
 
     examples: int = 0
-    """Labelled ones."""
+    """Labelled examples."""
     queries: int = 0
+    """Queries, labelled or not."""
 
     def details(self) -> dict[str, Any]:
-        """Facts for a manifest, with a notice where there is any."""
+        """The counts as facts for a manifest, with a notice where one is not 0."""
         facts: dict[str, Any] = {
             "n_without_features": self.examples,
             "n_queries_without_features": self.queries,
@@ -49,8 +50,8 @@ class LeftOut(NamedTuple):
         return facts
 
 
-class Joined(NamedTuple):
-    """Answers and features of the rows that have both."""
+class AnsweredFeatures(NamedTuple):
+    """Answers and features of the examples that have both, and features of the queries."""
 
     answers: Answers
     query_ids: Int64[np.ndarray, " queries"]
@@ -61,7 +62,10 @@ class Joined(NamedTuple):
 
 
 class LabelledKernel(NamedTuple):
-    """A regression ready to be solved. Row i of a tensor belongs to id i of its role."""
+    """The matrices of a kernel regression, not yet solved.
+
+    Row i of a tensor belongs to the i-th id of its role.
+    """
 
     example_ids: Int64[np.ndarray, " examples"]
     """Labelled examples, ascending."""
@@ -72,6 +76,7 @@ class LabelledKernel(NamedTuple):
     """One-hot labels minus 1/C."""
     kernel: Float[Tensor, "examples examples"]
     query_kernel: Float[Tensor, "queries examples"]
+    """The kernel of each query with each example."""
     ridge: float
     damping: float
     ridge_errors: tuple[float, ...]
@@ -79,7 +84,7 @@ class LabelledKernel(NamedTuple):
     left_out: LeftOut = LeftOut()
 
     def with_labelled_queries(self) -> "LabelledKernel":
-        """The same without the queries whose label is unknown.
+        """The same regression without the queries that have no label.
 
         Raises:
             DataError: no query has a label.
@@ -98,7 +103,7 @@ class LabelledKernel(NamedTuple):
 
 
 def check_fields(kernel: tuple[str, ...], ridge: Ridge) -> None:
-    """Refuse fields that no regression can be built from.
+    """Refuses fields that no regression can be built from.
 
     Raises:
         ConfigError: no feature table is named, or the ridge is not a positive number.
@@ -116,7 +121,7 @@ def check_fields(kernel: tuple[str, ...], ridge: Ridge) -> None:
 def read_labelled_kernel(
     inputs: Inputs, kernel: tuple[str, ...], normalize: bool, ridge: Ridge
 ) -> LabelledKernel:
-    """The regression of the table `label` on the feature tables `kernel`.
+    """The regression of the labels in `label` on the feature tables `kernel`.
 
     Examples without a label (dropped, or null) take no part, and neither does a row that one of the
     feature tables lacks. Memory 8 (n + m) n bytes for the kernel, beside it one feature table in
@@ -150,8 +155,8 @@ def read_labelled_kernel(
     )
 
 
-def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> Joined:
-    """Answers and features of the examples, and features of the queries, that each table has.
+def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> AnsweredFeatures:
+    """Answers and features of the examples, features of the queries, that every table has.
 
     The offset of the answers is that of these examples alone.
 
@@ -159,33 +164,35 @@ def read_features(inputs: Inputs, kernel: tuple[str, ...]) -> Joined:
         DataError: the answers cannot be read, or no answered example has features.
     """
     ids, columns = read_answers(inputs)
-    found = has_features(inputs, kernel, "example", ids)
-    if not found.any():
+    is_usable = has_features(inputs, kernel, "example", ids)
+    if not is_usable.any():
         raise DataError(
             f"{', '.join(kernel)}: found features of none of the {len(ids)} labelled "
             "examples in all of these tables, expected at least 1. Look into the view diagnostics "
             "for what happened to them."
         )
-    kept = centre(ids[found], columns[torch.from_numpy(found)])
+    answers = centre(ids[is_usable], columns[torch.from_numpy(is_usable)])
     query_ids = np.array(inputs.vectors(kernel[0], "query").ids)
     query_ids = query_ids[has_features(inputs, kernel, "query", query_ids)]
-    known_queries = inputs.table("label", "query")["id"].to_numpy()
+    all_queries = inputs.table("label", "query")["id"].to_numpy()
     features = [
         (
-            aligned(inputs.vectors(name, "example"), kept.ids),
+            aligned(inputs.vectors(name, "example"), answers.ids),
             aligned(inputs.vectors(name, "query"), query_ids),
         )
         for name in kernel
     ]
-    missing = int((~np.isin(known_queries, query_ids)).sum())
-    return Joined(kept, query_ids, features, LeftOut(len(ids) - len(kept.ids), missing))
+    missing = int((~np.isin(all_queries, query_ids)).sum())
+    return AnsweredFeatures(
+        answers, query_ids, features, LeftOut(len(ids) - len(answers.ids), missing)
+    )
 
 
 def has_features(
     inputs: Inputs, kernel: tuple[str, ...], role: Role, ids: Int64[np.ndarray, " rows"]
 ) -> Bool[np.ndarray, " rows"]:
-    """Which of some ids every one of the feature tables has a row for."""
-    found = np.ones(len(ids), dtype=bool)
+    """Whether each of `ids` has a row in every feature table named by `kernel`."""
+    has_all = np.ones(len(ids), dtype=bool)
     for name in kernel:
-        found &= np.isin(ids, inputs.vectors(name, role).ids)
-    return found
+        has_all &= np.isin(ids, inputs.vectors(name, role).ids)
+    return has_all

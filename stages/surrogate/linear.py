@@ -25,12 +25,12 @@ from torch import Tensor
 from stages.stage import DataError, StageError
 
 BIAS_PENALTY = 1e-6
-"""Keeps finite what the data leave open: the bias of a class without examples, and a shift common
-to all biases. At 1e-6 it moves no probability that matters."""
+"""Penalty on biases. It keeps finite what the data leave open: the bias of a class without
+examples, and a shift common to all biases. At 1e-6 it moves no probability that matters."""
 
 
-class Fitted(NamedTuple):
-    """A head for embeddings as they are, and the units that its penalty is in; float64."""
+class LinearHead(NamedTuple):
+    """A linear head for raw embeddings, and the units that its penalty is in; float64."""
 
     weight: Float[Tensor, "outputs dim"]
     bias: Float[Tensor, " outputs"]
@@ -46,7 +46,7 @@ def objective(
     labels: Int[Tensor, " rows"],
     regularization: float,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy plus penalty; the last column of `features` is 1, that of `theta` b."""
+    """Mean cross-entropy plus penalty at theta = (W, b); the last column of `features` is 1."""
     loss = torch.nn.functional.cross_entropy(features @ theta.T, labels)
     weight, bias = theta[:, :-1], theta[:, -1]
     return loss + 0.5 * (
@@ -61,7 +61,7 @@ def fit(
     regularization: float,
     tolerance: float = 1e-9,
     max_steps: int = 100,
-) -> Fitted:
+) -> LinearHead:
     """The head of least mean cross-entropy plus penalty.
 
     Newton's method with conjugate gradients and halved steps; it ends when no entry of the
@@ -85,7 +85,7 @@ def fit(
         steepest = float(gradient.abs().max())
         if steepest <= tolerance:
             weight = theta[:, :-1] / scale
-            return Fitted(weight, theta[:, -1] - weight @ mean, mean, scale)
+            return LinearHead(weight, theta[:, -1] - weight @ mean, mean, scale)
 
         def curvature(v: Tensor, p: Tensor = p) -> Tensor:
             u = p * (features @ v.T)
@@ -105,8 +105,8 @@ def fit_least_squares(
     embeddings: Float[Tensor, "rows dim"],
     targets: Float[Tensor, " rows"],
     regularization: float,
-) -> Fitted:
-    """The head of least mean square plus penalty, with one output.
+) -> LinearHead:
+    """The head of least mean squared error plus penalty, with one output.
 
     In closed form, through the smaller of the matrices over dimensions and over rows: cost
     rows * dim * min(rows, dim), memory one float64 copy of the embeddings and that matrix.
@@ -129,7 +129,7 @@ def fit_least_squares(
         dual = torch.cholesky_solve(residual[:, None], lower_factor(gram))[:, 0] / n_rows
         weight = features.T @ dual
     weight = weight[None] / scale
-    return Fitted(weight, level - weight @ mean, mean, scale)
+    return LinearHead(weight, level - weight @ mean, mean, scale)
 
 
 def lower_factor(matrix: Float[Tensor, "size size"]) -> Float[Tensor, "size size"]:
@@ -176,7 +176,7 @@ def standardised(
 def _conjugate_gradients(
     curvature: Callable[[Tensor], Tensor], target: Tensor, precision: float
 ) -> Tensor:
-    """The x with curvature(x) = target, to a residual of `precision` times the target."""
+    """The x with curvature(x) = target, to a residual norm of `precision` times the target's."""
     x, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), residual.square().sum()
     goal = precision**2 * square
@@ -200,14 +200,14 @@ def _line_search(
     labels: Tensor,
     regularization: float,
 ) -> Tensor:
-    """The step, halved until it lowers the objective by a share of what its slope promises."""
+    """Weights after the step, halved until the objective falls by a share of what it promises."""
     start = objective(theta, features, labels, regularization)
     slope = (gradient * step).sum()
     # Near the optimum the decrease drowns in the rounding of the objective itself.
     rounding = 1e-14 * start.abs()
     for halvings in range(40):
         moved = theta + step * 0.5**halvings
-        found = objective(moved, features, labels, regularization)
-        if found <= start + 1e-4 * 0.5**halvings * slope + rounding:
+        value = objective(moved, features, labels, regularization)
+        if value <= start + 1e-4 * 0.5**halvings * slope + rounding:
             break
     return moved

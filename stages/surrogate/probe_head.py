@@ -1,4 +1,4 @@
-"""A probe in the coordinates that its objective is written in, for the stages that take it apart.
+"""The fitted probe in the coordinates of its objective, and the slopes of losses at its outputs.
 
 With x = (e - mean) / scale of an embedding e the outputs are f = W x + b, and the objective is that
 of `stages/surrogate/linear.py`. The gradient of a row's loss by (W, b) is the outer product of the
@@ -25,18 +25,20 @@ from stages.stage import ConfigError, DataError, Inputs
 
 
 class Head(NamedTuple):
-    """A probe, in float64."""
+    """The probe's weights in the coordinates x, and what maps embeddings there; float64."""
 
     weight: Float[Tensor, "outputs dim"]
-    """For x."""
+    """W, for x and not for raw embeddings."""
     bias: Float[Tensor, " outputs"]
     mean: Float[Tensor, " dim"]
+    """Of the embeddings that the probe was fitted on."""
     scale: float
+    """Root mean square length of these embeddings less their mean."""
     regularization: float
     is_regression: bool
 
     def coordinates(self, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-        """The x of some embeddings, in float64.
+        """The coordinates x of embeddings, in float64.
 
         Raises:
             DataError: they are of another length.
@@ -49,35 +51,39 @@ class Head(NamedTuple):
         return (vectors.double() - self.mean) / self.scale
 
     def outputs(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows outputs"]:
-        """Logits, or the predicted target."""
+        """Logits of rows given by x, or a regression's predicted targets."""
         return x @ self.weight.T + self.bias
 
 
-class Rows(NamedTuple):
-    """Examples with an embedding and an answer."""
+class ProbeExamples(NamedTuple):
+    """Examples with an embedding and an answer, in the probe's coordinates."""
 
     ids: Int64[np.ndarray, " rows"]
     """Ascending."""
     x: Float[Tensor, "rows dim"]
     slopes: Float[Tensor, "rows outputs"]
-    """Of the loss of their answers."""
+    """Derivatives r of each example's loss by the outputs, at its label or target."""
 
 
-class Queries(NamedTuple):
-    """Queries with an embedding."""
+class ProbeQueries(NamedTuple):
+    """Queries with an embedding, in the probe's coordinates, and what the probe predicts."""
 
     ids: Int64[np.ndarray, " queries"]
     """Ascending."""
     x: Float[Tensor, "queries dim"]
     outputs: Float[Tensor, "queries outputs"]
     chosen: Float[Tensor, "queries outputs"]
-    """1 at the class that is predicted, the first among equals; a regression's one output."""
+    """1 at the predicted class, the first among equals, else 0; 1 at a regression's one output."""
 
 
 def slopes(
     outputs: Float[Tensor, "rows outputs"], answers: Tensor
 ) -> Float[Tensor, "rows outputs"]:
-    """Derivatives of each row's loss: of its label (integers), or half that of its target."""
+    """Derivatives r of each row's loss by its outputs.
+
+    `answers` are labels, as integers, with the cross-entropy, or targets with half the squared
+    error.
+    """
     if answers.is_floating_point():
         return outputs - answers[:, None]
     return torch.softmax(outputs, 1) - one_hot(answers, outputs.shape[1])
@@ -98,7 +104,7 @@ def check_fitted_on(inputs: Inputs, embedding: str) -> None:
 
 
 def read_head(inputs: Inputs, embedding: str) -> Head:
-    """The probe of the table `probe`, with the units that it was fitted in.
+    """The probe of the table `probe`, in the units that it was fitted in.
 
     Raises:
         ConfigError: it was fitted on another table.
@@ -118,8 +124,8 @@ def read_head(inputs: Inputs, embedding: str) -> Head:
     return Head(weight * scale, bias + weight @ mean, mean, scale, penalty, is_regression)
 
 
-def queries_of(head: Head, inputs: Inputs, embedding: str) -> Queries:
-    """All queries that have an embedding.
+def queries_of(head: Head, inputs: Inputs, embedding: str) -> ProbeQueries:
+    """All queries that have an embedding, with the outputs of `head`.
 
     Raises:
         DataError: there is none.
@@ -127,45 +133,50 @@ def queries_of(head: Head, inputs: Inputs, embedding: str) -> Queries:
     ids, vectors = query_vectors(inputs, embedding)
     x = head.coordinates(vectors)
     outputs = head.outputs(x)
-    return Queries(ids, x, outputs, one_hot(outputs.argmax(1), outputs.shape[1]))
+    return ProbeQueries(ids, x, outputs, one_hot(outputs.argmax(1), outputs.shape[1]))
 
 
-def examples_of(head: Head, inputs: Inputs, embedding: str) -> Rows:
+def examples_of(head: Head, inputs: Inputs, embedding: str) -> ProbeExamples:
     """The examples of the part's own shard that have an embedding and an answer."""
-    wanted, answers = _answers(head, inputs)
-    ids, vectors = vectors_of(inputs, embedding, wanted)
+    answered, answers = _answers(head, inputs)
+    ids, vectors = vectors_of(inputs, embedding, answered)
     if len(ids) == 0:
-        return Rows(ids, torch.zeros(0, len(head.mean)), torch.zeros(0, len(head.bias)))
-    return _rows(head, ids, vectors, answers[torch.from_numpy(np.searchsorted(wanted, ids))])
+        return ProbeExamples(ids, torch.zeros(0, len(head.mean)), torch.zeros(0, len(head.bias)))
+    in_answers = torch.from_numpy(np.searchsorted(answered, ids))
+    return _rows(head, ids, vectors, answers[in_answers])
 
 
-def all_examples(head: Head, inputs: Inputs, embedding: str) -> Iterator[Rows]:
-    """The examples of all shards that have an embedding and an answer, in blocks; for `open`.
+def all_examples(head: Head, inputs: Inputs, embedding: str) -> Iterator[ProbeExamples]:
+    """The examples of all shards that have an embedding and an answer, `BLOCK` at a time.
+
+    A stage calls it in its `open`.
 
     Raises:
         DataError: there is none.
     """
-    wanted, answers = _answers(head, inputs)
+    answered, answers = _answers(head, inputs)
     vectors = inputs.vectors(embedding, "example")
-    ids, at, places = np.intersect1d(wanted, vectors.ids, assume_unique=True, return_indices=True)
+    ids, in_answers, in_vectors = np.intersect1d(
+        answered, vectors.ids, assume_unique=True, return_indices=True
+    )
     if len(ids) == 0:
         raise DataError(
-            f"{embedding}: found embeddings of none of the {len(wanted)} examples with an answer, "
-            "expected at least 1. Check the labels, and the view diagnostics."
+            f"{embedding}: found embeddings of none of the {len(answered)} examples with an "
+            "answer, expected at least 1. Check the labels, and the view diagnostics."
         )
     for start in range(0, len(ids), BLOCK):
-        own = slice(start, start + BLOCK)
-        block = torch.from_numpy(np.array(vectors.matrix[places[own]]))
-        yield _rows(head, ids[own], block, answers[torch.from_numpy(at[own])])
+        part = slice(start, start + BLOCK)
+        block = torch.from_numpy(np.array(vectors.matrix[in_vectors[part]]))
+        yield _rows(head, ids[part], block, answers[torch.from_numpy(in_answers[part])])
 
 
-def _rows(head: Head, ids: np.ndarray, vectors: Tensor, answers: Tensor) -> Rows:
+def _rows(head: Head, ids: np.ndarray, vectors: Tensor, answers: Tensor) -> ProbeExamples:
     x = head.coordinates(vectors)
-    return Rows(ids, x, slopes(head.outputs(x), answers))
+    return ProbeExamples(ids, x, slopes(head.outputs(x), answers))
 
 
 def _answers(head: Head, inputs: Inputs) -> tuple[Int64[np.ndarray, " rows"], Tensor]:
-    """Ids, ascending, and answers of the examples that have one."""
+    """Ids, ascending, and labels or targets of the examples that have one."""
     if not head.is_regression:
         ids, labels = read_labels(inputs, "example", len(head.bias))
         return ids, torch.from_numpy(labels)

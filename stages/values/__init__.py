@@ -1,1 +1,1 @@
-"""Stages that value examples."""
+"""Stages that value examples: Shapley and other semivalues, leave-one-out, real retraining."""

@@ -23,16 +23,16 @@ from torch import Tensor
 from stages.game.coalitions import Design
 from stages.game.from_tables import (
     RIDGE_EXAMPLES,
-    Opened,
-    asked_of,
+    LabelledGame,
     labelled_game,
+    labelled_queries,
     read_game,
-    read_source,
+    read_game_tables,
 )
 from stages.game.game import Game, PlaysGame, Values
 from stages.game.sampling import Valuation
 from stages.game.stopping import StopRule, Watch
-from stages.game.sums import Tally
+from stages.game.sums import MarginalSums
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Samples, Split, Steps, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
@@ -51,18 +51,18 @@ SHAPLEY_STRATUM = TableSpec(
     ),
     key=("utility", "smallest"),
 )
-"""Marginals of a round by the size of the coalition, from `smallest` to 2 `smallest` + 1 less 1:
-how many, the sum of their absolute values, and of their squares."""
+"""Marginals of a round whose coalitions have `smallest` to 2 `smallest` examples: how many, the sum
+of their absolute values, and of their squares."""
 
 
-class Opening(NamedTuple):
-    """What a worker keeps."""
+class SampledGame(NamedTuple):
+    """The game of a worker, and how its coalitions are drawn in every round."""
 
-    opened: Opened
+    labelled: LabelledGame
     ends: Float[Tensor, "utilities ends"]
-    """Each utility of no and of all examples."""
+    """U(empty) and U(all) of each utility."""
     design: Design | None
-    """How coalitions are drawn, where no permutations are."""
+    """How coalitions of `sampling: stratified` are drawn; None for permutations."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that no value can be computed from.
 
         Raises:
             ConfigError: a field is empty, negative or not a number.
@@ -108,21 +108,21 @@ class FreeShap(Valuation, Samples, PlaysGame):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Sums over the units of a round, and how marginals spread over sizes."""
+        """Sums over the units of a round, and moments of its marginals by coalition size."""
         return (SHAPLEY_ROUND, SHAPLEY_STRATUM)
 
     def _stop_rule(self) -> StopRule:
-        """When rounds are enough."""
+        """The limits of the fields `minutes`, `stderr` and `sign_confidence`."""
         return StopRule(self.minutes, self.stderr, self.sign_confidence)
 
     def watch(self) -> Watch | None:
-        """Who says when rounds are enough; see `stages.stage.Stage`."""
+        """A fresh stopping rule; None, where no limit is set, runs all rounds."""
         return Watch(self._stop_rule()) if self._stop_rule().is_open else None
 
     def play(self, game: Game, draw: int = 0) -> Values:
-        """Values of all players from all rounds; another `draw` has rounds of its own."""
+        """Values of all players, from all rounds; each number `draw` has rounds of its own."""
         design, ends = self.design(game), game.ends(self.utilities)
-        tally = Tally(self.utilities, self.weights(game, design))
+        tally = MarginalSums(self.utilities, self.weights(game, design))
         for index in range(draw * self.rounds, (draw + 1) * self.rounds):
             self.sample(game, design, tally, self.units_per_round, index, ends)
         return Values(self.semivalues, *tally.estimates())
@@ -134,12 +134,13 @@ class FreeShap(Valuation, Samples, PlaysGame):
         rounds: Sequence[int],
         stepped: Steps,
     ) -> tuple[Int64[np.ndarray, " examples"], Values]:
-        """Ids of the examples, ascending, and what each is worth for one query alone.
+        """Ids of the examples, ascending, and their values for the query `query_id` alone.
 
-        The rounds are drawn again as they were for all queries: the mean over the labelled queries
-        of what this returns is what these rounds say. A query without a label is valued for the
-        class that all examples together predict. Costs the units of the rounds for one query, and
-        the pilot. `stepped` hears how many rounds of how many are done, first that none is.
+        The rounds are drawn again as they were for all queries: the mean of these values over the
+        labelled queries is the value that the same rounds give in the game of all. A query without
+        a label is valued for the class that all examples together predict. Costs the units of the
+        rounds for one query, and the pilot. `stepped` is called with the number of rounds done and
+        of all, from 0 done on.
 
         Raises:
             DataError: the query has no features, or permutations ended by a rule for the mean.
@@ -149,63 +150,64 @@ class FreeShap(Valuation, Samples, PlaysGame):
                 "truncation: found tolerance, expected none or random: the rule ends a permutation "
                 "by the mean over queries, and says nothing of one. Use another method."
             )
-        source = read_source(inputs, self)
-        if query_id not in source.query_ids:
+        tables = read_game_tables(inputs, self)
+        if query_id not in tables.query_ids:
             raise DataError(
                 f"{', '.join(self.kernel)}: found no features of query {query_id}, expected some. "
                 "Look into the view diagnostics for what happened to them."
             )
-        of_all = labelled_game(inputs, self, source).game
+        of_all = labelled_game(inputs, self, tables).game
         design = self.design(of_all)
-        known, labels = asked_of(inputs, source.n_classes)
-        label = int(labels[known == query_id][0]) if query_id in known else -1
-        game = source.game(np.array([query_id]), np.array([label]), by_query=True)
-        tally = Tally(self.utilities, self.weights(of_all, design), n_queries=1)
+        labelled, labels = labelled_queries(inputs, tables.n_classes)
+        label = int(labels[labelled == query_id][0]) if query_id in labelled else -1
+        game = tables.game(np.array([query_id]), np.array([label]), by_query=True)
+        tally = MarginalSums(self.utilities, self.weights(of_all, design), n_queries=1)
         ends = game.ends(self.utilities)
         for done, index in enumerate(rounds):
             stepped(done, len(rounds))
             self.sample(game, design, tally, self.units_per_round, index, ends)
         stepped(len(rounds), len(rounds))
-        mean, error = (found[..., 0] for found in tally.estimates())
-        return source.example_ids, Values(self.semivalues, mean, error)
+        mean, error = (estimate[..., 0] for estimate in tally.estimates())
+        return tables.example_ids, Values(self.semivalues, mean, error)
 
     def replay_cost(self, work: Work, n_rounds: int) -> Cost:
-        """So many rounds for one query; before them features, the ridge and the pilot.
+        """`n_rounds` rounds for one query; before them features, the ridge and the pilot.
 
-        The pilot is taken for a unit of all queries.
+        The pilot is counted as one unit for all queries.
         """
         n = work.n_examples
         unit = self.unit_cost(replace(work, n_queries=1))
-        some = min(n, RIDGE_EXAMPLES)
+        n_sampled = min(n, RIDGE_EXAMPLES)
         is_chosen = self.ridge == "auto" and self.utilities != ("loss",)
-        held = n if self.engine_for(n) == "prefix_cholesky" else some
-        opening = 2.0 * held**2 * work.dim + (10.0 * some**3 if is_chosen else 0.0)
+        held = n if self.engine_for(n) == "prefix_cholesky" else n_sampled
+        opening = 2.0 * held**2 * work.dim + (10.0 * n_sampled**3 if is_chosen else 0.0)
         pilot = self.unit_cost(work).flops if self.sampling == "stratified" else 0.0
         return Cost(
             flops=opening + pilot + n_rounds * self.units_per_round * unit.flops,
             memory_bytes=self.unit_cost(work).memory_bytes,
         )
 
-    def open(self, inputs: Inputs) -> Opening:
-        """The game, once per worker, with the utilities' ends and the pilot."""
-        opened = read_game(inputs, self)
-        return Opening(opened, opened.game.ends(self.utilities), self.design(opened.game))
+    def open(self, inputs: Inputs) -> SampledGame:
+        """The game, U(empty) and U(all), and the pilot's law of sizes, once per worker."""
+        labelled = read_game(inputs, self)
+        game = labelled.game
+        return SampledGame(labelled, game.ends(self.utilities), self.design(game))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Engine, ridge, counts, the utilities of no and of all examples, and sizes drawn."""
-        opened, ends, design = inputs.opened
+        """Engine, ridge, counts, U(empty) and U(all), and the median size of coalitions."""
+        labelled, ends, design = inputs.opened
         return {
-            **opened.facts,
+            **labelled.facts,
             "median_coalition": None if design is None else design.median,
             "utility_of_none": dict(zip(self.utilities, ends[:, 0].tolist(), strict=True)),
             "utility_of_all": dict(zip(self.utilities, ends[:, 1].tolist(), strict=True)),
         }
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The sums of one round."""
-        (opened, ends, design), index = inputs.opened, inputs.part.index
-        game = opened.game
-        tally = Tally(self.utilities, self.weights(game, design))
+        """The sums of one round, a row for each semivalue, utility and example; and its strata."""
+        (labelled, ends, design), index = inputs.opened, inputs.part.index
+        game = labelled.game
+        tally = MarginalSums(self.utilities, self.weights(game, design))
         self.sample(game, design, tally, self.units_per_round, index, ends)
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
@@ -213,7 +215,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
                     pa.array(np.full(game.n, index)),
                     pa.array([semivalue] * game.n, pa.string()),
                     pa.array([utility] * game.n, pa.string()),
-                    pa.array(opened.example_ids),
+                    pa.array(labelled.example_ids),
                     pa.array(tally.total[row, column].numpy()),
                     pa.array(tally.total_sq[row, column].numpy()),
                     pa.array(np.full(game.n, tally.n_units)),
@@ -226,7 +228,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
         yield SHAPLEY_STRATUM.name, _strata(self.utilities, tally, index)
 
     def cost(self, work: Work) -> Cost:
-        """Units of all rounds, by the engine that `engine` means for so many examples."""
+        """The units of all rounds, with the engine that serves so many examples."""
         unit = self.unit_cost(work)
         n_values = work.n_examples * len(self.semivalues) * len(self.utilities)
         return Cost(
@@ -237,7 +239,8 @@ class FreeShap(Valuation, Samples, PlaysGame):
         )
 
 
-def _strata(utilities: tuple[str, ...], tally: Tally, index: int) -> pa.RecordBatch:
+def _strata(utilities: tuple[str, ...], tally: MarginalSums, index: int) -> pa.RecordBatch:
+    """Rows of `SHAPLEY_STRATUM` for round `index`, of the strata that have marginals."""
     rows = [
         {
             "round": index,

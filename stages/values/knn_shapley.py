@@ -48,29 +48,30 @@ KNN_BLOCK = TableSpec(
 """Sums of an example's values over the labelled queries of a block, and how many those are."""
 
 
-class Asked(NamedTuple):
+class KnnQueries(NamedTuple):
     """The queries of a block that have a label and features, by ascending id."""
 
     labels: Int64[np.ndarray, " queries"]
     vectors: Float[np.ndarray, "queries dim"]
     n_without_label: int
     n_without_features: int
-    """Labelled ones that the feature table lacks."""
+    """Labelled queries that the feature table lacks."""
 
 
-class Opened(NamedTuple):
-    """The examples that have a label and features, by ascending id, which a worker keeps."""
+class KnnExamples(NamedTuple):
+    """The examples that have a label and features, by ascending id."""
 
     ids: Int64[np.ndarray, " examples"]
     labels: Int64[np.ndarray, " examples"]
     points: Points
+    """Their vectors, from which distances are computed."""
     n_classes: int
     n_without_features: int
-    """Labelled ones that the feature table lacks."""
+    """Labelled examples that the feature table lacks."""
 
 
 def step_weights(n: int, neighbours: int) -> Float64[np.ndarray, " steps"]:
-    """What s_i - s_{i+1} is where m_i - m_{i+1} is 1, for i = 1 to n - 1."""
+    """The factor of m_i - m_{i+1} in s_i - s_{i+1}, for i = 1 to n - 1."""
     k, i = min(neighbours, n), np.arange(1, n)
     weights: np.ndarray = (_harmonic(k) - 1) / max(n - 1, 1) + np.minimum(i, k) / (i * k)
     return weights
@@ -82,10 +83,10 @@ def values_by_rank(
     neighbours: int,
     n_classes: int,
 ) -> Float64[np.ndarray, " examples"]:
-    """Shapley values for one query of the examples nearest first. Positive helps.
+    """Shapley values of the examples for one query, nearest first. Positive helps.
 
-    `matches` says which of them carry the query's label, `weights` are their `step_weights`. The
-    values sum to the worth of all examples less 1/C. Cost n.
+    `matches` says which of them, nearest first, carry the query's label, `weights` are their
+    `step_weights`. The values sum to the utility of all examples less 1/C. Cost n.
     """
     n, last = len(matches), float(matches[-1])
     others = (np.count_nonzero(matches) - last) / max(n - 1, 1)
@@ -99,14 +100,16 @@ def values_by_rank(
 
 
 def _harmonic(k: int) -> float:
+    """1 + 1/2 + ... + 1/k."""
     return float((1 / np.arange(1, k + 1)).sum())
 
 
 @dataclass(frozen=True)
 class KnnShapley(Stage):
-    """Values of examples for a vote of their nearest neighbours, a task per block of queries.
+    """Shapley values of examples in a vote of a query's nearest neighbours.
 
-    Memory of a task: 600 bytes per example and a tile of vectors; the rest stays in its map.
+    A task per block of queries. Memory of a task: 600 bytes per example and a tile of vectors; the
+    other vectors stay in their memory map.
     """
 
     features: str = "embedding"
@@ -123,10 +126,10 @@ class KnnShapley(Stage):
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses a number of neighbours below 1.
 
         Raises:
-            ConfigError: nobody would vote.
+            ConfigError: it is.
         """
         if self.neighbours < 1:
             raise ConfigError(
@@ -140,10 +143,10 @@ class KnnShapley(Stage):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Sums over the queries of a block."""
+        """Sums of values over the queries of a block."""
         return (KNN_BLOCK,)
 
-    def open(self, inputs: Inputs) -> Opened:
+    def open(self, inputs: Inputs) -> KnnExamples:
         """The examples, once per worker.
 
         Raises:
@@ -151,64 +154,69 @@ class KnnShapley(Stage):
                 be multiplied in float32.
         """
         n_classes = count_classes(inputs)
-        known_ids, labels = read_labels(inputs, "example", n_classes)
+        labelled_ids, labels = read_labels(inputs, "example", n_classes)
         vectors = inputs.vectors(self.features, "example")
-        ids, at, rows = _both(known_ids, vectors.ids)
+        ids, in_labels, in_vectors = _ids_in_both(labelled_ids, vectors.ids)
         # Of all blocks: `table("label", "query")` would give those of the worker's first one.
-        asked = inputs.table("label").select(["id", "role", "label"]).drop_null()
-        asked_ids = asked.filter(pc.equal(asked["role"], "query"))["id"].to_numpy()
-        n_queries = int(np.isin(asked_ids, inputs.vectors(self.features, "query").ids).sum())
+        labelled = inputs.table("label").select(["id", "role", "label"]).drop_null()
+        query_ids = labelled.filter(pc.equal(labelled["role"], "query"))["id"].to_numpy()
+        n_queries = int(np.isin(query_ids, inputs.vectors(self.features, "query").ids).sum())
         if not (len(ids) and n_queries):
             raise DataError(
                 f"{self.features}: found {len(ids)} examples and {n_queries} queries with a label "
                 "and features, expected at least 1 of each. Label some rows; the view diagnostics "
                 "tells what became of features."
             )
-        points = place_points(vectors.matrix, rows, self.normalize)
-        return Opened(ids, labels[at], points, n_classes, len(known_ids) - len(ids))
+        points = place_points(vectors.matrix, in_vectors, self.normalize)
+        n_without_features = len(labelled_ids) - len(ids)
+        return KnnExamples(ids, labels[in_labels], points, n_classes, n_without_features)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """How many rows count, and how many do not; those of the queries are of the block."""
-        opened: Opened = inputs.opened
-        asked = self._asked(inputs)
+        """Counts of examples used and left out, and of the block's queries left out."""
+        examples: KnnExamples = inputs.opened
+        queries = self._queries(inputs)
         facts: dict[str, Any] = {
-            "n_examples": len(opened.ids),
-            "n_without_features": opened.n_without_features,
-            "n_without_label": asked.n_without_label,
-            "n_left_out": asked.n_without_features,
+            "n_examples": len(examples.ids),
+            "n_without_features": examples.n_without_features,
+            "n_without_label": queries.n_without_label,
+            "n_left_out": queries.n_without_features,
         }
-        if opened.n_without_features:
+        if examples.n_without_features:
             facts["notices"] = [
-                f"left out for want of features: labelled examples {opened.n_without_features}"
+                f"left out for want of features: labelled examples {examples.n_without_features}"
             ]
         return facts
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The sums of one block of queries; no rows where none of them counts."""
-        opened: Opened = inputs.opened
-        asked, n = self._asked(inputs), len(opened.ids)
-        if not len(asked.labels):
+        """The sums of one block of queries; no rows where none has a label and features."""
+        examples: KnnExamples = inputs.opened
+        queries, n = self._queries(inputs), len(examples.ids)
+        if not len(queries.labels):
             return
         weights, total = step_weights(n, self.neighbours), torch.zeros(n, dtype=torch.float64)
-        blocks = blocks_of_distances(opened.points, asked.vectors)
+        blocks = blocks_of_distances(examples.points, queries.vectors)
         nearest_first = (order for block in blocks for order in orders(block))
-        for order, label in zip(nearest_first, asked.labels, strict=True):
-            matches = (opened.labels == label)[order]
-            values = values_by_rank(matches, weights, self.neighbours, opened.n_classes)
+        for order, label in zip(nearest_first, queries.labels, strict=True):
+            matches = (examples.labels == label)[order]
+            values = values_by_rank(matches, weights, self.neighbours, examples.n_classes)
             total.scatter_add_(0, torch.from_numpy(order), torch.from_numpy(values))
-        columns = [opened.ids, total.numpy(), np.full(n, len(asked.labels), dtype=np.int64)]
+        columns = [examples.ids, total.numpy(), np.full(n, len(queries.labels), dtype=np.int64)]
         batch = pa.RecordBatch.from_arrays(list(map(pa.array, columns)), schema=KNN_BLOCK.schema)
         yield KNN_BLOCK.name, batch
 
-    def _asked(self, inputs: Inputs) -> Asked:
+    def _queries(self, inputs: Inputs) -> KnnQueries:
+        """The part's block of queries."""
         ids, labels = read_labels(inputs, "query", inputs.opened.n_classes)
         vectors = inputs.vectors(self.features, "query")
-        found, at, rows = _both(ids, vectors.ids)
+        usable, in_labels, in_vectors = _ids_in_both(ids, vectors.ids)
         n_without_label = inputs.table("label", "query").num_rows - len(ids)
-        return Asked(labels[at], vectors.matrix[rows], n_without_label, len(ids) - len(found))
+        n_without_features = len(ids) - len(usable)
+        return KnnQueries(
+            labels[in_labels], vectors.matrix[in_vectors], n_without_label, n_without_features
+        )
 
     def cost(self, work: Work) -> Cost:
-        """Products, and for each pair a sort and sums that take as long as some 100 log2 n."""
+        """An inner product per pair; of a sort and sums per query, 100 log2 n operations a pair."""
         n, m = work.n_examples, work.n_queries
         n_blocks = -(-m * work.n_shards // max(n, 1))
         return Cost(
@@ -218,14 +226,14 @@ class KnnShapley(Stage):
         )
 
 
-def _both(
+def _ids_in_both(
     first: Int64[np.ndarray, " _"], second: Int64[np.ndarray, " _"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ids that are in both, ascending, and where they are in each."""
-    found: tuple[np.ndarray, np.ndarray, np.ndarray] = np.intersect1d(
+    """The ids that are in both arrays, ascending, and their positions in each."""
+    matches: tuple[np.ndarray, np.ndarray, np.ndarray] = np.intersect1d(
         first, second, assume_unique=True, return_indices=True
     )
-    return found
+    return matches
 
 
 STAGE = KnnShapley

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.game.fields import GameFields
-from stages.game.from_tables import Opened, read_game
+from stages.game.from_tables import LabelledGame, read_game
 from stages.game.game import Game, PlaysGame, Values
 from stages.game.regression import gains, join
 from stages.game.utility import Utility
@@ -25,13 +25,13 @@ from stages.tables import EXACT_VALUE
 from storage.schema import TableSpec
 
 NUMBERS = 2**19
-"""Outputs (left-out examples x outputs x queries) held at a time."""
+"""Most outputs (left-out examples x outputs x queries) held at a time."""
 
 
 def leave_one_out(
     game: Game, utilities: tuple[Utility, ...]
 ) -> Float[Tensor, "utilities examples"]:
-    """How much each utility falls when each example alone is taken away. Positive helps.
+    """U(all) - U(all but i) of each utility and example i. Positive helps.
 
     The damping stays that of the full set. Cost n^3 + 2 n^2 queries by a kernel, memory 16 n^2
     bytes beside it; 2 n dim (dim + queries) by features.
@@ -39,11 +39,11 @@ def leave_one_out(
     regression = game.regression()
     regression.take(torch.arange(game.n))
     measures = [game.measure(name) for name in utilities]
-    found = []
-    for some in torch.split(torch.arange(game.n)[:, None], max(1, NUMBERS // game.width)):
-        blocks = regression.inside(some).without()
-        found.append(torch.stack(gains(join(blocks), blocks.outputs, measures))[:, :, 0])
-    return torch.cat(found, 1)
+    values = []
+    for singles in torch.split(torch.arange(game.n)[:, None], max(1, NUMBERS // game.width)):
+        blocks = regression.inside(singles).without()
+        values.append(torch.stack(gains(join(blocks), blocks.outputs, measures))[:, :, 0])
+    return torch.cat(values, 1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LeaveOneOut(GameFields, Stage, PlaysGame):
     split: ClassVar[Split] = "whole"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that define no game.
 
         Raises:
             ConfigError: a field is empty, negative or not a number.
@@ -71,36 +71,36 @@ class LeaveOneOut(GameFields, Stage, PlaysGame):
         return (EXACT_VALUE,)
 
     def play(self, game: Game, draw: int = 0) -> Values:
-        """Values of all players; nothing is drawn."""
-        found = leave_one_out(game, self.utilities)[None]
-        return Values(("loo",), found, torch.zeros_like(found))
+        """Leave-one-out values of all players; exact, the same for every `draw`."""
+        values = leave_one_out(game, self.utilities)[None]
+        return Values(("loo",), values, torch.zeros_like(values))
 
-    def open(self, inputs: Inputs) -> Opened:
-        """The game, once per worker."""
+    def open(self, inputs: Inputs) -> LabelledGame:
+        """The game of the labelled examples and queries, once per worker."""
         return read_game(inputs, self)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Engine, ridge, damping, and the number of queries the utilities are means over."""
-        opened: Opened = inputs.opened
-        return opened.facts
+        labelled: LabelledGame = inputs.opened
+        return labelled.facts
 
     def compute(self, inputs: Inputs) -> Rows:
         """One row for each utility and example."""
-        opened: Opened = inputs.opened
-        n = opened.game.n
+        labelled: LabelledGame = inputs.opened
+        n = labelled.game.n
         for name, row in zip(
-            self.utilities, leave_one_out(opened.game, self.utilities), strict=True
+            self.utilities, leave_one_out(labelled.game, self.utilities), strict=True
         ):
             columns = [
                 pa.array(["loo"] * n, pa.string()),
                 pa.array([name] * n, pa.string()),
-                pa.array(opened.example_ids),
+                pa.array(labelled.example_ids),
                 pa.array(np.ascontiguousarray(row.numpy())),
             ]
             yield EXACT_VALUE.name, pa.RecordBatch.from_arrays(columns, schema=EXACT_VALUE.schema)
 
     def cost(self, work: Work) -> Cost:
-        """One inverse, one product with the queries, and for `auto` one eigendecomposition."""
+        """An inverse, a product with the queries, and for `ridge: auto` an eigendecomposition."""
         n, m, dim = work.n_examples, work.n_queries, work.dim
         if self.engine_for(n) == "least_squares":
             return Cost(

@@ -1,9 +1,9 @@
 """The model really trained on subsets of the examples: the truth that other methods estimate.
 
 A round draws permutations of the examples as `freeshap` does, from its seed and number alone. It
-trains on their prefixes, all sizes of them for Shapley values, or one size, which is a random
-subset. What is recorded of each training is the model's outputs for every query. A set of no
-example is not trained on: its utility is that of equal outputs, as in `stages.game.utility`.
+trains on prefixes of them: of all sizes for Shapley values, or of one size, which are random
+subsets. Each training leaves the model's outputs for every query. The empty set is not trained on:
+its utility is that of equal outputs, as in `stages.game.utility`.
 
 Within a training the examples are visited in an order of its own, drawn once for each permutation
 and the same in every epoch (the paper does not shuffle either), so that what a set is worth depends
@@ -59,7 +59,7 @@ OUTCOME = TableSpec(
     ),
     key=("subset", "query_id"),
 )
-"""What the model says of a query after training on a subset, which `round` and `subset` name."""
+"""The logits of a query after training on a subset, which `round` and `subset` name."""
 
 SUBSET = TableSpec(
     name="subset",
@@ -77,19 +77,20 @@ SUBSET = TableSpec(
 
 
 def marginals(
-    found: Float[Tensor, "prefixes classes queries"],
+    outputs: Float[Tensor, "prefixes classes queries"],
     labels: Int64[Tensor, " queries"],
     order: Int64[np.ndarray, " examples"],
     sizes: tuple[int, ...],
     utilities: tuple[Utility, ...],
 ) -> Float[Tensor, "utilities examples"]:
-    """What each example adds to each utility as it joins, from the outputs for prefixes of `order`.
+    """Marginals of each example for each utility, from the `outputs` for prefixes of `order`.
 
-    The gain of the examples between two sizes is shared equally by them. Columns are in ascending
-    example, not in order; a row sums to U(all) - U(empty).
+    `sizes` are those of the prefixes. The gain between two sizes is shared equally by the examples
+    that joined. Column i is example i, whatever its place in `order`; a row sums to
+    U(all) - U(empty).
     """
-    first = torch.zeros_like(found[:1])
-    gains = mean_utilities(torch.cat([first, found]), labels, utilities).diff(dim=1)
+    first = torch.zeros_like(outputs[:1])
+    gains = mean_utilities(torch.cat([first, outputs]), labels, utilities).diff(dim=1)
     joined = torch.tensor(sizes).diff(prepend=torch.tensor([0]))
     shared = (gains / joined).repeat_interleave(joined, dim=1)
     scattered = torch.empty(len(utilities), len(order), dtype=torch.float64)
@@ -123,9 +124,9 @@ class Retrain(RunsModel, Stage):
     share: float = 0.5
     """Part of the examples in a random subset."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
-    """What a prefix is worth on the labelled queries."""
+    """Utilities of a prefix, means over the labelled queries."""
     per_round: int = 1
-    """Permutations, or random subsets, in a round: what an interruption costs at most."""
+    """Permutations, or random subsets, in a round, which is the most that an interruption loses."""
     rounds: int = 20
     """Rounds wanted; more can be added later."""
     seed: int = 0
@@ -139,7 +140,7 @@ class Retrain(RunsModel, Stage):
     outside_key: ClassVar[frozenset[str]] = frozenset({"rounds", "model.train"})
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained or drawn.
+        """Refuses fields that nothing can be trained or drawn with.
 
         Raises:
             ConfigError: a field is out of its range, or would be without effect.
@@ -191,7 +192,7 @@ class Retrain(RunsModel, Stage):
         return (*tables, SHAPLEY_ROUND) if self.subsets == "permutation" else tables
 
     def open(self, inputs: Inputs) -> tuple[Players, Learner]:
-        """The model at its start, and what lies below the weights that are trained."""
+        """Examples and queries; the untrained model, with what its frozen part gives of them."""
         if self._read_model is None:
             return read_vectors(inputs, self.embedding)
         return read_texts(inputs, self._read_model, self.last_blocks, self.token_budget)
@@ -211,23 +212,24 @@ class Retrain(RunsModel, Stage):
         players, learner = inputs.opened
         index, n = inputs.part.index, players.n
         queries = n + np.arange(len(players.query_ids))
-        known = players.labels[n:] >= 0
+        has_label = players.labels[n:] >= 0
         sizes, units = sizes_of(self, n), []
         for draw, joining in enumerate(permutations(n, self.per_round, self.seed, index)):
             drawn = generator_of(f"retrain/{self.seed}/{index}/{draw}")
             visits = torch.randperm(n, generator=drawn).numpy()
-            order, found = joining.numpy(), []
-            each = prefix_outputs(
+            order, outputs = joining.numpy(), []
+            by_size = prefix_outputs(
                 *(learner, players.labels, order, visits, sizes, queries),
                 *(self.training, self.token_budget),
             )
-            for at, (size, said) in enumerate(zip(sizes, each, strict=True)):
+            for at, (size, logits) in enumerate(zip(sizes, by_size, strict=True)):
                 name = (index, draw * len(sizes) + at, size)
-                yield OUTCOME.name, _outcome(name, players.query_ids, said)
+                yield OUTCOME.name, _outcome(name, players.query_ids, logits)
                 yield SUBSET.name, _subset(name, players.example_ids[order[:size]])
-                found.append(said)
+                outputs.append(logits)
             if self.subsets == "permutation":
-                stacked, labels = torch.stack(found)[..., known], players.labels[n:][known]
+                labels = players.labels[n:][has_label]
+                stacked = torch.stack(outputs)[..., has_label]
                 units.append(marginals(stacked, labels, order, sizes, self.utilities))
         if units:
             yield from _sums(index, players.example_ids, self.utilities, torch.stack(units))
@@ -238,7 +240,7 @@ class Retrain(RunsModel, Stage):
         draws = self.rounds * self.per_round
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
-        asked = len(sizes) * work.n_queries
+        predicted = len(sizes) * work.n_queries
         flops, memory = 2.0 * work.dim * work.n_classes, 8 * work.dim * work.n_examples
         if self._read_model is not None:
             size = network_size(self._read_model, work.n_classes)
@@ -247,16 +249,16 @@ class Retrain(RunsModel, Stage):
             flops = of_blocks / (size.n_states - 1) * size.forward_flops(round(n_tokens))
             memory = size.forward_bytes(self.token_budget) + 16 * size.n_parameters
         return Cost(
-            forward_rows=draws * (seen + asked),
+            forward_rows=draws * (seen + predicted),
             backward_rows=draws * seen,
-            flops=draws * flops * (3 * seen + asked),
-            written_bytes=draws * (asked * (4 * work.n_classes + 24) + 8 * sum(sizes)),
+            flops=draws * flops * (3 * seen + predicted),
+            written_bytes=draws * (predicted * (4 * work.n_classes + 24) + 8 * sum(sizes)),
             memory_bytes=memory,
         )
 
 
 def sizes_of(stage: Retrain, n: int) -> tuple[int, ...]:
-    """How many examples the trainings on one permutation of `n` have."""
+    """Sizes of the prefixes of one permutation of `n` examples that are trained on."""
     if stage.subsets == "random":
         return (max(1, round(stage.share * n)),)
     return (*range(stage.every, n, stage.every), n)
@@ -265,15 +267,17 @@ def sizes_of(stage: Retrain, n: int) -> tuple[int, ...]:
 def _outcome(
     name: tuple[int, int, int],
     query_ids: Int64[np.ndarray, " queries"],
-    said: Float[Tensor, "classes queries"],
+    logits: Float[Tensor, "classes queries"],
 ) -> pa.RecordBatch:
-    flat = pa.array(said.T.numpy().astype(np.float32).reshape(-1))
+    """Rows of `OUTCOME` for one training; `name` is its round, subset and size."""
+    flat = pa.array(logits.T.numpy().astype(np.float32).reshape(-1))
     columns = [pa.array(np.full(len(query_ids), number, dtype=np.int64)) for number in name]
-    lists = pa.FixedSizeListArray.from_arrays(flat, len(said))
+    lists = pa.FixedSizeListArray.from_arrays(flat, len(logits))
     return pa.RecordBatch.from_arrays([*columns, pa.array(query_ids), lists], OUTCOME.schema.names)
 
 
 def _subset(name: tuple[int, int, int], members: Int64[np.ndarray, " members"]) -> pa.RecordBatch:
+    """The row of `SUBSET` for one training; `name` is its round, subset and size."""
     ids = pa.array([members], pa.list_(pa.int64()))
     columns = [pa.array([number], pa.int64()) for number in name]
     return pa.RecordBatch.from_arrays([*columns, ids], schema=SUBSET.schema)
@@ -285,6 +289,7 @@ def _sums(
     utilities: tuple[Utility, ...],
     units: Float[Tensor, "units utilities examples"],
 ) -> Rows:
+    """Rows of `SHAPLEY_ROUND` for round `index`, from the marginals of each permutation."""
     counts = pa.array(np.full(len(ids), len(units), dtype=np.int64))
     for name, of_units in zip(utilities, units.unbind(1), strict=True):
         columns = [

@@ -1,9 +1,9 @@
-"""Semivalues of examples for single queries: why a prediction came out as it did.
+"""Semivalues of examples for single queries: which examples made a prediction what it is.
 
-The games and the sampling are those of `freeshap`, but a set is worth one number per query; the
-mean over queries of a value is its value in the game of `freeshap`. A query without a label is
-valued for the class that all examples together predict. One task per block of queries, a shard of
-them, draws the same coalitions as every other, and no more than a block is in memory.
+The games and the sampling are those of `freeshap`, but the utility of a coalition is one number per
+query; the mean over queries of an example's values is its value in the game of `freeshap`. A query
+without a label is valued for the class that all examples together predict. Each task takes a block
+of queries, a shard of them, and draws the same coalitions as every other task.
 
 Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
 """
@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from stages.game.coalitions import Design
-from stages.game.from_tables import Source, asked_of, read_source
+from stages.game.from_tables import GameTables, labelled_queries, read_game_tables
 from stages.game.sampling import Valuation
-from stages.game.sums import Tally
+from stages.game.sums import MarginalSums
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -38,13 +38,13 @@ SHAPLEY_QUERY = TableSpec(
 """An example's value for a query, with its standard error; null where there is one unit only."""
 
 NUMBERS = 2**25
-"""Values (semivalues x utilities x examples x queries) that are summed at a time."""
+"""Most values (semivalues x utilities x examples x queries) that are summed at a time."""
 
 
-class Opening(NamedTuple):
-    """What a worker keeps."""
+class QueryGames(NamedTuple):
+    """What the games of all queries share: the tables, and how coalitions are drawn."""
 
-    source: Source
+    tables: GameTables
     design: Design | None
     """How coalitions are drawn, the same for all blocks of queries; None for permutations."""
 
@@ -58,7 +58,7 @@ class ShapleyByQuery(Valuation, Stage):
     """
 
     queries: tuple[int, ...] | None = None
-    """Ids of the queries that are wanted; by default all."""
+    """Ids of the queries that examples are valued for; by default all."""
     units: int = 24
     """Independent estimates, over which the standard error is taken."""
 
@@ -67,7 +67,7 @@ class ShapleyByQuery(Valuation, Stage):
     by_query: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed.
+        """Refuses fields that no value can be computed from.
 
         Raises:
             ConfigError: a field is empty, negative or not a number.
@@ -89,58 +89,59 @@ class ShapleyByQuery(Valuation, Stage):
         """A value for each semivalue, utility, query and example."""
         return (SHAPLEY_QUERY,)
 
-    def open(self, inputs: Inputs) -> Opening:
-        """Features, answers, the ridge and the pilot, once per worker."""
-        source = read_source(inputs, self)
-        everyone = source.game(source.query_ids, np.full(len(source.query_ids), -1))
-        return Opening(source, self.design(everyone))
+    def open(self, inputs: Inputs) -> QueryGames:
+        """Features, targets, the ridge and the pilot's law of sizes, once per worker."""
+        tables = read_game_tables(inputs, self)
+        all_queries = tables.game(tables.query_ids, np.full(len(tables.query_ids), -1))
+        return QueryGames(tables, self.design(all_queries))
 
     def compute(self, inputs: Inputs) -> Rows:
         """The values for one block of queries."""
-        source, design = inputs.opened
+        tables, design = inputs.opened
         ids = np.sort(inputs.table("label", "query")["id"].to_numpy())
-        ids = ids[np.isin(ids, source.query_ids)]
+        ids = ids[np.isin(ids, tables.query_ids)]
         if self.queries is not None:
-            if unknown := sorted(set(self.queries) - set(source.query_ids.tolist())):
-                example = source.query_ids[0] if len(source.query_ids) else "none"
+            if unknown := sorted(set(self.queries) - set(tables.query_ids.tolist())):
+                example = tables.query_ids[0] if len(tables.query_ids) else "none"
                 raise DataError(
                     f"queries: found no query with features and the id {unknown[0]}, expected ids "
                     f"as in the view queries, such as {example}. Look them up: SELECT query_id, "
                     "text FROM queries."
                 )
             ids = ids[np.isin(ids, self.queries)]
-        known, given = asked_of(inputs, source.n_classes)
+        labelled, given_labels = labelled_queries(inputs, tables.n_classes)
         labels = np.full(len(ids), -1)
-        kept = np.isin(known, ids)
-        labels[np.searchsorted(ids, known[kept])] = given[kept]
-        per_query = len(source.example_ids) * len(self.utilities) * len(self.semivalues)
+        kept = np.isin(labelled, ids)
+        labels[np.searchsorted(ids, labelled[kept])] = given_labels[kept]
+        per_query = len(tables.example_ids) * len(self.utilities) * len(self.semivalues)
         at_once = max(1, NUMBERS // per_query)
         for start in range(0, len(ids), at_once):
-            some = slice(start, start + at_once)
-            yield from self._values(source, design, ids[some], labels[some])
+            part = slice(start, start + at_once)
+            yield from self._values(tables, design, ids[part], labels[part])
 
     def _values(
         self,
-        source: Source,
+        tables: GameTables,
         design: Design | None,
         query_ids: np.ndarray,
         labels: np.ndarray,
     ) -> Rows:
-        game, example_ids = source.game(query_ids, labels, by_query=True), source.example_ids
-        tally = Tally(self.utilities, self.weights(game, design), len(query_ids))
+        """Rows of `SHAPLEY_QUERY` for these queries; -1 labels one without a label."""
+        game, example_ids = tables.game(query_ids, labels, by_query=True), tables.example_ids
+        tally = MarginalSums(self.utilities, self.weights(game, design), len(query_ids))
         self.sample(game, design, tally, self.units, 0, game.ends(self.utilities))
-        mean, error = (found.numpy() for found in tally.estimates())
+        mean, stderr = (estimate.numpy() for estimate in tally.estimates())
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
                 for at, query_id in enumerate(query_ids):
-                    found = error[row, column, :, at]
+                    errors = stderr[row, column, :, at]
                     columns = [
                         pa.array([semivalue] * game.n, pa.string()),
                         pa.array([utility] * game.n, pa.string()),
                         pa.array(np.full(game.n, query_id)),
                         pa.array(example_ids),
                         pa.array(np.ascontiguousarray(mean[row, column, :, at])),
-                        pa.array(found, mask=np.full(game.n, self.units < 2)),
+                        pa.array(errors, mask=np.full(game.n, self.units < 2)),
                     ]
                     yield (
                         SHAPLEY_QUERY.name,
@@ -150,8 +151,8 @@ class ShapleyByQuery(Valuation, Stage):
     def cost(self, work: Work) -> Cost:
         """Units as in `freeshap`, and the sums of a block."""
         unit = self.unit_cost(work)
-        asked = work.n_queries if self.queries is None else len(self.queries)
-        n_values = work.n_examples * asked * len(self.utilities) * len(self.semivalues)
+        n_queries = work.n_queries if self.queries is None else len(self.queries)
+        n_values = work.n_examples * n_queries * len(self.utilities) * len(self.semivalues)
         return Cost(
             flops=self.units * unit.flops,
             written_bytes=20 * n_values,

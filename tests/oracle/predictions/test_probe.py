@@ -13,7 +13,7 @@ from stages.model.measurement import read_probe
 from stages.predictions.probe import Probe
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, StageError, Vectors
-from stages.surrogate.linear import Fitted, fit, fit_least_squares
+from stages.surrogate.linear import LinearHead, fit, fit_least_squares
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def data() -> tuple[Tensor, Tensor]:
     return embeddings, (embeddings @ teacher / 5 + noise).argmax(1)
 
 
-def logits(fitted: Fitted, embeddings: Tensor) -> Tensor:
+def logits(fitted: LinearHead, embeddings: Tensor) -> Tensor:
     return embeddings @ fitted[0].T + fitted[1]
 
 

@@ -25,7 +25,7 @@ from stages.game.permutations import unit_of, walk
 from stages.game.prefix_cholesky import PrefixCholesky
 from stages.game.sampling import Valuation
 from stages.game.semivalue import size_weights
-from stages.game.sums import Tally
+from stages.game.sums import MarginalSums
 from stages.game.utility import Judge, LinearJudge, fitted
 from stages.model.seeded import permutations
 from stages.reading.supervision import one_hot
@@ -136,7 +136,7 @@ def along(
     tolerance: float | None = None,
 ) -> np.ndarray:
     """Sums of the marginal contributions along permutations, (utilities, examples)."""
-    tally = Tally(UTILITIES, weights or {name: np.ones((1, game.n)) for name in UTILITIES})
+    tally = MarginalSums(UTILITIES, weights or {name: np.ones((1, game.n)) for name in UTILITIES})
     lengths = [game.n if length is None else length] * len(orders)
     for _ in walk(game, orders, lengths, UTILITIES, tally, game.ends(UTILITIES), tolerance):
         pass
@@ -180,7 +180,7 @@ def test_permutations_estimate_every_semivalue(sampling: Any, truncation: Any) -
         semivalues=semivalues,
     )
     game = play(*given_rows)
-    tally = Tally(UTILITIES, fields.weights(game, None))
+    tally = MarginalSums(UTILITIES, fields.weights(game, None))
     fields.sample(game, None, tally, 200, 0, game.ends(UTILITIES))
     mean, square = tally.total / 200, tally.total_sq / 200
     error = ((square - mean.square()) / 199).sqrt().numpy()
@@ -205,7 +205,7 @@ def test_stratified_units_have_the_semivalue_as_their_mean(
     game = play(*given_rows, engine)
     design = fields.design(game)
     assert design is not None
-    tally = Tally(UTILITIES, fields.weights(game, design))
+    tally = MarginalSums(UTILITIES, fields.weights(game, design))
     for size, probability in enumerate(design.law):
         share = float(probability) * design.draws / math.factorial(n)
         for order in every_order(n):
@@ -307,7 +307,7 @@ def test_the_rule_of_the_paper_is_biased_and_random_lengths_are_not(at: int, uti
     for rule in rules:
         fields = Valuation(utilities=(utility,), sampling="uniform", **rule)
         design = fields.design(game)
-        tally = Tally((utility,), fields.weights(game, design))
+        tally = MarginalSums((utility,), fields.weights(game, design))
         fields.sample(game, design, tally, count, 0, game.ends((utility,)))
         found.append([numbers[0, 0].numpy() for numbers in tally.estimates()])
     (by_rule, error), (at_random, random_error) = found
@@ -369,7 +369,8 @@ def test_one_mean_query_stands_for_all_where_the_utility_is_linear(by_query: boo
     order = [next(permutations(12, 1, 3, 0))]
     tallies = []
     for played in (game, short):
-        tally = Tally(("margin",), {"margin": np.ones((1, 12))}, 1 if played.by_query else None)
+        n_queries = 1 if played.by_query else None
+        tally = MarginalSums(("margin",), {"margin": np.ones((1, 12))}, n_queries)
         for _ in walk(played, order, [12], ("margin",), tally, played.ends(("margin",))):
             tally.close_unit()
         tallies.append(tally.total[0, 0].reshape(-1))
@@ -450,7 +451,7 @@ def test_an_example_without_features_is_a_null_player(seed: int, c: int, engine:
     assert leave_one_out(game, UTILITIES)[:, 4].abs().max() < 1e-12
     fields = Valuation(utilities=UTILITIES, block=5, orders=2, coalitions=3)
     design = fields.design(game)
-    tally = Tally(UTILITIES, fields.weights(game, design))
+    tally = MarginalSums(UTILITIES, fields.weights(game, design))
     fields.sample(game, design, tally, 1, 0, game.ends(UTILITIES))
     assert (tally.total[0, :, 4] == 0).all()
 
@@ -476,7 +477,7 @@ def test_the_game_of_gradients_is_a_damped_gauss_newton_step(engine: str) -> Non
         return np.array([float((queries @ step).mean())])
 
     game = Game(n, begin, LinearJudge(1))
-    tally = Tally(("loss",), {"loss": np.full((1, n), 1 / math.factorial(n))})
+    tally = MarginalSums(("loss",), {"loss": np.full((1, n), 1 / math.factorial(n))})
     orders = list(every_order(n))
     for _ in walk(game, orders, [n] * len(orders), ("loss",), tally, game.ends(("loss",))):
         pass
@@ -503,7 +504,7 @@ def test_intervals_cover_the_value(fields: dict[str, Any]) -> None:
     design = wanted.design(game)
     covered = []
     for index in range(30):
-        tally = Tally(names, wanted.weights(game, design))
+        tally = MarginalSums(names, wanted.weights(game, design))
         wanted.sample(game, design, tally, 20, index, game.ends(names))
         mean = tally.total[0].numpy() / 20
         error = np.sqrt((tally.total_sq[0].numpy() - 20 * mean**2) / 19 / 20)

@@ -88,7 +88,7 @@ def test_the_worth_of_a_set_is_the_slope_of_its_step(
 ) -> None:
     inputs: Any = Gradients(drawn)
     stage = FreeShap(kernel=("gradient",), utilities=("loss",), ridge=0.3)
-    game = stage.open(inputs).opened.game
+    game = stage.open(inputs).labelled.game
     regression = game.regression()
     regression.take(torch.tensor(subset))
     promised = float(game.measure("loss")(regression.outputs))
@@ -111,7 +111,7 @@ def test_values_are_the_enumerated_slopes(drawn: dict[str, Tensor], engine: Any)
         units_per_round=200,
     )
     inputs.opened = stage.open(inputs)
-    assert inputs.opened.opened.facts["ridge"] == 1.0
+    assert inputs.opened.labelled.facts["ridge"] == 1.0
     batches = [batch for name, batch in stage.compute(inputs) if name == "shapley_round"]
     rows = pa.Table.from_batches(batches).to_pydict()
     mean = np.array(rows["total"]) / 200
@@ -133,7 +133,7 @@ def test_the_target_may_be_the_loss(drawn: dict[str, Tensor]) -> None:
     inputs: Any = Gradients(drawn)
     stage = FreeShap(kernel=("gradient",), utilities=("loss",), target="loss", ridge=0.3)
     assert stage.reads == ("gradient", "label", "diagnostics")
-    game = stage.open(inputs).opened.game
+    game = stage.open(inputs).labelled.game
     regression = game.regression()
     regression.take(torch.arange(N))
     gradients, mean = drawn["gradients"], drawn["query_gradients"].mean(0)

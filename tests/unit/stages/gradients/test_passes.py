@@ -9,18 +9,18 @@ import torch
 from pipeline.shard_facts import ShardFacts
 from stages.gradients import passes as feature_pass
 from stages.gradients.passes import check_precision, halving
-from stages.gradients.rows import Made
+from stages.gradients.rows import BatchVectors
 from stages.stage import ConfigError, StageError
 
 
 def fitting(most: int) -> Any:
     """A computation with room for `most` rows at a time."""
 
-    def compute(rows: np.ndarray) -> Made:
+    def compute(rows: np.ndarray) -> BatchVectors:
         if len(rows) > most:
             raise torch.OutOfMemoryError("no room")
         numbers = rows[:, None].astype(float)
-        return Made(rows, numbers, numbers)
+        return BatchVectors(rows, numbers, numbers)
 
     return compute
 
@@ -38,7 +38,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int) -> None:
 
 
 def test_the_allocator_of_cpus_is_understood() -> None:
-    def compute(rows: np.ndarray) -> Made:
+    def compute(rows: np.ndarray) -> BatchVectors:
         if len(rows) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return fitting(1)(rows)
@@ -52,7 +52,7 @@ def test_a_row_that_does_not_fit_alone_is_an_error() -> None:
 
 
 def test_other_failures_pass_through() -> None:
-    def compute(rows: np.ndarray) -> Made:
+    def compute(rows: np.ndarray) -> BatchVectors:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.shard_facts import ShardFacts
-from stages.gradients.rows import Made, feature_rows
+from stages.gradients.rows import BatchVectors, feature_rows
 from stages.tables import DIAGNOSTICS
 
 TEXT = pa.table({"id": [7, 3, 5, 9], "role": ["example"] * 4})
@@ -14,7 +14,8 @@ N_TOKENS = np.array([1, 2, 3, 1])
 
 def written(vectors: Any, numbers: Any, dtype: Any) -> tuple[dict[str, pa.Table], ShardFacts]:
     told = ShardFacts()
-    made = Made(np.arange(4), np.array(vectors, np.float32), np.array(numbers, float)[:, None])
+    measured = np.array(numbers, float)[:, None]
+    made = BatchVectors(np.arange(4), np.array(vectors, np.float32), measured)
     rows = feature_rows("ntk", TEXT, N_TOKENS, made, dtype, told.tell)
     found = {name: pa.Table.from_batches([batch]) for name, batch in rows}
     DIAGNOSTICS.check(found["diagnostics"])
