@@ -291,7 +291,8 @@ class Stage(ABC):
         """Of scores of pairs, and features they are made of: which class a positive score raises.
 
         "label" is that of the query or, without one, the predicted class; "prediction" is the
-        predicted class. None leaves it to what is read.
+        predicted class; "likeness" is no class, for scores say how alike two rows are. None leaves
+        it to what is read.
         """
         return None
 
