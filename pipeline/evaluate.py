@@ -1,7 +1,7 @@
-"""Metrics over a finished run: how far what it computed can be trusted.
+"""Metrics over a finished run: how far its results can be trusted.
 
-Computed in this process, shown and not stored: a metric is a question about a run, not a part of
-it, and whoever wants it again asks again.
+Computed in this process, printed and not stored: a metric is a question about a run, not a part of
+it, and is computed again when it is needed again.
 """
 
 import dataclasses
@@ -17,61 +17,62 @@ from pipeline.node import CORPUS_INSTANCE
 from pipeline.task import StoredInputs
 
 Stepped = Callable[[str, int, int], None]
-"""Told a name, and how many steps of how many are done."""
+"""Hears the metric's name, and how many steps of how many are done."""
 
 
 def evaluate(
     run: Path, metric: str, overrides: Sequence[str] = (), stepped: Stepped | None = None
 ) -> dict[str, Any]:
-    """What a metric says of the run in a folder.
+    """The result of a metric over the run in a folder.
 
     Keys: run_id, metric, fields (with every default), facts, rows, details; see
     `stages.metrics.metric.Result`.
 
     Args:
-        run: Folder of a run whose tables that the metric reads are whole.
+        run: Folder of the run; the tables that the metric reads are whole.
         metric: The name of a file in `stages/metrics/`.
         overrides: `field=value` each.
-        stepped: Told how far it is.
+        stepped: Hears how far the metric is.
 
     Raises:
         RunError: there is no such run, metric or field, or the run lacks a table.
         stages.stage.StageError: the rows cannot be used.
     """
-    asked = parse_metric(metric, overrides)
+    configured = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
-    if hasattr(asked, "model"):
-        asked = _with_model(asked, Finished(folder))
+    if hasattr(configured, "model"):
+        configured = _with_model(configured, Finished(folder))
     record, store = folder.read_record(), folder.store()
-    found = {read: _table(read, record["tables"], folder) for read in asked.reads}
-    inputs = StoredInputs(found, "whole", store)
+    tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
+    inputs = StoredInputs(tables, "whole", store)
     task = str(inputs.details("label").get("task", "classification"))
-    if task not in getattr(asked, "tasks", (task,)):
+    if task not in getattr(configured, "tasks", (task,)):
         raise RunError(
-            f"{folder.path}: found a corpus with task: {task}, expected {' or '.join(asked.tasks)} "
-            f"for {metric} with these fields. Evaluate another run, or set other fields."
+            f"{folder.path}: found a corpus with task: {task}, expected "
+            f"{' or '.join(configured.tasks)} for {metric} with these fields. "
+            "Evaluate another run, or set other fields."
         )
 
     def tell(done: int, total: int) -> None:
         if stepped is not None:
             stepped(metric, done, total)
 
-    rows, facts, details = asked.compute(inputs, tell)
+    rows, facts, details = configured.compute(inputs, tell)
     return {
         "run_id": record["run_id"],
         "metric": metric,
-        "fields": plain(asked),
+        "fields": plain(configured),
         "facts": facts,
         "rows": rows,
         "details": details,
     }
 
 
-def _with_model(asked: Any, finished: Finished) -> Any:
-    """A metric that runs the model gets the one that its methods explain."""
+def _with_model(metric: Any, finished: Finished) -> Any:
+    """The metric with the model that all of its methods explain."""
     models = {
         name: getattr(finished.stages[name], "model", None)
-        for name in asked.methods
+        for name in metric.methods
         if name in finished.stages
     }
     different = list(dict.fromkeys(model for model in models.values()))
@@ -80,11 +81,11 @@ def _with_model(asked: Any, finished: Finished) -> Any:
             f"methods: found that {', '.join(models)} explain {len(different)} models, expected "
             "one for all. Evaluate those of one model at a time."
         )
-    return dataclasses.replace(asked, model=different[0]) if different else asked
+    return dataclasses.replace(metric, model=different[0]) if different else metric
 
 
 def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:
-    """Name and manifest key of the table of a finished run that `read` stands for."""
+    """Name and manifest key of the table that a metric reads as `read`, of a finished run."""
     of_instance, _, beside = read.partition(".")
     if beside and read not in tables:
         places = [(of_instance, beside)] if beside in tables.get(of_instance, {}) else []

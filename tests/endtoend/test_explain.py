@@ -195,7 +195,7 @@ def test_files_hold_what_was_found(
     for name in ("why.html", "why.json"):
         result = assay("explain", folder, *asked, "--out", tmp_path / name)
         assert result.stdout == ""
-        assert f"explained in {tmp_path / name}" in result.stderr
+        assert f"Explanation written to {tmp_path / name}" in result.stderr
     found = json.loads((tmp_path / "why.json").read_text())
     texts = {row["text"] for row in found["methods"][1]["helpful"] + found["methods"][1]["harmful"]}
     assert EVIL in texts
