@@ -1,4 +1,4 @@
-"""When and where: plan a run, split it, execute it, resume it, tell of it."""
+"""When and where: plan a run, split it into tasks, execute and resume it, show its results."""
 
 from pipeline.open_run import OpenedRun, open_run
 

@@ -1,15 +1,16 @@
-"""Stages that the YAML does not name and that others need: one for every wish.
+"""Stage instances that are added to a run because others read their tables.
 
-A table that is read and not written by any instance of the file is taken from the stage of that
-name, with the fields that its reader asks for (`asks`), or the defaults. Readers that want the same
-share one instance. Where wishes differ, the defaults keep the stage's name, or without them the
-first of the readers by the alphabet; the others are called after the stage of the file that wants
-them, `gradient_for_influence`, and their readers point there. So names do not depend on the order
-of the file, and the resolved YAML, which writes all of it out, repeats the run.
+A table that no instance of the YAML writes comes from an added instance of the stage with the
+table's name. Its fields are those that its reader requests (`Stage.asks`), or the defaults. Readers
+that request equal fields share one instance. Where requests differ, the instance with the defaults
+has the stage's name, or else the one whose reader is the first in the alphabet; the others are
+named after the stage of the YAML that needs them, such as `gradient_for_influence`, and the fields
+of their readers name them so. Names hence do not depend on the order of the YAML, and the resolved
+YAML, which writes all instances out, repeats the run.
 
-In keys such a name stands as that of its stage (`in_keys`): the keys of the inputs say which rows
-are read, so what is computed from them is shared by runs that need one instance and runs that need
-two. Names that a person chose stay in keys as they are written, as they always did.
+In keys the name `gradient_for_influence` stands as `gradient` (`names_in_keys`): the keys of the
+inputs say which rows are read, so runs with one such instance and runs with two share what is
+computed from equal rows. Names that a person chose stand in keys as they are written.
 """
 
 import dataclasses
@@ -28,21 +29,23 @@ from stages.catalogue import stage_names
 from stages.stage import Stage
 
 NAMES = (str, str | None, tuple[str, ...])
-"""Types of the fields in which a stage names what it reads."""
+"""Types of the fields in which a stage names the tables or instances that it reads."""
 
 
 def with_added(run: Run, name: str) -> tuple[dict[str, Stage], list[str]]:
-    """Stage instances, those of the file and those that they need, and the names of the latter.
+    """The stages by instance, those of the YAML and added ones, and the names of the added ones.
+
+    `name` is what errors call the YAML.
 
     Raises:
-        ConfigFileError: a stage reads what no stage writes, or needs one that asks for a model
-            where there is none.
+        ConfigFileError: a stage reads a table that no stage writes, or an added stage needs a model
+            and the run has none.
     """
-    return _Adding(run, name).named()
+    return _AddedStages(run, name).named()
 
 
 def writers_of(read: str, stages: Mapping[str, Stage]) -> list[tuple[str, str]]:
-    """Instances that write what is called `read`, each with the table that is meant."""
+    """The instances that write what a stage reads as `read`, each with the table it stands for."""
     instance, _, table = read.partition(".")
     if table and instance in stages:
         return [(instance, spec.name) for spec in stages[instance].writes if spec.name == table]
@@ -50,19 +53,21 @@ def writers_of(read: str, stages: Mapping[str, Stage]) -> list[tuple[str, str]]:
         # A stage's first table is its own; others, such as diagnostics, lie beside it.
         return [(read, stages[read].writes[0].name)]
     beside = [(i, s.name) for i, stage in stages.items() for s in stage.writes if s.name == read]
-    # What was added once more for one reader is for no other.
-    return [found for found in beside if not _is_once_more(found[0], stages)] or beside
+    # An instance that is named after its reader is for no other.
+    return [writer for writer in beside if not _is_named_after_reader(writer[0], stages)] or beside
 
 
-def in_keys(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, Any]:
-    """Fields of a stage that name instances called after their readers, as keys have them."""
-    read = {name.partition(".")[0] for name in stage.reads} & set(stages)
-    again = {name: stage_name(stages[name]) for name in read if _is_once_more(name, stages)}
-    return _renamed(stage, again)
+def names_in_keys(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """The fields of a stage that name instances called after their readers, as keys hold them."""
+    instances = {name.partition(".")[0] for name in stage.reads} & set(stages)
+    names = {i: stage_name(stages[i]) for i in instances if _is_named_after_reader(i, stages)}
+    return _renamed(stage, names)
 
 
-def told(added: Mapping[str, Sequence[str]], stages: Mapping[str, Stage]) -> Iterator[str]:
-    """Sentences about stages that are added more than once; `added` holds their readers."""
+def addition_notes(
+    added: Mapping[str, Sequence[str]], stages: Mapping[str, Stage]
+) -> Iterator[str]:
+    """Sentences about stages that are added more than once; `added` holds readers by instance."""
     for instance, readers in added.items():
         kind = stage_name(stages[instance])
         if instance != kind:
@@ -73,14 +78,14 @@ def told(added: Mapping[str, Sequence[str]], stages: Mapping[str, Stage]) -> Ite
             )
 
 
-class _Adding:
-    """The stages of a run while others are added; these have names of their own until the end."""
+class _AddedStages:
+    """The stages of a run while others are added; these have temporary names until `named`."""
 
     def __init__(self, run: Run, name: str) -> None:
         self._run, self._name = run, name
         self._stages: dict[str, Stage] = dict(run.stages)
-        self._wishes: dict[str, Stage] = {}
-        """Added stages as they were asked for."""
+        self._requested: dict[str, Stage] = {}
+        """Added stages, with the fields that their readers requested, by temporary name."""
         self._readers: dict[str, list[str]] = {}
         pending = list(run.stages)
         while pending:
@@ -90,39 +95,42 @@ class _Adding:
         """All stages under their final names, pointing to these, and the names of those added."""
         names: dict[str, str] = {}
         taken = set(self._run.stages)
-        for kind in sorted({stage_name(wish) for wish in self._wishes.values()}):
-            own = [instance for instance in self._wishes if self._kind(instance) == kind]
-            own.sort(key=lambda instance: (instance != kind, self._root(instance)))
-            for instance in own:
-                final = kind if instance == own[0] else f"{kind}{FOR}{self._root(instance)}"
+        for kind in sorted({stage_name(stage) for stage in self._requested.values()}):
+            of_kind = [instance for instance in self._requested if self._kind(instance) == kind]
+            of_kind.sort(key=lambda instance: (instance != kind, self._root(instance)))
+            for instance in of_kind:
+                final = kind if instance == of_kind[0] else f"{kind}{FOR}{self._root(instance)}"
                 while final in taken:
                     final += "_too"
                 taken.add(final)
                 names[instance] = final
         stages = {
-            names.get(instance, instance): _pointed(stage, names)
+            names.get(instance, instance): _with_names(stage, names)
             for instance, stage in self._stages.items()
         }
-        return stages, [names[instance] for instance in self._wishes]
+        return stages, [names[instance] for instance in self._requested]
 
     def _settle(self, instance: str) -> list[str]:
-        """Points an instance to what it reads; returns what had to be added for it."""
+        """Makes an instance name the instances that it reads; returns those added for it."""
         new: list[str] = []
         seen: set[str] = set()
         while unseen := [read for read in self._stages[instance].reads if read not in seen]:
             read = unseen[0]
             stage = self._stages[instance]
-            found = self._found(read, stage, instance, new)
-            seen |= {read, found}
-            self._stages[instance] = _pointed(stage, {read: found})
+            writer = self._writer(read, stage, instance, new)
+            seen |= {read, writer}
+            self._stages[instance] = _with_names(stage, {read: writer})
         return new
 
-    def _found(self, read: str, stage: Stage, reader: str, new: list[str]) -> str:
-        """The name of what `stage` reads as `read`; added to `new` where it was not there."""
+    def _writer(self, read: str, stage: Stage, reader: str, new: list[str]) -> str:
+        """The name of the table or instance that `stage`, the instance `reader`, reads as `read`.
+
+        An instance that has to be added is appended to `new`.
+        """
         if read in CORPUS or writers_of(read, self._run.stages):
             return read
         kind = self._kind(read)
-        alike = [instance for instance in self._wishes if self._kind(instance) == kind]
+        of_kind = [instance for instance in self._requested if self._kind(instance) == kind]
         # What was added for another reader writes this table, too, and is not the stage of its
         # name: served with it, rows would depend on the order of the file.
         if kind not in stage_names() and writers_of(read, self._stages):
@@ -133,56 +141,59 @@ class _Adding:
                 f"writes, expected one of {', '.join(sorted([*CORPUS, *self._run.stages]))}. "
                 "Name an instance or a table that is there."
             )
-        asked = stage.asks.get(read, {})
-        if "model" not in asked:
+        fields = stage.asks.get(read, {})
+        if "model" not in fields:
             check_model(kind, reader, self._run, self._name)
-        wish = parse_stage(kind, asked, self._run.model, self._name)
-        same = [instance for instance in alike if self._wishes[instance] == wish]
-        if read in self._wishes and read not in stage.asks:
-            found = read
-        elif same:
-            found = same[0]
+        requested = parse_stage(kind, fields, self._run.model, self._name)
+        equal = [instance for instance in of_kind if self._requested[instance] == requested]
+        if read in self._requested and read not in stage.asks:
+            writer = read
+        elif equal:
+            writer = equal[0]
         else:
-            found = kind if self._is_plain(kind, wish) else self._free(kind)
-            self._stages[found] = self._wishes[found] = wish
-            new.append(found)
-        self._readers.setdefault(found, []).append(reader)
-        return found
+            has_defaults = self._has_defaults(kind, requested)
+            writer = kind if has_defaults else self._temporary_name(kind)
+            self._stages[writer] = self._requested[writer] = requested
+            new.append(writer)
+        self._readers.setdefault(writer, []).append(reader)
+        return writer
 
-    def _is_plain(self, kind: str, wish: Stage) -> bool:
+    def _has_defaults(self, kind: str, requested: Stage) -> bool:
         try:
-            return bool(wish == parse_stage(kind, {}, self._run.model, self._name))
+            return bool(requested == parse_stage(kind, {}, self._run.model, self._name))
         except ConfigFileError:
             return False
 
-    def _free(self, kind: str) -> str:
-        """A name for the time until all names are known."""
+    def _temporary_name(self, kind: str) -> str:
+        """An unused name for an added instance, until all instances are known."""
         return next(name for n in count() if (name := f"{kind}#{n}") not in self._stages)
 
     def _kind(self, read: str) -> str:
-        return stage_name(self._wishes[read]) if read in self._wishes else read
+        """The stage that would write `read`: that of an added instance, or `read` itself."""
+        return stage_name(self._requested[read]) if read in self._requested else read
 
     def _root(self, instance: str) -> str:
-        """The first stage of the file that wants an instance, itself or by others."""
+        """The first stage of the YAML, by the alphabet, that reads an instance or its readers."""
         readers = self._readers[instance]
-        named = [reader for reader in readers if reader in self._run.stages]
-        return min(named or [self._root(reader) for reader in readers])
+        in_yaml = [reader for reader in readers if reader in self._run.stages]
+        return min(in_yaml or [self._root(reader) for reader in readers])
 
 
-def _is_once_more(instance: str, stages: Mapping[str, Stage]) -> bool:
-    """Whether an instance has the name of a stage that is added beside another of its kind."""
+def _is_named_after_reader(instance: str, stages: Mapping[str, Stage]) -> bool:
+    """Whether an added instance is named after its reader: `gradient_for_influence`."""
     return instance.startswith(stage_name(stages[instance]) + FOR)
 
 
-def _pointed(stage: Stage, names: Mapping[str, str]) -> Stage:
+def _with_names(stage: Stage, names: Mapping[str, str]) -> Stage:
+    """The stage whose fields name instances by their new names; `names` maps old ones to new."""
     changed = _renamed(stage, names)
     return dataclasses.replace(stage, **changed) if changed else stage
 
 
 def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
-    """Fields that name what is read, where it has another name now."""
+    """The fields of a stage that change when the instances that it reads get new names."""
     read = {name: new for name, new in names.items() if name != new and _is_read(name, stage)}
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for f in dataclasses.fields(stage) if read else ():
         value = getattr(stage, f.name)
         if f.type not in NAMES:
@@ -190,16 +201,17 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
         new = tuple(read.get(v, v) for v in value) if isinstance(value, tuple) else value
         new = read.get(value, value) if isinstance(value, str) else new
         if new != value:
-            found[f.name] = new
-    return found
+            changed[f.name] = new
+    return changed
 
 
 def _is_read(name: str, stage: Stage) -> bool:
+    """Whether the stage reads a table of the instance `name`."""
     return any(read.partition(".")[0] == name for read in stage.reads)
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What is said otherwise in `one` than in `other`, as one would write it in YAML."""
+def _difference(fields: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The values in `fields` that differ from those in `other`, as one line of YAML."""
 
     def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -210,5 +222,5 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
             if value != b[key]
         }
 
-    text = yaml.safe_dump(differing(one, other), default_flow_style=True, sort_keys=False)
+    text = yaml.safe_dump(differing(fields, other), default_flow_style=True, sort_keys=False)
     return " ".join(text.split()).removeprefix("{").removesuffix("}")

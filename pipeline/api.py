@@ -43,11 +43,12 @@ AnyRun = OpenedRun | str | Path
 Config = str | Path | Mapping[str, Any]
 """A YAML file, or what it would hold; relative paths in a mapping start at the working folder."""
 Overrides = Sequence[str] | Mapping[str, Any]
-"""As for `--set`: `key.path=value` each, the value in YAML; or a mapping from key path to value."""
+"""Values that replace those of the configuration: `key.path=value` each, the value in YAML, as for
+`--set`; or a mapping from key path to value."""
 
 
 def plan(config: Config, overrides: Overrides = ()) -> Answer:
-    """What a run would compute, reuse and cost; see `pipeline.estimate.estimate`.
+    """The cost of a run, estimated before anything is computed; see `pipeline.estimate.estimate`.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
@@ -60,12 +61,13 @@ def plan(config: Config, overrides: Overrides = ()) -> Answer:
 
 
 def run(config: Config, overrides: Overrides = (), progress: "Progress | None" = None) -> OpenedRun:
-    """The finished run; computes what is not there yet, and goes on after a kill.
+    """The finished run; computes the shards that its store lacks, and goes on after a kill.
 
     Args:
         config: A YAML file or a mapping.
-        overrides: Values that take the place of those in `config`.
-        progress: Told how far it is; nobody is by default, `pipeline.progress.Screen` shows it.
+        overrides: Values that replace those in `config`.
+        progress: Hears how far the run is; `pipeline.progress.Screen` shows it. By default nothing
+            is shown.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned, or a task failed.
@@ -79,7 +81,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
 
 
 def status(run: AnyRun) -> Answer:
-    """How far a run is; rebuilds the catalog of one that was moved. See `pipeline.status`."""
+    """How far a run is; rebuilds the catalog of a moved run. See `pipeline.status.run_status`."""
     from pipeline.status import run_status
     from pipeline.summary import print_status
 
@@ -87,7 +89,7 @@ def status(run: AnyRun) -> Answer:
 
 
 def sql(run: AnyRun, statement: str) -> Rows:
-    """What `statement` gives over the run's views; see `OpenedRun.sql`."""
+    """The rows of a SQL statement over the run's views; see `OpenedRun.sql`."""
     return _opened(run).sql(statement)
 
 
@@ -102,7 +104,7 @@ def apply(
     to: str | Path | None = None,
     progress: "Progress | None" = None,
 ) -> OpenedRun:
-    """The run over the corpus as a reviewed CSV corrects it; see `pipeline.apply.apply_review`."""
+    """A new run over the corrected corpus; see `pipeline.apply.apply_review`."""
     from pipeline.apply import apply_review
 
     return apply_review(_folder(run), Path(review), Path(to) if to else None, progress)
@@ -111,7 +113,7 @@ def apply(
 def evaluate(
     run: AnyRun, metric: str, overrides: Overrides = (), progress: "Progress | None" = None
 ) -> Answer:
-    """What a metric says of a run; see `pipeline.evaluate.evaluate`.
+    """The result of a metric over a finished run; see `pipeline.evaluate.evaluate`.
 
     `overrides` are the metric's fields, such as `{"examples": 300}`.
     """
@@ -119,8 +121,8 @@ def evaluate(
     from pipeline.summary import print_evaluation
 
     stepped = progress.stepped if progress is not None else None
-    found = measure(_folder(run), metric, _assignments(overrides), stepped)
-    return Answer(found, print_evaluation)
+    evaluation = measure(_folder(run), metric, _assignments(overrides), stepped)
+    return Answer(evaluation, print_evaluation)
 
 
 def select(
@@ -144,7 +146,7 @@ def explain(
     top: int = 5,
     progress: "Progress | None" = None,
 ) -> Answer:
-    """What stands behind the prediction for a query or a text; see `OpenedRun.explain`."""
+    """The examples and words behind the prediction of a query or text; see `OpenedRun.explain`."""
     return _opened(run).explain(query, text, text_b, methods, top, progress)
 
 
@@ -176,12 +178,12 @@ def _assignments(overrides: Overrides) -> Sequence[str]:
 
 @contextmanager
 def _log_in(run: str) -> Iterator[None]:
-    """Keeps what is logged in `assay.log` of the run's folder, too."""
+    """Also writes what is logged meanwhile to `assay.log` in the run's folder."""
     try:
         Path(run).mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(Path(run) / "assay.log", delay=True, encoding="utf-8")
     except OSError:
-        yield  # the run itself says what is wrong with the folder
+        yield  # the run itself raises an error about the folder
         return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("pipeline")

@@ -1,4 +1,4 @@
-"""A reviewed CSV back into the corpus: labels fixed, rows dropped, the rest computed again."""
+"""Correct a corpus by a reviewed CSV: fix labels, drop rows, and run again over the result."""
 
 import dataclasses
 import hashlib
@@ -15,51 +15,51 @@ from storage.table import write_whole
 def apply_review(
     run: Path, review: Path, to: Path | None = None, progress: Progress | None = None
 ) -> OpenedRun:
-    """The run over the corrected corpus, in a folder of its own and over the same store.
+    """The new run over the corrected corpus, in its own folder and over the same store.
 
-    Text does not change, so no embedding and no NTK row is computed again, and fitted artefacts
-    stay as they are. A dropped row leaves `examples`, the values and the written corpus.
+    Texts do not change, so no embedding and no NTK row is computed again, and fitted artefacts
+    stay as they are. A dropped row is missing in `examples`, the values and the written corpus.
 
     Args:
         run: Folder of the run that was reviewed.
         review: CSV with `source_id` and `decision` (accept, fix, drop), as `assay flag` writes it;
-            `fix` takes the label in `new_label`. It comes on top of earlier reviews.
+            `fix` takes the label in `new_label`. Earlier reviews of the run still hold.
         to: Folder of the new run; by default the old one's name with `-corrected`, and a number
-            where such a run is there already.
-        progress: Told what happens.
+            where that folder holds a run already.
+        progress: Hears how far the new run is.
 
     Raises:
-        RunError: there is no such review.
+        RunError: there is no such file.
         stages.stage.DataError: the review names unknown rows, labels or decisions.
     """
     folder = RunFolder(run.expanduser().resolve())
-    before = folder.read_run()
+    reviewed = folder.read_run()
     if not review.is_file():
         raise RunError(
             f"{review}: found no such file, expected a reviewed CSV. "
             f"Write one with `assay flag {run} --review {review}` and fill in `decision`."
         )
-    target = to.expanduser().resolve() if to else _free(folder.path)
+    target = to.expanduser().resolve() if to else _unused_folder(folder.path)
     target.mkdir(parents=True, exist_ok=True)
-    # Named by its content: a review that is refused must not take the place of one that counts.
+    # Named by its content: a review that is refused must not replace one that counts.
     content = review.read_bytes()
-    number = len(before.corpus.corrections) + 1
+    number = len(reviewed.corpus.corrections) + 1
     name = f"review-{number}-{hashlib.sha256(content).hexdigest()[:8]}{review.suffix}"
     kept = target / name
     write_whole(kept, content)
     corrected = dataclasses.replace(
-        before,
+        reviewed,
         run=str(target),
-        store=before.store_url,
+        store=reviewed.store_url,
         corpus=dataclasses.replace(
-            before.corpus, corrections=(*before.corpus.corrections, str(kept))
+            reviewed.corpus, corrections=(*reviewed.corpus.corrections, str(kept))
         ),
     )
     return OpenedRun(execute_run(corrected, progress))
 
 
-def _free(run: Path) -> Path:
-    """A folder beside `run` that holds no run yet."""
+def _unused_folder(run: Path) -> Path:
+    """A path beside the folder `run` that holds no run yet."""
     target, number = run.with_name(f"{run.name}-corrected"), 1
     while (target / "run.json").exists():
         number += 1

@@ -1,8 +1,9 @@
-"""Artefacts that are fitted once and then kept, such as a probe.
+"""Which artefact a stage uses: artefacts, such as a probe, are fitted once and then kept.
 
 An artefact is part of the key of every feature that is computed with it, so fitting it anew makes
 all of them stale. It therefore stays while the corpus it was fitted on lives on: correcting labels
-or appending rows recomputes no feature. Where labels answer another question it is fitted anew.
+or appending rows recomputes no feature. Where the labels
+answer another question, say because the classes are others, it is fitted anew.
 """
 
 import dataclasses
@@ -25,10 +26,17 @@ def choose_artefact(
     store: Store,
     last: str | None,
 ) -> tuple[Node, str | None]:
-    """The node with the artefact it should use (pinned, found in the store, or to be fitted).
+    """The node with the artefact that it uses: pinned, found in the store, or to be fitted.
 
-    The second value is a sentence for the user where an earlier artefact is kept. `last` is the key
-    that the run used the last time.
+    The second value is a sentence for the user where an earlier artefact is kept, else None.
+
+    Args:
+        node: A stage that fits an artefact (`Stage.is_kept`), in one task.
+        run: Holds what the user wrote under `artefacts:`.
+        planned: The nodes that come before, by instance.
+        corpus: The corpus as it stands.
+        store: Holds earlier artefacts.
+        last: Key of the artefact that the run used the last time.
 
     Raises:
         RunError: a pinned artefact is not in the store, or does not fit the labels.
@@ -66,10 +74,10 @@ def choose_artefact(
             f"artefacts.{node.instance}: found {requested!r}, expected `refit` or a mapping with "
             "key and labels. Remove the entry to keep the artefact that is there."
         )
-    found = _fitted_before(node, planned, corpus, store, last)
-    if found is None or found[0] == fresh.tasks[0].key:
+    earlier = _fitted_before(node, planned, corpus, store, last)
+    if earlier is None or earlier[0] == fresh.tasks[0].key:
         return fresh, None
-    key, fitted_on = found
+    key, fitted_on = earlier
     if key != last and fresh.tasks[0].key in store.shard_keys(table):
         return fresh, None
     return _pinned(node, key, fitted_on), _kept_note(node.instance, key)
@@ -83,6 +91,7 @@ def _kept_note(instance: str, key: str) -> str:
 
 
 def _pinned(node: Node, key: str, labels: str) -> Node:
+    """The node with the artefact `key`, which was fitted on the labels of the key `labels`."""
     task = Task(node.tasks[0].part, key)
     return dataclasses.replace(node, tasks=(task,), pinned={"key": key, "labels": labels})
 
@@ -90,10 +99,10 @@ def _pinned(node: Node, key: str, labels: str) -> Node:
 def _fitted_before(
     node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store, last: str | None
 ) -> tuple[str, str] | None:
-    """Key and labels of the artefact of this kind whose labels have most shards in common.
+    """Keys of the best earlier artefact of the node's stage and fields, and of its labels.
 
-    `last` goes before all others, then the newest. The features that the artefact was fitted on
-    must be those of this corpus, by half or more.
+    That is `last`, or else the one whose labels share most shards with the corpus's, the newest of
+    equals. At least half of the features that it was fitted on must be this corpus's.
     """
     name, table = stage_name(node.stage), node.stage.writes[0].name
     shard_sets = {
@@ -127,9 +136,9 @@ def _fitted_before(
 
 
 def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:
-    """Whether the labels an artefact was fitted on answer the same question as the corpus's.
+    """Whether an artefact's labels have the column, classes and planted flips of the corpus's.
 
-    A corrected label does; another column, other classes or labels flipped on purpose do not.
+    Corrected labels have; `fitted_on` is the manifest key of the artefact's labels.
     """
     if not store.has_manifest("label", fitted_on):
         return False
@@ -138,7 +147,7 @@ def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:
 
 
 def _overlap(manifest: Manifest, read: str, keys: set[str], table: str, store: Store) -> float:
-    """Share of the rows the artefact was fitted on that are still part of this corpus."""
+    """Share of the artefact's rows in the table `read` that lie in the corpus's shards `keys`."""
     key = manifest.inputs.get(read)
     if key is None or not store.has_manifest(table, key):
         return 0.0

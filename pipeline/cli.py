@@ -18,10 +18,10 @@ from pipeline.progress import Screen
 
 
 class Assay(click.Group):
-    """The command group: turns the rooms' errors into one message and an exit code."""
+    """The command group: prints errors with advice as one message, and sets the exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; failures of the rooms end with 1, misuse with 2."""
+        """Runs the command; errors of pipeline, stages and storage end with 1, misuse with 2."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -59,7 +59,7 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON for p
 out = click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .parquet, .jsonl or .csv."
 )
-method = click.option("--method", help="The stage instance, when the run has several.")
+method = click.option("--method", help="The stage to take, when the run has several.")
 
 
 @main.command()
@@ -67,7 +67,7 @@ method = click.option("--method", help="The stage instance, when the run has sev
 @settings
 @as_json
 def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
-    """Print what a run would compute, reuse and cost, before anything is computed.
+    """Print what a run would compute, reuse and cost. Computes nothing.
 
     Example: assay plan configs/quickstart.yaml
     """
@@ -80,9 +80,10 @@ def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 @click.option("--ray-address", help="A Ray cluster to run on; RAY_ADDRESS stands in.")
 @as_json
 def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_json: bool) -> None:
-    """Compute what the YAML describes and is not there yet, and show the main results.
+    """Compute what the YAML describes, and show the main results.
 
-    The same command goes on after a kill; a changed YAML computes only what the change touches.
+    What was computed before is reused: the same command goes on after a kill, and a changed YAML
+    computes only what the change touches.
 
     Example: assay run configs/quickstart.yaml --set stages.freeshap.rounds=40
     """
@@ -97,7 +98,7 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
 @click.argument("run", type=click.Path(path_type=Path))
 @as_json
 def status(run: Path, is_json: bool) -> None:
-    """Print how far a run is, and rebuild the catalog of one that was moved.
+    """Print which tables of a run are complete; rebuild the catalog of a run that was moved.
 
     Example: assay status runs/quickstart
     """
@@ -124,13 +125,13 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(min=1), help="This many lowest scores, flagged or not.")
+@click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
 @method
 @out
 @click.option(
     "--review",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a CSV whose `decision` column (accept, fix, drop) `assay apply` reads back.",
+    help="Write a CSV; fill in `decision` (accept, fix, drop) for `assay apply`.",
 )
 @as_json
 def flag(
@@ -141,7 +142,7 @@ def flag(
     review: Path | None,
     is_json: bool,
 ) -> None:
-    """List the examples whose label is suspicious, with the label suggested instead.
+    """List the examples whose label is probably wrong, with the label suggested instead.
 
     Example: assay flag runs/quickstart --review review.csv
     """
@@ -162,7 +163,9 @@ def flag(
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
 @as_json
 def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: bool) -> None:
-    """Correct the corpus by a reviewed CSV, and compute again only what depends on labels.
+    """Correct the corpus by a reviewed CSV, and make a new run over it.
+
+    Only what depends on labels is computed again.
 
     Example: assay apply runs/quickstart review.csv --out corrected.parquet
     """
@@ -182,14 +185,15 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
 def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) -> None:
     """Measure how far the results of a run can be trusted.
 
-    METRIC is robustness, of values; or agreement, contamination, removal, specificity,
-    support_size, of explanations. Reads the run's tables and stores nothing.
+    METRIC is robustness, of the values of examples; faithfulness, of words; or agreement,
+    contamination, removal, specificity, support_size, of explanations by examples. Nothing is
+    stored.
 
     Example: assay evaluate runs/quickstart robustness --set examples=300 --set rounds=24
     """
     with Screen("Reading the run ...") as screen:
-        found = api.evaluate(run, metric, overrides, screen)
-    report.print_evaluation(found, is_json)
+        evaluation = api.evaluate(run, metric, overrides, screen)
+    report.print_evaluation(evaluation, is_json)
 
 
 @main.command()
@@ -231,15 +235,17 @@ def select(
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--query", metavar="ID", help="A query of the run, by query_id or source_id.")
-@click.option("--text", help="A text that is no query: its features are computed and not stored.")
+@click.option("--text", help="A new text, for which the run's model is used; nothing is stored.")
 @click.option("--text-b", help="The second text, in a corpus of pairs.")
 @click.option(
     "--method",
     "methods",
     multiple=True,
-    help="A method of pairs or of words, by default all; freeshap draws its rounds again.",
+    help="A method of the run; by default all that score examples or words. freeshap draws again.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=5, help="Examples of each sign.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, help="Examples for, and as many against."
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -256,7 +262,7 @@ def explain(
     out: Path | None,
     is_json: bool,
 ) -> None:
-    """Say which training examples made the model say that, of a query or of any text.
+    """Show the training examples and words behind a prediction, of a query or of any text.
 
     Example: assay explain runs/quickstart --query 0 --out why.html
     """
@@ -275,6 +281,6 @@ def explain(
         found = opened.explain(query, text, text_b, methods, top, screen)
     if out is not None:
         write_explanation(opened, found, out)
-        click.echo(f"explained in {out}", err=True)
+        click.echo(f"Explanation written to {out}", err=True)
     else:
         print_explanation(found, top, is_json)

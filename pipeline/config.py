@@ -1,4 +1,4 @@
-"""YAML to a checked, frozen run.
+"""Read the YAML of a run, check it, and write it out in full.
 
 One file, one run. Unknown keys and wrong types fail with their path; nothing is guessed. Stages are
 plain dataclasses, checked here by pydantic, which no stage imports. There is no interpolation, no
@@ -67,17 +67,18 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     return parse_config(raw, str(path), os.path.dirname(local(str(path))), overridden)
 
 
-def read_mapping(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run:
+def read_mapping(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run:
     """The run that a mapping describes, whose keys and values are those of the YAML.
 
     Args:
-        given: It is left as it is; relative paths in it are relative to the working directory.
+        config: The mapping, which is not changed; relative paths in it are relative to the
+            working directory.
         overrides: `key.path=value`, the value in YAML.
 
     Raises:
         ConfigFileError: the mapping or an override cannot be used; errors call it `config`.
     """
-    raw = copy.deepcopy(dict(given))
+    raw = copy.deepcopy(dict(config))
     for override in overrides:
         _override(raw, override)
     return parse_config(raw, "config")
@@ -92,8 +93,8 @@ def parse_config(
     """The run that `raw` describes.
 
     Args:
-        raw: What the YAML holds.
-        name: What errors call it.
+        raw: The content of the YAML.
+        name: What errors call the YAML.
         folder: Inputs are relative to it; by default to the working directory.
         overridden: Key paths whose values are relative to the working directory in any case.
 
@@ -117,9 +118,9 @@ def parse_config(
     for instance, fields in entries.items():
         stage = parse_stage(str(instance), fields, checked.model, name)
         stages[str(instance)] = _with_own_model(stage, fields, str(instance), inputs)
-    for given, where in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
+    for by_stage, key in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
         # Stages that the YAML does not name are added where another reads them.
-        _known(given, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {where}")
+        _check_names(by_stage, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {key}")
     if checked.shard_size < 1:
         raise ConfigFileError(
             f"{name}: shard_size: found {checked.shard_size}, expected at least 1. "
@@ -153,11 +154,11 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
             f"{', '.join(stage_names())}. "
             + (f"Did you mean {near[0]}?" if near else "Correct the name, or add `stage:`.")
         ) from error
-    takes = {f.name: f for f in dataclasses.fields(cls)}
-    if "model" in takes and "model" not in fields:
+    fields_of_stage = {f.name: f for f in dataclasses.fields(cls)}
+    if "model" in fields_of_stage and "model" not in fields:
         if model is not None:
             fields["model"] = dataclasses.asdict(model)
-        elif takes["model"].default is dataclasses.MISSING:
+        elif fields_of_stage["model"].default is dataclasses.MISSING:
             raise ConfigFileError(
                 f"{name}: stages.{instance}: found no model, expected one for this stage. "
                 "Add `model: {path: ...}` at the top of the file."
@@ -166,7 +167,7 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
 
 
 def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
-    """The metric of that name, with the fields that `overrides`, `field=value` each, give it.
+    """The metric `metric`, whose fields are set by `overrides`, `field=value` each.
 
     Raises:
         ConfigFileError: there is no such metric, or its fields are wrong.
@@ -206,12 +207,12 @@ def plain(value: Any) -> Any:
 
 
 def stage_name(stage: Any) -> str:
-    """The module's name of a stage: `ntk` for `stages.features.ntk`."""
+    """The name of a stage, that of its module: `ntk` for `stages.features.ntk`."""
     return str(type(stage).__module__).rsplit(".", 1)[-1]
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that is given twice is an error, not a silent overwrite."""
+    """A YAML loader that raises where a mapping has a key twice, instead of taking the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -226,6 +227,11 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _check(cls: type[Any], raw: Mapping[str, Any], name: str, where: tuple[str, ...]) -> Any:
+    """An object of the dataclass `cls` from `raw`, which stands at the key path `where`.
+
+    Raises:
+        ConfigFileError: a key is unknown or missing, or a value has a wrong type.
+    """
     if not all(isinstance(key, str) for key in raw):
         odd = next(key for key in raw if not isinstance(key, str))
         raise ConfigFileError(
@@ -246,6 +252,7 @@ def _check(cls: type[Any], raw: Mapping[str, Any], name: str, where: tuple[str, 
 
 
 def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> str:
+    """The message for one of pydantic's errors: found, expected, what to do."""
     loc = detail["loc"][1:]
     place = [str(part) for part in (*where, *loc) if "[" not in str(part)]
     spot = f"{name}: {'.'.join(place)}"
@@ -256,11 +263,12 @@ def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> 
         return f"{spot}: found an unknown key, expected one of {', '.join(known)}. {hint}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{spot}: found nothing, expected a value for this key. Add `{place[-1]}: ...`."
-    wanted = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{spot}: found {detail['input']!r}, expected {wanted}. Correct the value."
+    expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{spot}: found {detail['input']!r}, expected {expected}. Correct the value."
 
 
 def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
+    """The names of the fields that `cls` knows at the key path `loc`."""
     for part in loc:
         hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         options = getattr(hints.get(str(part)), "__args__", (hints.get(str(part)),))
@@ -269,8 +277,9 @@ def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
 
-def _known(given: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:
-    for name in given:
+def _check_names(by_stage: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:
+    """Raises unless every key of the mapping at `where` is a stage instance."""
+    for name in by_stage:
         if name not in stages and not (FOR in name and name.partition(FOR)[0] in stages):
             raise ConfigFileError(
                 f"{where}.{name}: found no stage instance of that name, expected one of "
@@ -279,6 +288,7 @@ def _known(given: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> N
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
+    """Sets one value in `raw`; `override` is `key.path=value`."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -307,7 +317,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _placed(run: Run, inputs: Inputs) -> Run:
-    """The run with absolute paths."""
+    """The run with absolute paths: outputs from the working directory, inputs from the YAML's."""
     store = run.store
     return dataclasses.replace(
         run,
@@ -320,7 +330,7 @@ def _placed(run: Run, inputs: Inputs) -> Run:
 
 
 def _with_own_model(stage: Any, fields: Any, instance: str, inputs: Inputs) -> Any:
-    """The stage, whose model lies where its own entry says, if it has one."""
+    """The stage; the path of a model that its own entry names is made absolute."""
     if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), Mapping):
         return stage
     model = inputs.model(stage.model, f"stages.{instance}.model")
@@ -328,6 +338,7 @@ def _with_own_model(stage: Any, fields: Any, instance: str, inputs: Inputs) -> A
 
 
 def _kind(value: Any) -> str:
+    """A value in an error's words: its type, and what it holds."""
     if value is None:
         return "nothing"
     if isinstance(value, list):

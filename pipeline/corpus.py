@@ -1,7 +1,8 @@
-"""From a corpus and its queries to the tables `text`, `label`, `extra`, `rejected`, `features`.
+"""Read the corpus and its queries into `text`, `label`, `extra`, `rejected` and `features`.
 
-These shards are keyed by their content. Rows are cut into shards once: when a corpus that lies in
-the store is read again with more rows or corrected labels, its earlier shards keep their rows.
+The shards of these tables are keyed by their content. Rows are cut into shards once: when a corpus
+that lies in the store is read again with more rows or corrected labels, its earlier shards keep
+their rows.
 Runs in the driver: it is bound by reading one source, and holds the text of the corpus in memory,
 and its vectors where it has some.
 """
@@ -30,9 +31,10 @@ CORPUS = {
     for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED, ingest.FEATURES)
 }
 SOMETIMES = frozenset({ingest.FEATURES.name})
-"""Tables that are there for some corpora only."""
+"""Tables that only some corpora have."""
 INGEST_VERSION = 2
 EARLIER_CUTS = 20
+"""Earlier readings of a corpus whose cuts into shards are tried."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class Corpus:
     """The corpus tables as they stand, by table name."""
 
     tables: Mapping[str, Manifest]
-    """`features` is there only if the sources have some."""
+    """Manifests by table name; `features` only where the sources have vectors."""
 
     @property
     def task(self) -> CorpusTask:
-        """What a model learns from a row."""
+        """The task of the corpus, such as classification."""
         task: CorpusTask = self.tables["label"].details.get("task", "classification")
         return task
 
@@ -64,7 +66,7 @@ class Corpus:
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
 
     def rows(self, table: str, role: str) -> int:
-        """Rows of one role in one of the tables."""
+        """How many rows a table has of one role."""
         return sum(s.rows for s in self.tables[table].shards if s.role == role)
 
 
@@ -94,7 +96,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)
     for role, part in read:
-        # What a manifest says beside its rows must follow from its key: see `details` below.
+        # A manifest's details must follow from its key: see `details` below.
         salts: dict[str, list[Any]] = {
             "text": [] if part.format == "text" else [part.format],
             "label": list(examples.classes),
@@ -133,7 +135,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
 
 
 def _check_same_kind(run: Run) -> None:
-    """Refuses queries that answer another question than the corpus, or lack its vectors."""
+    """Raises unless the queries have the task of the corpus, and vectors where it has them."""
     if run.queries is None:
         return
     if run.queries.task != run.corpus.task:
@@ -149,7 +151,7 @@ def _check_same_kind(run: Run) -> None:
 
 
 def _check_same_form(run: Run, examples: Any, queries: Any) -> None:
-    """Refuses queries of another form of text, which the corpus's format would misread."""
+    """Raises unless the texts of the queries have the form of the corpus's, such as pairs."""
     if (examples.format, examples.has_text) != (queries.format, queries.has_text):
         raise DataError(
             f"{run.queries.path if run.queries else ''}: found rows as {_form(queries)}, expected "
@@ -162,7 +164,7 @@ def _form(part: Any) -> str:
 
 
 def _check_same_labels(run: Run, examples: Any, queries: Any) -> None:
-    """Refuses numbers in the queries where the corpus has names in no declared order."""
+    """Raises where the queries have numbers as labels and the corpus names without an order."""
     is_named = examples.label_kind == "str" and run.corpus.classes is None
     if run.queries is not None and is_named and queries.label_kind == "int":
         raise DataError(
@@ -173,7 +175,7 @@ def _check_same_labels(run: Run, examples: Any, queries: Any) -> None:
 
 
 class _Writer:
-    """Writes content-keyed shards, or only says what it would write."""
+    """Writes shards that are keyed by their content; in a dry reading only computes the keys."""
 
     def __init__(self, store: Store, is_dry: bool):
         self.store, self.is_dry = store, is_dry
@@ -181,6 +183,7 @@ class _Writer:
         self.present = {table: store.shard_keys(table) for table in CORPUS}
 
     def add(self, spec: TableSpec, role: str, index: int, rows: pa.Table, salt: Any) -> None:
+        """Writes one shard; `salt` is all that its key depends on beside the rows."""
         key = digest([content_hash(rows), salt])
         if self.is_dry:
             length = spec.vector_length(rows.schema)
@@ -194,6 +197,7 @@ class _Writer:
         self.records[spec.name].append(record)
 
     def manifest(self, table: str, shard_size: int, details: Mapping[str, Any]) -> Manifest:
+        """The manifest of a table over the shards that were added."""
         return Manifest(
             table=table,
             stage="ingest",
@@ -209,7 +213,7 @@ class _Writer:
 def _cut(
     rows: pa.Table, role: str, shard_size: int, store: Store, salt: list[Any]
 ) -> Iterator[pa.Table]:
-    """The rows in shards: cut like the earlier reading of which most rows can be used again."""
+    """The rows of each shard, cut as in the earlier reading of which most rows can be reused."""
     ids = rows["id"].to_numpy()
     best = cut(ids, [], shard_size)
     most = 0

@@ -1,8 +1,8 @@
-"""Run tasks in this process or on Ray; the only file that imports ray.
+"""Engines that run tasks, in this process or on Ray; the only file that imports ray.
 
 Both engines take the same tasks and yield the same records; they differ in where the work happens.
-On Ray, a pool of actors holds what the stage opens (a model, a kernel), each with at most two tasks
-waiting, so that the scheduler never holds more than the names of a few tasks. A task whose worker
+On Ray, every actor of a pool keeps what the stage opens (a model, a kernel) and has at most two
+tasks waiting, so that the scheduler never holds more than the names of a few. A task whose worker
 is lost is tried again; a task that raises is not, for it would raise again.
 """
 
@@ -27,19 +27,19 @@ reserve a third of the memory."""
 
 
 class Engine(Protocol):
-    """Where tasks run."""
+    """Runs tasks of a stage, somewhere."""
 
     def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
-        """Each task with its records, in the order in which they finish.
+        """Runs the tasks; yields each with the records of its shards, in the order of finishing.
 
         Raises:
             TaskError: a task raised, or its worker was lost too often.
         """
 
     def close(self) -> None:
-        """Lets go of everything the engine holds."""
+        """Ends the workers and frees what they keep."""
 
 
 class InProcess:
@@ -87,7 +87,7 @@ class OnRay:
         # A cluster's nodes get this code, and only it: the rooms, not the folder they lie in, which
         # in a checkout holds data and runs, and after a plain `pip install` every other package.
         rooms = [str(Path(__file__).resolve().parents[1] / room) for room in ROOMS]
-        place: dict[str, Any] = (
+        arguments: dict[str, Any] = (
             {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             if address is None
             else {"runtime_env": {"py_modules": rooms, "excludes": ["__pycache__"]}}
@@ -98,7 +98,7 @@ class OnRay:
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                **place,
+                **arguments,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TaskError(
@@ -151,7 +151,7 @@ class OnRay:
         self._ray.shutdown()
 
     def _workers(self, resources: Resources, n_tasks: int) -> list[Any]:
-        """Actors with these resources; those of the stage before serve again if they fit."""
+        """Actors with these resources, at most `n_tasks`; the last stage's if theirs are equal."""
         ray = self._ray
         if self._pool_is_for != resources:
             for worker in self._pool:
@@ -161,14 +161,14 @@ class OnRay:
         if resources.memory_gb:
             demand["memory"] = resources.memory_gb * 1e9
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(_fitting(node, demand, n_tasks) for node in nodes)
-        if room < 1:
+        n_fitting = sum(_fitting(node, demand, n_tasks) for node in nodes)
+        if n_fitting < 1:
             raise TaskError(
-                f"ray: found nodes of {'; '.join(_told(node) for node in nodes)}, expected one "
-                f"with {_told(demand)} for a worker of this stage. Lower the stage's cpus, gpus or "
-                "memory_gb under `ray:`, or add a node."
+                f"ray: found nodes of {'; '.join(_amounts(node) for node in nodes)}, expected one "
+                f"with {_amounts(demand)} for a worker of this stage. Lower the stage's cpus, gpus "
+                "or memory_gb under `ray:`, or add a node."
             )
-        wanted = min(n_tasks, room, resources.workers or room)
+        n_workers = min(n_tasks, n_fitting, resources.workers or n_fitting)
         actor = ray.remote(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
@@ -176,29 +176,31 @@ class OnRay:
             max_restarts=-1,
             max_task_retries=self._settings.retries,
         )(Worker)
-        while len(self._pool) < wanted:
+        while len(self._pool) < n_workers:
             self._pool.append(actor.remote())
-        return self._pool[:wanted]
+        return self._pool[:n_workers]
 
 
 def open_engine(settings: RaySettings) -> Engine:
-    """The engine that `settings` ask for."""
+    """The engine that `settings` name: `in_process` or `ray`."""
     return InProcess() if settings.engine == "in_process" else OnRay(settings)
 
 
 def _fitting(node: Mapping[str, float], demand: Mapping[str, float], most: int) -> int:
-    """How many workers fit on an empty node, up to `most`; a worker cannot span two nodes."""
+    """How many workers with this demand fit on an empty node, at most `most`."""
     return min([most, *(int(node.get(name, 0) // n) for name, n in demand.items() if n)])
 
 
-def _told(resources: Mapping[str, float]) -> str:
-    told = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Resources in words: `4 CPUs, 1 GPUs, 16.0 GB`."""
+    amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
     if "memory" in resources:
-        told.append(f"{resources['memory'] / 1e9:.1f} GB")
-    return ", ".join(told)
+        amounts.append(f"{resources['memory'] / 1e9:.1f} GB")
+    return ", ".join(amounts)
 
 
 def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
+    """The error of a failed task, which names its stage and part."""
     part = task.part
     place = {
         "shard": f"{part.role} shard {part.index}",

@@ -1,4 +1,4 @@
-"""What a run will cost, said before anything is computed: `assay plan`."""
+"""The cost of a run, estimated before anything is computed: `assay plan`."""
 
 import dataclasses
 import os
@@ -9,30 +9,33 @@ from pipeline.corpus import SOMETIMES, Corpus, read_corpus
 from pipeline.folder import RunFolder
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan
-from pipeline.run import artefacts_of_before
+from pipeline.run import artefacts_of_last_run
 from pipeline.settings import Run
 from stages.model.calibration import flops_per_second
 from stages.stage import Work
 from storage.table import Store
 
 CHARACTERS_PER_TOKEN = 4.2
+"""Of English text in the tokens of a language model."""
 MODEL_EFFICIENCY = 0.5
 """Share of a bare matrix product's speed that models and solves reach; seen on MiniLM, one core."""
 
 
 def estimate(run: Run) -> dict[str, Any]:
-    """Per stage and in all: tasks, reuse, forward and backward rows, FLOPs, bytes, memory, seconds.
+    """The cost of a run as plain values, per stage and in all.
+
+    Tasks to do and reused, forward and backward rows, FLOPs, bytes to write, memory, seconds.
 
     Reads the corpus and asks the machine for its speed with a matrix product of a fraction of a
-    second; writes nothing. Costs are scaled to the tasks that are not there yet; where a rule may
-    end the rounds of a stage earlier, they are those `at_most`.
+    second; writes nothing. Costs are those of the tasks that are not computed yet. Where a stopping
+    rule may end the rounds of a stage earlier, `at_most` is true and costs are upper bounds.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
     """
     store = Store(run.store_url)
     corpus = read_corpus(run, store, is_dry=True)
-    plan = make_plan(run, corpus, store, artefacts_of_before(run, RunFolder(Path(run.run))))
+    plan = make_plan(run, corpus, store, artefacts_of_last_run(run, RunFolder(Path(run.run))))
     n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)
     work = Work(
         n_examples=corpus.rows("label", "example"),
@@ -66,12 +69,13 @@ def estimate(run: Run) -> dict[str, Any]:
 
 
 def _lengths(corpus: Corpus, plan: Plan) -> list[int]:
-    """Lengths of the feature vectors that are known before they are computed."""
-    own = [corpus.tables[name].vector_length or 0 for name in SOMETIMES & set(corpus.tables)]
-    return own + [node.stage.feature_dim or 0 for node in plan.nodes]
+    """Lengths of the feature vectors, the corpus's and those that stages declare."""
+    of_corpus = [corpus.tables[name].vector_length or 0 for name in SOMETIMES & set(corpus.tables)]
+    return of_corpus + [node.stage.feature_dim or 0 for node in plan.nodes]
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
+    """The cost of one stage, on this many workers of `speed` FLOP/s each."""
     cost = node.stage.cost(work)
     share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
     at_once = max(1, min(workers, len(node.missing)))

@@ -1,7 +1,7 @@
-"""Metrics over a finished run: how far what it computed can be trusted.
+"""Metrics over a finished run: how far its results can be trusted.
 
-Computed in this process, shown and not stored: a metric is a question about a run, not a part of
-it, and whoever wants it again asks again.
+Computed in this process, printed and not stored: a metric is a question about a run, not a part of
+it, and is computed again when it is needed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,49 +17,50 @@ from pipeline.task import StoredInputs
 from stages.model.spec import ModelSpec
 
 Stepped = Callable[[str, int, int], None]
-"""Told a name, and how many steps of how many are done."""
+"""Hears the metric's name, and how many steps of how many are done."""
 
 
 def evaluate(
     run: Path, metric: str, overrides: Sequence[str] = (), stepped: Stepped | None = None
 ) -> dict[str, Any]:
-    """What a metric says of the run in a folder.
+    """The result of a metric over the run in a folder.
 
     Keys: run_id, metric, fields (with every default), facts, rows, details; see
     `stages.metrics.metric.Result`.
 
     Args:
-        run: Folder of a run whose tables that the metric reads are whole.
+        run: Folder of the run; the tables that the metric reads are whole.
         metric: The name of a file in `stages/metrics/`.
         overrides: `field=value` each.
-        stepped: Told how far it is.
+        stepped: Hears how far the metric is.
 
     Raises:
         RunError: there is no such run, metric or field, or the run lacks a table.
         stages.stage.StageError: the rows cannot be used.
     """
-    asked = parse_metric(metric, overrides)
+    configured = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
-    asked = asked.with_models(lambda: _models(folder))
+    configured = configured.with_models(lambda: _models(folder))
     record, store = folder.read_record(), folder.store()
-    found = {read: _table(read, record["tables"], folder) for read in asked.reads}
-    inputs = StoredInputs(found, "whole", store)
+    tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
+    inputs = StoredInputs(tables, "whole", store)
     task = str(inputs.details("label").get("task", "classification"))
-    if task not in asked.tasks:
+    if task not in configured.tasks:
         raise RunError(
-            f"{folder.path}: found a corpus with task: {task}, expected {' or '.join(asked.tasks)} "
-            f"for {metric} with these fields. Evaluate another run, or set other fields."
+            f"{folder.path}: found a corpus with task: {task}, expected "
+            f"{' or '.join(configured.tasks)} for {metric} with these fields. "
+            "Evaluate another run, or set other fields."
         )
 
     def tell(done: int, total: int) -> None:
         if stepped is not None:
             stepped(metric, done, total)
 
-    rows, facts, details = asked.compute(inputs, tell)
+    rows, facts, details = configured.compute(inputs, tell)
     return {
         "run_id": record["run_id"],
         "metric": metric,
-        "fields": plain(asked),
+        "fields": plain(configured),
         "facts": facts,
         "rows": rows,
         "details": details,
@@ -72,7 +73,7 @@ def _models(folder: RunFolder) -> dict[str, ModelSpec | None]:
 
 
 def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:
-    """Name and manifest key of the table of a finished run that `read` stands for."""
+    """Name and manifest key of the table that a metric reads as `read`, of a finished run."""
     of_instance, _, beside = read.partition(".")
     if beside and read not in tables:
         places = [(of_instance, beside)] if beside in tables.get(of_instance, {}) else []

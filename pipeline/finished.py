@@ -1,4 +1,4 @@
-"""A finished run as its stages see it: which table each of them reads, and where that lies."""
+"""A finished run, opened to compute more with its stages: their tables, by manifest."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from storage.table import Store
 
 
 class Finished:
-    """Stages of a run over the tables that its record names; nothing is planned or written."""
+    """The stages of a run, and the tables that its record names; nothing is planned or written."""
 
     def __init__(self, folder: RunFolder):
         """Reads the run's files.
@@ -26,7 +26,7 @@ class Finished:
         self._folder, self._tables = folder, folder.read_record()["tables"]
 
     def sources(self, instance: str) -> dict[str, tuple[str, str]]:
-        """For each name that an instance reads: the instance and the table that it stands for."""
+        """For each name that an instance reads: the instance that writes it, and the table."""
         return sources(instance, self.stages)
 
     def manifest(self, instance: str, table: str) -> Manifest:
@@ -42,7 +42,7 @@ class Finished:
         return self.manifest(CORPUS_INSTANCE, table)
 
     def job(self, instance: str) -> Job:
-        """The instance with all that its tasks share.
+        """The instance with the store, inputs and threads that its tasks share.
 
         Raises:
             RunError: a table that it reads is not whole.
@@ -55,11 +55,12 @@ class Finished:
         return Job(instance, self.stages[instance], self.store.url, inputs, threads)
 
     def _key(self, instance: str, table: str) -> str:
-        found: dict[str, Any] = self._tables.get(instance, {}).get(table, {})
-        if not found.get("manifest"):
+        """The manifest key of a table of an instance; raises where it has none yet."""
+        state: dict[str, Any] = self._tables.get(instance, {}).get(table, {})
+        if not state.get("manifest"):
             raise RunError(
                 f"{self._folder.path}: found that the table {table} of {instance} is not whole "
                 "yet, expected a run that came to its end. Go on with `assay run "
                 f"{self._folder.config}`."
             )
-        return str(found["manifest"])
+        return str(state["manifest"])

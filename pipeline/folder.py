@@ -1,9 +1,9 @@
-"""A run: a local folder with the resolved YAML, the catalog and the record of its tables.
+"""The folder of a run: the resolved YAML, the catalog and the record of its tables.
 
 <run>/config.yaml        resolved; `assay run` on it repeats the run
 <run>/run.json           run id, and for every table its shards and, once whole, its manifest
 <run>/catalog.duckdb     views over the tables that are whole
-<run>/assay.log          what was logged
+<run>/assay.log          the log of its executions
 <run>/store/             the tables, unless `store:` says elsewhere
 """
 
@@ -22,27 +22,27 @@ from storage.views import Entry, build_catalog
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run."""
+    """The files in the folder of a run."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved YAML."""
+        """Path of the resolved YAML."""
         return self.path / "config.yaml"
 
     @property
     def record(self) -> Path:
-        """The record of tables."""
+        """Path of the record of tables."""
         return self.path / "run.json"
 
     @property
     def catalog(self) -> Path:
-        """The DuckDB file."""
+        """Path of the catalog, a DuckDB file."""
         return self.path / "catalog.duckdb"
 
     def read_record(self) -> dict[str, Any]:
-        """What `run.json` says.
+        """The record of tables, as `run.json` holds it.
 
         Raises:
             RunFolderError: the folder holds no run, or its record cannot be read.
@@ -72,8 +72,8 @@ class RunFolder:
         """The resolved configuration, with the folder's present place as `run`.
 
         Raises:
-            RunFolderError: there is none.
-            ConfigFileError: it cannot be used.
+            RunFolderError: the folder holds no config.yaml.
+            ConfigFileError: the file cannot be used.
         """
         if not self.config.is_file():
             raise RunFolderError(
@@ -83,12 +83,12 @@ class RunFolder:
         return read_config(self.config, [f"run={json.dumps(str(self.path), ensure_ascii=False)}"])
 
     def store(self) -> Store:
-        """The store that the run's tables lie in; inside the folder it moves with it."""
+        """The store of the run's tables; one inside the folder moves with the folder."""
         url = self.read_record()["store"]
         return Store(url if url is not None else str(self.path / "store"))
 
     def entries(self, store: Store) -> list[Entry]:
-        """The tables that are whole."""
+        """The tables that are whole, each with its manifest."""
         return [
             Entry(instance, store.read_manifest(table, state["manifest"]))
             for instance, tables in self.read_record()["tables"].items()
@@ -97,7 +97,7 @@ class RunFolder:
         ]
 
     def rebuild_catalog(self) -> None:
-        """Builds the catalog anew over the tables that are whole, wherever the run lies now."""
+        """Builds the catalog over the tables that are whole; records where the folder lies."""
         record, store = self.read_record(), self.store()
         entries = self.entries(store)
         build_catalog(self.catalog, entries, store, record["run_id"], record["splits"])
@@ -105,12 +105,12 @@ class RunFolder:
             self.write_record({**record, "path": str(self.path)})
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replaces `run.json` as a whole."""
+        """Replaces `run.json` by `record`, whole or not at all."""
         replace_file(self.record, json.dumps(record, indent=1) + "\n")
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Puts `text` at `path`, unless it is there already."""
+    """Writes `text` to `path`, unless the file holds it already."""
     data = text.encode()
     if not path.exists() or path.read_bytes() != data:
         write_whole(path, data)

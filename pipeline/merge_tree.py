@@ -1,11 +1,11 @@
-"""Partial results of shards, combined by a tree of tasks and never in the driver.
+"""The tree of tasks that merges the partial results of shards; nothing is merged in the driver.
 
 The leaves are the tasks of the shards of examples, in the order of the corpus. Each node above
-combines the next `FAN_IN` nodes of the level below; a node that would be alone in its group moves
-up as it is. The one node at the top, the root, makes the table; all others lie beside it in the
-table's folder, each under a key of its own that follows from the keys of what it combines. Hence
-appended shards, which come last, change the nodes between them and the root and no others, and a
-run that was killed goes on with the nodes that are there.
+merges the next `FAN_IN` nodes of the level below; a node that would be alone in its group moves
+up as it is. The one node at the top, the root, makes the table; the shards of all others lie in the
+same folder, each under a key of its own that follows from the keys of the shards that it merges.
+Hence appended shards, which come last, change the nodes between them and the root and no others,
+and a run that was killed goes on with the nodes that are finished.
 
 The shape depends on the number of leaves alone and the order of a sum on the shape: the result has
 the same bytes for any number of workers. The road not taken: combining whatever is ready first
@@ -19,13 +19,13 @@ from stages.stage import Part
 from storage.manifest import Recipe
 
 FAN_IN = 8
-"""Partial results that one task combines; in the keys, as another tree gives other last bits."""
+"""Partial results that one task merges; part of the keys, as another tree gives other last bits."""
 
 
 def grow(leaves: Sequence[Task], recipe: Recipe) -> tuple[Task, ...]:
-    """The leaves and after them the tasks that combine them, level by level, the root last.
+    """The leaves, and after them the tasks that merge them, level by level, the root last.
 
-    There is always a root, over a single leaf, too.
+    There is always a root, also over a single leaf. `recipe` makes the keys of the merging tasks.
     """
     tasks, below, level = list(leaves), list(leaves), 0
     while len(below) > 1 or level == 0:
@@ -45,7 +45,7 @@ def grow(leaves: Sequence[Task], recipe: Recipe) -> tuple[Task, ...]:
 
 
 def not_needed(tasks: Sequence[Task], present: set[str]) -> frozenset[str]:
-    """Keys of the tasks of a tree that need not be done: they or something above them is there."""
+    """Keys of the tasks of a tree that need not run: their shard, or one above it, is `present`."""
     by_key = {task.key: task for task in tasks}
     needed: set[str] = set()
     waiting = [tasks[-1].key] if tasks else []

@@ -1,4 +1,4 @@
-"""A stage of a plan: where its inputs come from, and the shards its tasks will write."""
+"""The nodes of a plan: stage instances, the tables that they read, and their tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,38 +13,38 @@ CORPUS_INSTANCE = "corpus"
 
 @dataclass(frozen=True)
 class Task:
-    """One part of a stage's work and the shard key of its rows."""
+    """A part of a stage's work, and the key of the shards that its rows are written to."""
 
     part: Part
     key: str
     parts: tuple[str, ...] = ()
-    """Keys of the shards that the task combines; none where it computes rows from tables."""
+    """Keys of the shards that the task merges; none where it computes rows from tables."""
     level: int = 0
-    """How far above the leaves of a tree it stands (`pipeline.merge_tree`); tasks of a level share
-    nothing, and wait for those below."""
+    """Height in the merge tree (`pipeline.merge_tree`), 0 for its leaves and for all other tasks;
+    tasks of one level are independent, and wait for those below."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage instance, where its inputs come from, and its tasks."""
+    """A stage instance of a plan, the tables that it reads, and its tasks."""
 
     instance: str
     stage: Stage
     reads: Mapping[str, tuple[str, str]]
-    """For each name in the stage's `reads`: the instance and the table it stands for."""
+    """For each name in the stage's `reads`: the instance that writes it, and the table."""
     fields: Mapping[str, Any]
-    """The fields that change rows."""
+    """The stage's fields that change its rows, as plain values."""
     tasks: tuple[Task, ...]
     inputs: Mapping[str, str]
     """For each name in `reads`: the manifest key of the table."""
     done: frozenset[str] = frozenset()
-    """Keys of tasks whose shards are in the store already."""
+    """Keys of the tasks that need not run: their shards are in the store."""
     pinned: Mapping[str, Any] | None = None
-    """For an artefact that is kept: its key and the key of the labels it was fitted on."""
+    """Of a stage that fits an artefact: the `key` of the artefact, and that of its `labels`."""
 
     @property
     def missing(self) -> tuple[Task, ...]:
-        """Tasks that must be computed."""
+        """The tasks that must run."""
         return tuple(task for task in self.tasks if task.key not in self.done)
 
     def stop_rule(self) -> Any:
@@ -53,13 +53,13 @@ class Node:
 
     @property
     def waves(self) -> tuple[tuple[Task, ...], ...]:
-        """The missing tasks, those that may run side by side together, in the order of waiting."""
+        """The missing tasks in groups that run in turn; the tasks of a group are independent."""
         levels = sorted({task.level for task in self.missing})
         return tuple(tuple(t for t in self.missing if t.level == level) for level in levels)
 
     @property
     def whole(self) -> tuple[Task, ...]:
-        """Tasks whose shards make the tables: all of them, or the root where they are a tree."""
+        """The tasks whose shards are the rows of the tables: all, or the root of a merge tree."""
         return self.tasks[-1:] if self.tasks and self.tasks[-1].parts else self.tasks
 
     def shards(self) -> list[tuple[str, int, str]]:
@@ -74,7 +74,7 @@ class Node:
 def shards_of(
     source: tuple[str, str], planned: Mapping[str, Node], corpus: Corpus
 ) -> list[tuple[str, int, str]]:
-    """Role, index and key of every shard of a table, given as the writing instance and its name."""
+    """Role, index and key of every shard of a table; `source` is its instance and its name."""
     instance, table = source
     if instance == CORPUS_INSTANCE:
         return [(s.role, s.index, s.key) for s in corpus.tables[table].shards]

@@ -1,4 +1,4 @@
-"""A finished run as Python sees it: SQL over its views, and the tables that commands print."""
+"""A finished run, opened in Python: SQL over its views, and the tables that commands print."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ def open_run(path: str | Path) -> "OpenedRun":
 
 
 class OpenedRun:
-    """A run's views, and what the commands make of them. Positive values help."""
+    """A run opened for reading: its views, and the results of commands over them."""
 
     def __init__(self, folder: "RunFolder"):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
@@ -64,7 +64,7 @@ class OpenedRun:
         return self.folder.read_run()
 
     def views(self) -> list[str]:
-        """Names of the views that the run's tables allow."""
+        """Names of the views, those whose tables the run has."""
         return self._views.view_names(self._connection)
 
     def sql(self, statement: str) -> Rows:
@@ -99,14 +99,14 @@ class OpenedRun:
         writers = (
             f'SELECT instance AS method FROM provenance.manifest WHERE "table" = {quoted(table)}'
         )
-        one = self._one(f"({writers})", "method", method)
-        return files_of(self._connection, self.folder.store(), table, one)
+        instance = self._choice(f"({writers})", "method", method)
+        return files_of(self._connection, self.folder.store(), table, instance)
 
-    def needs(self, view: str, stage: str) -> None:
-        """Nothing, when the run has `view`.
+    def require(self, view: str, stage: str) -> None:
+        """Raises unless `view` has rows, naming the stage to add.
 
         Raises:
-            RunError: it has not; the message says which stage to add.
+            RunError: the view has no rows, or the corpus has no classes.
         """
         task = self.task()
         if task != "classification":
@@ -114,7 +114,7 @@ class OpenedRun:
                 f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
                 f"which {stage} works on. "
                 + (
-                    "For the targets that are worst predicted, ask `assay sql`: FROM predictions "
+                    "For the targets that are worst predicted, use `assay sql`: FROM predictions "
                     "WHERE role = 'example' ORDER BY loss DESC."
                     if task == "regression"
                     else "See the run's views with `assay sql`."
@@ -141,15 +141,15 @@ class OpenedRun:
         """Examples whose label is suspicious, the most suspicious first.
 
         Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
-        label_score (in [0, 1], low = suspicious), is_label_issue, method, and true_label where
-        flips were planted.
+        label_score (in [0, 1], low = suspicious), is_label_issue, method, and true_label, the label
+        before a wrong one was planted.
 
         Args:
             top: How many of the lowest scores, flagged or not; by default all that are flagged.
             method: The stage instance, when the run has several.
         """
-        self.needs("label_issues", "label_issues")
-        one = self._one("label_issues", "method", method)
+        self.require("label_issues", "label_issues")
+        instance = self._choice("label_issues", "method", method)
         ends = f"LIMIT {int(top)}" if top is not None else ""
         keep = "" if top is not None else "AND i.is_label_issue"
         pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
@@ -158,7 +158,7 @@ class OpenedRun:
             f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
                 FROM label_issues AS i JOIN examples AS e USING (example_id)
-                WHERE i.method = {quoted(one)} {keep}
+                WHERE i.method = {quoted(instance)} {keep}
                 ORDER BY i.label_score, e.example_id {ends}"""
         )
 
@@ -172,7 +172,7 @@ class OpenedRun:
     ) -> Rows:
         """Examples to train on, the most valuable first.
 
-        Columns: example_id, source_id, text, label, label_name, value (positive helps), rank.
+        Columns: example_id, source_id, text, label, label_name, value (above 0 helps), rank.
 
         Args:
             keep: How many to keep, a number of rows or a share such as `"20%"`.
@@ -194,20 +194,20 @@ class OpenedRun:
                 f"select: found by={by!r}, expected shapley or label_score. Correct the name."
             )
         if by == "shapley":
-            self.needs("shapley", "freeshap")
-            chosen = self._one(SHAPLEY, "utility", utility, first=PREFERRED_UTILITY)
+            self.require("shapley", "freeshap")
+            chosen = self._choice(SHAPLEY, "utility", utility, preferred=PREFERRED_UTILITY)
             view, value = f"(FROM {SHAPLEY} WHERE utility = {quoted(chosen)})", "v.value"
         else:
-            self.needs("label_issues", "label_issues")
+            self.require("label_issues", "label_issues")
             view, value = "label_issues", "v.label_score"
-        one = self._one(view, "method", method)
+        instance = self._choice(view, "method", method)
         total = self._count("examples")
         count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
         return self.sql(
             f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
                        row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
                 FROM {view} AS v JOIN examples AS e USING (example_id)
-                WHERE v.method = {quoted(one)} ORDER BY rank LIMIT {count}"""
+                WHERE v.method = {quoted(instance)} ORDER BY rank LIMIT {count}"""
         )
 
     def explain(
@@ -219,25 +219,31 @@ class OpenedRun:
         top: int = 5,
         progress: "Progress | None" = None,
     ) -> Answer:
-        """What each method says of a prediction, as plain values.
+        """The examples and words behind a prediction, by every method, as plain values.
 
-        Keys: run_id; query (query_id, source_id, text, text_b, label); predictions; answers, where
-        the query is a question about a text; tokens, per token method and output the words with
-        their scores; methods, each
-        with its helpful and harmful examples (example_id, source_id, text, text_b, label, score,
-        global_score, local_score); values, the same of single queries' Shapley values; spectra,
-        per class that the prediction is held against (-1 for none) the examples from the most
-        global to the most local, and n_support, which is 0 where there is no support.
+        Keys:
+            run_id: The run.
+            query: query_id, source_id, text, text_b and label.
+            predictions: One entry for each model.
+            answers: The same where the query is a question about a text.
+            tokens: For each token method and output, the words with their scores.
+            methods: For each pairwise method `speaks_for` (see `stages.stage.Stage`) and the lists
+                `helpful` (scores above 0) and `harmful` (below 0) of examples: example_id,
+                source_id, text, text_b, label, score, global_score, local_score.
+            values: The same lists by values of examples for this query alone.
+            spectra: For each support stage and class (-1 for the others in general) the examples
+                that support the prediction against it, from the most global to the most local, and
+                their number, n_support, which may be 0.
 
         Args:
             query: A query of the run, by query_id or source_id; give this or `text`.
-            text: A text that the run does not have. The run's own model and stages compute what
-                they need of it, and nothing is stored; the class they predict stands for a label.
+            text: A text that the run does not have. The run's own model and stages compute its
+                rows, and nothing is stored; the predicted class takes the place of a label.
             text_b: Its second text, in a corpus of pairs.
             methods: Pairwise methods, by default all; or one such as freeshap, whose stored rounds
                 are drawn again for this query alone.
-            top: Examples of each sign.
-            progress: Told how far it is, and what something that takes long will cost.
+            top: How many examples above 0, and how many below.
+            progress: Hears how far the work is, and what long work will cost.
         """
         from pipeline.explain.explanation import explain
         from pipeline.explain.on_terminal import print_explanation
@@ -247,19 +253,19 @@ class OpenedRun:
         return Answer(found, functools.partial(print_explanation, top=top))
 
     def write(self, rows: Any, path: str | Path) -> int:
-        """How many rows were written to `path`, a .parquet, .jsonl or .csv file.
+        """Writes rows to a .parquet, .jsonl or .csv file; returns how many.
 
-        The source's own columns come first, under their own names and in their own order; a column
-        of ours whose name is taken gets `assay_` in front.
+        The source's columns come first, under their own names and in their own order; a column of
+        assay whose name is taken gets `assay_` in front.
 
         Args:
-            rows: What `flag` or `select` gave.
+            rows: The rows that `flag` or `select` returned.
             path: The file, replaced as a whole if it exists.
         """
         return self._export(rows.sql_query(), list(rows.columns), Path(path))
 
     def write_review(self, rows: Any, path: str | Path) -> int:
-        """How many rows were written to `path`, a CSV for a person to decide about labels.
+        """Writes a CSV in which a person decides about labels; returns how many rows.
 
         Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
         it where another is right), label_score, example_id; text_b for pairs.
@@ -282,11 +288,11 @@ class OpenedRun:
         )
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
-        """How many of `rows`, just as they are, were written to `path`."""
+        """Writes `rows` as they are to `path`; returns how many."""
         return self._views.export(self._connection, rows.sql_query(), Path(path))
 
     def write_corpus(self, path: str | Path) -> int:
-        """How many rows were written to `path`: every example in its order, as labelled now."""
+        """Writes every example, in the source's order and as labelled now; returns how many."""
         ordered = "SELECT example_id FROM examples ORDER BY row_number"
         return self._export(ordered, [], Path(path))
 
@@ -301,24 +307,24 @@ class OpenedRun:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
 
     def facts(self, table: str) -> Any:
-        """What ingestion recorded about one of its tables."""
+        """The facts that ingestion recorded about a table of the corpus, such as `text`."""
         rows = self.sql(
             f"SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = {quoted(table)}"
         ).fetchall()
         return json.loads(rows[0][0])
 
     def methods(self, view: str) -> list[str]:
-        """Stage instances with rows in `view`."""
+        """The stage instances that have rows in `view`."""
         if view not in self.views():
             return []
         rows = self.sql(f"SELECT DISTINCT method FROM {view} ORDER BY 1").fetchall()
         return [str(row[0]) for row in rows]
 
     def shown_values(self) -> tuple[str, str] | None:
-        """Method and utility of the Shapley values that are shown; None where there are none.
+        """Method and utility of the Shapley values to show; None where the run has none.
 
-        Cross-entropy where there is one: after 100 permutations of 2,000 SST-2 rows nine values in
-        ten have a sign beyond doubt, against one in thirteen for accuracy, which moves in steps.
+        Cross-entropy where the run has it: after 100 permutations of 2,000 SST-2 rows nine values
+        in ten have a sign beyond doubt, against one in thirteen for accuracy, which moves in steps.
         """
         if "shapley" not in self.views():
             return None
@@ -328,35 +334,41 @@ class OpenedRun:
         ).fetchall()
         return rows[0] if rows else None
 
-    def _one(self, view: str, column: str, wish: str | None, first: str | None = None) -> str:
-        """The value of `column` that is meant: `wish`, the only one, or `first` where it occurs."""
+    def _choice(
+        self, view: str, column: str, requested: str | None, preferred: str | None = None
+    ) -> str:
+        """The value of `column` to use: `requested`, or else `preferred`, or the only one.
+
+        Raises:
+            RunError: the view lacks the requested value, or has several and none is requested.
+        """
         rows = self.sql(f"SELECT DISTINCT {column} FROM {view} AS v ORDER BY 1").fetchall()
-        found = [str(row[0]) for row in rows]
-        if wish is not None and wish in found:
-            return wish
-        if wish is None and found and (len(found) == 1 or first in found):
-            return first if first in found else found[0]
+        present = [str(row[0]) for row in rows]
+        if requested is not None and requested in present:
+            return requested
+        if requested is None and present and (len(present) == 1 or preferred in present):
+            return preferred if preferred in present else present[0]
         raise RunError(
-            f"found {f'--{column} {wish}' if wish else f'no --{column}'}, expected one of "
-            f"{', '.join(found)}. Name one with --{column}."
+            f"found {f'--{column} {requested}' if requested else f'no --{column}'}, expected one "
+            f"of {', '.join(present)}. Name one with --{column}."
         )
 
 
 def rows_of(text: str, total: int) -> int:
-    """How many of `total` rows `text` means: a number, or a share such as `20%`.
+    """The number of rows that `text` stands for: a number, or a share of `total` such as `20%`.
 
     Raises:
-        RunError: it is neither, or more than there is.
+        RunError: `text` is neither, or stands for more than `total` rows.
     """
     share = text.strip().endswith("%")
     try:
         number = float(text.strip().removesuffix("%"))
     except ValueError:
         number = -1.0
-    wanted = total * number / 100 if share else number
-    if not 0 <= wanted <= total or (not share and not number.is_integer()):
+    n_rows = total * number / 100 if share else number
+    if not 0 <= n_rows <= total or (not share and not number.is_integer()):
         raise RunError(
             f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
             "20%. Correct the number."
         )
-    return round(wanted)
+    return round(n_rows)

@@ -1,7 +1,7 @@
-"""Where the inputs that a YAML names lie: relative to its own folder.
+"""Paths of the inputs that a YAML names: relative to the folder of the YAML.
 
-So a folder with a YAML and its data means the same wherever a run of it starts. What a run writes
-(`run`, `store`) and what is said on the command line is relative to the working directory. The
+So a folder with a YAML and its data means the same wherever its run is started. Paths that a run
+writes to (`run`, `store`) and paths on the command line are relative to the working directory. The
 resolved YAML of a run has absolute paths only.
 
 An input that is not beside the YAML and is below the working directory is an error, not a guess.
@@ -24,69 +24,73 @@ from stages.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Inputs:
-    """The folder that the inputs of a run begin from, and what errors say of it."""
+    """Makes the paths of a run's inputs absolute, from the folder of its YAML."""
 
     name: str
     """What errors call the YAML."""
     folder: str
-    """Of the YAML, absolute."""
+    """The folder of the YAML, absolute."""
     overridden: tuple[str, ...] = ()
-    """Key paths that the command line gave, whose values begin from the working directory."""
+    """Key paths set on the command line: their values are relative to the working directory."""
 
-    def source(self, given: Source, key: str) -> Source:
-        """A source whose local paths are absolute; ids of the hub and URLs stay as they are.
+    def source(self, source: Source, key: str) -> Source:
+        """The source with absolute local paths; ids of the hub and URLs stay as they are.
+
+        `key` is its key path in the YAML: `corpus` or `queries`.
 
         Raises:
             ConfigFileError: an input is below the working directory only.
         """
-        features = given.features
-        if given.features_file is not None:
-            (features,) = self._found([given.features_file], f"{key}.features")
-        corrections = self._found(given.corrections, f"{key}.corrections")
-        path = given.path
+        features = source.features
+        if source.features_file is not None:
+            (features,) = self._absolute([source.features_file], f"{key}.features")
+        corrections = self._absolute(source.corrections, f"{key}.corrections")
+        path = source.path
         if "://" not in path:
             is_file = _is_marked(path) or glob.has_magic(path) or bool(Path(path).suffix)
             path = self._local_or_id(path, f"{key}.path", is_file)
         return dataclasses.replace(
-            given, path=path, features=features, corrections=tuple(corrections)
+            source, path=path, features=features, corrections=tuple(corrections)
         )
 
-    def model(self, given: ModelSpec, key: str) -> ModelSpec:
-        """A model whose local folders are absolute; other paths stay as they are.
+    def model(self, model: ModelSpec, key: str) -> ModelSpec:
+        """The model with absolute local folders; other paths stay as they are.
+
+        `key` is its key path in the YAML.
 
         Raises:
             ConfigFileError: a folder is below the working directory only.
         """
-        path, adapter = given.path, given.adapter
+        path, adapter = model.path, model.adapter
         if "://" not in path and not path.startswith("package:"):
             path = self._local_or_id(path, f"{key}.path", _is_marked(path))
         if adapter is not None:
-            (adapter,) = self._found([adapter], f"{key}.adapter")
-        return dataclasses.replace(given, path=path, adapter=adapter)
+            (adapter,) = self._absolute([adapter], f"{key}.adapter")
+        return dataclasses.replace(model, path=path, adapter=adapter)
 
     def _local_or_id(self, path: str, key: str, is_local: bool) -> str:
-        """The absolute path of what is local, and `path` itself where it can only be an id."""
-        (found,) = self._found([path], key, may_be_id=not is_local)
-        return found if is_local or _exists(found) else path
+        """The absolute path of a file or folder; `path` itself where there is none: it is an id."""
+        (absolute,) = self._absolute([path], key, may_be_id=not is_local)
+        return absolute if is_local or _exists(absolute) else path
 
-    def _found(self, paths: Iterable[str], key: str, may_be_id: bool = False) -> list[str]:
-        """The absolute paths of the values of a key; a pattern's stays a pattern.
+    def _absolute(self, paths: Iterable[str], key: str, may_be_id: bool = False) -> list[str]:
+        """The absolute paths of the values of a key; a glob pattern stays a pattern.
 
         Raises:
-            ConfigFileError: one is not beside the YAML and is below the working directory.
+            ConfigFileError: a path is not beside the YAML and is below the working directory.
         """
-        given = list(paths)
-        found = [self._from(self._base(key), path) for path in given]
+        written = list(paths)
+        absolute = [self._from(self._base(key), path) for path in written]
         elsewhere = [
-            not _exists(here) and _exists(self._from(os.getcwd(), path))
-            for path, here in zip(given, found, strict=True)
+            not _exists(beside) and _exists(self._from(os.getcwd(), path))
+            for path, beside in zip(written, absolute, strict=True)
         ]
         if any(elsewhere):
             right = [
                 os.path.relpath(local(path), self.folder) if is_elsewhere else path
-                for path, is_elsewhere in zip(given, elsewhere, strict=True)
+                for path, is_elsewhere in zip(written, elsewhere, strict=True)
             ]
-            missing = given[elsewhere.index(True)]
+            missing = written[elsewhere.index(True)]
             field = key.rpartition(".")[2]
             line = _line(field, right if field == "corrections" else right[0])
             raise ConfigFileError(
@@ -94,10 +98,11 @@ class Inputs:
                 f"file, in {self.folder}, expected a path relative to the file's folder. Write "
                 f"`{line}`" + (", or start elsewhere if the hub's is meant." if may_be_id else ".")
             )
-        return found
+        return absolute
 
     def _base(self, key: str) -> str:
-        is_overridden = any(f"{key}.".startswith(f"{given}.") for given in self.overridden)
+        """The folder that the values of a key are relative to."""
+        is_overridden = any(f"{key}.".startswith(f"{path}.") for path in self.overridden)
         return os.getcwd() if is_overridden else self.folder
 
     def _from(self, base: str, path: str) -> str:
@@ -114,6 +119,7 @@ def _exists(path: str) -> bool:
 
 
 def _is_marked(path: str) -> bool:
+    """Whether a path begins as only a local one does."""
     return path.startswith(("/", ".", "~"))
 
 

@@ -1,8 +1,8 @@
-"""What a run will do: stages in order, their tasks, and the key of every shard.
+"""The plan of a run: stages in order, their tasks, and the key of every shard.
 
-The order follows from what stages read and write. Keys follow from keys (`storage.manifest`), so
-the whole plan is known before anything is computed, and what is in the store already is simply not
-planned again.
+The order follows from the tables that stages read and write. Keys follow from keys
+(`storage.manifest`), so the whole plan is known before anything is computed, and tasks whose shards
+are in the store already are marked as done.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.added import in_keys, told, with_added, writers_of
+from pipeline.added import addition_notes, names_in_keys, with_added, writers_of
 from pipeline.artefact import choose_artefact
 from pipeline.config import plain, stage_name
 from pipeline.corpus import CORPUS, Corpus
@@ -28,23 +28,25 @@ from storage.table import Store
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's stages in order, over one state of the corpus."""
+    """A run's stages in order, each with its tasks, over one state of the corpus."""
 
     run: Run
     corpus: Corpus
     nodes: tuple[Node, ...]
     added: tuple[str, ...] = ()
-    """Stages that the YAML does not name and that others need."""
+    """Stage instances that the YAML does not name, added because others read their tables."""
     notes: tuple[str, ...] = field(default=())
-    """Sentences about choices that a person should hear of."""
+    """Sentences for the user about choices that the plan made."""
 
     def readers(self, instance: str) -> list[str]:
-        """The instances that read a table of this one."""
+        """The instances that read a table of `instance`."""
         return [n.instance for n in self.nodes if instance in dict(n.reads.values())]
 
 
 def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], list[str]]:
-    """Stage instances, every one after those it reads, and the names of those that were added.
+    """The stages by instance, each after those that it reads, and the names of added instances.
+
+    `name` is what errors call the configuration.
 
     Raises:
         ConfigFileError: a table has no writer or several, a stage has the name of a corpus table,
@@ -72,19 +74,19 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], l
             circle = ", ".join(i for i in stages if i not in ordered)
             raise ConfigFileError(
                 f"{name}: stages: found that {circle} wait for each other, expected an order. "
-                "Remove one of the readings."
+                "Remove one of the fields that name another of them."
             )
         ordered.update((instance, stages[instance]) for instance in ready)
     return ordered, added
 
 
 def make_plan(
-    run: Run, corpus: Corpus, store: Store, before: Mapping[str, str] | None = None
+    run: Run, corpus: Corpus, store: Store, last_artefacts: Mapping[str, str] | None = None
 ) -> Plan:
-    """The plan of `run` over `corpus`, with what lies in `store` marked as done.
+    """The plan of `run` over `corpus`; tasks whose shards lie in `store` are marked as done.
 
-    `before` names the artefacts that the run used the last time, by instance; they are used again
-    where they still fit the corpus.
+    `last_artefacts` holds, by instance, the keys of the artefacts that the run used the last time;
+    they are used again where they still fit the corpus.
 
     Raises:
         ConfigFileError: the stages do not fit together.
@@ -105,7 +107,7 @@ def make_plan(
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
         if stage.is_kept:
-            last = (before or {}).get(instance)
+            last = (last_artefacts or {}).get(instance)
             node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
         present = [store.shard_keys(spec.name) for spec in stage.writes]
@@ -114,12 +116,12 @@ def make_plan(
             done = not_needed(node.tasks, set(done))
         planned[instance] = dataclasses.replace(node, done=done)
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
-    several = told({instance: plan.readers(instance) for instance in added}, stages)
-    return dataclasses.replace(plan, notes=(*several, *notes))
+    added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
+    return dataclasses.replace(plan, notes=(*added_notes, *notes))
 
 
 def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, str]]:
-    """For each name that an instance reads: the instance and the table that it stands for."""
+    """For each name that an instance reads: the instance that writes it, and the table."""
     return {
         read: (CORPUS_INSTANCE, read) if read in CORPUS else _writer(read, instance, stages, "")
         for read in stages[instance].reads
@@ -129,11 +131,14 @@ def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, 
 def row_fields(
     stage: Stage, fingerprints: dict[ModelSpec, str], stages: Mapping[str, Stage]
 ) -> dict[str, Any]:
-    """The fields of a stage that change its rows, as plain values; models as fingerprints."""
-    named = in_keys(stage, stages)
-    found = {}
+    """The fields of a stage that change its rows, as plain values, with models as fingerprints.
+
+    `fingerprints` keeps those of models that were read before.
+    """
+    in_keys = names_in_keys(stage, stages)
+    fields = {}
     for f in dataclasses.fields(stage):
-        value = named.get(f.name, getattr(stage, f.name))
+        value = in_keys.get(f.name, getattr(stage, f.name))
         if f.name in stage.outside_key:
             continue
         if isinstance(value, ModelSpec):
@@ -145,24 +150,26 @@ def row_fields(
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
             value = {**spec, "fingerprint": fingerprints[value]}
-        found[f.name] = plain(value)
-    return found
+        fields[f.name] = plain(value)
+    return fields
 
 
 def _writer(read: str, reader: str, stages: Mapping[str, Stage], name: str) -> tuple[str, str]:
-    found = writers_of(read, stages)
-    if len(found) != 1:
-        names = ", ".join(instance for instance, _ in found)
+    """The instance and table that `reader` reads as `read`; raises unless there is just one."""
+    writers = writers_of(read, stages)
+    if len(writers) != 1:
+        names = ", ".join(instance for instance, _ in writers)
         raise ConfigFileError(
-            f"{name}: stages.{reader}: found {len(found)} writers of {read!r} ({names}), expected "
-            "one. Name the instance that is meant."
+            f"{name}: stages.{reader}: found {len(writers)} writers of {read!r} ({names}), "
+            "expected one. Name the instance that is meant."
         )
-    return found[0]
+    return writers[0]
 
 
 def _input_keys(
     reads: Mapping[str, tuple[str, str]], planned: Mapping[str, Node], corpus: Corpus
 ) -> dict[str, str]:
+    """For each name that a stage reads: the manifest key of its table."""
     return {
         read: table_key(source[1], shards_of(source, planned, corpus))
         for read, source in reads.items()
@@ -170,16 +177,21 @@ def _input_keys(
 
 
 def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Task, ...]:
+    """The tasks of a node: one for the whole, for each round, or for each shard that it works on.
+
+    A task's key follows from the keys of the shards or whole tables that it reads.
+    """
     stage = node.stage
     recipe = Recipe(stage_name(stage), stage.version, node.fields, stage.writes)
-    whole = [node.inputs[read] for read in node.reads]
+    table_keys = [node.inputs[read] for read in node.reads]
     if stage.split == "whole":
-        return (Task(Part("", 0), recipe.key(whole)),)
+        return (Task(Part("", 0), recipe.key(table_keys)),)
     if stage.split == "round":
-        return tuple(Task(Part("", r), recipe.key(whole, r)) for r in range(stage.rounds))
-    cuts = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
-    place = {read: {(role, i): key for role, i, key in cut} for read, cut in cuts.items()}
-    beside = ("example",) if stage.split == "query" else stage.opens
+        return tuple(Task(Part("", r), recipe.key(table_keys, r)) for r in range(stage.rounds))
+    shards = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
+    by_part = {read: {(role, i): key for role, i, key in cut} for read, cut in shards.items()}
+    # Of these roles every task reads all rows, beside its own shard.
+    read_whole = ("example",) if stage.split == "query" else stage.opens
     tasks = []
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
@@ -188,10 +200,10 @@ def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Tas
             continue
         keys = []
         for read in node.reads:
-            own = place[read].get((shard.role, shard.index))
-            if own is not None and beside:
-                own = digest([own, [list(cut) for cut in cuts[read] if cut[0] in beside]])
-            keys.append(own or node.inputs[read])
+            key = by_part[read].get((shard.role, shard.index))
+            if key is not None and read_whole:
+                key = digest([key, [list(cut) for cut in shards[read] if cut[0] in read_whole]])
+            keys.append(key or node.inputs[read])
         part = Part(shard.role, shard.index)
         tasks.append(Task(part, recipe.key(keys)))
     return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)

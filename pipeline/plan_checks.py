@@ -1,4 +1,4 @@
-"""What a plan refuses before anything is computed: stages that do not fit their inputs."""
+"""Checks of a plan before anything is computed: whether stages fit the tables they read."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from stages.stage import ConfigError, Stage
 
 
 def check_model(read: str, reader: str, run: Run, name: str) -> None:
-    """Refuses to add a stage that asks for a model where the corpus brings vectors of its own."""
-    needs = {f.name: f.default for f in dataclasses.fields(load(read))}.get("model")
-    if run.model is None and run.corpus.features and needs is dataclasses.MISSING:
+    """Raises where the stage `read`, added for `reader`, needs a model and the run has none."""
+    model_default = {f.name: f.default for f in dataclasses.fields(load(read))}.get("model")
+    if run.model is None and run.corpus.features and model_default is dataclasses.MISSING:
         raise ConfigFileError(
             f"{name}: stages.{reader}: found that it reads {read!r}, which needs a model, expected "
             "the features of the corpus where there is no model. Name them there: kernel: "
@@ -24,7 +24,7 @@ def check_model(read: str, reader: str, run: Run, name: str) -> None:
 
 
 def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]) -> None:
-    """Asks a stage whether it can work with what it reads."""
+    """Raises unless the stage accepts the stages whose tables it reads (`Stage.check_reads`)."""
     try:
         stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
     except ConfigError as error:
@@ -32,7 +32,7 @@ def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]
 
 
 def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
-    """Refuses a stage that the corpus does not have the rows for."""
+    """Raises unless the corpus has the task, tables, queries and texts that the stage needs."""
     if corpus.task not in stage.tasks:
         raise ConfigFileError(
             f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
@@ -67,11 +67,11 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
 def check_rounds(
     instance: str, reads: Mapping[str, tuple[str, str]], planned: Mapping[str, Node]
 ) -> None:
-    """Refuses a stage that reads rounds whose number only their rows decide."""
+    """Raises where a stage reads rounds of another that ends by a stopping rule."""
     for writer, _ in reads.values():
         if writer in planned and planned[writer].stop_rule() is not None:
             raise ConfigFileError(
                 f"stages.{instance}: found that it reads the rounds of {writer}, which ends by a "
-                "rule, expected a fixed number of rounds. Leave minutes, stderr and "
+                "stopping rule, expected a fixed number of rounds. Leave minutes, stderr and "
                 f"sign_confidence of {writer} out."
             )

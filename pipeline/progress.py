@@ -1,4 +1,4 @@
-"""A run on stderr while it works: what was read, what is reused, what is being done, time left."""
+"""Progress of a run on stderr: what was read, what is reused, what is computed, time left."""
 
 import time
 from collections.abc import Sequence
@@ -26,34 +26,34 @@ UNITS = {"shard": "shards", "query": "blocks", "round": "rounds", "whole": "task
 
 
 class Progress:
-    """Told how far long work is; tells nobody. `Screen` shows it, a test may keep it."""
+    """Hears how far long work is, and ignores it. `Screen` shows it; a test may keep it."""
 
     def say(self, text: str) -> None:
-        """A sentence for a person."""
+        """Hears a sentence that a person should read."""
 
     def planned(self, plan: Plan) -> None:
-        """The plan of a run is made; nothing of it is computed yet."""
+        """Hears the plan of a run, before any of it is computed."""
 
     def started(self, node: Node) -> None:
-        """The tasks of a stage begin."""
+        """Hears that the tasks of a stage begin."""
 
     def advanced(self, node: Node, records: Sequence[ShardRecord]) -> None:
-        """A task of the stage is finished."""
+        """Hears that a task of the stage is finished, and the records of its shards."""
 
     def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
-        """The stage's tables are whole; `notices` are what its tasks had to say."""
+        """Hears that the stage's tables are whole, and the notices that its tasks recorded."""
 
     def stepped(self, name: str, done: int, total: int) -> None:
-        """Of work that is no stage of a run, so many steps of so many are done; first none."""
+        """Hears that `done` of `total` steps of work outside a run are done; the first time 0."""
 
 
 class Screen(Progress):
     """Progress for people, on stderr: bars on a terminal, lines elsewhere."""
 
     def __init__(self, opening: str | None = None) -> None:
-        """Bars where stderr is a terminal, a line per stage and every ten seconds elsewhere.
+        """Shows bars where stderr is a terminal, elsewhere a line per stage and every ten seconds.
 
-        `opening` is said first.
+        `opening` is a first line, printed when the screen is entered.
         """
         self._opening = opening
         self._console = Console(stderr=True)
@@ -69,7 +69,7 @@ class Screen(Progress):
         )
         self._bar: TaskID | None = None
         self._done = 0
-        self._begun = self._told = 0.0
+        self._begun = self._last_line = 0.0
 
     def __enter__(self) -> "Screen":
         if self._opening is not None:
@@ -85,15 +85,17 @@ class Screen(Progress):
         self._bars.stop()
 
     def planned(self, plan: Plan) -> None:
-        """Says what was read, what was rejected, and what is there already."""
+        """Prints what was read, what was rejected, and how many tasks are to do and reused."""
         corpus = plan.corpus
         self.say(
             f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-            f"queries in {len(corpus.tables['text'].shards)} shards, " + _told_task(corpus)
+            f"queries in {len(corpus.tables['text'].shards)} shards, " + _task_text(corpus)
         )
         unlabelled = corpus.unlabelled_queries
         if unlabelled:
-            self.say(f"{unlabelled} queries have no label: left out of the utilities")
+            self.say(
+                f"{unlabelled} queries have no label: values of examples are measured without them"
+            )
         rejected = corpus.tables["rejected"].rows
         if rejected:
             self.say(
@@ -104,7 +106,7 @@ class Screen(Progress):
         missing = sum(len(node.missing) for node in plan.nodes)
         names = " -> ".join(node.instance for node in plan.nodes)
         most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
-        self.say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are there already")
+        self.say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are done already")
         for note in plan.notes:
             self.say(note, style="yellow")
         self._bars.start()
@@ -114,11 +116,11 @@ class Screen(Progress):
         self._begin(node.instance, len(node.missing), _unit(node.stage))
 
     def advanced(self, node: Node, records: Sequence[ShardRecord]) -> None:
-        """Moves the bar by one task; without a terminal, says so every ten seconds."""
+        """Moves the bar by one task; without a terminal, prints a line every ten seconds."""
         self._advance(node.instance, len(node.missing), _unit(node.stage))
 
     def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
-        """Takes the bar away and leaves a line with the time, and one for each notice."""
+        """Removes the bar and prints a line with the time, and one for each notice."""
         self._end()
         if node.missing:
             self.say(
@@ -129,7 +131,7 @@ class Screen(Progress):
             self.say(f"{node.instance}: {notice}", style="yellow")
 
     def stepped(self, name: str, done: int, total: int) -> None:
-        """Shows how many steps of something that is no stage are done; first that none is."""
+        """Shows how many steps of work outside a run are done; the call with 0 starts it."""
         if done == 0:
             self._bars.start()
             self._begin(name, total, "steps")
@@ -141,7 +143,7 @@ class Screen(Progress):
 
     def _begin(self, name: str, total: int, unit: str) -> None:
         self._done = 0
-        self._begun = self._told = time.monotonic()
+        self._begun = self._last_line = time.monotonic()
         if total:
             self._bar = self._bars.add_task(name, total=total, unit=unit)
 
@@ -150,10 +152,10 @@ class Screen(Progress):
         if self._bar is not None:
             self._bars.advance(self._bar)
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
-            self._told = now
+        if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
             left = (now - self._begun) / self._done * (total - self._done)
-            self.say(f"{name}: {self._done} of {total} {unit}, {told_seconds(left)} left")
+            self.say(f"{name}: {self._done} of {total} {unit}, {seconds_text(left)} left")
 
     def _end(self) -> None:
         if self._bar is not None:
@@ -161,16 +163,17 @@ class Screen(Progress):
             self._bar = None
 
     def say(self, text: str, style: str = "dim") -> None:
-        """Leaves a line."""
+        """Prints a line that stays."""
         self._console.print(Text(text, style=style))
 
 
 def _unit(stage: Stage) -> str:
-    """What the tasks of a stage are called; with a merge some are shards and some combine them."""
+    """The noun for a stage's tasks; where it merges, some compute shards and some combine them."""
     return "tasks" if isinstance(stage, Merges) else UNITS[stage.split]
 
 
-def _told_task(corpus: Corpus) -> str:
+def _task_text(corpus: Corpus) -> str:
+    """What the corpus teaches, such as the names of its classes."""
     if corpus.task == "classification":
         return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
     return {
@@ -180,8 +183,8 @@ def _told_task(corpus: Corpus) -> str:
     }[corpus.task]
 
 
-def told_seconds(seconds: float) -> str:
-    """A time as people say it."""
+def seconds_text(seconds: float) -> str:
+    """A time in words, such as `3 min`."""
     if seconds < 1:
         return f"{seconds:.1f} s"
     if seconds < 100:

@@ -1,7 +1,7 @@
-"""What the Python interface gives back: rows that convert, and mappings that read like a command.
+"""What Python functions return: rows as a DuckDB relation, or a mapping that prints as a command.
 
-Thin on purpose: `Rows` hands everything to the DuckDB relation that it holds, whose interface is
-documented and known; only what DuckDB cannot do, a `datasets.Dataset`, is added.
+Thin on purpose: `Rows` passes every call to the DuckDB relation that it holds, whose interface is
+documented and known; only the conversion to a `datasets.Dataset`, which DuckDB lacks, is added.
 """
 
 import functools
@@ -14,10 +14,10 @@ from pipeline.terminal import shown
 class Rows:
     """A DuckDB relation, with `to_dataset()` beside its own methods.
 
-    `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.columns`, `.filter(...)` and all else are those
-    of `duckdb.DuckDBPyRelation`; what gives a relation there gives `Rows` here. It can be handed to
-    whatever takes Arrow streams, such as `pyarrow.table(rows)`. Nothing is computed before it is
-    asked for, and every method computes anew.
+    `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.columns`, `.filter(...)` and all others are those
+    of `duckdb.DuckDBPyRelation`; a method that returns a relation there returns `Rows` here.
+    Functions that take Arrow streams take it, such as `pyarrow.table(rows)`. Rows are computed when
+    a method needs them, and every method computes them anew.
 
     Raises:
         storage.schema.StorageError: DuckDB stops on the way, whichever method is called.
@@ -36,8 +36,8 @@ class Rows:
     def __getattr__(self, name: str) -> Any:
         if name == "_relation":  # asked for by `copy` and `pickle`, before there is one
             raise AttributeError(name)
-        found = getattr(self._relation, name)
-        return self._explained(found) if callable(found) else self._rows(found)
+        attribute = getattr(self._relation, name)
+        return self._explained(attribute) if callable(attribute) else self._rows(attribute)
 
     def __getitem__(self, name: str) -> Any:
         return self._explained(self._relation.__getitem__)(name)
@@ -49,6 +49,7 @@ class Rows:
         return str(self._explained(self._relation.__repr__)())
 
     def _explained(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The method of the relation, with DuckDB's errors as StorageError."""
         from storage.views import explained  # `assay --help` should not pay for DuckDB
 
         @functools.wraps(method)
@@ -58,12 +59,13 @@ class Rows:
 
         return call
 
-    def _rows(self, found: Any) -> Any:
-        return Rows(found) if isinstance(found, type(self._relation)) else found
+    def _rows(self, result: Any) -> Any:
+        """A relation as `Rows`; any other result as it is."""
+        return Rows(result) if isinstance(result, type(self._relation)) else result
 
 
 class Answer(dict[str, Any]):
-    """What a command gives with `--json`, as a dict; its repr is what the command prints without.
+    """The JSON of a command as a dict; its repr is the text that the command prints without --json.
 
     All of its values are of the types that JSON knows.
     """

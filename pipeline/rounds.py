@@ -1,10 +1,10 @@
-"""Rounds of a Monte-Carlo method: computed until they are enough.
+"""Rounds of a sampled stage, computed until its stopping rule is met.
 
-A stage that has a `watch` is asked, round by round in their order, whether the rounds so far are
-enough. Which rounds count hence depends on their rows alone, not on the number of workers; what
-was finished beyond them stays in the store, where more rounds find it. The one exception is a limit
-in minutes: how long the rounds took is kept in the run's record once they are enough, so that the
-same run, executed again, has nothing to do.
+The stopping rule of a stage (`Samples.watch`) looks at the rounds one by one, in their order. Which
+rounds count hence depends on their rows alone, not on the number of workers; rounds that were
+finished beyond them stay in the store, where a run with more rounds finds them. The one exception
+is a limit in minutes: how long the rounds took is kept in the run's record once the rule is met, so
+that the same run, executed again, has nothing to do.
 """
 
 import dataclasses
@@ -21,60 +21,66 @@ Records = list[ShardRecord]
 
 @dataclasses.dataclass
 class Outcome:
-    """Which rounds count, and what they took."""
+    """How many rounds of a stage count, how long they took, and why no more were computed."""
 
     first: str
-    """Key of round 0: other rounds have another."""
+    """Shard key of round 0; rounds of a changed stage have another."""
     n_rounds: int = 0
     minutes: float = 0.0
-    """Spent on them in all executions."""
+    """Time spent on these rounds in all executions."""
     reason: str | None = None
-    """Why they are enough; None where all were wanted."""
+    """Why the rule ended the rounds; None where all configured rounds count."""
 
     @classmethod
     def before(cls, node: Node, record: Mapping[str, Any]) -> "Outcome":
-        """What an earlier execution came to with the same rounds."""
+        """The outcome in the `record` of an earlier execution; empty for other rounds than its."""
         first = node.tasks[0].key
         return cls(**record) if record.get("first") == first else cls(first)
 
     def of(self, node: Node) -> Node:
-        """The stage with the rounds that count and no others."""
+        """The node with the tasks of the rounds that count alone."""
         tasks = node.tasks[: self.n_rounds]
         return dataclasses.replace(node, tasks=tasks, done=node.done & {t.key for t in tasks})
 
 
 def until_enough(
     node: Node,
-    watch: Any,
-    before: Outcome,
+    rule: Any,
+    last: Outcome,
     store: Store,
-    perform: Callable[[], Iterator[tuple[Task, Records]]],
-    found: Callable[[Task, Records], None],
+    run_missing: Callable[[], Iterator[tuple[Task, Records]]],
+    keep: Callable[[Task, Records], None],
 ) -> Outcome:
-    """Looks at rounds in order and has missing ones computed, until those so far are enough.
+    """The outcome of rounds that are computed, in order, until the stopping rule is met.
 
-    `perform` computes the missing rounds and yields them as they finish; what is still at work when
-    no more are wanted is given up. `found` is told of each that is computed.
+    Args:
+        node: The sampled stage, a task for each configured round.
+        rule: Its stopping rule, fresh (`stages.game.stopping.Watch`).
+        last: The outcome of an earlier execution of the same rounds.
+        store: Holds the rounds that are computed already.
+        run_missing: Runs the missing rounds and yields each as it finishes; closed when no more
+            are needed, which gives up those still at work.
+        keep: Called with each round that was computed.
     """
     start = time.monotonic()
     table = node.stage.writes[0].name
     running: Iterator[tuple[Task, Records]] | None = None
-    there = set(node.done)
+    present = set(node.done)
     try:
         for index, task in enumerate(node.tasks):
-            while task.key not in there:
-                running = running if running is not None else perform()
+            while task.key not in present:
+                running = running if running is not None else run_missing()
                 finished, records = next(running)
-                found(finished, records)
-                there.add(finished.key)
-            watch.add(store.read_shard(table, task.key))
-            minutes = before.minutes + (time.monotonic() - start) / 60
+                keep(finished, records)
+                present.add(finished.key)
+            rule.add(store.read_shard(table, task.key))
+            minutes = last.minutes + (time.monotonic() - start) / 60
             # Rounds that counted before count again: they took none of this execution's time.
-            reason = watch.reason(minutes if index + 1 >= before.n_rounds else 0.0)
+            reason = rule.reason(minutes if index + 1 >= last.n_rounds else 0.0)
             if reason is not None:
                 break
     finally:
         close = getattr(running, "close", None)
         if close is not None:
             close()
-    return Outcome(before.first, index + 1, minutes, reason)
+    return Outcome(last.first, index + 1, minutes, reason)

@@ -1,4 +1,4 @@
-"""Executing a run: stages in order, manifests as they become whole, the catalog over them."""
+"""Execute a run: the tasks of its stages in order, then the manifests and the catalog."""
 
 import dataclasses
 import datetime
@@ -33,9 +33,16 @@ def execute_run(
     progress: Progress | None = None,
     engine: Callable[[], Engine] | None = None,
 ) -> RunFolder:
-    """Computes everything of `run` that is not in its store yet, and catalogs it.
+    """The folder of the run, whose tables are now in its store and in its catalog.
 
-    A kill at any moment loses at most the tasks in flight: the same call goes on from there.
+    Computes the shards that the store lacks. A kill at any moment loses at most the tasks that are
+    being computed: the same call goes on from there.
+
+    Args:
+        run: The configured run.
+        progress: Hears the plan, and every stage and task that is finished.
+        engine: Makes the engine, if a task must be computed; by default the one that the run
+            configures.
 
     Raises:
         RunError: the run cannot be planned or a task failed.
@@ -51,39 +58,41 @@ def execute_run(
             "place for the run's files. Correct `run:`."
         ) from error
     store = Store(run.store_url)
-    before = artefacts_of_before(run, folder)
+    last_artefacts = artefacts_of_last_run(run, folder)
     progress.say("Reading the corpus ...")
-    plan = make_plan(run, read_corpus(run, store), store, before)
+    plan = make_plan(run, read_corpus(run, store), store, last_artefacts)
     progress.planned(plan)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
-    keeper = _Keeper(plan, folder, store)
-    opened: Engine | None = None
+    record = _RunRecord(plan, folder, store)
+    opened_engine: Engine | None = None
 
     def engine_of_run() -> Engine:
-        nonlocal opened
-        opened = opened or (engine or (lambda: open_engine(run.ray)))()
-        return opened
+        nonlocal opened_engine
+        opened_engine = opened_engine or (engine or (lambda: open_engine(run.ray)))()
+        return opened_engine
 
     try:
         for node in plan.nodes:
             progress.started(node)
             start = time.monotonic()
-            working = _Working(node, _job(node, plan, run), engine_of_run, run, progress)
+            tasks = _StageTasks(node, _job(node, plan, run), engine_of_run, run, progress)
             rule = node.stop_rule()
-            enough = []
+            stop_notices = []
             if rule is None:
-                for task, records in working.run():
-                    working.found(task, records)
+                for task, shards in tasks.run():
+                    tasks.keep(task, shards)
             else:
                 outcome = until_enough(
-                    node, rule, keeper.outcome(node), store, working.run, working.found
+                    node, rule, record.outcome(node), store, tasks.run, tasks.keep
                 )
                 node = outcome.of(node)
-                keeper.stopped(node, outcome)
+                record.keep_outcome(node, outcome)
                 if outcome.reason is not None:
-                    enough.append(f"enough after {outcome.n_rounds} rounds: {outcome.reason}")
+                    stop_notices.append(
+                        f"stopped after {outcome.n_rounds} rounds: {outcome.reason}"
+                    )
             seconds = time.monotonic() - start
-            notices = enough + keeper.finish(node, working.fresh, seconds)
+            notices = stop_notices + record.finish(node, tasks.computed, seconds)
             progress.finished(node, seconds, notices)
             LOG.info(
                 "%s: %d of %d tasks computed in %.1f s",
@@ -94,36 +103,42 @@ def execute_run(
             )
             for notice in notices:
                 LOG.info("%s: %s", node.instance, notice)
-        keeper.close()
+        record.close()
     finally:
-        if opened is not None:
-            opened.close()
+        if opened_engine is not None:
+            opened_engine.close()
     return folder
 
 
-class _Working:
-    """The missing tasks of a stage, performed in order, and what came of them."""
+class _StageTasks:
+    """The missing tasks of one stage, and the records of the shards that they wrote.
+
+    `computed` holds these records by the key of their task, one for each table of the stage.
+    """
 
     def __init__(
         self, node: Node, job: Job, engine: Callable[[], Engine], run: Run, progress: Progress
     ):
-        self.fresh: dict[str, list[ShardRecord]] = {}
+        self.computed: dict[str, list[ShardRecord]] = {}
         self._node, self._job, self._engine, self._progress = node, job, engine, progress
         self._resources = run.resources(node.instance)
 
     def run(self) -> Iterator[tuple[Task, list[ShardRecord]]]:
-        """Each missing task with its records, in the order in which they finish."""
+        """Runs the missing tasks; yields each with its records, in the order of finishing."""
         for wave in self._node.waves:
             yield from self._engine().run_tasks(self._job, wave, self._resources)
 
-    def found(self, task: Task, records: list[ShardRecord]) -> None:
-        """Keeps and tells what a task gave."""
-        self.fresh[task.key] = records
+    def keep(self, task: Task, records: list[ShardRecord]) -> None:
+        """Keeps the records of a finished task, and reports it to the progress."""
+        self.computed[task.key] = records
         self._progress.advanced(self._node, records)
 
 
-class _Keeper:
-    """Writes manifests, the run's record and the catalog as stages become whole."""
+class _RunRecord:
+    """The record of a run (`run.json`), and the manifests and catalog that follow it.
+
+    Written anew when a stage is whole, which it is when all of its shards are in the store.
+    """
 
     def __init__(self, plan: Plan, folder: RunFolder, store: Store):
         self.plan, self.folder, self.store = plan, folder, store
@@ -154,20 +169,21 @@ class _Keeper:
                 }
                 for spec in node.stage.writes
             }
-        # Readers of a run that was whole keep its catalog until the new one is whole, too, over
+        # Readers of a run that was whole keep its catalog until the new run is whole, too, over
         # any number of kills in between.
         self._keeps_catalog = folder.catalog.exists() and _was_whole(folder)
-        self.record["rounds"] = _rounds_of_before(folder)
+        self.record["rounds"] = _rounds_of_last_run(folder)
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
 
     def finish(
-        self, node: Node, fresh: Mapping[str, list[ShardRecord]], seconds: float
+        self, node: Node, computed: Mapping[str, list[ShardRecord]], seconds: float
     ) -> list[str]:
-        """Writes the manifests of a stage whose shards are all there.
+        """Writes the manifests of a stage whose shards are all in the store.
 
-        Returns what its tasks had to say, those of an interrupted execution too; nothing where all
-        was there already.
+        `computed` holds the records of the tasks that this execution ran. Returns the notices of
+        all of the stage's tasks, also of those that an interrupted execution ran; none where the
+        manifests were in the store already.
         """
         notices: list[str] = []
         for position, spec in enumerate(node.stage.writes):
@@ -175,8 +191,8 @@ class _Keeper:
             if not self.store.has_manifest(spec.name, key):
                 shards = []
                 for task in node.whole:
-                    if task.key in fresh:
-                        shards.append(fresh[task.key][position])
+                    if task.key in computed:
+                        shards.append(computed[task.key][position])
                     else:
                         part = task.part
                         shards.append(self.store.record_of(spec, task.key, part.role, part.index))
@@ -188,26 +204,28 @@ class _Keeper:
         return notices
 
     def outcome(self, node: Node) -> Outcome:
-        """What an earlier execution came to with the rounds of a stage."""
+        """The outcome that the last execution recorded for the rounds of a stage."""
         return Outcome.before(node, self.record["rounds"].get(node.instance, {}))
 
-    def stopped(self, node: Node, outcome: Outcome) -> None:
-        """Keeps which rounds of a stage count; `node` has no others."""
+    def keep_outcome(self, node: Node, outcome: Outcome) -> None:
+        """Records which rounds of a stage count; `node` has the tasks of these alone."""
         self.record["rounds"][node.instance] = dataclasses.asdict(outcome)
         for table in self.record["tables"][node.instance].values():
             table["shards"] = [task.key for task in node.tasks]
 
     def close(self) -> None:
-        """Puts the catalog of the whole run in place."""
+        """Puts the catalog of the whole run in its place."""
         self.folder.rebuild_catalog()
         self.record["keeps_catalog"] = False
         self.folder.write_record(self.record)
 
     def _manifest_if_whole(self, node: Node, table: str) -> str | None:
+        """The manifest's key, where the table has all of its shards and a manifest."""
         key = node.manifest_key(table)
         return key if not node.missing and self.store.has_manifest(table, key) else None
 
     def _save(self) -> None:
+        """Writes `run.json`, and the catalog where no older one is to be kept."""
         self.folder.write_record(self.record)
         if not self._keeps_catalog:
             self.folder.rebuild_catalog()
@@ -215,6 +233,7 @@ class _Keeper:
     def _manifest(
         self, node: Node, table: str, shards: list[ShardRecord], seconds: float
     ) -> Manifest:
+        """The manifest of one table of a stage, with the facts of its shards added up."""
         model = node.stage.model_ref
         inputs = dict(node.inputs)
         if node.pinned is not None and "label" in inputs:
@@ -237,8 +256,8 @@ class _Keeper:
         )
 
 
-def _rounds_of_before(folder: RunFolder) -> dict[str, Any]:
-    """What the folder's last execution came to with rounds that end by a rule, by instance."""
+def _rounds_of_last_run(folder: RunFolder) -> dict[str, Any]:
+    """The outcomes of rounds with a stopping rule in the folder's last execution, by instance."""
     try:
         return dict(folder.read_record().get("rounds", {}))
     except RunFolderError:
@@ -246,7 +265,7 @@ def _rounds_of_before(folder: RunFolder) -> dict[str, Any]:
 
 
 def _was_whole(folder: RunFolder) -> bool:
-    """Whether the folder's catalog is that of an execution that came to its end."""
+    """Whether the folder's catalog shows an execution that ended."""
     try:
         record = folder.read_record()
     except RunFolderError:
@@ -255,27 +274,33 @@ def _was_whole(folder: RunFolder) -> bool:
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether every table in the record of a run has a manifest."""
     return all(
         state["manifest"] for tables in record["tables"].values() for state in tables.values()
     )
 
 
-def artefacts_of_before(run: Run, folder: RunFolder) -> dict[str, str]:
-    """Keys of the artefacts that this folder's last execution used, over the same store."""
+def artefacts_of_last_run(run: Run, folder: RunFolder) -> dict[str, str]:
+    """Keys of the artefacts that the folder's last execution used, by stage instance.
+
+    None where that execution had another store.
+    """
     if not folder.config.exists():
         return {}
-    before = folder.read_run()
-    if Store(run.store_url).url != Store(before.store_url).url:
+    last = folder.read_run()
+    if Store(run.store_url).url != Store(last.store_url).url:
         return {}
-    pins = {i: pin for i, pin in before.artefacts.items() if isinstance(pin, Mapping)}
+    pins = {i: pin for i, pin in last.artefacts.items() if isinstance(pin, Mapping)}
     return {instance: str(pin.get("key")) for instance, pin in pins.items()}
 
 
 def _pins(plan: Plan) -> dict[str, Any]:
+    """The artefacts of the plan, by stage instance, each with its key and its labels' key."""
     return {node.instance: dict(node.pinned) for node in plan.nodes if node.pinned is not None}
 
 
 def _job(node: Node, plan: Plan, run: Run) -> Job:
+    """The node's stage with the tables that its tasks read, by their manifest keys."""
     tables: Mapping[str, Any] = plan.corpus.tables
     nodes = {n.instance: n for n in plan.nodes}
     inputs = {}
@@ -288,6 +313,7 @@ def _job(node: Node, plan: Plan, run: Run) -> Job:
 
 
 def _version(package: str) -> str:
+    """The installed version of a package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""What tasks report beside their rows, kept with each shard and added up for the manifest.
+"""Facts that tasks report beside their rows, kept with each shard, added up for the manifest.
 
-Some of what a stage says by `details` and by `Inputs.tell` is added up over the shards of a table;
-any other fact is the same in all of them, and the first shard speaks for the table:
+Some facts that a stage gives by `details` and by `Inputs.tell` are added up over the shards of a
+table; any other fact is the same in all of them, and that of the first shard is taken:
 
-    a stage says                  the manifest's details hold
+    a stage gives                 the manifest's details hold
     notices: ["...", ...]         notices: {"...": in how many tasks}
     n_not_finite: 3               n_not_finite: the sum; rows whose numbers cannot be stored
     n_left_out: 2                 n_left_out: the sum; rows that a shard's other inputs lack
@@ -25,13 +25,13 @@ SUMMED = ("n_not_finite", "n_left_out", "n_without_label")
 
 @dataclass
 class ShardFacts:
-    """What a part's computation told: notices, rows not stored, whether bytes are exact."""
+    """Facts about one part: notices, rows that are not stored, whether its bytes are exact."""
 
     notices: list[str] = field(default_factory=list)
     n_not_finite: int = 0
     n_left_out: int = 0
     is_exact_bytes: bool = True
-    _is_told: bool = False
+    _has_facts: bool = False
 
     def tell(
         self,
@@ -41,16 +41,16 @@ class ShardFacts:
         n_left_out: int = 0,
         is_exact_bytes: bool = True,
     ) -> None:
-        """Adds what was told; see `stages.stage.Tell`."""
-        self._is_told = True
+        """Adds facts; see `stages.stage.Tell`."""
+        self._has_facts = True
         self.notices += [notice] if notice is not None else []
         self.n_not_finite += n_not_finite
         self.n_left_out += n_left_out
         self.is_exact_bytes &= is_exact_bytes
 
     def details(self) -> dict[str, Any]:
-        """As facts for a manifest; none where nothing was told."""
-        if not self._is_told:
+        """The facts as a shard keeps them; empty where `tell` was never called."""
+        if not self._has_facts:
             return {}
         facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
         if self.n_left_out:
@@ -59,7 +59,7 @@ class ShardFacts:
 
 
 def of_task(details: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The facts of one task, which wrote the shard `key`, in the form that can be added up."""
+    """The facts of the task that wrote the shard `key`, in the form that `together` adds up."""
     facts = dict(details)
     if "notices" in facts:
         facts["notices"] = dict(Counter(facts["notices"]))
@@ -69,41 +69,41 @@ def of_task(details: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def together(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The facts of several shards, in the order of the table, as those of one."""
-    given = [facts for facts in shards if facts]
-    if not given:
+    """The facts of a table or a merged shard: those of its shards, in order, added up."""
+    with_facts = [facts for facts in shards if facts]
+    if not with_facts:
         return {}
-    found = dict(given[0])
+    total = dict(with_facts[0])
     counts: Counter[str] = Counter()
-    for facts in given:
+    for facts in with_facts:
         counts.update(facts.get("notices", {}))
     if counts:
-        found["notices"] = dict(sorted(counts.items()))
+        total["notices"] = dict(sorted(counts.items()))
     for name in SUMMED:
-        if any(name in facts for facts in given):
-            found[name] = sum(facts.get(name, 0) for facts in given)
-    inexact = sorted({key for facts in given for key in facts.get("inexact_shards", ())})
+        if any(name in facts for facts in with_facts):
+            total[name] = sum(facts.get(name, 0) for facts in with_facts)
+    inexact = sorted({key for facts in with_facts for key in facts.get("inexact_shards", ())})
     if inexact:
-        found["inexact_shards"] = inexact
-    return found
+        total["inexact_shards"] = inexact
+    return total
 
 
 def sentences(details: Mapping[str, Any]) -> list[str]:
-    """What a person should hear of a table's facts once it is there."""
-    told = [
+    """Notices for the user about a table, from the facts in its manifest."""
+    notices = [
         notice + (f" (in {count} tasks)" if count > 1 else "")
         for notice, count in details.get("notices", {}).items()
     ]
     bad = details.get("n_not_finite", 0)
     if bad:
-        told.append(
+        notices.append(
             "rows without features, as a number was not finite or too large for the stored type: "
             f"{bad}; see the view `diagnostics`"
         )
     left_out = details.get("n_left_out", 0)
     if left_out:
-        told.append(f"rows left out, as one of the tables that are read lacks them: {left_out}")
+        notices.append(f"rows left out, as one of the tables that are read lacks them: {left_out}")
     inexact = details.get("inexact_shards", ())
     if inexact:
-        told.append(f"shards that may differ from another run's in last bits: {len(inexact)}")
-    return told
+        notices.append(f"shards that may differ from another run's in last bits: {len(inexact)}")
+    return notices

@@ -1,4 +1,4 @@
-"""The user's own rows in SQL: columns as their source had them, with what a run found beside."""
+"""SQL for the rows of the user's source: its columns as they were, and results of the run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from storage.sql import named
 def source_rows(
     facts: Callable[[str], Mapping[str, Any]], has_features: bool, inner: str, columns: list[str]
 ) -> str:
-    """A statement for the rows of the source that `inner` names, in its order.
+    """The SELECT of the source's rows whose example_ids the statement `inner` gives, in its order.
 
     Its columns are those that `pipeline.open_run.OpenedRun.write` promises.
 
@@ -18,42 +18,42 @@ def source_rows(
         facts: What ingestion recorded about a table of the corpus, by the table's name.
         has_features: Whether the run has the view `features`.
         inner: A statement that gives `example_id` and `columns`.
-        columns: Which of ours to add; those that repeat a column of the source are left out.
+        columns: Columns of `inner` to add; those that repeat one of the source are left out.
     """
     label, extra = facts("label"), facts("extra")
-    own = {}
+    cell_sql = {}
     if label["label_kind"] == "str":
-        own["label"] = "e.label_name"
+        cell_sql["label"] = "e.label_name"
     elif label["label_kind"] == "int" and not label["is_declared"]:
-        own["label"] = "CAST(e.label_name AS BIGINT)"
+        cell_sql["label"] = "CAST(e.label_name AS BIGINT)"
     if extra["has_number_ids"]:
-        own["source_id"] = "CAST(e.source_id AS BIGINT)"
+        cell_sql["source_id"] = "CAST(e.source_id AS BIGINT)"
     text = facts("text")
     if text.get("format") == "messages":
-        own["text"] = "e.text::JSON"
-    own[VECTOR] = "f.vector"
+        cell_sql["text"] = "e.text::JSON"
+    cell_sql[VECTOR] = "f.vector"
     originals: list[Mapping[str, str]] = extra["columns"]["example"]
     # SQL does not tell Text from text.
     names = {column["name"].lower() for column in originals}
-    given = {
+    repeated = {
         column["name"]
         for column in originals
         if column["name"] == column["stored"] in ("source_id", "text", "label")
     }
     cells = [
-        f"{own.get(c['stored'], 'e.' + named(c['stored']))} AS {named(c['name'])}"
+        f"{cell_sql.get(c['stored'], 'e.' + named(c['stored']))} AS {named(c['name'])}"
         for c in originals
     ]
     if has_features and VECTOR not in {column["stored"] for column in originals}:
-        # They lay in a file of their own, whose rows the written ones no longer match.
+        # The vectors lay in a separate file, whose rows the written ones no longer match.
         cells.append(f"f.vector AS {'assay_features' if 'features' in names else 'features'}")
     if not text.get("has_text", True):
-        given |= {"text"}
+        repeated |= {"text"}
     vectors = "LEFT JOIN features AS f ON f.id = e.example_id AND f.role = 'example'"
     cells += [
         f"r.{named(c)} AS {named(f'assay_{c}' if c in names else c)}"
         for c in columns
-        if c not in given
+        if c not in repeated
     ]
     return (
         f"SELECT {', '.join(cells)} FROM (SELECT *, row_number() OVER () AS place_ "

@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""How far a run is: the shards of each of its tables that are written."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,11 @@ from pipeline.folder import RunFolder
 
 
 def run_status(path: Path) -> dict[str, Any]:
-    """The run's id and place, and for every table the shards that are there and those wanted.
+    """The state of the run in the folder `path`, as plain values.
 
-    Rebuilds the catalog when the folder has been moved or the catalog is gone.
+    Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, and tables, each with its
+    instance, table, shards (how many it needs), done (how many are written) and is_whole. Rebuilds
+    the catalog when the folder has been moved or the catalog is gone.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run, or its store is gone.

@@ -1,4 +1,4 @@
-"""Views to what people see: tables on the terminal, JSON for programs; all of it on stdout."""
+"""What commands print on stdout: tables and lines for people, or JSON for programs."""
 
 import json
 import os
@@ -11,17 +11,19 @@ from typing import Any
 import click
 
 from pipeline.errors import RunError
-from pipeline.progress import told_seconds
+from pipeline.progress import seconds_text
 from pipeline.terminal import show, table
 from stages.stage import StageError
 from storage.schema import StorageError
 
 SUSPICIOUS = 20
+"""Labels that `assay run` shows."""
 EXTREMES = 10
+"""Examples that `assay run` shows as most helpful, and as most harmful."""
 
 
 def exit_code(error: BaseException) -> int | None:
-    """1 for a failure that one of the rooms explains; None for a defect of assay itself."""
+    """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
     return 1 if isinstance(error, RunError | StageError | StorageError) else None
 
 
@@ -35,7 +37,7 @@ def print_rows(rows: Any, is_json: bool) -> None:
 
 
 def print_status(status: Mapping[str, Any], is_json: bool) -> None:
-    """Prints how far a run is."""
+    """Prints the shards of every table of a run: how many are written, of how many."""
     if is_json:
         click.echo(json.dumps(status))
         return
@@ -43,20 +45,20 @@ def print_status(status: Mapping[str, Any], is_json: bool) -> None:
         (t["instance"], t["table"], f"{t['done']}/{t['shards']}", "yes" if t["is_whole"] else "no")
         for t in status["tables"]
     ]
-    show(table(["stage", "table", "shards", "whole"], rows))
+    show(table(["stage", "table", "shards written", "complete"], rows))
     show(f"run      {status['run_id']}\nstore    {status['store']}")
     rebuilt = " (rebuilt)" if status["is_catalog_rebuilt"] else ""
     show(f"catalog  {status['catalog']}{rebuilt}")
 
 
 def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
-    """Prints what a run would compute and cost."""
+    """Prints what a run would compute, reuse and cost: a row per stage, and the sums."""
     if is_json:
         click.echo(json.dumps(estimate))
         return
     columns = {
         "stage": "stage",
-        "tasks": "tasks",
+        "tasks": "tasks to do",
         "reused": "reused",
         "forward_rows": "forward rows",
         "backward_rows": "backward rows",
@@ -64,7 +66,7 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         "written_bytes": "written",
         "memory_bytes": "memory/task",
         "seconds": "time",
-        "note": "how",
+        "note": "method",
     }
     most = "at most " if any(row["at_most"] for row in estimate["stages"]) else ""
     shown = []
@@ -74,7 +76,7 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         cells["flops"] = f"{row['flops']:.1e}" if row["flops"] else ""
         cells["written_bytes"] = _bytes(row["written_bytes"])
         cells["memory_bytes"] = _bytes(row["memory_bytes"])
-        cells["seconds"] = told_seconds(row["seconds"])
+        cells["seconds"] = seconds_text(row["seconds"])
         shown.append([cells[name] for name in columns])
     show(
         f"{estimate['examples']} examples, {estimate['queries']} queries, {estimate['rejected']} "
@@ -82,51 +84,55 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     )
     show(table(list(columns.values()), shown))
     if added := [f"{i} for {', '.join(by)}" for i, by in estimate["added"].items()]:
-        show(f"Added, as the file does not name them: {'; '.join(added)}")
+        show(f"Stages added because others read their tables: {'; '.join(added)}")
     for note in estimate["notes"]:
         show(note)
     show(
-        f"In all {most}about {told_seconds(estimate['seconds'])} on {estimate['workers']} workers "
+        f"In all {most}about {seconds_text(estimate['seconds'])} on {estimate['workers']} workers "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
         f"{_bytes(estimate['written_bytes'])} to write, "
-        f"{_bytes(estimate['memory_bytes'])} for the largest task"
+        f"{_bytes(estimate['memory_bytes'])} of memory for the largest task"
     )
 
 
 def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
-    """Prints what a metric found; the values it was computed from in JSON alone."""
+    """Prints the rows of a metric, its fields and what it was computed from.
+
+    The values that the rows are means of are in the JSON alone.
+    """
     if is_json:
         click.echo(json.dumps(evaluation))
         return
     rows = evaluation["rows"]
     show(table(list(rows[0]), [list(row.values()) for row in rows]))
     for name in ("fields", "facts"):
-        show(f"\n{name}: " + ", ".join(f"{k} {_told(v)}" for k, v in evaluation[name].items()))
+        show(f"\n{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in evaluation[name].items()))
 
 
 def print_summary(run: Any, is_json: bool) -> None:
-    """Prints what a person wants to see of a finished run."""
+    """Prints the main results of a finished run: suspicious labels, best and worst examples."""
     summary = summarize(run)
     if is_json:
         click.echo(json.dumps(summary, default=str))
         return
     if summary["suspicious"]:
-        show("\nMost suspicious labels")
+        show("\nMost suspicious labels (score from 0 to 1, low: probably wrong)")
         names = ["text", "given", "suggested", "score"]
         if summary["planted"]:
             names.append("planted")
         show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
     if summary["flagged"] is not None:
-        show(f"{summary['flagged']} of {summary['examples']} labels are flagged as issues.")
+        show(f"{summary['flagged']} of {summary['examples']} labels are flagged as probably wrong.")
     if summary["planted"]:
         planted = summary["planted"]
         show(
-            f"Of {planted['planted']} planted wrong labels, {planted['flagged']} are among them; "
+            f"Of {planted['planted']} planted wrong labels, {planted['flagged']} are flagged; "
             f"{planted['in_top']} are among the {len(summary['suspicious'])} above."
         )
-    for title, key in (("Most helpful examples", "helpful"), ("Most harmful examples", "harmful")):
+    for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
-            show(f"\n{title} ({summary['utility']} of the queries; positive helps)")
+            utility = summary["utility"]
+            show(f"\nMost {key} examples (value {effect} predictions of the queries, by {utility})")
             names = ["text", "label", "value", "stderr", "p_helpful"]
             show(table(names, [[row[n] for n in names] for row in summary[key]]))
     for line in summary["accuracy"]:
@@ -137,24 +143,24 @@ def print_summary(run: Any, is_json: bool) -> None:
             f"Error of the {line['source']} on the queries: {share}"
             f"mean squared error {line['mean_squared_error']:.4g}"
         )
-    show(f"\nCatalog: {_near(summary['catalog'])}   Try:")
+    show(f"\nCatalog: {_shell_path(summary['catalog'])}   Ask it in SQL, for example:")
     for statement in summary["try"]:
-        show(f'  {_command()} sql {_near(summary["run"])} "{statement}"')
+        show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
 
 
 def _command() -> str:
-    """How this program was called, so that a line can be copied where it is not on the PATH."""
+    """`assay`, or the path by which it was called where it is not on the PATH, for copied lines."""
     is_called_by_path = os.path.basename(sys.argv[0]) == "assay" and not shutil.which("assay")
-    return _near(sys.argv[0]) if is_called_by_path else "assay"
+    return _shell_path(sys.argv[0]) if is_called_by_path else "assay"
 
 
-def _near(path: str) -> str:
-    """The path as seen from the working directory, quoted for a shell, where that is shorter."""
+def _shell_path(path: str) -> str:
+    """The path quoted for a shell, relative to the working directory where that is shorter."""
     return shlex.quote(min(path, os.path.relpath(path), key=len))
 
 
 def summarize(run: Any) -> dict[str, Any]:
-    """The main results of a run as plain values; empty where a stage did not run."""
+    """The main results of a run as plain values; a key is empty where its stage did not run."""
     views = set(run.views())
     count = _fetch(run.sql("SELECT count(*) FROM examples"))[0][0]
     summary: dict[str, Any] = {
@@ -172,7 +178,7 @@ def summarize(run: Any) -> dict[str, Any]:
         "regression": [],
         "try": _statements(views, run.task()),
     }
-    # With several instances of a stage, the first speaks; the views hold them all.
+    # Of several instances of a stage the first is shown; the views hold them all.
     for method in run.methods("label_issues")[:1]:
         rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
         summary["suspicious"] = [
@@ -193,11 +199,11 @@ def summarize(run: Any) -> dict[str, Any]:
             f"WHERE i.method = '{method}'"
         ).fetchall()[0]
         if planted:
-            found = sum(row["planted"] for row in summary["suspicious"])
-            summary["planted"] = {"planted": planted, "flagged": caught, "in_top": found}
-    shown = run.shown_values()
-    if shown is not None:
-        method, summary["utility"] = shown
+            in_top = sum(row["planted"] for row in summary["suspicious"])
+            summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
+    shown_values = run.shown_values()
+    if shown_values is not None:
+        method, summary["utility"] = shown_values
         for key, order in (("helpful", "ASC"), ("harmful", "DESC")):
             summary[key] = _dicts(
                 run.sql(
@@ -230,11 +236,13 @@ def summarize(run: Any) -> dict[str, Any]:
 
 
 def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `true_name`, the class that a planted wrong label had before."""
     names = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
     return [{**row, "true_name": names.get(row["true_label"])} for row in rows]
 
 
 def _statements(views: set[str], task: str = "classification") -> list[str]:
+    """Up to three SQL statements to try, over views that the run has."""
     of_examples = {
         "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
         "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
@@ -268,15 +276,17 @@ def _fetch(rows: Any) -> list[tuple[Any, ...]]:
     return fetch(rows)
 
 
-def _told(value: Any) -> str:
+def _short(value: Any) -> str:
+    """A field or fact on one line, with numbers rounded."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return f"[{', '.join(map(_told, value))}]"
+        return f"[{', '.join(map(_short, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(count: float) -> str:
+    """A number of bytes in a unit for people; nothing for 0."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if count else ""

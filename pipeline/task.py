@@ -1,7 +1,7 @@
-"""One task: read what a part needs, compute its rows, write its shards.
+"""One task of a stage: read the tables that its part needs, compute rows, write shards.
 
-The same code runs in the driver and in Ray workers. A task is told names and keys and returns
-records; rows and tensors go through Parquet and memory maps, never through the scheduler.
+The same code runs in the driver and in Ray workers. A task is given names and keys and returns
+records of shards; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from storage.table import Store
 
 @dataclass(frozen=True)
 class Job:
-    """A stage instance with everything its tasks share."""
+    """A stage instance, with the store, inputs and threads that its tasks share."""
 
     instance: str
     stage: Stage
@@ -35,28 +35,37 @@ class StoredInputs:
     """`stages.stage.Inputs` over the tables of a store."""
 
     def __init__(self, inputs: Mapping[str, tuple[str, str]], split: Split, store: Store):
-        """Reads `inputs` (table and manifest key by name) as a stage of this `split` does."""
+        """Opens no table yet.
+
+        Args:
+            inputs: For each name that the stage reads: the table and its manifest key.
+            split: How the stage's work divides, which decides what rows a part reads.
+            store: Holds the tables.
+        """
         self.part = Part("", 0)
         self.opened: Any = None
         self.facts = ShardFacts()
         self._keys, self._split, self._store = inputs, split, store
         self._manifests: dict[str, Manifest] = {}
-        self._own: dict[tuple[str, str], pa.Table] = {}
-        self._own_part = self.part
+        self._part_shards: dict[tuple[str, str], pa.Table] = {}
+        """Shards of the part at work that were read, by table and key."""
+        self._part_read = self.part
 
     def table(self, name: str, role: Role | None = None) -> pa.Table:
         """Rows of `name` that the part reads; see `stages.stage.Inputs`."""
         manifest = self._manifest(name)
         if self._split == "shard":
-            own = [
+            of_part = [
                 s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
             ]
-            if own:
-                return self._own_shard(manifest.table, own[0].key)
+            if of_part:
+                return self._part_shard(manifest.table, of_part[0].key)
         if self._split == "query" and role == "query":
-            own = [s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)]
-            if own:
-                return self._own_shard(manifest.table, own[0].key)
+            of_part = [
+                s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)
+            ]
+            if of_part:
+                return self._part_shard(manifest.table, of_part[0].key)
         return self._store.read_table(manifest, role)
 
     def vectors(self, name: str, role: Role) -> Vectors:
@@ -64,7 +73,7 @@ class StoredInputs:
         return Vectors(*open_map(self._store, self._manifest(name), role))
 
     def begin(self, part: Part) -> None:
-        """Turns to another part, of which nothing is told yet."""
+        """Turns to another part, which has no facts yet."""
         self.part, self.facts = part, ShardFacts()
 
     def tell(
@@ -75,7 +84,7 @@ class StoredInputs:
         n_left_out: int = 0,
         is_exact_bytes: bool = True,
     ) -> None:
-        """Keeps what the stage has to say of the part; see `stages.stage.Tell`."""
+        """Keeps notices and counts about the part; see `stages.stage.Tell`."""
         self.facts.tell(
             notice,
             n_not_finite=n_not_finite,
@@ -87,16 +96,17 @@ class StoredInputs:
         """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
         return self._manifest(name).details
 
-    def _own_shard(self, table: str, key: str) -> pa.Table:
+    def _part_shard(self, table: str, key: str) -> pa.Table:
         """A shard of the part at work, read once: `compute` and `details` may both ask for it."""
-        if self._own_part != self.part:
-            self._own, self._own_part = {}, self.part
+        if self._part_read != self.part:
+            self._part_shards, self._part_read = {}, self.part
         # Tables that one task wrote have shards of one key.
-        if (table, key) not in self._own:
-            self._own[table, key] = self._store.read_shard(table, key)
-        return self._own[table, key]
+        if (table, key) not in self._part_shards:
+            self._part_shards[table, key] = self._store.read_shard(table, key)
+        return self._part_shards[table, key]
 
     def _manifest(self, name: str) -> Manifest:
+        """The manifest of the table that the stage reads as `name`, read once."""
         if name not in self._manifests:
             table, key = self._keys[name]
             self._manifests[name] = self._store.read_manifest(table, key)
@@ -104,7 +114,7 @@ class StoredInputs:
 
 
 class Worker:
-    """Runs tasks, and keeps what the current job's stage has opened."""
+    """Runs tasks one by one; keeps what the stage of the last job opened, such as a model."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
@@ -112,7 +122,7 @@ class Worker:
         self._store: Store | None = None
 
     def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
-        """Records of the shards that this part's rows now lie in, one per table written."""
+        """The records of the shards with the part's rows, one a table; computes and writes them."""
         if self._job != job or self._inputs is None or self._store is None:
             set_threads(job.threads)
             self._store = Store(job.store_url)
@@ -129,18 +139,18 @@ class Worker:
         ]
 
     def merge_task(self, job: Job, part: Part, key: str, parts: Sequence[str]) -> list[ShardRecord]:
-        """Records of the shards that hold what the stage makes of the shards `parts`.
+        """The records of the shards that merge those with the keys `parts`, one a table.
 
-        Nothing is opened: a model that the parts were computed with is not loaded to combine them.
+        The stage opens nothing for it: the model that computed the parts is not loaded.
         """
         set_threads(job.threads)
         store = Store(job.store_url)
         rows: dict[str, list[pa.Table]] = {}
         facts: dict[str, dict[str, Any]] = {}
         for spec in job.stage.writes:
-            read = [store.read_whole_shard(spec.name, child) for child in parts]
-            rows[spec.name] = [table for table, _ in read]
-            facts[spec.name] = together(details for _, details in read)
+            shards = [store.read_whole_shard(spec.name, child) for child in parts]
+            rows[spec.name] = [table for table, _ in shards]
+            facts[spec.name] = together(details for _, details in shards)
         if not isinstance(job.stage, Merges):
             raise TypeError(
                 f"{job.instance}: found shards to combine, expected a stage that merges"
@@ -155,13 +165,13 @@ class Worker:
 def gathered(
     specs: Sequence[TableSpec], batches: Iterable[tuple[str, pa.RecordBatch]]
 ) -> dict[str, pa.Table]:
-    """The rows of each table, without rows where a stage yields none."""
-    found: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in specs}
+    """The rows that a stage yields, by table; an empty table where it yields none."""
+    by_table: dict[str, list[pa.RecordBatch]] = {spec.name: [] for spec in specs}
     for table, batch in batches:
-        found[table].append(batch)
+        by_table[table].append(batch)
     return {
-        spec.name: pa.Table.from_batches(found[spec.name])
-        if found[spec.name]
+        spec.name: pa.Table.from_batches(by_table[spec.name])
+        if by_table[spec.name]
         else spec.schema.empty_table()
         for spec in specs
     }

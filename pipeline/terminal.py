@@ -1,4 +1,4 @@
-"""Tables and lines on the terminal, all of them on stdout."""
+"""Tables and lines for people, printed on stdout."""
 
 import io
 import sys
@@ -11,25 +11,27 @@ from rich.table import Table
 from rich.text import Text
 
 TEXT_WIDTH = 60
+"""Characters of a cell; a longer text is cut."""
 SHORT = 24
+"""A column of at most this many characters is never narrowed."""
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table whose long columns give way where the terminal is narrow, and no other."""
-    made = Table(box=None, header_style="bold", pad_edge=False)
+    """A table with these columns and rows; a narrow terminal shortens its long columns alone."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
     cells = [[cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows]
-    for at, name in enumerate(names):
-        widest = max([len(name), *(len(row[at]) for row in cells)])
+    for column, name in enumerate(names):
+        widest = max([len(name), *(len(row[column]) for row in cells)])
         least = widest if widest <= SHORT else SHORT // 2
-        made.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
+        shown.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
     for row in cells:
-        made.add_row(*map(Text, row))
-    return made
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def cell(name: str, value: Any) -> str:
-    """A value as a column of that name shows it: numbers rounded, long texts cut."""
+    """The text that a column of this name shows for a value: numbers rounded, long texts cut."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -43,7 +45,7 @@ def cell(name: str, value: Any) -> str:
 
 
 def show(item: Any) -> None:
-    """Prints a line or a table, whole where there is no terminal to be too narrow."""
+    """Prints a line or a table; where stdout is no terminal, a table in its full width."""
     # In a notebook rich would send HTML to the page, past stdout.
     console = Console(
         file=sys.stdout,
@@ -58,7 +60,7 @@ def show(item: Any) -> None:
 
 
 def shown(print_it: Callable[[], None]) -> str:
-    """What `print_it` prints, as text."""
-    with redirect_stdout(io.StringIO()) as told:
+    """The text that `print_it` prints on stdout."""
+    with redirect_stdout(io.StringIO()) as buffer:
         print_it()
-    return told.getvalue().strip("\n")
+    return buffer.getvalue().strip("\n")

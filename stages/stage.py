@@ -291,7 +291,8 @@ class Stage(ABC):
         """The class whose output a positive score raises, for scores of pairs and their features.
 
         "label" is the query's label or, without one, the predicted class; "prediction" is the
-        predicted class. None leaves it to the stages that are read.
+        predicted class; "likeness" is no class, as scores say how alike two rows are. None leaves
+        it to the stages that are read.
         """
         return None
 

@@ -1,8 +1,8 @@
-"""Read-only memory maps of vector columns, built once per node from the Parquet shards.
+"""Read-only memory maps of vector columns, built once per machine from the Parquet shards.
 
 Parquet must be decoded to reach one row; a map is decoded once and then gives any row for the
-price of a page read, shared by all processes of the node through the page cache. It lies under the
-node's temporary folder, named by the keys of its shards, so that it is never stale.
+price of a page read, shared by all processes of the machine through the page cache. It lies under
+its temporary folder, named by the hashes of its shards, so that it is never stale.
 
 NumPy's own file format rather than Arrow IPC: a map is one matrix, `.npy` is written shard by shard
 in bounded memory and mapped as one contiguous array, where an IPC file would be one array a batch.
@@ -25,7 +25,7 @@ from storage.table import Store
 
 
 def map_folder() -> Path:
-    """Folder of this node's maps; `ASSAY_MAPS` moves it, say to a larger or faster disk."""
+    """Folder of this machine's maps; `ASSAY_MAPS` names another, say on a larger or faster disk."""
     default = Path(tempfile.gettempdir()) / f"assay-maps-{os.getuid()}"
     return Path(os.environ.get("ASSAY_MAPS", default))
 
@@ -33,10 +33,10 @@ def map_folder() -> Path:
 def open_map(store: Store, manifest: Manifest, role: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids (rows,) and vectors (rows, dim) of one role, memory-mapped read-only.
 
-    Vectors keep the value type they are stored in, float16 or float32: whoever computes with them
-    casts them up. The first call on a node writes rows * (4 dim + 8) bytes, or rows * (2 dim + 8)
+    Vectors keep the value type they are stored in, float16 or float32: code that computes with them
+    casts them up. The first call on a machine writes rows * (4 dim + 8) bytes, rows * (2 dim + 8)
     for float16; later calls map them. Of two processes that build the same map at once, one renames
-    its copy into place and the other throws its away.
+    its copy into place and the other deletes its own.
 
     A role without rows gives empty arrays: a run need not have queries.
 
@@ -68,6 +68,7 @@ def _build(
     dtype: np.dtype[np.floating[Any]],
     place: Path,
 ) -> None:
+    """Writes the map of these shards to the folder `place`, which appears whole."""
     building = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     building.mkdir(parents=True)
     try:

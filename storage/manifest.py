@@ -1,4 +1,4 @@
-"""What was written, from what, by what.
+"""Keys and manifests: what decides the rows of a shard, and which shards make a table.
 
 A shard's key is a hash of everything that decides its rows; a manifest lists the shards that make
 a table. Keys are derived from keys, not from bytes, so that `plan` knows every key before anything
@@ -25,7 +25,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a task returns about one shard it wrote: names and counts, never rows."""
+    """What a task returns about a shard that it wrote: key, counts and hash, never rows."""
 
     key: str
     role: str
@@ -44,15 +44,15 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One table as it stands: the shards that count, in order, and how they came to be."""
+    """One table: its shards in order, and the stage, inputs and packages that made them."""
 
     table: str
     stage: str
     version: int
     fields: Mapping[str, Any]
-    """The fields that change rows, with models as fingerprints."""
+    """The stage's fields that change rows, with models as fingerprints."""
     inputs: Mapping[str, str]
-    """Manifest key of every table that was read."""
+    """For each name that the stage reads: the manifest key of the table."""
     shards: tuple[ShardRecord, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     """Facts that the stage recorded for its readers."""
@@ -67,7 +67,7 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """Sixteen hex digits that name this table's content."""
+        """Key of the manifest: sixteen hex digits that stand for the table's content."""
         return table_key(self.table, [(s.role, s.index, s.key) for s in self.shards])
 
     @property
@@ -99,21 +99,21 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the rows of a stage's shards, beside the inputs that they are made from."""
+    """What decides the rows of a stage's shards, beside the tables that it reads."""
 
     stage: str
     version: int
     fields: Mapping[str, Any]
-    """Those that change rows."""
+    """The stage's fields that change rows."""
     tables: tuple[TableSpec, ...] = ()
-    """What is written; a column that is added makes all shards anew."""
+    """The tables that are written; with a new column every shard has another key."""
 
     def key(self, inputs: Sequence[str], index: int = 0) -> str:
         """Key of the shards that a task writes, one in each table.
 
-        `inputs` are the keys of what it reads. `index` is the round for `split="round"`, else 0: a
-        shard's place in the corpus is already in the keys it reads, and must not change the key
-        when the corpus grows.
+        `inputs` are the keys of the shards and tables that it reads. `index` is the round for
+        `split="round"`, else 0: a shard's place in the corpus is already in the keys it reads, and
+        must not change the key when the corpus grows.
         """
         declared = [spec.signature for spec in self.tables]
         made_of = [self.stage, self.version, dict(self.fields), declared, list(inputs), index]
@@ -123,23 +123,24 @@ class Recipe:
 def table_key(table: str, shards: Sequence[tuple[str, int, str]]) -> str:
     """Key of a table that consists of `shards`, given as role, index and shard key.
 
-    What made the shards is in their keys already; times and package versions are in no key.
+    The stage and its inputs are in the shards' keys already; times and package versions are in no
+    key.
     """
     return digest([table, [list(shard) for shard in shards]])
 
 
 def parse_manifest(text: str, url: str) -> Manifest:
-    """The manifest written as `text`.
+    """The manifest that the file at `url` holds as `text`.
 
     Raises:
-        CorruptError: it is not a manifest, or one of a newer format.
+        CorruptError: the text is no manifest, or one of another format.
     """
     try:
         raw = json.loads(text)
-        found = raw.get("format_version")
-        if found != FORMAT_VERSION:
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
             raise CorruptError(
-                f"{url}: found manifest format {found}, expected {FORMAT_VERSION}. "
+                f"{url}: found manifest format {version}, expected {FORMAT_VERSION}. "
                 "Use the version of assay that wrote it, or run again with an empty store."
             )
         shards = tuple(ShardRecord(**shard) for shard in raw.pop("shards"))

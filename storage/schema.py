@@ -1,4 +1,4 @@
-"""What a table is, before a byte is written.
+"""Declarations of tables: the columns and key that every shard of a table must have.
 
 Every table of assay is declared by a `TableSpec`: its name, its columns, its key. The writer
 (`storage.table`) calls `TableSpec.check` on every shard, so a table on disk always has exactly the
@@ -60,12 +60,12 @@ class TableSpec:
 
     @property
     def signature(self) -> list[Any]:
-        """Everything declared, as JSON can hold it; part of the keys of what is written."""
+        """The whole declaration in JSON's types; part of the keys of the table's shards."""
         columns = [[field.name, str(field.type)] for field in self.schema]
         return [self.name, columns, list(self.key), self.carries_columns]
 
     def check(self, table: pa.Table) -> pa.Table:
-        """The same rows in key order, proven to be what this table declares.
+        """The rows in key order, after checks that they are as declared.
 
         Raises:
             SchemaError: a column is missing, has another type, or is not declared; a key is null
@@ -98,6 +98,7 @@ class TableSpec:
         return str(np.dtype(kind.value_type.to_pandas_dtype())) if kind is not None else None
 
     def _vector_type(self, schema: pa.Schema) -> pa.DataType | None:
+        """Arrow type of the vector column in `schema`; None for a table without vectors."""
         for field in self.schema:
             if pa.types.is_list(field.type) and field.name in schema.names:
                 actual = schema.field(field.name).type
@@ -135,8 +136,8 @@ class TableSpec:
             equal = pc.equal(column.slice(1), column.slice(0, table.num_rows - 1))
             same &= equal.to_numpy(zero_copy_only=False).astype(bool)
         if same.any():
-            at = int(np.flatnonzero(same)[0])
-            row = {name: table[name][at].as_py() for name in self.key}
+            position = int(np.flatnonzero(same)[0])
+            row = {name: table[name][position].as_py() for name in self.key}
             raise SchemaError(
                 f"{self.name}: key {row} occurs twice, expected unique keys. "
                 "Drop or rename the repeated row."
@@ -158,6 +159,7 @@ class TableSpec:
 
 
 def _matches(declared: pa.DataType, found: pa.DataType) -> bool:
+    """Whether a column of the type `found` may stand where `declared` is declared."""
     if pa.types.is_list(declared) and pa.types.is_floating(declared.value_type):
         values = {declared.value_type}
         if pa.types.is_float32(declared.value_type):

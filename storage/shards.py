@@ -1,4 +1,4 @@
-"""Rows cut into shards once and for all, and the hash that names a shard's content."""
+"""How rows are cut into shards that later rows leave as they are; the hash of their content."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from storage.schema import SchemaError
 def cut(ids: np.ndarray, previous: Sequence[np.ndarray], shard_size: int) -> list[np.ndarray]:
     """Positions in `ids` of the rows of every shard, each in ascending order.
 
-    `previous` holds the ids of each earlier shard. What is left of those comes first, in their
-    order and whatever their size; new ids follow in shards of `shard_size`, the last one shorter.
-    Cost O((ids + previous) log previous).
+    `previous` holds the ids of each earlier shard. Their rows that remain come first, in the order
+    of these shards and whatever their size; new ids follow in shards of `shard_size`, the last one
+    shorter. Cost O((ids + previous) log previous).
 
     Raises:
         SchemaError: `shard_size` is not positive.
@@ -32,15 +32,15 @@ def cut(ids: np.ndarray, previous: Sequence[np.ndarray], shard_size: int) -> lis
         known, shards = known[order], shards[order]
         # Looking ids up in ascending order reads memory in order: ten times as fast at 10^7 rows.
         ascending = np.argsort(ids)
-        wanted = ids[ascending]
-        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        shard_of[ascending] = np.where(known[at] == wanted, shards[at], -1)
+        sought = ids[ascending]
+        position = np.minimum(np.searchsorted(known, sought), len(known) - 1)
+        shard_of[ascending] = np.where(known[position] == sought, shards[position], -1)
     order = np.argsort(shard_of, kind="stable")
     bounds = np.searchsorted(shard_of[order], np.arange(len(previous) + 1))
     kept = np.split(order, bounds)
-    fresh = kept[0]
-    starts = range(0, len(fresh), shard_size)
-    return [part for part in kept[1:] if len(part)] + [fresh[i : i + shard_size] for i in starts]
+    new = kept[0]
+    starts = range(0, len(new), shard_size)
+    return [part for part in kept[1:] if len(part)] + [new[i : i + shard_size] for i in starts]
 
 
 def content_hash(rows: pa.Table) -> str:

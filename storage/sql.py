@@ -1,4 +1,4 @@
-"""Text and names as SQL writes them."""
+"""String literals and identifiers in SQL."""
 
 
 def quoted(text: str) -> str:

@@ -29,7 +29,7 @@ DETAILS = b"assay.details"
 
 
 class Store:
-    """A place where tables lie."""
+    """A folder or URL that holds the shards and manifests of tables."""
 
     def __init__(self, url: str):
         """Opens the store at `url`, a folder or an fsspec URL; creates nothing.
@@ -54,12 +54,12 @@ class Store:
         return f"{self.root}/{table}/{name}"
 
     def absolute_url(self, table: str, key: str) -> str:
-        """Where DuckDB finds the shard `key` of `table`."""
+        """Path or URL under which DuckDB reads the shard `key` of `table`."""
         path = self.path(table, f"{key}.parquet")
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
     def shard_keys(self, table: str) -> set[str]:
-        """Keys of the shards of `table` that are there, from one listing."""
+        """Keys of the shards of `table` that lie in the store, from one listing."""
         return {name[: -len(".parquet")] for name in self._names(table) if _is_shard(name)}
 
     def manifest_keys(self, table: str) -> list[str]:
@@ -80,7 +80,9 @@ class Store:
         rows: pa.Table,
         details: Mapping[str, Any] | None = None,
     ) -> ShardRecord:
-        """The record of a shard that now lies in the store, checked and whole.
+        """Checks rows and writes them as the shard `key` of a table; returns its record.
+
+        `details` are facts that the stage recorded about the rows.
 
         Raises:
             SchemaError: the rows are not what the table declares.
@@ -126,13 +128,13 @@ class Store:
         return rows.replace_schema_metadata(None), _details(rows)
 
     def record_of(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord:
-        """The record of a shard that an earlier, interrupted run wrote."""
+        """The record of a shard that lies in the store, read from its file."""
         data = self._get(spec.name, f"{key}.parquet")
         rows = _parse_shard(data, spec.name, key, None)
         return _record(spec, key, role, index, rows, data)
 
     def write_manifest(self, manifest: Manifest) -> str:
-        """Key of the manifest that now lies in the store; written after all of its shards.
+        """Writes a manifest, after all of its shards; returns its key.
 
         Raises:
             SchemaError: shards disagree in the length or the value type of their vectors.
@@ -171,12 +173,12 @@ class Store:
         return pa.concat_tables([self.read_shard(manifest.table, s.key, columns) for s in shards])
 
     def write_note(self, table: str, name: str, note: Mapping[str, Any]) -> None:
-        """Keeps a small JSON object beside the tables, for what is found by name and not by key."""
+        """Writes a small JSON object, the note `name`, beside the shards of `table`."""
         text = json.dumps(note, indent=1, sort_keys=True) + "\n"
         self._put(self.path(table, f"{name}.json"), text.encode())
 
     def read_note(self, table: str, name: str) -> dict[str, Any] | None:
-        """The JSON object kept under `name`; None where there is none or it is unreadable."""
+        """The note `name` of `table`; None where the store has none, or it cannot be read."""
         try:
             note = json.loads(self._get(table, f"{name}.json"))
         except (MissingError, ValueError):
@@ -184,12 +186,14 @@ class Store:
         return note if isinstance(note, dict) else None
 
     def _names(self, table: str) -> Iterable[str]:
+        """Names of the files in the folder of a table."""
         folder = f"{self.root}/{table}"
         if not self.fs.isdir(folder):
             return []
         return [str(p).rsplit("/", 1)[-1] for p in self.fs.ls(folder, detail=False)]
 
     def _get(self, table: str, name: str) -> bytes:
+        """The content of a file of a table."""
         path = self.path(table, name)
         try:
             return bytes(self.fs.cat_file(path))
@@ -200,6 +204,7 @@ class Store:
             ) from error
 
     def _put(self, path: str, data: bytes) -> None:
+        """Writes a file, whole or not at all."""
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
@@ -208,7 +213,7 @@ class Store:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` so that any reader sees all of it or the file that was there before."""
+    """Writes `data` to `path`, so that any reader sees all of it or the earlier file."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -231,6 +236,7 @@ def _is_shard(name: str) -> bool:
 
 
 def _parse_shard(data: bytes, table: str, key: str, columns: Sequence[str] | None) -> pa.Table:
+    """The rows in the bytes of a Parquet file."""
     try:
         return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
     except pa.ArrowInvalid as error:
@@ -241,6 +247,7 @@ def _parse_shard(data: bytes, table: str, key: str, columns: Sequence[str] | Non
 
 
 def _check_alike(manifest: Manifest) -> None:
+    """Raises unless the vectors of all shards have one length and one value type."""
     shards = [s for s in manifest.shards if s.vector_length is not None]
     for other in shards[1:]:
         first = shards[0]
@@ -256,6 +263,7 @@ def _check_alike(manifest: Manifest) -> None:
 def _record(
     spec: TableSpec, key: str, role: str, index: int, rows: pa.Table, data: bytes
 ) -> ShardRecord:
+    """The record of a shard with these rows, whose file holds `data`."""
     id_column = next((n for n in spec.key if n in ("id", "example_id", "query_id")), None)
     ids = rows[id_column] if id_column and rows.num_rows else None
     return ShardRecord(
@@ -274,5 +282,6 @@ def _record(
 
 
 def _details(rows: pa.Table) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}"))
-    return found
+    """The facts in the metadata of a shard's file."""
+    details: dict[str, Any] = json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}"))
+    return details

@@ -9,14 +9,14 @@ from storage.table import Store
 from storage.views import statements, tables_in, view_names
 
 AS_IT_IS = re.compile(r'SELECT\s+"?\w+"?(?:,\s*"?\w+"?)*\s+FROM tables\.(\w+)')
-"""The SQL of a view that shows columns of one table and all of its rows, and nothing else."""
+"""Matches the SQL of a view that selects columns of one table, and all of its rows."""
 
 
 def table_behind(connection: duckdb.DuckDBPyConnection, view: str) -> str:
-    """The table whose rows a view shows as they are; NAME for `tables.NAME`.
+    """The table whose rows a view shows as they are; of `tables.NAME` the table NAME.
 
     Raises:
-        StorageError: there is no such view, or its rows are computed.
+        StorageError: the catalog has no such view, or the view's rows are computed.
     """
     tables = _table_names(connection)
     if view in (f"tables.{table}" for table in tables):
@@ -46,8 +46,8 @@ def files_of(
 ) -> list[str]:
     """Paths or URLs of the shards of a table that an instance wrote, in their order.
 
-    Shards without rows are left out, for they know no length of vectors; where all are without, the
-    first stands for them.
+    Shards without rows are left out, as the type of their vector column has no length; where no
+    shard has rows, the first is given.
 
     Raises:
         storage.schema.MissingError: the manifest is not in the store.
@@ -62,10 +62,10 @@ def files_of(
 
 
 def only_table(texts: list[str]) -> str | None:
-    """The table that a view shows as it is; None where its rows are computed."""
+    """The table that a view with this SQL shows as it is; None where its rows are computed."""
     bare = [re.sub(r"^--.*$", "", text, flags=re.MULTILINE).strip() for text in texts]
-    found = AS_IT_IS.fullmatch(bare[0]) if len(bare) == 1 else None
-    return found[1] if found else None
+    match = AS_IT_IS.fullmatch(bare[0]) if len(bare) == 1 else None
+    return match[1] if match else None
 
 
 def _table_names(connection: duckdb.DuckDBPyConnection) -> list[str]:

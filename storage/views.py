@@ -33,7 +33,7 @@ DIFFERING = ("extra",)
 
 @dataclass(frozen=True)
 class Entry:
-    """A table that a run uses: who wrote it, and its manifest."""
+    """A table of a run: the stage instance that wrote it, and its manifest."""
 
     instance: str
     manifest: Manifest
@@ -42,7 +42,7 @@ class Entry:
 def build_catalog(
     path: Path, entries: Sequence[Entry], store: Store, run_id: str, splits: Mapping[str, str]
 ) -> None:
-    """Puts a catalog of `entries` at `path`; readers see the old one or the new one, whole.
+    """Writes a catalog of the tables `entries` to `path`; readers see the old or the new one whole.
 
     `splits` names the split of the source that each role was read from.
     """
@@ -77,14 +77,14 @@ def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
         )
     # Attached, not connected to: a process that holds a connection to a path gets the same database
     # for every other connection to that path, hence an old catalog after a new one took its place.
-    found = path.stat().st_ino
+    inode = path.stat().st_ino
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH {quoted(str(path))} AS run (READ_ONLY)")
         connection.execute("USE run")
     except duckdb.Error as error:
         connection.close()
-        if path.exists() and path.stat().st_ino != found:
+        if path.exists() and path.stat().st_ino != inode:
             return open_catalog(path, store)
         raise CorruptError(
             f"{path}: found a file that DuckDB cannot open ({error}), expected a catalog. "
@@ -95,7 +95,7 @@ def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
-    """The relation that one SQL statement gives.
+    """The relation of one SQL statement.
 
     Raises:
         StorageError: DuckDB refuses the statement; the message is DuckDB's, with the views listed.
@@ -118,7 +118,7 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
     """Rows of a relation.
 
     Raises:
-        StorageError: DuckDB stops on the way, at a value or at a damaged shard.
+        StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
     """
     with explained():
         return relation.fetchall()
@@ -126,7 +126,7 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Whatever stops DuckDB on its way, as a StorageError that says what to do."""
+    """Within this context errors of DuckDB are raised as StorageError, with advice."""
     try:
         yield
     except duckdb.Error as error:
@@ -143,7 +143,7 @@ def view_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
-    """How many rows of `sql` were written to `path`, as Parquet, JSONL or CSV by its ending.
+    """Writes the rows of `sql` to `path`, as Parquet, JSONL or CSV by its ending; returns how many.
 
     The file appears whole or not at all.
 
@@ -181,6 +181,7 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
 
 
 def _stopped(error: duckdb.Error) -> StorageError:
+    """The error of a statement that DuckDB could not finish."""
     return StorageError(
         f"sql: found a statement DuckDB refuses ({error}), expected one that fits the values. "
         "Correct it; if a file of the store is named, delete that file and run again."
@@ -188,6 +189,7 @@ def _stopped(error: duckdb.Error) -> StorageError:
 
 
 def _reach(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """Lets DuckDB read files of a store that is no local folder."""
     if not store.is_local:
         connection.register_filesystem(store.fs)
 
@@ -195,7 +197,7 @@ def _reach(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
 def _fill(
     connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry], store: Store, run_id: str
 ) -> None:
-    """Base views over Parquet, and the small physical table behind `runs`."""
+    """Creates the base views over Parquet, and the small table behind the view `runs`."""
     for macro in sorted((SQL / "macros").glob("*.sql")):
         connection.execute(macro.read_text(encoding="utf-8"))
     connection.execute("CREATE SCHEMA tables")
@@ -222,7 +224,7 @@ def _facts(
     store: Store,
     splits: Mapping[str, str],
 ) -> None:
-    """Small physical tables: the shard of every file, the name of every class and split."""
+    """Creates small tables: the shard number of every file, the names of classes and splits."""
     shards: dict[str, list[object]] = {"filename": [], "shard": []}
     classes: list[str] = []
     for manifest in (entry.manifest for entry in entries):
@@ -245,14 +247,14 @@ def _facts(
 
 
 def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
-    """Creates every view whose tables are there."""
+    """Creates every view whose tables the run has."""
     for name, texts in statements(tables).items():
         union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
         connection.execute(f"CREATE VIEW {name} AS {union}")
 
 
 def statements(tables: set[str]) -> dict[str, list[str]]:
-    """The SQL of every view over `tables`; `name.part.sql` files add their rows to `name`."""
+    """The SQL of every view over `tables`; the rows of a file `name.part.sql` belong to `name`."""
     parts: dict[str, list[str]] = {}
     for file in sorted(SQL.glob("*.sql")):
         text = file.read_text(encoding="utf-8").strip().rstrip(";")
@@ -267,12 +269,14 @@ def tables_in(text: str) -> set[str]:
 
 
 def _keep(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
+    """Stores rows in the catalog as the table `provenance.name`."""
     connection.register("kept_rows", rows)
     connection.execute(f"CREATE TABLE provenance.{name} AS SELECT * FROM kept_rows")
     connection.unregister("kept_rows")
 
 
 def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) -> str:
+    """The statement that creates `tables.table`, the union over the instances that write it."""
     # Files that all have the same columns need not all be opened to know them: with many shards,
     # above all on an object store, that is the time of a query.
     differ = str(table in DIFFERING).lower()
@@ -315,6 +319,7 @@ PROVENANCE = pa.schema(
 
 
 def _provenance(entry: Entry, run_id: str) -> Mapping[str, object]:
+    """The row of a table in the view `runs`."""
     manifest = entry.manifest
     plain = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(manifest)}
     for name in ("fields", "inputs", "packages", "details"):

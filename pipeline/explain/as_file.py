@@ -9,21 +9,21 @@ import PIL.Image
 
 from pipeline.errors import RunError
 from pipeline.explain.as_page import page
-from pipeline.explain.explanation import listed
 from pipeline.explain.picture import Image, draw, image_of, largest, png
+from pipeline.explain.titles import lists_of_examples
 from storage.table import write_whole
 from storage.views import fetch
 
 ENDINGS = (".html", ".json", ".png")
 Images = Mapping[int | None, Image]
-"""By id of the example; None is the query."""
+"""Images by example_id; under None that of the query."""
 
 
 def check_ending(path: Path) -> None:
-    """Refuses a file that nothing can be written to, before anything is computed.
+    """Raises unless the ending of the output file names a format that can be written.
 
     Raises:
-        RunError: its ending says none of the formats.
+        RunError: the ending is another than .html, .json and .png.
     """
     if path.suffix not in ENDINGS:
         raise RunError(
@@ -33,10 +33,10 @@ def check_ending(path: Path) -> None:
 
 
 def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
-    """Puts the explanation at `path`, whole or not at all.
+    """Writes the explanation `found` of `run` to `path`, whole or not at all.
 
     Raises:
-        RunError: the file cannot be written, or a picture of rows without images is wanted.
+        RunError: the file cannot be written, or a .png is wanted of rows without images.
     """
     check_ending(path)
     if path.suffix == ".json":
@@ -56,35 +56,36 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
 
 
 def images_of(run: Any, found: Mapping[str, Any]) -> dict[int | None, Image]:
-    """The images of the query and of all examples that are named, where they have one."""
-    ids = sorted({row["example_id"] for _, rows in listed(found) for row in rows})
-    wanted: list[tuple[str, str, list[int]]] = [("examples", "example_id", ids)]
+    """The images of the query and of the examples in the explanation, where they have one."""
+    ids = sorted({row["example_id"] for _, rows in lists_of_examples(found) for row in rows})
+    sources: list[tuple[str, str, list[int]]] = [("examples", "example_id", ids)]
     query_id = found["query"]["query_id"]
     if query_id is not None:
-        wanted.append(("queries", "query_id", [query_id]))
+        sources.append(("queries", "query_id", [query_id]))
     images: dict[int | None, Image] = {}
-    for view, key, own in wanted:
-        if "image" not in run.sql(f"FROM {view} LIMIT 0").columns or not own:
+    for view, id_column, row_ids in sources:
+        if "image" not in run.sql(f"FROM {view} LIMIT 0").columns or not row_ids:
             continue
-        which = ", ".join(map(str, own))
-        for row, cell in fetch(
-            run.sql(f"SELECT {key}, image FROM {view} WHERE {key} IN ({which})")
+        id_list = ", ".join(map(str, row_ids))
+        for row_id, cell in fetch(
+            run.sql(f"SELECT {id_column}, image FROM {view} WHERE {id_column} IN ({id_list})")
         ):
             image = image_of(cell)
             if image is not None:
-                images[row if view == "examples" else None] = image
+                images[row_id if view == "examples" else None] = image
     return images
 
 
 def _picture(found: Mapping[str, Any], images: Images, path: Path) -> PIL.Image.Image:
-    """The query, then a row of images for each list of examples."""
+    """The image of the query, and below it a row of images for each list of examples."""
     if not images:
         raise RunError(
             f"{path}: found no image of these rows, expected a column `image` in their source. "
             "Write .html or .json instead."
         )
     predictions = [p["predicted"] for p in found["predictions"] if p["predicted"] is not None]
-    rows = [(" ".join(["query, taken for", *predictions[:1]]), [images.get(None)])]
-    for title, examples in listed(found):
+    title = f"the query, predicted {predictions[0]}" if predictions else "the query"
+    rows = [(title, [images.get(None)])]
+    for title, examples in lists_of_examples(found):
         rows.append((title, [images.get(row["example_id"]) for row in examples]))
     return draw(rows, largest(list(images.values())))

@@ -5,10 +5,10 @@ from html import escape
 from typing import Any
 
 from pipeline.explain import words as explain_words
-from pipeline.explain.explanation import support_title, title
-from pipeline.explain.on_terminal import SIGN, numbers, told_predictions
+from pipeline.explain.on_terminal import numbers, prediction_lines
 from pipeline.explain.picture import Image, data_url, largest
-from pipeline.explain.stored_query import Rows
+from pipeline.explain.query import Rows
+from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #63636b; --page: #fafafa; --card: #fff;
@@ -34,36 +34,40 @@ img { image-rendering: pixelated; width: 5rem; height: auto; display: block; mar
 """
 
 Images = Mapping[int | None, Image]
+"""Images by example_id; under None that of the query."""
 
 
 def page(found: Mapping[str, Any], images: Images) -> str:
-    """The whole page; `images` are by example, and under None that of the query."""
+    """The explanation as one HTML document, with the images of its rows where they have one."""
     white = largest(list(images.values()))
     query = found["query"]
     heading = _text(query) or f"Query {query['query_id']}"
     body = [f'<p class="soft">Why did the model say that? {escape(found["run_id"])}</p>']
     body += [f"<h1>{escape(heading)}</h1>", _image(None, images, white)]
-    body += [f"<p>{escape(line)}</p>" for line in told_predictions(found)]
+    body += [f"<p>{escape(line)}</p>" for line in prediction_lines(found)]
     for entry in found["tokens"]:
         name = escape(explain_words.title(entry))
         body.append(f"<section><h2>{name}</h2>{explain_words.on_page(entry, query)}</section>")
-    if found["methods"] or found["values"]:
-        body.append(f'<p class="soft">{SIGN}</p>')
+    if note := legend(found):
+        body.append(f'<p class="soft">{escape(note)}</p>')
     for entry in [*found["methods"], *found["values"]]:
         sides = "".join(
-            f'<div class="{side}"><h3>{side.capitalize()}</h3>'
+            f'<div class="{side}"><h3>{escape(_sentence(side_title(entry, side, found)))}</h3>'
             f"{_examples(entry[side], images, white)}</div>"
-            for side in ("helpful", "harmful")
+            for side in shown_sides(entry)
         )
-        name = escape(title(entry))
+        name = escape(method_title(entry))
         body.append(f'<section><h2>{name}</h2><div class="sides">{sides}</div></section>')
     for entry in found["spectra"]:
-        for towards in entry["contrasts"]:
-            name = escape(support_title(entry["method"], towards))
+        for contrast in entry["contrasts"]:
+            name = escape(support_title(entry["method"], contrast))
             body.append(f"<section><h2>{name}</h2>")
-            if towards["examples"]:
-                body.append('<p class="soft">From what matters everywhere to what matters here</p>')
-                body.append(_examples(towards["examples"], images, white, "spectrum"))
+            if contrast["examples"]:
+                body.append(
+                    '<p class="soft">From the example that matters for all queries (global) to the '
+                    "one most like this query (local)</p>"
+                )
+                body.append(_examples(contrast["examples"], images, white, "spectrum"))
             body.append("</section>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -74,27 +78,32 @@ def page(found: Mapping[str, Any], images: Images) -> str:
     )
 
 
-def _examples(rows: Rows, images: Images, white: float, kind: str = "") -> str:
+def _examples(rows: Rows, images: Images, white: float, css_class: str = "") -> str:
+    """A list of examples as cards; `white` is the number that is shown as white in images."""
     if not rows:
         return '<p class="soft">none</p>'
     sizes = [abs(row["score"] if "score" in row else row.get("value") or 0.0) for row in rows]
-    size, cards = max(sizes), []
-    for row, own in zip(rows, sizes, strict=True):
-        share = own / size if size else 0.0
-        bar = f'<div class="bar" style="width:{100 * share:.0f}%"></div>' if size else ""
-        told = " · ".join(f"{name} {number}" for name, number in numbers(row).items())
+    largest_size, cards = max(sizes), []
+    for row, row_size in zip(rows, sizes, strict=True):
+        share = row_size / largest_size if largest_size else 0.0
+        bar = f'<div class="bar" style="width:{100 * share:.0f}%"></div>' if largest_size else ""
+        named = " · ".join(f"{name} {number}" for name, number in numbers(row).items())
         label = "" if row["label"] is None else f"{row['label']} · "
         cards.append(
             f"<li>{bar}{_image(row['example_id'], images, white)}<p>{escape(_text(row))}</p>"
-            f'<p class="soft">{escape(label)}{escape(told)} · {escape(str(row["source_id"]))}</p>'
+            f'<p class="soft">{escape(label)}{escape(named)} · {escape(str(row["source_id"]))}</p>'
             "</li>"
         )
-    return f'<ol class="{kind}">{"".join(cards)}</ol>'
+    return f'<ol class="{css_class}">{"".join(cards)}</ol>'
 
 
-def _image(key: int | None, images: Images, white: float) -> str:
-    image = images.get(key)
+def _image(example_id: int | None, images: Images, white: float) -> str:
+    image = images.get(example_id)
     return "" if image is None else f'<img alt="" src="{data_url(image, white)}">'
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""What a run's methods say of a text that is none of its queries: computed here, stored nowhere.
+"""A new text as a query: the run's stages compute its rows here, and nothing is stored.
 
-The plan is walked backwards from the method that is wanted. A stage that works row by row is asked
-for the text as if it were one more shard of queries; what was made of the examples, or of all rows
-at once, such as a fitted probe or a curvature, is read from the store; and what is fitted on all
-rows says of one more query what follows from its own tables (`of_queries`). A method that looks at
-pairs goes over the shards of the examples, and its parts are merged, as in the run itself.
+The stages are walked backwards from the method that is wanted. A stage that works row by row
+computes the text as if it were one more shard of queries; tables of the examples, or of all rows
+at once, such as a fitted probe or a curvature, are read from the store; and a stage that was fitted
+on all rows computes the row of one more query from its own tables (`of_queries`). A pairwise method
+goes over the shards of the examples, and its partial results are merged, as in the run itself.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.corpus import CORPUS
 from pipeline.errors import RunError
-from pipeline.explain.stored_query import Rows
+from pipeline.explain.query import Rows
 from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.progress import Progress
@@ -30,10 +30,11 @@ from storage.schema import TableSpec
 from storage.table import Store
 
 Tables = Mapping[str, pa.Table]
+"""Rows by the name of their table."""
 
 
 class NewQuery:
-    """A text in the place of a run's queries."""
+    """A text in the place of a run's queries; see `Query` for what it answers."""
 
     def __init__(
         self,
@@ -42,10 +43,16 @@ class NewQuery:
         text_b: str | None = None,
         progress: Progress | None = None,
     ):
-        """Looks at the text alone; `progress` hears how far it is.
+        """Checks the text; nothing is computed before a method is asked for.
+
+        Args:
+            finished: The run whose stages compute the text's rows.
+            text: The text to explain.
+            text_b: Its second text, in a corpus of pairs.
+            progress: Hears which stage is computed, and how far it is.
 
         Raises:
-            RunError: the corpus has texts of another form.
+            RunError: the texts of the corpus have another form, such as conversations.
         """
         self._finished, self._progress = finished, progress or Progress()
         _check_form(finished, text, text_b)
@@ -60,12 +67,12 @@ class NewQuery:
         }
         self._index = 1 + max((s.index for s in shards if s.role == "query"), default=-1)
         self._examples = [s.index for s in shards if s.role == "example"]
-        self._found: dict[str, Tables] = {}
+        self._computed: dict[str, Tables] = {}
 
     def predictions(self) -> Rows:
-        """What each of the run's models that predict row by row says of the text."""
+        """The prediction of each model that can be given one more row; see `Query.predictions`."""
         classes = self._finished.corpus("label").details["classes"]
-        found = []
+        predictions = []
         for instance, stage in self._finished.stages.items():
             if stage.writes[0].name != "prediction" or not _is_by_query(stage):
                 continue
@@ -82,48 +89,48 @@ class NewQuery:
                 best, second = np.sort(logits)[::-1][:2]
                 row |= {"predicted": classes[int(logits.argmax())], "margin": float(best - second)}
                 row["confidence"] = float(1 / np.exp(logits - best).sum())
-            found.append(row)
-        return found
+            predictions.append(row)
+        return predictions
 
     def answers(self) -> Rows:
-        """What question-answering models take for the answer."""
+        """The answer of each question-answering model; see `Query.answers`."""
         kept = ("answer", "char_start", "char_end", "probability")
-        found = []
+        answers = []
         for instance, stage in self._finished.stages.items():
             if stage.writes[0].name == "answer":
                 (row,) = self.rows(instance)["answer"].to_pylist()
-                found.append({"method": instance, **{name: row[name] for name in kept}})
-        return found
+                answers.append({"method": instance, **{name: row[name] for name in kept}})
+        return answers
 
     def scores(self, method: str) -> Rows:
-        """What a pairwise method says of the text and every example that it keeps."""
+        """The scores that a pairwise method gives to the examples that it keeps for the text."""
         rows: Rows = self.rows(method)["attribution"].to_pylist()
         return rows
 
     def values(self) -> dict[str, Rows]:
-        """None: values of single queries are drawn anew where they are asked for."""
+        """An empty mapping: no value is stored for a new text (see `pipeline.explain.replay`)."""
         return {}
 
     def support(self, method: str) -> tuple[Rows, Rows]:
-        """Rows of the text's spectra, and the sizes of its support sets, which may be empty."""
+        """The support sets of the text's prediction and their sizes; see `Query.support`."""
         tables = self.rows(method)
         return tables["support"].to_pylist(), tables["support_size"].to_pylist()
 
     def tokens(self, method: str) -> tuple[Rows, dict[int, str | None]]:
-        """Its tokens with their scores by a token method, and names of the outputs explained."""
+        """The text's tokens with scores, and names of outputs; see `Query.tokens`."""
         tables = self.rows(method)
-        named = tables["explained"].to_pylist()
+        outputs = tables["explained"].to_pylist()
         rows: Rows = tables["token"].to_pylist()
-        return rows, {row["output"]: row["output_name"] for row in named}
+        return rows, {row["output"]: row["output_name"] for row in outputs}
 
     def rows(self, instance: str) -> Tables:
-        """What an instance writes for the text, by table, in key order; computed once.
+        """The rows that a stage instance computes for the text, in key order; computed once.
 
         Raises:
-            RunError: it works on all queries at once, or on what a text does not have.
-            stages.stage.StageError: it cannot work on the text.
+            RunError: the stage works on all queries at once, or reads what a text does not have.
+            stages.stage.StageError: the stage cannot work on the text.
         """
-        if instance not in self._found:
+        if instance not in self._computed:
             stage = self._finished.stages[instance]
             if not _is_by_query(stage):
                 raise RunError(
@@ -134,65 +141,69 @@ class NewQuery:
             if not isinstance(stage, AnswersQueries):
                 inputs.opened = stage.open(inputs)
             if isinstance(stage, Merges):
-                self._found[instance] = self._over_examples(instance, stage, inputs)
+                self._computed[instance] = self._over_examples(instance, stage, inputs)
             else:
-                self._found[instance] = self._of_row(instance, stage, inputs)
-        return self._found[instance]
+                self._computed[instance] = self._of_row(instance, stage, inputs)
+        return self._computed[instance]
 
     def inputs(self, instance: str, is_alone: bool = True) -> StoredInputs:
-        """What an instance may see: the store's examples, and the text as the only query.
+        """The inputs of a stage instance: the stored examples, and the text as the only query.
 
-        All it needs to know of the text is computed first. With `is_alone=False` the features of
-        the text come after those of the run's own queries, whose labels are the only ones.
+        The rows of the text in the tables that it reads are computed first. With `is_alone=False`
+        the features of the text come after those of the run's own queries, and the only labels of
+        queries are those of the run's.
         """
-        fresh: dict[str, pa.Table] = {}
+        of_text: dict[str, pa.Table] = {}
         for read, (writer, table) in self._finished.sources(instance).items():
             if writer == CORPUS_INSTANCE:
                 row = self._of_corpus(instance, table)
-                fresh |= {read: row} if is_alone else {}
+                of_text |= {read: row} if is_alone else {}
             elif _is_by_query(self._finished.stages[writer]):
-                fresh[read] = self.rows(writer)[table]
+                of_text[read] = self.rows(writer)[table]
         job = self._finished.job(instance)
         if isinstance(job.stage, AnswersQueries):
-            job = dataclasses.replace(job, inputs={**self._own(instance), **job.inputs})
+            job = dataclasses.replace(job, inputs={**self._written(instance), **job.inputs})
         set_threads(job.threads)
-        return _Inputs(job, self._finished.store, fresh, is_alone)
+        return _InputsWithText(job, self._finished.store, of_text, is_alone)
 
-    def _own(self, instance: str) -> dict[str, tuple[str, str]]:
-        """The tables that an instance wrote, by their names."""
+    def _written(self, instance: str) -> dict[str, tuple[str, str]]:
+        """The tables that an instance wrote: table and manifest key, by the table's name."""
         names = [spec.name for spec in self._finished.stages[instance].writes]
         return {name: (name, self._finished.manifest(instance, name).key) for name in names}
 
     def _of_corpus(self, instance: str, table: str) -> pa.Table:
+        """The text's row in a table of the corpus; raises where a text has none, as in `extra`."""
         if table not in self._corpus:
             raise RunError(
-                f"{instance}: found that it reads {table} of a row, expected what can be made of a "
-                "text by the run's model. Add the text to the queries with its "
+                f"{instance}: found that it reads {table} of a row, expected a table that "
+                "the run's model can compute for a text. Add the text to the queries with its "
                 f"{table}, and run again."
             )
         return self._corpus[table]
 
     def _of_row(self, instance: str, stage: Stage, inputs: StoredInputs) -> Tables:
+        """The text's rows by a stage that works row by row; raises where there are none."""
         self._progress.stepped(instance, 0, 1)
         if isinstance(stage, AnswersQueries):
             batches = stage.of_queries(inputs)
         else:
             inputs.begin(Part("query", self._index))
             batches = stage.compute(inputs)
-        found = _checked(stage.writes, batches)
+        tables = _checked(stage.writes, batches)
         self._progress.stepped(instance, 1, 1)
-        if not found[stage.writes[0].name].num_rows:
-            seen = found.get("diagnostics")
-            reasons = "" if seen is None else ", ".join(seen["status"].to_pylist())
+        if not tables[stage.writes[0].name].num_rows:
+            diagnostics = tables.get("diagnostics")
+            reasons = "" if diagnostics is None else ", ".join(diagnostics["status"].to_pylist())
             raise RunError(
                 f"{instance}: found no row for the text{f' ({reasons})' if reasons else ''}, "
                 "expected one: it has no target, which a regression's loss needs, or what was "
                 "computed is not finite. Add it to the queries with its target, or give another "
                 "text."
             )
-        return found
+        return tables
 
     def _over_examples(self, instance: str, stage: Merges, inputs: StoredInputs) -> Tables:
+        """The rows of a stage over all shards of examples, its partial results merged."""
         parts = []
         for done, index in enumerate(self._examples):
             self._progress.stepped(instance, done, len(self._examples))
@@ -203,72 +214,76 @@ class NewQuery:
         return _checked(stage.writes, stage.merge({n: [part[n] for part in parts] for n in names}))
 
 
-class _Inputs(StoredInputs):
-    """`stages.stage.Inputs` with a text for the run's queries, or after them."""
+class _InputsWithText(StoredInputs):
+    """`stages.stage.Inputs` with the text instead of the run's queries, or after them.
 
-    def __init__(self, job: Job, store: Store, fresh: Tables, is_alone: bool):
+    `of_text` holds the text's rows, by the name under which the stage reads them.
+    """
+
+    def __init__(self, job: Job, store: Store, of_text: Tables, is_alone: bool):
         super().__init__(job.inputs, job.stage.split, store)
-        self._instance, self._fresh, self._is_alone = job.instance, fresh, is_alone
+        self._instance, self._of_text, self._is_alone = job.instance, of_text, is_alone
 
     def table(self, name: str, role: Role | None = None) -> pa.Table:
         """Rows of `name`; see `stages.stage.Inputs`."""
-        own = self._fresh.get(name)
-        if own is None:
-            found = super().table(name, role)
-            is_of_queries = {"role", "query_id"} & set(found.column_names)
-            is_asked = self.part.role != "example" and role != "example"
-            if self._is_alone and is_of_queries and is_asked:
+        of_text = self._of_text.get(name)
+        if of_text is None:
+            stored = super().table(name, role)
+            has_queries = {"role", "query_id"} & set(stored.column_names)
+            wants_queries = self.part.role != "example" and role != "example"
+            if self._is_alone and has_queries and wants_queries:
                 raise self._unknown(name)
-            return found
-        if "query_id" in own.column_names:
-            return own
+            return stored
+        if "query_id" in of_text.column_names:
+            return of_text
         is_by_shard = self._split == "shard"
         if self.part.role == "example" or role == "example":
             return self._stored(name, "example")
         if self.part.role == "query" and (is_by_shard or role == "query"):
-            return own
-        wanted: tuple[Role, ...] = ("example",) if role is None else ()
-        wanted += () if self._is_alone else ("query",)
-        parts = [*(self._stored(name, other) for other in wanted), own]
+            return of_text
+        stored_roles: tuple[Role, ...] = ("example",) if role is None else ()
+        stored_roles += () if self._is_alone else ("query",)
+        tables = [*(self._stored(name, stored_role) for stored_role in stored_roles), of_text]
         # A table without rows does not know the length of its vectors.
-        return pa.concat_tables([part for part in parts if part.num_rows] or [own])
+        return pa.concat_tables([table for table in tables if table.num_rows] or [of_text])
 
     def vectors(self, name: str, role: Role) -> Vectors:
         """All vectors of `name` for one role; see `stages.stage.Inputs`."""
         if role == "example":
             return super().vectors(name, role)
-        if name not in self._fresh:
+        if name not in self._of_text:
             raise self._unknown(name)
-        own = self._fresh[name]
-        ids, matrix = own["id"].to_numpy(), matrix_of(own["vector"])
+        of_text = self._of_text[name]
+        ids, matrix = of_text["id"].to_numpy(), matrix_of(of_text["vector"])
         if self._is_alone:
             return Vectors(ids, matrix)
-        others = super().vectors(name, role)
-        return Vectors(np.append(others.ids, ids), np.concatenate([others.matrix, matrix]))
+        stored = super().vectors(name, role)
+        return Vectors(np.append(stored.ids, ids), np.concatenate([stored.matrix, matrix]))
 
     def _stored(self, name: str, role: Role) -> pa.Table:
-        """Stored rows of one role, from a table that is not cut by roles, too."""
-        found = super().table(name, role)
-        return found.filter(pc.equal(found["role"], role))
+        """Stored rows of one role, also of a table whose shards hold both roles."""
+        rows = super().table(name, role)
+        return rows.filter(pc.equal(rows["role"], role))
 
     def _unknown(self, name: str) -> RunError:
+        """The error that `name` has no row for the text."""
         return RunError(
             f"{self._instance}: found that it reads {name}, which is computed for all queries "
-            "at once, expected what can be computed for one. Leave the method out, or add the "
-            "text to the queries."
+            "at once, expected a table that can be computed for one. Leave the method out, or add "
+            "the text to the queries."
         )
 
 
 def _is_by_query(stage: Stage) -> bool:
-    """Whether a stage can be asked for one more query than it was."""
+    """Whether a stage can compute the rows of one more query than the run has."""
     if isinstance(stage, Merges):
-        # Merged tables are of the examples alone, unless they say something of queries.
+        # Merged tables have rows of the examples alone, unless they have a column of queries.
         return any("query_id" in spec.schema.names for spec in stage.writes)
     return stage.split in ("shard", "query") or isinstance(stage, AnswersQueries)
 
 
 def _free_id(shards: Sequence[ShardRecord]) -> int:
-    """An id, not negative, that no row has."""
+    """An id from 0 that no row in the shards has."""
     smallest = [s.smallest_id for s in shards if s.smallest_id is not None]
     largest = [s.largest_id for s in shards if s.largest_id is not None]
     return min(smallest) - 1 if min(smallest) > 0 else max(largest) + 1
@@ -280,7 +295,7 @@ def _checked(specs: Sequence[TableSpec], batches: Iterable[tuple[str, pa.RecordB
 
 
 def _check_form(finished: Finished, text: str, text_b: str | None) -> None:
-    """Refuses a text that has another form than those of the corpus."""
+    """Raises unless the text has the form of the corpus's texts: one, a pair, a conversation."""
     facts = finished.corpus("text").details
     form = str(facts.get("format", "text"))
     if not facts.get("has_text", True):

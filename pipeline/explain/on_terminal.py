@@ -1,4 +1,4 @@
-"""An explanation on the terminal."""
+"""An explanation as lines and tables on the terminal."""
 
 import json
 from collections.abc import Mapping
@@ -7,65 +7,69 @@ from typing import Any
 import click
 
 from pipeline.explain import words as explain_words
-from pipeline.explain.explanation import support_title, title
-from pipeline.explain.stored_query import Rows
+from pipeline.explain.query import Rows
+from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
 from pipeline.terminal import show, table
-
-SIGN = (
-    "Positive helps: it speaks for the predicted class, or for the label, which is the predicted "
-    "class where there is none; values speak for the label."
-)
 
 
 def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None:
-    """Prints what `pipeline.explain.explanation.explain` found; of a spectrum `top` rows."""
+    """Prints an explanation that `pipeline.explain.explanation.explain` returned.
+
+    Of a support spectrum `top` examples are printed, with both ends.
+    """
     if is_json:
         click.echo(json.dumps(found))
         return
     query = found["query"]
     show(" | ".join(text for text in (query["text"], query["text_b"]) if text))
-    for line in told_predictions(found):
+    for line in prediction_lines(found):
         show(line)
     for entry in found["tokens"]:
         show(f"\n{explain_words.title(entry)}")
         show(explain_words.on_terminal(entry, query))
-    if found["methods"] or found["values"]:
-        show(SIGN)
+    if note := legend(found):
+        show(f"\n{note}")
     for entry in [*found["methods"], *found["values"]]:
-        for side in ("helpful", "harmful"):
-            show(f"\n{title(entry)}: {side}")
+        for side in shown_sides(entry):
+            show(f"\n{method_title(entry)}: {side_title(entry, side, found)}")
             print_examples(entry[side])
     for entry in found["spectra"]:
-        for towards in entry["contrasts"]:
-            rows = towards["examples"]
-            show(f"\n{support_title(entry['method'], towards)}")
+        for contrast in entry["contrasts"]:
+            rows = contrast["examples"]
+            show(f"\n{support_title(entry['method'], contrast)}")
             if rows:
                 shown = _spread(rows, top)
                 print_examples(shown)
                 if len(shown) < len(rows):
-                    show(f"{len(shown)} of {len(rows)}, from the most global to the most local")
+                    show(
+                        f"{len(shown)} of {len(rows)}, from the one that matters for all queries "
+                        "(global) to the one most like this query (local)"
+                    )
 
 
-def told_predictions(found: Mapping[str, Any]) -> list[str]:
-    """A line for each prediction and answer, or one that there is none, with the query's label."""
+def prediction_lines(found: Mapping[str, Any]) -> list[str]:
+    """A line for each prediction and answer of a model; one line where there is none."""
     query = found["query"]
-    label = f"; label {query['label']}" if query["label"] is not None else "; no label"
+    label = f"its label is {query['label']}" if query["label"] is not None else "it has no label"
     lines = []
     for row in found["predictions"]:
         if row["predicted"] is None:
-            said = ", ".join(f"{number:.4g}" for number in row["logits"])
+            prediction = ", ".join(f"{number:.4g}" for number in row["logits"])
         else:
-            said = f"{row['predicted']}, confidence {row['confidence']:.3f}"
-        lines.append(f"The {row['source']} ({row['method']}) says {said}{label}")
+            prediction = f"{row['predicted']} with confidence {row['confidence']:.3f}"
+        lines.append(f"The {row['source']} ({row['method']}) predicts {prediction}; {label}")
     for row in found["answers"]:
         if row["answer"] is not None:
-            said = f"{row['answer']}, probability {row['probability']:.3f}"
-            lines.append(f"{row['method']} answers: {said}")
-    return lines or [f"No prediction{label}"]
+            answer = f"{row['answer']}, probability {row['probability']:.3f}"
+            lines.append(f"{row['method']} answers: {answer}")
+    return lines or [f"The run predicts no class or number for this text; {label}"]
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers that a row has, short; under the words that a person reads."""
+    """The rank, score, value, stderr, global and local part of a row, rounded, where it has them.
+
+    The keys are the names of columns on the screen.
+    """
     names = {
         "rank": "rank",
         "score": "score",
@@ -78,7 +82,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def print_examples(rows: Rows) -> None:
-    """Prints examples with their label and the numbers that they have."""
+    """Prints a table of examples: text (or source_id), label and the `numbers` of each row."""
     if not rows:
         show("none")
         return
@@ -86,15 +90,15 @@ def print_examples(rows: Rows) -> None:
     cells = []
     for row in rows:
         text = " | ".join(part for part in (row["text"], row["text_b"]) if part)
-        found = numbers(row)
-        cells.append([text or row["source_id"], row["label"], *(found.get(n) for n in names)])
+        shown = numbers(row)
+        cells.append([text or row["source_id"], row["label"], *(shown.get(n) for n in names)])
     show(table(["text", "label", *names], cells))
 
 
 def _spread(rows: Rows, n: int) -> Rows:
-    """`n` of the rows at most, evenly, with both ends."""
+    """At most `n` of the rows, evenly spread, with the first and the last."""
     if len(rows) <= n:
         return rows
     steps = max(1, n - 1)
-    places = dict.fromkeys(round(at * (len(rows) - 1) / steps) for at in range(n))
-    return [rows[place] for place in places]
+    positions = dict.fromkeys(round(step * (len(rows) - 1) / steps) for step in range(n))
+    return [rows[position] for position in positions]

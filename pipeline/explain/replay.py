@@ -1,12 +1,12 @@
-"""Rounds of a sampled value drawn once more, for a single query."""
+"""Values of examples for a single query: the stored rounds of a sampled stage, drawn again."""
 
 from pipeline.errors import RunError
 from pipeline.estimate import MODEL_EFFICIENCY
 from pipeline.explain.new_query import NewQuery
-from pipeline.explain.stored_query import Rows, StoredQuery
+from pipeline.explain.query import Query, Rows
 from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
-from pipeline.progress import Progress, told_seconds
+from pipeline.progress import Progress, seconds_text
 from pipeline.task import StoredInputs
 from stages.model.calibration import flops_per_second
 from stages.model.threads import set_threads
@@ -16,36 +16,38 @@ from stages.stage import Samples, Work
 def replay(
     finished: Finished,
     instance: str,
-    asked: StoredQuery | NewQuery,
+    query: Query,
     progress: Progress,
 ) -> Rows:
-    """What the stored rounds of an instance say of every example for one query or text.
+    """The value of every example for one query, by the rounds that a stage instance has stored.
 
-    Keys of a row: semivalue, utility, example_id, value, stderr (None of a single unit); positive
-    helps. `progress` hears the cost before anything is computed.
+    Keys of a row: semivalue, utility, example_id, value (above 0 helps), stderr (None where a
+    single unit was drawn). `progress` hears the cost before anything is computed.
 
     Raises:
-        RunError: the rounds are not there.
-        stages.stage.StageError: the query cannot take part.
+        RunError: the instance has no stored rounds, or is no sampled stage.
+        stages.stage.StageError: the stage cannot use the query, say because it has no features.
     """
     stage = _sampled(finished, instance)
     rounds = [shard.index for shard in finished.manifest(instance, stage.writes[0].name).shards]
     if not rounds:
-        raise RunError(f"{instance}: found no round, expected some. Go on with `assay run`.")
+        raise RunError(
+            f"{instance}: found no stored round, expected at least one. Go on with `assay run`."
+        )
     flops = cost(finished, instance, len(rounds))
     seconds = flops / (flops_per_second() * MODEL_EFFICIENCY)
     progress.say(
         f"{instance}: {len(rounds)} rounds of {stage.units_per_round} units are drawn again for "
-        f"this query: {flops:.1e} FLOPs with reading and pilot, about {told_seconds(seconds)}"
+        f"this query alone: {flops:.1e} FLOPs, about {seconds_text(seconds)}"
     )
-    if isinstance(asked, NewQuery):
-        inputs = asked.inputs(instance, is_alone=False)
+    if isinstance(query, NewQuery):
+        inputs = query.inputs(instance, is_alone=False)
     else:
         job = finished.job(instance)
         set_threads(job.threads)
         inputs = StoredInputs(job.inputs, job.stage.split, finished.store)
     ids, values = stage.replay(
-        inputs, asked.id, rounds, lambda done, total: progress.stepped(instance, done, total)
+        inputs, query.id, rounds, lambda done, total: progress.stepped(instance, done, total)
     )
     has_spread = len(rounds) * stage.units_per_round > 1
     return [
@@ -65,7 +67,7 @@ def replay(
 
 
 def cost(finished: Finished, instance: str, n_rounds: int) -> float:
-    """Floating-point operations of so many rounds of an instance for one query."""
+    """Floating-point operations to draw `n_rounds` rounds of a stage instance for one query."""
     stage = _sampled(finished, instance)
     label = finished.corpus("label")
     lengths = [
@@ -84,6 +86,7 @@ def cost(finished: Finished, instance: str, n_rounds: int) -> float:
 
 
 def _sampled(finished: Finished, instance: str) -> Samples:
+    """The stage of an instance; raises unless its rounds can be drawn again."""
     stage = finished.stages[instance]
     if not isinstance(stage, Samples):
         raise RunError(

@@ -1,23 +1,29 @@
-"""What the views of a run say of one of its queries."""
+"""A query of the run, whose predictions, scores and values are read from the run's views."""
 
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.explain.query import Rows
 from storage.sql import quoted
 from storage.views import fetch
 
-Rows = list[dict[str, Any]]
 COLUMNS = "source_id, text, text_b, coalesce(label_name, target::VARCHAR) AS label"
+"""What is shown of an example or a query, selected from the view of that name."""
 
 
 class StoredQuery:
-    """A query of a run, found by its `query_id`, or else by its `source_id`."""
+    """A query of a run, found by its `query_id`, or else by its `source_id`; see `Query`."""
 
     def __init__(self, run: Any, name: str, top: int):
-        """Looks it up in a `pipeline.open_run.OpenedRun`; `top` rows of each sign are wanted.
+        """Looks up the query `name` in the run.
+
+        Args:
+            run: The `pipeline.open_run.OpenedRun`.
+            name: The query's `query_id` or `source_id`.
+            top: How many rows above and below 0 `scores` and `values` return.
 
         Raises:
-            RunError: there is no such query.
+            RunError: the run has no such query.
         """
         rows = dicts(
             run.sql(
@@ -27,8 +33,10 @@ class StoredQuery:
             )
         )
         if not rows:
-            some = fetch(run.sql("SELECT query_id, text FROM queries ORDER BY query_id LIMIT 1"))
-            example = f"such as {some[0][0]} ({some[0][1][:40]!r})" if some else "but it has none"
+            first = fetch(run.sql("SELECT query_id, text FROM queries ORDER BY query_id LIMIT 1"))
+            example = (
+                f"such as {first[0][0]} ({first[0][1][:40]!r})" if first else "but it has none"
+            )
             raise RunError(
                 f"--query {name}: found no such query in the run, expected a query_id or source_id "
                 f'{example}. Look it up: assay sql RUN "SELECT query_id, source_id, text FROM '
@@ -38,7 +46,7 @@ class StoredQuery:
         self._run, self._top = run, top
 
     def predictions(self) -> Rows:
-        """What each of the run's models predicts."""
+        """The prediction of each of the run's models; see `Query.predictions`."""
         if "predictions" not in self._run.views():
             return []
         return dicts(
@@ -49,7 +57,7 @@ class StoredQuery:
         )
 
     def answers(self) -> Rows:
-        """What question-answering models take for the answer."""
+        """The answer of each question-answering model; see `Query.answers`."""
         if "answers" not in self._run.views():
             return []
         return dicts(
@@ -60,24 +68,24 @@ class StoredQuery:
         )
 
     def scores(self, method: str) -> Rows:
-        """The best scores of each sign by a pairwise method, with their parts where there are."""
+        """The `top` scores above and below 0 that a pairwise method gives for the query."""
         return dicts(
             self._run.sql(
                 "SELECT a.example_id, a.score, c.global_score, c.local_score "
                 "FROM attributions AS a "
                 "LEFT JOIN components AS c USING (method, query_id, example_id) "
-                f"WHERE {self._is_own(method)} AND score <> 0 QUALIFY row_number() OVER "
+                f"WHERE {self._rows_of(method)} AND score <> 0 QUALIFY row_number() OVER "
                 f"(PARTITION BY sign(score) ORDER BY abs(score) DESC, example_id) <= {self._top}"
             )
         )
 
     def values(self) -> dict[str, Rows]:
-        """The best values of each sign by each method that values single queries."""
+        """By method, the `top` stored values above and below 0 of examples for the query alone."""
         return {
             method: dicts(
                 self._run.sql(
                     "SELECT semivalue, utility, example_id, value, stderr FROM shapley_by_query "
-                    f"WHERE {self._is_own(method)} AND value <> 0 QUALIFY row_number() OVER ("
+                    f"WHERE {self._rows_of(method)} AND value <> 0 QUALIFY row_number() OVER ("
                     "PARTITION BY semivalue, utility, sign(value) ORDER BY abs(value) DESC, "
                     f"example_id) <= {self._top} ORDER BY ALL"
                 )
@@ -86,28 +94,29 @@ class StoredQuery:
         }
 
     def support(self, method: str) -> tuple[Rows, Rows]:
-        """Rows of its spectra, and the sizes of its support sets, which may be empty."""
+        """The support sets of the prediction and their sizes; see `Query.support`."""
         rows = self._run.sql(
             "SELECT contrast, rank, example_id, global_score, local_score FROM support "
-            f"WHERE {self._is_own(method)} AND example_id IS NOT NULL"
+            f"WHERE {self._rows_of(method)} AND example_id IS NOT NULL"
         )
         sizes = self._run.sql(
-            f"SELECT DISTINCT contrast, n_support FROM support WHERE {self._is_own(method)}"
+            f"SELECT DISTINCT contrast, n_support FROM support WHERE {self._rows_of(method)}"
         )
         return dicts(rows), dicts(sizes)
 
     def tokens(self, method: str) -> tuple[Rows, dict[int, str | None]]:
-        """Its tokens with their scores by a token method, and names of the outputs explained."""
-        rows = self._run.sql(f"SELECT * FROM tokens WHERE {self._is_own(method)}")
+        """The query's tokens with scores, and names of outputs; see `Query.tokens`."""
+        rows = self._run.sql(f"SELECT * FROM tokens WHERE {self._rows_of(method)}")
         names = self._run.sql(
-            f"SELECT output, output_name FROM explained WHERE {self._is_own(method)}"
+            f"SELECT output, output_name FROM explained WHERE {self._rows_of(method)}"
         )
         return dicts(rows), {row["output"]: row["output_name"] for row in dicts(names)}
 
-    def _is_own(self, method: str) -> str:
+    def _rows_of(self, method: str) -> str:
+        """The SQL condition for this query's rows of a method."""
         return f"method = {quoted(method)} AND query_id = {self.id}"
 
 
 def dicts(rows: Any) -> Rows:
-    """Rows of a relation by column."""
+    """Rows of a DuckDB relation, each a mapping from column to value."""
     return [dict(zip(rows.columns, row, strict=True)) for row in fetch(rows)]

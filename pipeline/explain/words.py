@@ -1,4 +1,4 @@
-"""The words of a query, with what token methods say of them, for the terminal and for pages.
+"""The words of a query with their scores by token methods, in colours, on terminals and pages.
 
 Colours: green raises the explained output, red lowers it; the darker, the larger the share of the
 largest score of the method. Methods without a sign are green alone.
@@ -10,74 +10,78 @@ from typing import Any
 
 from rich.text import Text
 
-from pipeline.explain.stored_query import Rows
+from pipeline.explain.query import Rows
 
 COLUMNS = ("text", "text_b")
 STRONGEST = 5
-"""Words that are named where there are no colours."""
+"""Words that are also listed with their scores, where there may be no colours."""
 GREEN, RED = (22, 120, 70), (170, 45, 35)
 
 
 def words_of(rows: Rows, query: Mapping[str, Any]) -> Rows:
-    """The words of one output in the order of the text, each with its score.
+    """The words of the query in the order of its text, each with its score for one output.
 
-    `rows` are tokens; those of a word follow one another, and a token without a word is its own.
+    Keys of a word: word, text_column, char_start, char_end, score. `rows` are the tokens of one
+    output, as in the view `tokens`; the tokens of a word follow one another, and a token outside
+    every word (`word_index` is None) is a word of its own. `query` holds the texts.
     """
-    found: Rows = []
+    words: Rows = []
     last: tuple[Any, Any] | None = None
     for row in sorted(rows, key=lambda row: int(row["token_index"])):
         word = (row["text_column"], row["word_index"])
         if word[1] is not None and word == last:
-            found[-1]["char_end"] = row["char_end"]
+            words[-1]["char_end"] = row["char_end"]
         else:
-            names = ("text_column", "char_start", "char_end")
-            one = {"word": row["token"], **{name: row[name] for name in names}}
-            found.append({**one, "score": row["word_score"]})
+            place = {name: row[name] for name in ("text_column", "char_start", "char_end")}
+            words.append({"word": row["token"], **place, "score": row["word_score"]})
         last = word
-    for one in found:
-        if one["char_start"] is not None:
-            whole = query[one["text_column"]] or ""
-            one["word"] = whole[one["char_start"] : one["char_end"]]
-    return found
+    for entry in words:
+        if entry["char_start"] is not None:
+            text = query[entry["text_column"]] or ""
+            entry["word"] = text[entry["char_start"] : entry["char_end"]]
+    return words
 
 
 def pieces(
     entry: Mapping[str, Any], query: Mapping[str, Any]
 ) -> Iterator[tuple[str, float | None]]:
-    """The text in pieces from beginning to end, each with its share of the largest score, -1 to 1.
+    """The text in pieces, from beginning to end, each with its score over the largest, -1 to 1.
 
-    What lies between words has none; words of no place in the text come at the end, or alone where
-    none has a place, as in the layout of a conversation.
+    Pieces between words have None for the score. Words without a place in the text come at the end,
+    or alone where no word has a place, as in the layout of a conversation.
     """
     words = entry["words"]
     largest = max((abs(word["score"]) for word in words), default=0.0) or 1.0
     is_laid_out = bool(words) and all(word["char_start"] is None for word in words)
     for column in COLUMNS:
-        whole, at = query[column], 0
-        if not whole or is_laid_out:
+        text, position = query[column], 0
+        if not text or is_laid_out:
             continue
         if column == "text_b":
             yield " | ", None
-        own = [w for w in words if w["text_column"] == column and w["char_start"] is not None]
-        for word in sorted(own, key=lambda word: int(word["char_start"])):
-            yield whole[at : word["char_start"]], None
-            yield whole[word["char_start"] : word["char_end"]], word["score"] / largest
-            at = word["char_end"]
-        yield whole[at:], None
+        placed = [w for w in words if w["text_column"] == column and w["char_start"] is not None]
+        for word in sorted(placed, key=lambda word: int(word["char_start"])):
+            yield text[position : word["char_start"]], None
+            yield text[word["char_start"] : word["char_end"]], word["score"] / largest
+            position = word["char_end"]
+        yield text[position:], None
     for word in words:
         if word["char_start"] is None:
             yield word["word"], word["score"] / largest
 
 
 def title(entry: Mapping[str, Any]) -> str:
-    """The method and what it explains."""
-    name = entry["output_name"]
-    return f"{entry['method']}, words" + (f" for {name}" if name else "")
+    """The method and the output, such as a class, that it explains by the words."""
+    name = entry["output_name"] or "the model's output"
+    # Scores of attention and of gradients' lengths have no sign.
+    has_sign = any(word["score"] < 0 for word in entry["words"])
+    role = "speak for (+) or against (-)" if has_sign else "matter most for"
+    return f"{entry['method']}: words that {role} {name}"
 
 
 def on_terminal(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Text:
-    """The text in colours, which a terminal shows and a file loses, and its strongest words."""
-    told = Text()
+    """The text in colours, and below it the words with the strongest scores, also for files."""
+    shown = Text()
     for text, share in pieces(entry, query):
         share = share or 0.0
         # Weak words are pale and strong ones dark, on light and dark terminals alike.
@@ -85,14 +89,14 @@ def on_terminal(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Text:
             round(255 + (part - 255) * abs(share)) for part in (GREEN if share > 0 else RED)
         )
         ink = "white" if abs(share) > 0.6 else "black"
-        told.append(text, f"{ink} on rgb({red},{green},{blue})" if abs(share) > 0.1 else "")
+        shown.append(text, f"{ink} on rgb({red},{green},{blue})" if abs(share) > 0.1 else "")
     strongest = sorted(entry["words"], key=lambda word: -abs(word["score"]))[:STRONGEST]
-    named = ", ".join(f"{word['word']} {word['score']:+.3g}" for word in strongest)
-    return told.append(f"\n{named}" if named else "")
+    scores = ", ".join(f"{word['word']} {word['score']:+.3g}" for word in strongest)
+    return shown.append(f"\nstrongest: {scores}" if scores else "")
 
 
 def on_page(entry: Mapping[str, Any], query: Mapping[str, Any]) -> str:
-    """The text as HTML, with every score as a title."""
+    """The text as HTML in colours; a word shows its score under the mouse."""
     largest = max((abs(word["score"]) for word in entry["words"]), default=0.0) or 1.0
     parts = []
     for text, share in pieces(entry, query):

@@ -59,6 +59,7 @@ class Bm25(KeptPairs):
     """How much a word in a long example counts less: from 0, not at all, to 1."""
 
     split: ClassVar[Split] = "query"
+    speaks_for: ClassVar[str] = "likeness"
 
     def __post_init__(self) -> None:
         """Refuses parameters out of their range.

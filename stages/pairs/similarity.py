@@ -8,6 +8,7 @@ the query (local); a cosine, which no length enters, does not.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class Similarity(PairScores):
     """The feature table whose vectors are compared."""
     normalize: bool = True
     """Cosines, in which a zero vector has 0 with all; without it, inner products."""
+
+    speaks_for: ClassVar[str] = "likeness"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
--- What a question-answering model takes for the answer to each question, and where it stands in the
--- text; the columns of the source, such as known answers, are in `examples` and `queries`.
+-- The answer that a question-answering model gives to each question, and its place in the text; the
+-- columns of the source, such as known answers, are in `examples` and `queries`.
 SELECT a.id, a.role, t.text_b AS question, a.answer, a.probability, a.char_start, a.char_end,
        a.token_start, a.token_end, a.logit, a.method, a.run_id
 FROM tables.answer AS a

@@ -1,4 +1,4 @@
--- How much each example raises the measured output of a query, by every pairwise method; positive
--- helps. The best of each sign per query, unless a method was asked for all pairs.
+-- How much each example raises the measured output of a query, by every pairwise method: above 0 it
+-- helps. Of a query the largest and the smallest scores, or all if `top_k` of the method is null.
 SELECT method, query_id, example_id, score, run_id
 FROM tables.attribution

@@ -1,7 +1,8 @@
--- How the features of every row came out. An outlier's norm is more than ten times the median of
--- its method, or less than a tenth of it. The median, for outliers move the mean and the variance
--- themselves; one for all rows of the run, examples and queries, as both meet in one kernel; ten,
--- as norms that differ less are normal in text. A row whose norm is not finite has no say.
+-- The norm and status of the features of every row. An outlier's norm is more than ten times the
+-- median of its method, or less than a tenth of it. The median, for outliers move the mean and the
+-- variance themselves; one for all rows of the run, examples and queries, as both meet in one
+-- kernel; ten, as norms that differ less are normal in text. A row whose norm is not finite does
+-- not count.
 WITH middle AS (
     SELECT run_id, method, median(norm) AS norm
     FROM tables.diagnostics

@@ -1,5 +1,5 @@
--- The training rows with the labels they are valued under; dropped rows are not among them. A
--- regression has a target and no label, a completion neither.
+-- The training rows, with the labels under which they are valued and without dropped rows. A row of
+-- a regression has a target and no label, a completion neither.
 SELECT t.id AS example_id, x.source_id, t.text, l.label, c.label_name, p.split, s.shard, l.target,
        t.text_b, l.true_label, x.* EXCLUDE (id, role, source_id, method, run_id, filename), t.run_id
 FROM tables.text AS t

@@ -1,5 +1,5 @@
--- What is explained of a query by its tokens: an output, its value at the query and at the beginning
--- of a method's path, and by how much the scores miss the difference of the two.
+-- The outputs of a query that token methods explain: each with its value at the query and at the
+-- start of the method's path, and `delta`, by which the scores miss the difference of the two.
 SELECT e.method, e.query_id, e.output, coalesce(e.output_name, c.label_name) AS output_name,
        e.choice, e.value, e.baseline_value, e.delta,
        100 * abs(e.delta) / nullif(abs(e.value - e.baseline_value), 0) AS delta_percent,

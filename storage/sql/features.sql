@@ -1,3 +1,3 @@
--- The vectors that the user brought along.
+-- The vectors that the source of the corpus holds (`features:`).
 SELECT id, role, vector, method, run_id
 FROM tables.features

@@ -1,4 +1,5 @@
--- What a model that was trained on a subset says of every query; the loss is NULL without a label.
+-- The prediction for every query by a model that was trained on a subset; the loss is NULL without
+-- a label.
 WITH softmax AS (
     SELECT *, list_max(logits) AS top,
            list_sum([exp(x - list_max(logits)) for x in logits]) AS total

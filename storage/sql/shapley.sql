@@ -1,4 +1,4 @@
--- What each example is worth to each utility; positive helps, rank 1 helps most. A sample is one
+-- What each example is worth to each utility: above 0 helps, rank 1 helps most. A sample is one
 -- unit: an independent estimate by one permutation, or by coalitions of all sizes. A sum of doubles
 -- depends on its order, hence on threads; an ordered sum took ten times as long. So numbers are
 -- summed exactly, as whole multiples of 2^-100 of the largest.

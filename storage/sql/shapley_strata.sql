@@ -1,4 +1,4 @@
--- How marginal contributions spread over the sizes of the coalitions they were taken at.
+-- The size of marginal contributions, by the size of the coalition that an example joined.
 SELECT method, utility, smallest AS smallest_size, 2 * smallest AS largest_size,
        sum(n_marginals)::BIGINT AS n_marginals,
        fsum(total_abs ORDER BY round) / sum(n_marginals) AS mean_abs,

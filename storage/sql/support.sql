@@ -1,6 +1,7 @@
--- The support spectrum of a query towards each class, -1 for the general one: rank 1 is the example
--- that matters most everywhere, the last one the nearest. `n_support` is the size of the whole set,
--- and a set without examples has one row, with NULL for the example.
+-- The examples that support the prediction of a query against each class, or against all others in
+-- general (-1): rank 1 is the one that matters most for all queries, the last the one most like
+-- this query. `n_support` is the size of the set; an empty set has one row, with NULL for the
+-- example.
 SELECT z.method, z.query_id, z.contrast, coalesce(c.label_name, 'general') AS contrast_name, s.rank,
        s.example_id, s.global_score, s.local_score, z.n_support, z.run_id
 FROM tables.support_size AS z

@@ -1,5 +1,6 @@
--- The support spectrum of a generated token: places of the corpus with the same next token, from
--- what matters everywhere (rank 1) to the nearest. A set without places has one row without any.
+-- The support of a generated token: places in the corpus with the same next token, from the one
+-- that matters most for all queries (rank 1) to the most alike. An empty set has one row with
+-- NULLs.
 SELECT z.method, z.query_id, z.token_index, c.token, s.rank, s.example_id, s.example_token_index,
        s.global_score, s.local_score, s.context, z.n_support, z.n_places, z.run_id
 FROM tables.token_support_size AS z

@@ -115,9 +115,10 @@ def test_a_query_is_answered_from_the_views(folder: Path, run: OpenedRun, assay:
 def test_on_the_terminal_texts_stand_beside_their_numbers(folder: Path, assay: Any) -> None:
     result = assay("explain", folder, "--query", "validation-0", "--top", 2)
     lines = result.stdout.splitlines()
-    assert "tracin (of the label): helpful" in lines
-    assert "shapley_by_query (shapley, margin): harmful" in lines
-    assert any(line.startswith("The probe (prediction) says ") for line in lines)
+    title = "examples that speak for the query's label (negative)"
+    assert f"tracin: {title}" in lines
+    assert f"shapley_by_query (shapley, margin): {title.replace(' for ', ' against ')}" in lines
+    assert any(line.startswith("The probe (prediction) predicts ") for line in lines)
     assert result.stderr.splitlines() == ["Reading the run ..."]
 
 
@@ -194,7 +195,7 @@ def test_files_hold_what_was_found(
     for name in ("why.html", "why.json"):
         result = assay("explain", folder, *asked, "--out", tmp_path / name)
         assert result.stdout == ""
-        assert f"explained in {tmp_path / name}" in result.stderr
+        assert f"Explanation written to {tmp_path / name}" in result.stderr
     found = json.loads((tmp_path / "why.json").read_text())
     texts = {row["text"] for row in found["methods"][1]["helpful"] + found["methods"][1]["harmful"]}
     assert EVIL in texts
@@ -372,7 +373,7 @@ def test_words_of_a_query_and_of_a_text(assay: Any, reader: Any, tmp_path: Path)
         "udig"
     ]
     shown = assay("explain", str(run.folder.path), "--query", str(query), "--method", "ig")
-    assert f"ig, words for {found[0]['output_name']}\n{text}\n" in shown.stdout
+    assert f" (-) {found[0]['output_name']}\n{text}\n" in shown.stdout
     page = tmp_path / "why.html"
     assay("explain", str(run.folder.path), "--query", str(query), "--out", str(page))
     assert page.read_text().count('<p class="words">') == 3

@@ -57,7 +57,10 @@ def done(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
     planned = json.loads(assay("plan", config, "--json").stdout)["stages"]
     assert [(row["stage"], row["tasks"]) for row in planned] == [("knn_shapley", 3)]
     ran = assay("run", config)
-    assert "Most harmful examples (knn of the queries; positive helps)" in ran.stdout
+    assert (
+        "Most harmful examples (value below 0: worsens predictions of the queries, by knn)"
+        in ran.stdout
+    )
     return config.parent / "run"
 
 
@@ -129,7 +132,7 @@ def test_beside_other_values_each_utility_has_its_method(
     }
     config = write(tmp_path, stages=stages)
     ran = assay("run", config)
-    assert "Most helpful examples (knn of the queries" in ran.stdout
+    assert "improves predictions of the queries, by knn)" in ran.stdout
     run = tmp_path / "run"
     of_margin = assay("select", run, "--keep", "3", "--utility", "margin", "--json")
     assert len(json.loads(of_margin.stdout)) == 3

@@ -11,7 +11,7 @@ from pipeline import progress as screen
     ("seconds", "text"), [(0.25, "0.2 s"), (42, "42 s"), (600, "10 min"), (9000, "2.5 h")]
 )
 def test_seconds_are_rounded_for_people(seconds, text):
-    assert screen.told_seconds(seconds) == text
+    assert screen.seconds_text(seconds) == text
 
 
 def test_progress_is_told_line_by_line_without_a_terminal(monkeypatch):
@@ -56,7 +56,9 @@ def test_rounds_that_a_rule_may_not_need_are_called_the_most(rule, count):
     corpus = SimpleNamespace(
         rows=lambda table, role: 5, tables=tables, unlabelled_queries=0, task="completion"
     )
-    node = SimpleNamespace(instance="freeshap", tasks=range(4), missing=range(3), stop_rule=lambda: rule)
+    node = SimpleNamespace(
+        instance="freeshap", tasks=range(4), missing=range(3), stop_rule=lambda: rule
+    )
     shown.planned(SimpleNamespace(corpus=corpus, nodes=[node], notes=()))
     told = shown._console.file.getvalue().splitlines()
-    assert told[1] == f"freeshap: {count} to do, 1 are there already"
+    assert told[1] == f"freeshap: {count} to do, 1 are done already"

@@ -15,10 +15,11 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.explain.as_file import check_ending, write_explanation
 from pipeline.explain.as_page import page
-from pipeline.explain.explanation import _speaks_for, _spectra, listed
+from pipeline.explain.explanation import _speaks_for, _spectra
 from pipeline.explain.on_terminal import _spread, print_explanation
 from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
 from pipeline.explain.stored_query import StoredQuery
+from pipeline.explain.titles import legend, lists_of_examples, shown_sides, side_title
 from pipeline.open_run import OpenedRun
 from stages.features.gradient import Gradient
 from stages.model.spec import ModelSpec
@@ -94,7 +95,7 @@ def explanation(text: str = "a query") -> dict[str, Any]:
                 "logits": [0.0, 1.1],
             }
         ],
-        "methods": [{"method": "tracin", "speaks_for": None, **sides}],
+        "methods": [{"method": "tracin", "speaks_for": "label", **sides}],
         "values": [],
         "tokens": [],
         "spectra": [{"method": "support", "contrasts": towards}],
@@ -144,7 +145,7 @@ def test_scores_of_gradients_speak_for_what_these_were_taken_at(
         stages=stages, sources=lambda name: {reads[name]: (reads[name], reads[name])}
     )
     assert _speaks_for(finished, "tracin") == expected
-    assert _speaks_for(finished, "similarity") is None
+    assert _speaks_for(finished, "similarity") == "likeness"
 
 
 def test_a_set_without_examples_is_a_result(run: OpenedRun) -> None:
@@ -158,16 +159,52 @@ def test_a_set_without_examples_is_a_result(run: OpenedRun) -> None:
 def test_the_screen_shows_numbers_and_sets(capsys: pytest.CaptureFixture[str]) -> None:
     print_explanation(explanation(), top=3, is_json=False)
     shown = capsys.readouterr().out.splitlines()
-    assert shown[:2] == ["a query", "The probe (prediction) says b, confidence 0.750; no label"]
-    assert [line.split() for line in shown[4:7]] == [
-        ["tracin:", "helpful"],
+    assert shown[:2] == [
+        "a query",
+        "The probe (prediction) predicts b with confidence 0.750; it has no label",
+    ]
+    assert shown[5] == "tracin: examples that speak for the predicted class (b)"
+    assert [line.split() for line in shown[6:8]] == [
         ["text", "label", "score", "global", "local"],
         ["text", "1", "b", "2", "4", "0.5"],
     ]
-    assert "3 of 7, from the most global to the most local" in shown
-    assert shown[-1] == "support, against a: no support"
+    assert any(line.startswith("3 of 7, from the one that matters for all") for line in shown)
+    assert shown[-1] == "support: no example supports the prediction against a"
     print_explanation(explanation(), top=3, is_json=True)
     assert json.loads(capsys.readouterr().out) == explanation()
+
+
+@pytest.mark.parametrize(
+    ("speaks_for", "label", "predicted", "expected"),
+    [
+        ("label", "a", ["b"], "examples that speak against the query's label (a)"),
+        ("label", "3.5", [None], "examples that speak against the query's target (3.5)"),
+        ("label", None, ["b", "b"], "examples that speak against the predicted class (b)"),
+        ("label", None, [], "examples that speak against the predicted class or text"),
+        ("prediction", "a", ["a", "b"], "examples that speak against the predicted class"),
+        ("prediction", "3.5", [None], "examples that speak against a larger prediction"),
+        ("likeness", "a", ["b"], "examples least like the query"),
+        (None, "a", ["b"], "lowest scores below 0"),
+    ],
+)
+def test_a_list_is_called_after_what_its_examples_do(
+    speaks_for: Any, label: Any, predicted: Any, expected: str
+) -> None:
+    found = explanation()
+    found["query"]["label"] = label
+    found["predictions"] = [{"predicted": name} for name in predicted]
+    found["methods"][0]["speaks_for"] = speaks_for
+    assert side_title(found["methods"][0], "harmful", found) == expected
+
+
+def test_likeness_of_no_sign_has_one_list() -> None:
+    found = explanation()
+    entry = found["methods"][0]
+    assert shown_sides(entry) == ("helpful", "harmful")
+    assert legend(found).startswith("An example with a number above 0 speaks for an output")
+    entry.update(speaks_for="likeness", harmful=[])
+    assert shown_sides(entry) == ("helpful",)
+    assert legend(found) == "score = global (the same for every query) x local (of this query)."
 
 
 @pytest.mark.parametrize(("n", "places"), [(1, [0]), (2, [0, 6]), (4, [0, 2, 4, 6]), (9, range(7))])
@@ -212,7 +249,7 @@ def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
     assert "b" not in read.tags
     # In the title of the window, the heading, and the example.
     assert read.words.count(evil) == 3
-    assert "support, against a: no support" in read.words
+    assert "support: no example supports the prediction against a" in read.words
     assert len(read.addresses) == 3
     assert all(address.startswith("data:image/") for address in read.addresses)
     assert {"viewport" in page(found, {}), "prefers-color-scheme: dark" in page(found, {})} == {
@@ -283,7 +320,7 @@ def test_files_by_their_ending(tmp_path: Path) -> None:
     found = explanation()
     write_explanation(run, found, tmp_path / "made" / "why.png")
     canvas = pixels_of((tmp_path / "made" / "why.png").read_bytes())
-    assert canvas.shape[0] == 6 + (1 + len(listed(found))) * (16 + 64 + 6)
+    assert canvas.shape[0] == 6 + (1 + len(lists_of_examples(found))) * (16 + 64 + 6)
     write_explanation(run, found, tmp_path / "why.html")
     assert (tmp_path / "why.html").read_text().count("data:image/png") == 9
     write_explanation(run, found, tmp_path / "why.json")

@@ -50,7 +50,9 @@ def test_pieces_are_the_whole_text() -> None:
 def test_terminal_and_page_show_sign_and_strength() -> None:
     entry = {"words": words_of(ROWS, QUERY), "method": "ig", "output_name": "bad"}
     told = on_terminal(entry, QUERY)
-    assert told.plain == ("slowly <good> | no more\nslowly +1, good -0.5, no +0.25,  more +0.02")
+    assert told.plain == (
+        "slowly <good> | no more\nstrongest: slowly +1, good -0.5, no +0.25,  more +0.02"
+    )
     styles = {told.plain[span.start : span.end]: str(span.style) for span in told.spans}
     assert styles["slowly"] == "white on rgb(22,120,70)"
     assert re.match(r"black on rgb\(2\d\d,150,145\)", styles["good"])
@@ -59,14 +61,14 @@ def test_terminal_and_page_show_sign_and_strength() -> None:
     assert "&lt;" in html
     assert '<span title="+1" style="background: rgba(22, 120, 70, 0.75)">slowly</span>' in html
     assert 'title="-0.5" style="background: rgba(170, 45, 35, 0.38)"' in html
-    assert title(entry) == "ig, words for bad"
+    assert title(entry) == "ig: words that speak for (+) or against (-) bad"
 
 
 def test_nothing_to_show_is_the_plain_text() -> None:
     entry: dict[str, Any] = {"words": [], "method": "ig", "output_name": None}
     assert "".join(text for text, _ in pieces(entry, QUERY)) == "slowly <good> | no"
     assert "<span" not in on_page(entry, QUERY)
-    assert title(entry) == "ig, words"
+    assert title(entry) == "ig: words that matter most for the model's output"
 
 
 def test_a_score_of_zero_is_told() -> None:

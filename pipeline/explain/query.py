@@ -1,0 +1,61 @@
+"""What an explanation asks of a query: the answers of one in the run, or of a new text."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+Rows = list[dict[str, Any]]
+"""Rows of a table, each a mapping from column to value."""
+
+
+class Query(Protocol):
+    """A row whose prediction is explained: a `StoredQuery` of the run, or a `NewQuery`.
+
+    A method is named by the stage instance that computes it, such as `tracin`.
+    """
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Its query_id, source_id, text, text_b and label; a new text has no ids and no label."""
+
+    @property
+    def id(self) -> int:
+        """Its `query_id`; of a new text an id that no row of the run has."""
+
+    def predictions(self) -> Rows:
+        """One row per model of the run.
+
+        Columns: method, source, predicted (the class's name), confidence, margin, logits; of a
+        regression, predicted, confidence and margin are None.
+        """
+
+    def answers(self) -> Rows:
+        """One row per question-answering model: method, answer, its place and probability."""
+
+    def scores(self, method: str) -> Rows:
+        """The scores that a pairwise method gives to examples, for this query.
+
+        Columns: example_id, score, global_score, local_score.
+
+        Raises:
+            RunError: the method cannot be computed for a new text.
+        """
+
+    def values(self) -> dict[str, Rows]:
+        """By method: the stored values of examples for this query alone.
+
+        Columns: semivalue, utility, example_id, value, stderr.
+        """
+
+    def support(self, method: str) -> tuple[Rows, Rows]:
+        """The support sets of the query's prediction against each class, by a support stage.
+
+        The first rows are the examples in them (contrast, rank, example_id, global_score,
+        local_score), the second the size of each set (contrast, n_support), which may be 0.
+        """
+
+    def tokens(self, method: str) -> tuple[Rows, dict[int, str | None]]:
+        """Rows of the view `tokens` by a token method, and the name of each explained output.
+
+        Raises:
+            RunError: the method cannot be computed for a new text.
+        """
