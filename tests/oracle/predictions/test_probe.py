@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.model.measurement import read_probe
+from stages.model.heads.probe import read_probe
 from stages.predictions.probe import Probe
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, StageError, Vectors
