@@ -25,7 +25,7 @@ kept, as a classifier may read the hidden state of the first token, and T has at
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +109,7 @@ class Faithfulness(Methods):
         needs = with_probe(self.model, tables_read(self.model, self.continuation))
         return (*tables, *needs, "label")
 
-    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> Self:
+    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> "Faithfulness":
         """The metric with the model that its methods explain.
 
         Raises:

@@ -12,7 +12,7 @@ a metric.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from stages.stage import TASKS, Inputs, Steps
 
@@ -45,7 +45,7 @@ class Metric(ABC):
         An instance stands for its first table; INSTANCE.TABLE is another one of its.
         """
 
-    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> Self:
+    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> "Metric":
         """The metric with the model that it runs; `models` gives those of the run's instances.
 
         Raises:

@@ -261,7 +261,7 @@ def test_kernel_is_that_of_full_jacobians(
     assert_rows_equal(vectors, np.concatenate(jacobian, axis=1)[order])
     kernel = sum(j[order] @ j[order].T for j in jacobian)
     np.testing.assert_allclose(vectors @ vectors.T, kernel, rtol=1e-5, atol=1e-5 * kernel.max())
-    assert inputs.opened.details()["n_not_finite"] == 0
+    assert inputs.told.get("n_not_finite", 0) == 0
 
 
 def test_a_folder_of_its_own_for_each_kind(saved: Callable[..., Path]) -> None:

@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_is_put_aside(
     status = statuses(inputs)
     (lost,) = set(expected) - set(found)
     assert status[lost] == "not finite"
-    assert inputs.opened.details()["n_not_finite"] == 1
+    assert inputs.told["n_not_finite"] == 1
     for row, vector in found.items():
         assert status[row] == "ok"
         np.testing.assert_array_equal(vector, expected[row])
@@ -179,7 +179,7 @@ def test_memory_that_runs_out_loses_no_row(
     inputs = memory({"text": text, "label": label})
     stage = Gradient(classifier(saved), projection=SHORT, dtype="float32")
     expected = rows_of(inputs.run(stage))
-    assert "is_exact_bytes" not in inputs.opened.details()
+    assert "is_exact_bytes" not in inputs.told
 
     def limit(most: int) -> Any:
         inputs.opened = stage.open(inputs)
@@ -200,7 +200,7 @@ def test_memory_that_runs_out_loses_no_row(
     for row, vector in found.items():
         size = np.linalg.norm(expected[row])
         assert np.linalg.norm(vector - expected[row]) <= 1e-5 * size
-    facts = inputs.opened.details()
+    facts = inputs.told
     assert facts["is_exact_bytes"] is False
     assert "lower token_budget" in facts["notices"][0]
     with pytest.raises(StageError, match="does not fit alone"):

@@ -14,7 +14,7 @@ import transformers
 
 from stages.model.batches import Tokens
 from stages.model.measurement import load_measurement
-from stages.model.offsets import COLUMNS, Places, locate, nowhere, words_of
+from stages.model.offsets import COLUMNS, TokenOffsets, extended, token_offsets, words_of
 from stages.model.spec import ModelSpec, Prompt
 from stages.saliency.outputs import load_embedded, read_outputs
 from stages.tokens.grad_input import GradInput
@@ -24,11 +24,11 @@ from stages.tokens.ig import IntegratedGradients
 def located(memory: Any, spec: ModelSpec, text: pa.Table, form: str = "text") -> tuple[Any, Any]:
     inputs = memory({"text": text}, {"text": {"format": form}})
     measurement = load_measurement(spec, inputs)
-    tokens = measurement.tokenise(text)
-    return tokens, locate(measurement, text, tokens)
+    tokens = measurement.tokenise(text, with_offsets=True)
+    return tokens, token_offsets(measurement, text, tokens)
 
 
-def check(text: pa.Table, tokens: Tokens, places: list[Places]) -> None:
+def check(text: pa.Table, tokens: Tokens, places: list[TokenOffsets]) -> None:
     """Every offset cuts out the token's own characters, and every letter of a text has a token."""
     for row, own in enumerate(places):
         covered: dict[str, str] = {name: "" for name in COLUMNS}
@@ -128,7 +128,7 @@ def test_written_tokens_are_moved_and_nowhere(memory: Any, saved: Any, text: pa.
     tokenizer = load_measurement(
         ModelSpec(folder, head="completion"), memory({"text": text})
     ).tokenizer
-    longer = nowhere(tokenizer, [5] * (len(first.token) + 2), first)
+    longer = extended(tokenizer, [5] * (len(first.token) + 2), first)
     assert longer.column[: len(first.token)] == first.column
     assert longer.column[-2:] == [None, None]
     assert longer.is_text[-2:].all()

@@ -15,9 +15,8 @@ def inputs_of(memory: Any, examples: np.ndarray, queries: np.ndarray) -> Any:
     ids = pa.array(np.arange(len(examples))[::-1] * 3)
     roles = ["example"] * len(examples)
     table = pa.table({"id": ids, "role": roles, "vector": lists})
-    return memory(
-        {"features": table}, vectors={"features": Vectors(np.arange(len(queries)) + 50, queries)}
-    )
+    of_queries = Vectors(np.arange(len(queries)) + 50, queries)
+    return memory({"features": table}, vectors={"query": of_queries})
 
 
 def drawn() -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 
 from stages.metrics.faithfulness import Faithfulness
 from stages.model.measurement import Measurement, load_measurement
-from stages.model.offsets import locate
+from stages.model.offsets import token_offsets
 from stages.model.spec import ModelSpec
 from stages.predictions.answer_span import AnswerSpan, best_span
 from stages.saliency.from_embeddings import FromEmbeddings
@@ -52,9 +52,9 @@ def test_the_question_comes_first_and_the_text_loses_its_end(
     memory: Any, spec: ModelSpec, asked: pa.Table, longest: int
 ) -> None:
     measurement = measured(memory, ModelSpec(spec.path, head="span", max_length=longest), asked)
-    tokens = measurement.tokenise(asked)
+    tokens = measurement.tokenise(asked, with_offsets=True)
     special = set(measurement.tokenizer.all_special_ids)
-    for row, own in enumerate(locate(measurement, asked, tokens)):
+    for row, own in enumerate(token_offsets(measurement, asked, tokens)):
         ids = tokens.columns["input_ids"][row]
         assert len(ids) <= longest
         columns = [name for name in own.column if name]
@@ -121,7 +121,7 @@ def test_integrated_gradients_of_both_places_equal_captums(
     told = inputs.written["explained"].to_pylist()
     measurement = measured(memory, spec, asked)
     embedded = FromEmbeddings(measurement)
-    tokens = measurement.tokenise(asked)
+    tokens = measurement.tokenise(asked, with_offsets=True)
     special = measurement.tokenizer.all_special_ids
     for row, query in enumerate(asked["id"].to_pylist()):
         batch = measurement.batch(tokens, np.array([row]))

@@ -184,8 +184,8 @@ def test_scores_equal_the_double_loop(inputs: Any, spec: Any, kernel: Any, base:
     given = inputs()
 
     def near(query: int, _: int) -> list[int]:
-        own = given.rows[len(TEXTS) + QUERY_IDS.index(query)]
-        far = np.linalg.norm(given.rows[: len(TEXTS)] - own, axis=1)
+        own = given.matrix[len(TEXTS) + QUERY_IDS.index(query)]
+        far = np.linalg.norm(given.matrix[: len(TEXTS)] - own, axis=1)
         # The first query is an example, too: it is no neighbour of itself.
         far[[text == QUERIES[QUERY_IDS.index(query)] for text in TEXTS]] = np.inf
         return [IDS[i] for i in np.argsort(far)[:3]]
@@ -200,9 +200,9 @@ def test_neighbours_within_a_quantile_and_of_one_class(
     given = inputs()
     stage = Lafa(spec, quantile=0.6, same_class=True, normalize=normalize)
     order = np.argsort(IDS)
-    radius = cut_off(given.rows[: len(TEXTS)][order], 0.6, 0)
+    radius = cut_off(given.matrix[: len(TEXTS)][order], 0.6, 0)
     distances = [
-        np.linalg.norm(given.rows[i] - given.rows[j])
+        np.linalg.norm(given.matrix[i] - given.matrix[j])
         for i in range(len(TEXTS))
         for j in range(len(TEXTS))
         if i != j
@@ -211,8 +211,8 @@ def test_neighbours_within_a_quantile_and_of_one_class(
     sizes = []
 
     def near(query: int, choice: int) -> list[int]:
-        own = given.rows[len(TEXTS) + QUERY_IDS.index(query)]
-        far = np.linalg.norm(given.rows[: len(TEXTS)] - own, axis=1)
+        own = given.matrix[len(TEXTS) + QUERY_IDS.index(query)]
+        far = np.linalg.norm(given.matrix[: len(TEXTS)] - own, axis=1)
         labels = [0, 1, 2, 0, 1, 2, 0]
         wanted = [
             i

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from stages.model.heads.probe import read_probe
 from stages.model.hub import fingerprint
-from stages.model.measurement import cross_entropy, read_probe
+from stages.model.measurement import cross_entropy
 from stages.model.networks import mean_pool
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, DataError, ModelError
