@@ -23,7 +23,7 @@ from pipeline.settings import Run
 from stages.features.curvature import Curvature
 from stages.features.ntk import NTK
 from stages.gradients.blocks import Block, read_curvature
-from stages.stage import DataError, Split
+from stages.stage import DataError, Merges, Split, Stage
 from stages.tables import DIAGNOSTICS, PREDICTION
 from storage.schema import TableSpec
 from storage.table import Store
@@ -33,7 +33,7 @@ LENGTHS = TableSpec("length", pa.schema([("id", pa.int64()), ("n", pa.int64())])
 
 
 @dataclass(frozen=True)
-class Length:
+class Length(Stage):
     """The length of every text, with diagnostics beside it; texts of `bad` words are left out."""
 
     version: ClassVar[int] = 1
@@ -53,21 +53,20 @@ class Length:
             pc.if_else(is_bad, None, n.cast(pa.float64())),
             pc.if_else(is_bad, "not finite", "ok"),
         ]
+        n_bad = pc.sum(is_bad.cast(pa.int64())).as_py()
+        inputs.tell(n_not_finite=n_bad)
+        if n_bad:
+            inputs.tell("halved the batch", is_exact_bytes=False)
         yield DIAGNOSTICS.name, pa.RecordBatch.from_arrays(columns, schema=DIAGNOSTICS.schema)
         rows = pa.table({"id": text["id"], "n": n}).filter(pc.invert(is_bad))
         yield from ((LENGTHS.name, batch) for batch in rows.to_batches())
 
     def details(self, inputs: Any) -> Mapping[str, Any]:
-        text = inputs.table("text")["text"]
-        n_bad = pc.sum(pc.match_substring(text, "bad").cast(pa.int64())).as_py()
-        facts: dict[str, Any] = {"unit": "word", "n_not_finite": n_bad}
-        if n_bad:
-            facts |= {"notices": ["halved the batch"], "is_exact_bytes": False}
-        return facts
+        return {"unit": "word"}
 
 
 @dataclass(frozen=True)
-class Tally:
+class Tally(Merges):
     """How often each word occurs in the examples that have a length."""
 
     source: str = "lengths"
@@ -90,6 +89,7 @@ class Tally:
         assert inputs.opened == "opened"
         assert inputs.part.role == "example"
         text, known = inputs.table("text"), inputs.table(self.source)["id"].to_pylist()
+        inputs.tell(n_left_out=text.num_rows - len(known))
         rows = zip(text["id"].to_pylist(), text["text"].to_pylist(), strict=True)
         words = [word for i, t in rows if i in known for word in t.split()]
         yield from _counted([(word, 1) for word in words])
@@ -103,12 +103,11 @@ class Tally:
         yield from _counted([(row["word"], row["n"]) for row in rows])
 
     def details(self, inputs: Any) -> Mapping[str, Any]:
-        n_rows = inputs.table("text").num_rows - inputs.table(self.source).num_rows
-        return {"unit": "word", "n_left_out": n_rows}
+        return {"unit": "word"}
 
 
 @dataclass(frozen=True)
-class Logits:
+class Logits(Stage):
     """Gradients of two logits in half precision, where a text is not bad, and predictions."""
 
     version: ClassVar[int] = 1
@@ -127,7 +126,7 @@ class Logits:
 
 
 @dataclass(frozen=True)
-class Guesses:
+class Guesses(Stage):
     """Logits of every text."""
 
     version: ClassVar[int] = 1
@@ -247,7 +246,8 @@ def test_a_tree_gives_what_one_loop_gives(make: Any) -> None:
     assert [(s.role, s.index) for s in found.shards] == [("", 0)]
     assert len(list((Path(run.store_url) / "tally").glob("*.parquet"))) == 24
     # Facts go up the tree with the sums: of the first shard, of another one, and of all.
-    assert found.details == {"unit": "word", "n_left_out": len(BAD)}
+    told = {"n_left_out": len(BAD), "n_not_finite": 0, "notices": {}}
+    assert found.details == {"unit": "word", **told}
     assert heard.told["words"] == [
         "rows left out, as one of the tables that are read lacks them: 4"
     ]

@@ -121,7 +121,7 @@ def test_integrated_gradients_of_both_places_equal_captums(
     told = inputs.written["explained"].to_pylist()
     measurement = measured(memory, spec, asked)
     embedded = FromEmbeddings(measurement)
-    tokens = measurement.tokenise(asked)
+    tokens = measurement.tokenise(asked, with_offsets=True)
     special = measurement.tokenizer.all_special_ids
     for row, query in enumerate(asked["id"].to_pylist()):
         batch = measurement.batch(tokens, np.array([row]))

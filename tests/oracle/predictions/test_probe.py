@@ -124,7 +124,7 @@ def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], mem
     inputs = memory(
         {"label": label},
         {"label": {"classes": ["a", "b", "c"]}, "embedding": {"layer": 2}},
-        {"embedding": Vectors(ids, embeddings)},
+        {"example": Vectors(ids, embeddings)},
     )
     stage = Probe(regularization=1e-2)
     table = inputs.run(stage)
@@ -149,7 +149,7 @@ def test_the_stage_needs_two_classes(memory: Any) -> None:
     inputs = memory(
         {"label": pa.table({"id": ids, "role": ["example"] * 4, "label": [1] * 4})},
         {"label": {"classes": ["a", "b"]}},
-        {"embedding": Vectors(ids, np.eye(4, dtype=np.float32))},
+        {"example": Vectors(ids, np.eye(4, dtype=np.float32))},
     )
     with pytest.raises(DataError, match=r"found labels \[1\] among 4 examples"):
         inputs.run(Probe())
@@ -204,7 +204,7 @@ def test_the_stage_fits_a_regression_on_the_vectors_it_is_told(
     inputs = memory(
         {"label": pa.table(columns)},
         {"label": {"classes": [], "task": "regression"}},
-        {"features": Vectors(ids, vectors)},
+        {"example": Vectors(ids, vectors)},
     )
     stage = Probe(embedding="features")
     assert stage.reads == ("features", "label")
@@ -222,7 +222,7 @@ def test_the_stage_refuses_completions_and_rows_without_targets(memory: Any) -> 
     ids = np.arange(4)
     nothing = pa.nulls(4, pa.float64())
     label = pa.table({"id": ids, "label": pa.nulls(4, pa.int64()), "target": nothing})
-    vectors = {"embedding": Vectors(ids, np.eye(4, dtype=np.float32))}
+    vectors = {"example": Vectors(ids, np.eye(4, dtype=np.float32))}
     for task, message in (
         ("completion", "found 0 classes in a corpus with task: completion"),
         ("regression", "found no example with a target"),

@@ -66,9 +66,10 @@ def test_rows_without_label_or_features_take_no_part() -> None:
     }
     bare = InMemory()
     gone = {("example", 3), ("example", 7), ("query", 1), ("query", 2)}
-    kept = [(row["role"], row["id"]) not in gone for row in bare.labels.to_pylist()]
-    labels = pc.if_else(pa.array(kept), bare.labels["label"], None)
-    bare.labels = bare.labels.set_column(2, "label", labels)
+    given = bare.tables["label"]
+    kept = [(row["role"], row["id"]) not in gone for row in given.to_pylist()]
+    labels = pc.if_else(pa.array(kept), given["label"], None)
+    bare.tables["label"] = given.set_column(2, "label", labels)
     assert bare.block_of(KnnShapley(neighbours=3))[0] == rows
 
 
