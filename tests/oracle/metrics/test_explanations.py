@@ -17,7 +17,6 @@ from memory_inputs import MemoryInputs
 from stages.metrics.agreement import Agreement
 from stages.metrics.bootstrap import draws
 from stages.metrics.contamination import Contamination
-from stages.metrics.explanations import Explanations
 from stages.metrics.removal import Removal
 from stages.metrics.specificity import Specificity
 from stages.metrics.support_size import SupportSize
