@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.model.threads import set_threads
-from stages.stage import Merges, Part, Role, Split, Stage, Vectors
+from stages.stage import Merges, Part, Role, Split, Stage, Tell, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec
@@ -76,21 +76,10 @@ class StoredInputs:
         """Turns to another part, which has no facts yet."""
         self.part, self.facts = part, ShardFacts()
 
-    def tell(
-        self,
-        notice: str | None = None,
-        *,
-        n_not_finite: int = 0,
-        n_left_out: int = 0,
-        is_exact_bytes: bool = True,
-    ) -> None:
-        """Keeps notices and counts about the part; see `stages.stage.Tell`."""
-        self.facts.tell(
-            notice,
-            n_not_finite=n_not_finite,
-            n_left_out=n_left_out,
-            is_exact_bytes=is_exact_bytes,
-        )
+    @property
+    def tell(self) -> Tell:
+        """Keeps what the stage has to say of the part."""
+        return self.facts.tell
 
     def details(self, name: str) -> Mapping[str, Any]:
         """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
@@ -131,8 +120,10 @@ class Worker:
             self._job = job
         inputs, store = self._inputs, self._store
         inputs.begin(part)
+        # Before the rows: what these have to say of themselves goes through `tell`.
+        details = job.stage.details(inputs)
         tables = gathered(job.stage.writes, job.stage.compute(inputs))
-        facts = of_task({**job.stage.details(inputs), **inputs.facts.details()}, key)
+        facts = of_task({**details, **inputs.facts.details()}, key)
         return [
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts)
             for spec in job.stage.writes
