@@ -149,7 +149,7 @@ def quiet(done: int, total: int) -> None:
 
 def test_lists_are_the_best_scores_and_spectra_spread_evenly() -> None:
     run = Run()
-    found = Specificity(methods=METHODS, top=TOP).lists(run)
+    found = Contamination(methods=METHODS, top=TOP).lists(run)
     for method in METHODS:
         own = {run.ids["query"][j]: run.ids["example"][at] for j, at in run.places(method).items()}
         assert {q: one.ids.tolist() for q, one in found[method].items()} == {
@@ -159,10 +159,10 @@ def test_lists_are_the_best_scores_and_spectra_spread_evenly() -> None:
     assert all(one.local_end == one.ids[-1] for one in found["spectra"].values())
     assert all(one.local_end == one.ids[-1] for one in found["first"].values())
     assert all(one.local_end == one.ids[0] for one in found["plain"].values())
-    harmful = Specificity(methods=("plain",), top=TOP, side="harmful").lists(run)["plain"]
+    harmful = Contamination(methods=("plain",), top=TOP, side="harmful").lists(run)["plain"]
     for j, at in run.places("plain", -1).items():
         assert harmful[2 * j].ids.tolist() == run.ids["example"][at].tolist()
-    towards = Specificity(methods=("spectra",), top=9, contrast="green").lists(run)["spectra"]
+    towards = Contamination(methods=("spectra",), top=9, contrast="green").lists(run)["spectra"]
     for j, spectrum in enumerate(run.spectrum):
         expected = run.ids["example"][spectrum[::-1]].tolist()
         assert (towards[2 * j].ids.tolist() if 2 * j in towards else []) == expected
@@ -170,8 +170,8 @@ def test_lists_are_the_best_scores_and_spectra_spread_evenly() -> None:
 
 def test_lists_of_equal_length_are_cut_to_the_shortest() -> None:
     run = Run()
-    whole = Specificity(methods=METHODS, top=TOP).lists(run)
-    cut = Specificity(methods=METHODS, top=TOP, equal_length=True).lists(run)
+    whole = Contamination(methods=METHODS, top=TOP).lists(run)
+    cut = Contamination(methods=METHODS, top=TOP, equal_length=True).lists(run)
     common = set.intersection(*(set(lists) for lists in whole.values()))
     assert 0 < len(common) < M
     for method in METHODS:

@@ -60,14 +60,14 @@ def tables(**given: Any) -> MemoryInputs:
 def test_tables_that_are_no_lists() -> None:
     inputs = tables(probe=pa.table({"class": [0]}), support=SUPPORT.schema.empty_table())
     with pytest.raises(DataError, match="probe: found a table with the columns class, expected"):
-        Specificity(methods=("probe",)).lists(inputs)
+        Contamination(methods=("probe",)).lists(inputs)
     with pytest.raises(DataError, match="support: found support spectra with side: harmful"):
-        Specificity(methods=("support",), side="harmful").lists(inputs)
+        Contamination(methods=("support",), side="harmful").lists(inputs)
     for contrast in ("red", 2, -1):
         with pytest.raises(ConfigError, match="contrast: found .* expected a class of a, b"):
-            Specificity(methods=("support",), contrast=contrast).lists(inputs)
-    assert Specificity(methods=("support",), contrast="b").lists(inputs) == {"support": {}}
-    assert Specificity(methods=("support",), contrast=0).lists(inputs) == {"support": {}}
+            Contamination(methods=("support",), contrast=contrast).lists(inputs)
+    assert Contamination(methods=("support",), contrast="b").lists(inputs) == {"support": {}}
+    assert Contamination(methods=("support",), contrast=0).lists(inputs) == {"support": {}}
 
 
 def test_a_method_that_lists_nothing_has_a_row_without_numbers() -> None:
