@@ -123,8 +123,8 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
     if summary["flagged"] is not None:
         show(
-            f"{summary['flagged']} of {summary['examples']} labels are flagged as probably wrong; the "
-            "order is surer than this number: assay flag RUN --top 100 reads on."
+            f"{summary['flagged']} of {summary['examples']} labels are flagged as probably wrong; "
+            "the order is surer than this number: assay flag RUN --top 100 reads on."
         )
     if summary["planted"]:
         planted = summary["planted"]
