@@ -202,6 +202,7 @@ def matches(path: str) -> list[str]:
         )
     folder = os.path.dirname(whole)
     names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = [n for n in names if n.endswith(tuple(KINDS)) or os.path.isdir(f"{folder}/{n}")]
     close = difflib.get_close_matches(os.path.basename(whole), names, n=1)
     raise DataError(
         f"{path}: found no file or folder at {whole}, expected one with an ending among "
