@@ -88,11 +88,12 @@ class Ntk(RunsModel, Stage):
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
-        """Refuses a model that measures completions: its one output is its loss."""
-        if not self.model.kind.has_class_outputs:
+        """Refuses a model without a logit per class, as of a completion: its output is its loss."""
+        kind = self.model.kind
+        if not kind.has_class_outputs:
+            advice = "Use the stage gradient." if kind.tasks else "Leave out what reads ntk."
             raise ConfigError(
-                f"ntk: found head: {self.model.head}, expected a head with class logits. "
-                "Use the stage gradient."
+                f"ntk: found head: {self.model.head}, expected a head with class logits. {advice}"
             )
 
     @property
