@@ -83,24 +83,6 @@ class LabelledKernel(NamedTuple):
     """Leave-one-out error for each of `kernel.RIDGE_GRID`; empty if the ridge was given."""
     left_out: LeftOut = LeftOut()
 
-    def with_labelled_queries(self) -> "LabelledKernel":
-        """The same regression without the queries that have no label.
-
-        Raises:
-            DataError: no query has a label.
-        """
-        known = self.query_labels >= 0
-        if not known.any():
-            raise DataError(
-                f"label: found no label among {len(known)} queries, expected at least 1 to measure "
-                "a utility on. Label some queries."
-            )
-        return self._replace(
-            query_ids=self.query_ids[known.numpy()],
-            query_labels=self.query_labels[known],
-            query_kernel=self.query_kernel[known],
-        )
-
 
 def check_fields(kernel: tuple[str, ...], ridge: Ridge) -> None:
     """Refuses fields that no regression can be built from.

@@ -39,9 +39,6 @@ def test_rows_without_a_label_take_no_part() -> None:
     assert found.query_labels.tolist() == [-1, 1, -1]
     assert found.damping == pytest.approx(0.1)
     assert found.ridge_errors == ()
-    labelled = found.with_labelled_queries()
-    assert labelled.query_ids.tolist() == [1]
-    assert labelled.query_kernel.tolist() == found.query_kernel[1:2].tolist()
 
 
 def test_an_automatic_ridge_comes_with_its_errors() -> None:
@@ -64,12 +61,6 @@ def test_unusable_labels_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         read_labelled_kernel(in_memory(labels, classes), ("ntk",), True, 1.0)
-
-
-def test_queries_without_any_label_measure_nothing() -> None:
-    found = read_labelled_kernel(in_memory({("example", 1): 1}, ["a", "b"]), ("ntk",), True, 1.0)
-    with pytest.raises(DataError, match="found no label among 3 queries"):
-        found.with_labelled_queries()
 
 
 @pytest.mark.parametrize(("kernel", "ridge"), [((), "auto"), (("ntk",), 0.0), (("ntk",), -1.0)])
