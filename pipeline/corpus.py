@@ -32,7 +32,7 @@ CORPUS = {
 }
 SOMETIMES = frozenset({ingest.FEATURES.name})
 """Tables that only some corpora have."""
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 EARLIER_CUTS = 20
 """Earlier readings of a corpus whose cuts into shards are tried."""
 
@@ -43,6 +43,8 @@ class Corpus:
 
     tables: Mapping[str, Manifest]
     """Manifests by table name; `features` only where the sources have vectors."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user about how the sources were read, and about their labels."""
 
     @property
     def task(self) -> CorpusTask:
@@ -80,14 +82,17 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     """
     _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
-    name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
+    keeps_absent = _has_own_outputs(run)
+    read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
+    name = digest([*read_as, keeps_absent])
     known = store.read_note("ingest", name)
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
     if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
-        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted})
+        notices = tuple(known.get("notices", ()))
+        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted}, notices)
         if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
             return corpus
-    examples = ingest.read(run.corpus, "example")
+    examples = ingest.read(run.corpus, "example", keeps_absent=keeps_absent)
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
         length = examples.vector_length
@@ -100,7 +105,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         salts: dict[str, list[Any]] = {
             "text": [] if part.format == "text" else [part.format],
             "label": list(examples.classes),
-            "extra": [part.columns, part.has_number_ids],
+            "extra": [part.columns],
             "features": [],
         }
         cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
@@ -120,18 +125,23 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
             "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),
         },
         "text": {"format": examples.format, "has_text": examples.has_text},
-        "extra": {
-            "columns": {role: part.columns for role, part in read},
-            "has_number_ids": examples.has_number_ids,
-        },
+        "extra": {"columns": {role: part.columns for role, part in read}},
     }
     manifests = {
         table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
     }
+    notices = tuple(notice for _, part in read for notice in part.notices)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note("ingest", name, keys)
-    return Corpus(manifests)
+        store.write_note("ingest", name, {**keys, "notices": notices})
+    return Corpus(manifests, notices)
+
+
+def _has_own_outputs(run: Run) -> bool:
+    """Whether a model comes with an output for each class, also for those that no row has."""
+    models = [run.model, *(stage.model_ref for stage in run.stages.values())]
+    kinds = [model.kind for model in models if model is not None]
+    return any(kind.has_class_outputs and not kind.is_fitted for kind in kinds)
 
 
 def _check_same_kind(run: Run) -> None:
