@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline.errors import RunError
 from stages.corpus.cells import as_json
-from stages.corpus.columns import VECTOR
+from stages.corpus.columns import JSON, VECTOR
 from storage.manifest import Manifest
 from storage.table import Store
-
-JSON = "json"
 
 
 def source_rows(

@@ -24,6 +24,9 @@ _RESERVED = {
 VECTOR = "features_vector"
 """Column of `Corpus.rows` with the vectors; reserved, so that no column of a source has it."""
 
+JSON = "json"
+"""The `type` of a column whose cells are of several types."""
+
 
 def with_columns(source: Source, found: list[str]) -> Source:
     """The source with its default columns resolved, so that it names exactly those to be read.
@@ -112,7 +115,7 @@ def stored_columns(
                 stored = f"source_{stored}"
         taken.add(stored.lower())
         seen.add(stored.lower())
-        kind = "json" if name in loaded.mixed else str(loaded.table[name].type)
+        kind = JSON if name in loaded.mixed else str(loaded.table[name].type)
         if stored == "source_id":
             kind = written_type(source, loaded, source_ids)
         columns.append({"name": name, "stored": stored, "type": kind})

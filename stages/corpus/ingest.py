@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from stages.corpus.cells import SourceRows, compact, decoded
 from stages.corpus.columns import (
+    JSON,
     OWN,
     VECTOR,
     check_columns,
@@ -159,8 +160,10 @@ def read(
     for column in columns:
         if column["stored"] == "label":
             column["cells"] = list(supervision.cells)
-            if not loaded.is_typed and not any(isinstance(c, str) for c in supervision.cells):
-                column["type"] = "int64"
+            # Of rejected rows the labels may be of other types, and those of CSV may be numbers.
+            if column["type"] == JSON or not loaded.is_typed:
+                kinds = {type(cell) for cell in supervision.cells}
+                column["type"] = str(pa.infer_type(supervision.cells)) if len(kinds) == 1 else JSON
     chosen = pa.array(keep)
     codes, true_codes = supervision.codes[keep], None
     if source.flip_labels:

@@ -323,7 +323,7 @@ def _refuse_strangers(
 ) -> None:
     """Raises: no label is one of the classes."""
     found = [cell for cell, name in zip(cells, names, strict=True) if name is not None]
-    whose = "the corpus" if role == "query" else "classes:"
+    whose = "the corpus" if role == "query" else "`classes`"
     raise DataError(
         f"{source.path}: found the labels {_some(found)} in column {source.label}, expected those "
         f"of {whose}: {_some(classes)}. Name the column of these labels, or list `classes:` with "
