@@ -14,6 +14,7 @@ from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder, replace_file
+from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
@@ -62,6 +63,8 @@ def execute_run(
     progress.say("Reading the corpus ...")
     plan = make_plan(run, read_corpus(run, store), store, last_artefacts)
     progress.planned(plan)
+    for note in check_models(plan, store):
+        progress.say(note)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
     record = _RunRecord(plan, folder, store)
     opened_engine: Engine | None = None
