@@ -9,7 +9,8 @@ from pipeline.corpus import SOMETIMES, Corpus, read_corpus
 from pipeline.folder import RunFolder
 from pipeline.model_check import check_models
 from pipeline.node import Node
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, make_plan, stages_in_order
+from pipeline.readers import Readers
 from pipeline.run import artefacts_of_last_run
 from pipeline.settings import Run
 from stages.model.calibration import flops_per_second
@@ -37,7 +38,8 @@ def estimate(run: Run) -> dict[str, Any]:
         pipeline.errors.RunError: the run cannot be planned.
     """
     store = Store(run.store_url)
-    corpus = read_corpus(run, store, is_dry=True)
+    readers = Readers(stages_in_order(run)[0].values())
+    corpus = read_corpus(run, store, is_dry=True, readers=readers)
     plan = make_plan(run, corpus, store, artefacts_of_last_run(run, RunFolder(Path(run.run))))
     notes = [*plan.notes, *check_models(plan, store, is_dry=True)]
     n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)

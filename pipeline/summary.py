@@ -50,6 +50,9 @@ def print_status(status: Mapping[str, Any], is_json: bool) -> None:
     show(f"run      {status['run_id']}\nstore    {status['store']}")
     rebuilt = " (rebuilt)" if status["is_catalog_rebuilt"] else ""
     show(f"catalog  {status['catalog']}{rebuilt}")
+    if status["driver"]:
+        at_work = status["driver"]
+        show(f"driver   process {at_work['pid']} on {at_work['host']}, since {at_work['since']}")
 
 
 def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:

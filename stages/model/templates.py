@@ -5,7 +5,6 @@ language model is trained to write. A prompt that is too long loses text inside 
 the template; a completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
 """
 
-import json
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,9 +21,10 @@ from stages.model.batches import (
     tokenise,
     with_marks,
 )
+from stages.model.chats import parsed, tokenise_chat
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
-from stages.stage import ConfigError, DataError, ModelError
+from stages.stage import ConfigError, DataError
 
 COLUMN_OF = {"text": 0, "text_b": 1}
 """Number of a text column in a span, by its name."""
@@ -135,21 +135,22 @@ def tokenise_completions(
 
     Column `targets` holds the next token of each position that is predicted, and IGNORED elsewhere.
     `form` "prompt_completion": `texts` are prompts, `pairs` completions; the completion and the
-    end-of-text token behind it are predicted. "messages": conversations in JSON, laid out by the
-    tokenizer's chat template; the assistant's messages are predicted. "text": all tokens but the
-    first are predicted. Rows longer than `max_length` lose their end, or with `keeps_end` their
-    start; a row may be left without any target then.
+    end-of-text token behind it are predicted. "messages": `texts` are conversations in JSON,
+    `pairs` their tools or None, laid out by the tokenizer's chat template; the assistant's messages
+    are predicted (`stages.model.chats`). "text": all tokens but the first are predicted. Rows
+    longer than `max_length` lose their end, or with `keeps_end` their start; a row may be left
+    without any target then.
 
     Raises:
-        ModelError: there is no chat template, or it changes earlier messages when later ones
-        follow.
+        RefusedRow: the chat template refuses a conversation.
+        ModelError: there is no chat template, or the tokenizer has no offsets.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
     special, spans = set(tokenizer.all_special_ids), []
     for text, pair in zip(texts, pairs, strict=True):
         row_spans: list[Span] = []
         if form == "messages":
-            ids, is_answer = _conversation(tokenizer, json.loads(text))
+            ids, is_answer = tokenise_chat(tokenizer, *parsed(text, pair))
             # A chat template gives no character offsets.
             row_spans = [TEMPLATE if i in special else REWRITTEN for i in ids]
         else:
@@ -213,7 +214,7 @@ def plain_texts(
     The messages of a conversation are joined by line ends, a prompt and its completion by nothing.
     """
     if form == "messages":
-        turns = ["\n".join(turn["content"] for turn in json.loads(text)) for text in texts]
+        turns = ["\n".join(turn["content"] for turn in parsed(text, None)[0]) for text in texts]
         return turns, [None] * len(turns)
     if form == "prompt_completion":
         return [f"{a}{b or ''}" for a, b in zip(texts, pairs, strict=True)], [None] * len(texts)
@@ -333,35 +334,3 @@ def _part(
 def _end(tokenizer: Any) -> list[int]:
     """The id of the end-of-text token, in a list; empty where the tokenizer has none."""
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-
-def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and whether each belongs to an assistant's message."""
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "tokenizer: found no chat template, expected one because the corpus holds messages. "
-            "Use an instruction-tuned model, or set chat_template in tokenizer_config.json."
-        )
-
-    def lay_out(upto: int, asks: bool) -> list[int]:
-        """Token ids of the first messages; with `asks` also the opening of the assistant's next."""
-        text = tokenizer.apply_chat_template(
-            messages[:upto], tokenize=False, add_generation_prompt=asks
-        )
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    ids = lay_out(len(messages), False)
-    is_answer = [False] * len(ids)
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, after = lay_out(at, True), lay_out(at + 1, False)
-        if ids[: len(before)] != before or ids[: len(after)] != after:
-            raise ModelError(
-                "tokenizer: found a chat template that lays out earlier messages in another way "
-                "when later ones follow, expected one that only appends. Write the corpus as "
-                "prompt and completion instead."
-            )
-        is_answer[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return ids, is_answer

@@ -109,6 +109,21 @@ class LabelWords(Head):
             tokenizer, self._prompt, texts, pairs, longest, self.is_masked, with_offsets
         )
 
+    def refusals(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[str | None]:
+        """None for every row: a prompt has tokens of its own.
+
+        Raises:
+            ConfigError: the rows are conversations, which have no place in a prompt.
+        """
+        if form == "messages":
+            raise ConfigError(
+                "model: found head: label_words with a corpus of conversations, expected texts for "
+                "its prompt. Set head: completion, or name a column of texts in corpus."
+            )
+        return [None] * len(texts)
+
     def reads_pairs(self, form: str) -> bool:
         """Whether every row needs a second text: the template names it, or the form has it."""
         return super().reads_pairs(form) or "text_b" in self._prompt.template
