@@ -63,7 +63,7 @@ def compact(row: Any) -> str:
 
 
 def is_broken(text: str) -> bool:
-    """Whether UTF-8 cannot encode the text: half of a surrogate pair, or a byte that was no text."""
+    """Whether UTF-8 cannot encode it: it has half a surrogate pair, or a byte that is no text."""
     return SURROGATE.search(text) is not None
 
 
