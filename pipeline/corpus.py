@@ -62,6 +62,11 @@ class Corpus:
         return tuple(self.tables["label"].details["classes"])
 
     @property
+    def has_chats(self) -> bool:
+        """Whether the texts are conversations."""
+        return bool(self.tables["text"].details.get("format") == "messages")
+
+    @property
     def unlabelled_queries(self) -> int:
         """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))

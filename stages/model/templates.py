@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.model.batches import REWRITTEN, TEMPLATE, Span, Tokens, tokenise
+from stages.model.batches import (
+    REWRITTEN,
+    TEMPLATE,
+    Span,
+    Tokens,
+    encode_text,
+    tokenise,
+    with_marks,
+)
 from stages.model.chats import parsed, tokenise_chat
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
@@ -36,7 +44,8 @@ def tokenise_prompts(
     That position is the mask token's, of a causal model (`is_masked` false) the last token's.
 
     A row that is too long loses the end of its longer text. The tokenizer's mask token is taken out
-    of the texts, so that there is one mask a row.
+    of the texts, so that there is one mask a row, and so are special tokens that the template
+    spells out; other special tokens in a text are text.
 
     Raises:
         ConfigError: the template has a mask where the model has none, or none where it has one, or
@@ -51,9 +60,20 @@ def tokenise_prompts(
             "masked one, and for a causal one a text that its answer follows. Correct template."
         )
     mask = tokenizer.mask_token if is_masked else ""
+    # Special tokens that the template itself spells out stay tokens, as the mask does.
+    named = [token for token in tokenizer.all_special_tokens if token in prompt.template]
+    marks = tuple(dict.fromkeys([*([mask] if mask else []), *named]))
+    marking = with_marks(tokenizer, marks)
 
     def encode(text: str) -> Any:
-        return tokenizer(text, return_attention_mask=False, return_offsets_mapping=with_offsets)
+        return encode_text(
+            marking, text, return_attention_mask=False, return_offsets_mapping=with_offsets
+        )
+
+    def without_marks(text: str) -> str:
+        for mark in marks:
+            text = text.replace(mark, " ")
+        return text
 
     columns: dict[str, list[list[int]]] = {"input_ids": []}
     positions, spans = [], []
@@ -63,7 +83,8 @@ def tokenise_prompts(
                 f"text: found no second text in row {row} of the shard, expected one for the "
                 f"template {prompt.template!r}. Name text_b, or take it out of the template."
             )
-        parts = [t.replace(mask, " ") if mask else t for t in (text, pair or "")]
+        parts = [without_marks(text), without_marks(pair or "")]
+        is_whole = parts == [text, pair or ""]
         encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
         ids = encoded["input_ids"]
         for name in tokenizer.model_input_names:
@@ -71,7 +92,6 @@ def tokenise_prompts(
                 columns.setdefault(name, []).append(encoded[name])
         positions.append(ids.index(tokenizer.mask_token_id) if is_masked else len(ids) - 1)
         if with_offsets:
-            is_whole = not mask or not (mask in text or mask in (pair or ""))
             spans.append(_prompt_spans(encoded, prompt.template, parts, mask, is_whole))
     return Tokens(columns, np.array(positions, dtype=np.int64), spans if with_offsets else None)
 
@@ -286,9 +306,9 @@ def _fit(
                 f"{template!r}, expected fewer than max_length: {max_length}. Raise it."
             )
         kept = max(0, lengths[longer] - excess)
-        offsets = tokenizer(parts[longer], add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        offsets = encode_text(
+            tokenizer, parts[longer], add_special_tokens=False, return_offsets_mapping=True
+        )["offset_mapping"]
         # Up to where the first lost token begins: all bytes of a character begin where it does.
         end = min(offsets[kept - 1][1], offsets[kept][0]) if kept else 0
         parts[longer] = parts[longer][:end]
@@ -301,7 +321,9 @@ def _part(
 
     `special` adds the special tokens that begin a text, never the one that ends it.
     """
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=with_offsets)
+    encoded = encode_text(
+        tokenizer, text, add_special_tokens=special, return_offsets_mapping=with_offsets
+    )
     ids: list[int] = encoded["input_ids"]
     # A tokenizer that ends every text would end the prompt before its completion.
     if special and ids and ids[-1] == tokenizer.eos_token_id:

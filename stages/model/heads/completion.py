@@ -22,7 +22,7 @@ class Completion(Head):
     explains: ClassVar[Explains] = "next_tokens"
     takes: ClassVar[tuple[str, ...]] = ("truncation_mode",)
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The language model, and the number of its outputs, 1."""
         trunk, head = load_causal(self.spec)
         return CompletionNetwork(trunk, head, self.spec.reduction), 1

@@ -74,8 +74,10 @@ class Head(ABC):
             )
 
     @abstractmethod
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The network, and the length of its output rows.
+
+        `inputs` holds the tables in `reads`, and may be None where there are none.
 
         Raises:
             ModelError: something cannot be loaded, or the head does not fit the trunk.

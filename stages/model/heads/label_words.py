@@ -71,7 +71,7 @@ class LabelWords(Head):
             raise ConfigError("model: found no prompt, expected one. Set prompt.")
         return self.spec.prompt
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The language model, and the number of label words.
 
         The rows of the output layer are copied: a head of its own, not tied to the embedding
