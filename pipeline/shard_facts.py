@@ -7,6 +7,7 @@ table; any other fact is the same in all of them, and that of the first shard is
     notices: ["...", ...]         notices: {"...": in how many tasks}
     n_not_finite: 3               n_not_finite: the sum; rows whose numbers cannot be stored
     n_left_out: 2                 n_left_out: the sum; rows that a shard's other inputs lack
+    n_without_tokens: 1           n_without_tokens: the sum; queries without a token of their own
     n_without_label: 1            n_without_label: the sum; queries of a block that have no label
     is_exact_bytes: false         inexact_shards: [keys of those shards]
 
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SUMMED = ("n_not_finite", "n_left_out", "n_without_label")
+SUMMED = ("n_not_finite", "n_left_out", "n_without_tokens", "n_without_label")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class ShardFacts:
     notices: list[str] = field(default_factory=list)
     n_not_finite: int = 0
     n_left_out: int = 0
+    n_without_tokens: int = 0
     is_exact_bytes: bool = True
     _has_facts: bool = False
 
@@ -39,6 +41,7 @@ class ShardFacts:
         *,
         n_not_finite: int = 0,
         n_left_out: int = 0,
+        n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
     ) -> None:
         """Adds facts; see `stages.stage.Tell`."""
@@ -46,6 +49,7 @@ class ShardFacts:
         self.notices += [notice] if notice is not None else []
         self.n_not_finite += n_not_finite
         self.n_left_out += n_left_out
+        self.n_without_tokens += n_without_tokens
         self.is_exact_bytes &= is_exact_bytes
 
     def details(self) -> dict[str, Any]:
@@ -53,8 +57,9 @@ class ShardFacts:
         if not self._has_facts:
             return {}
         facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
-        if self.n_left_out:
-            facts["n_left_out"] = self.n_left_out
+        for name in ("n_left_out", "n_without_tokens"):
+            if getattr(self, name):
+                facts[name] = getattr(self, name)
         return facts if self.is_exact_bytes else {**facts, "is_exact_bytes": False}
 
 
@@ -103,6 +108,9 @@ def sentences(details: Mapping[str, Any]) -> list[str]:
     left_out = details.get("n_left_out", 0)
     if left_out:
         notices.append(f"rows left out, as one of the tables that are read lacks them: {left_out}")
+    without_tokens = details.get("n_without_tokens", 0)
+    if without_tokens:
+        notices.append(f"left out, as they have no token that could have a score: {without_tokens}")
     inexact = details.get("inexact_shards", ())
     if inexact:
         notices.append(f"shards that may differ from another run's in last bits: {len(inexact)}")
