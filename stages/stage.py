@@ -89,6 +89,7 @@ class Tell(Protocol):
         n_not_finite: int = 0,
         n_left_out: int = 0,
         is_exact_bytes: bool = True,
+        efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
         """Records one fact or several; counts are added up over the part, and over shards.
 
@@ -98,6 +99,7 @@ class Tell(Protocol):
             n_left_out: Rows that another input of the shard lacks.
             is_exact_bytes: False exempts the shard from byte identity, say because memory ran out
                 and batches were cut in another way.
+            efficiency: By utility, by how much values miss their sum (`stages.game.efficiency`).
         """
 
 

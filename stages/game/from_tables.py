@@ -54,6 +54,11 @@ class LabelledGame(NamedTuple):
     facts: dict[str, Any]
     """For the manifest: engine, ridge, damping, counts of rows used and left out."""
 
+    @property
+    def precision(self) -> str:
+        """The dtype of the outputs, by name."""
+        return str(self.facts["precision"])
+
 
 class GameTables(NamedTuple):
     """Examples with features and targets, queries with features: games over any of the queries."""
@@ -183,7 +188,9 @@ def read_game_tables(
     scale = lengths / (facts["ridge"] * facts["damping"]) ** 0.5
     facts = {"engine": engine, **facts, "n_left_out": int((~is_usable).sum())}
     temperature, is_linear = fields.temperature, fields.is_linear(n_classes)
-    return GameTables(ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, scale, facts)
+    return GameTables(
+        ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, scale, facts
+    )
 
 
 def labelled_queries(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
