@@ -60,7 +60,12 @@ def plan(config: Config, overrides: Overrides = ()) -> Answer:
     return Answer(estimate(_read(config, overrides)), print_estimate)
 
 
-def run(config: Config, overrides: Overrides = (), progress: "Progress | None" = None) -> OpenedRun:
+def run(
+    config: Config,
+    overrides: Overrides = (),
+    progress: "Progress | None" = None,
+    wait: bool = False,
+) -> OpenedRun:
     """The finished run; computes the shards that its store lacks, and goes on after a kill.
 
     Args:
@@ -68,6 +73,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
         overrides: Values that replace those in `config`.
         progress: Hears how far the run is; `pipeline.progress.Screen` shows it. By default nothing
             is shown.
+        wait: Whether to wait where another process works on the run; by default that is an error.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned, or a task failed.
@@ -77,7 +83,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
 
     configured = _read(config, overrides)
     with _log_in(configured.run):
-        return OpenedRun(execute_run(configured, progress))
+        return OpenedRun(execute_run(configured, progress, waits=wait))
 
 
 def status(run: AnyRun) -> Answer:
@@ -103,11 +109,12 @@ def apply(
     review: str | Path,
     to: str | Path | None = None,
     progress: "Progress | None" = None,
+    wait: bool = False,
 ) -> OpenedRun:
     """A new run over the corrected corpus; see `pipeline.apply.apply_review`."""
     from pipeline.apply import apply_review
 
-    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress)
+    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress, wait)
 
 
 def evaluate(

@@ -1,18 +1,19 @@
 """The command line: parse, call one function, print. No logic.
 
-Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for misuse.
+Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for misuse, 130 after
+Ctrl-C and 143 after SIGTERM.
 """
 
 import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 import pipeline.summary as report
-from pipeline import api
+from pipeline import api, stopping
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 
@@ -22,19 +23,30 @@ class Assay(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; errors of pipeline, stages and storage end with 1, misuse with 2."""
+        with stopping.raised():
+            return self._told(ctx)
+
+    def _told(self, ctx: click.Context) -> Any:
+        """Runs the command, and tells how it ends."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             sys.exit(0)
         except KeyboardInterrupt:
-            click.echo("Stopped. The same command goes on from here.", err=True)
-            sys.exit(1)
+            self._stop()
         except Exception as error:
+            if stopping.is_stopped():  # what an interrupted import or call made of the signal
+                self._stop()
             code = report.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
             click.echo(f"assay: {error}", err=True)
             sys.exit(code)
+
+    def _stop(self) -> NoReturn:
+        """Ends the process after a signal, past what is still at work in other threads."""
+        click.echo(stopping.SENTENCE, err=True)
+        sys.exit(stopping.exit_code())
 
 
 @click.group(cls=Assay)
@@ -59,6 +71,9 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON for p
 out = click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .parquet, .jsonl or .csv."
 )
+wait = click.option(
+    "--wait", is_flag=True, help="Wait where another process works on the run, and then go on."
+)
 method = click.option("--method", help="The stage to take, when the run has several.")
 
 
@@ -78,8 +93,11 @@ def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @settings
 @click.option("--ray-address", help="A Ray cluster to run on; RAY_ADDRESS stands in.")
+@wait
 @as_json
-def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_json: bool) -> None:
+def run(
+    config: Path, overrides: tuple[str, ...], ray_address: str | None, wait: bool, is_json: bool
+) -> None:
     """Compute what the YAML describes, and show the main results.
 
     What was computed before is reused: the same command goes on after a kill, and a changed YAML
@@ -90,7 +108,7 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
     if ray_address is not None:
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
     with Screen() as screen:
-        opened = api.run(config, overrides, screen)
+        opened = api.run(config, overrides, screen, wait)
     report.print_summary(opened, is_json)
 
 
@@ -161,8 +179,11 @@ def flag(
 @click.argument("review", type=click.Path(path_type=Path))
 @out
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
+@wait
 @as_json
-def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: bool) -> None:
+def apply(
+    run: Path, review: Path, out: Path | None, to: Path | None, wait: bool, is_json: bool
+) -> None:
     """Correct the corpus by a reviewed CSV, and make a new run over it.
 
     Only what depends on labels is computed again.
@@ -170,7 +191,7 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
     Example: assay apply runs/quickstart review.csv --out corrected.parquet
     """
     with Screen() as screen:
-        opened = api.apply(run, review, to, screen)
+        opened = api.apply(run, review, to, screen, wait)
     if out is not None:
         count = opened.write_corpus(out)
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)

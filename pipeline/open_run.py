@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
-from pipeline.source_rows import source_rows
 from storage.sql import quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
@@ -297,6 +296,8 @@ class OpenedRun:
         return self._export(ordered, [], Path(path))
 
     def _export(self, inner: str, columns: list[str], path: Path) -> int:
+        from pipeline.source_rows import source_rows  # loads Arrow, and `import pipeline` must not
+
         return self._views.export(
             self._connection,
             source_rows(self.facts, "features" in self.views(), inner, columns),

@@ -14,6 +14,7 @@ Errors of this room:
     StageError
       ConfigError      a field of a stage has a value it cannot work with
       DataError        the rows a stage was given cannot be used
+        RefusedRow     a row that a model cannot read, and why
       ModelError       a model, tokenizer or head cannot be loaded or does not fit
 """
 
@@ -49,6 +50,14 @@ class ConfigError(StageError):
 
 class DataError(StageError):
     """The rows a stage was given cannot be used."""
+
+
+class RefusedRow(DataError):
+    """A row that a model cannot read; `reason` says why in a few words."""
+
+    def __init__(self, reason: str, expected: str):
+        self.reason = reason
+        super().__init__(f"text: found {reason}, expected {expected}. Change the row, or drop it.")
 
 
 class ModelError(StageError):

@@ -5,12 +5,17 @@ from difflib import get_close_matches
 
 from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError, Role
+from storage.schema import FILE_COLUMN
 
 OWN = (
     *("id", "role", "text", "text_b", "label", "true_label", "target", "is_dropped"),
     *("source_id", "row_number", "features_vector"),
 )
-_RESERVED = {*OWN, "example_id", "query_id", "label_name", "split", "shard", "run_id", "method"}
+_RESERVED = {
+    *OWN,
+    *("example_id", "query_id", "label_name", "split", "shard", "run_id", "method"),
+    FILE_COLUMN,
+}
 VECTOR = "features_vector"
 """Column of `Corpus.rows` with the vectors; reserved, so that no column of a source has it."""
 

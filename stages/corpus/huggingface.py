@@ -6,10 +6,11 @@ when the function returns, for otherwise every one of them would leave a copy in
 """
 
 import glob
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,23 +186,23 @@ def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> So
 def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
     """The data files of a folder by split, which `load_dataset` infers from their names.
 
+    The names of the folder itself and of those above it count for nothing.
+
     Raises:
         DataError: the folder has no data files.
     """
     from datasets.data_files import DataFilesList, get_data_patterns
 
-    try:
-        patterns = get_data_patterns(folder)
-        found = {
-            str(split): sorted(
-                str(file)
-                for file in DataFilesList.from_patterns(globs, base_path=folder)
-                if Path(file).suffix.lower() in KINDS
-            )
-            for split, globs in patterns.items()
-        }
-    except FileNotFoundError:
-        found = {}
+    found: dict[str, list[str]] = {}
+    # `datasets` takes the whole path for a pattern: it sees a link whose name has no signs of one.
+    with tempfile.TemporaryDirectory() as place:
+        link = os.path.join(place, "folder")
+        os.symlink(folder, link, target_is_directory=True)
+        with suppress(FileNotFoundError):
+            for split, globs in get_data_patterns(link).items():
+                files = map(str, DataFilesList.from_patterns(globs, base_path=link))
+                own = [os.path.join(folder, os.path.relpath(file, link)) for file in files]
+                found[str(split)] = sorted(f for f in own if Path(f).suffix.lower() in KINDS)
     found = {split: files for split, files in found.items() if files}
     if not found:
         raise DataError(

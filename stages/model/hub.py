@@ -5,6 +5,7 @@ Commands that only plan or read a run import this module, so it does without tor
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
 
-_TEXT_FILES = ["*.json", "*.txt", "*.model"]
+# Vocabularies of Marian and of tiktoken are the last two.
+_TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
+_CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
 
 
 def resolve(model: ModelSpec) -> Path:
@@ -42,27 +45,39 @@ def resolve(model: ModelSpec) -> Path:
     return folder
 
 
-def fingerprint(model: ModelSpec) -> str:
+def fingerprint(model: ModelSpec, reads_chats: bool = False) -> str:
     """16 hex digits that identify the weights, the tokenizer and the adapter.
 
     For a folder, SHA-256 over names and contents of its weight and tokenizer files, so that a copy
-    elsewhere has the same fingerprint; for a hub id, the start of the snapshot's commit hash.
+    elsewhere has the same fingerprint; `reads_chats` adds those of chat templates, which decide the
+    tokens of conversations alone. For a snapshot in the hub's cache, whose name is the hash of a
+    commit, the start of that hash.
 
     Raises:
         ModelError: as `resolve`.
     """
     folder = resolve(model)
-    if folder.parent.name == "snapshots" and model.adapter is None:
+    if _is_hub_snapshot(folder) and model.adapter is None:
         return folder.name[:16]
     total = hashlib.sha256()
+    patterns = [*_KEYED_FILES, *(_CHAT_FILES if reads_chats else ())]
     for folder_read in (
         [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]
     ):
-        for path in sorted({p for pattern in _KEYED_FILES for p in folder_read.glob(pattern)}):
+        for path in sorted({p for pattern in patterns for p in folder_read.glob(pattern)}):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
             total.update(path.name.encode() + b"\0" + content)
     return total.hexdigest()[:16]
+
+
+def _is_hub_snapshot(folder: Path) -> bool:
+    """Whether this is a snapshot in the hub's cache; any other `snapshots/` is just a name."""
+    return (
+        folder.parent.name == "snapshots"
+        and folder.parent.parent.name.startswith("models--")
+        and re.fullmatch("[0-9a-f]{40}", folder.name) is not None
+    )
 
 
 def adapter_folder(path: str) -> Path:
@@ -97,7 +112,7 @@ def _hub_folder(model: ModelSpec) -> Path:
 
     try:
         with quiet():
-            wanted = ["*.safetensors", *_TEXT_FILES]
+            wanted = ["*.safetensors", *_TEXT_FILES, *_CHAT_FILES]
             folder = Path(
                 snapshot_download(model.path, revision=model.revision, allow_patterns=wanted)
             )

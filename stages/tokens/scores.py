@@ -31,7 +31,7 @@ class TokenStage(RunsModel, Stage, contract=True):
     token_budget: int = field(default=2048, kw_only=True)
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "query"
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 

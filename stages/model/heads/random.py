@@ -34,7 +34,7 @@ class Random(Head):
             )
         super().check(spec)
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The trunk with the layer on top, and the number of its outputs."""
         trunk = load_trunk(self.spec)
         dim, n_outputs = int(trunk.config.hidden_size), self.spec.num_labels or 0
