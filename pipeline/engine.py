@@ -22,6 +22,7 @@ from pipeline.errors import TaskError
 from pipeline.node import Task
 from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
+from pipeline.stopping import handle_again
 from pipeline.task import Job, Worker
 from pipeline.workers import LOOK_S, Crew
 from storage.manifest import ShardRecord
@@ -152,9 +153,13 @@ class OnRay:
             self._is_closed.wait()
 
         threading.Thread(target=connect, daemon=True).start()
+        until = time.monotonic() + START_S
         try:
-            if not is_tried.wait(START_S):
-                raise TimeoutError(f"no answer within {START_S:g} s")
+            while not is_tried.wait(0.05):
+                handle_again()
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no answer within {START_S:g} s")
+            handle_again()
         except BaseException:
             is_tried.wait(START_S / 4)
             self.close()
