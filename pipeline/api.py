@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "apply",
+    "clean",
     "evaluate",
     "explain",
     "flag",
@@ -60,7 +61,12 @@ def plan(config: Config, overrides: Overrides = ()) -> Answer:
     return Answer(estimate(_read(config, overrides)), print_estimate)
 
 
-def run(config: Config, overrides: Overrides = (), progress: "Progress | None" = None) -> OpenedRun:
+def run(
+    config: Config,
+    overrides: Overrides = (),
+    progress: "Progress | None" = None,
+    wait: bool = False,
+) -> OpenedRun:
     """The finished run; computes the shards that its store lacks, and goes on after a kill.
 
     Args:
@@ -68,6 +74,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
         overrides: Values that replace those in `config`.
         progress: Hears how far the run is; `pipeline.progress.Screen` shows it. By default nothing
             is shown.
+        wait: Whether to wait where another process works on the run; by default that is an error.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned, or a task failed.
@@ -77,7 +84,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
 
     configured = _read(config, overrides)
     with _log_in(configured.run):
-        return OpenedRun(execute_run(configured, progress))
+        return OpenedRun(execute_run(configured, progress, waits=wait))
 
 
 def status(run: AnyRun) -> Answer:
@@ -86,6 +93,20 @@ def status(run: AnyRun) -> Answer:
     from pipeline.summary import print_status
 
     return Answer(run_status(_folder(run)), print_status)
+
+
+def clean(
+    place: AnyRun | None = None,
+    runs: Sequence[str | Path] = (),
+    forget: Sequence[str] = (),
+    remove: bool = False,
+) -> Answer:
+    """What is left over of a run, a store or this machine's maps; see `pipeline.clean.clean`."""
+    from pipeline.clean import clean as look
+    from pipeline.summary import print_leftovers
+
+    where = str(place.folder.path if isinstance(place, OpenedRun) else place) if place else None
+    return Answer(look(where, [Path(run) for run in runs], forget, remove), print_leftovers)
 
 
 def sql(run: AnyRun, statement: str) -> Rows:
@@ -103,11 +124,12 @@ def apply(
     review: str | Path,
     to: str | Path | None = None,
     progress: "Progress | None" = None,
+    wait: bool = False,
 ) -> OpenedRun:
     """A new run over the corrected corpus; see `pipeline.apply.apply_review`."""
     from pipeline.apply import apply_review
 
-    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress)
+    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress, wait)
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.readers import Readers
 from pipeline.settings import Run
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
@@ -63,6 +64,11 @@ class Corpus:
         return tuple(self.tables["label"].details["classes"])
 
     @property
+    def has_chats(self) -> bool:
+        """Whether the texts are conversations."""
+        return bool(self.tables["text"].details.get("format") == "messages")
+
+    @property
     def unlabelled_queries(self) -> int:
         """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
@@ -72,8 +78,13 @@ class Corpus:
         return sum(s.rows for s in self.tables[table].shards if s.role == role)
 
 
-def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
+def read_corpus(
+    run: Run, store: Store, is_dry: bool = False, readers: Readers | None = None
+) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
+
+    Rows that one of `readers` refuses are rejected with its reason. Where nothing is refused, the
+    keys are those of the corpus without readers.
 
     Raises:
         stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
@@ -83,8 +94,10 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
     keeps_absent = _has_own_outputs(run)
+    refuses = readers.key if readers is not None else []
+    refusals = readers.refusals if readers is not None and refuses else None
     read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
-    name = digest([*read_as, keeps_absent])
+    name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
     known = store.read_note("ingest", name)
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
     if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
@@ -92,11 +105,12 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted}, notices)
         if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
             return corpus
-    examples = ingest.read(run.corpus, "example", keeps_absent=keeps_absent)
+    examples = ingest.read(run.corpus, "example", refusals=refusals, keeps_absent=keeps_absent)
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
         length = examples.vector_length
-        read.append(("query", ingest.read(run.queries, "query", examples.classes, length)))
+        queries = ingest.read(run.queries, "query", examples.classes, length, refusals)
+        read.append(("query", queries))
         _check_same_form(run, examples, read[1][1])
         _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)

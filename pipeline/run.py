@@ -14,12 +14,16 @@ from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder, replace_file
+from pipeline.lock import hold
+from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import Progress
+from pipeline.readers import Readers
 from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.shard_facts import sentences, together
+from pipeline.store_users import register
 from pipeline.task import Job
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
@@ -32,6 +36,7 @@ def execute_run(
     run: Run,
     progress: Progress | None = None,
     engine: Callable[[], Engine] | None = None,
+    waits: bool = False,
 ) -> RunFolder:
     """The folder of the run, whose tables are now in its store and in its catalog.
 
@@ -43,9 +48,10 @@ def execute_run(
         progress: Hears the plan, and every stage and task that is finished.
         engine: Makes the engine, if a task must be computed; by default the one that the run
             configures.
+        waits: Whether to wait where another driver works in the run's folder.
 
     Raises:
-        RunError: the run cannot be planned or a task failed.
+        RunError: the run cannot be planned, a task failed, or another driver is at work.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
     progress = progress or Progress()
@@ -57,11 +63,23 @@ def execute_run(
             f"{folder.path}: found that the folder cannot be made ({error.strerror}), expected a "
             "place for the run's files. Correct `run:`."
         ) from error
+    with hold(folder.path, waits, progress.say):
+        _execute(run, folder, progress, engine)
+    return folder
+
+
+def _execute(
+    run: Run, folder: RunFolder, progress: Progress, engine: Callable[[], Engine] | None
+) -> None:
+    """Computes and records what the run lacks; see `execute_run`."""
     store = Store(run.store_url)
     last_artefacts = artefacts_of_last_run(run, folder)
     progress.say("Reading the corpus ...")
-    plan = make_plan(run, read_corpus(run, store), store, last_artefacts)
+    readers = Readers(stages_in_order(run)[0].values())
+    plan = make_plan(run, read_corpus(run, store, readers=readers), store, last_artefacts)
     progress.planned(plan)
+    for note in check_models(plan, store):
+        progress.say(note)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
     record = _RunRecord(plan, folder, store)
     opened_engine: Engine | None = None
@@ -107,7 +125,6 @@ def execute_run(
     finally:
         if opened_engine is not None:
             opened_engine.close()
-    return folder
 
 
 class _StageTasks:
@@ -175,6 +192,7 @@ class _RunRecord:
         self.record["rounds"] = _rounds_of_last_run(folder)
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
+        register(store, self.record)
 
     def finish(
         self, node: Node, computed: Mapping[str, list[ShardRecord]], seconds: float
@@ -218,6 +236,7 @@ class _RunRecord:
         self.folder.rebuild_catalog()
         self.record["keeps_catalog"] = False
         self.folder.write_record(self.record)
+        register(self.store, self.record)
 
     def _manifest_if_whole(self, node: Node, table: str) -> str | None:
         """The manifest's key, where the table has all of its shards and a manifest."""

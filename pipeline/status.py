@@ -1,18 +1,21 @@
 """How far a run is: the shards of each of its tables that are written."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
+from pipeline.lock import driver_of, hold
 
 
 def run_status(path: Path) -> dict[str, Any]:
     """The state of the run in the folder `path`, as plain values.
 
-    Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, and tables, each with its
-    instance, table, shards (how many it needs), done (how many are written) and is_whole. Rebuilds
-    the catalog when the folder has been moved or the catalog is gone.
+    Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, driver (pid, host and since of
+    the process that works on the run now, or None), and tables, each with its instance, table,
+    shards (how many it needs), done (how many are written) and is_whole. Rebuilds the catalog when
+    the folder has been moved or the catalog is gone, unless a driver is at work, which does that.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run, or its store is gone.
@@ -39,9 +42,12 @@ def run_status(path: Path) -> dict[str, Any]:
                     "is_whole": state["manifest"] is not None,
                 }
             )
-    is_rebuilt = record["path"] != str(folder.path) or not folder.catalog.exists()
+    driver = driver_of(folder.path)
+    is_stale = record["path"] != str(folder.path) or not folder.catalog.exists()
+    is_rebuilt = is_stale and driver is None
     if is_rebuilt:
-        folder.rebuild_catalog()
+        with hold(folder.path):
+            folder.rebuild_catalog()
     return {
         "run_id": record["run_id"],
         "path": str(folder.path),
@@ -49,5 +55,6 @@ def run_status(path: Path) -> dict[str, Any]:
         "catalog": str(folder.catalog),
         "is_whole": all(t["is_whole"] for t in tables),
         "is_catalog_rebuilt": is_rebuilt,
+        "driver": dataclasses.asdict(driver) if driver is not None else None,
         "tables": tables,
     }

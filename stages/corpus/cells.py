@@ -174,6 +174,11 @@ def compact(row: Any) -> str:
     return show(as_json(row))[:2000]
 
 
+def is_broken(text: str) -> bool:
+    """Whether UTF-8 cannot encode it: it has half a surrogate pair, or a byte that is no text."""
+    return SURROGATE.search(text) is not None
+
+
 def show(text: str) -> str:
     r"""The text with all that UTF-8 cannot encode escaped: bytes as \xNN, surrogates as \uNNNN."""
 

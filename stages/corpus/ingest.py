@@ -10,6 +10,7 @@ corrected by a person's review (`corrections`), in this order.
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,18 +29,23 @@ from stages.corpus.columns import (
 )
 from stages.corpus.labels import flip, read_labels
 from stages.corpus.load import load
-from stages.corpus.reasons import REASONS, mark, mark_repeated
+from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
 from stages.corpus.review import correct, new_labels
 from stages.corpus.row_ids import read_ids
 from stages.corpus.source import LABELLED, Source
 from stages.corpus.targets import read_targets
-from stages.corpus.texts import Format, read_texts
+from stages.corpus.texts import Format, Texts, read_texts
 from stages.corpus.vectors import FEATURES, as_lists, read_features
 from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.schema import TableSpec
 
 __all__ = ["EXTRA", "FEATURES", "LABEL", "REASONS", "REJECTED", "TEXT", "Corpus", "read", "tables"]
 
+Refusals = Callable[[Sequence[str], Sequence[str | None], str], Sequence[str | None]]
+"""Gives the reason why each of some rows cannot be read by a model, None where it can: of their
+columns text and text_b, and the `Format` of these."""
+BLOCK = 1000
+"""Rows that are asked about at a time."""
 _ID_ROLE = [("id", pa.int64()), ("role", pa.string())]
 TEXT = TableSpec(
     "text", pa.schema([*_ID_ROLE, ("text", pa.string()), ("text_b", pa.string())]), ("id",)
@@ -122,6 +128,7 @@ def read(
     role: Role,
     classes: tuple[str, ...] | None = None,
     vector_length: int | None = None,
+    refusals: Refusals | None = None,
     keeps_absent: bool = False,
 ) -> Corpus:
     """All rows of a source, each either usable or rejected with a reason.
@@ -129,7 +136,7 @@ def read(
     `classes` fixes the classes: for queries they are those of the corpus. Without it they are
     those of `source.classes`, of the names of a `ClassLabel`, or of the distinct labels that rows
     have, or with `keeps_absent` all of them. `vector_length` is that of the corpus, for queries
-    with features.
+    with features. `refusals` says which rows no model could read.
 
     Raises:
         ConfigError: `flip_labels` on queries, or no label column for examples.
@@ -150,12 +157,14 @@ def read(
     mark(reasons, source_ids.is_null(), "null id")
     texts = read_texts(source, loaded, reasons)
     vectors = read_features(source, loaded, reasons, vector_length) if source.features else None
-    _check_usable(source, reasons)
+    refused = _refused(texts, reasons, refusals) if refusals is not None else {}
+    mark(reasons, np.isin(np.arange(len(reasons)), list(refused)), REFUSED)
+    _check_usable(source, reasons, refused)
     supervision = _read_supervision(source, loaded, reasons, classes, role, keeps_absent)
     mark_repeated(reasons, ids)
 
     keep = reasons == 0
-    _check_usable(source, reasons)
+    _check_usable(source, reasons, refused)
     columns = stored_columns(source, loaded, source_ids)
     for column in columns:
         if column["stored"] == "label":
@@ -188,7 +197,7 @@ def read(
         if column["stored"] not in (*OWN, VECTOR):
             cells[column["stored"]] = table[column["name"]].filter(chosen)
     rows = pa.table(cells)
-    rejected = _rejected(source, role, loaded, reasons, source_ids)
+    rejected = _rejected(source, role, loaded, reasons, source_ids, refused)
     for path in source.corrections:
         rows = correct(rows, rejected, path, source.task, supervision.classes)
     return Corpus(
@@ -273,13 +282,31 @@ def _check_role(source: Source, role: Role) -> None:
         )
 
 
-def _check_usable(source: Source, reasons: np.ndarray) -> None:
+def _refused(texts: Texts, reasons: np.ndarray, refusals: Refusals) -> dict[int, str]:
+    """Row numbers and reasons of the rows, usable so far, that a model refuses."""
+    refused: dict[int, str] = {}
+    usable = np.flatnonzero(reasons == 0)
+    for start in range(0, len(usable), BLOCK):
+        rows = usable[start : start + BLOCK]
+        first, second = (column.take(pa.array(rows)).to_pylist() for column in texts[:2])
+        found = zip(rows.tolist(), refusals(first, second, texts.format), strict=True)
+        refused |= {row: reason for row, reason in found if reason is not None}
+    return refused
+
+
+def _told(row: int, reason: int, refused: Mapping[int, str]) -> str:
+    """The reason of a row as a person reads it."""
+    return refused[row] if REASONS[reason] == REFUSED else REASONS[reason]
+
+
+def _check_usable(source: Source, reasons: np.ndarray, refused: Mapping[int, str]) -> None:
     if not (reasons == 0).any():
-        counted = Counter(reasons.tolist()).items()
-        counts = ", ".join(f"{n} {REASONS[reason]}" for reason, n in counted) or "no rows at all"
+        told = [_told(row, reason, refused) for row, reason in enumerate(reasons.tolist())]
+        counted = Counter(told).most_common(5)
+        counts = ", ".join(f"{n} {reason}" for reason, n in counted) or "no rows at all"
         raise DataError(
             f"{source.path}: found no usable row among {len(reasons)} ({counts}), expected at "
-            "least one. Check which columns text, label, id and the like name."
+            "least one. Check which columns text, label, id and the like name, and the reasons."
         )
 
 
@@ -288,7 +315,12 @@ def _nullable(codes: np.ndarray) -> pa.Array:
 
 
 def _rejected(
-    source: Source, role: Role, loaded: SourceRows, reasons: np.ndarray, source_ids: pa.Array
+    source: Source,
+    role: Role,
+    loaded: SourceRows,
+    reasons: np.ndarray,
+    source_ids: pa.Array,
+    refused: Mapping[int, str],
 ) -> pa.Table:
     """The rejected rows as the table `rejected`; an unreadable row has no source id."""
     numbers = np.flatnonzero(reasons != 0)
@@ -307,7 +339,7 @@ def _rejected(
             "source": [source.path] * len(numbers),
             "row_number": pa.array(numbers),
             "source_id": known_ids,
-            "reason": [REASONS[reason] for reason in reasons[numbers].tolist()],
+            "reason": [_told(row, int(reasons[row]), refused) for row in numbers.tolist()],
             "raw": raws,
         },
         schema=REJECTED.schema,

@@ -92,6 +92,24 @@ def test_negative_and_missing_integer_ids(tmp_path: Path) -> None:
     assert reasons(corpus) == {2: "null id", 3: "duplicate id"}
 
 
+def test_a_row_that_a_model_refuses_is_rejected_with_its_reason(tmp_path: Path) -> None:
+    """Its label makes no class, and a second row of its id takes its place."""
+    rows = [{"id": n // 2, "text": f"t {n}", "label": f"c{n % 3}"} for n in range(7)]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+
+    def refusals(texts: Any, pairs: Any, form: str) -> list[str | None]:
+        assert (form, set(pairs)) == ("text", {None})
+        return ["odd: 2" if text in ("t 2", "t 5") else None for text in texts]
+
+    corpus = read(Source(path, id="id"), "example", refusals=refusals)
+    assert corpus.classes == ("c0", "c1")
+    assert corpus.rows["text"].to_pylist() == ["t 0", "t 3", "t 4", "t 6"]
+    assert reasons(corpus) == {1: "duplicate id", 2: "odd: 2", 5: "odd: 2"}
+    REJECTED.check(corpus.rejected)
+    with pytest.raises(DataError, match=r"no usable row among 7 \(7 odd\), expected at least one"):
+        read(Source(path), "example", refusals=lambda texts, *_: ["odd"] * len(texts))
+
+
 def test_every_reason_in_jsonl(tmp_path: Path) -> None:
     lines: list[Any] = [
         {"id": "a", "text": "good", "second": "x", "label": "pos"},
@@ -131,7 +149,10 @@ def test_every_reason_in_jsonl(tmp_path: Path) -> None:
         11: "not valid JSON",
         12: "not valid JSON",
     }
-    of_others = ("prompt", "completion", "messages", "vector", "label is", "fields")
+    of_others = (
+        *("prompt", "completion", "messages", "tools", "vector", "label is", "fields"),
+        "by a model",
+    )
     told = {reason for reason in REASONS if reason and not any(o in reason for o in of_others)}
     assert set(reasons(corpus).values()) == told
     raw = dict(zip(reasons(corpus), corpus.rejected["raw"].to_pylist(), strict=True))
