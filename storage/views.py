@@ -25,7 +25,7 @@ import pyarrow as pa
 from storage.export import new_file
 from storage.manifest import Manifest
 from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
-from storage.sql import quoted
+from storage.sql import named, quoted
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
@@ -131,7 +131,14 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
     Raises:
         StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
     """
+    # DuckDB makes Python's moments of time zones by a package that nothing else here needs.
+    columns = [
+        f"{named(name)}::VARCHAR AS {named(name)}" if "WITH TIME ZONE" in str(kind) else named(name)
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
     with explained():
+        if any("::VARCHAR" in column for column in columns):
+            relation = relation.project(", ".join(columns))
         return relation.fetchall()
 
 
