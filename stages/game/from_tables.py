@@ -183,7 +183,9 @@ def read_game_tables(
     scale = lengths / (facts["ridge"] * facts["damping"]) ** 0.5
     facts = {"engine": engine, **facts, "n_left_out": int((~is_usable).sum())}
     temperature, is_linear = fields.temperature, fields.is_linear(n_classes)
-    return GameTables(ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, scale, facts)
+    return GameTables(
+        ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, scale, facts
+    )
 
 
 def labelled_queries(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -54,7 +54,7 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
         return text
 
     whole = render(len(messages))
-    answers, says_something = [], False
+    answers, is_said = [], []
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -71,9 +71,11 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
             )
         answers.append((len(before), len(after)))
         answer = after[len(before) :]
-        says_something |= bool(message["content"].strip() and answer)
-        says_something |= any(name in answer for name in _called(message))
-    if answers and not says_something:
+        said = message["content"].strip()
+        called = _called(message)
+        if said or called:
+            is_said.append(bool(said and answer) or any(name in answer for name in called))
+    if is_said and not any(is_said):
         raise RefusedRow("chat template: it leaves nothing of the assistant's messages", EXPECTED)
     return Chat(whole, answers)
 

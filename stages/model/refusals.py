@@ -25,7 +25,8 @@ def has_token(tokenizer: Any) -> Callable[[str], bool]:
     known: dict[str, bool] = {}
 
     def finds(text: str) -> bool:
-        return bool(tokenizer(text, add_special_tokens=False)["input_ids"])
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return bool(encoded["input_ids"])
 
     def is_known(character: str) -> bool:
         if character not in known:
@@ -55,7 +56,8 @@ def reading_fingerprint(model: ModelSpec) -> str:
         ModelError: as `stages.model.hub.resolve`.
     """
     folder, total = resolve(model), hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _FILES):
+    files = [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]
+    for path in sorted(path for path in files if path.suffix in _FILES):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         total.update(str(path.relative_to(folder)).encode() + b"\0" + content)

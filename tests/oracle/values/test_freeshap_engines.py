@@ -72,6 +72,6 @@ def test_engines_agree_on_gradients_of_sentences(
             size = np.abs(expected[utility]).mean()
             assert size > 0
             if utility == "accuracy" and precision == "float32":
-                print("OFF", ridge, units, off.mean() / size, off.max() / size, off.sum()*80)
+                print("OFF", ridge, units, off.mean() / size, off.max() / size, off.sum() * 80)
             else:
                 assert off.max() <= most * size, (precision, utility)
