@@ -138,6 +138,37 @@ def status(run: Path, is_json: bool) -> None:
 
 
 @main.command()
+@click.argument("place", required=False)
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A run whose tables in the store stay, where the store does not know of it.",
+)
+@click.option("--forget", multiple=True, help="The path of a run that is gone for good.")
+@click.option("--remove", is_flag=True, help="Remove what is shown.")
+@as_json
+def clean(
+    place: str | None,
+    runs: tuple[Path, ...],
+    forget: tuple[str, ...],
+    remove: bool,
+    is_json: bool,
+) -> None:
+    """Show what is left over, with sizes; --remove removes it.
+
+    PLACE is the folder of a run, or the folder or URL of a store. Left over are temporary files of
+    commands that were killed, memory maps of vectors, which are made again when needed, and tables
+    that no run refers to any more. Without PLACE: maps of this machine that are older than a day.
+    What a run at work may need stays.
+
+    Example: assay clean runs/quickstart --remove
+    """
+    report.print_leftovers(api.clean(place, runs, forget, remove), is_json)
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("statement")
 @out

@@ -10,6 +10,7 @@ table; any other fact is the same in all of them, and that of the first shard is
     n_without_tokens: 1           n_without_tokens: the sum; queries without a token of their own
     n_without_label: 1            n_without_label: the sum; queries of a block that have no label
     is_exact_bytes: false         inexact_shards: [keys of those shards]
+    efficiency: {utility: sums}   efficiency: {utility: the sums, added up, and the gap}
 
 A shard that is not exact in its bytes (its task ran out of memory and worked in smaller batches)
 holds the right numbers with other last bits. It is exempt from the promise that any execution
@@ -17,9 +18,11 @@ writes the same bytes, and so is what is computed from it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from stages.game.efficiency import sentence, with_gap
 
 SUMMED = ("n_not_finite", "n_left_out", "n_without_tokens", "n_without_label")
 
@@ -33,6 +36,7 @@ class ShardFacts:
     n_left_out: int = 0
     n_without_tokens: int = 0
     is_exact_bytes: bool = True
+    efficiency: dict[str, dict[str, Any]] = field(default_factory=dict)
     _has_facts: bool = False
 
     def tell(
@@ -43,6 +47,7 @@ class ShardFacts:
         n_left_out: int = 0,
         n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
+        efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
         """Adds facts; see `stages.stage.Tell`."""
         self._has_facts = True
@@ -51,6 +56,8 @@ class ShardFacts:
         self.n_left_out += n_left_out
         self.n_without_tokens += n_without_tokens
         self.is_exact_bytes &= is_exact_bytes
+        if efficiency is not None:
+            self.efficiency = _gaps([self.efficiency, efficiency])
 
     def details(self) -> dict[str, Any]:
         """The facts as a shard keeps them; empty where `tell` was never called."""
@@ -60,6 +67,8 @@ class ShardFacts:
         for name in ("n_left_out", "n_without_tokens"):
             if getattr(self, name):
                 facts[name] = getattr(self, name)
+        if self.efficiency:
+            facts["efficiency"] = self.efficiency
         return facts if self.is_exact_bytes else {**facts, "is_exact_bytes": False}
 
 
@@ -90,7 +99,22 @@ def together(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     inexact = sorted({key for facts in with_facts for key in facts.get("inexact_shards", ())})
     if inexact:
         total["inexact_shards"] = inexact
+    if any("efficiency" in facts for facts in with_facts):
+        total["efficiency"] = _gaps([facts.get("efficiency", {}) for facts in with_facts])
     return total
+
+
+def _gaps(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The sums of gaps of several parts, by utility, added up."""
+    names = ("n", "total", "total_sq", "total_allowed")
+    utilities = {utility: None for part in parts for utility in part}
+    of_utility = {name: [part[name] for part in parts if name in part] for name in utilities}
+    return {
+        utility: with_gap(
+            {name: sum(one[name] for one in sums) for name in names if name in sums[0]}
+        )
+        for utility, sums in of_utility.items()
+    }
 
 
 def sentences(details: Mapping[str, Any]) -> list[str]:
@@ -114,4 +138,5 @@ def sentences(details: Mapping[str, Any]) -> list[str]:
     inexact = details.get("inexact_shards", ())
     if inexact:
         notices.append(f"shards that may differ from another run's in last bits: {len(inexact)}")
-    return notices
+    gaps = details.get("efficiency", {}).items()
+    return notices + [told for name, facts in gaps if (told := sentence(name, facts)) is not None]

@@ -99,6 +99,7 @@ class Tell(Protocol):
         n_left_out: int = 0,
         n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
+        efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
         """Records one fact or several; counts are added up over the part, and over shards.
 
@@ -109,6 +110,7 @@ class Tell(Protocol):
             n_without_tokens: Queries, or outputs of them, without a token that could have a score.
             is_exact_bytes: False exempts the shard from byte identity, say because memory ran out
                 and batches were cut in another way.
+            efficiency: By utility, by how much values miss their sum (`stages.game.efficiency`).
         """
 
 

@@ -54,6 +54,11 @@ class LabelledGame(NamedTuple):
     facts: dict[str, Any]
     """For the manifest: engine, ridge, damping, counts of rows used and left out."""
 
+    @property
+    def precision(self) -> str:
+        """The dtype of the outputs, by name."""
+        return str(self.facts["precision"])
+
 
 class GameTables(NamedTuple):
     """Examples with features and targets, queries with features: games over any of the queries."""

@@ -109,7 +109,7 @@ class Judge:
         return torch.ones(len(self.labels), dtype=dtype)
 
     def predicted(self, outputs: Float[Tensor, "outputs queries"]) -> Int64[Tensor, " queries"]:
-        """The class that the outputs of one coalition predict for each query; of a tie the first."""
+        """The class that the outputs of one coalition predict for each query; the first of ties."""
         tie = self.tie(outputs.dtype)
         if self.is_binary:
             return (outputs[0] * self.signs(outputs.dtype) > tie).to(torch.int64)
@@ -117,8 +117,8 @@ class Judge:
 
     def tie(self, dtype: torch.dtype) -> Float[Tensor, "*queries"]:
         """Outputs in `dtype` that are no further apart are equal (see the module's docstring)."""
-        bound = torch.as_tensor(self.scale) * torch.finfo(dtype).eps ** (2 / 3)
-        return bound.to(dtype)
+        scale: Tensor = torch.as_tensor(self.scale, dtype=dtype)
+        return scale * float(torch.finfo(dtype).eps ** (2 / 3))
 
     def each(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
@@ -205,7 +205,7 @@ def mean_utilities(
 ) -> Float[Tensor, "utilities sets"]:
     """The mean utilities of coalitions, from the logits of a model trained on each of them.
 
-    Logits are equal where they are to the rounding of the largest that a query has in any coalition.
+    Rounding is relative to the largest logit that a query has in any coalition.
     """
     judge = Judge(labels, outputs.shape[1], scale=outputs.abs().amax((0, 1)))
     if judge.is_binary:

@@ -20,14 +20,14 @@ from stages.game.sampling import Valuation
 from stages.game.sums import MarginalSums
 from stages.stage import DataError
 
-N, M, GROUPS = 90, 30, 6
+N, M, GROUPS = 60, 30, 5
 KINDS = [
-    ("prefix_cholesky", "float64", 1e-6),
-    ("prefix_cholesky", "float64", 1.0),
-    ("least_squares", "float64", 1e-5),
-    ("least_squares", "float32", 0.01),
-    ("least_squares", "float32", 1.0),
-    ("least_squares", "float32", 1000.0),
+    ("prefix_cholesky", "float64", 1e-6, 300.0),
+    ("prefix_cholesky", "float64", 1.0, 1.0),
+    ("least_squares", "float64", 1e-5, 1.0),
+    ("least_squares", "float32", 0.01, 1.0),
+    ("least_squares", "float32", 1.0, 300.0),
+    ("least_squares", "float32", 1000.0, 1.0),
 ]
 
 
@@ -63,9 +63,8 @@ class Groups:
         return float((own.double() / at_top.sum(1)).mean())
 
 
-@pytest.mark.parametrize("length", [1.0, 300.0])
 @pytest.mark.parametrize("c", [2, 3])
-@pytest.mark.parametrize(("engine", "precision", "ridge"), KINDS)
+@pytest.mark.parametrize(("engine", "precision", "ridge", "length"), KINDS)
 def test_a_tie_is_one_in_exact_arithmetic(
     engine: str, precision: str, ridge: float, c: int, length: float
 ) -> None:
@@ -88,7 +87,7 @@ def test_a_tie_is_one_in_exact_arithmetic(
     assert design is not None
     generator = torch.Generator().manual_seed(0)
     n_marginals = n_ties = 0
-    for size in (0, 1, 2, 5, 12, 40, 75, N):
+    for size in (0, 1, 5, 26, N):
         order = torch.randperm(N, generator=generator)
         members = set(order[:size].tolist())
         for _, ids, first, found in coalition(game, design, order, size, ("accuracy",)):
@@ -102,7 +101,7 @@ def test_a_tie_is_one_in_exact_arithmetic(
                     assert gain == pytest.approx(after - before, abs=1e-6)
                     n_ties += round(2 * M * (after - before)) % 2
                     before, n_marginals = after, n_marginals + 1
-    assert n_marginals == 8 * N
+    assert n_marginals == 5 * N
     assert n_ties > N / 2 or c > 2
     order = torch.randperm(N, generator=generator)
     tally = MarginalSums(("accuracy",), {"accuracy": np.ones((1, N))})
