@@ -102,6 +102,7 @@ def tokenise_chat(
         add_special_tokens=False,
         return_offsets_mapping=True,
         split_special_tokens=False,
+        verbose=False,
     )
     marks = {token: mark.content for token, mark in tokenizer.added_tokens_decoder.items()}
     is_answer, reached = [], 0
