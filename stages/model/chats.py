@@ -119,6 +119,13 @@ def tokenise_chat(
     return encoded["input_ids"], is_answer
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens, less that of a token that only stands for unknown words."""
+    names = [n for n in tokenizer.SPECIAL_TOKENS_ATTRIBUTES if n != "unk_token"]
+    others = {getattr(tokenizer, f"{name}_id", None) for name in names}
+    return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others)
+
+
 def parsed(text: str, tools: str | None) -> tuple[Messages, list[Any] | None]:
     """The messages and tools of a row of conversations, from its two text columns."""
     return json.loads(text), None if tools is None else json.loads(tools)
