@@ -51,7 +51,7 @@ def synthetic(n: int) -> Any:
 def covered(game: Any, n_intervals: int, n_units: int) -> dict[str, float]:
     """Share of the intervals of unbiased strategies that hold the exact value."""
     from stages.game.sampling import Valuation
-    from stages.game.stopping import student_t_quantile
+    from stages.game.uncertainty import student_t_quantile
     from stages.game.sums import MarginalSums
 
     exact = shapley(worths(game))

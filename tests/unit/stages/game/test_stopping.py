@@ -3,11 +3,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.game.stopping import StopRule, Watch, student_t_quantile
+from stages.game.stopping import StopRule, Watch
+from stages.game.uncertainty import moderated, student_t_quantile
 from stages.tables import SHAPLEY_ROUND
 
 
-def rounds(units: np.ndarray, utility: str = "margin") -> pa.Table:
+def rounds(units: np.ndarray, utility: str = "margin", n_prior: int = 0) -> pa.Table:
     """One round; `units` has a row per unit and a column per example."""
     n_units, n = units.shape
     return pa.table(
@@ -20,6 +21,7 @@ def rounds(units: np.ndarray, utility: str = "margin") -> pa.Table:
             "total_sq": (units**2).sum(0),
             "n_units": np.full(n, n_units),
             "n_observed": np.full(n, n_units),
+            "n_prior": np.full(n, n_prior),
         },
         schema=SHAPLEY_ROUND.schema,
     )
@@ -48,6 +50,22 @@ def test_the_standard_error_of_all_rounds_decides() -> None:
         reasons.append(watch.reason(1e9))
     assert [reason is not None for reason in reasons] == [error <= limit for error in errors]
     assert f"of {limit:g} allowed" in str(reasons[-1])
+
+
+@pytest.mark.parametrize("n_prior", [4, 16])
+def test_variances_are_mixed_with_their_mean(n_prior: int) -> None:
+    """Of 6 units the own variance counts 5; an example without spread has some, one alone its."""
+    units = np.random.default_rng(2).normal(0, [[0.0, 1.0, 3.0]], (6, 3))
+    own = units.var(0, ddof=1)
+    expected = [(5 * v + n_prior * own.mean()) / (5 + n_prior) for v in own]
+    np.testing.assert_allclose(moderated(own, 6, n_prior), expected)
+    np.testing.assert_allclose(moderated(own, 6, 0), own)
+    np.testing.assert_allclose(moderated(own[2:], 6, n_prior), own[2:])
+    error = float(np.sqrt(np.mean(expected) / 6))
+    for limit, is_met in ((error * 1.001, True), (error * 0.999, False)):
+        watch = Watch(StopRule(stderr=limit))
+        watch.add(rounds(units, n_prior=n_prior))
+        assert (watch.reason(0.0) is not None) == is_met
 
 
 def test_every_utility_must_be_sure_of_half_of_its_signs() -> None:
