@@ -45,7 +45,7 @@ def orders_per_unit(n: int, sampling: Sampling) -> int:
 
 
 def prior_units(n: int, sampling: Sampling) -> int:
-    """`n_prior` of units of permutations (`stages.game.uncertainty.moderated`): 16 permutations' worth."""
+    """`n_prior` of `stages.game.uncertainty.moderated` in units of permutations."""
     return PRIOR_ORDERS // orders_per_unit(n, sampling)
 
 
