@@ -1,8 +1,8 @@
 """How often 95 % intervals of Shapley values hold the exact value, with few units.
 
 Sparse games, in which a query sees the examples of its own group alone: one-hot vectors, groups of
-10, as many queries as groups, two classes. The exact values are sums over the sizes of coalitions
-of a group. Every unit is drawn once, and draws of 8, 24 and 100 units are cut from all of them, so
+20, two queries each, two classes. The exact values are sums over the sizes of coalitions of a
+group. Every unit is drawn once, and draws of 8, 24 and 100 units are cut from all of them, so
 that draws of one size are independent of each other. Examples of a draw are not.
 
 Without data: `bench.py coverage --sizes 60 300 --units 960`. A unit of 300 examples takes a tenth
@@ -19,7 +19,7 @@ import torch
 from benchmarks.shapley_game import STRATEGIES
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
-GROUP, RIDGE, SURVIVAL = 10, 1.0, 20.0
+GROUP, RIDGE, SURVIVAL = 20, 1.0, 20.0
 DRAWS_OF = (8, 24, 100)
 
 
