@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "apply",
+    "clean",
     "evaluate",
     "explain",
     "flag",
@@ -92,6 +93,20 @@ def status(run: AnyRun) -> Answer:
     from pipeline.summary import print_status
 
     return Answer(run_status(_folder(run)), print_status)
+
+
+def clean(
+    place: AnyRun | None = None,
+    runs: Sequence[str | Path] = (),
+    forget: Sequence[str] = (),
+    remove: bool = False,
+) -> Answer:
+    """What is left over of a run, a store or this machine's maps; see `pipeline.clean.clean`."""
+    from pipeline.clean import clean as look
+    from pipeline.summary import print_leftovers
+
+    where = str(place.folder.path if isinstance(place, OpenedRun) else place) if place else None
+    return Answer(look(where, [Path(run) for run in runs], forget, remove), print_leftovers)
 
 
 def sql(run: AnyRun, statement: str) -> Rows:

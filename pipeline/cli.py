@@ -6,6 +6,7 @@ Ctrl-C and 143 after SIGTERM.
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +17,23 @@ import pipeline.summary as report
 from pipeline import api, stopping
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from stages.corpus.cells import is_broken, show
 
 
 class Assay(click.Group):
     """The command group: prints errors with advice as one message, and sets the exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses arguments that are no text: no table, YAML or JSON could hold them."""
+        for what, text in [("an argument", a) for a in args] + [
+            ("the working folder", os.getcwd())
+        ]:
+            if is_broken(text):
+                raise click.UsageError(
+                    f"found bytes that are not UTF-8 in {what}, '{show(text)}', expected text in "
+                    "UTF-8. Convert the text, or rename the file or folder."
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; errors of pipeline, stages and storage end with 1, misuse with 2."""
@@ -121,6 +135,37 @@ def status(run: Path, is_json: bool) -> None:
     Example: assay status runs/quickstart
     """
     report.print_status(api.status(run), is_json)
+
+
+@main.command()
+@click.argument("place", required=False)
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A run whose tables in the store stay, where the store does not know of it.",
+)
+@click.option("--forget", multiple=True, help="The path of a run that is gone for good.")
+@click.option("--remove", is_flag=True, help="Remove what is shown.")
+@as_json
+def clean(
+    place: str | None,
+    runs: tuple[Path, ...],
+    forget: tuple[str, ...],
+    remove: bool,
+    is_json: bool,
+) -> None:
+    """Show what is left over, with sizes; --remove removes it.
+
+    PLACE is the folder of a run, or the folder or URL of a store. Left over are temporary files of
+    commands that were killed, memory maps of vectors, which are made again when needed, and tables
+    that no run refers to any more. Without PLACE: maps of this machine that are older than a day.
+    What a run at work may need stays.
+
+    Example: assay clean runs/quickstart --remove
+    """
+    report.print_leftovers(api.clean(place, runs, forget, remove), is_json)
 
 
 @main.command()

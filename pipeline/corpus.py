@@ -44,6 +44,8 @@ class Corpus:
 
     tables: Mapping[str, Manifest]
     """Manifests by table name; `features` only where the sources have vectors."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user about how the sources were read, and about their labels."""
 
     @property
     def task(self) -> CorpusTask:
@@ -91,19 +93,19 @@ def read_corpus(
     """
     _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
-    read_as = readers.key if readers is not None else []
-    name = digest(
-        [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
-        + ([read_as] if read_as else [])
-    )
-    refusals = readers.refusals if readers is not None and read_as else None
+    keeps_absent = _has_own_outputs(run)
+    refuses = readers.key if readers is not None else []
+    refusals = readers.refusals if readers is not None and refuses else None
+    read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
+    name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
     known = store.read_note("ingest", name)
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
     if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
-        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted})
+        notices = tuple(known.get("notices", ()))
+        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted}, notices)
         if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
             return corpus
-    examples = ingest.read(run.corpus, "example", refusals=refusals)
+    examples = ingest.read(run.corpus, "example", refusals=refusals, keeps_absent=keeps_absent)
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
         length = examples.vector_length
@@ -117,7 +119,7 @@ def read_corpus(
         salts: dict[str, list[Any]] = {
             "text": [] if part.format == "text" else [part.format],
             "label": list(examples.classes),
-            "extra": [part.columns, part.has_number_ids],
+            "extra": [part.columns],
             "features": [],
         }
         cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
@@ -137,18 +139,23 @@ def read_corpus(
             "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),
         },
         "text": {"format": examples.format, "has_text": examples.has_text},
-        "extra": {
-            "columns": {role: part.columns for role, part in read},
-            "has_number_ids": examples.has_number_ids,
-        },
+        "extra": {"columns": {role: part.columns for role, part in read}},
     }
     manifests = {
         table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
     }
+    notices = tuple(notice for _, part in read for notice in part.notices)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note("ingest", name, keys)
-    return Corpus(manifests)
+        store.write_note("ingest", name, {**keys, "notices": notices})
+    return Corpus(manifests, notices)
+
+
+def _has_own_outputs(run: Run) -> bool:
+    """Whether a model comes with an output for each class, also for those that no row has."""
+    models = [run.model, *(stage.model_ref for stage in run.stages.values())]
+    kinds = [model.kind for model in models if model is not None]
+    return any(kind.has_class_outputs and not kind.is_fitted for kind in kinds)
 
 
 def _check_same_kind(run: Run) -> None:

@@ -22,6 +22,7 @@ from pipeline.errors import TaskError
 from pipeline.node import Task
 from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
+from pipeline.stopping import handle_again
 from pipeline.task import Job, Worker
 from pipeline.workers import LOOK_S, Crew
 from storage.manifest import ShardRecord
@@ -96,6 +97,7 @@ class OnRay:
         self._ray: Any = ray
         self._settings = settings
         self._crew: Crew | None = None
+        self._is_closed = threading.Event()
         # A cluster's nodes get this code, and only it: the rooms, not the folder they lie in, which
         # in a checkout holds data and runs, and after a plain `pip install` every other package.
         rooms = [str(Path(__file__).resolve().parents[1] / room) for room in ROOMS]
@@ -130,10 +132,12 @@ class OnRay:
         """Calls `ray.init`; a signal meanwhile is raised once there is something to shut down.
 
         In a thread, because Ray handles SIGTERM of the main thread in its own way, and because an
-        interrupted start leaves processes behind.
+        interrupted start leaves processes behind. The thread stays: on Linux what it started ends
+        with it, not with the process.
         """
         logging.getLogger("ray").setLevel(logging.ERROR)
         failures: list[BaseException] = []
+        is_tried = threading.Event()
 
         def connect() -> None:
             try:
@@ -145,20 +149,24 @@ class OnRay:
                 )
             except BaseException as error:
                 failures.append(error)
+            is_tried.set()
+            self._is_closed.wait()
 
-        starting = threading.Thread(target=connect, daemon=True)
-        starting.start()
+        threading.Thread(target=connect, daemon=True).start()
+        until = time.monotonic() + START_S
         try:
-            starting.join(START_S)
+            while not is_tried.wait(0.05):
+                handle_again()
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no answer within {START_S:g} s")
+            handle_again()
         except BaseException:
-            starting.join(START_S / 4)
-            self._ray.shutdown()
+            is_tried.wait(START_S / 4)
+            self.close()
             raise
         if failures:
-            self._ray.shutdown()
+            self.close()
             raise failures[0]
-        if starting.is_alive():
-            raise TimeoutError(f"no answer within {START_S:g} s")
 
     def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
@@ -209,6 +217,7 @@ class OnRay:
     def close(self) -> None:
         """See `Engine.close`."""
         self._ray.shutdown()
+        self._is_closed.set()
 
     def _answer(self, crew: Crew, ref: Any) -> None:
         """Lets a recruit work that could start; raises where no recruit will."""

@@ -117,7 +117,7 @@ def make_plan(
         planned[instance] = dataclasses.replace(node, done=done)
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
-    return dataclasses.replace(plan, notes=(*added_notes, *notes))
+    return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
 
 
 def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, str]]:

@@ -9,7 +9,14 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.catalogue import load
-from stages.model.class_names import CorpusClasses, join, ordered_words, output_names
+from stages.model.class_names import (
+    CorpusClasses,
+    has_saved_head,
+    join,
+    ordered_words,
+    output_names,
+)
+from stages.model.hub import is_encoder_decoder
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Stage
 
@@ -82,7 +89,16 @@ def _in_class_order(
         ), note
     if model.head != "checkpoint":
         return model, None
-    joined = join(model, output_names(model), classes)
+    try:
+        joined = join(model, output_names(model), classes)
+    except ConfigError as error:
+        if has_saved_head(model):
+            raise
+        raise ConfigError(
+            f"model: found no weights for a classifier in {model.path}, expected them in the "
+            "checkpoint, with one output for each class. Set head: probe, or name a model that was "
+            "fine-tuned for classification."
+        ) from error
     is_moved = joined.order != tuple(range(len(joined.order)))
     order = joined.order if is_moved else None
     return dataclasses.replace(model, class_order=order), joined.notice
@@ -111,6 +127,15 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             f"expected task: {' or '.join(model.kind.corpora)}. Set it in corpus, or another head "
             "in model."
         )
+    explains_tokens = any(spec.name in ("token", "word_path") for spec in stage.writes)
+    if explains_tokens and model is not None and not model.kind.is_on_trunk:
+        if is_encoder_decoder(model):
+            raise ConfigFileError(
+                f"stages.{instance}: found head: {model.head} of {model.path}, an encoder-decoder, "
+                "which reads every text twice, expected a model that reads it once, as token "
+                "attribution changes the words that are read. Set head: probe for its encoder, or "
+                "leave the stage out."
+            )
     if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
         raise ConfigFileError(
             f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "

@@ -23,6 +23,7 @@ from pipeline.readers import Readers
 from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.shard_facts import sentences, together
+from pipeline.store_users import register
 from pipeline.task import Job
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
@@ -191,6 +192,7 @@ class _RunRecord:
         self.record["rounds"] = _rounds_of_last_run(folder)
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
+        register(store, self.record)
 
     def finish(
         self, node: Node, computed: Mapping[str, list[ShardRecord]], seconds: float
@@ -234,6 +236,7 @@ class _RunRecord:
         self.folder.rebuild_catalog()
         self.record["keeps_catalog"] = False
         self.folder.write_record(self.record)
+        register(self.store, self.record)
 
     def _manifest_if_whole(self, node: Node, table: str) -> str | None:
         """The manifest's key, where the table has all of its shards and a manifest."""

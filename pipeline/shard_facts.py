@@ -7,6 +7,7 @@ table; any other fact is the same in all of them, and that of the first shard is
     notices: ["...", ...]         notices: {"...": in how many tasks}
     n_not_finite: 3               n_not_finite: the sum; rows whose numbers cannot be stored
     n_left_out: 2                 n_left_out: the sum; rows that a shard's other inputs lack
+    n_without_tokens: 1           n_without_tokens: the sum; queries without a token of their own
     n_without_label: 1            n_without_label: the sum; queries of a block that have no label
     is_exact_bytes: false         inexact_shards: [keys of those shards]
     efficiency: {utility: sums}   efficiency: {utility: the sums, added up, and the gap}
@@ -23,7 +24,7 @@ from typing import Any
 
 from stages.game.efficiency import sentence, with_gap
 
-SUMMED = ("n_not_finite", "n_left_out", "n_without_label")
+SUMMED = ("n_not_finite", "n_left_out", "n_without_tokens", "n_without_label")
 
 
 @dataclass
@@ -33,6 +34,7 @@ class ShardFacts:
     notices: list[str] = field(default_factory=list)
     n_not_finite: int = 0
     n_left_out: int = 0
+    n_without_tokens: int = 0
     is_exact_bytes: bool = True
     efficiency: dict[str, dict[str, Any]] = field(default_factory=dict)
     _has_facts: bool = False
@@ -43,6 +45,7 @@ class ShardFacts:
         *,
         n_not_finite: int = 0,
         n_left_out: int = 0,
+        n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
         efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
@@ -51,6 +54,7 @@ class ShardFacts:
         self.notices += [notice] if notice is not None else []
         self.n_not_finite += n_not_finite
         self.n_left_out += n_left_out
+        self.n_without_tokens += n_without_tokens
         self.is_exact_bytes &= is_exact_bytes
         if efficiency is not None:
             self.efficiency = _gaps([self.efficiency, efficiency])
@@ -60,8 +64,9 @@ class ShardFacts:
         if not self._has_facts:
             return {}
         facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
-        if self.n_left_out:
-            facts["n_left_out"] = self.n_left_out
+        for name in ("n_left_out", "n_without_tokens"):
+            if getattr(self, name):
+                facts[name] = getattr(self, name)
         if self.efficiency:
             facts["efficiency"] = self.efficiency
         return facts if self.is_exact_bytes else {**facts, "is_exact_bytes": False}
@@ -127,6 +132,9 @@ def sentences(details: Mapping[str, Any]) -> list[str]:
     left_out = details.get("n_left_out", 0)
     if left_out:
         notices.append(f"rows left out, as one of the tables that are read lacks them: {left_out}")
+    without_tokens = details.get("n_without_tokens", 0)
+    if without_tokens:
+        notices.append(f"left out, as they have no token that could have a score: {without_tokens}")
     inexact = details.get("inexact_shards", ())
     if inexact:
         notices.append(f"shards that may differ from another run's in last bits: {len(inexact)}")

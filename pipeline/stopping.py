@@ -67,6 +67,15 @@ def raised() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def handle_again() -> None:
+    """Handles signals from Python again, where a library has put a handler of its own in C."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                signal.signal(number, handler)
+
+
 def _on_signals(handler: Any) -> dict[int, Any]:
     """Handles the signals that are not ignored, as under nohup; returns what handled them before.
 

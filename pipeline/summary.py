@@ -55,6 +55,23 @@ def print_status(status: Mapping[str, Any], is_json: bool) -> None:
         show(f"driver   process {at_work['pid']} on {at_work['host']}, since {at_work['since']}")
 
 
+def print_leftovers(found: Mapping[str, Any], is_json: bool) -> None:
+    """Prints what is left over: a row for each file, and how many bytes they are."""
+    if is_json:
+        click.echo(json.dumps(found))
+        return
+    for item in found["items"]:
+        show(f"{item['kind']:<9} {item['bytes']:>15,}  {item['path']}")
+    count = f"{len(found['items'])} leftovers, {found['bytes']:,} bytes"
+    show(count + (" removed" if found["is_removed"] else ""))
+    if found["runs"]:
+        show(f"kept is what these runs need: {', '.join(found['runs'])}")
+    for note in found["notes"]:
+        show(note)
+    if found["items"] and not found["is_removed"]:
+        show("Nothing was removed; --remove does.")
+
+
 def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     """Prints what a run would compute, reuse and cost: a row per stage, and the sums."""
     if is_json:

@@ -97,6 +97,7 @@ class Tell(Protocol):
         *,
         n_not_finite: int = 0,
         n_left_out: int = 0,
+        n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
         efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
@@ -106,6 +107,7 @@ class Tell(Protocol):
             notice: A sentence for the user, once the table is whole.
             n_not_finite: Rows whose features could not be stored.
             n_left_out: Rows that another input of the shard lacks.
+            n_without_tokens: Queries, or outputs of them, without a token that could have a score.
             is_exact_bytes: False exempts the shard from byte identity, say because memory ran out
                 and batches were cut in another way.
             efficiency: By utility, by how much values miss their sum (`stages.game.efficiency`).

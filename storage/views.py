@@ -22,6 +22,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.export import new_file
 from storage.manifest import Manifest
 from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
 from storage.sql import quoted
@@ -165,29 +166,26 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
         ".jsonl": "FORMAT json",
         ".csv": "FORMAT csv, HEADER",
     }
-    if path.suffix not in formats:
-        raise StorageError(
-            f"{path}: found the ending {path.suffix!r}, expected {', '.join(formats)}. "
-            "Rename the output."
-        )
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        row = connection.execute(
-            f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
-        ).fetchone()
-        os.replace(temporary, path)
-    except (OSError, duckdb.IOException) as error:
-        raise StorageError(
-            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
-            "Name another output."
-        ) from error
-    except duckdb.Error as error:
-        raise _stopped(error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with new_file(path) as temporary:
+        try:
+            row = connection.execute(
+                f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
+            ).fetchone()
+        except duckdb.IOException as error:
+            raise OSError(str(error)) from error
+        except duckdb.Error as error:
+            raise _stopped(error) from error
     return int(row[0]) if row else 0
+
+
+def to_arrow(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    """The rows of a relation as an Arrow table.
+
+    Raises:
+        StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
+    """
+    with explained():
+        return relation.to_arrow_table()
 
 
 def _stopped(error: duckdb.Error) -> StorageError:

@@ -21,6 +21,7 @@ from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
+from stages.corpus.cells import is_broken, show
 from stages.corpus.texts import read_conversation
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
@@ -196,9 +197,9 @@ class NewQuery:
             reasons = "" if diagnostics is None else ", ".join(diagnostics["status"].to_pylist())
             raise RunError(
                 f"{instance}: found no row for the text{f' ({reasons})' if reasons else ''}, "
-                "expected one: it has no target, which a regression's loss needs, or what was "
-                "computed is not finite. Add it to the queries with its target, or give another "
-                "text."
+                "expected one: it has no token that could have a score, no target, which a "
+                "regression's loss needs, or what was computed is not finite. Add it to the "
+                "queries with its target, or give another text."
             )
         return tables
 
@@ -305,6 +306,11 @@ def _checked_form(finished: Finished, text: str, text_b: str | None) -> tuple[st
         )
     if not text.strip():
         raise RunError("--text: found no text, expected some. Give the text to explain.")
+    if is_broken(text + (text_b or "")):
+        raise RunError(
+            f"--text: found text that is not UTF-8 ({show(text + (text_b or ''))[:80]}), expected "
+            "whole characters. Convert the text."
+        )
     if form == "prompt_completion" and not text_b:
         raise RunError(
             "--text: found a prompt alone, expected its completion, too, as in the corpus. "

@@ -10,6 +10,7 @@ REASONS = (
     "",
     "not UTF-8",
     "not valid JSON",
+    "other number of fields than the header",
     "null id",
     "null text",
     "text is not a string",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SURROGATE, SourceRows, is_text
+from stages.corpus.cells import SourceRows, is_broken, is_text
 from stages.corpus.reasons import mark
 from stages.corpus.source import Source
 
@@ -117,7 +117,7 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
     ]
     dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
     text, text_of_tools = dump(stored), dump(read_tools) if read_tools else None
-    if SURROGATE.search(text + (text_of_tools or "")):
+    if is_broken(text + (text_of_tools or "")):
         return Conversation(None, reason="not UTF-8")
     said = [
         bool(m["content"].strip() or m.get("tool_calls"))

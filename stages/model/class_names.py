@@ -15,14 +15,12 @@ outputs that went through it have the corpus's order everywhere.
     anything else, or another count   any                           refused
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stages.model.hub import adapter_folder, resolve
+from stages.model.hub import adapter_folder, read_json, resolve
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, ModelError
 
@@ -59,7 +57,7 @@ def output_names(model: ModelSpec) -> tuple[str, ...]:
     folders = [resolve(model)]
     if model.adapter is not None:
         folders.insert(0, adapter_folder(model.adapter))
-    configs = [_config(folder) for folder in folders]
+    configs = [read_json(folder, "config.json") for folder in folders]
     config = next((c for c in configs if c.get("id2label")), configs[-1])
     by_number = {str(k): str(v) for k, v in (config.get("id2label") or {}).items()}
     if not by_number:
@@ -84,6 +82,12 @@ def output_names(model: ModelSpec) -> tuple[str, ...]:
             "same. Correct config.json: nothing else says which output is which class."
         )
     return names
+
+
+def has_saved_head(model: ModelSpec) -> bool:
+    """Whether the config says that the weights are those of a sequence classifier."""
+    named = read_json(resolve(model), "config.json").get("architectures") or []
+    return any("ForSequenceClassif" in str(name) for name in named)
 
 
 def join(model: ModelSpec, outputs: Sequence[str], classes: CorpusClasses) -> Joined:
@@ -154,15 +158,6 @@ def ordered_words(words: Sequence[str], classes: CorpusClasses) -> tuple[tuple[s
     in_order = tuple(words) if order is None else tuple(words[at] for at in order)
     pairs = ", ".join(f"{n} = {w}" for n, w in zip(names, in_order, strict=True))
     return in_order, f"label words stand for the classes so: {pairs}"
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    """The content of the folder's config.json; empty where it has none that can be read."""
-    try:
-        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
 
 
 def _by_name(outputs: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:

@@ -60,7 +60,8 @@ class TokenScores(TokenStage, contract=True):
     def compute(self, inputs: Inputs) -> Rows:
         """Token scores of one block of queries."""
         explained = read_outputs(inputs.opened, inputs, self.token_budget, self.continuation)
-        yield from token_rows(explained, self.score(inputs.opened, explained))
+        scored = self.score(inputs.opened, explained) if explained.n else []
+        yield from token_rows(explained, scored)
 
     @abstractmethod
     def score(self, embedded: Any, explained: ExplainedOutputs) -> list[ScoredOutput]:

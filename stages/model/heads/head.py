@@ -39,6 +39,9 @@ class Head(ABC):
     """Whether an output row has one logit per class, or one number for a regression."""
     is_fitted: ClassVar[bool] = False
     """Whether the run fits it on embeddings, which are then enough for its predictions."""
+    is_on_trunk: ClassVar[bool] = False
+    """Whether it is a layer on the trunk's hidden states, those of an encoder where there is one,
+    and otherwise part of the checkpoint's whole model."""
     explains: ClassVar[Explains] = "output"
     """The outputs that token attribution explains: the predicted one, start and end of the answer,
     or next tokens."""

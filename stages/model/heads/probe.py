@@ -19,6 +19,7 @@ class Probe(Head):
 
     reads: ClassVar[tuple[str, ...]] = ("probe",)
     is_fitted: ClassVar[bool] = True
+    is_on_trunk: ClassVar[bool] = True
 
     def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The trunk with the probe on top, and the number of the probe's outputs.

@@ -19,6 +19,7 @@ class Random(Head):
     """
 
     takes: ClassVar[tuple[str, ...]] = ("num_labels",)
+    is_on_trunk: ClassVar[bool] = True
 
     @classmethod
     def check(cls, spec: ModelSpec) -> None:
