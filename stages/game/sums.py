@@ -67,11 +67,13 @@ class MarginalSums:
             self.strata[row].index_add_(0, stratum, torch.stack(moments, 1))
 
     def estimates(self, n_prior: int = 0) -> tuple[Tensor, Tensor]:
-        """The values, means over the units, and their standard errors, which take two units.
+        """The values, means over the units, and their standard errors: NaN of one unit.
 
         `n_prior` is that of `moderated`.
         """
         mean = self.total / self.n_units
+        if self.n_units < 2:
+            return mean, torch.full_like(mean, float("nan"))
         # Equal units leave only the rounding of two nearly equal numbers, which is no spread.
         spread = self.total_sq - self.total * mean
         spread = torch.where(spread > 1e-13 * self.total_sq, spread, 0.0)

@@ -2,8 +2,10 @@ import mpmath
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from stages.game.stopping import StopRule, Watch
+from stages.game.sums import MarginalSums
 from stages.game.uncertainty import moderated, student_t_quantile
 from stages.tables import SHAPLEY_ROUND
 
@@ -87,3 +89,13 @@ def test_minutes_are_counted_in_all_and_one_unit_has_no_error() -> None:
     watch.add(rounds(np.ones((1, 3))))
     assert watch.reason(1.9) is None
     assert watch.reason(2.0) == "2.0 minutes have passed, of 2"
+
+
+@pytest.mark.parametrize("n_prior", [0, 16])
+def test_one_unit_has_a_value_and_no_error(n_prior: int) -> None:
+    tally = MarginalSums(("margin",), {"margin": np.ones((1, 3))})
+    tally.add("margin", torch.tensor([[2, 0, 1]]), 0, torch.tensor([[1.0, 2.0, 4.0]]))
+    tally.close_unit()
+    mean, error = tally.estimates(n_prior)
+    assert mean.tolist() == [[[2.0, 4.0, 1.0]]]
+    assert error.isnan().all()
