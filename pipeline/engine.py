@@ -217,6 +217,7 @@ class OnRay:
     def close(self) -> None:
         """See `Engine.close`."""
         self._ray.shutdown()
+        handle_again()
         self._is_closed.set()
 
     def _answer(self, crew: Crew, ref: Any) -> None:
