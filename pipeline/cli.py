@@ -6,6 +6,7 @@ Ctrl-C and 143 after SIGTERM.
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +17,23 @@ import pipeline.summary as report
 from pipeline import api, stopping
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from stages.corpus.cells import is_broken, show
 
 
 class Assay(click.Group):
     """The command group: prints errors with advice as one message, and sets the exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses arguments that are no text: no table, YAML or JSON could hold them."""
+        for what, text in [("an argument", a) for a in args] + [
+            ("the working folder", os.getcwd())
+        ]:
+            if is_broken(text):
+                raise click.UsageError(
+                    f"found bytes that are not UTF-8 in {what}, '{show(text)}', expected text in "
+                    "UTF-8. Convert the text, or rename the file or folder."
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; errors of pipeline, stages and storage end with 1, misuse with 2."""

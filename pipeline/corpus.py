@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.readers import Readers
 from pipeline.settings import Run
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
@@ -32,7 +33,7 @@ CORPUS = {
 }
 SOMETIMES = frozenset({ingest.FEATURES.name})
 """Tables that only some corpora have."""
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 EARLIER_CUTS = 20
 """Earlier readings of a corpus whose cuts into shards are tried."""
 
@@ -43,6 +44,8 @@ class Corpus:
 
     tables: Mapping[str, Manifest]
     """Manifests by table name; `features` only where the sources have vectors."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user about how the sources were read, and about their labels."""
 
     @property
     def task(self) -> CorpusTask:
@@ -61,6 +64,11 @@ class Corpus:
         return tuple(self.tables["label"].details["classes"])
 
     @property
+    def has_chats(self) -> bool:
+        """Whether the texts are conversations."""
+        return bool(self.tables["text"].details.get("format") == "messages")
+
+    @property
     def unlabelled_queries(self) -> int:
         """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
@@ -70,8 +78,13 @@ class Corpus:
         return sum(s.rows for s in self.tables[table].shards if s.role == role)
 
 
-def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
+def read_corpus(
+    run: Run, store: Store, is_dry: bool = False, readers: Readers | None = None
+) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
+
+    Rows that one of `readers` refuses are rejected with its reason. Where nothing is refused, the
+    keys are those of the corpus without readers.
 
     Raises:
         stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
@@ -80,18 +93,24 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     """
     _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
-    name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
+    keeps_absent = _has_own_outputs(run)
+    refuses = readers.key if readers is not None else []
+    refusals = readers.refusals if readers is not None and refuses else None
+    read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
+    name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
     known = store.read_note("ingest", name)
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
     if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
-        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted})
+        notices = tuple(known.get("notices", ()))
+        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted}, notices)
         if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
             return corpus
-    examples = ingest.read(run.corpus, "example")
+    examples = ingest.read(run.corpus, "example", refusals=refusals, keeps_absent=keeps_absent)
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
         length = examples.vector_length
-        read.append(("query", ingest.read(run.queries, "query", examples.classes, length)))
+        queries = ingest.read(run.queries, "query", examples.classes, length, refusals)
+        read.append(("query", queries))
         _check_same_form(run, examples, read[1][1])
         _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)
@@ -100,7 +119,7 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
         salts: dict[str, list[Any]] = {
             "text": [] if part.format == "text" else [part.format],
             "label": list(examples.classes),
-            "extra": [part.columns, part.has_number_ids],
+            "extra": [part.columns],
             "features": [],
         }
         cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
@@ -120,18 +139,23 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
             "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),
         },
         "text": {"format": examples.format, "has_text": examples.has_text},
-        "extra": {
-            "columns": {role: part.columns for role, part in read},
-            "has_number_ids": examples.has_number_ids,
-        },
+        "extra": {"columns": {role: part.columns for role, part in read}},
     }
     manifests = {
         table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
     }
+    notices = tuple(notice for _, part in read for notice in part.notices)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note("ingest", name, keys)
-    return Corpus(manifests)
+        store.write_note("ingest", name, {**keys, "notices": notices})
+    return Corpus(manifests, notices)
+
+
+def _has_own_outputs(run: Run) -> bool:
+    """Whether a model comes with an output for each class, also for those that no row has."""
+    models = [run.model, *(stage.model_ref for stage in run.stages.values())]
+    kinds = [model.kind for model in models if model is not None]
+    return any(kind.has_class_outputs and not kind.is_fitted for kind in kinds)
 
 
 def _check_same_kind(run: Run) -> None:

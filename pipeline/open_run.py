@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
-from storage.sql import quoted
+from storage.sql import named, quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
@@ -292,17 +292,22 @@ class OpenedRun:
 
     def write_corpus(self, path: str | Path) -> int:
         """Writes every example, in the source's order and as labelled now; returns how many."""
-        ordered = "SELECT example_id FROM examples ORDER BY row_number"
-        return self._export(ordered, [], Path(path))
+        return self._export("SELECT example_id FROM examples ORDER BY row_number", [], Path(path))
 
     def _export(self, inner: str, columns: list[str], path: Path) -> int:
-        from pipeline.source_rows import source_rows  # loads Arrow, and `import pipeline` must not
+        from pipeline.source_rows import source_rows
+        from storage.export import write_rows
 
-        return self._views.export(
-            self._connection,
-            source_rows(self.facts, "features" in self.views(), inner, columns),
-            path,
+        names = ", ".join(map(named, dict.fromkeys(["example_id", *columns])))
+        results = self._views.to_arrow(
+            self._views.query(self._connection, f"SELECT {names} FROM ({inner})")
         )
+        store = self.folder.store()
+        keys = self.sql(
+            "SELECT \"table\", manifest FROM provenance.manifest WHERE stage = 'ingest'"
+        ).fetchall()
+        corpus = {table: store.read_manifest(table, key) for table, key in keys}
+        return write_rows(source_rows(store, corpus, results, columns), path)
 
     def _count(self, rows: str) -> int:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])

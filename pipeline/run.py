@@ -15,9 +15,11 @@ from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder, replace_file
 from pipeline.lock import hold
+from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import Progress
+from pipeline.readers import Readers
 from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.shard_facts import sentences, together
@@ -73,8 +75,11 @@ def _execute(
     store = Store(run.store_url)
     last_artefacts = artefacts_of_last_run(run, folder)
     progress.say("Reading the corpus ...")
-    plan = make_plan(run, read_corpus(run, store), store, last_artefacts)
+    readers = Readers(stages_in_order(run)[0].values())
+    plan = make_plan(run, read_corpus(run, store, readers=readers), store, last_artefacts)
     progress.planned(plan)
+    for note in check_models(plan, store):
+        progress.say(note)
     LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
     record = _RunRecord(plan, folder, store)
     opened_engine: Engine | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline.agreement import mismatches
 from pipeline.errors import RunError
 from pipeline.progress import seconds_text
 from pipeline.terminal import show, table
@@ -160,6 +161,15 @@ def print_summary(run: Any, is_json: bool) -> None:
             show(table(names, [[row[n] for n in names] for row in summary[key]]))
     for line in summary["accuracy"]:
         show(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
+    for line in summary["mismatch"]:
+        rows = {"example": "examples", "query": "queries"}[line["role"]]
+        show(
+            f"{line['method']}: the model is right on {line['right']} of {line['rows']} labelled "
+            f"{rows}, where chance alone would be {line['chance']:.0f}: its outputs are probably "
+            "not the classes that they are taken for. Compare id2label in the model's config.json, "
+            "or label_words, with the corpus's classes; `classes:` of the corpus lists them in the "
+            "order of the outputs."
+        )
     for line in summary["regression"]:
         share = "" if line["r_squared"] is None else f"R^2 {line['r_squared']:.3f}, "
         show(
@@ -198,6 +208,7 @@ def summarize(run: Any) -> dict[str, Any]:
         "harmful": [],
         "utility": None,
         "accuracy": [],
+        "mismatch": [],
         "regression": [],
         "try": _statements(views, run.task()),
     }
@@ -245,6 +256,7 @@ def summarize(run: Any) -> dict[str, Any]:
                 "WHERE p.role = 'query' AND q.label IS NOT NULL GROUP BY ALL ORDER BY 1"
             )
         )
+        summary["mismatch"] = mismatches(run)
         # R^2 has no value where all targets are equal.
         summary["regression"] = _dicts(
             run.sql(

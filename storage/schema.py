@@ -19,6 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+FILE_COLUMN = "assay_file"
+"""Column of every base view: the file that a row lies in. No column of a source is stored so."""
+
 
 class StorageError(Exception):
     """Something about a table on disk is not as it should be."""

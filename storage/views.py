@@ -9,6 +9,7 @@ opened, whatever the run does meanwhile.
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -21,8 +22,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.export import new_file
 from storage.manifest import Manifest
-from storage.schema import CorruptError, MissingError, StorageError
+from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
 from storage.sql import quoted
 from storage.table import Store
 
@@ -45,7 +47,16 @@ def build_catalog(
     """Writes a catalog of the tables `entries` to `path`; readers see the old or the new one whole.
 
     `splits` names the split of the source that each role was read from.
+
+    Raises:
+        StorageError: there is a question mark in the path.
+        CorruptError: DuckDB cannot read a file of a table.
     """
+    if "?" in str(path):
+        raise StorageError(
+            f"{path}: found a question mark in the path of a run, expected none: DuckDB takes what "
+            "follows for options. Rename the folder, or set another one as `run:`."
+        )
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with duckdb.connect(str(temporary)) as connection:
@@ -155,29 +166,26 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
         ".jsonl": "FORMAT json",
         ".csv": "FORMAT csv, HEADER",
     }
-    if path.suffix not in formats:
-        raise StorageError(
-            f"{path}: found the ending {path.suffix!r}, expected {', '.join(formats)}. "
-            "Rename the output."
-        )
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        row = connection.execute(
-            f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
-        ).fetchone()
-        os.replace(temporary, path)
-    except (OSError, duckdb.IOException) as error:
-        raise StorageError(
-            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
-            "Name another output."
-        ) from error
-    except duckdb.Error as error:
-        raise _stopped(error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with new_file(path) as temporary:
+        try:
+            row = connection.execute(
+                f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
+            ).fetchone()
+        except duckdb.IOException as error:
+            raise OSError(str(error)) from error
+        except duckdb.Error as error:
+            raise _stopped(error) from error
     return int(row[0]) if row else 0
+
+
+def to_arrow(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    """The rows of a relation as an Arrow table.
+
+    Raises:
+        StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
+    """
+    with explained():
+        return relation.to_arrow_table()
 
 
 def _stopped(error: duckdb.Error) -> StorageError:
@@ -225,16 +233,16 @@ def _facts(
     splits: Mapping[str, str],
 ) -> None:
     """Creates small tables: the shard number of every file, the names of classes and splits."""
-    shards: dict[str, list[object]] = {"filename": [], "shard": []}
+    shards: dict[str, list[object]] = {FILE_COLUMN: [], "shard": []}
     classes: list[str] = []
     for manifest in (entry.manifest for entry in entries):
         if manifest.table == "text":
             for shard in manifest.shards:
-                shards["filename"].append(store.absolute_url("text", shard.key))
+                shards[FILE_COLUMN].append(store.absolute_url("text", shard.key))
                 shards["shard"].append(shard.index)
         if manifest.table == "label":
             classes = list(manifest.details["classes"])
-    schema = pa.schema([("filename", pa.string()), ("shard", pa.int64())])
+    schema = pa.schema([(FILE_COLUMN, pa.string()), ("shard", pa.int64())])
     _keep(connection, "shard", pa.table(shards, schema=schema))
     labels = pa.array(range(len(classes)), pa.int64())
     _keep(
@@ -283,10 +291,12 @@ def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) 
     parts = []
     for writer in writers:
         urls = [store.absolute_url(table, shard.key) for shard in writer.manifest.shards]
-        files = ", ".join(quoted(url) for url in urls)
+        # DuckDB takes every path for a pattern, and reads columns from folders named key=value.
+        files = ", ".join(quoted(glob.escape(url)) for url in urls)
         parts.append(
             f"SELECT {quoted(writer.instance)} AS method, {quoted(run_id)} AS run_id, * "
-            f"FROM read_parquet([{files}], union_by_name = {differ}, filename = true)"
+            f"FROM read_parquet([{files}], union_by_name = {differ}, hive_partitioning = false, "
+            f"filename = {quoted(FILE_COLUMN)})"
         )
     return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
 

@@ -34,6 +34,8 @@ class MarginalSums:
         self.total, self.total_sq = torch.zeros_like(self._unit), torch.zeros_like(self._unit)
         self.n_observed = torch.zeros(len(utilities), n, dtype=torch.int64)
         self.n_units = 0
+        self.unit_sums: list[Float[Tensor, "semivalues utilities *queries"]] = []
+        """The sum over the examples of each unit's estimates."""
         self.strata = torch.zeros(len(utilities), n.bit_length(), 3, dtype=torch.float64)
         """By utility and stratum (sizes 2^s - 1 to 2^(s+1) - 2 for stratum s): how many marginals,
         the sum of their absolute values, the sum of their squares."""
@@ -76,5 +78,6 @@ class MarginalSums:
         self.total_sq += self._unit.square()
         self.n_observed += self._seen
         self.n_units += 1
+        self.unit_sums.append(self._unit.sum(2))
         self._unit.zero_()
         self._seen.zero_()

@@ -134,7 +134,7 @@ class Retrain(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch, where nothing is trained."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "round"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"rounds", "model.train"})

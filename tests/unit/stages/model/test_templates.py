@@ -15,7 +15,7 @@ from stages.model.templates import (
     tokenise_completions,
     tokenise_prompts,
 )
-from stages.stage import ConfigError, DataError, ModelError
+from stages.stage import ConfigError, DataError, ModelError, RefusedRow
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "</s>", "it", "was", ".", "good", "bad"]
 WORDS += ["a", "b", "c", "d", "e", "A", "Hello", "?", "user:", "bot:", "<e>"]
@@ -153,7 +153,7 @@ def test_what_the_assistant_says_is_predicted() -> None:
     assert shown == "user: a bot: b c <e> user: d bot: e <e>"
     assert targets(tok, tokens) == "- - b c <e> - - - e <e> -"
     tok.chat_template = "{{ messages | length }} {{ messages[-1].content }}"
-    with pytest.raises(ModelError, match="only appends"):
+    with pytest.raises(RefusedRow, match="in another way when later ones follow"):
         tokenise_completions(tok, [text], [None], "messages", 32)
     tok.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
