@@ -157,7 +157,8 @@ def read(
     mark(reasons, source_ids.is_null(), "null id")
     texts = read_texts(source, loaded, reasons)
     vectors = read_features(source, loaded, reasons, vector_length) if source.features else None
-    refused = _refused(texts, reasons, refusals) if refusals is not None else {}
+    has_text = texts.format != "text" or source.text is not None
+    refused = _refused(texts, reasons, refusals) if refusals is not None and has_text else {}
     mark(reasons, np.isin(np.arange(len(reasons)), list(refused)), REFUSED)
     _check_usable(source, reasons, refused)
     supervision = _read_supervision(source, loaded, reasons, classes, role, keeps_absent)
@@ -208,7 +209,7 @@ def read(
         columns,
         source.task,
         texts.format,
-        texts.format != "text" or source.text is not None,
+        has_text,
         (*loaded.notices, *supervision.notices),
     )
 
