@@ -15,6 +15,7 @@ import click
 
 import pipeline.summary as report
 from pipeline import api, stopping
+from pipeline.errors import told
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from stages.corpus.cells import is_broken, show
@@ -54,7 +55,7 @@ class Assay(click.Group):
             code = report.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
-            click.echo(f"assay: {error}", err=True)
+            click.echo(f"assay: {told(error) or error}", err=True)
             sys.exit(code)
 
     def _stop(self) -> NoReturn:

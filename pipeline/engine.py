@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import TaskError
+from pipeline.errors import TaskError, told
 from pipeline.node import Task
 from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
@@ -217,6 +217,7 @@ class OnRay:
     def close(self) -> None:
         """See `Engine.close`."""
         self._ray.shutdown()
+        handle_again()
         self._is_closed.set()
 
     def _answer(self, crew: Crew, ref: Any) -> None:
@@ -284,7 +285,7 @@ def _place(job: Job, task: Task) -> str:
 
 def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
     """The error of a failed task, which names its stage and part."""
-    said = f"{type(error).__name__}: {error}"
+    said = told(error) or f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return TaskError(
             f"{_place(job, task)}: found too little memory ({said}), expected room for the task. "

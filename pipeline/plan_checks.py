@@ -151,10 +151,10 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "
             "Set `features:` of corpus and queries to a column of vectors or a .npy file."
         )
-    if stage.split == "query" and not corpus.rows("text", "query"):
+    if needs_queries(stage) and not corpus.rows("text", "query"):
         raise ConfigFileError(
-            f"stages.{instance}: found no queries, expected some: its work is cut into blocks of "
-            "them. Add `queries:`, or leave the stage out."
+            f"stages.{instance}: found no queries, expected some: they are what it explains, or "
+            "what it measures the examples on. Add `queries:`, or leave the stage out."
         )
     if "text" in stage.reads and not corpus.has_text:
         raise ConfigFileError(
@@ -162,6 +162,13 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             "this one has none (text: null). Work on its features instead, or name the column of "
             "the text."
         )
+
+
+def needs_queries(stage: Stage) -> bool:
+    """Whether a stage has nothing to do without queries: it scores pairs, or values examples."""
+    is_of_pairs = any("query_id" in spec.key for spec in stage.writes)
+    is_value = type(stage).__module__.startswith("stages.values.")
+    return stage.split == "query" or is_of_pairs or is_value
 
 
 def check_rounds(

@@ -101,11 +101,14 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _insist(number: int) -> None:
-    """Sends the signal again and again, and ends the process where that does not help."""
+    """Sends signals again and again, and ends the process where that does not help.
+
+    SIGINT whatever came: Ray takes the handler of SIGTERM away while it shuts down.
+    """
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         time.sleep(INSIST_S)
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     _end(number)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline.agreement import mismatches
-from pipeline.errors import RunError
+from pipeline.errors import RunError, told
 from pipeline.progress import seconds_text
 from pipeline.terminal import show, table
 from stages.stage import StageError
@@ -25,7 +25,8 @@ EXTREMES = 10
 
 def exit_code(error: BaseException) -> int | None:
     """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
-    return 1 if isinstance(error, RunError | StageError | StorageError) else None
+    is_told = isinstance(error, RunError | StageError | StorageError) or told(error) is not None
+    return 1 if is_told else None
 
 
 def print_rows(rows: Any, is_json: bool) -> None:

@@ -49,7 +49,7 @@ def build_catalog(
     `splits` names the split of the source that each role was read from.
 
     Raises:
-        StorageError: there is a question mark in the path.
+        StorageError: there is a question mark in the path, or the disk is full.
         CorruptError: DuckDB cannot read a file of a table.
     """
     if "?" in str(path):
@@ -66,6 +66,12 @@ def build_catalog(
             _views(connection, {entry.manifest.table for entry in entries})
             connection.execute("CHECKPOINT")
         os.replace(temporary, path)
+    except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
+        raise StorageError(
+            f"{path}: found that the catalog cannot be written ({str(error).splitlines()[0]}), "
+            "expected room on the disk. Make room, and give the same command again: it goes on "
+            "from here."
+        ) from error
     finally:
         for leftover in (temporary, temporary.with_name(f"{temporary.name}.wal")):
             leftover.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
         return text
 
     whole = render(len(messages))
-    answers, says_something = [], False
+    answers, is_said = [], []
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -75,9 +75,11 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
             )
         answers.append((len(before), len(after)))
         answer = after[len(before) :]
-        says_something |= bool(message["content"].strip() and answer)
-        says_something |= any(name in answer for name in _called(message))
-    if answers and not says_something:
+        said = message["content"].strip()
+        called = _called(message)
+        if said or called:
+            is_said.append(bool(said and answer) or any(name in answer for name in called))
+    if is_said and not any(is_said):
         raise RefusedRow("chat template: it leaves nothing of the assistant's messages", EXPECTED)
     return Chat(whole, answers)
 
@@ -106,6 +108,7 @@ def tokenise_chat(
             add_special_tokens=False,
             return_offsets_mapping=True,
             split_special_tokens=is_text,
+            verbose=False,
         )
         ids += encoded["input_ids"]
         offsets += [(first + start, last + start) for first, last in encoded["offset_mapping"]]
@@ -169,6 +172,13 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {k: v if k == "role" else _mapped(v, change) for k, v in value.items()}
     return value
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens, less that of a token that only stands for unknown words."""
+    names = [n for n in tokenizer.SPECIAL_TOKENS_ATTRIBUTES if n != "unk_token"]
+    others = {getattr(tokenizer, f"{name}_id", None) for name in names}
+    return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others)
 
 
 def parsed(text: str, tools: str | None) -> tuple[Messages, list[Any] | None]:

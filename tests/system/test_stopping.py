@@ -14,7 +14,7 @@ PATIENCE_S = 30.0
 
 
 def wait_for(is_there: Callable[[], Any], process: Any) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not is_there():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until

@@ -315,6 +315,21 @@ def test_stages_that_do_not_fit(raw: Raw) -> None:
     assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5
 
 
+@pytest.mark.parametrize("stage", ["freeshap", "tracin", "similarity", "retrain", "knn_shapley"])
+def test_what_explains_queries_or_measures_on_them_is_refused_without_any(
+    raw: Raw, stage: str
+) -> None:
+    tables = {
+        name: dataclasses.replace(
+            table, shards=tuple(shard for shard in table.shards if shard.role == "example")
+        )
+        for name, table in corpus().tables.items()
+    }
+    with pytest.raises(ConfigFileError, match=rf"stages.{stage}: found no queries, expected some"):
+        plan({**raw, "stages": {stage: {}}}, Corpus(tables))
+    assert plan({**raw, "stages": {"label_issues": {}}}, Corpus(tables)).nodes
+
+
 def test_curvature_alone_gets_gradients_whose_layers_are_not_mixed(raw: Raw) -> None:
     made = plan({**raw, "stages": {"curvature": {}}})
     assert set(made.added) == {"embedding", "probe", "gradient"}
