@@ -31,7 +31,7 @@ JoinedBlock = tuple[Int64[Tensor, "blocks rows"], int, list[Tensor]]
 ROTATIONS = 4
 PRIOR_ORDERS = 16
 """Permutations that the examples' mean variance counts for. Of 8, 12, 16 and 24 the first with
-which 95 % intervals of 24 units held 94 % of values in sparse games (scripts/benchmarks/coverage.md).
+which 95 % intervals of 24 units held 94 % of values (scripts/benchmarks/coverage.md).
 """
 BATCH = 16
 """Permutations whose first examples join together, in one batch of matrix products."""
