@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.lock import driver_of, hold
+from pipeline.model_check import NOTES as NOTES_OF_MODELS
 from pipeline.store_users import NOTES, User, user_in, users
 from storage import leftovers
 from storage.leftovers import Found
@@ -146,6 +147,9 @@ class _Cleaning:
         for table, name, found in self._files:
             stem, _, ending = name.rpartition(".")
             if leftovers.is_temporary(name) or ending not in ("json", "parquet"):
+                continue
+            if table == NOTES_OF_MODELS:
+                # What is known of a model is of no run, and stays.
                 continue
             if table == NOTES:
                 note = self._store.read_note(NOTES, stem) or {}

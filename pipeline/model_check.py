@@ -16,9 +16,10 @@ from pipeline.plan import Plan
 from stages.model.spec import ModelSpec, Trained
 from stages.stage import StageError
 from storage.manifest import digest
+from storage.schema import CorruptError
 from storage.table import Store
 
-NOTES = "check"
+NOTES = ".checks"
 """Folder of the store with the notes."""
 VERSION = 1
 
@@ -41,7 +42,7 @@ def check_models(plan: Plan, store: Store, is_dry: bool = False) -> Iterator[str
         form = str(plan.corpus.tables["text"].details.get("format", "text"))
         model = _checked_part(node, node.stage.model_ref)
         name = _name(node, model, form)
-        if name in seen or store.read_note(NOTES, name) is not None:
+        if name in seen or _has_note(store, name):
             continue
         seen.add(name)
         note = _check(node, model, form)
@@ -49,6 +50,14 @@ def check_models(plan: Plan, store: Store, is_dry: bool = False) -> Iterator[str
             yield note
         elif not is_dry or store.fs.exists(store.root):
             store.write_note(NOTES, name, {"model": model.path, "passed": True})
+
+
+def _has_note(store: Store, name: str) -> bool:
+    """Whether the store has the note; a damaged one is written anew."""
+    try:
+        return store.read_note(NOTES, name) is not None
+    except CorruptError:
+        return False
 
 
 def _checked_part(node: Node, model: ModelSpec) -> ModelSpec:

@@ -127,6 +127,16 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             f"expected task: {' or '.join(model.kind.corpora)}. Set it in corpus, or another head "
             "in model."
         )
+    n_outputs = 1 if corpus.task == "regression" else len(corpus.classes)
+    meets_labels = corpus.task in ("classification", "regression") and (
+        "label" in stage.reads or any(spec.name == "prediction" for spec in stage.writes)
+    )
+    if model is not None and meets_labels and model.num_labels not in (None, n_outputs):
+        raise ConfigFileError(
+            f"stages.{instance}: found num_labels: {model.num_labels}, expected {n_outputs} for a "
+            f"corpus with task: {corpus.task}, one output for "
+            f"{'the target' if corpus.task == 'regression' else 'each class'}. Correct num_labels."
+        )
     explains_tokens = any(spec.name in ("token", "word_path") for spec in stage.writes)
     if explains_tokens and model is not None and not model.kind.is_on_trunk:
         if is_encoder_decoder(model):

@@ -4,12 +4,13 @@ A row must be readable by every model that reads it, or it is rejected: a refusa
 would stop its stage. Stages that read plain texts, whatever the head, refuse no conversation.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stages.model.refusals import reading_fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import Stage
+from stages.stage import ModelError, Stage
 
 
 class Readers:
@@ -18,8 +19,7 @@ class Readers:
     def __init__(self, stages: Iterable[Stage] = ()) -> None:
         """Finds the models of `stages`, all stages of a run, those that are added included.
 
-        Raises:
-            ModelError: a model cannot be found.
+        A model that cannot be found is left to the plan, which raises once it has checked stages.
         """
         self._models: dict[tuple[str, str], ModelSpec] = {}
         for stage in stages:
@@ -28,7 +28,8 @@ class Readers:
                 continue
             if "model.head" in stage.outside_key:
                 model = ModelSpec(model.path, model.revision)
-            self._models.setdefault((model.head, reading_fingerprint(model)), model)
+            with contextlib.suppress(ModelError):
+                self._models.setdefault((model.head, reading_fingerprint(model)), model)
         self._loaded: list[tuple[ModelSpec, Any, Any]] | None = None
 
     @property

@@ -1,7 +1,7 @@
 """Rows as a Parquet, JSONL or CSV file that holds every value as it is.
 
 Parquet keeps the Arrow types. What JSON and CSV have no form for is written as text that can be
-read back without loss: numbers with all their digits, times in ISO 8601 with as many decimals as
+read back without loss: decimals of more than 15 digits, times in ISO 8601 with as many decimals as
 they have, durations too (`PT1.5S`), bytes in base64. In CSV a null is an empty field, the empty
 text is `""`, and what is nested is JSON. Columns of the type `pyarrow.json_` hold JSON, which is
 written as it stands.
@@ -15,7 +15,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from storage.schema import StorageError
 
 ENDINGS = (".parquet", ".jsonl", ".csv")
 _BLOCK_ROWS = 8192
+_FLOAT_DIGITS = 15
+"""Decimal digits that survive in any float64."""
+_YEARS = (np.datetime64("0001", "Y"), np.datetime64("9998", "Y"))
 _QUOTED = frozenset('",\r\n')
 
 
@@ -95,12 +98,7 @@ def _write_csv(rows: pa.Table, file: TextIO) -> None:
 
 def _blocks(rows: pa.Table) -> Iterable[list[pa.Array]]:
     for start in range(0, rows.num_rows, _BLOCK_ROWS):
-        yield [_whole(column) for column in rows.slice(start, _BLOCK_ROWS).columns]
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
+        yield [pa.concat_arrays(column.chunks) for column in rows.slice(start, _BLOCK_ROWS).columns]
 
 
 def _fields(cells: pa.Array) -> list[str]:
@@ -182,7 +180,9 @@ def _bytes(cells: pa.Array) -> list[str]:
 
 
 def _decimals(cells: pa.Array) -> list[str]:
-    return [format(value, "f") for value in cells.to_pylist()]
+    """Numbers; as text where they may have more digits than readers of JSON keep."""
+    texts = [format(value, "f") for value in cells.to_pylist()]
+    return _quoted(texts) if cells.type.precision > _FLOAT_DIGITS else texts
 
 
 def _floats(cells: pa.Array) -> list[str]:
@@ -203,15 +203,16 @@ def _times(cells: pa.Array) -> list[str]:
 
 def _timestamps(cells: pa.Array) -> list[str]:
     """Date and time in ISO 8601; where the type has a time zone, with the offset from UTC there."""
-    if cells.type.tz is not None:
+    unit = cells.type.unit
+    moments = pc.cast(cells, pa.int64()).to_numpy(zero_copy_only=False)
+    moments = moments.astype(f"datetime64[{unit}]")
+    years = moments.astype("datetime64[Y]")
+    # pyarrow knows the offsets of time zones, and wraps years that are far away.
+    if cells.type.tz is not None and np.all((years >= _YEARS[0]) & (years <= _YEARS[1])):
         with contextlib.suppress(pa.ArrowException):  # A time zone of which nothing is known here.
-            texts = _cast(cells)
-            if not any(text.startswith("<") for text in texts):  # Years beyond 32767.
-                return _quoted(map(_with_offset, texts))
-    # NumPy shows a moment of any year; pyarrow does not.
-    counts = pc.cast(cells, pa.int64()).to_numpy(zero_copy_only=False)
-    shown = np.datetime_as_string(counts.astype(f"datetime64[{cells.type.unit}]")).tolist()
-    return _quoted(shown if cells.type.tz is None else (f"{text}+00:00" for text in shown))
+            return _quoted(map(_with_offset, _cast(cells)))
+    zone = "" if cells.type.tz is None else "+00:00"
+    return _quoted(f"{text}{zone}" for text in np.datetime_as_string(moments).tolist())
 
 
 def _with_offset(text: str) -> str:
@@ -232,7 +233,7 @@ def _durations(cells: pa.Array) -> list[str]:
 
 
 def _lists(cells: pa.Array) -> list[str]:
-    items = iter(json_texts(_whole_array(cells.flatten())))
+    items = iter(json_texts(cells.flatten()))
     lengths = pc.list_value_length(cells).to_pylist()
     return ["[" + ",".join(next(items) for _ in range(length)) + "]" for length in lengths]
 
@@ -252,7 +253,3 @@ def _maps(cells: pa.Array) -> list[str]:
     pairs = [f"{key}:{text}" for key, text in zip(keys, json_texts(cells.items), strict=True)]
     offsets = cells.offsets.to_pylist()
     return [f"{{{','.join(pairs[start:stop])}}}" for start, stop in itertools.pairwise(offsets)]
-
-
-def _whole_array(cells: Any) -> pa.Array:
-    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells

@@ -192,7 +192,9 @@ class NewQuery:
             batches = stage.compute(inputs)
         tables = _checked(stage.writes, batches)
         self._progress.stepped(instance, 1, 1)
-        if not tables[stage.writes[0].name].num_rows:
+        # A method of pairs has no row where no example has a score, such as a word in common.
+        table = stage.writes[0].name
+        if table != "attribution" and not tables[table].num_rows:
             diagnostics = tables.get("diagnostics")
             reasons = "" if diagnostics is None else ", ".join(diagnostics["status"].to_pylist())
             raise RunError(

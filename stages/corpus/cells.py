@@ -59,7 +59,7 @@ def from_table(table: pa.Table) -> SourceRows:
             column, rows = _decoded(column)
             bad.update(rows)
         whole = whole.set_column(at, pa.field(field.name, column.type), column)
-    faults = {row: ("not UTF-8", compact(_shown(table, row))) for row in sorted(bad)}
+    faults = {row: ("not UTF-8", compact(row_of(table, row))) for row in sorted(bad)}
     return SourceRows(whole, faults, mixed=mixed)
 
 
@@ -94,7 +94,7 @@ def decoded(loaded: SourceRows, names: set[str]) -> SourceRows:
                 column.validate(full=True)
             except pa.ArrowInvalid:
                 column, bad = _decoded(column)
-                shown = {row: ("not UTF-8", compact(_shown(table, row))) for row in bad}
+                shown = {row: ("not UTF-8", compact(row_of(table, row))) for row in bad}
                 faults = {**shown, **faults}
             table = table.set_column(at, field.name, column)
     return loaded._replace(table=table, faults=faults)
@@ -123,11 +123,11 @@ def _plain_layout(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _plain_layout(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_list_view(kind):
-        return pa.list_(_plain_layout(kind.value_type))
+        return pa.list_(kind.value_field.with_type(_plain_layout(kind.value_type)))
     if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
-        return pa.large_list(_plain_layout(kind.value_type))
+        return pa.large_list(kind.value_field.with_type(_plain_layout(kind.value_type)))
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(f.name, _plain_layout(f.type)) for f in kind])
+        return pa.struct([field.with_type(_plain_layout(field.type)) for field in kind])
     return kind
 
 
@@ -149,8 +149,8 @@ def _decoded(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
     return pa.chunked_array([pa.array(cells, column.type)]), bad
 
 
-def _shown(table: pa.Table, row: int) -> dict[str, Any]:
-    """A row by column, with bytes that are not UTF-8 as surrogates."""
+def row_of(table: pa.Table, row: int) -> dict[str, Any]:
+    """A row by column, for a person: with bytes that are not UTF-8 as surrogates."""
     shown: dict[str, Any] = {}
     for name, column in zip(table.column_names, table.slice(row, 1).columns, strict=True):
         if is_text(column.type) or pa.types.is_binary(column.type):
@@ -159,8 +159,8 @@ def _shown(table: pa.Table, row: int) -> dict[str, Any]:
             continue
         try:
             shown[name] = column[0].as_py()
-        except (UnicodeDecodeError, ValueError, OverflowError, pa.ArrowException):
-            shown[name] = None
+        except (ValueError, OverflowError):  # Not UTF-8 inside, or a date that Python has not.
+            shown[name] = str(column[0]) if pa.types.is_temporal(column.type) else None
     return shown
 
 

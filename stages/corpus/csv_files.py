@@ -80,6 +80,7 @@ def _read(
                 use_threads=False,
                 block_size=_BLOCK_BYTES,
                 column_names=columns,
+                skip_rows=_blank_lines(file),
                 skip_rows_after_names=1,
             ),
             pyarrow.csv.ParseOptions(
@@ -176,6 +177,12 @@ def _records(file: str, separator: str, n_rows: int) -> Iterable[list[str]]:
             return list(itertools.islice(rows, n_rows))
     finally:
         csv.field_size_limit(limit)
+
+
+def _blank_lines(file: str) -> int:
+    """How many lines are above the header."""
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
+        return sum(1 for _ in itertools.takewhile(lambda line: line == "\n", stream))
 
 
 def _header(file: str, separator: str) -> list[str]:

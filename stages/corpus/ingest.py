@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows, compact, decoded
+from stages.corpus.cells import SourceRows, compact, decoded, row_of
 from stages.corpus.columns import (
     JSON,
     OWN,
@@ -157,7 +157,8 @@ def read(
     mark(reasons, source_ids.is_null(), "null id")
     texts = read_texts(source, loaded, reasons)
     vectors = read_features(source, loaded, reasons, vector_length) if source.features else None
-    refused = _refused(texts, reasons, refusals) if refusals is not None else {}
+    has_text = texts.format != "text" or source.text is not None
+    refused = _refused(texts, reasons, refusals) if refusals is not None and has_text else {}
     mark(reasons, np.isin(np.arange(len(reasons)), list(refused)), REFUSED)
     _check_usable(source, reasons, refused)
     supervision = _read_supervision(source, loaded, reasons, classes, role, keeps_absent)
@@ -208,7 +209,7 @@ def read(
         columns,
         source.task,
         texts.format,
-        texts.format != "text" or source.text is not None,
+        has_text,
         (*loaded.notices, *supervision.notices),
     )
 
@@ -324,10 +325,12 @@ def _rejected(
 ) -> pa.Table:
     """The rejected rows as the table `rejected`; an unreadable row has no source id."""
     numbers = np.flatnonzero(reasons != 0)
-    cells = loaded.table.take(pa.array(numbers)).to_pylist()
-    row_of = dict(zip(numbers.tolist(), cells, strict=True))
-    raws = [loaded.faults[i][1] if i in loaded.faults else compact(row_of[i]) for i in row_of]
-    is_known = pa.array([i not in loaded.faults for i in row_of], pa.bool_())
+    cells = loaded.table.take(pa.array(numbers))
+    raws = [
+        loaded.faults[row][1] if row in loaded.faults else compact(row_of(cells, at))
+        for at, row in enumerate(numbers.tolist())
+    ]
+    is_known = pa.array([row not in loaded.faults for row in numbers.tolist()], pa.bool_())
     known_ids = pc.if_else(
         is_known, source_ids.take(pa.array(numbers)), pa.scalar(None, pa.string())
     )

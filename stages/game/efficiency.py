@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from stages.game.stopping import student_t_quantile
+from stages.game.uncertainty import student_t_quantile
 
 GapSums = Mapping[str, int | float]
 """n, total (of the gaps), total_allowed and, where values are means over units, total_sq."""
@@ -66,7 +65,7 @@ def of_queries(
 
 def rounding(ends: tuple[float, float], precision: str = "float64") -> float:
     """The gap that rounding explains: half of the digits of the utilities `ends`."""
-    return float(torch.finfo(getattr(torch, precision)).eps ** 0.5 * sum(map(abs, ends)))
+    return float(np.finfo(precision).eps ** 0.5 * sum(map(abs, ends)))
 
 
 def with_gap(sums: GapSums) -> dict[str, Any]:

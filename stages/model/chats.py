@@ -54,7 +54,7 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
         return text
 
     whole = render(len(messages))
-    answers, says_something = [], False
+    answers, is_said = [], []
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -71,9 +71,11 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
             )
         answers.append((len(before), len(after)))
         answer = after[len(before) :]
-        says_something |= bool(message["content"].strip() and answer)
-        says_something |= any(name in answer for name in _called(message))
-    if answers and not says_something:
+        said = message["content"].strip()
+        called = _called(message)
+        if said or called:
+            is_said.append(bool(said and answer) or any(name in answer for name in called))
+    if is_said and not any(is_said):
         raise RefusedRow("chat template: it leaves nothing of the assistant's messages", EXPECTED)
     return Chat(whole, answers)
 
@@ -100,6 +102,7 @@ def tokenise_chat(
         add_special_tokens=False,
         return_offsets_mapping=True,
         split_special_tokens=False,
+        verbose=False,
     )
     marks = {token: mark.content for token, mark in tokenizer.added_tokens_decoder.items()}
     is_answer, reached = [], 0
@@ -114,6 +117,13 @@ def tokenise_chat(
         is_answer.append(any(first < stop and last > begin for begin, stop in chat.answers))
         reached = max(reached, end)
     return encoded["input_ids"], is_answer
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens, less that of a token that only stands for unknown words."""
+    names = [n for n in tokenizer.SPECIAL_TOKENS_ATTRIBUTES if n != "unk_token"]
+    others = {getattr(tokenizer, f"{name}_id", None) for name in names}
+    return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others)
 
 
 def parsed(text: str, tools: str | None) -> tuple[Messages, list[Any] | None]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.model.batches import REWRITTEN, TEMPLATE, Span, Tokens
+from stages.model.chats import special_ids
 from stages.model.measurement import Measurement
 from stages.reading.words import words_of
 
@@ -57,7 +58,7 @@ def extended(tokenizer: Any, ids: Sequence[int], known: TokenOffsets) -> TokenOf
     The tokens behind them have no characters. Except for special ones they count as text: a token
     that a model wrote is as much its input as the text before it.
     """
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     more = list(ids[len(known.token) :])
     n = len(ids)
     none: list[None] = [None] * len(more)

@@ -5,7 +5,6 @@ know, and a chat template may refuse a conversation.
 """
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 from stages.model.chats import lay_out, parsed
@@ -13,26 +12,49 @@ from stages.model.hub import resolve
 from stages.model.spec import ModelSpec
 from stages.stage import RefusedRow
 
+WITHOUT = "without a token"
+"""The reason to refuse a text of which the tokenizer leaves nothing."""
+UNKNOWN = "\U0010fffd"
+"""A character for private use, which a vocabulary hardly has."""
 _FILES = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
 
 
-def has_token(tokenizer: Any) -> Callable[[str], bool]:
-    """A function that says whether the tokenizer finds a token in a text, special ones aside.
+class TextCheck:
+    """What a tokenizer cannot read of texts: those without a token, and those on which it fails.
 
-    A text with a character that gives a token by itself has one; other texts are tokenised. Cost:
-    below a microsecond a text, and 100 for each character that is new.
+    A text with a character that gives a token by itself has one; other texts are tokenised, and all
+    of them by a tokenizer that fails on a letter that no vocabulary has. Cost: below a microsecond
+    a text, and 100 for each character that is new or each text that is tokenised.
     """
-    known: dict[str, bool] = {}
 
-    def finds(text: str) -> bool:
-        return bool(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, bool] = {}
+        self.adds_tokens = bool(tokenizer("")["input_ids"])
+        try:
+            self._finds(UNKNOWN)
+        except Exception:  # Tokenizers raise bare exceptions.
+            self.may_fail = True
+        else:
+            self.may_fail = False
 
-    def is_known(character: str) -> bool:
-        if character not in known:
-            known[character] = finds(character)
-        return known[character]
+    def refusal(self, text: str) -> str | None:
+        """Why the text cannot be read; None where it can."""
+        if not self.may_fail and any(map(self._is_known, text)):
+            return None
+        try:
+            return None if self._finds(text) else WITHOUT
+        except Exception as error:  # As above.
+            return f"that its tokenizer fails on: {' '.join(str(error).split())}"
 
-    return lambda text: any(map(is_known, text)) or finds(text)
+    def _is_known(self, character: str) -> bool:
+        if character not in self._known:
+            self._known[character] = self._finds(character)
+        return self._known[character]
+
+    def _finds(self, text: str) -> bool:
+        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return bool(encoded["input_ids"])
 
 
 def chat_refusal(tokenizer: Any, text: str, tools: str | None) -> str | None:
@@ -55,7 +77,8 @@ def reading_fingerprint(model: ModelSpec) -> str:
         ModelError: as `stages.model.hub.resolve`.
     """
     folder, total = resolve(model), hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _FILES):
+    files = [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]
+    for path in sorted(path for path in files if path.suffix in _FILES):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         total.update(str(path.relative_to(folder)).encode() + b"\0" + content)

@@ -21,7 +21,7 @@ from stages.model.batches import (
     tokenise,
     with_marks,
 )
-from stages.model.chats import parsed, tokenise_chat
+from stages.model.chats import parsed, special_ids, tokenise_chat
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
 from stages.stage import ConfigError, DataError
@@ -146,12 +146,13 @@ def tokenise_completions(
         ModelError: there is no chat template, or the tokenizer has no offsets.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
-    special, spans = set(tokenizer.all_special_ids), []
+    spans = []
     for text, pair in zip(texts, pairs, strict=True):
         row_spans: list[Span] = []
         if form == "messages":
             ids, is_answer = tokenise_chat(tokenizer, *parsed(text, pair))
             # A chat template gives no character offsets.
+            special = special_ids(tokenizer)
             row_spans = [TEMPLATE if i in special else REWRITTEN for i in ids]
         else:
             ids, is_answer = [], []
@@ -159,8 +160,7 @@ def tokenise_completions(
                 part_ids, characters = _part(tokenizer, part, column == 0, with_offsets)
                 ids += part_ids
                 is_answer += [column == 1 or form == "text"] * len(part_ids)
-                offsets = zip(part_ids, characters, strict=True) if with_offsets else ()
-                row_spans += [TEMPLATE if i in special else (column, *at) for i, at in offsets]
+                row_spans += [TEMPLATE if at is None else (column, *at) for at in characters]
             end = _end(tokenizer)
             ids, is_answer, row_spans = (
                 ids + end,
@@ -316,10 +316,11 @@ def _fit(
 
 def _part(
     tokenizer: Any, text: str, special: bool, with_offsets: bool
-) -> tuple[list[int], list[tuple[int, int]]]:
+) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Token ids of a piece of text, and with `with_offsets` the start and stop of each.
 
-    `special` adds the special tokens that begin a text, never the one that ends it.
+    A token that the tokenizer adds has None for these. `special` adds the special tokens that begin
+    a text, never the one that ends it.
     """
     encoded = encode_text(
         tokenizer, text, add_special_tokens=special, return_offsets_mapping=with_offsets
@@ -328,7 +329,10 @@ def _part(
     # A tokenizer that ends every text would end the prompt before its completion.
     if special and ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
-    return ids, encoded["offset_mapping"][: len(ids)] if with_offsets else []
+    if not with_offsets:
+        return ids, []
+    places = zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
+    return ids, [None if part is None else at for part, at in places][: len(ids)]
 
 
 def _end(tokenizer: Any) -> list[int]:

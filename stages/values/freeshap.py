@@ -127,7 +127,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
         tally = MarginalSums(self.utilities, self.weights(game, design))
         for index in range(draw * self.rounds, (draw + 1) * self.rounds):
             self.sample(game, design, tally, self.units_per_round, index, ends)
-        return Values(self.semivalues, *tally.estimates())
+        return Values(self.semivalues, *tally.estimates(self.n_prior(game.n)))
 
     def replay(
         self,
@@ -169,7 +169,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
             stepped(done, len(rounds))
             self.sample(game, design, tally, self.units_per_round, index, ends)
         stepped(len(rounds), len(rounds))
-        mean, error = (estimate[..., 0] for estimate in tally.estimates())
+        mean, error = (estimate[..., 0] for estimate in tally.estimates(self.n_prior(game.n)))
         return tables.example_ids, Values(self.semivalues, mean, error)
 
     def replay_cost(self, work: Work, n_rounds: int) -> Cost:
@@ -230,6 +230,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
                     pa.array(tally.total_sq[row, column].numpy()),
                     pa.array(np.full(game.n, tally.n_units)),
                     pa.array(tally.n_observed[column].numpy()),
+                    pa.array(np.full(game.n, self.n_prior(game.n))),
                 ]
                 yield (
                     SHAPLEY_ROUND.name,

@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.game.permutations import prior_units
 from stages.game.utility import Utility, mean_utilities
 from stages.game.utility import check_fields as check_utilities
 from stages.model.learners import LastBlocks, Players, read_texts, read_vectors
@@ -301,6 +302,7 @@ def _sums(
             pa.array(of_units.square().sum(0).numpy()),
             counts,
             counts,
+            pa.array(np.full(len(ids), prior_units(len(ids), "uniform"))),
         ]
         yield SHAPLEY_ROUND.name, pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_ROUND.schema)
 

@@ -143,7 +143,7 @@ class ShapleyByQuery(Valuation, Stage):
                     for at, name in enumerate(self.utilities)
                 }
             )
-        mean, stderr = (estimate.numpy() for estimate in tally.estimates())
+        mean, stderr = (estimate.numpy() for estimate in tally.estimates(self.n_prior(game.n)))
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
                 for at, query_id in enumerate(query_ids):

@@ -74,7 +74,7 @@ def test_a_row_that_the_template_refuses_is_rejected_with_its_words(
     assert opened.sql("SELECT count(*) FROM predictions").fetchall() == [(len(GOOD),)]
     good = tmp_path / "good"
     assay("run", written(good, talker, GOOD, {"prediction": {}}))
-    for table in ("text", "label", "extra", "prediction"):
+    for table in ("text", "label", "prediction"):
         assert shards(good, table) == shards(tmp_path, table)
     assert "0 tasks to do" in assay("run", config).stderr
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from stages.model.batches import Tokens
-from stages.model.heads.head import NO_TOKEN, Explains, Head
+from stages.model.heads.head import Explains, Head
 from stages.model.networks import CompletionNetwork, NextWordNetwork
 from stages.model.pretrained import load_causal
-from stages.model.refusals import chat_refusal, has_token
+from stages.model.refusals import WITHOUT, TextCheck, chat_refusal
 from stages.model.templates import tokenise_completions
 from stages.stage import Inputs
 
@@ -46,10 +46,22 @@ class Completion(Head):
         if form == "messages":
             rows = zip(texts, pairs, strict=True)
             return [chat_refusal(tokenizer, text, tools) for text, tools in rows]
-        finds = has_token(tokenizer)
+        check = TextCheck(tokenizer)
+        parts = [("text", texts)]
         if form == "prompt_completion":
-            return [None if finds(b or "") else "completion without a token" for b in pairs]
-        return [None if finds(text) else NO_TOKEN for text in texts]
+            parts = [("completion", [pair or "" for pair in pairs]), ("prompt", texts)]
+        refused: list[str | None] = [None] * len(texts)
+        for what, column in parts:
+            for row, part in enumerate(column):
+                reason = check.refusal(part)
+                # A prompt may be empty.
+                if (
+                    reason is not None
+                    and refused[row] is None
+                    and (what, reason) != ("prompt", WITHOUT)
+                ):
+                    refused[row] = f"{what} {reason}"
+        return refused
 
     def of_embeddings(self, network: nn.Module) -> nn.Module:
         """The network whose outputs are the logits of the token that follows a row."""

@@ -12,13 +12,11 @@ from torch import nn
 
 from stages.catalogue import load_head
 from stages.model.batches import Tokens
-from stages.model.refusals import has_token
+from stages.model.refusals import WITHOUT, TextCheck
 from stages.model.spec import ModelSpec
 from stages.model.templates import plain_texts, tokenise_plain
 from stages.stage import TASKS, ConfigError, Inputs
 
-NO_TOKEN = "text without a token"
-"""The reason to refuse a text of which the tokenizer leaves nothing."""
 Explains = Literal["output", "answer", "next_tokens"]
 
 
@@ -105,13 +103,20 @@ class Head(ABC):
     ) -> list[str | None]:
         """Why each row cannot be read; None where it can. Arguments are those of `encode`.
 
-        Here those are refused that have no token, where the tokenizer adds none of its own.
+        Here those are refused on which the tokenizer fails, and those without a token where it adds
+        none of its own.
         """
-        if tokenizer("")["input_ids"]:
+        check = TextCheck(tokenizer)
+        if check.adds_tokens and not check.may_fail:
             return [None] * len(texts)
-        finds = has_token(tokenizer)
-        rows = zip(*plain_texts(texts, pairs, form), strict=True)
-        return [None if finds(a) or (b and finds(b)) else NO_TOKEN for a, b in rows]
+        refused: list[str | None] = []
+        for row in zip(*plain_texts(texts, pairs, form), strict=True):
+            reasons = [check.refusal(part) for part in row if part is not None]
+            wrong = [reason for reason in reasons if reason not in (None, WITHOUT)]
+            is_empty = not check.adds_tokens and set(reasons) == {WITHOUT}
+            reason = wrong[0] if wrong else WITHOUT if is_empty else None
+            refused.append(reason and f"text {reason}")
+        return refused
 
     def reads_pairs(self, form: str) -> bool:
         """Whether every row needs a second text, `text_b`."""

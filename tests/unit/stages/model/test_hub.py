@@ -1,11 +1,13 @@
 """What a fingerprint knows of a model: the content of its files, never the name of their folder."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import stages.model.hub
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
 
@@ -101,3 +103,42 @@ def test_a_model_saved_anew_in_its_folder_is_another(saved: Any, tmp_path: Path)
     first = fingerprint(ModelSpec(str(folder)))
     shutil.copytree(saved("bert", num_labels=5), folder, dirs_exist_ok=True)
     assert fingerprint(ModelSpec(str(folder))) != first
+
+
+PAD = {"added_tokens": [{"id": 2, "content": "<pad>"}]}
+CLASSIFIER = ["LlamaForSequenceClassification"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told", "is_other"),
+    [
+        ({}, {"truncation_side": "left"}, True),
+        ({}, {"truncation_side": "right"}, False),
+        ({"is_encoder_decoder": True}, {}, True),
+        ({"architectures": CLASSIFIER, "pad_token_id": 1}, {"pad_token": "<pad>"}, True),
+        (
+            {"architectures": CLASSIFIER, "pad_token_id": 1},
+            {"pad_token": {"content": "<pad>"}},
+            True,
+        ),
+        ({"architectures": CLASSIFIER, "pad_token_id": 2}, {"pad_token": "<pad>"}, False),
+        ({"architectures": CLASSIFIER}, {"pad_token": "<pad>"}, False),
+        ({"architectures": ["LlamaModel"], "pad_token_id": 1}, {"pad_token": "<pad>"}, False),
+    ],
+)
+@pytest.mark.parametrize("place", ["plain", f"models--someone--model/snapshots/{COMMIT}"])
+def test_models_that_were_misread_once_have_another_fingerprint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: Any,
+    told: Any,
+    is_other: bool,
+    place: str,
+) -> None:
+    folder = folder_of(tmp_path / place)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    (folder / "tokenizer.json").write_text(json.dumps(PAD))
+    found = fingerprint(ModelSpec(str(folder)))
+    monkeypatch.setattr(stages.model.hub, "_was_misread", lambda _: False)
+    assert (found != fingerprint(ModelSpec(str(folder)))) == is_other

@@ -7,8 +7,8 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stages.model.heads.head import NO_TOKEN, head_of
-from stages.model.refusals import has_token, reading_fingerprint
+from stages.model.heads.head import head_of
+from stages.model.refusals import WITHOUT, TextCheck, reading_fingerprint
 from stages.model.spec import ModelSpec, Prompt
 
 
@@ -24,9 +24,31 @@ def dropping() -> Any:
     "text", ["ab", "कab", "k k b", "\u200b", "क", "hello", "hello c", "", " ", "\x00", "\x00a"]
 )
 def test_a_text_has_a_token_if_the_tokenizer_finds_one(text: str) -> None:
-    finds = has_token(dropping())
+    check = TextCheck(dropping())
+    wanted = None if set(text) & set("abc") else WITHOUT
+    assert bool(dropping()(text)["input_ids"]) == (wanted is None)
     for _ in range(2):  # The second time what is known of the letters decides.
-        assert finds(text) == bool(dropping()(text)["input_ids"]) == bool(set(text) & set("abc"))
+        assert check.refusal(text) == wanted
+
+
+def test_a_text_that_a_tokenizer_fails_on_is_refused() -> None:
+    """Some have no token for unknown words, and raise."""
+    core = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[CLS]": 2}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core)
+    check = TextCheck(tokenizer)
+    texts = ["a b", "a x", "", "b"]
+    reasons = [check.refusal(text) for text in texts]
+    assert [r and r.split(":")[0] for r in reasons] == [
+        None,
+        "that its tokenizer fails on",
+        WITHOUT,
+        None,
+    ]
+    assert "UNK" in str(reasons[1])
+    for head, form in (("probe", "text"), ("completion", "prompt_completion")):
+        found = head_of(ModelSpec("x", head=head)).refusals(tokenizer, texts, ["a"] * 4, form)
+        assert [bool(reason) for reason in found] == [False, True, False, False]
 
 
 TEXTS, PAIRS = ["ab", "hello", "hello", "ab"], ["c", "hello", "c", "hello"]
@@ -48,9 +70,8 @@ def test_who_refuses_what(head: str, form: str, pairs: list[Any], refused: list[
     prompt = Prompt("{text} is", ("a", "b")) if head == "label_words" else None
     kind = head_of(ModelSpec("x", head=head, prompt=prompt))
     found = kind.refusals(dropping(), TEXTS, pairs, form)
-    what = "completion without a token" if form == "prompt_completion" else NO_TOKEN
-    what = what if head == "completion" else NO_TOKEN
-    assert found == [what if row in refused else None for row in range(4)]
+    what = "completion" if (head, form) == ("completion", "prompt_completion") else "text"
+    assert found == [f"{what} {WITHOUT}" if row in refused else None for row in range(4)]
 
 
 def test_special_tokens_are_enough_for_a_model_of_whole_texts(saved: Any) -> None:

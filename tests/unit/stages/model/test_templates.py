@@ -7,6 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from stages.model.batches import REWRITTEN
+from stages.model.chats import special_ids
 from stages.model.spec import Lora, ModelSpec, Prompt, Trained
 from stages.model.templates import (
     label_word_ids,
@@ -39,6 +41,8 @@ def words(tok: Any, ids: list[int]) -> str:
     return " ".join(tok.convert_ids_to_tokens(ids))
 
 
+PAIRS = {"prompt_completion": " zzz b"}
+TURN = [{"role": "assistant", "content": "zzz b"}]
 MASKED = Prompt("{text} it was {mask} .", ("good", "bad"))
 CAUSAL = Prompt("{text} it was", ("good", "bad"))
 
@@ -120,6 +124,25 @@ def test_a_completion_and_its_end_are_predicted() -> None:
     assert targets(tok, plain) == "b </s> -"
     cut = tokenise_completions(tok, ["a b c"], ["d"], "prompt_completion", 3)
     assert targets(tok, cut) == "- - -"
+
+
+@pytest.mark.parametrize("form", ["text", "prompt_completion", "messages"])
+def test_unknown_words_of_a_completion_are_text(form: str) -> None:
+    """They have a token of their own, which is special only by name."""
+    tok = tokenizer(False)
+    tok.chat_template = "{% for m in messages %} {{ m.content }} </s>{% endfor %}"
+    texts = {"messages": json.dumps([{"role": "user", "content": "a"}, *TURN]), "text": "a zzz b"}
+    tokens = tokenise_completions(
+        tok, [texts.get(form, "a")], [PAIRS.get(form)], form, 16, with_offsets=True
+    )
+    assert tokens.spans is not None
+    assert [span[0] >= 0 or span == REWRITTEN for span in tokens.spans[0]] == [
+        token != "</s>" for token in tok.convert_ids_to_tokens(tokens.columns["input_ids"][0])
+    ]
+    assert "[UNK]" in words(tok, tokens.columns["input_ids"][0])
+    assert special_ids(tok) == {WORDS.index("</s>")}
+    tok.unk_token = "</s>"  # as GPT-2 has it
+    assert special_ids(tok) == {WORDS.index("</s>")}
 
 
 @pytest.mark.parametrize(
