@@ -15,7 +15,7 @@ by the folder that it lies in, or opened, which is faster for several questions.
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,12 +198,19 @@ def _assignments(overrides: Overrides) -> Sequence[str]:
     ]
 
 
+class _Log(logging.FileHandler):
+    """A log without which a run goes on: what cannot be written is told by the run itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignores a record that finds no room."""
+
+
 @contextmanager
 def _log_in(run: str) -> Iterator[None]:
     """Also writes what is logged meanwhile to `assay.log` in the run's folder."""
     try:
         Path(run).mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(Path(run) / "assay.log", delay=True, encoding="utf-8")
+        handler = _Log(Path(run) / "assay.log", delay=True, encoding="utf-8")
     except OSError:
         yield  # the run itself raises an error about the folder
         return
@@ -217,4 +224,5 @@ def _log_in(run: str) -> Iterator[None]:
         raise
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()

@@ -66,7 +66,7 @@ def build_catalog(
             _views(connection, {entry.manifest.table for entry in entries})
             connection.execute("CHECKPOINT")
         os.replace(temporary, path)
-    except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
+    except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException) as error:
         raise StorageError(
             f"{path}: found that the catalog cannot be written ({str(error).splitlines()[0]}), "
             "expected room on the disk. Make room, and give the same command again: it goes on "
