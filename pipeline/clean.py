@@ -154,9 +154,11 @@ class _Cleaning:
             if table == NOTES:
                 note = self._store.read_note(NOTES, stem) or {}
                 is_orphan = note.get("path") in self._forgotten
+            elif table.startswith("."):
+                is_orphan = False  # a note that serves any run, such as on a model that was checked
             elif table == NOTE_OF_CORPUS:
                 named = self._store.read_note(table, stem) or {}
-                is_orphan = not {f"{key}.json" for key in named.values()} <= needed
+                is_orphan = needed.isdisjoint(f"{key}.json" for key in named.values())
             else:
                 is_orphan = name not in needed
             if is_orphan:

@@ -97,7 +97,7 @@ class OnRay:
         self._ray: Any = ray
         self._settings = settings
         self._crew: Crew | None = None
-        self._is_closed = threading.Event()
+        self._is_closed, self._is_local = threading.Event(), address is None
         # A cluster's nodes get this code, and only it: the rooms, not the folder they lie in, which
         # in a checkout holds data and runs, and after a plain `pip install` every other package.
         rooms = [str(Path(__file__).resolve().parents[1] / room) for room in ROOMS]
@@ -231,14 +231,14 @@ class OnRay:
                     f"ray: found that a worker cannot start ({error}), expected this package and "
                     "what it needs on every node. Install the same version there."
                 ) from error
-            crew.lose(crew.recruits[ref])
+            crew.refuse(ref, _line(error))
         except exceptions.RayError as error:
             if not self._is_lost(error):
                 raise TaskError(
                     f"ray: found that a worker cannot start ({_line(error)}), expected nodes that "
                     "take this package's code. See Ray's own log on the node."
                 ) from error
-            crew.lose(crew.recruits[ref])
+            crew.refuse(ref, _line(error))
         else:
             crew.welcome(ref)
 
@@ -260,7 +260,7 @@ class OnRay:
         if self._crew is None or self._crew.resources != resources:
             if self._crew is not None:
                 self._crew.dismiss()
-            self._crew = Crew(self._ray, resources)
+            self._crew = Crew(self._ray, resources, is_alone=self._is_local)
         return self._crew
 
 

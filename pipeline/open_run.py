@@ -275,7 +275,7 @@ class OpenedRun:
         if Path(path).exists():
             raise RunError(
                 f"{path}: found a file there already, expected a new one: it may hold decisions. "
-                "Name another, or delete it first."
+                "Name another."
             )
         pair = "text_b, " if "text_b" in rows.columns else ""
         return self._views.export(

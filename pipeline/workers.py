@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 QUEUED_PER_WORKER = 2
 LOOK_S = 2.0
 """Between two looks at the nodes while workers are missing."""
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 """How long no worker at all may come to life while the cluster says that it has room for one."""
 
 
@@ -32,11 +32,16 @@ class Crew:
 
     ray: Any
     resources: Resources
+    is_alone: bool = False
+    """Whether nobody else can have taken the nodes: then waiting for long is in vain."""
     busy: dict[Any, dict[Any, Task]] = field(default_factory=dict)
     """Of every actor that has answered, the tasks that it was given and has not finished, by ref,
     the oldest first."""
     recruits: dict[Any, Any] = field(default_factory=dict)
     """Actors that have not answered yet, by the ref of their answer."""
+    _refusal: str = "no answer"
+    """Why the last recruit that was lost did not start."""
+    _told: float = float("-inf")
     _looked: float = float("-inf")
     _since: float = float("inf")
     """Since when there has been no actor that has answered."""
@@ -63,14 +68,17 @@ class Crew:
                 f"with {_amounts(demand)} for a worker of this stage. Lower the stage's cpus, gpus "
                 "or memory_gb under `ray:`, or add a node."
             )
-        if now - self._since > PATIENCE_S and not self.recruits:
+        waited = now - self._since
+        if waited > PATIENCE_S and (self.is_alone or not self.recruits):
             raise TaskError(
-                f"ray: found no worker that started within {PATIENCE_S:g} s, expected one on nodes "
-                f"of {'; '.join(map(_amounts, nodes))}. See whether they are well (`ray status`), "
-                "and run again: what is finished stays."
+                f"ray: found no worker that started within {PATIENCE_S:g} s (the last one: "
+                f"{self._refusal}), expected one on nodes of {'; '.join(map(_amounts, nodes))}. "
+                "See whether they are well and have memory (`ray status`), and run again: what is "
+                "finished stays."
             )
-        if now - self._since > PATIENCE_S / 3 and self.recruits:
-            LOG.warning("no worker could start yet: the cluster's nodes are taken, or gone")
+        if waited > PATIENCE_S / 4 and now - self._told > PATIENCE_S / 2:
+            LOG.warning("no worker could start yet: the nodes are taken, or without memory")
+            self._told = now
         actor = self.ray.remote(
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus,
@@ -109,6 +117,12 @@ class Crew:
     def welcome(self, ref: Any) -> None:
         """Lets a recruit work that has answered with `ref`."""
         self.busy[self.recruits.pop(ref)] = {}
+
+    def refuse(self, ref: Any, reason: str) -> None:
+        """Gives up a recruit that did not start."""
+        LOG.warning("a worker did not start: %s", reason)
+        self._refusal = reason
+        self.lose(self.recruits[ref])
 
     def lose(self, actor: Any) -> list[Task]:
         """Gives up an actor; returns the tasks it had, the oldest first."""

@@ -253,10 +253,11 @@ def _check_alike(manifest: Manifest) -> None:
         first = shards[0]
         if (other.vector_length, other.dtype) != (first.vector_length, first.dtype):
             raise SchemaError(
-                f"{manifest.table} {manifest.key}: shard {other.index} ({other.role}) has vectors "
-                f"of {other.vector_length} {other.dtype}, shard {first.index} ({first.role}) of "
-                f"{first.vector_length} {first.dtype}, expected one length and one type. Delete "
-                f"one of {first.key}.parquet and {other.key}.parquet and run again."
+                f"{manifest.table} {manifest.key}: found vectors of {other.vector_length} "
+                f"{other.dtype} in shard {other.index} ({other.role}) and of {first.vector_length} "
+                f"{first.dtype} in shard {first.index} ({first.role}), expected one length and one "
+                f"type. Delete both, {first.key}.parquet and {other.key}.parquet, and run again: "
+                "they are computed anew."
             )
 
 

@@ -35,7 +35,8 @@ def bucket() -> Iterator[Any]:
 
 def names(client: Any, prefix: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
-    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    return [key for key in keys if "/.runs/" not in key]
 
 
 def objects(client: Any, prefix: str) -> dict[str, bytes]:
@@ -82,3 +83,10 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     asked = assay("sql", tmp_path / "run", best, "--json")
     local = assay("sql", unbroken.folder, best, "--json")
     assert json.loads(asked.stdout) == json.loads(local.stdout)
+    # Nothing is left over but what no run has written.
+    bucket.put_object(Bucket=BUCKET, Key="store/ntk/0123456789abcdef.parquet", Body=b"left")
+    left = json.loads(assay("clean", f"s3://{BUCKET}/store", "--remove", "--json").stdout)
+    assert left["runs"] == [str(tmp_path / "run")]
+    tables = [item["path"] for item in left["items"] if item["kind"] != "map"]
+    assert tables == [f"{BUCKET}/store/ntk/0123456789abcdef.parquet"]
+    assert contents(objects(bucket, "store")) == stored

@@ -194,6 +194,46 @@ def test_views_read_tables_that_are_written(path: Path) -> None:
     assert read <= written
 
 
+# A person who follows a message loses the file that it names. So each has a test in which the fault
+# that it means raises it, and what it says, done to the letter, heals.
+ADVICE = re.compile(
+    r"\b[Dd]elete (it|the|that|this|one|both|all)\b|\b[Rr]emove (it or f|.*\bfile\b)"
+)
+TESTED_ADVICE = {
+    "Delete both, ": "tests/endtoend/test_advice.py::test_vectors_of_two_lengths",
+    "Delete the file; the next run writes it again": (
+        "tests/endtoend/test_errors.py::test_corrupt_manifest"
+    ),
+    "Delete the file and run again: it is computed anew": (
+        "tests/endtoend/test_errors.py::test_corrupt_and_missing_shards"
+    ),
+    "Delete the file and run again: nothing that is stored": (
+        "tests/endtoend/test_advice.py::test_a_broken_record"
+    ),
+    "Delete it and rebuild it with `assay status`": (
+        "tests/endtoend/test_errors.py::test_corrupt_catalog"
+    ),
+    "if a file of the store is named, delete that file": (
+        "tests/endtoend/test_errors.py::test_corrupt_and_missing_shards"
+    ),
+    "Delete that file and the manifest that lists it": (
+        "tests/endtoend/test_advice.py::test_a_shard_that_duckdb_cannot_read"
+    ),
+    "Remove it or fill it": "tests/endtoend/test_advice.py::test_an_empty_file_among_the_inputs",
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_advice_to_delete_a_file_is_followed_in_a_test(path: Path) -> None:
+    for said in raised_texts(path):
+        if not ADVICE.search(said):
+            continue
+        tests = [test for text, test in TESTED_ADVICE.items() if text in said]
+        assert tests, f"{path}: {said}"
+        file, _, name = tests[0].partition("::")
+        assert f"\ndef {name}(" in read(file)
+
+
 def test_ray_is_imported_by_one_module() -> None:
     importing = re.compile(r"^\s*(import|from) ray\b", re.MULTILINE)
     found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
@@ -204,6 +244,19 @@ def test_datasets_is_imported_by_one_module() -> None:
     importing = re.compile(r"^\s*(import|from) datasets\b", re.MULTILINE)
     found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
     assert found == ["huggingface.py"]
+
+
+def raised_texts(path: Path) -> list[str]:
+    """The texts of the calls in a module, such as errors, with `{}` for what is filled in."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call):
+            continue
+        for argument in call.args:
+            parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+            texts = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
+            found.append("".join(map(str, texts)))
+    return found
 
 
 def read(page: str) -> str:
