@@ -7,6 +7,7 @@ answer another question, say because the classes are others, it is fitted anew.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 from pipeline.config import stage_name
@@ -15,7 +16,10 @@ from pipeline.errors import ConfigFileError, RunError
 from pipeline.node import Node, Task, shards_of
 from pipeline.settings import Run
 from storage.manifest import Manifest
+from storage.schema import FileError
 from storage.table import Store
+
+LOG = logging.getLogger(__name__)
 
 
 def choose_artefact(
@@ -55,7 +59,8 @@ def choose_artefact(
         if key == fresh.tasks[0].key:
             return fresh, None
         labels = str(requested["labels"])
-        if key not in store.shard_keys(table):
+        listed = store.has_manifest(table, _pinned(node, key, labels).manifest_key(table))
+        if key not in store.shard_keys(table) and not listed:
             raise RunError(
                 f"artefacts.{node.instance}: found no artefact {key} in {store.url}, expected the "
                 f"one this run was pinned to (fitted on labels {labels}). Use the store that holds "
@@ -112,8 +117,7 @@ def _fitted_before(
     }
     labels = {shard.key for shard in corpus.tables["label"].shards}
     best: tuple[int, str, str] | None = None
-    for manifest_key in reversed(store.manifest_keys(table)):
-        manifest = store.read_manifest(table, manifest_key)
+    for manifest in store.earlier_manifests(table):
         if (manifest.stage, manifest.version) != (name, node.stage.version):
             continue
         if dict(manifest.fields) != dict(node.fields):
@@ -128,8 +132,8 @@ def _fitted_before(
             key = manifest.shards[0].key
             if key == last:
                 return key, fitted_on
-            before = store.read_manifest("label", fitted_on).shards
-            common = len(labels & {shard.key for shard in before})
+            before = _readable(store, "label", fitted_on)
+            common = len(labels & {shard.key for shard in before.shards}) if before else 0
             if best is None or common > best[0]:
                 best = common, key, fitted_on
     return best[1:] if best is not None else None
@@ -140,17 +144,28 @@ def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:
 
     Corrected labels have; `fitted_on` is the manifest key of the artefact's labels.
     """
-    if not store.has_manifest("label", fitted_on):
+    manifest = _readable(store, "label", fitted_on)
+    if manifest is None:
         return False
-    before, now = store.read_manifest("label", fitted_on).details, corpus.tables["label"].details
+    before, now = manifest.details, corpus.tables["label"].details
     return all(before.get(name) == now.get(name) for name in ("classes", "column", "flip_labels"))
+
+
+def _readable(store: Store, table: str, key: str) -> Manifest | None:
+    """A manifest; None where it is not in the store, or damaged."""
+    try:
+        return store.read_manifest(table, key) if store.has_manifest(table, key) else None
+    except FileError as error:
+        LOG.warning("left out: %s", error)
+        return None
 
 
 def _overlap(manifest: Manifest, read: str, keys: set[str], table: str, store: Store) -> float:
     """Share of the artefact's rows in the table `read` that lie in the corpus's shards `keys`."""
     key = manifest.inputs.get(read)
-    if key is None or not store.has_manifest(table, key):
+    before = _readable(store, table, key) if key is not None else None
+    if before is None:
         return 0.0
-    shards = [s for s in store.read_manifest(table, key).shards if s.role != "query"]
+    shards = [s for s in before.shards if s.role != "query"]
     rows = sum(s.rows for s in shards)
     return sum(s.rows for s in shards if s.key in keys) / rows if rows else 0.0

@@ -15,6 +15,7 @@ import pipeline.summary as report
 from pipeline import api
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from storage.credentials import masked
 
 
 class Assay(click.Group):
@@ -33,7 +34,7 @@ class Assay(click.Group):
             code = report.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
-            click.echo(f"assay: {error}", err=True)
+            click.echo(f"assay: {masked(str(error))}", err=True)
             sys.exit(code)
 
 
@@ -103,6 +104,23 @@ def status(run: Path, is_json: bool) -> None:
     Example: assay status runs/quickstart
     """
     report.print_status(api.status(run), is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Remove what is damaged: `assay run` makes it again.")
+@as_json
+def verify(run: Path, repair: bool, is_json: bool) -> None:
+    """Compare every file of a run with what was written, and every key with its inputs.
+
+    Exits with 1 where a file is damaged.
+
+    Example: assay verify runs/quickstart --repair
+    """
+    with Screen() as screen:
+        found = api.verify(run, repair, screen)
+    report.print_verified(found, is_json)
+    sys.exit(1 if found["damaged"] and not repair else 0)
 
 
 @main.command()

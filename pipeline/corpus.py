@@ -7,9 +7,11 @@ Runs in the driver: it is bound by reading one source, and holds the text of the
 and its vectors where it has some.
 """
 
+import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +24,12 @@ from stages.corpus.load import fingerprint
 from stages.corpus.source import LABELLED
 from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
-from storage.schema import TableSpec
+from storage.schema import FileError, TableSpec
+from storage.shard_file import damaged
 from storage.shards import content_hash, cut
 from storage.table import Store
 
+LOG = logging.getLogger(__name__)
 CORPUS = {
     spec.name: spec
     for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED, ingest.FEATURES)
@@ -33,6 +37,8 @@ CORPUS = {
 SOMETIMES = frozenset({ingest.FEATURES.name})
 """Tables that only some corpora have."""
 INGEST_VERSION = 2
+NOTES = "ingest"
+"""Folder of the store with a note of every reading of a corpus: the manifests that it gave."""
 EARLIER_CUTS = 20
 """Earlier readings of a corpus whose cuts into shards are tried."""
 
@@ -81,12 +87,10 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
     name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
-    known = store.read_note("ingest", name)
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
-    if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
-        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted})
-        if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
-            return corpus
+    known = _known(store, name, wanted, is_dry)
+    if set(known) == set(wanted) and all(_lies_whole(m, store, is_dry) for m in known.values()):
+        return Corpus(known)
     examples = ingest.read(run.corpus, "example")
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
@@ -103,7 +107,8 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
             "extra": [part.columns, part.has_number_ids],
             "features": [],
         }
-        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
+        before = _cut_before(known.values(), role, store)
+        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"], before)
         for index, rows in enumerate(cuts):
             for table, cells in ingest.tables(rows).items():
                 writer.add(CORPUS[table], role, index, cells, salts[table])
@@ -130,8 +135,65 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     }
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note("ingest", name, keys)
+        store.write_note(NOTES, name, keys)
     return Corpus(manifests)
+
+
+def _known(store: Store, name: str, wanted: list[str], is_dry: bool) -> dict[str, Manifest]:
+    """The manifests that an earlier reading of the same sources gave, those that are still there.
+
+    Raises:
+        storage.schema.CorruptError: one is damaged, and the reading is not dry.
+    """
+    found = {}
+    try:
+        note = store.read_note(NOTES, name) or {}
+        for table in wanted:
+            if store.has_manifest(table, str(note.get(table))):
+                found[table] = store.read_manifest(table, note[table])
+    except FileError:
+        if not is_dry:
+            raise
+    return found
+
+
+def _lies_whole(manifest: Manifest, store: Store, is_dry: bool) -> bool:
+    """Whether all shards lie in the store, with the sizes that they were written with.
+
+    Raises:
+        storage.schema.CorruptError: one has another size, and the reading is not dry.
+    """
+    table, sizes = manifest.table, store.sizes(manifest.table)
+    is_whole = True
+    for shard in manifest.shards:
+        size = sizes.get(f"{shard.key}.parquet")
+        if size is not None and size != shard.bytes and not is_dry:
+            raise damaged(table, shard.key, f"of {size} bytes, {shard.bytes} were written")
+        if size is None and not is_dry:
+            LOG.warning("%s/%s.parquet is gone: it is written again", table, shard.key)
+        is_whole &= size == shard.bytes
+    return is_whole
+
+
+def _cut_before(manifests: Iterable[Manifest], role: str, store: Store) -> list[np.ndarray] | None:
+    """The ids of every shard of an earlier reading of the same sources, by any table that is whole.
+
+    None where there was none, or a shard is damaged in all of its tables.
+    """
+    by_index: dict[int, list[tuple[str, ShardRecord]]] = {}
+    for manifest in manifests:
+        for shard in manifest.shards:
+            if shard.role == role:
+                by_index.setdefault(shard.index, []).append((manifest.table, shard))
+    cuts = []
+    for index in sorted(by_index):
+        for table, shard in by_index[index]:
+            with contextlib.suppress(FileError):
+                cuts.append(store.read_shard(table, shard.key, ["id"], shard)["id"].to_numpy())
+                break
+        else:
+            return None
+    return cuts or None
 
 
 def _check_same_kind(run: Run) -> None:
@@ -190,11 +252,20 @@ class _Writer:
             record = ShardRecord(
                 key, role, index, rows.num_rows, rows.nbytes, "", None, None, length
             )
-        elif key in self.present[spec.name]:
-            record = self.store.record_of(spec, key, role, index)
         else:
-            record = self.store.write_shard(spec, key, role, index, rows)
+            stored = self._stored(spec, key, role, index)
+            record = stored or self.store.write_shard(spec, key, role, index, rows)
         self.records[spec.name].append(record)
+
+    def _stored(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord | None:
+        """The record of a shard that lies in the store; None where it does not, or is damaged."""
+        if key not in self.present[spec.name]:
+            return None
+        try:
+            return self.store.record_of(spec, key, role, index)
+        except FileError as error:
+            LOG.warning("written again: %s", error)
+            return None
 
     def manifest(self, table: str, shard_size: int, details: Mapping[str, Any]) -> Manifest:
         """The manifest of a table over the shards that were added."""
@@ -211,26 +282,42 @@ class _Writer:
 
 
 def _cut(
-    rows: pa.Table, role: str, shard_size: int, store: Store, salt: list[Any]
+    rows: pa.Table,
+    role: str,
+    shard_size: int,
+    store: Store,
+    salt: list[Any],
+    before: list[np.ndarray] | None,
 ) -> Iterator[pa.Table]:
-    """The rows of each shard, cut as in the earlier reading of which most rows can be reused."""
+    """The rows of each shard, cut as in the earlier reading of which most rows can be reused.
+
+    `before` holds the ids of the shards of an earlier reading of the same sources, which is it.
+    """
     ids = rows["id"].to_numpy()
+    if before is not None:
+        for positions in cut(ids, before, shard_size):
+            yield rows.take(pa.array(np.asarray(positions)))
+        return
     best = cut(ids, [], shard_size)
     most = 0
     ids_of: dict[str, np.ndarray] = {}
     text = ingest.TEXT.name
     texts = rows.select(ingest.TEXT.schema.names)
     present = store.shard_keys(text)
-    for key in reversed(store.manifest_keys(text)[-EARLIER_CUTS:]):
-        manifest = store.read_manifest(text, key)
+    for manifest in store.earlier_manifests(text, EARLIER_CUTS):
         if manifest.fields.get("shard_size") != shard_size:
             continue
         shards = [s for s in manifest.shards if s.role == role]
         if not {s.key for s in shards} <= present:
             continue
-        for shard in shards:
-            if shard.key not in ids_of:
-                ids_of[shard.key] = store.read_shard(text, shard.key, ["id"])["id"].to_numpy()
+        try:
+            for shard in shards:
+                if shard.key not in ids_of:
+                    found = store.read_shard(text, shard.key, ["id"], shard)
+                    ids_of[shard.key] = found["id"].to_numpy()
+        except FileError as error:
+            LOG.warning("left out: %s", error)
+            continue
         again = cut(ids, [ids_of[shard.key] for shard in shards], shard_size)
         hashes = {digest([content_hash(texts.take(positions)), salt]) for positions in again}
         same = sum(shard.rows for shard in shards if shard.key in hashes)

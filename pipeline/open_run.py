@@ -39,11 +39,15 @@ class OpenedRun:
     def __init__(self, folder: "RunFolder"):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
         from storage import views
+        from storage.catalog_files import CatalogFiles
 
         self.folder = folder
         self._views = views
         self.record = folder.read_record()
-        self._connection = views.open_catalog(folder.catalog, folder.store())
+        self._connection = views.open_catalog(folder.catalog)
+        self._store = folder.store()
+        self._files = CatalogFiles(self._connection, self._store)
+        self._files.serve()
 
     def __repr__(self) -> str:
         views = self.views()
@@ -70,9 +74,19 @@ class OpenedRun:
     def sql(self, statement: str) -> Rows:
         """The rows that `statement` gives over the run's views, as a DuckDB relation has them.
 
+        The files behind the views are compared with what was written: the sizes of all, and the
+        hashes of a first GiB (`storage.catalog_files`).
+
         Raises:
             storage.schema.StorageError: DuckDB refuses the statement.
+            storage.schema.FileError: a file that the statement reads is gone or damaged.
         """
+        self._files.check(self._files.tables_read(statement))
+        return Rows(self._views.query(self._connection, statement))
+
+    def _decided(self, statement: str) -> Rows:
+        """The rows of a statement that something is decided by: all files are hashed."""
+        self._files.check(self._files.tables_read(statement), most_bytes=None)
         return Rows(self._views.query(self._connection, statement))
 
     def files(self, view: str, method: str | None = None) -> list[str]:
@@ -100,7 +114,8 @@ class OpenedRun:
             f'SELECT instance AS method FROM provenance.manifest WHERE "table" = {quoted(table)}'
         )
         instance = self._choice(f"({writers})", "method", method)
-        return files_of(self._connection, self.folder.store(), table, instance)
+        self._files.check([table])
+        return files_of(self._connection, self._store, table, instance)
 
     def require(self, view: str, stage: str) -> None:
         """Raises unless `view` has rows, naming the stage to add.
@@ -154,7 +169,7 @@ class OpenedRun:
         keep = "" if top is not None else "AND i.is_label_issue"
         pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
         pair = "e.text_b, " if pairs else ""
-        return self.sql(
+        return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
                 FROM label_issues AS i JOIN examples AS e USING (example_id)
@@ -203,7 +218,7 @@ class OpenedRun:
         instance = self._choice(view, "method", method)
         total = self._count("examples")
         count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
-        return self.sql(
+        return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
                        row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
                 FROM {view} AS v JOIN examples AS e USING (example_id)
@@ -297,11 +312,18 @@ class OpenedRun:
         return self._export(ordered, [], Path(path))
 
     def _export(self, inner: str, columns: list[str], path: Path) -> int:
-        return self._views.export(
-            self._connection,
-            source_rows(self.facts, "features" in self.views(), inner, columns),
-            path,
-        )
+        rows = source_rows(self.facts, "features" in self.views(), inner, columns)
+        self._files.check(self._files.tables_read(rows), most_bytes=None)
+        return self._views.export(self._connection, rows, path)
+
+    def kept_summary(self) -> dict[str, Any] | None:
+        """The summary of this state of the run, where an earlier command kept it."""
+        return None if self._store.is_local else self.folder.kept_summary(self.record)
+
+    def keep_summary(self, summary: dict[str, Any]) -> None:
+        """Keeps the summary of a run over an object store for later commands."""
+        if not self._store.is_local:
+            self.folder.keep_summary(self.record, summary)
 
     def _count(self, rows: str) -> int:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])

@@ -5,14 +5,14 @@ import datetime
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import dump_config, stage_name
 from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
-from pipeline.errors import RunFolderError
+from pipeline.errors import RunError, RunFolderError
 from pipeline.folder import RunFolder, replace_file
 from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan
@@ -21,6 +21,8 @@ from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.shard_facts import sentences, together
 from pipeline.task import Job
+from pipeline.verify import damage_behind, damage_of_plan, repair, told
+from storage.damage import Damage
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
 
@@ -36,7 +38,8 @@ def execute_run(
     """The folder of the run, whose tables are now in its store and in its catalog.
 
     Computes the shards that the store lacks. A kill at any moment loses at most the tasks that are
-    being computed: the same call goes on from there.
+    being computed: the same call goes on from there. A file of the store that is proven damaged is
+    told of, removed and computed again.
 
     Args:
         run: The configured run.
@@ -58,56 +61,105 @@ def execute_run(
             "place for the run's files. Correct `run:`."
         ) from error
     store = Store(run.store_url)
-    last_artefacts = artefacts_of_last_run(run, folder)
-    progress.say("Reading the corpus ...")
-    plan = make_plan(run, read_corpus(run, store), store, last_artefacts)
-    progress.planned(plan)
-    LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
-    record = _RunRecord(plan, folder, store)
-    opened_engine: Engine | None = None
+    seen: set[tuple[str, str]] = set()
+    while True:
+        attempt = _Attempt(run, folder, store, progress, engine)
+        try:
+            damages = attempt.execute(seen)
+        except Exception as error:
+            damages = damage_behind(error, attempt.plan, store)
+            # What is damaged again, straight after it was written, is for a person to look at.
+            if not damages or {(d.table, d.name) for d in damages} <= seen:
+                raise
+        if not damages:
+            return folder
+        progress.say(told(damages))
+        seen |= {(d.table, d.name) for d in damages}
+        repair(damages, store)
 
-    def engine_of_run() -> Engine:
-        nonlocal opened_engine
-        opened_engine = opened_engine or (engine or (lambda: open_engine(run.ray)))()
-        return opened_engine
 
-    try:
-        for node in plan.nodes:
-            progress.started(node)
-            start = time.monotonic()
-            tasks = _StageTasks(node, _job(node, plan, run), engine_of_run, run, progress)
-            rule = node.stop_rule()
-            stop_notices = []
-            if rule is None:
-                for task, shards in tasks.run():
-                    tasks.keep(task, shards)
-            else:
-                outcome = until_enough(
-                    node, rule, record.outcome(node), store, tasks.run, tasks.keep
-                )
-                node = outcome.of(node)
-                record.keep_outcome(node, outcome)
-                if outcome.reason is not None:
-                    stop_notices.append(
-                        f"stopped after {outcome.n_rounds} rounds: {outcome.reason}"
-                    )
-            seconds = time.monotonic() - start
-            notices = stop_notices + record.finish(node, tasks.computed, seconds)
-            progress.finished(node, seconds, notices)
-            LOG.info(
-                "%s: %d of %d tasks computed in %.1f s",
-                node.instance,
-                len(node.missing),
-                len(node.tasks),
-                seconds,
-            )
-            for notice in notices:
-                LOG.info("%s: %s", node.instance, notice)
-        record.close()
-    finally:
-        if opened_engine is not None:
-            opened_engine.close()
-    return folder
+class _Attempt:
+    """One execution of a run, up to its end or to a damaged file."""
+
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        store: Store,
+        progress: Progress,
+        engine: Callable[[], Engine] | None,
+    ):
+        self.plan: Plan | None = None
+        self._run, self._folder, self._store = run, folder, store
+        self._progress, self._engine = progress, engine
+        self._opened: Engine | None = None
+
+    def execute(self, seen: Container[tuple[str, str]]) -> list[Damage]:
+        """What a first look finds damaged, before anything is computed; nothing after a whole run.
+
+        `seen` are files that were found damaged, and are missing now.
+
+        Raises:
+            Exception: whatever ends a run; that of a damaged file that is read names the file.
+        """
+        run, folder, store, progress = self._run, self._folder, self._store, self._progress
+        last_artefacts = artefacts_of_last_run(run, folder)
+        progress.say("Reading the corpus ...")
+        plan = self.plan = make_plan(run, read_corpus(run, store), store, last_artefacts)
+        damages = damage_of_plan(plan, store)
+        if new := [d for d in damages if (d.table, d.name) not in seen]:
+            return new
+        progress.planned(plan)
+        LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
+        record = _RunRecord(plan, folder, store)
+        try:
+            for node in plan.nodes:
+                self._compute(node, plan, record)
+            record.close()
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+        return []
+
+    def _compute(self, node: Node, plan: Plan, record: "_RunRecord") -> None:
+        """Runs the missing tasks of one stage, and writes its manifests."""
+        progress = self._progress
+        progress.started(node)
+        start = time.monotonic()
+        job = _job(node, plan, self._run, self._store)
+        tasks = _StageTasks(node, job, self._engine_of_run, self._run, progress)
+        rule = node.stop_rule()
+        stop_notices = []
+        if rule is None:
+            stored = record.stored(node)
+            for task, shards in tasks.run():
+                tasks.keep(task, shards)
+        else:
+            last = record.outcome(node)
+            outcome = until_enough(node, rule, last, self._store, tasks.run, tasks.keep)
+            node = outcome.of(node)
+            record.keep_outcome(node, outcome)
+            stored = record.stored(node, tasks.computed)
+            if outcome.reason is not None:
+                stop_notices.append(f"stopped after {outcome.n_rounds} rounds: {outcome.reason}")
+        seconds = time.monotonic() - start
+        notices = stop_notices + record.finish(node, {**stored, **tasks.computed}, seconds)
+        progress.finished(node, seconds, notices)
+        LOG.info(
+            "%s: %d of %d tasks computed in %.1f s",
+            node.instance,
+            len(node.missing),
+            len(node.tasks),
+            seconds,
+        )
+        for notice in notices:
+            LOG.info("%s: %s", node.instance, notice)
+
+    def _engine_of_run(self) -> Engine:
+        """The engine, opened when a task must be computed."""
+        if self._opened is None:
+            self._opened = (self._engine or (lambda: open_engine(self._run.ray)))()
+        return self._opened
 
 
 class _StageTasks:
@@ -152,6 +204,7 @@ class _RunRecord:
         self.record: dict[str, Any] = {
             "run_id": f"{folder.path.name}-{digest(text)[:6]}",
             "path": str(folder.path),
+            "config": text,
             "store": run.store,
             "splits": {r: s.split or "train" for r, s in roles.items() if s is not None},
             "tables": {
@@ -172,36 +225,69 @@ class _RunRecord:
         # Readers of a run that was whole keep its catalog until the new run is whole, too, over
         # any number of kills in between.
         self._keeps_catalog = folder.catalog.exists() and _was_whole(folder)
-        self.record["rounds"] = _rounds_of_last_run(folder)
+        last = _last_record(folder)
+        self.record["rounds"] = dict(last.get("rounds", {}))
+        self.record["catalog"] = dict(last.get("catalog", {}))
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
 
+    def stored(self, node: Node, computed: Container[str] = ()) -> dict[str, list[ShardRecord]]:
+        """Records of the stage's shards that an interrupted execution wrote, read from their files.
+
+        By the key of their task, one for each table; none where the manifests are there already,
+        and of the tasks `computed`. Read before the stage computes: what is damaged is then
+        computed again with the rest.
+
+        Raises:
+            storage.schema.FileError: a shard is gone or damaged.
+        """
+        specs = node.stage.writes
+        if all(self.store.has_manifest(s.name, node.manifest_key(s.name)) for s in specs):
+            return {}
+        done = [t for t in node.whole if t.key in node.done and t.key not in computed]
+        return {
+            t.key: [self.store.record_of(s, t.key, t.part.role, t.part.index) for s in specs]
+            for t in done
+        }
+
     def finish(
-        self, node: Node, computed: Mapping[str, list[ShardRecord]], seconds: float
+        self, node: Node, records: Mapping[str, list[ShardRecord]], seconds: float
     ) -> list[str]:
         """Writes the manifests of a stage whose shards are all in the store.
 
-        `computed` holds the records of the tasks that this execution ran. Returns the notices of
-        all of the stage's tasks, also of those that an interrupted execution ran; none where the
-        manifests were in the store already.
+        `records` holds, by task, those of its shards that no manifest lists yet. Returns the
+        notices of all of the stage's tasks, also of those that an interrupted execution ran; none
+        where the manifests were in the store already.
         """
         notices: list[str] = []
         for position, spec in enumerate(node.stage.writes):
             key = node.manifest_key(spec.name)
-            if not self.store.has_manifest(spec.name, key):
-                shards = []
-                for task in node.whole:
-                    if task.key in computed:
-                        shards.append(computed[task.key][position])
-                    else:
-                        part = task.part
-                        shards.append(self.store.record_of(spec, task.key, part.role, part.index))
+            listed = self._listed(spec.name, key)
+            new = {k: of_task[position] for k, of_task in records.items()}
+            # A shard that was damaged has been computed again: with the same bytes, as a rule.
+            is_listed = all(
+                task.key in listed
+                and (task.key not in new or _bytes_of(new[task.key]) == _bytes_of(listed[task.key]))
+                for task in node.whole
+            )
+            if not is_listed:
+                shards = [
+                    new.get(task.key)
+                    or self.store.record_of(spec, task.key, task.part.role, task.part.index)
+                    for task in node.whole
+                ]
                 manifest = self._manifest(node, spec.name, shards, seconds)
-                self.store.write_manifest(manifest)
+                self.store.write_manifest(manifest, replaces=True)
                 notices = notices or sentences(manifest.details)
             self.record["tables"][node.instance][spec.name]["manifest"] = key
         self._save()
         return notices
+
+    def _listed(self, table: str, key: str) -> dict[str, ShardRecord]:
+        """What the manifest of a table lists, by shard; nothing where it is not there."""
+        if not self.store.has_manifest(table, key):
+            return {}
+        return {shard.key: shard for shard in self.store.read_manifest(table, key).shards}
 
     def outcome(self, node: Node) -> Outcome:
         """The outcome that the last execution recorded for the rounds of a stage."""
@@ -215,9 +301,8 @@ class _RunRecord:
 
     def close(self) -> None:
         """Puts the catalog of the whole run in its place."""
-        self.folder.rebuild_catalog()
         self.record["keeps_catalog"] = False
-        self.folder.write_record(self.record)
+        self.folder.rebuild_catalog(self.store, self.record)
 
     def _manifest_if_whole(self, node: Node, table: str) -> str | None:
         """The manifest's key, where the table has all of its shards and a manifest."""
@@ -228,7 +313,7 @@ class _RunRecord:
         """Writes `run.json`, and the catalog where no older one is to be kept."""
         self.folder.write_record(self.record)
         if not self._keeps_catalog:
-            self.folder.rebuild_catalog()
+            self.folder.rebuild_catalog(self.store, self.record)
 
     def _manifest(
         self, node: Node, table: str, shards: list[ShardRecord], seconds: float
@@ -256,12 +341,19 @@ class _RunRecord:
         )
 
 
-def _rounds_of_last_run(folder: RunFolder) -> dict[str, Any]:
-    """The outcomes of rounds with a stopping rule in the folder's last execution, by instance."""
+def _last_record(folder: RunFolder) -> dict[str, Any]:
+    """The record of the folder's last execution; empty where there is none, or it is damaged."""
     try:
-        return dict(folder.read_record().get("rounds", {}))
-    except RunFolderError:
+        return folder.read_record()
+    except RunFolderError as error:
+        if folder.record.exists():
+            LOG.warning("written anew: %s", error)
         return {}
+
+
+def _bytes_of(shard: ShardRecord) -> tuple[int, str]:
+    """Size and hash of a shard's file."""
+    return shard.bytes, shard.sha256
 
 
 def _was_whole(folder: RunFolder) -> bool:
@@ -285,9 +377,12 @@ def artefacts_of_last_run(run: Run, folder: RunFolder) -> dict[str, str]:
 
     None where that execution had another store.
     """
-    if not folder.config.exists():
+    try:
+        last = folder.read_run()
+    except RunError as error:
+        if folder.config.exists():
+            LOG.warning("%s", error)
         return {}
-    last = folder.read_run()
     if Store(run.store_url).url != Store(last.store_url).url:
         return {}
     pins = {i: pin for i, pin in last.artefacts.items() if isinstance(pin, Mapping)}
@@ -299,8 +394,11 @@ def _pins(plan: Plan) -> dict[str, Any]:
     return {node.instance: dict(node.pinned) for node in plan.nodes if node.pinned is not None}
 
 
-def _job(node: Node, plan: Plan, run: Run) -> Job:
-    """The node's stage with the tables that its tasks read, by their manifest keys."""
+def _job(node: Node, plan: Plan, run: Run, store: Store) -> Job:
+    """The node's stage with the tables that its tasks read, by their manifest keys.
+
+    An artefact that is kept and has to be computed again reads what it was fitted on.
+    """
     tables: Mapping[str, Any] = plan.corpus.tables
     nodes = {n.instance: n for n in plan.nodes}
     inputs = {}
@@ -309,6 +407,10 @@ def _job(node: Node, plan: Plan, run: Run) -> Job:
             inputs[read] = (table, tables[table].key)
         else:
             inputs[read] = (table, nodes[instance].manifest_key(table))
+    written = node.stage.writes[0].name
+    if node.pinned is not None and store.has_manifest(written, node.manifest_key(written)):
+        fitted_on = store.read_manifest(written, node.manifest_key(written)).inputs
+        inputs = {read: (table, fitted_on.get(read, key)) for read, (table, key) in inputs.items()}
     return Job(node.instance, node.stage, run.store_url, inputs, run.resources(node.instance).cpus)
 
 

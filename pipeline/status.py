@@ -12,7 +12,7 @@ def run_status(path: Path) -> dict[str, Any]:
 
     Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, and tables, each with its
     instance, table, shards (how many it needs), done (how many are written) and is_whole. Rebuilds
-    the catalog when the folder has been moved or the catalog is gone.
+    the catalog when the folder has been moved or the catalog is gone or damaged.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run, or its store is gone.
@@ -23,8 +23,8 @@ def run_status(path: Path) -> dict[str, Any]:
     if store.is_local and not Path(store.root).exists():
         raise RunFolderError(
             f"{folder.path}: found no store at {store.root}, expected the tables of this run. "
-            "Move the store back (it may lie in another run's folder that was moved), or correct "
-            f"`store` in {folder.record}."
+            "Move the store back (it may lie in another run's folder that was moved), or run "
+            f"`assay run {folder.config} --set store=...` with its new place."
         )
     tables = []
     for instance, states in record["tables"].items():
@@ -39,9 +39,10 @@ def run_status(path: Path) -> dict[str, Any]:
                     "is_whole": state["manifest"] is not None,
                 }
             )
-    is_rebuilt = record["path"] != str(folder.path) or not folder.catalog.exists()
+    is_damaged = not folder.catalog.exists() or folder.catalog in folder.faults()
+    is_rebuilt = record["path"] != str(folder.path) or is_damaged
     if is_rebuilt:
-        folder.rebuild_catalog()
+        folder.rebuild_catalog(store)
     return {
         "run_id": record["run_id"],
         "path": str(folder.path),

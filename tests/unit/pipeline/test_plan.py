@@ -277,6 +277,11 @@ def test_pins(raw: Raw) -> None:
     with pytest.raises(RunError, match=r"other classes.*refit"):
         plan(raw, corpus({"label:0": "x"}, classes=["c", "d"]))
     (Path(store.root) / "probe" / f"{key}.parquet").unlink()
+    # What it was fitted on is in its manifest: it can be fitted on just that again.
+    (again,) = (node for node in plan(raw, changed).nodes if node.instance == "probe")
+    assert [task.key for task in again.missing] == [key]
+    for manifest in (Path(store.root) / "probe").glob("*.json"):
+        manifest.unlink()
     with pytest.raises(RunError, match=rf"no artefact {key}.*probe: refit"):
         plan(raw, changed)
     raw["artefacts"] = {"probe": "keep"}
