@@ -21,7 +21,7 @@ from pipeline.rounds import Outcome, until_enough
 from pipeline.settings import Run
 from pipeline.shard_facts import sentences, together
 from pipeline.task import Job
-from pipeline.verify import damage_behind, damage_of_plan, repair, told
+from pipeline.verify import damage_behind, damage_of_plan, drop_damaged_maps, repair, told
 from storage.damage import Damage
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
@@ -109,6 +109,8 @@ class _Attempt:
         damages = damage_of_plan(plan, store)
         if new := [d for d in damages if (d.table, d.name) not in seen]:
             return new
+        for sentence in drop_damaged_maps(plan, store):
+            progress.say(sentence)
         progress.planned(plan)
         LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
         record = _RunRecord(plan, folder, store)

@@ -52,6 +52,17 @@ def damage_of_plan(plan: Plan, store: Store) -> list[Damage]:
     return [damage for claim in claims_of(plan) for damage in examination.of(claim)]
 
 
+def drop_damaged_maps(plan: Plan, store: Store) -> list[str]:
+    """Removes the damaged maps of this machine over a plan's tables, and says what was wrong.
+
+    A quick look as at shards: large maps are compared when they are opened.
+    """
+    found = _damaged_maps(claims_of(plan), store, LOOKED_AT_BYTES)
+    for place in found:
+        remove_map(place)
+    return [f"the map {place} was damaged and is removed: {why}" for place, why in found.items()]
+
+
 def damage_behind(error: BaseException, plan: Plan | None, store: Store) -> list[Damage]:
     """The files that an error is about, and others of that table of the plan; empty for none.
 
@@ -217,11 +228,13 @@ def _recomputed(
     return Node(instance, stage, reads, manifest.fields, (), inputs)
 
 
-def _damaged_maps(claims: Iterable[Claim], store: Store) -> dict[Path, str]:
+def _damaged_maps(
+    claims: Iterable[Claim], store: Store, most_bytes: int | None = None
+) -> dict[Path, str]:
     """The maps of this machine over the tables of claims that are not as written, and why."""
     found = {}
     for claim in claims:
-        if claim.manifest is None:
+        if claim.manifest is None or not store.has_manifest(claim.table, claim.manifest):
             continue
         try:
             manifest = store.read_manifest(claim.table, claim.manifest)
@@ -229,7 +242,9 @@ def _damaged_maps(claims: Iterable[Claim], store: Store) -> dict[Path, str]:
             continue
         for role in {shard.role for shard in manifest.shards if manifest.vector_length}:
             place = map_place(manifest, role)
-            if place.exists() and (fault := map_fault(place)):
+            if not place.exists() or (most_bytes is not None and manifest.bytes > most_bytes):
+                continue
+            if fault := map_fault(place):
                 found[place] = fault
     return found
 

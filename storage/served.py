@@ -60,7 +60,7 @@ class ServedFiles(AbstractFileSystem):  # type: ignore[misc]
         if mode != "rb":
             raise PermissionError(f"{path}: a catalog is read-only")
         listed = self._record(path)
-        table, _ = self._served[path]
+        table = self._served[path][0]
         if listed.bytes <= WHOLE_BYTES:
             return io.BytesIO(self._store.checked_bytes(table, listed))
         name = f"{listed.key}.parquet"
