@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from stages.corpus.source import LABELLED
 from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.schema import FileError, TableSpec
-from storage.shard_file import damaged
 from storage.shards import content_hash, cut
 from storage.table import Store
 
@@ -76,8 +75,16 @@ class Corpus:
         return sum(s.rows for s in self.tables[table].shards if s.role == role)
 
 
-def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
+def read_corpus(
+    run: Run,
+    store: Store,
+    is_dry: bool = False,
+    look: Callable[[Mapping[str, Manifest]], None] = lambda _: None,
+) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
+
+    `look` is shown the tables of an earlier reading of the same sources, before they are used; what
+    it raises ends the reading.
 
     Raises:
         stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
@@ -89,7 +96,8 @@ def read_corpus(run: Run, store: Store, is_dry: bool = False) -> Corpus:
     name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
     known = _known(store, name, wanted, is_dry)
-    if set(known) == set(wanted) and all(_lies_whole(m, store, is_dry) for m in known.values()):
+    look(known)
+    if set(known) == set(wanted) and all(_lies_whole(m, store) for m in known.values()):
         return Corpus(known)
     examples = ingest.read(run.corpus, "example")
     read: list[tuple[Role, Any]] = [("example", examples)]
@@ -157,22 +165,10 @@ def _known(store: Store, name: str, wanted: list[str], is_dry: bool) -> dict[str
     return found
 
 
-def _lies_whole(manifest: Manifest, store: Store, is_dry: bool) -> bool:
-    """Whether all shards lie in the store, with the sizes that they were written with.
-
-    Raises:
-        storage.schema.CorruptError: one has another size, and the reading is not dry.
-    """
-    table, sizes = manifest.table, store.sizes(manifest.table)
-    is_whole = True
-    for shard in manifest.shards:
-        size = sizes.get(f"{shard.key}.parquet")
-        if size is not None and size != shard.bytes and not is_dry:
-            raise damaged(table, shard.key, f"of {size} bytes, {shard.bytes} were written")
-        if size is None and not is_dry:
-            LOG.warning("%s/%s.parquet is gone: it is written again", table, shard.key)
-        is_whole &= size == shard.bytes
-    return is_whole
+def _lies_whole(manifest: Manifest, store: Store) -> bool:
+    """Whether all shards lie in the store, with the sizes that they were written with."""
+    sizes = store.sizes(manifest.table)
+    return all(sizes.get(f"{s.key}.parquet") == s.bytes for s in manifest.shards)
 
 
 def _cut_before(manifests: Iterable[Manifest], role: str, store: Store) -> list[np.ndarray] | None:

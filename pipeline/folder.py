@@ -21,8 +21,9 @@ import yaml
 from pipeline.config import parse_text, read_config
 from pipeline.errors import RunFolderError
 from pipeline.settings import Run
+from storage.files import write_whole
 from storage.manifest import open_sealed, sealed_json
-from storage.table import Store, write_whole
+from storage.table import Store
 from storage.views import Entry, build_catalog, content_of
 
 

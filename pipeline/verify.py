@@ -7,7 +7,7 @@ tasks read. What is damaged is removed, and the run is planned anew: it computes
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan, sources, tasks_of
 from pipeline.progress import Progress
-from storage.damage import Claim, Damage, Examination
+from storage.damage import Claim, Damage, DamagedFiles, Examination
 from storage.feature_map import map_fault, map_place, remove_map
 from storage.manifest import Manifest
 from storage.schema import FileError, StorageError
@@ -35,10 +35,7 @@ WRONG_KEY = "a key that does not follow from its inputs"
 
 def claims_of(plan: Plan) -> list[Claim]:
     """The files that a plan takes for done."""
-    claims = [
-        Claim(table, manifest.key, tuple(s.key for s in manifest.shards))
-        for table, manifest in plan.corpus.tables.items()
-    ]
+    claims = _claims_of_corpus(plan.corpus.tables)
     for node in plan.nodes:
         keys = tuple(task.key for task in node.tasks)
         for spec in node.stage.writes:
@@ -46,10 +43,33 @@ def claims_of(plan: Plan) -> list[Claim]:
     return claims
 
 
-def damage_of_plan(plan: Plan, store: Store) -> list[Damage]:
-    """What is wrong with the files that a plan takes for done, as far as a quick look tells."""
-    examination = Examination(store, LOOKED_AT_BYTES if store.is_local else 0)
-    return [damage for claim in claims_of(plan) for damage in examination.of(claim)]
+def _claims_of_corpus(tables: Mapping[str, Manifest]) -> list[Claim]:
+    return [
+        Claim(table, manifest.key, tuple(s.key for s in manifest.shards))
+        for table, manifest in tables.items()
+    ]
+
+
+class Look:
+    """A quick look, before anything is computed, at the files that a run takes for done."""
+
+    def __init__(self, store: Store, seen: Container[tuple[str, str]]):
+        """Looks at nothing yet; `seen` are files that were found damaged and are missing now."""
+        self._seen = seen
+        self._examination = Examination(store, LOOKED_AT_BYTES if store.is_local else 0)
+
+    def at_corpus(self, tables: Mapping[str, Manifest]) -> None:
+        """Raises DamagedFiles for what is wrong with these tables of the corpus."""
+        self._at(_claims_of_corpus(tables))
+
+    def at_plan(self, plan: Plan) -> None:
+        """Raises DamagedFiles for what is wrong with the files of the plan's stages."""
+        self._at([claim for claim in claims_of(plan) if claim.table not in CORPUS])
+
+    def _at(self, claims: list[Claim]) -> None:
+        found = [damage for claim in claims for damage in self._examination.of(claim)]
+        if new := [d for d in found if (d.table, d.name) not in self._seen]:
+            raise DamagedFiles(new)
 
 
 def drop_damaged_maps(plan: Plan, store: Store) -> list[str]:
@@ -68,6 +88,8 @@ def damage_behind(error: BaseException, plan: Plan | None, store: Store) -> list
 
     Looks at the files again: an error is no proof, the bytes are.
     """
+    if isinstance(error, DamagedFiles):
+        return list(error.damages)
     file = _file_behind(error)
     if file is None:
         return []

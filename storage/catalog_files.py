@@ -6,10 +6,11 @@ from pathlib import Path
 
 import duckdb
 
+from storage.files import KEPT_BYTES
 from storage.manifest import HEALS, ShardRecord
 from storage.schema import CorruptError, MissingError
 from storage.served import ServedFiles
-from storage.table import KEPT_BYTES, Store
+from storage.table import Store
 
 HASHED_BYTES = 1 << 30
 """Of the files that a statement reads, this much is hashed; of all of them the size is compared."""

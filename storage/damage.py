@@ -1,10 +1,11 @@
 """What is wrong with the files of a table: by sizes, from one listing, or by every byte."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from storage.manifest import Manifest, ShardRecord
-from storage.schema import CorruptError, FileError, MissingError
+from storage.manifest import HEALS, Manifest, ShardRecord
+from storage.schema import CorruptError, FileError, MissingError, StorageError
 from storage.table import Store
 
 
@@ -30,6 +31,20 @@ class Claim:
     """Key of the manifest; None where the table is not whole."""
     shards: tuple[str, ...]
     """Keys of all shards, also of those that the manifest does not list."""
+
+
+class DamagedFiles(StorageError):
+    """Files of a store are damaged or gone, `damages`: all that a look at them found."""
+
+    def __init__(self, damages: Sequence[Damage]):
+        listed = "; ".join(map(str, damages))
+        super().__init__(
+            f"found damaged files ({listed}), expected them as they were written. {HEALS}"
+        )
+        self.damages = tuple(damages)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.damages,)
 
 
 class Examination:

@@ -96,7 +96,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as the text of its file, with its seal."""
-        return sealed_json(dataclasses.asdict(self))
+        return sealed_json(dataclasses.asdict(self), is_sorted=True)
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def table_key(table: str, shards: Sequence[tuple[str, int, str]]) -> str:
     return digest([table, [list(shard) for shard in shards]])
 
 
-def sealed_json(value: Mapping[str, Any]) -> str:
+def sealed_json(value: Mapping[str, Any], is_sorted: bool = False) -> str:
     """The JSON object `value` as the text of a file, with a digest of all else under `seal`."""
-    return json.dumps({**value, "seal": _seal(value)}, indent=1, sort_keys=True) + "\n"
+    return json.dumps({**value, "seal": _seal(value)}, indent=1, sort_keys=is_sorted) + "\n"
 
 
 def open_sealed(text: str | bytes) -> dict[str, Any]:

@@ -12,26 +12,20 @@ All bytes that are read are checked: those of a shard against the hash in its ma
 the seal that it carries (`storage.shard_file`), those of a manifest against its own seal and key.
 """
 
-import errno
 import logging
 import os
-import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from storage import shard_file
-from storage.listing import File, Listing
+from storage.files import Files
+from storage.listing import File
 from storage.manifest import Manifest, ShardRecord, open_sealed, parse_manifest, sealed_json
-from storage.remote import asked, open_file_system
-from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
+from storage.schema import CorruptError, MissingError, SchemaError, TableSpec
 
 LOG = logging.getLogger(__name__)
-KEPT_BYTES = 64 << 20
-"""Of files of an object store that a process keeps in memory; they never change."""
 _CHECKED: dict[tuple[str, str | None], tuple[int, ...]] = {}
 """Local shards that this process has checked, with the state of the file at that time."""
 
@@ -45,24 +39,20 @@ class Store:
         Raises:
             StorageError: no file system is known for the URL's protocol, or it holds credentials.
         """
-        self.fs, root = open_file_system(url)
-        self.is_local = "file" in _protocols(self.fs)
-        self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
-        self.url = self.root if self.is_local else url.rstrip("/")
+        self._files = Files(url)
+        self.fs, self.is_local = self._files.fs, self._files.is_local
+        self.root, self.url = self._files.root, self._files.url
         self._manifests: dict[tuple[str, str], Manifest] = {}
         self._listed_records: dict[str, dict[str, ShardRecord]] = {}
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._kept_bytes = 0
-        self.refresh()
 
     def refresh(self) -> None:
         """Forgets the listings, so that what other processes wrote is seen."""
-        self._listing = Listing(self.root, None if self.is_local else self._find)
+        self._files.refresh()
         self._listed_records = {}
 
     def path(self, table: str, name: str) -> str:
         """Path of a file of `table` as this store's file system knows it."""
-        return f"{self.root}/{table}/{name}"
+        return self._files.path(table, name)
 
     def absolute_url(self, table: str, key: str) -> str:
         """Path or URL under which DuckDB reads the shard `key` of `table`."""
@@ -71,16 +61,16 @@ class Store:
 
     def sizes(self, table: str) -> dict[str, int]:
         """Bytes of every file of `table` by its name, from one listing."""
-        return {name: file.bytes for name, file in self._listing.files(table).items()}
+        return {name: file.bytes for name, file in self._files.of(table).items()}
 
     def shard_keys(self, table: str) -> set[str]:
         """Keys of the shards of `table` that lie in the store, from one listing."""
-        names = self._listing.files(table)
+        names = self._files.of(table)
         return {name[: -len(".parquet")] for name in names if name.endswith(".parquet")}
 
     def manifest_keys(self, table: str) -> list[str]:
         """Keys of the manifests of `table`, oldest first."""
-        found: list[tuple[str, File]] = list(self._listing.files(table).items())
+        found: list[tuple[str, File]] = list(self._files.of(table).items())
         found.sort(key=lambda item: (item[1].written, item[0]))
         return [name[: -len(".json")] for name, _ in found if name.endswith(".json")]
 
@@ -175,7 +165,7 @@ class Store:
     def is_whole(self, table: str, key: str) -> bool:
         """Whether a shard is there with a valid seal, whatever a manifest says of it."""
         try:
-            return shard_file.has_valid_seal(self._get(table, f"{key}.parquet"), table, key)
+            return shard_file.has_valid_seal(self._files.read(table, f"{key}.parquet"), table, key)
         except MissingError:
             return False
 
@@ -198,7 +188,7 @@ class Store:
         """Whether the manifest `key` of `table` lies in the store; on an object store as listed."""
         if self.is_local:
             return os.path.exists(self.path(table, f"{key}.json"))
-        return f"{key}.json" in self._listing.files(table)
+        return f"{key}.json" in self._files.of(table)
 
     def read_manifest(self, table: str, key: str) -> Manifest:
         """The manifest `key` of `table`, which is read once.
@@ -209,7 +199,7 @@ class Store:
         """
         if (table, key) not in self._manifests:
             name = f"{key}.json"
-            data = self._get(table, name)
+            data = self._files.read(table, name)
             found = parse_manifest(data, self.path(table, name), table, key)
             self._manifests[table, key] = found
         return self._manifests[table, key]
@@ -246,7 +236,7 @@ class Store:
             CorruptError: the file does not hold what was written.
         """
         try:
-            return open_sealed(self._get(table, f"{name}.json"))
+            return open_sealed(self._files.read(table, f"{name}.json"))
         except MissingError:
             return None
         except ValueError as error:
@@ -267,25 +257,20 @@ class Store:
 
     def part(self, table: str, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a file of an object store."""
-        path = self.path(table, name)
-        return bytes(self._asked(lambda: self.fs.cat_file(path, start=start, end=stop)))
+        return self._files.read_part(table, name, start, stop)
 
     def remove(self, table: str, name: str) -> None:
         """Removes a file, which must be proven damaged; one that is gone is no error."""
-        self._forget(table, name)
-        try:
-            if self.is_local:
-                os.unlink(self.path(table, name))
-            else:
-                self._asked(lambda: self.fs.rm_file(self.path(table, name)))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise _not_written(self.path(table, name), error) from error
+        self._manifests.pop((table, name.removesuffix(".json")), None)
+        self._files.remove(table, name)
+
+    def _put(self, table: str, name: str, data: bytes) -> None:
+        self._manifests.pop((table, name.removesuffix(".json")), None)
+        self._files.write(table, name, data)
 
     def _shard(self, table: str, key: str, listed: ShardRecord | None) -> bytes:
         """The checked bytes of a shard; see `check_shard` for what is raised."""
-        data = self._get(table, f"{key}.parquet")
+        data = self._files.read(table, f"{key}.parquet")
         try:
             if listed is None and not shard_file.is_sealed(data):
                 listed = self._listed_anywhere(table, key)
@@ -295,7 +280,7 @@ class Store:
                 raise shard_file.damaged(table, key, "that its seal does not fit")
         except CorruptError:
             # Nobody reads damaged bytes again without a look at the file.
-            self._drop(table, f"{key}.parquet")
+            self._files.drop(table, f"{key}.parquet")
             raise
         return data
 
@@ -312,85 +297,6 @@ class Store:
                 table, key, "without a seal, which no manifest lists"
             ) from None
 
-    def _find(self) -> dict[str, dict[str, Any]]:
-        """All files of an object store, from one listing."""
-        try:
-            found: dict[str, dict[str, Any]] = self._asked(
-                lambda: self.fs.find(self.root, detail=True)
-            )
-        except FileNotFoundError:
-            return {}
-        return found
-
-    def _asked(self, request: Callable[[], Any]) -> Any:
-        return asked(self.url, request)
-
-    def _get(self, table: str, name: str) -> bytes:
-        """The content of a file of a table."""
-        path = self.path(table, name)
-        try:
-            if self.is_local:
-                return Path(path).read_bytes()
-            if (table, name) in self._kept:
-                self._kept.move_to_end((table, name))
-                return self._kept[table, name]
-            # With a start, s3fs does not ask for the size first.
-            data = bytes(self._asked(lambda: _whole(self.fs, path)))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise MissingError(
-                f"{path}: found nothing there, expected a file of table {table}. "
-                "Run `assay run` again: it computes what is missing.",
-                (table, name),
-            ) from error
-        self._keep(table, name, data)
-        return data
-
-    def _keep(self, table: str, name: str, data: bytes) -> None:
-        """Keeps a file of an object store in memory, in place of those not read for longest."""
-        if self.is_local or len(data) > KEPT_BYTES // 4:
-            return
-        self._kept[table, name] = data
-        self._kept_bytes += len(data)
-        while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
-
-    def _put(self, table: str, name: str, data: bytes) -> None:
-        """Writes a file, whole or not at all."""
-        path = self.path(table, name)
-        self._forget(table, name)
-        if self.is_local:
-            try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                write_whole(Path(path), data)
-            except OSError as error:
-                raise _not_written(path, error) from error
-        else:
-            self._asked(lambda: self.fs.pipe_file(path, data))
-            self._keep(table, name, data)
-        self._listing.wrote(table, name, len(data))
-
-    def _drop(self, table: str, name: str) -> None:
-        self._kept_bytes -= len(self._kept.pop((table, name), b""))
-
-    def _forget(self, table: str, name: str) -> None:
-        self._drop(table, name)
-        self._listing.removed(table, name)
-        self._manifests.pop((table, name.removesuffix(".json")), None)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, so that any reader sees all of it or the earlier file."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
 
 def _state(path: str) -> tuple[int, ...] | None:
     """What changes when a file is replaced or written to; None where there is none."""
@@ -399,34 +305,6 @@ def _state(path: str) -> tuple[int, ...] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _whole(fs: Any, path: str) -> bytes:
-    """The content of a file of an object store; an empty one has no byte 0 to begin at."""
-    try:
-        return bytes(fs.cat_file(path, start=0))
-    except Exception as error:
-        cause = error.__cause__ or error
-        code = (getattr(cause, "response", None) or {}).get("Error", {}).get("Code", "")
-        if str(code) in ("InvalidRange", "416") or "InvalidRange" in str(error):
-            return b""
-        raise
-
-
-def _not_written(path: str, error: OSError) -> StorageError:
-    """The error of a file that cannot be written or removed."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    expected = "room on the disk" if is_full else "a folder that can be written to"
-    advice = "Make room" if is_full else "Correct its permissions, or `store:`"
-    return StorageError(
-        f"{path}: found that it cannot be written ({error.strerror}), expected {expected}. "
-        f"{advice}, and give the same command again: it goes on from here."
-    )
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    protocol = fs.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def _check_alike(manifest: Manifest) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from storage.files import write_whole
 from storage.manifest import Manifest, Recipe, table_key
 from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
-from storage.table import Store, write_whole
+from storage.table import Store
 
 SPEC = TableSpec("t", pa.schema([("id", pa.int64()), ("x", pa.float64())]), ("id",))
 VECTOR = TableSpec(
