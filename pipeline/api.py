@@ -15,7 +15,7 @@ by the folder that it lies in, or opened, which is faster for several questions.
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "apply",
+    "clean",
     "evaluate",
     "explain",
     "flag",
@@ -62,7 +63,12 @@ def plan(config: Config, overrides: Overrides = ()) -> Answer:
     return Answer(estimate(_read(config, overrides)), print_estimate)
 
 
-def run(config: Config, overrides: Overrides = (), progress: "Progress | None" = None) -> OpenedRun:
+def run(
+    config: Config,
+    overrides: Overrides = (),
+    progress: "Progress | None" = None,
+    wait: bool = False,
+) -> OpenedRun:
     """The finished run; computes the shards that its store lacks, and goes on after a kill.
 
     Args:
@@ -70,6 +76,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
         overrides: Values that replace those in `config`.
         progress: Hears how far the run is; `pipeline.progress.Screen` shows it. By default nothing
             is shown.
+        wait: Whether to wait where another process works on the run; by default that is an error.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned, or a task failed.
@@ -83,7 +90,7 @@ def run(config: Config, overrides: Overrides = (), progress: "Progress | None" =
         progress.say(changed)
     configured = _read(config, overrides)
     with _log_in(configured.run):
-        return OpenedRun(execute_run(configured, progress))
+        return OpenedRun(execute_run(configured, progress, waits=wait))
 
 
 def status(run: AnyRun) -> Answer:
@@ -102,6 +109,20 @@ def verify(run: AnyRun, repair: bool = False, progress: "Progress | None" = None
     return Answer(verify_run(_folder(run), repair, progress), print_verified)
 
 
+def clean(
+    place: AnyRun | None = None,
+    runs: Sequence[str | Path] = (),
+    forget: Sequence[str] = (),
+    remove: bool = False,
+) -> Answer:
+    """What is left over of a run, a store or this machine's maps; see `pipeline.clean.clean`."""
+    from pipeline.clean import clean as look
+    from pipeline.summary import print_leftovers
+
+    where = str(place.folder.path if isinstance(place, OpenedRun) else place) if place else None
+    return Answer(look(where, [Path(run) for run in runs], forget, remove), print_leftovers)
+
+
 def sql(run: AnyRun, statement: str) -> Rows:
     """The rows of a SQL statement over the run's views; see `OpenedRun.sql`."""
     return _opened(run).sql(statement)
@@ -117,11 +138,12 @@ def apply(
     review: str | Path,
     to: str | Path | None = None,
     progress: "Progress | None" = None,
+    wait: bool = False,
 ) -> OpenedRun:
     """A new run over the corrected corpus; see `pipeline.apply.apply_review`."""
     from pipeline.apply import apply_review
 
-    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress)
+    return apply_review(_folder(run), Path(review), Path(to) if to else None, progress, wait)
 
 
 def evaluate(
@@ -190,12 +212,19 @@ def _assignments(overrides: Overrides) -> Sequence[str]:
     ]
 
 
+class _Log(logging.FileHandler):
+    """A log without which a run goes on: what cannot be written is told by the run itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignores a record that finds no room."""
+
+
 @contextmanager
 def _log_in(run: str) -> Iterator[None]:
     """Also writes what is logged meanwhile to `assay.log` in the run's folder."""
     try:
         Path(run).mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(Path(run) / "assay.log", delay=True, encoding="utf-8")
+        handler = _Log(Path(run) / "assay.log", delay=True, encoding="utf-8")
     except OSError:
         yield  # the run itself raises an error about the folder
         return
@@ -209,4 +238,5 @@ def _log_in(run: str) -> Iterator[None]:
         raise
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()

@@ -13,7 +13,11 @@ from storage.files import write_whole
 
 
 def apply_review(
-    run: Path, review: Path, to: Path | None = None, progress: Progress | None = None
+    run: Path,
+    review: Path,
+    to: Path | None = None,
+    progress: Progress | None = None,
+    waits: bool = False,
 ) -> OpenedRun:
     """The new run over the corrected corpus, in its own folder and over the same store.
 
@@ -27,6 +31,7 @@ def apply_review(
         to: Folder of the new run; by default the old one's name with `-corrected`, and a number
             where that folder holds a run already.
         progress: Hears how far the new run is.
+        waits: Whether to wait where another driver works in the new run's folder.
 
     Raises:
         RunError: there is no such file.
@@ -55,7 +60,7 @@ def apply_review(
             reviewed.corpus, corrections=(*reviewed.corpus.corrections, str(kept))
         ),
     )
-    return OpenedRun(execute_run(corrected, progress))
+    return OpenedRun(execute_run(corrected, progress, waits=waits))
 
 
 def _unused_folder(run: Path) -> Path:

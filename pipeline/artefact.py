@@ -1,9 +1,18 @@
 """Which artefact a stage uses: artefacts, such as a probe, are fitted once and then kept.
 
 An artefact is part of the key of every feature that is computed with it, so fitting it anew makes
-all of them stale. It therefore stays while the corpus it was fitted on lives on: correcting labels
-or appending rows recomputes no feature. Where the labels
-answer another question, say because the classes are others, it is fitted anew.
+all of them stale. It therefore stays within one lineage, while the corpus that it was fitted on
+lives on: correcting labels or appending rows recomputes no feature. A lineage is
+
+- the executions of one run folder: the artefact that the last one used (`artefacts:` of its
+  resolved configuration) is used again, where the store is the same;
+- the runs that `assay apply` makes of one another: each begins from the configuration of the run
+  that was reviewed, which pins the artefact.
+
+Any other run fits its own, whatever a shared store holds: two runs over one corpus may differ in
+their labels, and scores by a probe that was fitted on the other's would be wrong. Where the labels
+are the same, so is the artefact's key. Within a lineage, too, it is fitted anew where the labels
+answer another question, say because the classes are others.
 """
 
 import dataclasses
@@ -30,7 +39,7 @@ def choose_artefact(
     store: Store,
     last: str | None,
 ) -> tuple[Node, str | None]:
-    """The node with the artefact that it uses: pinned, found in the store, or to be fitted.
+    """The node with the artefact that it uses: pinned, that of the last execution, or a new one.
 
     The second value is a sentence for the user where an earlier artefact is kept, else None.
 
@@ -79,13 +88,12 @@ def choose_artefact(
             f"artefacts.{node.instance}: found {requested!r}, expected `refit` or a mapping with "
             "key and labels. Remove the entry to keep the artefact that is there."
         )
-    earlier = _fitted_before(node, planned, corpus, store, last)
-    if earlier is None or earlier[0] == fresh.tasks[0].key:
+    if last is None or last == fresh.tasks[0].key:
         return fresh, None
-    key, fitted_on = earlier
-    if key != last and fresh.tasks[0].key in store.shard_keys(table):
+    fitted_on = _labels_of(last, node, planned, corpus, store)
+    if fitted_on is None:
         return fresh, None
-    return _pinned(node, key, fitted_on), _kept_note(node.instance, key)
+    return _pinned(node, last, fitted_on), _kept_note(node.instance, last)
 
 
 def _kept_note(instance: str, key: str) -> str:
@@ -101,42 +109,31 @@ def _pinned(node: Node, key: str, labels: str) -> Node:
     return dataclasses.replace(node, tasks=(task,), pinned={"key": key, "labels": labels})
 
 
-def _fitted_before(
-    node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store, last: str | None
-) -> tuple[str, str] | None:
-    """Keys of the best earlier artefact of the node's stage and fields, and of its labels.
+def _labels_of(
+    key: str, node: Node, planned: Mapping[str, Node], corpus: Corpus, store: Store
+) -> str | None:
+    """Key of the labels that the artefact `key` was fitted on; None where it cannot be used again.
 
-    That is `last`, or else the one whose labels share most shards with the corpus's, the newest of
-    equals. At least half of the features that it was fitted on must be this corpus's.
+    It can where it is in the store, of the node's stage and fields, the labels answer the same
+    question, and at least half of the features that it was fitted on are this corpus's.
     """
-    name, table = stage_name(node.stage), node.stage.writes[0].name
-    shard_sets = {
-        read: {key for _, _, key in shards_of(source, planned, corpus)}
-        for read, source in node.reads.items()
-        if read != "label"
-    }
-    labels = {shard.key for shard in corpus.tables["label"].shards}
-    best: tuple[int, str, str] | None = None
-    for manifest in store.earlier_manifests(table):
-        if (manifest.stage, manifest.version) != (name, node.stage.version):
-            continue
-        if dict(manifest.fields) != dict(node.fields):
-            continue
-        fitted_on = manifest.inputs.get("label", "")
-        if not _same_label_question(fitted_on, corpus, store):
-            continue
-        if all(
-            _overlap(manifest, read, keys, node.reads[read][1], store) >= 0.5
-            for read, keys in shard_sets.items()
-        ):
-            key = manifest.shards[0].key
-            if key == last:
-                return key, fitted_on
-            before = _readable(store, "label", fitted_on)
-            common = len(labels & {shard.key for shard in before.shards}) if before else 0
-            if best is None or common > best[0]:
-                best = common, key, fitted_on
-    return best[1:] if best is not None else None
+    table = node.stage.writes[0].name
+    manifest_key = _pinned(node, key, "").manifest_key(table)
+    # Where the shard is gone, the manifest says what it was fitted on, and it is fitted again.
+    manifest = _readable(store, table, manifest_key)
+    if manifest is None:
+        return None
+    made_by = (manifest.stage, manifest.version, dict(manifest.fields))
+    if made_by != (stage_name(node.stage), node.stage.version, dict(node.fields)):
+        return None
+    fitted_on = manifest.inputs.get("label", "")
+    if not _same_label_question(fitted_on, corpus, store):
+        return None
+    for read, source in node.reads.items():
+        keys = {shard_key for _, _, shard_key in shards_of(source, planned, corpus)}
+        if read != "label" and _overlap(manifest, read, keys, source[1], store) < 0.5:
+            return None
+    return fitted_on
 
 
 def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:

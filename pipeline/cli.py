@@ -1,41 +1,68 @@
 """The command line: parse, call one function, print. No logic.
 
-Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for misuse.
+Results go to stdout, everything else to stderr; exit 0, 1 for a failure, 2 for misuse, 130 after
+Ctrl-C and 143 after SIGTERM.
 """
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 import pipeline.summary as report
-from pipeline import api
+from pipeline import api, stopping
+from pipeline.errors import told
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from stages.corpus.cells import is_broken, show
 from storage.credentials import masked
 
 
 class Assay(click.Group):
     """The command group: prints errors with advice as one message, and sets the exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses arguments that are no text: no table, YAML or JSON could hold them."""
+        for what, text in [("an argument", a) for a in args] + [
+            ("the working folder", os.getcwd())
+        ]:
+            if is_broken(text):
+                raise click.UsageError(
+                    f"found bytes that are not UTF-8 in {what}, '{show(text)}', expected text in "
+                    "UTF-8. Convert the text, or rename the file or folder."
+                )
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; errors of pipeline, stages and storage end with 1, misuse with 2."""
+        with stopping.raised():
+            return self._told(ctx)
+
+    def _told(self, ctx: click.Context) -> Any:
+        """Runs the command, and tells how it ends."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             sys.exit(0)
         except KeyboardInterrupt:
-            click.echo("Stopped. The same command goes on from here.", err=True)
-            sys.exit(1)
+            self._stop()
         except Exception as error:
+            if stopping.is_stopped():  # what an interrupted import or call made of the signal
+                self._stop()
             code = report.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
-            click.echo(f"assay: {masked(str(error))}", err=True)
+            click.echo(f"assay: {masked(told(error) or str(error))}", err=True)
             sys.exit(code)
+
+    def _stop(self) -> NoReturn:
+        """Ends the process after a signal, past what is still at work in other threads."""
+        click.echo(stopping.SENTENCE, err=True)
+        sys.exit(stopping.exit_code())
 
 
 @click.group(cls=Assay)
@@ -60,6 +87,9 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON for p
 out = click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .parquet, .jsonl or .csv."
 )
+wait = click.option(
+    "--wait", is_flag=True, help="Wait where another process works on the run, and then go on."
+)
 method = click.option("--method", help="The stage to take, when the run has several.")
 
 
@@ -79,8 +109,11 @@ def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @settings
 @click.option("--ray-address", help="A Ray cluster to run on; RAY_ADDRESS stands in.")
+@wait
 @as_json
-def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_json: bool) -> None:
+def run(
+    config: Path, overrides: tuple[str, ...], ray_address: str | None, wait: bool, is_json: bool
+) -> None:
     """Compute what the YAML describes, and show the main results.
 
     What was computed before is reused: the same command goes on after a kill, and a changed YAML
@@ -91,7 +124,7 @@ def run(config: Path, overrides: tuple[str, ...], ray_address: str | None, is_js
     if ray_address is not None:
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
     with Screen() as screen:
-        opened = api.run(config, overrides, screen)
+        opened = api.run(config, overrides, screen, wait)
     report.print_summary(opened, is_json)
 
 
@@ -104,6 +137,37 @@ def status(run: Path, is_json: bool) -> None:
     Example: assay status runs/quickstart
     """
     report.print_status(api.status(run), is_json)
+
+
+@main.command()
+@click.argument("place", required=False)
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A run whose tables in the store stay, where the store does not know of it.",
+)
+@click.option("--forget", multiple=True, help="The path of a run that is gone for good.")
+@click.option("--remove", is_flag=True, help="Remove what is shown.")
+@as_json
+def clean(
+    place: str | None,
+    runs: tuple[Path, ...],
+    forget: tuple[str, ...],
+    remove: bool,
+    is_json: bool,
+) -> None:
+    """Show what is left over, with sizes; --remove removes it.
+
+    PLACE is the folder of a run, or the folder or URL of a store. Left over are temporary files of
+    commands that were killed, memory maps of vectors, which are made again when needed, and tables
+    that no run refers to any more. Without PLACE: maps of this machine that are older than a day.
+    What a run at work may need stays.
+
+    Example: assay clean runs/quickstart --remove
+    """
+    report.print_leftovers(api.clean(place, runs, forget, remove), is_json)
 
 
 @main.command()
@@ -179,8 +243,11 @@ def flag(
 @click.argument("review", type=click.Path(path_type=Path))
 @out
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
+@wait
 @as_json
-def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: bool) -> None:
+def apply(
+    run: Path, review: Path, out: Path | None, to: Path | None, wait: bool, is_json: bool
+) -> None:
     """Correct the corpus by a reviewed CSV, and make a new run over it.
 
     Only what depends on labels is computed again.
@@ -188,7 +255,7 @@ def apply(run: Path, review: Path, out: Path | None, to: Path | None, is_json: b
     Example: assay apply runs/quickstart review.csv --out corrected.parquet
     """
     with Screen() as screen:
-        opened = api.apply(run, review, to, screen)
+        opened = api.apply(run, review, to, screen, wait)
     if out is not None:
         count = opened.write_corpus(out)
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)

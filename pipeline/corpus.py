@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.readers import Readers
 from pipeline.settings import Run
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
@@ -35,7 +36,7 @@ CORPUS = {
 }
 SOMETIMES = frozenset({ingest.FEATURES.name})
 """Tables that only some corpora have."""
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 NOTES = "ingest"
 """Folder of the store with a note of every reading of a corpus: the manifests that it gave."""
 EARLIER_CUTS = 20
@@ -48,6 +49,8 @@ class Corpus:
 
     tables: Mapping[str, Manifest]
     """Manifests by table name; `features` only where the sources have vectors."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user about how the sources were read, and about their labels."""
 
     @property
     def task(self) -> CorpusTask:
@@ -66,6 +69,11 @@ class Corpus:
         return tuple(self.tables["label"].details["classes"])
 
     @property
+    def has_chats(self) -> bool:
+        """Whether the texts are conversations."""
+        return bool(self.tables["text"].details.get("format") == "messages")
+
+    @property
     def unlabelled_queries(self) -> int:
         """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
@@ -79,12 +87,14 @@ def read_corpus(
     run: Run,
     store: Store,
     is_dry: bool = False,
+    readers: Readers | None = None,
     look: Callable[[Mapping[str, Manifest]], None] = lambda _: None,
 ) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
 
-    `look` is shown the tables of an earlier reading of the same sources, before they are used; what
-    it raises ends the reading.
+    Rows that one of `readers` refuses are rejected with its reason. Where nothing is refused, the
+    keys are those of the corpus without readers. `look` is shown the tables of an earlier reading
+    of the same sources, before they are used; what it raises ends the reading.
 
     Raises:
         stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
@@ -93,17 +103,22 @@ def read_corpus(
     """
     _check_same_kind(run)
     sources = [source for source in (run.corpus, run.queries) if source is not None]
-    name = digest([INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]])
+    keeps_absent = _has_own_outputs(run)
+    refuses = readers.key if readers is not None else []
+    refusals = readers.refusals if readers is not None and refuses else None
+    read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
+    name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
-    known = _known(store, name, wanted, is_dry)
+    known, notices = _known(store, name, wanted, is_dry)
     look(known)
     if set(known) == set(wanted) and all(_lies_whole(m, store) for m in known.values()):
-        return Corpus(known)
-    examples = ingest.read(run.corpus, "example")
+        return Corpus(known, notices)
+    examples = ingest.read(run.corpus, "example", refusals=refusals, keeps_absent=keeps_absent)
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
         length = examples.vector_length
-        read.append(("query", ingest.read(run.queries, "query", examples.classes, length)))
+        queries = ingest.read(run.queries, "query", examples.classes, length, refusals)
+        read.append(("query", queries))
         _check_same_form(run, examples, read[1][1])
         _check_same_labels(run, examples, read[1][1])
     writer = _Writer(store, is_dry)
@@ -112,7 +127,7 @@ def read_corpus(
         salts: dict[str, list[Any]] = {
             "text": [] if part.format == "text" else [part.format],
             "label": list(examples.classes),
-            "extra": [part.columns, part.has_number_ids],
+            "extra": [part.columns],
             "features": [],
         }
         before = _cut_before(known.values(), role, store)
@@ -133,27 +148,37 @@ def read_corpus(
             "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),
         },
         "text": {"format": examples.format, "has_text": examples.has_text},
-        "extra": {
-            "columns": {role: part.columns for role, part in read},
-            "has_number_ids": examples.has_number_ids,
-        },
+        "extra": {"columns": {role: part.columns for role, part in read}},
     }
     manifests = {
         table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
     }
+    notices = tuple(notice for _, part in read for notice in part.notices)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note(NOTES, name, keys)
-    return Corpus(manifests)
+        store.write_note(NOTES, name, {**keys, "notices": notices})
+    return Corpus(manifests, notices)
 
 
-def _known(store: Store, name: str, wanted: list[str], is_dry: bool) -> dict[str, Manifest]:
-    """The manifests that an earlier reading of the same sources gave, those that are still there.
+def _has_own_outputs(run: Run) -> bool:
+    """Whether a model comes with an output for each class, also for those that no row has."""
+    models = [run.model, *(stage.model_ref for stage in run.stages.values())]
+    kinds = [model.kind for model in models if model is not None]
+    return any(kind.has_class_outputs and not kind.is_fitted for kind in kinds)
+
+
+def _known(
+    store: Store, name: str, wanted: list[str], is_dry: bool
+) -> tuple[dict[str, Manifest], tuple[str, ...]]:
+    """The manifests that an earlier reading of the same sources gave, and its notices.
+
+    Those that are still there.
 
     Raises:
         storage.schema.CorruptError: one is damaged, and the reading is not dry.
     """
-    found = {}
+    found: dict[str, Manifest] = {}
+    note: dict[str, Any] = {}
     try:
         note = store.read_note(NOTES, name) or {}
         for table in wanted:
@@ -162,7 +187,7 @@ def _known(store: Store, name: str, wanted: list[str], is_dry: bool) -> dict[str
     except FileError:
         if not is_dry:
             raise
-    return found
+    return found, tuple(note.get("notices", ()))
 
 
 def _lies_whole(manifest: Manifest, store: Store) -> bool:

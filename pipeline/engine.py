@@ -1,29 +1,39 @@
 """Engines that run tasks, in this process or on Ray; the only file that imports ray.
 
 Both engines take the same tasks and yield the same records; they differ in where the work happens.
-On Ray, every actor of a pool keeps what the stage opens (a model, a kernel) and has at most two
-tasks waiting, so that the scheduler never holds more than the names of a few. A task whose worker
-is lost is tried again; a task that raises is not, for it would raise again.
+On Ray, every actor keeps what the stage opens (a model, a kernel) and has at most two tasks
+waiting, so that the scheduler never holds more than the names of a few. A task whose worker or node
+is lost is tried again by another (`pipeline.workers`); one that raises is not, for it would raise
+again.
 """
 
+import dataclasses
 import logging
 import os
+import threading
+import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import TaskError
+from pipeline.errors import TaskError, told
 from pipeline.node import Task
+from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
+from pipeline.stopping import handle_again
 from pipeline.task import Job, Worker
+from pipeline.workers import LOOK_S, Crew
 from storage.manifest import ShardRecord
 
-QUEUED_PER_WORKER = 2
+LOG = logging.getLogger(__name__)
 ROOMS = ("pipeline", "stages", "storage")
 OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray that is started here: only the names of tasks go through it, and by default it would
 reserve a third of the memory."""
+START_S = 60.0
+"""How long Ray may take to start, or to connect to a cluster that answers."""
 
 
 class Engine(Protocol):
@@ -74,39 +84,89 @@ class OnRay:
         """Connects to the cluster that `settings` or RAY_ADDRESS names, or starts a local one.
 
         Raises:
-            TaskError: the cluster cannot be reached.
+            TaskError: the cluster cannot be reached, or Ray cannot be started.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = settings.address or os.environ.get("RAY_ADDRESS")
+        if address is not None:
+            check_answers(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray  # a second of import that `assay sql` should not pay
         self._ray: Any = ray
         self._settings = settings
-        address = settings.address or os.environ.get("RAY_ADDRESS")
+        self._crew: Crew | None = None
+        self._is_closed = threading.Event()
         # A cluster's nodes get this code, and only it: the rooms, not the folder they lie in, which
         # in a checkout holds data and runs, and after a plain `pip install` every other package.
         rooms = [str(Path(__file__).resolve().parents[1] / room) for room in ROOMS]
         arguments: dict[str, Any] = (
-            {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            # Without an address Ray would join another one that runs on this machine.
+            {
+                "address": "local",
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
             if address is None
-            else {"runtime_env": {"py_modules": rooms, "excludes": ["__pycache__"]}}
+            else {
+                "address": address,
+                "runtime_env": {"py_modules": rooms, "excludes": ["__pycache__"]},
+            }
         )
         try:
-            ray.init(
-                address=address,
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **arguments,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            self._connect(arguments)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            if address is None:
+                raise TaskError(
+                    f"ray: found that Ray does not start on this machine ({error}), expected it to "
+                    "run the tasks. See whether its folder (RAY_TMPDIR, /tmp by default) has room, "
+                    "or set ray.engine=in_process."
+                ) from error
             raise TaskError(
-                f"ray: found no cluster at {address or 'this machine'} ({error}), expected one to "
-                "connect to. Check the address, or leave it out to start Ray on this machine."
+                f"ray: found no cluster at {address} ({error}), expected one to connect to. Check "
+                "the address, or leave it out to start Ray on this machine."
             ) from error
-        self._pool: list[Any] = []
-        self._pool_is_for: Resources | None = None
+
+    def _connect(self, arguments: Mapping[str, Any]) -> None:
+        """Calls `ray.init`; a signal meanwhile is raised once there is something to shut down.
+
+        In a thread, because Ray handles SIGTERM of the main thread in its own way, and because an
+        interrupted start leaves processes behind. The thread stays: on Linux what it started ends
+        with it, not with the process.
+        """
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        failures: list[BaseException] = []
+        is_tried = threading.Event()
+
+        def connect() -> None:
+            try:
+                self._ray.init(
+                    configure_logging=True,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **arguments,
+                )
+            except BaseException as error:
+                failures.append(error)
+            is_tried.set()
+            self._is_closed.wait()
+
+        threading.Thread(target=connect, daemon=True).start()
+        until = time.monotonic() + START_S
+        try:
+            while not is_tried.wait(0.05):
+                handle_again()
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no answer within {START_S:g} s")
+            handle_again()
+        except BaseException:
+            is_tried.wait(START_S / 4)
+            self.close()
+            raise
+        if failures:
+            self.close()
+            raise failures[0]
 
     def run_tasks(
         self, job: Job, tasks: Sequence[Task], resources: Resources
@@ -114,71 +174,94 @@ class OnRay:
         """See `Engine.run_tasks`."""
         ray = self._ray
         job_ref = ray.put(job)
-        pool = self._workers(resources, len(tasks))
+        crew = self._crew_for(resources)
         waiting = list(reversed(tasks))
-        running: dict[Any, tuple[Task, Any]] = {}
-
-        def launch(worker: Any) -> None:
-            if waiting:
-                task = waiting.pop()
-                if task.parts:
-                    ref = worker.merge_task.remote(job_ref, task.part, task.key, task.parts)
-                else:
-                    ref = worker.run_task.remote(job_ref, task.part, task.key)
-                running[ref] = (task, worker)
-
+        losses: Counter[str] = Counter()
+        left = len(tasks)
         try:
-            for _ in range(QUEUED_PER_WORKER):
-                for worker in pool:
-                    launch(worker)
-            while running:
-                (ready,), _ = ray.wait(list(running), num_returns=1)
-                task, worker = running.pop(ready)
-                try:
-                    records = ray.get(ready)
-                except ray.exceptions.RayTaskError as error:
-                    raise _failed(job, task, error.cause or error) from error
-                except ray.exceptions.RayError as error:
-                    raise _failed(job, task, error) from error
-                launch(worker)
-                yield task, records
+            while left:
+                crew.hire(left)
+                while waiting and crew.give(waiting[-1], job_ref, len(waiting)):
+                    waiting.pop()
+                running = crew.running()
+                if not running:
+                    time.sleep(LOOK_S / 10)
+                    continue
+                ready, _ = ray.wait(running, num_returns=1, timeout=LOOK_S)
+                for ref in ready:
+                    if ref in crew.recruits:
+                        self._answer(crew, ref)
+                        continue
+                    actor = crew.holder(ref)
+                    task = crew.busy[actor][ref]
+                    try:
+                        records = ray.get(ref)
+                    except ray.exceptions.RayError as error:
+                        if not self._is_lost(error):
+                            cause = getattr(error, "cause", None) or error
+                            raise _failed(job, task, cause) from error
+                        # Only the oldest was at work: those behind it are not to blame.
+                        oldest = next(iter(crew.busy[actor].values()))
+                        losses[oldest.key] += 1
+                        LOG.warning("%s: a worker was lost: %s", job.instance, _line(error))
+                        waiting += reversed(crew.lose(actor))
+                        if losses[oldest.key] > self._settings.retries:
+                            raise _lost(job, oldest, losses[oldest.key], error) from error
+                        continue
+                    del crew.busy[actor][ref]
+                    left -= 1
+                    yield task, records
         finally:
-            for ref in running:
-                ray.cancel(ref)
+            crew.rest()
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._ray.shutdown()
+        handle_again()
+        self._is_closed.set()
 
-    def _workers(self, resources: Resources, n_tasks: int) -> list[Any]:
-        """Actors with these resources, at most `n_tasks`; the last stage's if theirs are equal."""
-        ray = self._ray
-        if self._pool_is_for != resources:
-            for worker in self._pool:
-                ray.kill(worker)
-            self._pool, self._pool_is_for = [], resources
-        demand: dict[str, float] = {"CPU": resources.cpus, "GPU": resources.gpus}
-        if resources.memory_gb:
-            demand["memory"] = resources.memory_gb * 1e9
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        n_fitting = sum(_fitting(node, demand, n_tasks) for node in nodes)
-        if n_fitting < 1:
-            raise TaskError(
-                f"ray: found nodes of {'; '.join(_amounts(node) for node in nodes)}, expected one "
-                f"with {_amounts(demand)} for a worker of this stage. Lower the stage's cpus, gpus "
-                "or memory_gb under `ray:`, or add a node."
-            )
-        n_workers = min(n_tasks, n_fitting, resources.workers or n_fitting)
-        actor = ray.remote(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            memory=demand.get("memory"),
-            max_restarts=-1,
-            max_task_retries=self._settings.retries,
-        )(Worker)
-        while len(self._pool) < n_workers:
-            self._pool.append(actor.remote())
-        return self._pool[:n_workers]
+    def _answer(self, crew: Crew, ref: Any) -> None:
+        """Lets a recruit work that could start; raises where no recruit will."""
+        exceptions = self._ray.exceptions
+        try:
+            self._ray.get(ref)
+        except exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise TaskError(
+                    f"ray: found that a worker cannot start ({error}), expected this package and "
+                    "what it needs on every node. Install the same version there."
+                ) from error
+            crew.lose(crew.recruits[ref])
+        except exceptions.RayError as error:
+            if not self._is_lost(error):
+                raise TaskError(
+                    f"ray: found that a worker cannot start ({_line(error)}), expected nodes that "
+                    "take this package's code. See Ray's own log on the node."
+                ) from error
+            crew.lose(crew.recruits[ref])
+        else:
+            crew.welcome(ref)
+
+    def _is_lost(self, error: BaseException) -> bool:
+        """Whether the worker, its node or an object is gone: not an error of the task's own."""
+        kinds = self._ray.exceptions
+        lost = (
+            kinds.RayActorError,
+            kinds.WorkerCrashedError,
+            kinds.OutOfMemoryError,
+            kinds.NodeDiedError,
+            kinds.LocalRayletDiedError,
+            kinds.ObjectLostError,
+        )
+        return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)
+
+    def _crew_for(self, resources: Resources) -> Crew:
+        """Actors with these resources; the last stage's if theirs are equal."""
+        if self._crew is None or self._crew.resources != resources:
+            if self._crew is not None:
+                self._crew.dismiss()
+            self._crew = Crew(self._ray, resources)
+        return self._crew
 
 
 def open_engine(settings: RaySettings) -> Engine:
@@ -186,21 +269,8 @@ def open_engine(settings: RaySettings) -> Engine:
     return InProcess() if settings.engine == "in_process" else OnRay(settings)
 
 
-def _fitting(node: Mapping[str, float], demand: Mapping[str, float], most: int) -> int:
-    """How many workers with this demand fit on an empty node, at most `most`."""
-    return min([most, *(int(node.get(name, 0) // n) for name, n in demand.items() if n)])
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    """Resources in words: `4 CPUs, 1 GPUs, 16.0 GB`."""
-    amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
-    if "memory" in resources:
-        amounts.append(f"{resources['memory'] / 1e9:.1f} GB")
-    return ", ".join(amounts)
-
-
-def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
-    """The error of a failed task, which names its stage and part."""
+def _place(job: Job, task: Task) -> str:
+    """The stage and part of a task, in words."""
     part = task.part
     place = {
         "shard": f"{part.role} shard {part.index}",
@@ -210,4 +280,45 @@ def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
     }[job.stage.split]
     if task.parts:
         place = f"merge {part.index} of level {task.level}"
-    return TaskError(f"{job.instance}, {place}: {type(error).__name__}: {error}")
+    return f"{job.instance}, {place}"
+
+
+def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
+    """The error of a failed task, which names its stage and part."""
+    said = told(error) or f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return TaskError(
+            f"{_place(job, task)}: found too little memory ({said}), expected room for the task. "
+            + _smaller(job)
+        )
+    return TaskError(f"{_place(job, task)}: {said}")
+
+
+def _lost(job: Job, task: Task, times: int, error: BaseException) -> TaskError:
+    """The error of a task whose worker was lost each time."""
+    is_memory = "memory" in f"{type(error).__name__} {_line(error)}".lower()
+    return TaskError(
+        f"{_place(job, task)}: found that its worker was "
+        + (f"killed for memory {times} times" if is_memory else f"lost {times} times")
+        + f" ({_line(error)}), expected it to finish. "
+        + ("" if is_memory else "Most often the memory was too small, see the kernel's log. ")
+        + _smaller(job)
+    )
+
+
+def _smaller(job: Job) -> str:
+    """What to change where tasks need more memory than there is."""
+    fields = {f.name for f in dataclasses.fields(job.stage)}
+    budget = f"lower stages.{job.instance}.token_budget, or " if "token_budget" in fields else ""
+    advice = (
+        f"{budget}give each worker more: set ray.stages.{job.instance}.memory_gb to what one "
+        "needs, so that fewer work at once, or lower its workers; `assay plan` estimates a task's "
+        "memory."
+    )
+    return advice[0].upper() + advice[1:]
+
+
+def _line(error: BaseException) -> str:
+    """What Ray says of an error, in one line; the last of its lines tells the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[-1:])[:300] or type(error).__name__

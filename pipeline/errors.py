@@ -8,6 +8,11 @@ Every one of them ends a command with exit code 1:
       TaskError         a task failed; says which, and why
 """
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 class RunError(Exception):
     """A run cannot be planned, executed or read."""
@@ -23,3 +28,16 @@ class RunFolderError(RunError):
 
 class TaskError(RunError):
     """A task of a stage failed."""
+
+
+def told(error: BaseException) -> str | None:
+    """What to tell of a disk that is full or may not be written to; None of any other error."""
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *FORBIDDEN):
+        return None
+    found = f"{error.filename or 'disk'}: found that it cannot be written ({error.strerror})"
+    if error.errno in FULL:
+        return (
+            f"{found}, expected room. Make room, or raise the quota, and give the same command "
+            "again: it goes on from here."
+        )
+    return f"{found}, expected a place that may be. Correct its permissions, or name another place."

@@ -7,8 +7,10 @@ from typing import Any
 
 from pipeline.corpus import SOMETIMES, Corpus, read_corpus
 from pipeline.folder import RunFolder
+from pipeline.model_check import check_models
 from pipeline.node import Node
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, make_plan, stages_in_order
+from pipeline.readers import Readers
 from pipeline.run import artefacts_of_last_run
 from pipeline.settings import Run
 from stages.model.calibration import flops_per_second
@@ -26,16 +28,20 @@ def estimate(run: Run) -> dict[str, Any]:
 
     Tasks to do and reused, forward and backward rows, FLOPs, bytes to write, memory, seconds.
 
-    Reads the corpus and asks the machine for its speed with a matrix product of a fraction of a
-    second; writes nothing. Costs are those of the tasks that are not computed yet. Where a stopping
-    rule may end the rounds of a stage earlier, `at_most` is true and costs are upper bounds.
+    Reads the corpus, checks models that were not checked before, and asks the machine for its speed
+    with a matrix product of a fraction of a second; writes nothing but notes of models that passed,
+    into a store that is there. Costs are those of the tasks that are not computed yet. Where a
+    stopping rule may end the rounds of a stage earlier, `at_most` is true and costs are upper
+    bounds.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
     """
     store = Store(run.store_url)
-    corpus = read_corpus(run, store, is_dry=True)
+    readers = Readers(stages_in_order(run)[0].values())
+    corpus = read_corpus(run, store, is_dry=True, readers=readers)
     plan = make_plan(run, corpus, store, artefacts_of_last_run(run, RunFolder(Path(run.run))))
+    notes = [*plan.notes, *check_models(plan, store, is_dry=True)]
     n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)
     work = Work(
         n_examples=corpus.rows("label", "example"),
@@ -59,7 +65,7 @@ def estimate(run: Run) -> dict[str, Any]:
             for node in plan.nodes
             if node.instance in plan.added
         },
-        "notes": list(plan.notes),
+        "notes": notes,
         "workers": workers,
         "flops_per_second": speed,
         "written_bytes": sum(row["written_bytes"] for row in rows),

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
-from pipeline.source_rows import source_rows
-from storage.sql import quoted
+from storage.sql import named, quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
@@ -74,12 +73,9 @@ class OpenedRun:
     def sql(self, statement: str) -> Rows:
         """The rows that `statement` gives over the run's views, as a DuckDB relation has them.
 
-        The files behind the views are compared with what was written: the sizes of all, and the
-        hashes of a first GiB (`storage.catalog_files`).
-
         Raises:
             storage.schema.StorageError: DuckDB refuses the statement.
-            storage.schema.FileError: a file that the statement reads is gone or damaged.
+            storage.schema.FileError: a file that it reads is damaged (`storage.catalog_files`).
         """
         self._files.check(self._files.tables_read(statement))
         return Rows(self._views.query(self._connection, statement))
@@ -308,13 +304,21 @@ class OpenedRun:
 
     def write_corpus(self, path: str | Path) -> int:
         """Writes every example, in the source's order and as labelled now; returns how many."""
-        ordered = "SELECT example_id FROM examples ORDER BY row_number"
-        return self._export(ordered, [], Path(path))
+        return self._export("SELECT example_id FROM examples ORDER BY row_number", [], Path(path))
 
     def _export(self, inner: str, columns: list[str], path: Path) -> int:
-        rows = source_rows(self.facts, "features" in self.views(), inner, columns)
-        self._files.check(self._files.tables_read(rows), most_bytes=None)
-        return self._views.export(self._connection, rows, path)
+        from pipeline.source_rows import source_rows
+        from storage.export import write_rows
+
+        chosen = f"SELECT {', '.join(map(named, dict.fromkeys(['example_id', *columns])))}"
+        results = self._views.to_arrow(
+            self._views.query(self._connection, f"{chosen} FROM ({inner})")
+        )
+        keys = self.sql(
+            "SELECT \"table\", manifest FROM provenance.manifest WHERE stage = 'ingest'"
+        ).fetchall()
+        corpus = {table: self._store.read_manifest(table, key) for table, key in keys}
+        return write_rows(source_rows(self._store, corpus, results, columns), path)
 
     def kept_summary(self) -> dict[str, Any] | None:
         """The summary of this state of the run, where an earlier command kept it."""

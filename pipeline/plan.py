@@ -17,7 +17,7 @@ from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
-from pipeline.plan_checks import check_fit, check_reads, check_rounds
+from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
 from pipeline.settings import Run
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
@@ -94,9 +94,9 @@ def make_plan(
         RunError: a pinned artefact is not in the store.
     """
     stages, added = stages_in_order(run)
+    stages, notes = with_class_order(stages, corpus)
     fingerprints: dict[ModelSpec, str] = {}
     planned: dict[str, Node] = {}
-    notes: list[str] = []
     for instance, stage in stages.items():
         check_fit(instance, stage, corpus)
         reads = sources(instance, stages)
@@ -104,7 +104,7 @@ def make_plan(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
         )
         check_rounds(instance, reads, planned)
-        fields = row_fields(stage, fingerprints, stages)
+        fields = row_fields(stage, fingerprints, stages, corpus.has_chats)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
         node = dataclasses.replace(node, tasks=tasks_of(node, planned, corpus))
         if stage.is_kept:
@@ -118,7 +118,7 @@ def make_plan(
         planned[instance] = dataclasses.replace(node, done=done)
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
-    return dataclasses.replace(plan, notes=(*added_notes, *notes))
+    return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
 
 
 def _whole_shards(node: Node, table: str, store: Store) -> set[str]:
@@ -137,11 +137,15 @@ def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, 
 
 
 def row_fields(
-    stage: Stage, fingerprints: dict[ModelSpec, str], stages: Mapping[str, Stage]
+    stage: Stage,
+    fingerprints: dict[ModelSpec, str],
+    stages: Mapping[str, Stage],
+    has_chats: bool = False,
 ) -> dict[str, Any]:
     """The fields of a stage that change its rows, as plain values, with models as fingerprints.
 
-    `fingerprints` keeps those of models that were read before.
+    `fingerprints` keeps those of models that were read before; `has_chats` says whether the corpus
+    holds conversations, whose tokens chat templates decide.
     """
     in_keys = names_in_keys(stage, stages)
     fields = {}
@@ -151,12 +155,15 @@ def row_fields(
             continue
         if isinstance(value, ModelSpec):
             if value not in fingerprints:
-                fingerprints[value] = fingerprint(value)
+                fingerprints[value] = fingerprint(value, has_chats)
             spec = dataclasses.asdict(value)
             hidden = {name.removeprefix(f"{f.name}.") for name in stage.outside_key}
             spec = {
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
+            # Most heads have the corpus's order, and keys that are older than this field.
+            if spec.get("class_order") is None:
+                spec.pop("class_order", None)
             value = {**spec, "fingerprint": fingerprints[value]}
         fields[f.name] = plain(value)
     return fields

@@ -9,6 +9,15 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.catalogue import load
+from stages.model.class_names import (
+    CorpusClasses,
+    has_saved_head,
+    join,
+    ordered_words,
+    output_names,
+)
+from stages.model.hub import is_encoder_decoder
+from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Stage
 
 
@@ -21,6 +30,78 @@ def check_model(read: str, reader: str, run: Run, name: str) -> None:
             "the features of the corpus where there is no model. Name them there: kernel: "
             "[features], or embedding: features for a probe and what uses it; or add `model:`."
         )
+
+
+def with_class_order(
+    stages: Mapping[str, Stage], corpus: Corpus
+) -> tuple[dict[str, Stage], list[str]]:
+    """The stages, with models whose outputs are in the order of the corpus's classes, and notes.
+
+    Raises:
+        ConfigFileError: the classes of a saved head or of a prompt are not those of the corpus.
+    """
+    details = corpus.tables["label"].details
+    has_order = bool(details.get("is_declared")) or details.get("label_kind") == "classlabel"
+    classes = CorpusClasses(corpus.classes, has_order)
+    known: dict[ModelSpec, tuple[ModelSpec, str | None]] = {}
+    ordered, notes = dict(stages), dict[str, None]()
+    for instance, stage in stages.items():
+        fields: dict[str, ModelSpec] = {}
+        for f in dataclasses.fields(stage):
+            model = getattr(stage, f.name)
+            if not isinstance(model, ModelSpec):
+                continue
+            if f"{f.name}.head" in stage.outside_key:
+                # The stage runs the trunk alone.
+                fields[f.name] = dataclasses.replace(model, class_order=None)
+                continue
+            try:
+                if model not in known:
+                    known[model] = _in_class_order(model, corpus, classes)
+            except ConfigError as error:
+                raise ConfigFileError(f"stages.{instance}: {error}") from error
+            fields[f.name], note = known[model]
+            notes |= {note: None} if note else {}
+        if any(getattr(stage, name) != model for name, model in fields.items()):
+            ordered[instance] = dataclasses.replace(stage, **fields)
+    return ordered, list(notes)
+
+
+def _in_class_order(
+    model: ModelSpec, corpus: Corpus, classes: CorpusClasses
+) -> tuple[ModelSpec, str | None]:
+    """The model with its outputs in the order of the classes, and a note for the user."""
+    model = dataclasses.replace(model, class_order=None)
+    if model.head == "checkpoint" and corpus.task == "regression":
+        outputs = output_names(model)
+        if len(outputs) != 1:
+            raise ConfigError(
+                f"model: found a saved head with {len(outputs)} outputs for a corpus with task: "
+                "regression, expected one output. Name a regressor, set head: probe, or correct "
+                "corpus.task."
+            )
+    if corpus.task != "classification":
+        return model, None
+    if model.prompt is not None:
+        words, note = ordered_words(model.prompt.label_words, classes)
+        return dataclasses.replace(
+            model, prompt=dataclasses.replace(model.prompt, label_words=words)
+        ), note
+    if model.head != "checkpoint":
+        return model, None
+    try:
+        joined = join(model, output_names(model), classes)
+    except ConfigError as error:
+        if has_saved_head(model):
+            raise
+        raise ConfigError(
+            f"model: found no weights for a classifier in {model.path}, expected them in the "
+            "checkpoint, with one output for each class. Set head: probe, or name a model that was "
+            "fine-tuned for classification."
+        ) from error
+    is_moved = joined.order != tuple(range(len(joined.order)))
+    order = joined.order if is_moved else None
+    return dataclasses.replace(model, class_order=order), joined.notice
 
 
 def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]) -> None:
@@ -46,15 +127,34 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             f"expected task: {' or '.join(model.kind.corpora)}. Set it in corpus, or another head "
             "in model."
         )
+    n_outputs = 1 if corpus.task == "regression" else len(corpus.classes)
+    meets_labels = corpus.task in ("classification", "regression") and (
+        "label" in stage.reads or any(spec.name == "prediction" for spec in stage.writes)
+    )
+    if model is not None and meets_labels and model.num_labels not in (None, n_outputs):
+        raise ConfigFileError(
+            f"stages.{instance}: found num_labels: {model.num_labels}, expected {n_outputs} for a "
+            f"corpus with task: {corpus.task}, one output for "
+            f"{'the target' if corpus.task == 'regression' else 'each class'}. Correct num_labels."
+        )
+    explains_tokens = any(spec.name in ("token", "word_path") for spec in stage.writes)
+    if explains_tokens and model is not None and not model.kind.is_on_trunk:
+        if is_encoder_decoder(model):
+            raise ConfigFileError(
+                f"stages.{instance}: found head: {model.head} of {model.path}, an encoder-decoder, "
+                "which reads every text twice, expected a model that reads it once, as token "
+                "attribution changes the words that are read. Set head: probe for its encoder, or "
+                "leave the stage out."
+            )
     if missing := [r for r in stage.reads if r in SOMETIMES and r not in corpus.tables]:
         raise ConfigFileError(
             f"stages.{instance}: found that it reads {missing[0]}, expected a corpus that has it. "
             "Set `features:` of corpus and queries to a column of vectors or a .npy file."
         )
-    if stage.split == "query" and not corpus.rows("text", "query"):
+    if needs_queries(stage) and not corpus.rows("text", "query"):
         raise ConfigFileError(
-            f"stages.{instance}: found no queries, expected some: its work is cut into blocks of "
-            "them. Add `queries:`, or leave the stage out."
+            f"stages.{instance}: found no queries, expected some: they are what it explains, or "
+            "what it measures the examples on. Add `queries:`, or leave the stage out."
         )
     if "text" in stage.reads and not corpus.has_text:
         raise ConfigFileError(
@@ -62,6 +162,13 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             "this one has none (text: null). Work on its features instead, or name the column of "
             "the text."
         )
+
+
+def needs_queries(stage: Stage) -> bool:
+    """Whether a stage has nothing to do without queries: it scores pairs, or values examples."""
+    is_of_pairs = any("query_id" in spec.key for spec in stage.writes)
+    is_value = type(stage).__module__.startswith("stages.values.")
+    return stage.split == "query" or is_of_pairs or is_value
 
 
 def check_rounds(

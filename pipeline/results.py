@@ -8,8 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.terminal import shown
-
 
 class Rows:
     """A DuckDB relation, with `to_dataset()` beside its own methods.
@@ -80,4 +78,6 @@ class Answer(dict[str, Any]):
         return dict(self)
 
     def __repr__(self) -> str:
+        from pipeline.terminal import shown
+
         return shown(functools.partial(self._show, self, is_json=False))

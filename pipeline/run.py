@@ -10,9 +10,12 @@ from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunError, RunFolderError
 from pipeline.folder import RunFolder
+from pipeline.lock import hold
+from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import Progress
+from pipeline.readers import Readers
 from pipeline.rounds import until_enough
 from pipeline.run_record import RunRecord
 from pipeline.settings import Run
@@ -28,6 +31,7 @@ def execute_run(
     run: Run,
     progress: Progress | None = None,
     engine: Callable[[], Engine] | None = None,
+    waits: bool = False,
 ) -> RunFolder:
     """The folder of the run, whose tables are now in its store and in its catalog.
 
@@ -40,9 +44,10 @@ def execute_run(
         progress: Hears the plan, and every stage and task that is finished.
         engine: Makes the engine, if a task must be computed; by default the one that the run
             configures.
+        waits: Whether to wait where another driver works in the run's folder.
 
     Raises:
-        RunError: the run cannot be planned or a task failed.
+        RunError: the run cannot be planned, a task failed, or another driver is at work.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
     progress = progress or Progress()
@@ -54,13 +59,22 @@ def execute_run(
             f"{folder.path}: found that the folder cannot be made ({error.strerror}), expected a "
             "place for the run's files. Correct `run:`."
         ) from error
+    with hold(folder.path, waits, progress.say):
+        _execute(run, folder, progress, engine)
+    return folder
+
+
+def _execute(
+    run: Run, folder: RunFolder, progress: Progress, engine: Callable[[], Engine] | None
+) -> None:
+    """Computes and records what the run lacks, and what is damaged; see `execute_run`."""
     store = Store(run.store_url)
     seen: set[tuple[str, str]] = set()
     while True:
         attempt = _Attempt(run, folder, store, progress, engine)
         try:
             attempt.execute(seen)
-            return folder
+            return
         except Exception as error:
             damages = damage_behind(error, attempt.plan, store)
             # What is damaged again, straight after it was written, is for a person to look at.
@@ -97,12 +111,15 @@ class _Attempt:
         last_artefacts = artefacts_of_last_run(run, folder)
         progress.say("Reading the corpus ...")
         look = Look(store, seen)
-        corpus = read_corpus(run, store, look=look.at_corpus)
+        readers = Readers(stages_in_order(run)[0].values())
+        corpus = read_corpus(run, store, readers=readers, look=look.at_corpus)
         plan = self.plan = make_plan(run, corpus, store, last_artefacts)
         look.at_plan(plan)
         for sentence in drop_damaged_maps(plan, store):
             progress.say(sentence)
         progress.planned(plan)
+        for note in check_models(plan, store):
+            progress.say(note)
         LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
         record = RunRecord(plan, folder, store)
         try:

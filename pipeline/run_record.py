@@ -14,6 +14,7 @@ from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan
 from pipeline.rounds import Outcome
 from pipeline.shard_facts import sentences, together
+from pipeline.store_users import register
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
 
@@ -65,6 +66,7 @@ class RunRecord:
         self.record["catalog"] = dict(last.get("catalog", {}))
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
         self._save()
+        register(store, self.record)
 
     def stored(self, node: Node, computed: Container[str] = ()) -> dict[str, list[ShardRecord]]:
         """Records of the stage's shards that an interrupted execution wrote, read from their files.
@@ -138,6 +140,7 @@ class RunRecord:
         """Puts the catalog of the whole run in its place."""
         self.record["keeps_catalog"] = False
         self.folder.rebuild_catalog(self.store, self.record)
+        register(self.store, self.record)
 
     def _manifest_if_whole(self, node: Node, table: str) -> str | None:
         """The manifest's key, where the table has all of its shards and a manifest."""

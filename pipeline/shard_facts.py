@@ -7,8 +7,10 @@ table; any other fact is the same in all of them, and that of the first shard is
     notices: ["...", ...]         notices: {"...": in how many tasks}
     n_not_finite: 3               n_not_finite: the sum; rows whose numbers cannot be stored
     n_left_out: 2                 n_left_out: the sum; rows that a shard's other inputs lack
+    n_without_tokens: 1           n_without_tokens: the sum; queries without a token of their own
     n_without_label: 1            n_without_label: the sum; queries of a block that have no label
     is_exact_bytes: false         inexact_shards: [keys of those shards]
+    efficiency: {utility: sums}   efficiency: {utility: the sums, added up, and the gap}
 
 A shard that is not exact in its bytes (its task ran out of memory and worked in smaller batches)
 holds the right numbers with other last bits. It is exempt from the promise that any execution
@@ -16,11 +18,13 @@ writes the same bytes, and so is what is computed from it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SUMMED = ("n_not_finite", "n_left_out", "n_without_label")
+from stages.game.efficiency import sentence, with_gap
+
+SUMMED = ("n_not_finite", "n_left_out", "n_without_tokens", "n_without_label")
 
 
 @dataclass
@@ -30,7 +34,9 @@ class ShardFacts:
     notices: list[str] = field(default_factory=list)
     n_not_finite: int = 0
     n_left_out: int = 0
+    n_without_tokens: int = 0
     is_exact_bytes: bool = True
+    efficiency: dict[str, dict[str, Any]] = field(default_factory=dict)
     _has_facts: bool = False
 
     def tell(
@@ -39,22 +45,30 @@ class ShardFacts:
         *,
         n_not_finite: int = 0,
         n_left_out: int = 0,
+        n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
+        efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
         """Adds facts; see `stages.stage.Tell`."""
         self._has_facts = True
         self.notices += [notice] if notice is not None else []
         self.n_not_finite += n_not_finite
         self.n_left_out += n_left_out
+        self.n_without_tokens += n_without_tokens
         self.is_exact_bytes &= is_exact_bytes
+        if efficiency is not None:
+            self.efficiency = _gaps([self.efficiency, efficiency])
 
     def details(self) -> dict[str, Any]:
         """The facts as a shard keeps them; empty where `tell` was never called."""
         if not self._has_facts:
             return {}
         facts: dict[str, Any] = {"notices": self.notices, "n_not_finite": self.n_not_finite}
-        if self.n_left_out:
-            facts["n_left_out"] = self.n_left_out
+        for name in ("n_left_out", "n_without_tokens"):
+            if getattr(self, name):
+                facts[name] = getattr(self, name)
+        if self.efficiency:
+            facts["efficiency"] = self.efficiency
         return facts if self.is_exact_bytes else {**facts, "is_exact_bytes": False}
 
 
@@ -85,7 +99,22 @@ def together(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     inexact = sorted({key for facts in with_facts for key in facts.get("inexact_shards", ())})
     if inexact:
         total["inexact_shards"] = inexact
+    if any("efficiency" in facts for facts in with_facts):
+        total["efficiency"] = _gaps([facts.get("efficiency", {}) for facts in with_facts])
     return total
+
+
+def _gaps(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The sums of gaps of several parts, by utility, added up."""
+    names = ("n", "total", "total_sq", "total_allowed")
+    utilities = {utility: None for part in parts for utility in part}
+    of_utility = {name: [part[name] for part in parts if name in part] for name in utilities}
+    return {
+        utility: with_gap(
+            {name: sum(one[name] for one in sums) for name in names if name in sums[0]}
+        )
+        for utility, sums in of_utility.items()
+    }
 
 
 def sentences(details: Mapping[str, Any]) -> list[str]:
@@ -103,7 +132,11 @@ def sentences(details: Mapping[str, Any]) -> list[str]:
     left_out = details.get("n_left_out", 0)
     if left_out:
         notices.append(f"rows left out, as one of the tables that are read lacks them: {left_out}")
+    without_tokens = details.get("n_without_tokens", 0)
+    if without_tokens:
+        notices.append(f"left out, as they have no token that could have a score: {without_tokens}")
     inexact = details.get("inexact_shards", ())
     if inexact:
         notices.append(f"shards that may differ from another run's in last bits: {len(inexact)}")
-    return notices
+    gaps = details.get("efficiency", {}).items()
+    return notices + [told for name, facts in gaps if (told := sentence(name, facts)) is not None]

@@ -1,18 +1,22 @@
 """How far a run is: the shards of each of its tables that are written."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
+from pipeline.lock import driver_of, hold
 
 
 def run_status(path: Path) -> dict[str, Any]:
     """The state of the run in the folder `path`, as plain values.
 
-    Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, and tables, each with its
-    instance, table, shards (how many it needs), done (how many are written) and is_whole. Rebuilds
-    the catalog when the folder has been moved or the catalog is gone or damaged.
+    Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, driver (pid, host and since of
+    the process that works on the run now, or None), and tables, each with its instance, table,
+    shards (how many it needs), done (how many are written) and is_whole. Rebuilds the catalog when
+    the folder has been moved or the catalog is gone or damaged, unless a driver is at work, which
+    does that.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run, or its store is gone.
@@ -39,10 +43,13 @@ def run_status(path: Path) -> dict[str, Any]:
                     "is_whole": state["manifest"] is not None,
                 }
             )
+    driver = driver_of(folder.path)
     is_damaged = not folder.catalog.exists() or folder.catalog in folder.faults()
-    is_rebuilt = record["path"] != str(folder.path) or is_damaged
+    is_stale = record["path"] != str(folder.path) or is_damaged
+    is_rebuilt = is_stale and driver is None
     if is_rebuilt:
-        folder.rebuild_catalog(store)
+        with hold(folder.path):
+            folder.rebuild_catalog(store)
     return {
         "run_id": record["run_id"],
         "path": str(folder.path),
@@ -50,5 +57,6 @@ def run_status(path: Path) -> dict[str, Any]:
         "catalog": str(folder.catalog),
         "is_whole": all(t["is_whole"] for t in tables),
         "is_catalog_rebuilt": is_rebuilt,
+        "driver": dataclasses.asdict(driver) if driver is not None else None,
         "tables": tables,
     }

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from pipeline.errors import RunError
+from pipeline.agreement import mismatches
+from pipeline.errors import RunError, told
 from pipeline.progress import seconds_text
 from pipeline.terminal import show, table
 from stages.stage import StageError
@@ -24,7 +25,8 @@ EXTREMES = 10
 
 def exit_code(error: BaseException) -> int | None:
     """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
-    return 1 if isinstance(error, RunError | StageError | StorageError) else None
+    is_told = isinstance(error, RunError | StageError | StorageError) or told(error) is not None
+    return 1 if is_told else None
 
 
 def print_rows(rows: Any, is_json: bool) -> None:
@@ -49,6 +51,26 @@ def print_status(status: Mapping[str, Any], is_json: bool) -> None:
     show(f"run      {status['run_id']}\nstore    {status['store']}")
     rebuilt = " (rebuilt)" if status["is_catalog_rebuilt"] else ""
     show(f"catalog  {status['catalog']}{rebuilt}")
+    if status["driver"]:
+        at_work = status["driver"]
+        show(f"driver   process {at_work['pid']} on {at_work['host']}, since {at_work['since']}")
+
+
+def print_leftovers(found: Mapping[str, Any], is_json: bool) -> None:
+    """Prints what is left over: a row for each file, and how many bytes they are."""
+    if is_json:
+        click.echo(json.dumps(found))
+        return
+    for item in found["items"]:
+        show(f"{item['kind']:<9} {item['bytes']:>15,}  {item['path']}")
+    count = f"{len(found['items'])} leftovers, {found['bytes']:,} bytes"
+    show(count + (" removed" if found["is_removed"] else ""))
+    if found["runs"]:
+        show(f"kept is what these runs need: {', '.join(found['runs'])}")
+    for note in found["notes"]:
+        show(note)
+    if found["items"] and not found["is_removed"]:
+        show("Nothing was removed; --remove does.")
 
 
 def print_verified(found: Mapping[str, Any], is_json: bool) -> None:
@@ -162,6 +184,15 @@ def print_summary(run: Any, is_json: bool) -> None:
             show(table(names, [[row[n] for n in names] for row in summary[key]]))
     for line in summary["accuracy"]:
         show(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
+    for line in summary["mismatch"]:
+        rows = {"example": "examples", "query": "queries"}[line["role"]]
+        show(
+            f"{line['method']}: the model is right on {line['right']} of {line['rows']} labelled "
+            f"{rows}, where chance alone would be {line['chance']:.0f}: its outputs are probably "
+            "not the classes that they are taken for. Compare id2label in the model's config.json, "
+            "or label_words, with the corpus's classes; `classes:` of the corpus lists them in the "
+            "order of the outputs."
+        )
     for line in summary["regression"]:
         share = "" if line["r_squared"] is None else f"R^2 {line['r_squared']:.3f}, "
         show(
@@ -211,6 +242,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "harmful": [],
         "utility": None,
         "accuracy": [],
+        "mismatch": [],
         "regression": [],
         "try": _statements(views, run.task()),
     }
@@ -258,6 +290,7 @@ def _summary(run: Any) -> dict[str, Any]:
                 "WHERE p.role = 'query' AND q.label IS NOT NULL GROUP BY ALL ORDER BY 1"
             )
         )
+        summary["mismatch"] = mismatches(run)
         # R^2 has no value where all targets are equal.
         summary["regression"] = _dicts(
             run.sql(

@@ -8,6 +8,7 @@
     .venv/bin/python scripts/bench.py language_model --data ALL
                                                              a real causal language model
     .venv/bin/python scripts/bench.py shapley --data DIR     Shapley values: speed, error, size
+    .venv/bin/python scripts/bench.py coverage               how often intervals hold the value
     .venv/bin/python scripts/bench.py generation --data ALL  what stands behind generated words
     .venv/bin/python scripts/bench.py million                Shapley values of a million rows
     .venv/bin/python scripts/bench.py knn --data ALL         speed of KNN-Shapley, against peers
@@ -50,6 +51,7 @@ CASES = (
     "variants",
     "language_model",
     "shapley",
+    "coverage",
     "generation",
     "million",
     "knn",

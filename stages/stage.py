@@ -14,6 +14,7 @@ Errors of this room:
     StageError
       ConfigError      a field of a stage has a value it cannot work with
       DataError        the rows a stage was given cannot be used
+        RefusedRow     a row that a model cannot read, and why
       ModelError       a model, tokenizer or head cannot be loaded or does not fit
 """
 
@@ -49,6 +50,14 @@ class ConfigError(StageError):
 
 class DataError(StageError):
     """The rows a stage was given cannot be used."""
+
+
+class RefusedRow(DataError):
+    """A row that a model cannot read; `reason` says why in a few words."""
+
+    def __init__(self, reason: str, expected: str):
+        self.reason = reason
+        super().__init__(f"text: found {reason}, expected {expected}. Change the row, or drop it.")
 
 
 class ModelError(StageError):
@@ -88,7 +97,9 @@ class Tell(Protocol):
         *,
         n_not_finite: int = 0,
         n_left_out: int = 0,
+        n_without_tokens: int = 0,
         is_exact_bytes: bool = True,
+        efficiency: Mapping[str, Mapping[str, int | float]] | None = None,
     ) -> None:
         """Records one fact or several; counts are added up over the part, and over shards.
 
@@ -96,8 +107,10 @@ class Tell(Protocol):
             notice: A sentence for the user, once the table is whole.
             n_not_finite: Rows whose features could not be stored.
             n_left_out: Rows that another input of the shard lacks.
+            n_without_tokens: Queries, or outputs of them, without a token that could have a score.
             is_exact_bytes: False exempts the shard from byte identity, say because memory ran out
                 and batches were cut in another way.
+            efficiency: By utility, by how much values miss their sum (`stages.game.efficiency`).
         """
 
 
@@ -181,7 +194,8 @@ class Stage(ABC):
     a field."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
-    was fitted on are corrected or rows are appended."""
+    was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.
+    """
 
     def __init_subclass__(cls, contract: bool = False) -> None:
         """Refuses a class with a public name that no contract knows, or without version or split.

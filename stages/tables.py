@@ -97,13 +97,15 @@ SHAPLEY_ROUND = TableSpec(
             ("total_sq", pa.float64()),
             ("n_units", pa.int64()),
             ("n_observed", pa.int64()),
+            ("n_prior", pa.int64()),
         ]
     ),
     key=("semivalue", "utility", "example_id"),
 )
 """Sums over a round's units, which are independent estimates of an example's value: `total` of the
 estimates, `total_sq` of their squares, `n_units` units, and `n_observed` of them with a marginal of
-the example."""
+the example. `n_prior` is how many units' worth of the examples' mean variance its own is mixed with
+(`stages.game.uncertainty.moderated`)."""
 
 
 GENERAL = -1

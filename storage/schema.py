@@ -2,7 +2,8 @@
 
 Every table of assay is declared by a `TableSpec`: its name, its columns, its key. The writer
 (`storage.table`) calls `TableSpec.check` on every shard, so a table on disk always has exactly the
-declared columns, a unique, non-null key in ascending order, and finite numbers.
+declared columns, a unique, non-null key in ascending order, and finite numbers in them. Columns of
+the user's own may hold anything.
 
 Errors of this room:
 
@@ -19,6 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+FILE_COLUMN = "assay_file"
+"""Column of every base view: the file that a row lies in. No column of a source is stored so."""
 
 
 class StorageError(Exception):
@@ -96,8 +100,8 @@ class TableSpec:
                 )
         table = table.sort_by([(name, "ascending") for name in self.key]).combine_chunks()
         self._check_unique(table)
-        for field in table.schema:
-            self._check_finite(field, table[field.name])
+        for name in self.schema.names:
+            self._check_finite(table.schema.field(name), table[name])
         return table
 
     def vector_length(self, schema: pa.Schema) -> int | None:

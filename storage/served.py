@@ -6,6 +6,7 @@ shard of usual size, which is checked and kept; the ranges that are wanted of a 
 """
 
 import datetime
+import glob
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ class ServedFiles(AbstractFileSystem):  # type: ignore[misc]
     def serve(self, store: Store, files: Mapping[str, tuple[str, ShardRecord]]) -> "ServedFiles":
         """Sets what is served: table and record of each shard, by URL."""
         self._store, self._served = store, files
+        self._by_pattern = {glob.escape(url): url for url in files}
         self.protocol = store.fs.protocol
         return self
 
@@ -35,8 +37,8 @@ class ServedFiles(AbstractFileSystem):  # type: ignore[misc]
         return name
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """The path alone: the files of a catalog have no patterns in their names."""
-        return [path]
+        """The one file that a path names: catalogs escape what could be a pattern."""
+        return [self._by_pattern[path]] if path in self._by_pattern else []
 
     def exists(self, path: str, **_: Any) -> bool:
         """Whether the catalog has the file."""

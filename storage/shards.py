@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.export import json_texts
 from storage.schema import SchemaError
 
 
@@ -55,8 +57,18 @@ def content_hash(rows: pa.Table) -> str:
     for column in rows.columns:
         for start in range(0, len(column), block):
             cells = column.slice(start, block)
-            digest.update(_vector_bytes(cells) or repr(cells.to_pylist()).encode())
+            digest.update(_vector_bytes(cells) or repr(_values(cells)).encode())
     return digest.hexdigest()[:16]
+
+
+def _values(cells: pa.ChunkedArray) -> list[Any]:
+    """The cells as Python values; as texts where Python has none that are as exact."""
+    if cells.type != pa.time64("ns"):
+        try:
+            return list(cells.to_pylist())
+        except (OverflowError, ValueError):  # Of years beyond 9999, and of unknown time zones.
+            pass
+    return json_texts(pa.concat_arrays(cells.chunks))
 
 
 def _vector_bytes(cells: pa.ChunkedArray) -> bytes | None:

@@ -9,6 +9,7 @@ opened, whatever the run does meanwhile.
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -22,9 +23,10 @@ import duckdb
 import pyarrow as pa
 
 from storage.catalog_files import serve
+from storage.export import new_file
 from storage.manifest import HEALS, Manifest, ShardRecord, digest
-from storage.schema import CorruptError, MissingError, StorageError
-from storage.sql import quoted
+from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
+from storage.sql import named, quoted
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
@@ -46,7 +48,16 @@ def build_catalog(
     """Writes a catalog of the tables `entries` to `path`; readers see the old or the new one whole.
 
     `splits` names the split of the source that each role was read from.
+
+    Raises:
+        StorageError: there is a question mark in the path, or the disk is full.
+        CorruptError: DuckDB cannot read a file of a table.
     """
+    if "?" in str(path):
+        raise StorageError(
+            f"{path}: found a question mark in the path of a run, expected none: DuckDB takes what "
+            "follows for options. Rename the folder, or set another one as `run:`."
+        )
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with duckdb.connect(str(temporary)) as connection:
@@ -60,6 +71,12 @@ def build_catalog(
             _views(connection, {entry.manifest.table for entry in entries})
             connection.execute("CHECKPOINT")
         os.replace(temporary, path)
+    except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException) as error:
+        raise StorageError(
+            f"{path}: found that the catalog cannot be written ({str(error).splitlines()[0]}), "
+            "expected room on the disk. Make room, and give the same command again: it goes on "
+            "from here."
+        ) from error
     finally:
         for leftover in (temporary, temporary.with_name(f"{temporary.name}.wal")):
             leftover.unlink(missing_ok=True)
@@ -134,7 +151,14 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
     Raises:
         StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
     """
+    # DuckDB makes Python's moments of time zones by a package that nothing else here needs.
+    columns = [
+        f"{named(name)}::VARCHAR AS {named(name)}" if "WITH TIME ZONE" in str(kind) else named(name)
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
     with explained():
+        if any("::VARCHAR" in column for column in columns):
+            relation = relation.project(", ".join(columns))
         return relation.fetchall()
 
 
@@ -169,29 +193,26 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
         ".jsonl": "FORMAT json",
         ".csv": "FORMAT csv, HEADER",
     }
-    if path.suffix not in formats:
-        raise StorageError(
-            f"{path}: found the ending {path.suffix!r}, expected {', '.join(formats)}. "
-            "Rename the output."
-        )
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        row = connection.execute(
-            f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
-        ).fetchone()
-        os.replace(temporary, path)
-    except (OSError, duckdb.IOException) as error:
-        raise StorageError(
-            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
-            "Name another output."
-        ) from error
-    except duckdb.Error as error:
-        raise _stopped(error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with new_file(path) as temporary:
+        try:
+            row = connection.execute(
+                f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
+            ).fetchone()
+        except duckdb.IOException as error:
+            raise OSError(str(error)) from error
+        except duckdb.Error as error:
+            raise _stopped(error) from error
     return int(row[0]) if row else 0
+
+
+def to_arrow(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    """The rows of a relation as an Arrow table.
+
+    Raises:
+        StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
+    """
+    with explained():
+        return relation.to_arrow_table()
 
 
 def _stopped(error: duckdb.Error) -> StorageError:
@@ -232,7 +253,7 @@ def _facts(
     splits: Mapping[str, str],
 ) -> None:
     """Creates small tables: every file with its hash, shard numbers, names of classes, splits."""
-    shards: dict[str, list[object]] = {"filename": [], "shard": []}
+    shards: dict[str, list[object]] = {FILE_COLUMN: [], "shard": []}
     files: dict[tuple[str, str], dict[str, object]] = {}
     classes: list[str] = []
     for manifest in (entry.manifest for entry in entries):
@@ -241,11 +262,11 @@ def _facts(
             files[manifest.table, listed.key] = {"table": manifest.table, **of_file}
         if manifest.table == "text":
             for shard in manifest.shards:
-                shards["filename"].append(store.absolute_url("text", shard.key))
+                shards[FILE_COLUMN].append(store.absolute_url("text", shard.key))
                 shards["shard"].append(shard.index)
         if manifest.table == "label":
             classes = list(manifest.details["classes"])
-    schema = pa.schema([("filename", pa.string()), ("shard", pa.int64())])
+    schema = pa.schema([(FILE_COLUMN, pa.string()), ("shard", pa.int64())])
     _keep(connection, "shard", pa.table(shards, schema=schema))
     _keep(connection, "file", pa.Table.from_pylist(list(files.values()), schema=FILES))
     labels = pa.array(range(len(classes)), pa.int64())
@@ -295,10 +316,12 @@ def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) 
     parts = []
     for writer in writers:
         urls = [store.absolute_url(table, shard.key) for shard in writer.manifest.shards]
-        files = ", ".join(quoted(url) for url in urls)
+        # DuckDB takes every path for a pattern, and reads columns from folders named key=value.
+        files = ", ".join(quoted(glob.escape(url)) for url in urls)
         parts.append(
             f"SELECT {quoted(writer.instance)} AS method, {quoted(run_id)} AS run_id, * "
-            f"FROM read_parquet([{files}], union_by_name = {differ}, filename = true)"
+            f"FROM read_parquet([{files}], union_by_name = {differ}, hive_partitioning = false, "
+            f"filename = {quoted(FILE_COLUMN)})"
         )
     return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
 

@@ -8,7 +8,6 @@ goes over the shards of the examples, and its partial results are merged, as in 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +21,8 @@ from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
+from stages.corpus.cells import is_broken, show
+from stages.corpus.texts import read_conversation
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
 from stages.stage import AnswersQueries, Merges, Part, Role, Stage, Vectors
@@ -55,7 +56,7 @@ class NewQuery:
             RunError: the texts of the corpus have another form, such as conversations.
         """
         self._finished, self._progress = finished, progress or Progress()
-        _check_form(finished, text, text_b)
+        text, text_b = _checked_form(finished, text, text_b)
         shards = finished.corpus("text").shards
         self.id = _free_id(shards)
         self.facts = {"query_id": None, "source_id": None, "text": text, "text_b": text_b}
@@ -191,14 +192,16 @@ class NewQuery:
             batches = stage.compute(inputs)
         tables = _checked(stage.writes, batches)
         self._progress.stepped(instance, 1, 1)
-        if not tables[stage.writes[0].name].num_rows:
+        # A method of pairs has no row where no example has a score, such as a word in common.
+        table = stage.writes[0].name
+        if table != "attribution" and not tables[table].num_rows:
             diagnostics = tables.get("diagnostics")
             reasons = "" if diagnostics is None else ", ".join(diagnostics["status"].to_pylist())
             raise RunError(
                 f"{instance}: found no row for the text{f' ({reasons})' if reasons else ''}, "
-                "expected one: it has no target, which a regression's loss needs, or what was "
-                "computed is not finite. Add it to the queries with its target, or give another "
-                "text."
+                "expected one: it has no token that could have a score, no target, which a "
+                "regression's loss needs, or what was computed is not finite. Add it to the "
+                "queries with its target, or give another text."
             )
         return tables
 
@@ -294,8 +297,8 @@ def _checked(specs: Sequence[TableSpec], batches: Iterable[tuple[str, pa.RecordB
     return {spec.name: spec.check(tables[spec.name]) for spec in specs}
 
 
-def _check_form(finished: Finished, text: str, text_b: str | None) -> None:
-    """Raises unless the text has the form of the corpus's texts: one, a pair, a conversation."""
+def _checked_form(finished: Finished, text: str, text_b: str | None) -> tuple[str, str | None]:
+    """The texts as a row has them; raises unless they have the form of the corpus's texts."""
     facts = finished.corpus("text").details
     form = str(facts.get("format", "text"))
     if not facts.get("has_text", True):
@@ -305,19 +308,23 @@ def _check_form(finished: Finished, text: str, text_b: str | None) -> None:
         )
     if not text.strip():
         raise RunError("--text: found no text, expected some. Give the text to explain.")
+    if is_broken(text + (text_b or "")):
+        raise RunError(
+            f"--text: found text that is not UTF-8 ({show(text + (text_b or ''))[:80]}), expected "
+            "whole characters. Convert the text."
+        )
     if form == "prompt_completion" and not text_b:
         raise RunError(
             "--text: found a prompt alone, expected its completion, too, as in the corpus. "
             'Add --text-b "…".'
         )
     if form == "messages":
-        try:
-            is_list = isinstance(json.loads(text), list)
-        except ValueError:
-            is_list = False
-        if not is_list:
+        conversation = read_conversation(text, text_b)
+        if conversation.text is None:
             raise RunError(
-                "--text: found text that is no conversation, expected JSON as in the corpus, such "
-                'as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]. '
-                "Give the whole conversation."
+                f"--text: found {conversation.reason}, expected a conversation in JSON as in the "
+                'corpus, such as [{"role": "user", "content": "…"}, {"role": "assistant", '
+                '"content": "…"}]. Give the whole conversation, with --text-b its tools, if any.'
             )
+        return conversation.text, conversation.tools
+    return text, text_b

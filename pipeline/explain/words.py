@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from pipeline.explain.query import Rows
+from stages.reading.words import words_of as bounds_of
 
 COLUMNS = ("text", "text_b")
 STRONGEST = 5
@@ -23,9 +24,11 @@ def words_of(rows: Rows, query: Mapping[str, Any]) -> Rows:
 
     Keys of a word: word, text_column, char_start, char_end, score. `rows` are the tokens of one
     output, as in the view `tokens`; the tokens of a word follow one another, and a token outside
-    every word (`word_index` is None) is a word of its own. `query` holds the texts.
+    every word (`word_index` is None) is a word of its own. `query` holds the texts. A word has its
+    last accent and vowel sign, also where a tokenizer drops them.
     """
     words: Rows = []
+    ends = {column: dict(bounds_of(query[column] or "")) for column in COLUMNS}
     last: tuple[Any, Any] | None = None
     for row in sorted(rows, key=lambda row: int(row["token_index"])):
         word = (row["text_column"], row["word_index"])
@@ -38,6 +41,8 @@ def words_of(rows: Rows, query: Mapping[str, Any]) -> Rows:
     for entry in words:
         if entry["char_start"] is not None:
             text = query[entry["text_column"]] or ""
+            end = ends[entry["text_column"]].get(entry["char_start"], 0)
+            entry["char_end"] = max(entry["char_end"], end)
             entry["word"] = text[entry["char_start"] : entry["char_end"]]
     return words
 

@@ -114,7 +114,7 @@ def configured(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def looked_at(finished: Any) -> dict[str, Any]:
     """Shares of sure signs after each number of units, and areas under ROC curves."""
-    from stages.game.stopping import student_t_quantile
+    from stages.game.uncertainty import student_t_quantile
     from stages.metrics.support_size import auc
 
     flipped = finished.sql(

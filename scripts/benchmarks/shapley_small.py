@@ -51,8 +51,8 @@ def synthetic(n: int) -> Any:
 def covered(game: Any, n_intervals: int, n_units: int) -> dict[str, float]:
     """Share of the intervals of unbiased strategies that hold the exact value."""
     from stages.game.sampling import Valuation
-    from stages.game.stopping import student_t_quantile
     from stages.game.sums import MarginalSums
+    from stages.game.uncertainty import student_t_quantile
 
     exact = shapley(worths(game))
     far, found = student_t_quantile(0.975, n_units - 1), {}
@@ -66,9 +66,9 @@ def covered(game: Any, n_intervals: int, n_units: int) -> dict[str, float]:
         for index in range(n_intervals):
             tally = MarginalSums(UTILITIES, wanted.weights(game, design))
             wanted.sample(game, design, tally, n_units, index, game.ends(UTILITIES))
-            mean = tally.total[0].numpy() / n_units
-            variance = (tally.total_sq[0].numpy() - n_units * mean**2) / (n_units - 1) / n_units
-            held.append(np.abs(mean - exact) <= far * np.sqrt(np.maximum(variance, 0)) + 1e-12)
+            estimates = tally.estimates(wanted.n_prior(game.n))
+            mean, error = (numbers[0].numpy() for numbers in estimates)
+            held.append(np.abs(mean - exact) <= far * error + 1e-12)
         found[name] = float(np.mean(held))
     return found
 

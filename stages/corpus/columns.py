@@ -2,17 +2,30 @@
 
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import Any
 
+import pyarrow as pa
+
+from stages.corpus.cells import SourceRows
+from stages.corpus.row_ids import written_type
 from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError, Role
+from storage.schema import FILE_COLUMN
 
 OWN = (
     *("id", "role", "text", "text_b", "label", "true_label", "target", "is_dropped"),
     *("source_id", "row_number", "features_vector"),
 )
-_RESERVED = {*OWN, "example_id", "query_id", "label_name", "split", "shard", "run_id", "method"}
+_RESERVED = {
+    *OWN,
+    *("example_id", "query_id", "label_name", "split", "shard", "run_id", "method"),
+    FILE_COLUMN,
+}
 VECTOR = "features_vector"
 """Column of `Corpus.rows` with the vectors; reserved, so that no column of a source has it."""
+
+JSON = "json"
+"""The `type` of a column whose cells are of several types."""
 
 
 def with_columns(source: Source, found: list[str]) -> Source:
@@ -76,19 +89,24 @@ def used_columns(source: Source) -> set[str]:
     return {name for name in (*own, features, source.label, source.id) if name}
 
 
-def stored_names(found: list[str], source: Source) -> list[dict[str, str]]:
-    """The `name` of each column of the source, and its `stored` name in `Corpus.rows`.
+def stored_columns(
+    source: Source, loaded: SourceRows, source_ids: pa.Array
+) -> list[dict[str, Any]]:
+    """The columns of the source as `Corpus.columns` has them, without the cells of labels.
 
-    `found` are the names of the source's columns. Names are compared without case: SQL does not
-    tell Text from text.
+    Names are compared without case: SQL does not tell Text from text. An id column of several types
+    is carried along as well, for its cells are not to be had from the ids as text.
     """
+    found = loaded.table.column_names
     own = {source.id: "source_id", source.features: VECTOR}
     own |= {source.label: "target" if source.task == "regression" else "label"}
     own |= {source.text_b: "text_b", source.completion: "text_b"}
     own |= {source.messages: "text", source.prompt: "text", source.text: "text"}
+    if source.id in loaded.mixed:
+        del own[source.id]
     taken = {*_RESERVED, *(n.lower() for n in found if n.lower() not in _RESERVED)}
     seen: set[str] = set()
-    columns = []
+    columns: list[dict[str, Any]] = []
     for name in found:
         stored = own.get(name, name)
         if name not in own and (name.lower() in _RESERVED or name.lower() in seen):
@@ -97,5 +115,8 @@ def stored_names(found: list[str], source: Source) -> list[dict[str, str]]:
                 stored = f"source_{stored}"
         taken.add(stored.lower())
         seen.add(stored.lower())
-        columns.append({"name": name, "stored": stored})
+        kind = JSON if name in loaded.mixed else str(loaded.table[name].type)
+        if stored == "source_id":
+            kind = written_type(source, loaded, source_ids)
+        columns.append({"name": name, "stored": stored, "type": kind})
     return columns

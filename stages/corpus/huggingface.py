@@ -1,22 +1,20 @@
 """All use of the library `datasets`; no other module imports it.
 
-It loads data sets of the hub, saved folders and files, and parses split expressions. Its errors
-become a DataError, it prints nothing, and local files are read through a private cache that is gone
-when the function returns, for otherwise every one of them would leave a copy in the user's cache.
+It loads data sets of the hub and saved folders, finds the splits of a folder of files, and parses
+split expressions. Its errors become a DataError, and it prints nothing.
 """
 
-import glob
+import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows, compact
+from stages.corpus.cells import SourceRows, from_table, join
 from stages.corpus.source import ENDINGS, KINDS, Source
 from stages.stage import DataError
 
@@ -71,65 +69,14 @@ def as_dataset(rows: pa.Table) -> Any:
     return datasets.Dataset(datasets.table.InMemoryTable(rows))
 
 
-def build(kind: str, files: list[str], texts: Sequence[str] | None = None, **options: Any) -> Any:
-    """The `datasets.Dataset` of local files, by its reader `kind`; columns in `texts` stay text."""
-    import datasets
-
-    if texts is not None:
-        options["features"] = datasets.Features({n: datasets.Value("string") for n in texts})
-
-    # The reader's copy is memory-mapped, so it outlives its file name and dies with the table.
-    with quiet(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        return datasets.load_dataset(
-            kind,
-            data_files={"train": [glob.escape(file) for file in files]},
-            split="train",
-            cache_dir=cache,
-            **options,
-        )
-
-
 def from_dataset(dataset: Any, source: Source) -> SourceRows:
     """All rows of a `datasets.Dataset`; those with bytes that are not UTF-8 are in `faults`."""
     import datasets
 
-    table = dataset.with_format("arrow")[:].replace_schema_metadata(None)
-    faults: dict[int, tuple[str, str]] = {}
-    mixed = frozenset(f.name for f in table.schema if f.type == pa.json_(pa.string()))
-    for at, field in enumerate(table.schema):
-        column = table.column(at)
-        if field.name in mixed:
-            table = table.set_column(at, field.name, pc.cast(column, pa.string()))
-            continue
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            column, bad = _decoded(column)
-            table = table.set_column(at, field.name, column)
-            faults.update(dict.fromkeys(bad, ("not UTF-8", "")))
-    for row in faults:
-        faults[row] = ("not UTF-8", compact(table.slice(row, 1).to_pylist()[0]))
+    loaded = from_table(dataset.with_format("arrow")[:])
     feature = dataset.features.get(source.label)
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return SourceRows(table, faults, names, mixed)
-
-
-def _decoded(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """The column with bytes that are not UTF-8 escaped, and the numbers of the rows with such.
-
-    A nested cell with such bytes becomes null.
-    """
-    cells: list[Any] = []
-    bad: list[int] = []
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    for row, cell in enumerate(pc.cast(column, pa.large_binary()) if is_text else column):
-        try:
-            value = cell.as_py()
-            cells.append(value.decode() if is_text and value is not None else value)
-        except UnicodeDecodeError:
-            cells.append(value.decode(errors="backslashreplace") if is_text else None)
-            bad.append(row)
-    return pa.chunked_array([pa.array(cells, column.type)]), bad
+    return loaded._replace(class_names=names)
 
 
 def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> SourceRows:
@@ -167,41 +114,48 @@ def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> So
             f"{source.path}: found the split expression {expression!r} ({error}), expected one "
             "such as train, train[:1000] or train[:50%]. Correct split."
         ) from error
-    tables, faults, offset = [], {}, 0
+    parts, faults, offset = [], {}, 0
     for piece in pieces:
         whole = loaded[piece.splitname]
         start, stop = piece.from_ or 0, piece.to
         stop = whole.table.num_rows if stop is None else min(stop, whole.table.num_rows)
-        tables.append(whole.table.slice(start, max(stop - start, 0)))
+        part = whole._replace(table=whole.table.slice(start, max(stop - start, 0)))
+        parts.append(part)
         for row, fault in whole.faults.items():
             if start <= row < stop:
                 faults[row - start + offset] = fault
-        offset += tables[-1].num_rows
-    first = loaded[pieces[0].splitname]
-    table = pa.concat_tables(tables, promote_options="default")
-    return first._replace(table=table, faults=faults)
+        offset += part.table.num_rows
+    try:
+        joined = join(parts)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{source.path}: found splits whose columns do not fit together ({error}), expected "
+            "one type of a column in all of them. Name one split, or write them again."
+        ) from error
+    notices = tuple(notice for rows in loaded.values() for notice in rows.notices)
+    return joined._replace(faults=faults, notices=notices)
 
 
 def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
     """The data files of a folder by split, which `load_dataset` infers from their names.
+
+    The names of the folder itself and of those above it count for nothing.
 
     Raises:
         DataError: the folder has no data files.
     """
     from datasets.data_files import DataFilesList, get_data_patterns
 
-    try:
-        patterns = get_data_patterns(folder)
-        found = {
-            str(split): sorted(
-                str(file)
-                for file in DataFilesList.from_patterns(globs, base_path=folder)
-                if Path(file).suffix.lower() in KINDS
-            )
-            for split, globs in patterns.items()
-        }
-    except FileNotFoundError:
-        found = {}
+    found: dict[str, list[str]] = {}
+    # `datasets` takes the whole path for a pattern: it sees a link whose name has no signs of one.
+    with tempfile.TemporaryDirectory() as place:
+        link = os.path.join(place, "folder")
+        os.symlink(folder, link, target_is_directory=True)
+        with suppress(FileNotFoundError):
+            for split, globs in get_data_patterns(link).items():
+                files = map(str, DataFilesList.from_patterns(globs, base_path=link))
+                own = [os.path.join(folder, os.path.relpath(file, link)) for file in files]
+                found[str(split)] = sorted(f for f in own if Path(f).suffix.lower() in KINDS)
     found = {split: files for split, files in found.items() if files}
     if not found:
         raise DataError(

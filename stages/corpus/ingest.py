@@ -10,35 +10,42 @@ corrected by a person's review (`corrections`), in this order.
 """
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows, compact, is_text, typed
+from stages.corpus.cells import SourceRows, compact, decoded, row_of
 from stages.corpus.columns import (
+    JSON,
     OWN,
     VECTOR,
     check_columns,
-    stored_names,
+    stored_columns,
     used_columns,
     with_columns,
 )
 from stages.corpus.labels import flip, read_labels
 from stages.corpus.load import load
-from stages.corpus.reasons import REASONS, mark, mark_repeated
-from stages.corpus.review import correct
+from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
+from stages.corpus.review import correct, new_labels
 from stages.corpus.row_ids import read_ids
 from stages.corpus.source import LABELLED, Source
 from stages.corpus.targets import read_targets
-from stages.corpus.texts import Format, read_texts
+from stages.corpus.texts import Format, Texts, read_texts
 from stages.corpus.vectors import FEATURES, as_lists, read_features
 from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.schema import TableSpec
 
 __all__ = ["EXTRA", "FEATURES", "LABEL", "REASONS", "REJECTED", "TEXT", "Corpus", "read", "tables"]
 
+Refusals = Callable[[Sequence[str], Sequence[str | None], str], Sequence[str | None]]
+"""Gives the reason why each of some rows cannot be read by a model, None where it can: of their
+columns text and text_b, and the `Format` of these."""
+BLOCK = 1000
+"""Rows that are asked about at a time."""
 _ID_ROLE = [("id", pa.int64()), ("role", pa.string())]
 TEXT = TableSpec(
     "text", pa.schema([*_ID_ROLE, ("text", pa.string()), ("text_b", pa.string())]), ("id",)
@@ -90,15 +97,16 @@ class Corpus(NamedTuple):
     """Names of the classes by index; empty for a source without labels and for other tasks."""
     label_kind: Literal["int", "str", "classlabel", "float", "none"]
     """Type of the label column: of a regression "float", of a task without labels "none"."""
-    columns: list[dict[str, str]]
-    """The source's columns in order: `name` there, `stored` name in `rows`."""
-    has_number_ids: bool
-    """Whether the id column holds integers; of CSV, whether all of its cells read as integers."""
+    columns: list[dict[str, Any]]
+    """The source's columns in order: `name` there, `stored` name in `rows`, and the Arrow `type` of
+    its cells there, "json" where they are of several. Of the label also `cells`, one per class."""
     task: CorpusTask
     format: Format
     """Content of the columns text and text_b: texts, prompts with completions, or conversations."""
     has_text: bool
     """Whether rows have a text; a source may have vectors alone."""
+    notices: tuple[str, ...] = ()
+    """What a person should know of how the source was read, and of its labels."""
 
     @property
     def vector_length(self) -> int | None:
@@ -120,12 +128,15 @@ def read(
     role: Role,
     classes: tuple[str, ...] | None = None,
     vector_length: int | None = None,
+    refusals: Refusals | None = None,
+    keeps_absent: bool = False,
 ) -> Corpus:
     """All rows of a source, each either usable or rejected with a reason.
 
     `classes` fixes the classes: for queries they are those of the corpus. Without it they are
-    `source.classes`, the names of a `ClassLabel`, or the distinct labels. `vector_length` is that
-    of the corpus, for queries with features.
+    those of `source.classes`, of the names of a `ClassLabel`, or of the distinct labels that rows
+    have, or with `keeps_absent` all of them. `vector_length` is that of the corpus, for queries
+    with features. `refusals` says which rows no model could read.
 
     Raises:
         ConfigError: `flip_labels` on queries, or no label column for examples.
@@ -134,9 +145,10 @@ def read(
     """
     _check_role(source, role)
     loaded = load(source)
+    source = with_columns(source, loaded.table.column_names)
+    check_columns(source, role, loaded.table.column_names)
+    loaded = decoded(loaded, used_columns(source))
     table = loaded.table
-    source = with_columns(source, table.column_names)
-    check_columns(source, role, table.column_names)
 
     reasons = np.zeros(table.num_rows, dtype=np.int8)
     for row, (reason, _) in loaded.faults.items():
@@ -145,13 +157,23 @@ def read(
     mark(reasons, source_ids.is_null(), "null id")
     texts = read_texts(source, loaded, reasons)
     vectors = read_features(source, loaded, reasons, vector_length) if source.features else None
-    _check_usable(source, reasons)
-    supervision = _read_supervision(source, loaded, reasons, classes, role)
+    has_text = texts.format != "text" or source.text is not None
+    refused = _refused(texts, reasons, refusals) if refusals is not None and has_text else {}
+    mark(reasons, np.isin(np.arange(len(reasons)), list(refused)), REFUSED)
+    _check_usable(source, reasons, refused)
+    supervision = _read_supervision(source, loaded, reasons, classes, role, keeps_absent)
     mark_repeated(reasons, ids)
 
     keep = reasons == 0
-    _check_usable(source, reasons)
-    columns = stored_names(table.column_names, source)
+    _check_usable(source, reasons, refused)
+    columns = stored_columns(source, loaded, source_ids)
+    for column in columns:
+        if column["stored"] == "label":
+            column["cells"] = list(supervision.cells)
+            # Of rejected rows the labels may be of other types, and those of CSV may be numbers.
+            if column["type"] == JSON or not loaded.is_typed:
+                kinds = {type(cell) for cell in supervision.cells}
+                column["type"] = str(pa.infer_type(supervision.cells)) if len(kinds) == 1 else JSON
     chosen = pa.array(keep)
     codes, true_codes = supervision.codes[keep], None
     if source.flip_labels:
@@ -172,28 +194,23 @@ def read(
     }
     if vectors is not None:
         cells[VECTOR] = as_lists(vectors[keep])
-    used = used_columns(source)
     for column in columns:
-        if column["name"] not in used:
-            values = table[column["name"]].filter(chosen)
-            cells[column["stored"]] = values if loaded.is_typed else typed(values)
+        if column["stored"] not in (*OWN, VECTOR):
+            cells[column["stored"]] = table[column["name"]].filter(chosen)
     rows = pa.table(cells)
-    rejected = _rejected(source, role, loaded, reasons, source_ids)
+    rejected = _rejected(source, role, loaded, reasons, source_ids, refused)
     for path in source.corrections:
         rows = correct(rows, rejected, path, source.task, supervision.classes)
-    has_number_ids = source.id is not None and not is_text(
-        (table[source.id] if loaded.is_typed else typed(table[source.id])).type
-    )
     return Corpus(
         rows,
         rejected,
         supervision.classes,
         supervision.kind,
         columns,
-        has_number_ids,
         source.task,
         texts.format,
-        texts.format != "text" or source.text is not None,
+        has_text,
+        (*loaded.notices, *supervision.notices),
     )
 
 
@@ -225,6 +242,9 @@ class _Supervision(NamedTuple):
     """Target number of each row, NaN where it has none."""
     classes: tuple[str, ...]
     kind: Literal["int", "str", "classlabel", "float", "none"]
+    cells: tuple[Any, ...] = ()
+    """For each class, the cell that the source has for it."""
+    notices: tuple[str, ...] = ()
 
 
 def _read_supervision(
@@ -233,6 +253,7 @@ def _read_supervision(
     reasons: np.ndarray,
     classes: tuple[str, ...] | None,
     role: Role,
+    keeps_absent: bool,
 ) -> _Supervision:
     no_code, no_target = np.full(len(reasons), -1), np.full(len(reasons), np.nan)
     if source.task not in LABELLED:
@@ -240,11 +261,14 @@ def _read_supervision(
     if source.task == "regression":
         targets = read_targets(source, loaded, reasons, role)
         return _Supervision(no_code, targets, (), "float")
-    labels = read_labels(source, loaded, reasons == 0, classes, role)
+    reviewed = frozenset[str]().union(*map(new_labels, source.corrections))
+    labels = read_labels(source, loaded, reasons == 0, classes, role, keeps_absent, reviewed)
     if role == "example":
         mark(reasons, labels.is_missing, "missing label")
     mark(reasons, (labels.codes < 0) & ~labels.is_missing, "unknown label")
-    return _Supervision(labels.codes, no_target, labels.classes, labels.kind)
+    return _Supervision(
+        labels.codes, no_target, labels.classes, labels.kind, labels.cells, labels.notices
+    )
 
 
 def _check_role(source: Source, role: Role) -> None:
@@ -259,13 +283,31 @@ def _check_role(source: Source, role: Role) -> None:
         )
 
 
-def _check_usable(source: Source, reasons: np.ndarray) -> None:
+def _refused(texts: Texts, reasons: np.ndarray, refusals: Refusals) -> dict[int, str]:
+    """Row numbers and reasons of the rows, usable so far, that a model refuses."""
+    refused: dict[int, str] = {}
+    usable = np.flatnonzero(reasons == 0)
+    for start in range(0, len(usable), BLOCK):
+        rows = usable[start : start + BLOCK]
+        first, second = (column.take(pa.array(rows)).to_pylist() for column in texts[:2])
+        found = zip(rows.tolist(), refusals(first, second, texts.format), strict=True)
+        refused |= {row: reason for row, reason in found if reason is not None}
+    return refused
+
+
+def _told(row: int, reason: int, refused: Mapping[int, str]) -> str:
+    """The reason of a row as a person reads it."""
+    return refused[row] if REASONS[reason] == REFUSED else REASONS[reason]
+
+
+def _check_usable(source: Source, reasons: np.ndarray, refused: Mapping[int, str]) -> None:
     if not (reasons == 0).any():
-        counted = Counter(reasons.tolist()).items()
-        counts = ", ".join(f"{n} {REASONS[reason]}" for reason, n in counted) or "no rows at all"
+        told = [_told(row, reason, refused) for row, reason in enumerate(reasons.tolist())]
+        counted = Counter(told).most_common(5)
+        counts = ", ".join(f"{n} {reason}" for reason, n in counted) or "no rows at all"
         raise DataError(
             f"{source.path}: found no usable row among {len(reasons)} ({counts}), expected at "
-            "least one. Check which columns text, label, id and the like name."
+            "least one. Check which columns text, label, id and the like name, and the reasons."
         )
 
 
@@ -274,14 +316,21 @@ def _nullable(codes: np.ndarray) -> pa.Array:
 
 
 def _rejected(
-    source: Source, role: Role, loaded: SourceRows, reasons: np.ndarray, source_ids: pa.Array
+    source: Source,
+    role: Role,
+    loaded: SourceRows,
+    reasons: np.ndarray,
+    source_ids: pa.Array,
+    refused: Mapping[int, str],
 ) -> pa.Table:
     """The rejected rows as the table `rejected`; an unreadable row has no source id."""
     numbers = np.flatnonzero(reasons != 0)
-    cells = loaded.table.take(pa.array(numbers)).to_pylist()
-    row_of = dict(zip(numbers.tolist(), cells, strict=True))
-    raws = [loaded.faults[i][1] if i in loaded.faults else compact(row_of[i]) for i in row_of]
-    is_known = pa.array([i not in loaded.faults for i in row_of], pa.bool_())
+    cells = loaded.table.take(pa.array(numbers))
+    raws = [
+        loaded.faults[row][1] if row in loaded.faults else compact(row_of(cells, at))
+        for at, row in enumerate(numbers.tolist())
+    ]
+    is_known = pa.array([row not in loaded.faults for row in numbers.tolist()], pa.bool_())
     known_ids = pc.if_else(
         is_known, source_ids.take(pa.array(numbers)), pa.scalar(None, pa.string())
     )
@@ -291,7 +340,7 @@ def _rejected(
             "source": [source.path] * len(numbers),
             "row_number": pa.array(numbers),
             "source_id": known_ids,
-            "reason": [REASONS[reason] for reason in reasons[numbers].tolist()],
+            "reason": [_told(row, int(reasons[row]), refused) for row in numbers.tolist()],
             "raw": raws,
         },
         schema=REJECTED.schema,

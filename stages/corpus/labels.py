@@ -1,18 +1,34 @@
-"""The labels of a source as class indices, and labels that are flipped on purpose."""
+"""The labels of a source as class indices, and labels that are flipped on purpose.
+
+A label is a name. `spelled` is the one place that says which cells spell the same one: 1, "1",
+1.0 and " 1" do. Numbers are names as well, so 10, 20 and 50 are three classes. Only where the names
+have an order that a person gave (`classes:`, or a `ClassLabel`), and a number is none of them, is
+it the place of its class.
+
+A class without rows is none, also where it is declared: every method would reckon with an outcome
+that cannot be seen, and the same rows would give other results. It stays where the run has a model
+that comes with an output for each declared class, and where a single class would remain.
+"""
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows, is_text, typed
+from stages.corpus.cells import NULLS, SourceRows, is_number, is_text
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import DataError, Role
 
-_MAX_CLASSES = 1000
+_MOST_CLASSES = 1000
+"""Distinct labels beyond which a column that hardly repeats any is none of classes."""
+_SHOWN = 5
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0+)?")
+_BOOLEANS = {"true": "True", "false": "False"}
 
 
 class Labels(NamedTuple):
@@ -24,7 +40,32 @@ class Labels(NamedTuple):
     """Whether a row has no label."""
     classes: tuple[str, ...]
     kind: Literal["int", "str", "classlabel"]
-    """Type of the label column."""
+    """Whether the labels are numbers, names, or numbers that a `ClassLabel` has names for."""
+    cells: tuple[Any, ...] = ()
+    """For each class, the cell that the source has for it."""
+    notices: tuple[str, ...] = ()
+    """What a person should know of these labels."""
+
+
+def spelled(cell: Any) -> str | None:
+    """The name that a cell spells as a label; None where it holds no label.
+
+    Whole numbers, as numbers or as text, are spelled in decimal digits, true and false as Python
+    has them, and text without the white space around it. Codes such as 007 and 1E5 stay as written.
+
+    Raises:
+        ValueError: it is a number that is not whole.
+    """
+    if isinstance(cell, str):
+        text = cell.strip()
+        if whole := _WHOLE.fullmatch(text):
+            return str(int(text.split(".")[0])) if whole else text
+        return _BOOLEANS.get(text.lower(), text) or None
+    if cell is None or cell != cell:
+        return None
+    if isinstance(cell, float) and not cell.is_integer():
+        raise ValueError(f"{cell!r} is not whole")
+    return str(cell) if isinstance(cell, bool) else str(int(cell))
 
 
 def read_labels(
@@ -33,58 +74,60 @@ def read_labels(
     usable: np.ndarray,
     corpus_classes: tuple[str, ...] | None,
     role: Role,
+    keeps_absent: bool = False,
+    reviewed: frozenset[str] = frozenset(),
 ) -> Labels:
-    """The labels of all rows; without declared classes they are inferred from usable rows alone.
+    """The labels of all rows; the classes are those that usable rows have.
 
     `usable` says of each row whether it is not rejected so far; `corpus_classes` are the classes
-    of the corpus, for queries, or None.
+    of the corpus, for queries, or None. `keeps_absent` keeps declared classes that no row has;
+    those in `reviewed`, to which a person will correct labels, are kept in any case.
 
     Raises:
-        DataError: the label column holds neither whole numbers nor strings, or the examples have
-            fewer than two classes.
+        DataError: the label column holds neither whole numbers nor strings, the examples have
+            fewer than two classes, or no label is one of the classes.
     """
-    n_rows, final = len(usable), corpus_classes or source.classes
+    declared = corpus_classes or source.classes or loaded.class_names
     if source.label is None:
-        none = np.full(n_rows, -1)
-        return Labels(none, np.ones(n_rows, dtype=bool), final or (), "str")
-    column = loaded.table[source.label].combine_chunks()
-    if source.label in loaded.mixed:
-        cells = [None if v is None else str(v) for v in loaded.values(source.label)]
-        column = pa.array(cells, pa.string())
-    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    if not is_text(column.type) and not any(check(column.type) for check in plain):
+        none = np.full(len(usable), -1)
+        return Labels(none, np.ones(len(usable), dtype=bool), declared or (), "str")
+    cells, entries = _distinct(source, loaded, usable)
+    keys = _keys(source, loaded, cells)
+    names = _names(source, loaded, cells, keys, corpus_classes)
+    present = {name for name in names if name is not None}
+    classes = declared or _in_order(present, cells, keys)
+    code_of = _codes(names, classes)
+    if present and max(code_of) < 0:
+        _refuse_strangers(source, cells, names, classes, role)
+    absent: tuple[str, ...] = ()
+    if role == "example":
+        found = {*code_of, *_codes([*reviewed], classes)}
+        absent = tuple(name for code, name in enumerate(classes) if code not in found)
+        # Of a single class nothing is left to tell it from.
+        keeps_absent = keeps_absent or len(classes) - len(absent) < 2
+        if not keeps_absent:
+            classes = tuple(name for name in classes if name not in absent)
+            code_of = _codes(names, classes)
+    if role == "example" and len(classes) < 2:
         raise DataError(
-            f"{source.path}: found {column.type} in the label column {source.label}, expected "
-            "whole numbers or strings. Give every row one class, or name another column."
-        )
-    column = pc.if_else(pa.array(usable), column, pa.scalar(None, column.type))
-    if not loaded.is_typed:
-        numbers = typed(column)
-        column = column if pa.types.is_boolean(numbers.type) else numbers
-    encoded = pc.dictionary_encode(column)
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    values = [_label(source, v) for v in encoded.dictionary.to_pylist()]
-    if loaded.class_names is not None:
-        values = [None if v == -1 else v for v in values]
-    kind = _label_kind(loaded, values)
-    names = [_class_name(v, source, loaded.class_names, corpus_classes) for v in values]
-    if final is None:
-        final = loaded.class_names or _infer_classes(source, values)
-        if role == "example" and len({v for v in values if v is not None}) < 2:
-            final = final if loaded.class_names else final[:1]
-    if role == "example" and len(final) < 2:
-        raise DataError(
-            f"{source.path}: found {len(final)} class ({', '.join(final) or 'no label at all'}) in "
-            f"column {source.label}, expected at least two. Name another label column, or list "
+            f"{source.path}: found {len(classes)} class ({', '.join(classes) or 'no label at all'})"
+            f" in column {source.label}, expected at least two. Name another label column, or list "
             "all classes under classes."
         )
-    index = {name: code for code, name in enumerate(final)}
-    # One more entry than values: the index -1 of null selects the last.
-    code_of = np.array([index.get(n, -1) if n is not None else -1 for n in names] + [-1])
-    missing_of = np.array([v is None for v in values] + [True])
-    entries = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-    return Labels(code_of[entries], missing_of[entries], final, kind)
+    # One more entry than cells: the index -1 of null selects the last.
+    codes = np.array([*code_of, -1])[entries]
+    is_missing = np.array([*(key is None for key in keys), True])[entries]
+    labels = Labels(codes, is_missing, classes, _kind(loaded, keys))
+    if role == "query":
+        return labels._replace(notices=_strangers(source, cells, names, code_of, classes))
+    written = _written(source, loaded, cells, code_of, classes)
+    notices = (*_absent(absent, keeps_absent), *_doubtful(source, labels))
+    return labels._replace(cells=written, notices=notices)
+
+
+def class_code(name: str, classes: Sequence[str]) -> int:
+    """The index of the class that `name` spells; -1 if it spells none."""
+    return _codes([name], classes)[0]
 
 
 def flip(codes: np.ndarray, ids: np.ndarray, n_classes: int, flip: FlipLabels) -> np.ndarray:
@@ -102,67 +145,242 @@ def flip(codes: np.ndarray, ids: np.ndarray, n_classes: int, flip: FlipLabels) -
     return flipped
 
 
-def _label(source: Source, value: Any) -> int | str | None:
-    """A cell of the label column as a whole number or a string; None where it holds no label.
+def _distinct(
+    source: Source, loaded: SourceRows, usable: np.ndarray
+) -> tuple[list[Any], np.ndarray]:
+    """The different cells of the label column, and for each row the place of its own; -1 of null.
+
+    Rows that are not usable count as null.
 
     Raises:
-        DataError: it is a number that is not whole.
+        DataError: the column is of a type that holds no labels.
     """
-    if value is None or value == "" or value != value:
+    column = loaded.table[source.label].combine_chunks()
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    if not is_text(column.type) and not any(check(column.type) for check in plain):
+        raise DataError(
+            f"{source.path}: found {column.type} in the label column {source.label}, expected "
+            "whole numbers or strings. Give every row one class, or name another column."
+        )
+    column = pc.if_else(pa.array(usable), column, pa.scalar(None, column.type))
+    encoded = pc.dictionary_encode(column)
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    cells = encoded.dictionary.to_pylist()
+    if source.label in loaded.mixed:
+        cells = SourceRows(pa.table({"cell": encoded.dictionary}), {}, mixed=frozenset({"cell"}))
+        cells = cells.values("cell")
+    return cells, pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+
+
+def _keys(source: Source, loaded: SourceRows, cells: list[Any]) -> list[str | None]:
+    """What each cell spells; None for a missing label.
+
+    In a CSV of numbers, also the usual words for a missing value are none.
+    """
+    keys = []
+    for cell in cells:
+        try:
+            keys.append(spelled(cell))
+        except (ValueError, TypeError):
+            kind = "label" if isinstance(cell, float) else type(cell).__name__
+            raise DataError(
+                f"{source.path}: found the {kind} {cell!r} in column {source.label}, expected "
+                "whole numbers or strings. Name a column of classes, or set task: regression."
+            ) from None
+    if loaded.class_names is not None:
+        return [None if key == "-1" else key for key in keys]
+    if loaded.is_typed:
+        return keys
+    words = [key for key in keys if key is not None and key not in NULLS]
+    numbers = [_number(word) for word in words]
+    if words and None not in numbers:
+        fraction = next((w for w, n in zip(words, numbers, strict=True) if n and n % 1), None)
+        if fraction is not None:
+            raise DataError(
+                f"{source.path}: found the label {fraction} in column {source.label}, expected "
+                "whole numbers or strings. Name a column of classes, or set task: regression."
+            )
+        return [None if key in NULLS else key for key in keys]
+    return keys
+
+
+def _number(text: str) -> float | None:
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
         return None
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    raise DataError(
-        f"{source.path}: found the label {value!r} in column {source.label}, expected whole "
-        "numbers or strings. Name a column of classes, or set task: regression."
+
+
+def _names(
+    source: Source,
+    loaded: SourceRows,
+    cells: list[Any],
+    keys: list[str | None],
+    corpus_classes: tuple[str, ...] | None,
+) -> list[str | None]:
+    """The name of the class that each cell means, whether or not there is such a class.
+
+    A number is the place of its class where names have an order and are no numbers themselves: the
+    names of a `ClassLabel` column, those that the source declares, or those of the corpus.
+    """
+    own = loaded.class_names
+    ordered = own
+    if source.classes and not (own and set(own) <= set(source.classes)):
+        ordered = source.classes
+    elif own is None:
+        ordered = corpus_classes
+    if ordered is None:
+        return keys
+    known = {spelled(name) for name in ordered}
+    if own is None and any(map(_WHOLE.fullmatch, ordered)):
+        strange = [key for key in keys if key is not None and key not in known]
+        if not strange or ordered is corpus_classes:
+            return keys
+        places = {str(at) for at in range(len(ordered))}
+        if not {key for key in keys if key is not None} <= places:
+            raise DataError(
+                f"{source.path}: found the labels {_some(strange)} in column {source.label}, which "
+                f"are none of classes: {_some(ordered)}, and others that are no places in it, "
+                "expected one of both. List all names under `classes:`, or leave it out."
+            )
+        known = set()
+    names: list[str | None] = []
+    for cell, key in zip(cells, keys, strict=True):
+        at = -1
+        if key is not None and (own is not None or key not in known):
+            at = int(cell) if isinstance(cell, bool) else int(key) if _WHOLE.fullmatch(key) else -1
+        names.append(ordered[at] if 0 <= at < len(ordered) else key)
+    return names
+
+
+def _codes(names: Sequence[str | None], classes: Sequence[str]) -> list[int]:
+    """The index of each name among the classes, however they are spelled; -1 of a stranger."""
+    code_of = {spelled(name): code for code, name in reversed([*enumerate(classes)])}
+    code_of |= {name: code for code, name in enumerate(classes)}
+    return [-1 if n is None else code_of.get(n, code_of.get(spelled(n), -1)) for n in names]
+
+
+def _in_order(present: set[str], cells: list[Any], keys: list[str | None]) -> tuple[str, ...]:
+    """The names in their order, numbers first; true and false as the source writes them."""
+    numbers = sorted((name for name in present if _WHOLE.fullmatch(name)), key=int)
+    ways: dict[str, set[str]] = {}
+    for cell, key in zip(cells, keys, strict=True):
+        if key is not None and key in _BOOLEANS.values():
+            ways.setdefault(key, set()).add(cell.strip() if isinstance(cell, str) else str(cell))
+    return (
+        *numbers,
+        *(
+            min(ways[name]) if len(ways.get(name, ())) == 1 else name
+            for name in sorted(present - set(numbers))
+        ),
     )
 
 
-def _label_kind(loaded: SourceRows, values: list[Any]) -> Literal["int", "str", "classlabel"]:
+def _kind(loaded: SourceRows, keys: list[str | None]) -> Literal["int", "str", "classlabel"]:
     if loaded.class_names is not None:
         return "classlabel"
-    return "int" if any(isinstance(v, int) for v in values) else "str"
+    known = [key for key in keys if key is not None]
+    return "int" if known and all(_WHOLE.fullmatch(key) for key in known) else "str"
 
 
-def _class_name(
-    value: int | str | None,
+def _written(
     source: Source,
-    found: tuple[str, ...] | None,
-    corpus_classes: tuple[str, ...] | None,
-) -> str | None:
-    """Name of the class that a label means; None if it means none of the classes.
-
-    `found` are the names of a `ClassLabel` column, `corpus_classes` those of the corpus. Integers
-    are indices into the names that the source declares. They are indices into the classes of the
-    corpus, too, unless those are integers themselves.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    names = found
-    if source.classes and not (found and set(found) <= set(source.classes)):
-        names = source.classes
-    elif (
-        found is None
-        and corpus_classes
-        and not all(re.fullmatch("-?[0-9]+", name) for name in corpus_classes)
-    ):
-        names = corpus_classes
-    if names is None:
-        return str(value)
-    return names[value] if 0 <= value < len(names) else None
+    loaded: SourceRows,
+    cells: list[Any],
+    code_of: list[int],
+    classes: tuple[str, ...],
+) -> tuple[Any, ...]:
+    """For each class, the first cell that means it; of one without, what a cell would hold."""
+    first: dict[int, Any] = {}
+    for cell, code in zip(cells, code_of, strict=True):
+        first.setdefault(code, cell)
+    given = [cell for code, cell in first.items() if code >= 0]
+    in_order = loaded.class_names or source.classes or classes
+    are_places = all(isinstance(cell, int) and not isinstance(cell, bool) for cell in given)
+    written = [
+        first[code] if code in first else (in_order.index(name) if are_places else name)
+        for code, name in enumerate(classes)
+    ]
+    if not loaded.is_typed and all(is_number(str(cell)) for cell in written):
+        return tuple(map(int, written))
+    return tuple(written)
 
 
-def _infer_classes(source: Source, values: list[Any]) -> tuple[str, ...]:
-    distinct = sorted({v for v in values if v is not None})
-    if not distinct or isinstance(distinct[0], str) or distinct[0] < 0:
-        return tuple(str(v) for v in distinct)
-    n_classes = distinct[-1] + 1
-    if n_classes > _MAX_CLASSES:
-        raise DataError(
-            f"{source.path}: found labels up to {distinct[-1]} in column {source.label}, expected "
-            f"class indices below {_MAX_CLASSES}. If these are targets, set task: regression; if "
-            "ids, name another label column; if classes, list them under classes."
+def _some(items: Sequence[Any], n_items: int | None = None) -> str:
+    """The first of the items for a person, and how many more there are."""
+    shown = ", ".join(str(item)[:60] for item in items[:_SHOWN])
+    rest = (len(items) if n_items is None else n_items) - len(items[:_SHOWN])
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _refuse_strangers(
+    source: Source,
+    cells: list[Any],
+    names: list[str | None],
+    classes: tuple[str, ...],
+    role: Role,
+) -> None:
+    """Raises: no label is one of the classes."""
+    found = [cell for cell, name in zip(cells, names, strict=True) if name is not None]
+    whose = "the corpus" if role == "query" else "`classes`"
+    raise DataError(
+        f"{source.path}: found the labels {_some(found)} in column {source.label}, expected those "
+        f"of {whose}: {_some(classes)}. Name the column of these labels, or list `classes:` with "
+        "the names in the order of the numbers."
+    )
+
+
+def _strangers(
+    source: Source,
+    cells: list[Any],
+    names: list[str | None],
+    code_of: list[int],
+    classes: tuple[str, ...],
+) -> tuple[str, ...]:
+    strangers = [
+        cell
+        for cell, name, code in zip(cells, names, code_of, strict=True)
+        if name is not None and code < 0
+    ]
+    if not strangers:
+        return ()
+    return (
+        f"queries with labels that the corpus lacks are rejected: found {_some(strangers)} in "
+        f"column {source.label}, expected {_some(classes)}",
+    )
+
+
+def _absent(absent: tuple[str, ...], is_kept: bool) -> tuple[str, ...]:
+    if not absent:
+        return ()
+    what = "kept" if is_kept else "left out of the classes"
+    return (f"no row of the corpus has {_some(absent)}: declared classes without rows, {what}",)
+
+
+def _doubtful(source: Source, labels: Labels) -> tuple[str, ...]:
+    """Notices of classes with one row, and of a column that has too many classes to be one."""
+    notices = []
+    rows = labels.codes[labels.codes >= 0]
+    counts = np.bincount(rows, minlength=len(labels.classes))
+    if single := [name for name, n in zip(labels.classes, counts, strict=True) if n == 1]:
+        notices.append(
+            f"{len(single)} classes of column {source.label} have one row, which nothing can be "
+            f"compared with: {_some(single)}"
         )
-    return tuple(str(i) for i in range(n_classes))
+    n_classes = len(labels.classes)
+    if n_classes > max(2, len(rows) / 10):
+        examples = [name for name, _ in Counter(dict(enumerate(counts))).most_common(_SHOWN)]
+        named = _some([labels.classes[code] for code in examples], n_classes)
+        is_prose = np.mean([len(name) for name in labels.classes]) > 40
+        found = f"found {n_classes} classes in {len(rows)} rows of column {source.label} ({named})"
+        advice = (
+            "It reads like a text: name another label column."
+            if is_prose
+            else "If these are ids or texts, name another label column; if targets, set task: "
+            "regression."
+        )
+        if n_classes > _MOST_CLASSES:
+            raise DataError(f"{source.path}: {found}, expected classes with rows. {advice}")
+        notices.append(f"{found}, more than one in ten. {advice}")
+    return tuple(notices)

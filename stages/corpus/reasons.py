@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 
+REFUSED = "refused by a model"
+"""Stands for the reason that a model gave."""
 REASONS = (
     "",
     "not UTF-8",
     "not valid JSON",
+    "other number of fields than the header",
     "null id",
     "null text",
     "text is not a string",
@@ -20,6 +23,10 @@ REASONS = (
     "null messages",
     "messages are not a list of {role, content}",
     "messages without an assistant's",
+    "messages with a part that is no text, such as an image",
+    "messages of the assistant are empty",
+    "tools are not a list of functions",
+    REFUSED,
     "missing vector",
     "vector is not a list of numbers",
     "vector of another length",

@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.corpus.cells import SourceRows
+from stages.corpus.labels import class_code
 from stages.corpus.load import load_file
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
@@ -72,6 +73,19 @@ def correct(
     return rows
 
 
+def new_labels(path: str) -> set[str]:
+    """The labels that the review at `path` puts in the place of others.
+
+    Raises:
+        DataError: the review cannot be read.
+    """
+    reviewed = load_file(path)
+    found: set[str] = set()
+    for name in {"new_label", "suggested_label"} & set(reviewed.table.column_names):
+        found |= {str(value) for value in reviewed.values(name) if value is not None}
+    return found
+
+
 def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]) -> int | float:
     """The class index or target that a person wrote in new_label; `where` begins the messages.
 
@@ -90,12 +104,12 @@ def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]
                 f"{where}: found new_label {name!r}, expected a finite number. Write the target."
             )
         return number
-    if str(name) not in classes:
+    if (code := class_code(str(name), classes)) < 0:
         raise DataError(
             f"{where}: found new_label {name!r}, expected one of {', '.join(classes)}. "
             "Write the name of the class."
         )
-    return classes.index(str(name))
+    return code
 
 
 def _review_column(path: str, reviewed: SourceRows, *names: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows
+from stages.corpus.cells import SourceRows, is_number
 from stages.corpus.source import Source
 from stages.stage import DataError
 
@@ -37,6 +37,16 @@ def read_ids(source: Source, loaded: SourceRows) -> tuple[np.ndarray, pa.Array]:
         )
     ids = np.fromiter((_id(v, loaded.is_typed) for v in values), dtype=np.int64, count=n_rows)
     return ids, pa.array([None if v is None else str(v) for v in values], pa.string())
+
+
+def written_type(source: Source, loaded: SourceRows, source_ids: pa.Array) -> str:
+    """The name of the Arrow type that holds the ids `source_ids` as the source has them.
+
+    Ids of a CSV are numbers where every one is written as Python writes a number.
+    """
+    if loaded.is_typed:
+        return str(loaded.table[source.id].type) if source.id else "int64"
+    return "int64" if all(map(is_number, source_ids.drop_null().to_pylist())) else "string"
 
 
 def _id(value: int | str | None, is_typed: bool) -> int:

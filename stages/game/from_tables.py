@@ -13,6 +13,7 @@ the regression predicts an example's own loss instead of 1. [ours]
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from stages.reading.feature_rows import FeatureRows
 from stages.reading.supervision import count_classes, one_hot, read_labels
 from stages.reading.vectors import aligned
 from stages.stage import DataError, Inputs
-from stages.surrogate.kernel import auto_ridge, gram, mean_diagonal
+from stages.surrogate.kernel import auto_ridge, gram, mean_diagonal, query_lengths
 from stages.surrogate.labelled_kernel import LeftOut, has_features
 
 RIDGE_EXAMPLES = 2048
@@ -53,6 +54,11 @@ class LabelledGame(NamedTuple):
     facts: dict[str, Any]
     """For the manifest: engine, ridge, damping, counts of rows used and left out."""
 
+    @property
+    def precision(self) -> str:
+        """The dtype of the outputs, by name."""
+        return str(self.facts["precision"])
+
 
 class GameTables(NamedTuple):
     """Examples with features and targets, queries with features: games over any of the queries."""
@@ -72,6 +78,8 @@ class GameTables(NamedTuple):
     """Whether the utilities are linear in the outputs, so that a mean query may stand for all."""
     dim: int | None
     """Length of a feature vector; None for an engine by kernel."""
+    scale: Float[Tensor, " queries"]
+    """The most that one example adds to an output of each query (`stages.game.utility`)."""
     facts: dict[str, Any]
     """For the manifest: engine, ridge, damping, precision, examples left out."""
 
@@ -80,20 +88,21 @@ class GameTables(NamedTuple):
 
         Where a label is -1, the class that the regression on all examples predicts stands for it.
         """
-        rows = self.queries[torch.from_numpy(np.searchsorted(self.query_ids, query_ids))]
+        at = torch.from_numpy(np.searchsorted(self.query_ids, query_ids))
+        rows = self.queries[at]
         n = len(self.example_ids)
         if self.n_classes == 1:
             rows = rows if by_query else rows.mean(0, keepdim=True)
             return Game(n, self.begin(rows), LinearJudge(len(rows)), self.dim, by_query)
         # Class 1 for a query without a label: of two classes it leaves the sign of outputs alone.
         given = torch.from_numpy(np.where(labels < 0, 1, labels))
-        judge = Judge(given, self.n_classes, self.temperature)
+        judge = Judge(given, self.n_classes, self.temperature, self.scale[at])
         if (labels < 0).any():
             everyone = self.begin(rows * judge.signs(rows.dtype)[:, None])()
             everyone.take(torch.arange(n))
             predicted = judge.predicted(everyone.outputs)
             known = torch.from_numpy(labels >= 0)
-            judge = Judge(torch.where(known, given, predicted), self.n_classes, self.temperature)
+            judge = replace(judge, labels=torch.where(known, given, predicted))
         signed = rows * judge.signs(rows.dtype)[:, None]
         if self.is_linear and not by_query:
             mean = signed.mean(0, keepdim=True)
@@ -174,10 +183,14 @@ def read_game_tables(
     targets = _targets(inputs, fields, ids, labels, n_classes)
     engine = fields.engine_for(len(ids))
     build = _kernel_engine if engine == "prefix_cholesky" else _feature_engine
-    queries, begin, dim, facts = build(inputs, fields, ids, query_ids, targets)
+    queries, begin, dim, lengths, facts = build(inputs, fields, ids, query_ids, targets)
+    # sqrt(k(t,t) mean k(i,i)) / damping, with damping = ridge mean k(i,i).
+    scale = lengths / (facts["ridge"] * facts["damping"]) ** 0.5
     facts = {"engine": engine, **facts, "n_left_out": int((~is_usable).sum())}
     temperature, is_linear = fields.temperature, fields.is_linear(n_classes)
-    return GameTables(ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, facts)
+    return GameTables(
+        ids, query_ids, queries, begin, n_classes, temperature, is_linear, dim, scale, facts
+    )
 
 
 def labelled_queries(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,9 +236,10 @@ def _is_unit(fields: GameFields) -> bool:
 
 
 EngineParts = tuple[
-    Tensor, Callable[[Tensor], Callable[[], Regression]], int | None, dict[str, Any]
+    Tensor, Callable[[Tensor], Callable[[], Regression]], int | None, Tensor, dict[str, Any]
 ]
-"""What an engine contributes to `GameTables`: its `queries`, `begin`, `dim` and `facts`."""
+"""What an engine contributes to `GameTables`: its `queries`, `begin` and `dim`, the length of each
+query's vector, and its `facts`."""
 
 
 def _kernel_engine(
@@ -248,7 +262,8 @@ def _kernel_engine(
         to_queries = rows.T.contiguous()
         return lambda: PrefixCholesky(kernel, to_queries, targets, damping)
 
-    return to_examples, begin, None, {"ridge": ridge, "damping": damping, "precision": "float64"}
+    facts = {"ridge": ridge, "damping": damping, "precision": "float64"}
+    return to_examples, begin, None, query_lengths(features, _is_unit(fields)), facts
 
 
 def _feature_engine(
@@ -273,6 +288,7 @@ def _feature_engine(
         least = FLOAT32_ACCURACY_RIDGE if "accuracy" in fields.utilities else FLOAT32_RIDGE
         precision = "float32" if ridge >= least else "float64"
     dtype = torch.float32 if precision == "float32" else torch.float64
+    _check_rounding(fields, ridge, dtype)
     read = FeatureRows(tables, ids, is_unit, dtype, rows.scales)
     queries = FeatureRows(query_tables, query_ids, is_unit, torch.float64, rows.scales)
     stored_targets = targets.to(dtype)
@@ -284,7 +300,28 @@ def _feature_engine(
     query_features = queries(torch.arange(len(query_ids)))
     dim = query_features.shape[1]
     facts = {"ridge": ridge, "damping": damping, "precision": precision, "dim": dim}
-    return query_features, begin, dim, facts
+    return query_features, begin, dim, query_features.norm(dim=1), facts
+
+
+def _check_rounding(fields: GameFields, ridge: float, dtype: torch.dtype) -> None:
+    """Refuses a ridge at which `least_squares` cannot tell ties from outputs, or outputs at all.
+
+    The weight of a member that leaves is 1 - f'Pf, which may be as small as the ridge and is off by
+    eps / ridge: outputs of the others are off by eps / ridge^2. The bound for ties is
+    eps^(2/3) / ridge (`stages.game.utility`).
+
+    Raises:
+        DataError: the ridge is below eps^(1/3), in float32 or with the utility accuracy.
+    """
+    least = torch.finfo(dtype).eps ** (1 / 3)
+    if ridge >= least or (dtype == torch.float64 and "accuracy" not in fields.utilities):
+        return
+    advice = "precision: auto" if dtype == torch.float32 else "engine: prefix_cholesky"
+    raise DataError(
+        f"ridge: found {ridge:.3g} with engine: least_squares in {str(dtype).split('.')[1]}, "
+        f"expected at least {least:.1g}, below which rounding is taken for votes. Set {advice}, "
+        "raise the ridge, or leave the utility accuracy out."
+    )
 
 
 def _sample(n: int) -> Int64[Tensor, " sample"]:

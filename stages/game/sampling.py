@@ -14,6 +14,7 @@ from stages.game.permutations import (
     Sampling,
     Truncation,
     orders_per_unit,
+    prior_units,
     survival_of,
     unit_of,
     walk,
@@ -110,6 +111,10 @@ class Valuation(GameFields):
             / (game.n * design.draws * design.expected(design.block if name == "accuracy" else 1))
             for name in self.utilities
         }
+
+    def n_prior(self, n: int) -> int:
+        """`n_prior` of the units of n players (`stages.game.uncertainty.moderated`)."""
+        return 0 if self.sampling == "stratified" else prior_units(n, self.sampling)
 
     def _semivalue_weights(self, n: int) -> Float[np.ndarray, "semivalues sizes"]:
         """w_k of each semivalue (`stages.game.semivalue`)."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.game.uncertainty import moderated, student_t_quantile
 from stages.stage import ConfigError
 
 SURE_SHARE = 0.5
@@ -54,7 +55,7 @@ class Watch:
         """Starts without a round."""
         self.rule = rule
         self._sums: dict[tuple[str, str], np.ndarray] = {}
-        self._n_units = 0
+        self._n_units = self._n_prior = 0
 
     def add(self, rounds: pa.Table) -> None:
         """Adds the next round: its rows of the table `shapley_round`."""
@@ -68,6 +69,7 @@ class Watch:
             key = (semivalue.as_py(), utility.as_py())
             self._sums[key] = self._sums.get(key, 0) + sums
         self._n_units += keys["n_units_max"][0].as_py()
+        self._n_prior = rounds["n_prior"][0].as_py()
 
     def reason(self, minutes: float) -> str | None:
         """The limit that the rounds so far have met, in words; None if none is met.
@@ -82,8 +84,10 @@ class Watch:
         n = self._n_units
         values = [sums[0] / n for sums in self._sums.values()]
         errors = [
-            np.sqrt(np.maximum(sums[1] - sums[0] ** 2 / n, 0) / (n - 1) / n)
-            for sums in self._sums.values()
+            np.sqrt(moderated(variance, n, self._n_prior) / n)
+            for variance in (
+                np.maximum(sums[1] - sums[0] ** 2 / n, 0) / (n - 1) for sums in self._sums.values()
+            )
         ]
         if limit is not None:
             largest = max(float(np.sqrt(np.mean(error**2))) for error in errors)
@@ -98,15 +102,3 @@ class Watch:
             if least >= SURE_SHARE:
                 return f"{least:.0%} of the signs are {confidence:g} sure"
         return None
-
-
-def student_t_quantile(probability: float, df: int) -> float:
-    """Where Student's t distribution has `probability` (above 0.5) to its left; to about 1e-6.
-
-    With t = sqrt(df) tan(angle), the density of the angle is proportional to cos(angle)^(df - 1).
-    """
-    angles = np.linspace(0, np.pi / 2, 200_001)
-    density = np.cos(angles) ** (df - 1)
-    share = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = np.interp(2 * probability - 1, share / share[-1], angles)
-    return float(np.sqrt(df) * np.tan(angle))

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.game.uncertainty import moderated
+
 
 class MarginalSums:
     """Sums of weighted marginals over the units of a round, and moments of marginals by size.
@@ -34,6 +36,8 @@ class MarginalSums:
         self.total, self.total_sq = torch.zeros_like(self._unit), torch.zeros_like(self._unit)
         self.n_observed = torch.zeros(len(utilities), n, dtype=torch.int64)
         self.n_units = 0
+        self.unit_sums: list[Float[Tensor, "semivalues utilities *queries"]] = []
+        """The sum over the examples of each unit's estimates."""
         self.strata = torch.zeros(len(utilities), n.bit_length(), 3, dtype=torch.float64)
         """By utility and stratum (sizes 2^s - 1 to 2^(s+1) - 2 for stratum s): how many marginals,
         the sum of their absolute values, the sum of their squares."""
@@ -62,13 +66,20 @@ class MarginalSums:
             moments = [counts, gains.abs().sum(0), gains.square().sum(0)]
             self.strata[row].index_add_(0, stratum, torch.stack(moments, 1))
 
-    def estimates(self) -> tuple[Tensor, Tensor]:
-        """The values, means over the units, and their standard errors, which take two units."""
+    def estimates(self, n_prior: int = 0) -> tuple[Tensor, Tensor]:
+        """The values, means over the units, and their standard errors: NaN of one unit.
+
+        `n_prior` is that of `moderated`.
+        """
         mean = self.total / self.n_units
+        if self.n_units < 2:
+            return mean, torch.full_like(mean, float("nan"))
         # Equal units leave only the rounding of two nearly equal numbers, which is no spread.
         spread = self.total_sq - self.total * mean
         spread = torch.where(spread > 1e-13 * self.total_sq, spread, 0.0)
-        return mean, (spread / (self.n_units - 1) / self.n_units).sqrt()
+        own = (spread / (self.n_units - 1)).movedim(2, -1).numpy()
+        variance = torch.from_numpy(moderated(own, self.n_units, n_prior)).movedim(-1, 2)
+        return mean, (variance / self.n_units).sqrt()
 
     def close_unit(self) -> None:
         """Ends a unit: the marginals added since the last call are one estimate of the values."""
@@ -76,5 +87,6 @@ class MarginalSums:
         self.total_sq += self._unit.square()
         self.n_observed += self._seen
         self.n_units += 1
+        self.unit_sums.append(self._unit.sum(2))
         self._unit.zero_()
         self._seen.zero_()

@@ -11,8 +11,23 @@ of the loss, and the one output is by how much a step on the set lowers the loss
 
 With two classes the outputs of a query, less 1/2, are z and -z: one number is computed instead of
 two, and its sign is turned so that z is the output of the query's own class.
+
+**Ties.** Outputs that are equal in exact arithmetic, as where examples come twice or share nothing
+with a query, come out of a solve apart by rounding. An example i that joins moves the output of a
+query t by r k / (s + damping), with r < 1 the residual of its target, and k and s the kernels of t
+and of i with i less what the members explain: by no more than
+
+    scale_t = sqrt(k(t,t) mean k(i,i)) / damping,
+
+and that is off by a few eps times scale_t, eps being the rounding of the dtype: k and s are
+differences of numbers up to sqrt(k(t,t) k(i,i)) and k(i,i), known to eps of these, and s + damping
+is at least the damping. So outputs that are no further apart than eps^(2/3) scale_t count as equal.
+That leaves room for eps^(-1/3) such errors (200 in float32, 165,000 in float64; they have either
+sign, so that many more joins than that fit in), while of outputs that differ truly one in some
+10,000 lies as close in float32, and then shares its accuracy, which moves no mean. [derived]
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,9 +38,6 @@ from torch import Tensor
 from stages.stage import ConfigError
 
 Utility = Literal["accuracy", "cross_entropy", "margin", "loss"]
-
-TIE = 1e-10
-"""Outputs closer than this count as equal: exact ties differ by the rounding of a solve."""
 
 
 def check_fields(utilities: tuple[Utility, ...], temperature: float) -> None:
@@ -72,6 +84,8 @@ class Judge:
     labels: Int64[Tensor, " queries"]
     n_classes: int
     temperature: float = 1.0
+    scale: Float[Tensor, " queries"] | float = 1.0
+    """The most that one example adds to an output of each query, which rounding is relative to."""
 
     @property
     def n_queries(self) -> int:
@@ -95,40 +109,68 @@ class Judge:
         return torch.ones(len(self.labels), dtype=dtype)
 
     def predicted(self, outputs: Float[Tensor, "outputs queries"]) -> Int64[Tensor, " queries"]:
-        """The class that the outputs of one coalition predict for each query."""
+        """The class that the outputs of one coalition predict for each query; the first of ties."""
+        tie = self.tie(outputs.dtype)
         if self.is_binary:
-            return (outputs[0] * self.signs(outputs.dtype) > 0).to(torch.int64)
-        return outputs.argmax(0)
+            return (outputs[0] * self.signs(outputs.dtype) > tie).to(torch.int64)
+        return (outputs >= outputs.amax(0) - tie).to(torch.int64).argmax(0)
+
+    def tie(self, dtype: torch.dtype) -> Float[Tensor, "*queries"]:
+        """Outputs in `dtype` that are no further apart are equal (see the module's docstring)."""
+        scale: Tensor = torch.as_tensor(self.scale, dtype=dtype)
+        return scale * float(torch.finfo(dtype).eps ** (2 / 3))
 
     def each(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, "*sets queries"]:
-        """The utility of each coalition for each query."""
+        """The utility of each coalition for each query; cross-entropy in float64."""
+        if utility == "cross_entropy":
+            return self._log_ratio(outputs).to(torch.float64) - math.log(self.n_classes)
         if self.is_binary:
             own = outputs[..., 0, :]
-            if utility == "accuracy":
-                return ((own > TIE).to(own.dtype) + (own >= -TIE).to(own.dtype)) / 2
             if utility == "margin":
                 return 2 * own
-            return -torch.nn.functional.softplus(own * (-2 / self.temperature))
+            tie = self.tie(own.dtype)
+            return ((own > tie).to(own.dtype) + (own >= -tie).to(own.dtype)) / 2
         labels = self.labels.expand(*outputs.shape[:-2], 1, -1)
         own = outputs.gather(-2, labels).squeeze(-2)
-        if utility == "accuracy":
-            at_top = (outputs >= outputs.amax(-2, keepdim=True) - TIE).to(outputs.dtype)
-            return at_top.gather(-2, labels).squeeze(-2) / at_top.sum(-2)
         if utility == "margin":
             return own - outputs.scatter(-2, labels, float("-inf")).amax(-2)
-        return own / self.temperature - (outputs / self.temperature).logsumexp(-2)
+        least = outputs.amax(-2, keepdim=True) - self.tie(outputs.dtype)
+        at_top = (outputs >= least).to(outputs.dtype)
+        return at_top.gather(-2, labels).squeeze(-2) / at_top.sum(-2)
 
     def mean(
         self, outputs: Float[Tensor, "*sets outputs queries"], utility: Utility
     ) -> Float[Tensor, " *sets"]:
         """The mean over the queries of each coalition's utility; float64."""
+        if utility == "cross_entropy":
+            # In float64 only the means: a query's own number would lose in speed what it gains.
+            return self._log_ratio(outputs).mean(-1, dtype=torch.float64) - math.log(self.n_classes)
         if self.is_binary and utility == "accuracy":
             own = outputs[..., 0, :]
-            counts = (own > TIE).count_nonzero(-1) + (own >= -TIE).count_nonzero(-1)
+            tie = self.tie(own.dtype)
+            counts = (own > tie).count_nonzero(-1) + (own >= -tie).count_nonzero(-1)
             return counts.to(torch.float64) / (2 * own.shape[-1])
         return self.each(outputs, utility).mean(-1, dtype=torch.float64)
+
+    def _log_ratio(
+        self, outputs: Float[Tensor, "*sets outputs queries"]
+    ) -> Float[Tensor, "*sets queries"]:
+        """Log of the label's share in the softmax over 1/C, the share where all outputs are equal.
+
+        Near 0 for outputs that hardly differ, so that marginals keep their digits, which the
+        rounding of log C would take from them in float32 where outputs are small.
+        """
+        if self.is_binary:
+            others = outputs[..., 0, :] * (-2 / self.temperature)
+            mean = torch.expm1(others.abs().neg_()).div_(2)
+            return torch.log1p(mean).add_(others.clamp_(min=0)).neg_()
+        labels = self.labels.expand(*outputs.shape[:-2], 1, -1)
+        scaled = outputs / self.temperature
+        best = scaled.amax(-2, keepdim=True)
+        own = (scaled.gather(-2, labels) - best).squeeze(-2)
+        return own - torch.expm1(scaled - best).mean(-2).log1p_()
 
 
 @dataclass(frozen=True)
@@ -161,8 +203,11 @@ def mean_utilities(
     labels: Int64[Tensor, " queries"],
     utilities: tuple[Utility, ...],
 ) -> Float[Tensor, "utilities sets"]:
-    """The mean utilities of coalitions, from the logits of a model trained on each of them."""
-    judge = Judge(labels, outputs.shape[1])
+    """The mean utilities of coalitions, from the logits of a model trained on each of them.
+
+    Rounding is relative to the largest logit that a query has in any coalition.
+    """
+    judge = Judge(labels, outputs.shape[1], scale=outputs.abs().amax((0, 1)))
     if judge.is_binary:
         own = outputs.gather(1, labels.expand(len(outputs), 1, -1))
         outputs = own - outputs.mean(1, keepdim=True)

@@ -4,6 +4,9 @@ A shard is tokenised once. Its rows are then sorted by length and cut into batch
 `token_budget` padded tokens, so that little is spent on padding and memory has a bound.
 """
 
+import copy
+import functools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from stages.model.networks import IGNORED
-from stages.stage import ConfigError, DataError
+from stages.stage import ConfigError, DataError, ModelError
 
 Span = tuple[int, int, int]
 """Span of a token: its text column (0 or 1), start and stop (exclusive) in characters there."""
@@ -50,6 +54,36 @@ class Tokens:
         return Tokens(columns, positions, self.spans and [self.spans[row] for row in rows])
 
 
+def encode_text(tokenizer: Any, *texts: Any, **options: Any) -> Any:
+    """The tokenizer's encoding of texts in which everything is text.
+
+    A special token that a text spells out, such as `</s>` or `[SEP]`, is encoded as the characters
+    that it is. Special tokens come from the tokenizer and from templates alone.
+    """
+    return tokenizer(*texts, split_special_tokens=True, **options)
+
+
+@functools.lru_cache(maxsize=4)
+def with_marks(tokenizer: Any, marks: tuple[str, ...]) -> Any:
+    """A tokenizer for which `encode_text` still takes these special tokens as tokens.
+
+    A template writes them, and the caller takes them out of the texts in it.
+    """
+    if not marks:
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"tokenizer: found a {type(tokenizer).__name__}, expected a fast tokenizer for a "
+            f"template with {', '.join(marks)}. Save tokenizer.json beside the weights."
+        )
+    state = json.loads(changed.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] &= token["content"] not in marks
+    changed._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return changed
+
+
 def tokenise(
     tokenizer: Any,
     texts: Sequence[str],
@@ -59,7 +93,8 @@ def tokenise(
 ) -> Tokens:
     """The tokens of each text, or of the text and its pair where that is not None.
 
-    Rows longer than `max_length` lose their end; of a pair, the longer member loses first.
+    Rows longer than `max_length` lose their end; of a pair, the longer member loses first. Special
+    tokens that a text spells out are text.
 
     Raises:
         DataError: a row has no token at all.
@@ -71,7 +106,8 @@ def tokenise(
         rows = [row for row, pair in enumerate(pairs) if (pair is not None) == paired]
         if not rows:
             continue
-        encoded = tokenizer(
+        encoded = encode_text(
+            tokenizer,
             [texts[row] for row in rows],
             [pairs[row] for row in rows] if paired else None,
             truncation=True,
@@ -134,8 +170,9 @@ def encode_question(tokenizer: Any, question: str | None, text: str, max_length:
             f"text: found no question about {text[:40]!r}, expected one in every row, for head: "
             "span. Set task: question_answering, or another head."
         )
-    is_long = len(tokenizer(question)["input_ids"]) > max_length // 2
-    return tokenizer(
+    is_long = len(encode_text(tokenizer, question)["input_ids"]) > max_length // 2
+    return encode_text(
+        tokenizer,
         question,
         text,
         truncation="longest_first" if is_long else "only_second",

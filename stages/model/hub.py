@@ -5,6 +5,8 @@ Commands that only plan or read a run import this module, so it does without tor
 
 import hashlib
 import importlib.util
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
 
-_TEXT_FILES = ["*.json", "*.txt", "*.model"]
+# Vocabularies of Marian and of tiktoken are the last two.
+_TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
+_CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
 
 
 def resolve(model: ModelSpec) -> Path:
@@ -42,27 +46,75 @@ def resolve(model: ModelSpec) -> Path:
     return folder
 
 
-def fingerprint(model: ModelSpec) -> str:
+def fingerprint(model: ModelSpec, reads_chats: bool = False) -> str:
     """16 hex digits that identify the weights, the tokenizer and the adapter.
 
     For a folder, SHA-256 over names and contents of its weight and tokenizer files, so that a copy
-    elsewhere has the same fingerprint; for a hub id, the start of the snapshot's commit hash.
+    elsewhere has the same fingerprint; `reads_chats` adds those of chat templates, which decide the
+    tokens of conversations alone. For a snapshot in the hub's cache, whose name is the hash of a
+    commit, the start of that hash. Models that were misread once have another than they had then.
 
     Raises:
         ModelError: as `resolve`.
     """
     folder = resolve(model)
-    if folder.parent.name == "snapshots" and model.adapter is None:
-        return folder.name[:16]
+    if _is_hub_snapshot(folder) and model.adapter is None:
+        return folder.name[-16:] if _was_misread(folder) else folder.name[:16]
     total = hashlib.sha256()
+    patterns = [*_KEYED_FILES, *(_CHAT_FILES if reads_chats else ())]
     for folder_read in (
         [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]
     ):
-        for path in sorted({p for pattern in _KEYED_FILES for p in folder_read.glob(pattern)}):
+        for path in sorted({p for pattern in patterns for p in folder_read.glob(pattern)}):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
             total.update(path.name.encode() + b"\0" + content)
+    if _was_misread(folder):
+        total.update(b"2")
     return total.hexdigest()[:16]
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The content of a JSON file in a folder; empty where there is none that can be read."""
+    try:
+        read = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def is_encoder_decoder(model: ModelSpec) -> bool:
+    """Whether the config says that the model has an encoder and a decoder."""
+    return bool(read_json(resolve(model), "config.json").get("is_encoder_decoder"))
+
+
+def _was_misread(folder: Path) -> bool:
+    """Whether rows that version 0.1 computed with the model may be wrong.
+
+    It cut the start of texts where the tokenizer says so, read the decoder's states of an
+    encoder-decoder, and padded some classifiers with a token that they take for text.
+    """
+    config, told = read_json(folder, "config.json"), read_json(folder, "tokenizer_config.json")
+    pad = told.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    added = read_json(folder, "tokenizer.json").get("added_tokens", [])
+    pad_ids = [token["id"] for token in added if token["content"] == pad]
+    is_classifier = any("SequenceClassif" in str(n) for n in config.get("architectures") or [])
+    is_padded = config.get("pad_token_id") in (None, *pad_ids) or not pad_ids
+    return bool(
+        told.get("truncation_side") == "left"
+        or config.get("is_encoder_decoder")
+        or (is_classifier and not is_padded)
+    )
+
+
+def _is_hub_snapshot(folder: Path) -> bool:
+    """Whether this is a snapshot in the hub's cache; any other `snapshots/` is just a name."""
+    return (
+        folder.parent.name == "snapshots"
+        and folder.parent.parent.name.startswith("models--")
+        and re.fullmatch("[0-9a-f]{40}", folder.name) is not None
+    )
 
 
 def adapter_folder(path: str) -> Path:
@@ -97,7 +149,7 @@ def _hub_folder(model: ModelSpec) -> Path:
 
     try:
         with quiet():
-            wanted = ["*.safetensors", *_TEXT_FILES]
+            wanted = ["*.safetensors", *_TEXT_FILES, *_CHAT_FILES]
             folder = Path(
                 snapshot_download(model.path, revision=model.revision, allow_patterns=wanted)
             )

@@ -27,15 +27,19 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import torch
-import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stages.model.batches import Tokens, pad
 from stages.model.heads.head import Head, head_of
-from stages.model.hub import resolve
 from stages.model.networks import IGNORED, PooledNetwork
-from stages.model.pretrained import load_tokenizer, load_trunk
+from stages.model.pretrained import (
+    load_tokenizer,
+    load_trunk,
+    longest_row,
+    refuse_unknown_tokens,
+)
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Inputs, ModelError
 
@@ -174,7 +178,7 @@ def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None
     form = str(inputs.details("text").get("format", "text"))
     tokenizer, head = load_tokenizer(model), head_of(model)
     network, n_outputs = head.load(tokenizer, inputs)
-    return _measurement(model, network, tokenizer, n_outputs, device, form, head)
+    return measurement_of(model, network, tokenizer, n_outputs, device, form, head)
 
 
 def load_embedder(
@@ -201,10 +205,10 @@ def load_embedder(
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
     # Embeddings are of the plain text, whichever head the model has in other stages.
     plain = head_of(ModelSpec(model.path, max_length=model.max_length))
-    return _measurement(model, network, load_tokenizer(model), dim, device, form, plain)
+    return measurement_of(model, network, load_tokenizer(model), dim, device, form, plain)
 
 
-def _measurement(
+def measurement_of(
     model: ModelSpec,
     network: nn.Module,
     tokenizer: Any,
@@ -213,13 +217,19 @@ def _measurement(
     form: str,
     head: Head,
 ) -> Measurement:
-    config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    longest = min(positions, tokenizer.model_max_length)
+    """The measurement of a loaded network, whose tokenizer and `max_length` are checked.
+
+    Raises:
+        ModelError: the tokenizer has tokens that the network does not know.
+        ConfigError: `max_length` is above the positions of the network.
+    """
+    whole: Any = next(part for part in network.modules() if isinstance(part, PreTrainedModel))
+    refuse_unknown_tokens(model, tokenizer, whole.get_input_embeddings().num_embeddings)
+    longest = longest_row(whole, tokenizer)
     if model.max_length > longest:
         raise ConfigError(
             f"model: found max_length: {model.max_length}, expected at most {longest}, the "
-            f"positions of {model.path}. Lower it."
+            f"tokens that a row of {model.path} may have. Lower it."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Measurement(network, tokenizer, n_outputs, model, device, form, head)

@@ -58,19 +58,26 @@ class PooledNetwork(nn.Module):
 
 
 class CheckpointNetwork(nn.Module):
-    """A sequence classifier or regressor as it was saved, returning its outputs alone."""
+    """A sequence classifier or regressor as it was saved, returning its outputs alone.
 
-    def __init__(self, classifier: nn.Module, base: str) -> None:
+    `order` holds the number of the output for each class of the corpus, None where they are in one
+    order (`stages.model.class_names`).
+    """
+
+    def __init__(
+        self, classifier: nn.Module, base: str, order: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.classifier = classifier
+        self.order = None if order is None else list(order)
         inner = [n for n, m in classifier.named_modules() if isinstance(m, nn.Linear)]
         outside = [name for name in inner if not name.startswith(f"{base}.")]
         self.trained_head = tuple(f"classifier.{name}" for name in outside)
 
     def forward(self, **batch: Tensor) -> Float[Tensor, "rows outputs"]:
-        """The classifier's logits."""
+        """The classifier's logits, in the order of the corpus's classes."""
         logits: Tensor = self.classifier(**batch).logits
-        return logits
+        return logits if self.order is None else logits[:, self.order]
 
 
 class MaskedWordNetwork(nn.Module):

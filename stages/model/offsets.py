@@ -4,11 +4,9 @@ A token of a model's input is a piece of the user's text, or none: special token
 prompt's template and those of a chat template are no pieces of it. Token attribution changes the
 embeddings of the first kind and leaves those of the second as they are.
 
-Words are runs of letters, digits and apostrophes, single CJK characters, and single other signs;
-a token belongs to the word that it begins in. [ours]
+A token belongs to the word of `stages.reading.words` that it begins in.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from stages.model.batches import REWRITTEN, TEMPLATE, Span, Tokens
+from stages.model.chats import special_ids
 from stages.model.measurement import Measurement
+from stages.reading.words import words_of
 
 COLUMNS = ("text", "text_b")
-
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}]|(?:(?![{_CJK}])\w)+(?:['\u2019](?:(?![{_CJK}])\w)+)*|[^\w\s]")
 
 
 class TokenOffsets(NamedTuple):
@@ -61,7 +58,7 @@ def extended(tokenizer: Any, ids: Sequence[int], known: TokenOffsets) -> TokenOf
     The tokens behind them have no characters. Except for special ones they count as text: a token
     that a model wrote is as much its input as the text before it.
     """
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     more = list(ids[len(known.token) :])
     n = len(ids)
     none: list[None] = [None] * len(more)
@@ -75,17 +72,12 @@ def extended(tokenizer: Any, ids: Sequence[int], known: TokenOffsets) -> TokenOf
     )
 
 
-def words_of(text: str) -> list[tuple[int, int]]:
-    """Start and stop (exclusive) of every word in `text`, in characters."""
-    return [match.span() for match in _WORD.finditer(text)]
-
-
 def _of_row(
     tokenizer: Any, ids: Sequence[int], spans: Sequence[Span], texts: tuple[str, str]
 ) -> TokenOffsets:
     words: dict[tuple[int, int], int] = {}
-    starts = [np.array([start for start, _ in words_of(text)]) for text in texts]
-    ends = [np.array([end for _, end in words_of(text)]) for text in texts]
+    bounds = [np.array(words_of(text), np.int64).reshape(-1, 2).T for text in texts]
+    starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
     column: list[str | None] = []
     start: list[int | None] = []
     end: list[int | None] = []

@@ -19,7 +19,7 @@ _auto: Any = transformers
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
-    """The tokenizer in the folder of the weights.
+    """The tokenizer in the folder of the weights, which cuts and pads at the end of a text.
 
     Raises:
         ModelError: there is no tokenizer, or it has no vocabulary.
@@ -33,11 +33,19 @@ def load_tokenizer(model: ModelSpec) -> Any:
             f"{folder}: found a tokenizer without words, expected its vocabulary beside the "
             "weights. Save the tokenizer there with save_pretrained."
         )
+    # Whatever the folder says: a row loses its end, and padding never moves a token.
+    tokenizer.truncation_side = tokenizer.padding_side = "right"
     return tokenizer
 
 
 def load_trunk(model: ModelSpec) -> Any:
-    """The model without any head, with its adapter where it has one."""
+    """The model without any head, with its adapter where it has one.
+
+    Of an encoder-decoder the encoder alone, whose hidden states are those of the text.
+
+    Raises:
+        ModelError: the weights cannot be loaded, or do not fit config.json.
+    """
     folder = resolve(model)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     with quiet(), as_model_error(folder, "weights"):
@@ -46,11 +54,19 @@ def load_trunk(model: ModelSpec) -> Any:
             local_files_only=True,
             output_loading_info=True,
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,
             **without_pooler(config),
         )
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    unused = ("pooler.", "decoder.") if config.is_encoder_decoder else ("pooler.",)
+    missing = [key for key in info["missing_keys"] if not key.startswith(unused)]
+    _refuse_mismatched(model, info["mismatched_keys"])
     _refuse_missing(model, missing, "Use the checkpoint's own architecture")
-    return adapted(model, trunk)
+    return encoder_of(adapted(model, trunk))
+
+
+def encoder_of(trunk: Any) -> Any:
+    """The encoder of an encoder-decoder, and any other trunk as it is."""
+    return trunk.get_encoder() if trunk.config.is_encoder_decoder else trunk
 
 
 def linear(weight: Float[Tensor, "outputs dim"], bias: Float[Tensor, " outputs"]) -> nn.Linear:
@@ -67,13 +83,19 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
     `what` is the word for such a model in messages.
 
     Raises:
-        ModelError: the checkpoint is no such model, or lacks weights of its head.
+        ModelError: the checkpoint is no such model, lacks weights of its head, or has weights of
+            other shapes than its config.json says.
     """
     folder = resolve(model)
     with quiet(), as_model_error(folder, what):
         network, info = loader.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
         )
+    _refuse_mismatched(model, info["mismatched_keys"])
     _refuse_missing(
         model, info["missing_keys"], "Set head: probe, or use a checkpoint with a trained head"
     )
@@ -120,6 +142,73 @@ def refuse_other_logits(model: ModelSpec, found: Tensor, wanted: Tensor) -> None
         raise ModelError(
             f"{model.path}: found logits that differ by {error:.1e} from its output layer's own, "
             "expected a model that does nothing to them afterwards. Set head: probe."
+        )
+
+
+def pad_with(tokenizer: Any, network: Any) -> None:
+    """Makes a network that looks for the last token that is no padding know what rows end with.
+
+    The id of its padding is that of the tokenizer, whatever config.json says. A tokenizer without
+    one, as of GPT-2, gets a special token that no text contains and none ends with.
+
+    Raises:
+        ModelError: the tokenizer has no such token.
+    """
+    if tokenizer.pad_token_id is None:
+        last = tokenizer("a")["input_ids"][-1:]
+        free = [i for i in tokenizer.all_special_ids if i not in (*last, tokenizer.unk_token_id)]
+        if not free:
+            raise ModelError(
+                f"{tokenizer.name_or_path}: found no padding token, expected one because the head "
+                "looks for the last real token. Set pad_token in tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
+    for config in (network.config, network.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def longest_row(network: Any, tokenizer: Any) -> int:
+    """The most tokens that a row may have, special tokens included.
+
+    The tokenizer's limit, and that of a table of positions. In the tables of RoBERTa and its
+    relatives positions begin behind that of the padding, so fewer rows are of use than there are.
+    """
+    config = network.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    for name, module in network.named_modules():
+        is_table = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
+        if is_table and module.padding_idx is not None:
+            positions = min(positions, module.num_embeddings - module.padding_idx - 1)
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def refuse_unknown_tokens(model: ModelSpec, tokenizer: Any, n_words: int) -> None:
+    """Refuses a tokenizer with tokens that a model of `n_words` words has no embedding of.
+
+    Raises:
+        ModelError: there is such a token.
+    """
+    unknown = {i: token for token, i in tokenizer.get_vocab().items() if i >= n_words}
+    if unknown:
+        tokens = ", ".join(f"{unknown[i]!r} ({i})" for i in sorted(unknown)[:3])
+        raise ModelError(
+            f"{model.path}: found {len(unknown)} tokens of the tokenizer that the model does not "
+            f"know, {tokens}{' and more' if len(unknown) > 3 else ''}: the tokenizer's ids reach "
+            f"{max(unknown)}, the model has {n_words} embeddings, expected one for each token. "
+            "Save the model after resize_token_embeddings, or the tokenizer it was trained with."
+        )
+
+
+def _refuse_mismatched(model: ModelSpec, mismatched: Any) -> None:
+    """Raises where weights have other shapes than those that config.json asks for."""
+    if mismatched:
+        name, found, wanted = sorted(mismatched, key=lambda item: item[0])[0]
+        more = len(mismatched) - 1
+        raise ModelError(
+            f"{model.path}: found the weight {name} of shape {tuple(found)}"
+            f"{f' and {more} more that do not fit' if more else ''}, expected "
+            f"{tuple(wanted)} by config.json (num_labels or id2label, vocab_size, or a size of "
+            "layers). Correct config.json, or save weights and config together."
         )
 
 

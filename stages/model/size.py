@@ -11,7 +11,7 @@ from transformers.utils import logging
 from stages.model.heads.head import head_of
 from stages.model.hub import quiet, resolve
 from stages.model.layers import shape_of
-from stages.model.pretrained import without_pooler
+from stages.model.pretrained import encoder_of, without_pooler
 from stages.model.spec import ModelSpec
 
 # Parts of transformers that its own types leave out.
@@ -51,6 +51,7 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
     unused = without_pooler(config) if name == "AutoModel" else {}
     with torch.device("meta"), quiet():
         network = getattr(_auto, name).from_config(config, **unused)
+        network = encoder_of(network) if name == "AutoModel" else network
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
     linear = [(shape.inputs, shape.outputs) for shape in map(shape_of, layers)]
     width = None if n_classes is None else head.output_width(config, n_classes)

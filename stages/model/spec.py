@@ -121,6 +121,9 @@ class ModelSpec:
     """Which weights gradients are taken of."""
     adapter: str | None = None
     """Folder of a trained LoRA adapter that peft saved for this model."""
+    class_order: tuple[int, ...] | None = None
+    """The number of the saved head's output for each class of the corpus, null where both have one
+    order. `assay` fills this in by the names of the classes; what stands here is replaced."""
 
     def __post_init__(self) -> None:
         """Refuses fields that do not go together.

@@ -5,7 +5,6 @@ language model is trained to write. A prompt that is too long loses text inside 
 the template; a completion loses its end, or its prompt the start: `ModelSpec.truncation_mode`.
 """
 
-import json
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,10 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from stages.model.batches import REWRITTEN, TEMPLATE, Span, Tokens, tokenise
+from stages.model.batches import (
+    REWRITTEN,
+    TEMPLATE,
+    Span,
+    Tokens,
+    encode_text,
+    tokenise,
+    with_marks,
+)
+from stages.model.chats import parsed, special_ids, tokenise_chat
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
-from stages.stage import ConfigError, DataError, ModelError
+from stages.stage import ConfigError, DataError
 
 COLUMN_OF = {"text": 0, "text_b": 1}
 """Number of a text column in a span, by its name."""
@@ -36,7 +44,8 @@ def tokenise_prompts(
     That position is the mask token's, of a causal model (`is_masked` false) the last token's.
 
     A row that is too long loses the end of its longer text. The tokenizer's mask token is taken out
-    of the texts, so that there is one mask a row.
+    of the texts, so that there is one mask a row, and so are special tokens that the template
+    spells out; other special tokens in a text are text.
 
     Raises:
         ConfigError: the template has a mask where the model has none, or none where it has one, or
@@ -51,9 +60,20 @@ def tokenise_prompts(
             "masked one, and for a causal one a text that its answer follows. Correct template."
         )
     mask = tokenizer.mask_token if is_masked else ""
+    # Special tokens that the template itself spells out stay tokens, as the mask does.
+    named = [token for token in tokenizer.all_special_tokens if token in prompt.template]
+    marks = tuple(dict.fromkeys([*([mask] if mask else []), *named]))
+    marking = with_marks(tokenizer, marks)
 
     def encode(text: str) -> Any:
-        return tokenizer(text, return_attention_mask=False, return_offsets_mapping=with_offsets)
+        return encode_text(
+            marking, text, return_attention_mask=False, return_offsets_mapping=with_offsets
+        )
+
+    def without_marks(text: str) -> str:
+        for mark in marks:
+            text = text.replace(mark, " ")
+        return text
 
     columns: dict[str, list[list[int]]] = {"input_ids": []}
     positions, spans = [], []
@@ -63,7 +83,8 @@ def tokenise_prompts(
                 f"text: found no second text in row {row} of the shard, expected one for the "
                 f"template {prompt.template!r}. Name text_b, or take it out of the template."
             )
-        parts = [t.replace(mask, " ") if mask else t for t in (text, pair or "")]
+        parts = [without_marks(text), without_marks(pair or "")]
+        is_whole = parts == [text, pair or ""]
         encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
         ids = encoded["input_ids"]
         for name in tokenizer.model_input_names:
@@ -71,7 +92,6 @@ def tokenise_prompts(
                 columns.setdefault(name, []).append(encoded[name])
         positions.append(ids.index(tokenizer.mask_token_id) if is_masked else len(ids) - 1)
         if with_offsets:
-            is_whole = not mask or not (mask in text or mask in (pair or ""))
             spans.append(_prompt_spans(encoded, prompt.template, parts, mask, is_whole))
     return Tokens(columns, np.array(positions, dtype=np.int64), spans if with_offsets else None)
 
@@ -115,22 +135,24 @@ def tokenise_completions(
 
     Column `targets` holds the next token of each position that is predicted, and IGNORED elsewhere.
     `form` "prompt_completion": `texts` are prompts, `pairs` completions; the completion and the
-    end-of-text token behind it are predicted. "messages": conversations in JSON, laid out by the
-    tokenizer's chat template; the assistant's messages are predicted. "text": all tokens but the
-    first are predicted. Rows longer than `max_length` lose their end, or with `keeps_end` their
-    start; a row may be left without any target then.
+    end-of-text token behind it are predicted. "messages": `texts` are conversations in JSON,
+    `pairs` their tools or None, laid out by the tokenizer's chat template; the assistant's messages
+    are predicted (`stages.model.chats`). "text": all tokens but the first are predicted. Rows
+    longer than `max_length` lose their end, or with `keeps_end` their start; a row may be left
+    without any target then.
 
     Raises:
-        ModelError: there is no chat template, or it changes earlier messages when later ones
-        follow.
+        RefusedRow: the chat template refuses a conversation.
+        ModelError: there is no chat template, or the tokenizer has no offsets.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
-    special, spans = set(tokenizer.all_special_ids), []
+    spans = []
     for text, pair in zip(texts, pairs, strict=True):
         row_spans: list[Span] = []
         if form == "messages":
-            ids, is_answer = _conversation(tokenizer, json.loads(text))
+            ids, is_answer = tokenise_chat(tokenizer, *parsed(text, pair))
             # A chat template gives no character offsets.
+            special = special_ids(tokenizer)
             row_spans = [TEMPLATE if i in special else REWRITTEN for i in ids]
         else:
             ids, is_answer = [], []
@@ -138,8 +160,7 @@ def tokenise_completions(
                 part_ids, characters = _part(tokenizer, part, column == 0, with_offsets)
                 ids += part_ids
                 is_answer += [column == 1 or form == "text"] * len(part_ids)
-                offsets = zip(part_ids, characters, strict=True) if with_offsets else ()
-                row_spans += [TEMPLATE if i in special else (column, *at) for i, at in offsets]
+                row_spans += [TEMPLATE if at is None else (column, *at) for at in characters]
             end = _end(tokenizer)
             ids, is_answer, row_spans = (
                 ids + end,
@@ -193,7 +214,7 @@ def plain_texts(
     The messages of a conversation are joined by line ends, a prompt and its completion by nothing.
     """
     if form == "messages":
-        turns = ["\n".join(turn["content"] for turn in json.loads(text)) for text in texts]
+        turns = ["\n".join(turn["content"] for turn in parsed(text, None)[0]) for text in texts]
         return turns, [None] * len(turns)
     if form == "prompt_completion":
         return [f"{a}{b or ''}" for a, b in zip(texts, pairs, strict=True)], [None] * len(texts)
@@ -285,9 +306,9 @@ def _fit(
                 f"{template!r}, expected fewer than max_length: {max_length}. Raise it."
             )
         kept = max(0, lengths[longer] - excess)
-        offsets = tokenizer(parts[longer], add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        offsets = encode_text(
+            tokenizer, parts[longer], add_special_tokens=False, return_offsets_mapping=True
+        )["offset_mapping"]
         # Up to where the first lost token begins: all bytes of a character begin where it does.
         end = min(offsets[kept - 1][1], offsets[kept][0]) if kept else 0
         parts[longer] = parts[longer][:end]
@@ -295,51 +316,25 @@ def _fit(
 
 def _part(
     tokenizer: Any, text: str, special: bool, with_offsets: bool
-) -> tuple[list[int], list[tuple[int, int]]]:
+) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Token ids of a piece of text, and with `with_offsets` the start and stop of each.
 
-    `special` adds the special tokens that begin a text, never the one that ends it.
+    A token that the tokenizer adds has None for these. `special` adds the special tokens that begin
+    a text, never the one that ends it.
     """
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=with_offsets)
+    encoded = encode_text(
+        tokenizer, text, add_special_tokens=special, return_offsets_mapping=with_offsets
+    )
     ids: list[int] = encoded["input_ids"]
     # A tokenizer that ends every text would end the prompt before its completion.
     if special and ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
-    return ids, encoded["offset_mapping"][: len(ids)] if with_offsets else []
+    if not with_offsets:
+        return ids, []
+    places = zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
+    return ids, [None if part is None else at for part, at in places][: len(ids)]
 
 
 def _end(tokenizer: Any) -> list[int]:
     """The id of the end-of-text token, in a list; empty where the tokenizer has none."""
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-
-def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and whether each belongs to an assistant's message."""
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "tokenizer: found no chat template, expected one because the corpus holds messages. "
-            "Use an instruction-tuned model, or set chat_template in tokenizer_config.json."
-        )
-
-    def lay_out(upto: int, asks: bool) -> list[int]:
-        """Token ids of the first messages; with `asks` also the opening of the assistant's next."""
-        text = tokenizer.apply_chat_template(
-            messages[:upto], tokenize=False, add_generation_prompt=asks
-        )
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    ids = lay_out(len(messages), False)
-    is_answer = [False] * len(ids)
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, after = lay_out(at, True), lay_out(at + 1, False)
-        if ids[: len(before)] != before or ids[: len(after)] != after:
-            raise ModelError(
-                "tokenizer: found a chat template that lays out earlier messages in another way "
-                "when later ones follow, expected one that only appends. Write the corpus as "
-                "prompt and completion instead."
-            )
-        is_answer[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return ids, is_answer

@@ -7,9 +7,10 @@ which have w,
     idf(w) = ln(1 + (N - n(w) + 1/2) / (n(w) + 1/2)),
 
 a word that the query repeats counting as often. It is at least 0 and knows of no label: nothing
-harms, and examples without a word in common have no row. Words are runs of letters, digits and
-underscores, in lower case; none is left out as too frequent, and none is stemmed. What a score is
-depends on all examples (N, n, the mean), so that the whole is one index, made once per worker.
+harms, and examples without a word in common have no row. Words are those of Unicode that have a
+letter or digit, in lower case (`stages.reading.words`); none is left out as too frequent, and none
+is stemmed. What a score is depends on all examples (N, n, the mean), so that the whole is one
+index, made once per worker.
 
 It does not come apart into a global and a local part.
 
@@ -30,9 +31,9 @@ from jaxtyping import Float32, Int64
 
 from stages.model.templates import plain_texts
 from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, pair_rows
+from stages.reading.words import terms_of
 from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Work
 
-WORD = r"(?u)\b\w+\b"
 WORD_BYTES = 100
 """Memory per word of the corpus while the index is made, as seen on 7,000 and 100,000 sentences."""
 
@@ -58,6 +59,7 @@ class Bm25(KeptPairs):
     b: float = 0.75
     """How much a word in a long example counts less: from 0, not at all, to 1."""
 
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "query"
     speaks_for: ClassVar[str] = "likeness"
 
@@ -83,20 +85,19 @@ class Bm25(KeptPairs):
         """The index of all examples."""
         logging.getLogger("bm25s").setLevel(logging.WARNING)
         ids, texts = _texts(inputs, "example")
-        words = bm25s.tokenize(texts, token_pattern=WORD, stopwords=None, show_progress=False)
-        if not words.vocab:
+        vocabulary: dict[str, int] = {}
+        words = [[vocabulary.setdefault(w, len(vocabulary)) for w in terms_of(t)] for t in texts]
+        if not vocabulary:
             return Index(ids, None)
         searcher = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", dtype="float32")
-        searcher.index(words, create_empty_token=False, show_progress=False)
+        searcher.index((words, vocabulary), create_empty_token=False, show_progress=False)
         return Index(ids, searcher)
 
     def compute(self, inputs: Inputs) -> Rows:
         """The top-k scores of each query of one block."""
         index: Index = inputs.opened
         ids, texts = _texts(inputs, "query")
-        words = bm25s.tokenize(
-            texts, token_pattern=WORD, stopwords=None, show_progress=False, return_ids=False
-        )
+        words = [terms_of(text) for text in texts]
         at_once = max(1, NUMBERS // max(1, len(index.ids)))
         for start in range(0, len(ids), at_once):
             scores = np.stack([_scores(index, query) for query in words[start : start + at_once]])

@@ -30,6 +30,7 @@ class Similarity(PairScores):
     normalize: bool = True
     """Cosines, in which a zero vector has 0 with all; without it, inner products."""
 
+    version: ClassVar[int] = 2
     speaks_for: ClassVar[str] = "likeness"
 
     @property
@@ -50,8 +51,9 @@ class Similarity(PairScores):
     def _rows(self, ids: np.ndarray, rows: torch.Tensor) -> FactorRows:
         """The rows as factors, with `normalize` scaled to unit length in place."""
         if self.normalize:
-            # The least length keeps 0 of a zero vector from becoming NaN.
-            rows /= rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+            # In float64: the squares of long and of short vectors leave the range of float32.
+            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+            rows /= torch.where(length > 0, length, 1.0)
         return FactorRows(ids, (rows,))
 
 

@@ -42,7 +42,8 @@ class FeatureRows:
         for (matrix, table_rows), scale in zip(self._tables, self.scales, strict=True):
             part = torch.from_numpy(matrix[table_rows[positions]]).to(self._dtype)
             if self._is_unit:
-                length = part.norm(dim=1, keepdim=True)
+                # In float64: the squares of long and of short vectors leave the range of float32.
+                length = torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
                 part /= torch.where(length > 0, length, 1.0)
             if len(self._tables) > 1:
                 part /= scale * len(self._tables) ** 0.5

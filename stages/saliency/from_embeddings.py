@@ -51,6 +51,7 @@ class FromEmbeddings:
         layer = _embedding_layer(self.network)
         self.table: Float[Tensor, "words dim"] = layer.weight.detach()
         self._embeddings: Tensor | None = None
+        self._n_read = 0
         layer.register_forward_hook(self._replaced)
 
     @property
@@ -81,12 +82,21 @@ class FromEmbeddings:
         """The logits of the distribution that each row's target belongs to.
 
         The network reads `embeddings` where they are given, otherwise those of `batch`'s token ids.
+
+        Raises:
+            ConfigError: the network does not look its words up once, in its one table.
         """
-        self._embeddings = embeddings
+        self._embeddings, self._n_read = embeddings, 0
         try:
             outputs = forward(self.network, batch)
         finally:
             self._embeddings = None
+        if self._n_read != 1:
+            raise ConfigError(
+                f"{self.measurement.spec.path}: found a model that looks words up in its embedding "
+                f"table {self._n_read} times, expected once: replaced words would not reach its "
+                "outputs. Set head: probe, or leave token attribution out."
+            )
         if outputs.dim() == 3:
             outputs = outputs[torch.arange(len(outputs)), torch.from_numpy(distribution)]
         return outputs
@@ -131,6 +141,7 @@ class FromEmbeddings:
         return self.table[token_id] if token_id is not None else torch.zeros_like(self.table[0])
 
     def _replaced(self, layer: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
+        self._n_read += 1
         return self._embeddings
 
 

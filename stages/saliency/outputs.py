@@ -26,7 +26,7 @@ from stages.model.measurement import load_measurement
 from stages.model.offsets import TokenOffsets, extended, token_offsets
 from stages.model.spec import ModelSpec
 from stages.saliency.from_embeddings import FromEmbeddings, Targets
-from stages.stage import Inputs
+from stages.stage import Inputs, Tell
 from storage.schema import TableSpec
 
 TOKEN = TableSpec(
@@ -131,15 +131,26 @@ def read_outputs(
     continuation: str = "continuation",
     only: Collection[int] | None = None,
 ) -> ExplainedOutputs:
-    """The explained outputs of the queries of the task's block, or of those in `only`, by id."""
+    """The explained outputs of the queries of the task's block, or of those in `only`, by id.
+
+    A query without a token of its own, such as U+200B alone, has none, and is counted; to a model
+    of answers the text counts, and not the question.
+    """
     text = inputs.table("text", "query").sort_by("id")
     if only is not None:
         text = text.filter(pc.is_in(text["id"], pa.array(sorted(only), pa.int64())))
     if embedded.measurement.head.explains == "next_tokens":
-        return _next_tokens(embedded, text, inputs.table(continuation), token_budget)
+        return _next_tokens(embedded, text, inputs.table(continuation), token_budget, inputs.tell)
     tokens = embedded.measurement.tokenise(text, with_offsets=True)
     offsets = token_offsets(embedded.measurement, text, tokens)
-    ids = text["id"].to_numpy()
+    has_tokens = [bool(own.is_text.any()) for own in offsets]
+    if embedded.explains_positions:
+        has_tokens = [any(row) for row in tokens.columns["is_context"]]
+    kept = np.flatnonzero(has_tokens)
+    if len(kept) < len(offsets):
+        inputs.tell(n_without_tokens=len(offsets) - len(kept))
+    tokens, offsets = tokens.take(kept), [offsets[row] for row in kept]
+    ids = text["id"].to_numpy()[kept]
     if embedded.explains_positions:
         return _answer_outputs(embedded, ids, tokens, offsets, token_budget)
     predicted = [
@@ -244,11 +255,12 @@ def _answer_outputs(
 
 
 def _next_tokens(
-    embedded: FromEmbeddings, text: pa.Table, chosen: pa.Table, token_budget: int
+    embedded: FromEmbeddings, text: pa.Table, chosen: pa.Table, token_budget: int, tell: Tell
 ) -> ExplainedOutputs:
     """One output for each explained token of a continuation; its row is all before that token.
 
-    `chosen` is the table that the stage `continuation` wrote.
+    `chosen` is the table that the stage `continuation` wrote. A token that nothing but special
+    tokens stands before has none.
     """
     measurement = embedded.measurement
     tokens = measurement.tokenise(text, with_offsets=True)
@@ -256,7 +268,14 @@ def _next_tokens(
     row_of = {query: row for row, query in enumerate(text["id"].to_pylist())}
     chosen = chosen.sort_by([("query_id", "ascending"), ("token_index", "ascending")])
     tokens_of_block = [token for token in chosen.to_pylist() if token["query_id"] in row_of]
-    text_offsets = [offsets[row_of[token["query_id"]]] for token in tokens_of_block]
+    known = [
+        extended(measurement.tokenizer, token["prefix"], offsets[row_of[token["query_id"]]])
+        for token in tokens_of_block
+    ]
+    kept = [row for row, own in enumerate(known) if own.is_text.any()]
+    if len(kept) < len(known):
+        tell(n_without_tokens=len(known) - len(kept))
+    tokens_of_block = [tokens_of_block[row] for row in kept]
     prefixes = [token["prefix"] for token in tokens_of_block]
     distribution = np.zeros(len(prefixes), np.int64)
     return explained_outputs(
@@ -265,10 +284,7 @@ def _next_tokens(
         np.array([token["token_index"] for token in tokens_of_block], np.int64),
         [token["token"] for token in tokens_of_block],
         Tokens({"input_ids": prefixes}),
-        [
-            extended(measurement.tokenizer, ids, known)
-            for ids, known in zip(prefixes, text_offsets, strict=True)
-        ],
+        [known[row] for row in kept],
         Targets(distribution, np.array([token["token_id"] for token in tokens_of_block], np.int64)),
         token_budget,
     )

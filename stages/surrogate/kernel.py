@@ -56,6 +56,21 @@ def to_queries(
     return torch.stack(kernels).mean(0)
 
 
+def query_lengths(
+    features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]], normalize: bool
+) -> Float[Tensor, " queries"]:
+    """The square root of each query's kernel with itself, as `gram` has it. Cost O((n + m) dim).
+
+    Raises:
+        DataError: all examples have zero features in a table.
+    """
+    squares = [
+        rows[len(examples) :].square().sum(1)
+        for rows, (examples, _) in zip(_scaled(features, normalize), features, strict=True)
+    ]
+    return torch.stack(squares).mean(0).sqrt()
+
+
 def _scaled(
     features: list[tuple[Float[Tensor, "examples _"], Float[Tensor, "queries _"]]], normalize: bool
 ) -> Iterator[Float[Tensor, "rows _"]]:

@@ -31,7 +31,7 @@ class TokenStage(RunsModel, Stage, contract=True):
     token_budget: int = field(default=2048, kw_only=True)
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "query"
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 
@@ -60,7 +60,8 @@ class TokenScores(TokenStage, contract=True):
     def compute(self, inputs: Inputs) -> Rows:
         """Token scores of one block of queries."""
         explained = read_outputs(inputs.opened, inputs, self.token_budget, self.continuation)
-        yield from token_rows(explained, self.score(inputs.opened, explained))
+        scored = self.score(inputs.opened, explained) if explained.n else []
+        yield from token_rows(explained, scored)
 
     @abstractmethod
     def score(self, embedded: Any, explained: ExplainedOutputs) -> list[ScoredOutput]:

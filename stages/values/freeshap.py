@@ -17,10 +17,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.game.coalitions import Design
+from stages.game.efficiency import of_units
 from stages.game.from_tables import (
     RIDGE_EXAMPLES,
     LabelledGame,
@@ -86,7 +88,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
     sign_confidence: float | None = None
     """Stop when half of the examples have a sign that is as sure, 0.5 to 1, for every utility."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "round"
     outside_key: ClassVar[frozenset[str]] = frozenset(
         {"rounds", "minutes", "stderr", "sign_confidence"}
@@ -125,7 +127,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
         tally = MarginalSums(self.utilities, self.weights(game, design))
         for index in range(draw * self.rounds, (draw + 1) * self.rounds):
             self.sample(game, design, tally, self.units_per_round, index, ends)
-        return Values(self.semivalues, *tally.estimates())
+        return Values(self.semivalues, *tally.estimates(self.n_prior(game.n)))
 
     def replay(
         self,
@@ -167,7 +169,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
             stepped(done, len(rounds))
             self.sample(game, design, tally, self.units_per_round, index, ends)
         stepped(len(rounds), len(rounds))
-        mean, error = (estimate[..., 0] for estimate in tally.estimates())
+        mean, error = (estimate[..., 0] for estimate in tally.estimates(self.n_prior(game.n)))
         return tables.example_ids, Values(self.semivalues, mean, error)
 
     def replay_cost(self, work: Work, n_rounds: int) -> Cost:
@@ -209,6 +211,14 @@ class FreeShap(Valuation, Samples, PlaysGame):
         game = labelled.game
         tally = MarginalSums(self.utilities, self.weights(game, design))
         self.sample(game, design, tally, self.units_per_round, index, ends)
+        if "shapley" in self.semivalues:
+            sums = torch.stack(tally.unit_sums)[:, self.semivalues.index("shapley")].numpy()
+            inputs.tell(
+                efficiency={
+                    name: of_units(sums[:, at], tuple(ends[at].tolist()), labelled.precision)
+                    for at, name in enumerate(self.utilities)
+                }
+            )
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
                 columns = [
@@ -220,6 +230,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
                     pa.array(tally.total_sq[row, column].numpy()),
                     pa.array(np.full(game.n, tally.n_units)),
                     pa.array(tally.n_observed[column].numpy()),
+                    pa.array(np.full(game.n, self.n_prior(game.n))),
                 ]
                 yield (
                     SHAPLEY_ROUND.name,

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 
+from stages.game.efficiency import rounding
 from stages.ranking.nearest import (
     EXAMPLES,
     QUERIES,
@@ -195,11 +196,17 @@ class KnnShapley(Stage):
             return
         weights, total = step_weights(n, self.neighbours), torch.zeros(n, dtype=torch.float64)
         blocks = blocks_of_distances(examples.points, queries.vectors)
+        gaps, allowed = 0.0, 0.0
         nearest_first = (order for block in blocks for order in orders(block))
         for order, label in zip(nearest_first, queries.labels, strict=True):
             matches = (examples.labels == label)[order]
             values = values_by_rank(matches, weights, self.neighbours, examples.n_classes)
             total.scatter_add_(0, torch.from_numpy(order), torch.from_numpy(values))
+            ends = 1 / examples.n_classes, float(matches[: self.neighbours].mean())
+            gaps += float(values.sum()) - (ends[1] - ends[0])
+            allowed += rounding(ends)
+        sums = {"n": len(queries.labels), "total": gaps, "total_allowed": allowed}
+        inputs.tell(efficiency={"knn": sums})
         columns = [examples.ids, total.numpy(), np.full(n, len(queries.labels), dtype=np.int64)]
         batch = pa.RecordBatch.from_arrays(list(map(pa.array, columns)), schema=KNN_BLOCK.schema)
         yield KNN_BLOCK.name, batch

@@ -54,7 +54,7 @@ class LeaveOneOut(GameFields, Stage, PlaysGame):
     the kernel is held, else as 24 dim^2.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "whole"
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.game.permutations import prior_units
 from stages.game.utility import Utility, mean_utilities
 from stages.game.utility import check_fields as check_utilities
 from stages.model.learners import LastBlocks, Players, read_texts, read_vectors
@@ -134,7 +135,7 @@ class Retrain(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch, where nothing is trained."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "round"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"rounds", "model.train"})
@@ -301,6 +302,7 @@ def _sums(
             pa.array(of_units.square().sum(0).numpy()),
             counts,
             counts,
+            pa.array(np.full(len(ids), prior_units(len(ids), "uniform"))),
         ]
         yield SHAPLEY_ROUND.name, pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_ROUND.schema)
 

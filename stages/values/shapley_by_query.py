@@ -13,8 +13,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from stages.game.coalitions import Design
+from stages.game.efficiency import of_queries
 from stages.game.from_tables import GameTables, labelled_queries, read_game_tables
 from stages.game.sampling import Valuation
 from stages.game.sums import MarginalSums
@@ -62,7 +64,7 @@ class ShapleyByQuery(Valuation, Stage):
     units: int = 24
     """Independent estimates, over which the standard error is taken."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "query"
     by_query: ClassVar[bool] = True
 
@@ -117,20 +119,31 @@ class ShapleyByQuery(Valuation, Stage):
         at_once = max(1, NUMBERS // per_query)
         for start in range(0, len(ids), at_once):
             part = slice(start, start + at_once)
-            yield from self._values(tables, design, ids[part], labels[part])
+            yield from self._values(inputs, design, ids[part], labels[part])
 
     def _values(
         self,
-        tables: GameTables,
+        inputs: Inputs,
         design: Design | None,
         query_ids: np.ndarray,
         labels: np.ndarray,
     ) -> Rows:
         """Rows of `SHAPLEY_QUERY` for these queries; -1 labels one without a label."""
+        tables: GameTables = inputs.opened.tables
         game, example_ids = tables.game(query_ids, labels, by_query=True), tables.example_ids
         tally = MarginalSums(self.utilities, self.weights(game, design), len(query_ids))
-        self.sample(game, design, tally, self.units, 0, game.ends(self.utilities))
-        mean, stderr = (estimate.numpy() for estimate in tally.estimates())
+        ends = game.ends(self.utilities)
+        self.sample(game, design, tally, self.units, 0, ends)
+        if "shapley" in self.semivalues and self.units > 1:
+            sums = torch.stack(tally.unit_sums)[:, self.semivalues.index("shapley")].numpy()
+            precision = str(tables.facts["precision"])
+            inputs.tell(
+                efficiency={
+                    name: of_queries(sums[:, at], ends[at].numpy(), precision)
+                    for at, name in enumerate(self.utilities)
+                }
+            )
+        mean, stderr = (estimate.numpy() for estimate in tally.estimates(self.n_prior(game.n)))
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
                 for at, query_id in enumerate(query_ids):

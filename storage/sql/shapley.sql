@@ -10,7 +10,8 @@ WITH unit AS (
            sum((total * scale)::HUGEINT)::DOUBLE / any_value(scale) AS total,
            sum((total_sq * scale)::HUGEINT)::DOUBLE / any_value(scale) AS total_sq,
            sum(n_units)::BIGINT AS n_samples,
-           sum(n_observed)::BIGINT AS n_observed
+           sum(n_observed)::BIGINT AS n_observed,
+           max(n_prior) AS n_prior
     FROM tables.shapley_round, unit
     GROUP BY run_id, method, semivalue, utility, example_id
 ), spread AS (
@@ -18,9 +19,26 @@ WITH unit AS (
     SELECT *, total / n_samples AS value, total_sq - total * total / n_samples AS raw_spread,
            CASE WHEN raw_spread > 1e-13 * total_sq THEN raw_spread ELSE 0e0 END AS squares
     FROM sums
-), errors AS (
-    SELECT *, CASE WHEN n_samples > 1 THEN sqrt(squares / (n_samples - 1) / n_samples) END AS stderr
+), common AS (
+    -- The mean over the examples, summed exactly, too.
+    SELECT run_id, method, semivalue, utility,
+           pow(2e0, 80 - ceil(log2(greatest(max(squares), 1e-99)))) AS finest
     FROM spread
+    GROUP BY run_id, method, semivalue, utility
+), prior AS (
+    SELECT run_id, method, semivalue, utility,
+           sum((squares * finest)::HUGEINT)::DOUBLE / any_value(finest) / count(*) AS mean_squares
+    FROM spread JOIN common USING (run_id, method, semivalue, utility)
+    GROUP BY run_id, method, semivalue, utility
+), errors AS (
+    -- An example's own variance counts for n_samples - 1, that of all for n_prior: permutations in
+    -- which it came late say little of its variance (stages/game/sums.py).
+    SELECT *, CASE
+                  WHEN n_samples > 1
+                  THEN sqrt((squares + n_prior * mean_squares / (n_samples - 1))
+                            / (n_samples - 1 + n_prior) / n_samples)
+              END AS stderr
+    FROM spread JOIN prior USING (run_id, method, semivalue, utility)
 )
 SELECT method, semivalue, utility, example_id, value, stderr, n_samples, n_observed,
        CASE

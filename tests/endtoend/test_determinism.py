@@ -96,8 +96,8 @@ def test_a_rerun_of_a_finished_run_changes_no_file(
     after = files()
     assert after.keys() == before.keys()
     changed = {f.name for f in after if after[f] != before[f]}
-    # The views are those of the code that ran last; the rest is as it was, to the inode.
-    assert changed <= {"catalog.duckdb"}
+    # Who works on the run is noted; the rest is as it was, to the inode.
+    assert changed <= {"run.lock"}
     assert (unbroken.folder / "run.json").read_text() == record
     assert open_run(unbroken.folder).sql('FROM runs ORDER BY instance, "table"').fetchall() == rows
 
@@ -137,10 +137,10 @@ def test_a_moved_run_is_found_by_its_status(unbroken: Any, assay: Any, tmp_path:
     assert status["is_catalog_rebuilt"]
     assert status["is_whole"]
     assert status["store"] == str(tmp_path / "second/store")
-    files = "SELECT DISTINCT filename FROM tables.text"
+    files = "SELECT DISTINCT assay_file FROM tables.text"
     named = json.loads(assay("sql", tmp_path / "second", files, "--json").stdout)
     assert named
-    assert all(row["filename"].startswith(str(tmp_path / "second")) for row in named)
+    assert all(row["assay_file"].startswith(str(tmp_path / "second")) for row in named)
     assert not json.loads(assay("status", tmp_path / "second", "--json").stdout)[
         "is_catalog_rebuilt"
     ]

@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "no queries": (
         cut("queries"),
-        ["freeshap", "found no label among 0 queries", "expected at least 1", "Label some"],
+        ["freeshap: found no queries", "expected some", "Add `queries:`, or leave the stage out"],
     ),
     "queries without labels": (
         queries([{"text": row["text"]} for row in sentences(3)], label=None),

@@ -104,13 +104,17 @@ def again(folder: Path, reader: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Rows that pass through the model, by the stage instance at work."""
+    """Rows of the corpus that pass through the model, by the stage instance at work.
+
+    The model's check before the first task runs random words, which do not count.
+    """
     counts: Counter[str] = Counter()
-    at_work = ["nothing"]
+    at_work = [""]
     forward, perform = stages.model.measurement.forward, pipeline.task.Worker.run_task
 
     def counting(network: Any, batch: Any) -> torch.Tensor:
-        counts[at_work[0]] += int(batch["attention_mask"].shape[0])
+        if at_work[0]:
+            counts[at_work[0]] += int(batch["attention_mask"].shape[0])
         return forward(network, batch)
 
     def performing(worker: Worker, job: Job, part: Part, key: str) -> list[ShardRecord]:
@@ -171,19 +175,14 @@ def test_another_run_over_the_store_with_other_freeshap(
     assert values(other)[0][3] == 3
 
 
-@pytest.mark.parametrize("in_place", [True, False])
 def test_corrected_labels_move_no_label_free_feature(
-    folder: Path, again: dict[str, Any], forwards: Counter[str], in_place: bool
+    folder: Path, again: dict[str, Any], forwards: Counter[str]
 ) -> None:
     before = shards(open_run(folder / "it's a run"), "probe")
     rows = read_rows(folder / "corpus.jsonl")
     for at in (3, 5):
         flipped = {"negative": "positive", "positive": "negative"}[rows[at]["sentiment"]]
         rows[at]["sentiment"] = flipped
-    if not in_place:
-        again["store"] = str(folder / "it's a run/store")
-        again["run"] = str(folder / "corrected")
-        again["corpus"]["path"] = str(folder / "corrected.jsonl")
     write_lines(Path(again["corpus"]["path"]), rows)
     said = " ".join(run(folder, again).stderr.split())
     # Both rows lie in the first shard, and the gradient of the loss alone reads their labels.
@@ -204,6 +203,31 @@ def test_corrected_labels_move_no_label_free_feature(
     run(folder, again)
     assert forwards == {}
     assert shards(open_run(again["run"]), "probe") == refitted
+
+
+@pytest.mark.parametrize("other", ["file", "column", "none"])
+def test_another_run_over_the_store_fits_its_own_probe(
+    folder: Path, again: dict[str, Any], forwards: Counter[str], other: str
+) -> None:
+    """Its scores are those that it has in a store of its own; with the same labels all is there."""
+    rows = read_rows(folder / "corpus.jsonl")
+    flipped = {"negative": "positive", "positive": "negative"}
+    column = "second" if other == "column" else "sentiment"
+    for at, row in enumerate(rows):
+        was = row["sentiment"]
+        row[column] = flipped[was] if at % 3 == 0 and other != "none" else was
+    again["corpus"] |= {"path": write_lines(folder / "other.jsonl", rows), "label": column}
+    again["stages"] = {"prediction": {}}
+    found = []
+    for name, store in (("beside", folder / "it's a run/store"), ("alone", folder / "own")):
+        again |= {"store": str(store), "run": str(folder / name)}
+        assert "is kept" not in run(folder, again).stderr
+        opened = open_run(folder / name)
+        logits = opened.sql("SELECT id, role, logits FROM predictions ORDER BY ALL").fetchall()
+        found.append((shards(opened, "probe"), logits))
+    assert found[0] == found[1]
+    same = found[0][0] == shards(open_run(folder / "it's a run"), "probe")
+    assert same == (other == "none")
 
 
 def test_appended_rows_alone_pass_the_model(

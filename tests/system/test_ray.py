@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from processes import two_nodes
+from runs import check_grammar
 
 pytestmark = pytest.mark.ray
 
@@ -126,6 +128,70 @@ def test_a_killed_worker_costs_only_its_task(
     assert {f: f.stat().st_mtime_ns for f in early} == early
     assert "Catalog:" in out
     assert is_gone(processes, cluster.session, "ray::Worker")
+
+
+def test_a_node_that_vanishes_costs_only_its_tasks(
+    unbroken: Any, write_config: Any, start: Any, tables_of: Any, tmp_path: Path
+) -> None:
+    """The node with two of the three workers is killed as they work."""
+    run = tmp_path / "run"
+    with two_nodes() as nodes:
+        config = on_ray(write_config, tmp_path, {"ntk": {}})
+        with start("run", config, "--ray-address", nodes.address) as process:
+            while process.poll() is None:
+                time.sleep(0.01)
+                if list((run / "store/embedding").glob("*.parquet")):
+                    break
+            assert process.poll() is None, process.communicate()
+            os.kill(nodes.second, signal.SIGKILL)
+            _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "a worker was lost" in err
+    found, expected = tables_of(run / "store"), tables_of(unbroken.folder / "store")
+    assert found.items() <= expected.items()
+    assert {"embedding", "ntk"} <= {name.split("/")[0] for name in found}
+
+
+@pytest.mark.slow
+def test_a_stage_whose_only_node_vanishes_ends_in_a_message(
+    write_config: Any, start: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with two_nodes() as nodes:
+        config = on_ray(write_config, tmp_path, {"ntk": {}}, default={"cpus": 2})
+        with start("run", config, "--ray-address", nodes.address) as process:
+            while process.poll() is None and not list((run / "store/embedding").glob("*.parquet")):
+                time.sleep(0.01)
+            assert process.poll() is None, process.communicate()
+            os.kill(nodes.second, signal.SIGKILL)
+            killed = time.monotonic()
+            _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "found nodes of 1 CPUs" in err
+    assert "expected one with 2 CPUs" in err
+    assert time.monotonic() - killed < 60
+
+
+def test_a_task_whose_worker_is_killed_each_time_tells_what_to_lower(
+    write_config: Any, start: Any, cluster: Any, processes: Any, tmp_path: Path
+) -> None:
+    config = on_ray(write_config, tmp_path, {"ntk": {}}, retries=1, default={"workers": 1})
+    killed: set[int] = set()
+    with start("run", config, "--ray-address", cluster.address) as process:
+        while process.poll() is None:
+            time.sleep(0.05)
+            for pid, command in workers(processes, cluster.session).items():
+                if "run_task" in command and pid not in killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+        _, err = process.communicate()
+    assert (process.returncode, len(killed)) == (1, 2), err
+    assert "Traceback" not in err
+    message = err[err.index("assay: ") :]
+    check_grammar(" ".join(message.split()))
+    assert "worker was killed for memory 2 times" in message or "was lost 2 times" in message
+    for fragment in ("token_budget", "ray.stages.embedding.memory_gb", "workers"):
+        assert fragment in message
 
 
 def test_an_error_in_a_stage_is_one_message(

@@ -8,8 +8,8 @@ from torch import nn
 from stages.model.adapters import adapted
 from stages.model.heads.head import Head
 from stages.model.networks import CheckpointNetwork
-from stages.model.pretrained import load_whole
-from stages.stage import Inputs, ModelError
+from stages.model.pretrained import load_whole, pad_with
+from stages.stage import Inputs
 
 # Parts of transformers that its own types leave out.
 _auto: Any = transformers
@@ -20,7 +20,7 @@ class Checkpoint(Head):
 
     architecture: ClassVar[str] = "AutoModelForSequenceClassification"
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The classifier, and the number of its outputs.
 
         Raises:
@@ -30,12 +30,9 @@ class Checkpoint(Head):
         network = load_whole(self.spec, loader, "a classifier")
         base = network.base_model_prefix
         network = adapted(self.spec, network)
-        if tokenizer.pad_token_id is None:
-            raise ModelError(
-                f"{self.spec.path}: found no padding token, expected one because the head looks "
-                "for the last real token. Set pad_token in tokenizer_config.json and config.json."
-            )
-        return CheckpointNetwork(network, base), int(network.config.num_labels)
+        pad_with(tokenizer, network)
+        n_outputs = int(network.config.num_labels)
+        return CheckpointNetwork(network, base, self.spec.class_order), n_outputs
 
     def output_width(self, config: Any, n_classes: int) -> int | None:
         """None: the saved classifier has its output layer already."""

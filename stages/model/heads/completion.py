@@ -9,6 +9,7 @@ from stages.model.batches import Tokens
 from stages.model.heads.head import Explains, Head
 from stages.model.networks import CompletionNetwork, NextWordNetwork
 from stages.model.pretrained import load_causal
+from stages.model.refusals import WITHOUT, TextCheck, chat_refusal
 from stages.model.templates import tokenise_completions
 from stages.stage import Inputs
 
@@ -21,7 +22,7 @@ class Completion(Head):
     explains: ClassVar[Explains] = "next_tokens"
     takes: ClassVar[tuple[str, ...]] = ("truncation_mode",)
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The language model, and the number of its outputs, 1."""
         trunk, head = load_causal(self.spec)
         return CompletionNetwork(trunk, head, self.spec.reduction), 1
@@ -37,6 +38,30 @@ class Completion(Head):
         """The tokens of each row as the model is trained on them; see `tokenise_completions`."""
         longest, keeps_end = self.spec.max_length, self.spec.truncation_mode == "keep_end"
         return tokenise_completions(tokenizer, texts, pairs, form, longest, keeps_end, with_offsets)
+
+    def refusals(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[str | None]:
+        """See `Head.refusals`; of a conversation the reason that the chat template gives."""
+        if form == "messages":
+            rows = zip(texts, pairs, strict=True)
+            return [chat_refusal(tokenizer, text, tools) for text, tools in rows]
+        check = TextCheck(tokenizer)
+        parts = [("text", texts)]
+        if form == "prompt_completion":
+            parts = [("completion", [pair or "" for pair in pairs]), ("prompt", texts)]
+        refused: list[str | None] = [None] * len(texts)
+        for what, column in parts:
+            for row, part in enumerate(column):
+                reason = check.refusal(part)
+                # A prompt may be empty.
+                if (
+                    reason is not None
+                    and refused[row] is None
+                    and (what, reason) != ("prompt", WITHOUT)
+                ):
+                    refused[row] = f"{what} {reason}"
+        return refused
 
     def of_embeddings(self, network: nn.Module) -> nn.Module:
         """The network whose outputs are the logits of the token that follows a row."""

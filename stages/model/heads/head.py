@@ -12,8 +12,9 @@ from torch import nn
 
 from stages.catalogue import load_head
 from stages.model.batches import Tokens
+from stages.model.refusals import WITHOUT, TextCheck
 from stages.model.spec import ModelSpec
-from stages.model.templates import tokenise_plain
+from stages.model.templates import plain_texts, tokenise_plain
 from stages.stage import TASKS, ConfigError, Inputs
 
 Explains = Literal["output", "answer", "next_tokens"]
@@ -36,6 +37,9 @@ class Head(ABC):
     """Whether an output row has one logit per class, or one number for a regression."""
     is_fitted: ClassVar[bool] = False
     """Whether the run fits it on embeddings, which are then enough for its predictions."""
+    is_on_trunk: ClassVar[bool] = False
+    """Whether it is a layer on the trunk's hidden states, those of an encoder where there is one,
+    and otherwise part of the checkpoint's whole model."""
     explains: ClassVar[Explains] = "output"
     """The outputs that token attribution explains: the predicted one, start and end of the answer,
     or next tokens."""
@@ -71,8 +75,10 @@ class Head(ABC):
             )
 
     @abstractmethod
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The network, and the length of its output rows.
+
+        `inputs` holds the tables in `reads`, and may be None where there are none.
 
         Raises:
             ModelError: something cannot be loaded, or the head does not fit the trunk.
@@ -91,6 +97,26 @@ class Head(ABC):
         `form` is the content of the text columns: "text", "prompt_completion" or "messages".
         """
         return tokenise_plain(tokenizer, texts, pairs, form, self.spec.max_length, with_offsets)
+
+    def refusals(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[str | None]:
+        """Why each row cannot be read; None where it can. Arguments are those of `encode`.
+
+        Here those are refused on which the tokenizer fails, and those without a token where it adds
+        none of its own.
+        """
+        check = TextCheck(tokenizer)
+        if check.adds_tokens and not check.may_fail:
+            return [None] * len(texts)
+        refused: list[str | None] = []
+        for row in zip(*plain_texts(texts, pairs, form), strict=True):
+            reasons = [check.refusal(part) for part in row if part is not None]
+            wrong = [reason for reason in reasons if reason not in (None, WITHOUT)]
+            is_empty = not check.adds_tokens and set(reasons) == {WITHOUT}
+            reason = wrong[0] if wrong else WITHOUT if is_empty else None
+            refused.append(reason and f"text {reason}")
+        return refused
 
     def reads_pairs(self, form: str) -> bool:
         """Whether every row needs a second text, `text_b`."""

@@ -71,7 +71,7 @@ class LabelWords(Head):
             raise ConfigError("model: found no prompt, expected one. Set prompt.")
         return self.spec.prompt
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The language model, and the number of label words.
 
         The rows of the output layer are copied: a head of its own, not tied to the embedding
@@ -108,6 +108,21 @@ class LabelWords(Head):
         return tokenise_prompts(
             tokenizer, self._prompt, texts, pairs, longest, self.is_masked, with_offsets
         )
+
+    def refusals(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[str | None]:
+        """None for every row: a prompt has tokens of its own.
+
+        Raises:
+            ConfigError: the rows are conversations, which have no place in a prompt.
+        """
+        if form == "messages":
+            raise ConfigError(
+                "model: found head: label_words with a corpus of conversations, expected texts for "
+                "its prompt. Set head: completion, or name a column of texts in corpus."
+            )
+        return [None] * len(texts)
 
     def reads_pairs(self, form: str) -> bool:
         """Whether every row needs a second text: the template names it, or the form has it."""

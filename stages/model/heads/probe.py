@@ -19,14 +19,17 @@ class Probe(Head):
 
     reads: ClassVar[tuple[str, ...]] = ("probe",)
     is_fitted: ClassVar[bool] = True
+    is_on_trunk: ClassVar[bool] = True
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The trunk with the probe on top, and the number of the probe's outputs.
 
         Raises:
             ModelError: the trunk cannot be loaded, or the probe has not its hidden size.
             ConfigError: the probe was fitted on another layer than the last.
         """
+        if inputs is None:
+            raise ValueError("found no inputs, expected the table probe")
         trunk = load_trunk(self.spec)
         head = _linear(int(trunk.config.hidden_size), inputs)
         return PooledNetwork(trunk, head), head.out_features

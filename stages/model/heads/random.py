@@ -19,6 +19,7 @@ class Random(Head):
     """
 
     takes: ClassVar[tuple[str, ...]] = ("num_labels",)
+    is_on_trunk: ClassVar[bool] = True
 
     @classmethod
     def check(cls, spec: ModelSpec) -> None:
@@ -34,7 +35,7 @@ class Random(Head):
             )
         super().check(spec)
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The trunk with the layer on top, and the number of its outputs."""
         trunk = load_trunk(self.spec)
         dim, n_outputs = int(trunk.config.hidden_size), self.spec.num_labels or 0

@@ -28,7 +28,7 @@ class Span(Head):
     has_class_outputs: ClassVar[bool] = False
     explains: ClassVar[Explains] = "answer"
 
-    def load(self, tokenizer: Any, inputs: Inputs) -> tuple[nn.Module, int]:
+    def load(self, tokenizer: Any, inputs: Inputs | None) -> tuple[nn.Module, int]:
         """The saved model, and the number of its distributions over tokens, 2."""
         loader = _auto.AutoModelForQuestionAnswering
         network = load_whole(self.spec, loader, "a question-answering model")

@@ -20,7 +20,7 @@ from stages.gradients.projection import Projection
 from stages.model.seeded import gaussian
 from stages.model.spec import ModelSpec, Trained
 from stages.reading.vectors import matrix_of
-from stages.stage import ModelError
+from stages.stage import ModelError, RefusedRow
 
 EXACT: dict[str, Any] = {
     "projection": Projection(inputs=None, outputs=None, principal=0, dim=None),
@@ -367,5 +367,5 @@ def test_a_chat_template_must_only_append(saved: Any, memory: Any, tmp_path: Pat
     )
     text, label, details = rows_of("messages")
     inputs = memory({"text": text, "label": label}, details)
-    with pytest.raises(ModelError, match="lays out earlier messages in another way"):
+    with pytest.raises(RefusedRow, match="lays out earlier messages in another way"):
         inputs.run(Gradient(ModelSpec(str(tmp_path), head="completion"), **EXACT))

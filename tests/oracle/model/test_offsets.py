@@ -1,6 +1,7 @@
 """Offsets of tokens, for every way in which a text reaches a model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import transformers
 
 from stages.model.batches import Tokens
 from stages.model.measurement import load_measurement
-from stages.model.offsets import COLUMNS, TokenOffsets, extended, token_offsets, words_of
+from stages.model.offsets import COLUMNS, TokenOffsets, extended, token_offsets
 from stages.model.spec import ModelSpec, Prompt
 from stages.saliency.outputs import load_embedded, read_outputs
 from stages.tokens.grad_input import GradInput
@@ -97,14 +98,6 @@ def test_completions(memory: Any, saved: Any, text: pa.Table, form: str, mode: A
         assert own.start == whole.start[kept]
 
 
-def test_words_are_runs_of_letters() -> None:
-    text = "It's a well-made film, isn\u2019t it? \u6771\u4eac 3.5"
-    found = [text[start:end] for start, end in words_of(text)]
-    assert found[:4] == ["It's", "a", "well", "-"]
-    assert "isn\u2019t" in found
-    assert found[-5:] == ["\u6771", "\u4eac", "3", ".", "5"]
-
-
 def test_tokens_of_a_word_share_its_sum(memory: Any, checkpoint_folder: Path) -> None:
     text = pa.table(
         {
@@ -120,6 +113,24 @@ def test_tokens_of_a_word_share_its_sum(memory: Any, checkpoint_folder: Path) ->
     assert found["word_index"].to_pylist() == [0, 0, 1]
     first, second, third = found["score"].to_pylist()
     assert found["word_score"].to_pylist() == [first + second, first + second, third]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_tokens_belong_to_the_words_of_unicode(memory: Any, saved: Any, kind: str) -> None:
+    """Also where a tokenizer cuts letters into bytes, or drops signs and accents."""
+    phrase = "फिल्म थी cafe\u0301 நல்ல 👩\u200d👩\u200d👧 3.5 isn't 東京 مُحَمَّد"
+    spans = [(m.start(), m.end()) for m in re.finditer(r"[^ 東京]+|[東京]", phrase)]
+    text = pa.table(
+        {"id": [0], "role": ["query"], "text": [phrase], "text_b": pa.nulls(1, pa.string())}
+    )
+    spec = ModelSpec(str(saved(kind, "SequenceClassification")), head="checkpoint")
+    _, (own,) = located(memory, spec, text)
+    found = [at for at in range(len(own.token)) if own.column[at] is not None]
+    assert [own.word[at] for at in found] == [
+        next(n for n, (start, end) in enumerate(spans) if start <= int(own.start[at] or 0) < end)
+        for at in found
+    ]
+    assert {own.word[at] for at in found} == set(range(len(spans)))
 
 
 def test_written_tokens_count_as_text_and_stand_nowhere(

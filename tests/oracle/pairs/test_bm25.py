@@ -87,6 +87,25 @@ def test_conversations_are_searched_by_what_is_said() -> None:
     assert rows["example_id"].to_pylist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("query", "example"),
+    [
+        ("की", "की"),  # its vowel sign tells it from "का"
+        ("फिल्म थी", "फिल्म अच्छी थी"),
+        ("நல்ல", "தமிழ் நல்ல"),
+        ("cafe\u0301", "Café"),  # decomposed and composed: canonically equal
+        ("CAFE\u0301", "cafe\u0301"),
+        ("isn't", "it isn't"),
+        ("東", "東京"),
+        ("3.5", "3.5 of 5"),
+    ],
+)
+def test_words_of_all_scripts(query: str, example: str) -> None:
+    others = ["का", "फल", "नहीं", "தமிழ", "cafe", "isn", "t", "西", "3", "😀"]
+    rows = found(Bm25(), [(text, None) for text in [*others, example]], [(query, None)])
+    assert rows["example_id"].to_pylist() == [len(others)]
+
+
 def test_a_corpus_without_words_has_no_row() -> None:
     assert found(Bm25(), [("?", None)], QUERIES).num_rows == 0
 

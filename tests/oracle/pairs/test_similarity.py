@@ -26,9 +26,10 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
     return examples, queries
 
 
-def test_cosines(memory: Any) -> None:
-    """Of a zero vector with anything 0; no two parts."""
-    examples, queries = drawn()
+@pytest.mark.parametrize("length", [1.0, 1e-25, 1e20])
+def test_cosines(memory: Any, length: float) -> None:
+    """Of a zero vector with anything 0, of any length that float32 can hold; no two parts."""
+    examples, queries = (rows * np.float32(length) for rows in drawn())
     found = inputs_of(memory, examples, queries).run(
         stage := Similarity(features="features", top_k=None)
     )

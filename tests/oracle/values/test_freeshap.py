@@ -410,8 +410,10 @@ def test_two_classes_are_judged_by_one_output(utility: Any) -> None:
     signed = own * one.signs()
     pair = torch.stack([-signed, signed], 1)
     three = replace(one, n_classes=3)
+    # Of equal outputs the cross-entropy is -log C.
+    more = math.log(1.5) if utility == "cross_entropy" else 0.0
     torch.testing.assert_close(
-        one.each(own[:, None], utility), three.each(pair, utility), rtol=0, atol=1e-12
+        one.each(own[:, None], utility), three.each(pair, utility) + more, rtol=0, atol=1e-12
     )
     torch.testing.assert_close(
         one.mean(own[:, None], utility), one.each(own[:, None], utility).mean(-1)
@@ -506,8 +508,7 @@ def test_intervals_cover_the_value(fields: dict[str, Any]) -> None:
     for index in range(30):
         tally = MarginalSums(names, wanted.weights(game, design))
         wanted.sample(game, design, tally, 20, index, game.ends(names))
-        mean = tally.total[0].numpy() / 20
-        error = np.sqrt((tally.total_sq[0].numpy() - 20 * mean**2) / 19 / 20)
+        mean, error = (numbers[0].numpy() for numbers in tally.estimates(wanted.n_prior(8)))
         covered.append(np.abs(mean - exact) <= 2.0930 * error)
     assert 0.92 <= np.mean(covered) <= 0.98
 

@@ -70,7 +70,7 @@ def test_the_source_is_parsed_once(
 ) -> None:
     first = read_corpus(run(tmp_path, rows(25)), store)
 
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise AssertionError("the source was read again")
 
     with monkeypatch.context() as patch:

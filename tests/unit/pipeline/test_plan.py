@@ -206,16 +206,46 @@ def probe_of(made: Plan) -> str:
     return next(node.tasks[0].key for node in made.nodes if node.instance == "probe")
 
 
-def test_a_corrected_label_keeps_the_probe_and_says_so(raw: Raw) -> None:
+def again(raw: Raw, over: Corpus, last: str) -> Plan:
+    """The plan of a run that used the probe `last` when it was executed before."""
+    run = parse_config(raw, "test")
+    return make_plan(run, over, Store(run.store_url), {"probe": last})
+
+
+APPENDED = corpus()
+for _table, _manifest in list(APPENDED.tables.items()):
+    _more = ShardRecord(f"{_table}-new", "example", 2, 10, 1, "", 20, 29)
+    _shards = (*_manifest.shards, _more)
+    APPENDED.tables[_table] = dataclasses.replace(_manifest, shards=_shards)  # type: ignore
+
+
+@pytest.mark.parametrize("over", [corpus({"label:0": "x"}), APPENDED], ids=["corrected", "more"])
+def test_the_probe_of_the_last_execution_is_kept_and_the_plan_says_so(
+    raw: Raw, over: Corpus
+) -> None:
     key, _ = fitted(raw)
-    before, after = plan(raw), plan(raw, corpus({"label:0": "x"}))
-    assert probe_of(after) == key
-    assert any(key in note and "artefacts.probe=refit" in note for note in after.notes)
+    before, after = again(raw, corpus(), key), again(raw, over, key)
     assert before.notes == ()
-    # With the probe kept, only what reads labels itself is moved.
-    assert moved(before, after) == {"gradient", *SCORES}
-    first, second = keys(before)["gradient"], keys(after)["gradient"]
-    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True]
+    assert probe_of(before) == probe_of(after) == key
+    assert any(key in note and "artefacts.probe=refit" in note for note in after.notes)
+    if over is not APPENDED:
+        # With the probe kept, only what reads labels itself is moved.
+        assert moved(before, after) == {"gradient", *SCORES}
+        first, second = keys(before)["gradient"], keys(after)["gradient"]
+        assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True]
+
+
+@pytest.mark.parametrize("over", [corpus({"label:0": "x"}), APPENDED], ids=["corrected", "more"])
+def test_a_run_that_was_never_executed_takes_no_probe_from_the_store(
+    raw: Raw, over: Corpus
+) -> None:
+    """Another run over the same texts may have other labels; with the same it has the same key."""
+    key, _ = fitted(raw)
+    other = {**raw, "store": Store(parse_config(raw, "test").store_url).root, "run": "other"}
+    made = plan(other, over)
+    assert probe_of(made) != key
+    assert made.notes == ()
+    assert probe_of(plan(other)) == key
 
 
 @pytest.mark.parametrize(
@@ -230,35 +260,25 @@ def test_a_corrected_label_keeps_the_probe_and_says_so(raw: Raw) -> None:
 )
 def test_a_probe_is_not_kept_for_another_question(raw: Raw, over: Corpus) -> None:
     key, _ = fitted(raw)
-    made = plan(raw, over)
+    made = again(raw, over, key)
     assert probe_of(made) != key
     assert made.notes == ()
 
 
-def test_of_two_probes_the_one_with_more_labels_in_common_is_kept(raw: Raw) -> None:
-    near, _ = fitted(raw)
-    raw["artefacts"] = {"probe": "refit"}
-    far, _ = fitted(raw, corpus({"label:0": "u", "label:1": "v"}))
-    assert near != far
-    raw.pop("artefacts")
-    assert probe_of(plan(raw, corpus({"label:2": "x"}))) == near
-    assert probe_of(plan(raw, corpus({"label:0": "u", "label:1": "v", "label:2": "x"}))) == far
-
-
-def test_the_probe_of_the_last_time_goes_before_all_others(raw: Raw) -> None:
+def test_the_probe_of_the_last_time_goes_before_that_of_the_same_labels(raw: Raw) -> None:
     first, store = fitted(raw)
     changed = corpus({"label:0": "u", "label:1": "v"})
     raw["artefacts"] = {"probe": "refit"}
     second, _ = fitted(raw, changed)
     raw.pop("artefacts")
-    run = parse_config(raw, "test")
-    assert probe_of(make_plan(run, changed, store)) == second
-    kept = make_plan(run, changed, store, {"probe": first})
-    assert probe_of(kept) == first
-    assert "is kept" in kept.notes[0]
-    # Not where it does not fit: another corpus, or another question.
-    for other in (corpus({"text:0": "x", "text:1": "y"}), corpus({"label:0": "x"}, column="z")):
-        assert probe_of(make_plan(run, other, store, {"probe": first})) != first
+    assert probe_of(plan(raw, changed)) == second
+    assert probe_of(again(raw, changed, first)) == first
+    # Gone from the store, it is fitted again on what its manifest says, and else anew.
+    (Path(store.root) / "probe" / f"{first}.parquet").unlink()
+    assert probe_of(again(raw, changed, first)) == first
+    for manifest in (Path(store.root) / "probe").glob("*.json"):
+        manifest.unlink()
+    assert probe_of(again(raw, changed, first)) == second
 
 
 def test_pins(raw: Raw) -> None:
@@ -301,6 +321,21 @@ def test_stages_that_do_not_fit(raw: Raw) -> None:
         stages_in_order(parse_config(raw, "test"))
     raw["stages"]["freeshap"] = {"kernel": ["a", "b"]}
     assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5
+
+
+@pytest.mark.parametrize("stage", ["freeshap", "tracin", "similarity", "retrain", "knn_shapley"])
+def test_what_explains_queries_or_measures_on_them_is_refused_without_any(
+    raw: Raw, stage: str
+) -> None:
+    tables = {
+        name: dataclasses.replace(
+            table, shards=tuple(shard for shard in table.shards if shard.role == "example")
+        )
+        for name, table in corpus().tables.items()
+    }
+    with pytest.raises(ConfigFileError, match=rf"stages.{stage}: found no queries, expected some"):
+        plan({**raw, "stages": {stage: {}}}, Corpus(tables))
+    assert plan({**raw, "stages": {"label_issues": {}}}, Corpus(tables)).nodes
 
 
 def test_curvature_alone_gets_gradients_whose_layers_are_not_mixed(raw: Raw) -> None:

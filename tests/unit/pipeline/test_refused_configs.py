@@ -198,7 +198,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "labels of no class": (
         corpus([{"text": "a", "label": "x"}] * 3, classes=["a", "b"]),
-        ["found no usable row among 3 (3 unknown label)", "expected at least one"],
+        ["found the labels x in column label", "expected those of `classes`: a, b", "Name"],
     ),
     "no usable row": (
         corpus([{"text": "", "label": 1}, {"text": " ", "label": 0}]),

@@ -13,7 +13,7 @@ from stages.tables import DIAGNOSTICS
 from storage.manifest import Manifest
 from storage.schema import CorruptError
 from storage.table import Store
-from storage.views import Entry, build_catalog, open_catalog
+from storage.views import Entry, build_catalog, fetch, open_catalog
 
 
 def entry(store: Store, spec: Any, instance: str, *shards: pa.Table) -> Entry:
@@ -71,6 +71,14 @@ def test_instances_with_vectors_of_two_types_share_a_view(tmp_path: Path, catalo
     assert found.execute(product).fetchall() == [(3 + 1.5 * 3.5 + 2 * 4,)]
     dtypes = found.execute("SELECT instance, dtype, vector_length FROM runs ORDER BY 1").fetchall()
     assert dtypes == [("half", "float16", 3), ("single", "float32", 3)]
+
+
+def test_moments_of_a_time_zone_are_shown_without_another_package() -> None:
+    moment = "TIMESTAMPTZ '2024-01-02 03:04:05+01'"
+    rows = fetch(duckdb.sql(f'SELECT 7 AS n, {moment} AS "a ""b", [{moment}] AS c'))
+    assert rows[0][0] == 7
+    assert "2024-01-02" in rows[0][1]
+    assert "2024-01-02" in str(rows[0][2])
 
 
 def diagnostics(role: str, norms: list[float | None], start: int) -> pa.Table:

@@ -39,6 +39,16 @@ def test_tokens_of_a_word_are_one() -> None:
     assert words[0]["char_end"] == 6
 
 
+def test_a_word_has_its_last_sign() -> None:
+    """Some tokenizers drop accents and vowel signs, so that no token reaches to the end."""
+    query = {"text": "thi की cafe\u0301 x", "text_b": None}
+    rows = [token(1, "क", "text", 4, 1, 1.0), token(2, "cafe", "text", 7, 2, -1.0)]
+    words = words_of(rows, query)
+    assert [word["word"] for word in words] == ["की", "cafe\u0301"]
+    found = list(pieces({"words": words}, query))
+    assert found == [("thi ", None), ("की", 1.0), (" ", None), ("cafe\u0301", -1.0), (" x", None)]
+
+
 def test_pieces_are_the_whole_text() -> None:
     entry = {"words": words_of(ROWS, QUERY)}
     found = list(pieces(entry, QUERY))

@@ -92,6 +92,24 @@ def test_negative_and_missing_integer_ids(tmp_path: Path) -> None:
     assert reasons(corpus) == {2: "null id", 3: "duplicate id"}
 
 
+def test_a_row_that_a_model_refuses_is_rejected_with_its_reason(tmp_path: Path) -> None:
+    """Its label makes no class, and a second row of its id takes its place."""
+    rows = [{"id": n // 2, "text": f"t {n}", "label": f"c{n % 3}"} for n in range(7)]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+
+    def refusals(texts: Any, pairs: Any, form: str) -> list[str | None]:
+        assert (form, set(pairs)) == ("text", {None})
+        return ["odd: 2" if text in ("t 2", "t 5") else None for text in texts]
+
+    corpus = read(Source(path, id="id"), "example", refusals=refusals)
+    assert corpus.classes == ("c0", "c1")
+    assert corpus.rows["text"].to_pylist() == ["t 0", "t 3", "t 4", "t 6"]
+    assert reasons(corpus) == {1: "duplicate id", 2: "odd: 2", 5: "odd: 2"}
+    REJECTED.check(corpus.rejected)
+    with pytest.raises(DataError, match=r"no usable row among 7 \(7 odd\), expected at least one"):
+        read(Source(path), "example", refusals=lambda texts, *_: ["odd"] * len(texts))
+
+
 def test_every_reason_in_jsonl(tmp_path: Path) -> None:
     lines: list[Any] = [
         {"id": "a", "text": "good", "second": "x", "label": "pos"},
@@ -131,7 +149,10 @@ def test_every_reason_in_jsonl(tmp_path: Path) -> None:
         11: "not valid JSON",
         12: "not valid JSON",
     }
-    of_others = ("prompt", "completion", "messages", "vector", "label is")
+    of_others = (
+        *("prompt", "completion", "messages", "tools", "vector", "label is", "fields"),
+        "by a model",
+    )
     told = {reason for reason in REASONS if reason and not any(o in reason for o in of_others)}
     assert set(reasons(corpus).values()) == told
     raw = dict(zip(reasons(corpus), corpus.rejected["raw"].to_pylist(), strict=True))
@@ -165,13 +186,23 @@ def test_queries_may_lack_labels_but_not_have_unknown_ones(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("labels", "given", "classes", "codes", "kind"),
     [
-        ([0, 1, 3], None, ("0", "1", "2", "3"), [0, 1, 3], "int"),
+        ([0, 1, 3], None, ("0", "1", "3"), [0, 1, 2], "int"),
+        ([150, 9, -2], None, ("-2", "9", "150"), [2, 1, 0], "int"),
         ([-1, 1, 1], None, ("-1", "1"), [0, 1, 1], "int"),
         ([1.0, 0.0, 1.0], None, ("0", "1"), [1, 0, 1], "int"),
-        ([True, False, True], None, ("0", "1"), [1, 0, 1], "int"),
+        ([True, False, True], None, ("False", "True"), [1, 0, 1], "str"),
+        ([True, "false", "TRUE"], None, ("false", "True"), [1, 0, 1], "str"),
+        (["true", " false", "true"], None, ("false", "true"), [1, 0, 1], "str"),
+        ([True, False, True], ("no", "yes"), ("no", "yes"), [1, 0, 1], "str"),
+        ([1, "1", 1.0, " 0", "0.0", 0], None, ("0", "1"), [1, 1, 1, 0, 0, 0], "int"),
+        (["007", "7", "1E5"], None, ("7", "007", "1E5"), [1, 0, 2], "str"),
         (["b", "a", "b"], None, ("a", "b"), [1, 0, 1], "str"),
         ([0, 1, 0], ("no", "yes"), ("no", "yes"), [0, 1, 0], "int"),
         (["b", "a", "b"], ("b", "a"), ("b", "a"), [0, 1, 0], "str"),
+        (["c", "a", "c"], ("c", "b", "a"), ("c", "a"), [0, 1, 0], "str"),
+        ([20, 10, 20], ("10", "15", "20"), ("10", "20"), [1, 0, 1], "int"),
+        ([0, 1, 0], ("1", "2"), ("1", "2"), [0, 1, 0], "int"),
+        (["0", "1", "0"], ("no", "yes"), ("no", "yes"), [0, 1, 0], "int"),
         ([0, "x", 0], None, ("0", "x"), [0, 1, 0], "str"),
     ],
 )
@@ -205,7 +236,7 @@ def test_csv_labels_with_gaps_stay_whole_numbers(tmp_path: Path) -> None:
     corpus = read(Source(csv(tmp_path / "a.csv", text)), "example")
     assert corpus.rows["label"].to_pylist() == [1, 0, 1]
     assert corpus.rows["text"].to_pylist() == ["a", "c", "NA"]
-    assert corpus.rows["stars"].to_pylist() == [4, None, 3]
+    assert corpus.rows["stars"].to_pylist() == ["4", "NA", "3"]
     assert corpus.rows["note"].to_pylist() == ["NA", "x", "y"]
     assert reasons(corpus) == {1: "missing label"}
 
@@ -217,10 +248,11 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
             read(Source(path), "example")
         return str(caught.value)
 
-    assert "found labels up to 1000" in (message := error(0, 1000))
-    assert "expected class indices below 1000" in message
+    assert "found 1001 classes in 1001 rows of column label (0, 1, 2" in (
+        message := error(*range(1001))
+    )
+    assert "expected classes with rows" in message
     assert "regression" in message
-    assert "list them under classes" in message
     assert "found the label 0.5" in (message := error(0.5, 1.0))
     assert "expected whole numbers or strings" in message
     assert "found 1 class (a)" in (message := error("a", "a"))
@@ -253,8 +285,11 @@ def test_no_usable_row_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"among 2 \(2 text is not a string\)"):
         read(Source(path), "example")
     path = jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": 7}])
-    with pytest.raises(DataError, match=r"among 1 \(1 unknown label\)"):
+    with pytest.raises(DataError) as caught:
         read(Source(path), "query", ("no", "yes"))
+    assert "found the labels 7 in column label, expected those of the corpus: no, yes" in str(
+        caught.value
+    )
 
 
 def test_odd_id_columns_are_refused(tmp_path: Path) -> None:
@@ -268,12 +303,12 @@ def test_other_columns_are_carried_and_can_be_traced_back(tmp_path: Path) -> Non
     path = jsonl(tmp_path / "a.jsonl", [row, row | {"y": "b"}])
     corpus = read(Source(path, text="review", label="y"), "example")
     assert corpus.columns == [
-        {"name": "Text", "stored": "source_Text"},
-        {"name": "split", "stored": "source_source_split"},
-        {"name": "review", "stored": "text"},
-        {"name": "source_split", "stored": "source_split"},
-        {"name": "y", "stored": "label"},
-        {"name": "tags", "stored": "tags"},
+        {"name": "Text", "stored": "source_Text", "type": "int64"},
+        {"name": "split", "stored": "source_source_split", "type": "string"},
+        {"name": "review", "stored": "text", "type": "string"},
+        {"name": "source_split", "stored": "source_split", "type": "double"},
+        {"name": "y", "stored": "label", "type": "string", "cells": ["a", "b"]},
+        {"name": "tags", "stored": "tags", "type": "list<item: string>"},
     ]
     assert set(corpus.rows.column_names[10:]) == {
         *("source_Text", "source_source_split", "source_split", "tags"),
@@ -431,3 +466,20 @@ def test_content_hash_does_not_depend_on_its_block() -> None:
     table = pa.table({"id": range(70000)})
     chunks = pa.concat_tables([table.slice(0, 65000), table.slice(65000)])
     assert content_hash(chunks) == content_hash(table)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.date32(), pa.timestamp("us", "Mars/Olympus"), pa.time64("ns"), pa.timestamp("us")]
+)
+def test_content_hash_of_values_that_python_has_not(kind: pa.DataType) -> None:
+    def table(*counts: int) -> pa.Table:
+        width = pa.int32() if kind.bit_width == 32 else pa.int64()
+        return pa.table({"x": pa.array(counts, width).view(kind)})
+
+    far = 2**30 if kind.bit_width == 32 else 2**46
+    first = table(far, 5)
+    assert content_hash(pa.concat_tables([first.slice(0, 1), first.slice(1)])) == content_hash(
+        first
+    )
+    assert content_hash(table(far, 5)) == content_hash(first)
+    assert content_hash(table(far, 6)) != content_hash(first)

@@ -41,7 +41,7 @@ def test_numbers_of_a_typed_format(tmp_path: Path) -> None:
     assert corpus.rows["label"].null_count == corpus.rows["true_label"].null_count == 3
     assert (corpus.classes, corpus.label_kind, corpus.task) == ((), "float", "regression")
     assert reasons(corpus) == {2: "missing label"}
-    assert corpus.columns[1] == {"name": "score", "stored": "target"}
+    assert corpus.columns[1] == {"name": "score", "stored": "target", "type": "double"}
     LABEL.check(tables(corpus.rows)["label"])
 
 

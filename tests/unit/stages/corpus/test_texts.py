@@ -105,7 +105,7 @@ def test_conversations_of_parquet(tmp_path: Path) -> None:
         3: "messages without an assistant's",
         4: malformed,
     }
-    assert corpus.columns == [{"name": "messages", "stored": "text"}]
+    assert [(c["name"], c["stored"]) for c in corpus.columns] == [("messages", "text")]
 
 
 def test_conversations_of_jsonl_as_lists_and_as_text(tmp_path: Path) -> None:
@@ -136,14 +136,81 @@ def test_conversations_whose_messages_have_different_keys(tmp_path: Path) -> Non
     path = jsonl(tmp_path / "a.jsonl", [{"messages": [USER, call]}, {"messages": [ANSWER]}])
     corpus = completions(path)
     assert [json.loads(t) for t in corpus.rows["text"].to_pylist()] == [[USER, call], [ANSWER]]
-    parts = [{"type": "text", "text": "hi"}]
-    several: Rows = [
-        {"messages": [{"role": "user", "content": parts}, ANSWER]},
-        {"messages": [USER, ANSWER]},
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"a": None}}}
+PART = {"type": "text", "text": "h"}
+IMAGE = {"type": "image", "url": "x.png"}
+
+
+def of_one(tmp_path: Path, messages: Any) -> tuple[list[Any], dict[int, str]]:
+    """Stored conversations and reasons of two rows, the first of which is as usual."""
+    corpus = completions(
+        jsonl(tmp_path / "a.jsonl", [{"messages": [USER, ANSWER]}, {"messages": messages}])
+    )
+    first, *others = [json.loads(text) for text in corpus.rows["text"].to_pylist()]
+    assert first == [USER, ANSWER]
+    return others, reasons(corpus)
+
+
+@pytest.mark.parametrize(
+    ("messages", "stored"),
+    [
+        ([{"role": "user", "content": [PART, {**PART, "text": "i"}]}, ANSWER], [USER, ANSWER]),
+        ([{"role": "user", "content": []}, ANSWER], [{"role": "user", "content": ""}, ANSWER]),
+        ([USER, CALL], [USER, {**CALL, "content": ""}]),
+        ([USER, {**CALL, "content": ""}], [USER, {**CALL, "content": ""}]),
+        ([USER, {**ANSWER, "content": ""}, ANSWER], [USER, {**ANSWER, "content": ""}, ANSWER]),
+        ([ANSWER, USER], [ANSWER, USER]),
+    ],
+)
+def test_what_messages_may_hold(tmp_path: Path, messages: Any, stored: Any) -> None:
+    assert of_one(tmp_path, messages) == of_one(tmp_path, json.dumps(messages)) == ([stored], {})
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "user", "content": [PART, IMAGE]}, ANSWER], "with a part that is no text"),
+        ([{"role": "user", "content": [{**PART, "text": 5}]}, ANSWER], "with a part that is no"),
+        ([USER, {**ANSWER, "content": " \n"}], "of the assistant are empty"),
+        ([USER, {**ANSWER, "content": "", "tool_calls": []}], "of the assistant are empty"),
+        ([{"role": "user", "content": None}, ANSWER], "are not a list of {role, content}"),
+        ([{"role": "user", "content": ["hi"]}, ANSWER], "are not a list of {role, content}"),
+        ([{"role": None, "content": "hi"}, ANSWER], "are not a list of {role, content}"),
+        ([USER], "without an assistant's"),
+    ],
+)
+def test_what_messages_may_not_hold(tmp_path: Path, messages: Any, reason: str) -> None:
+    for cell in (messages, json.dumps(messages)):
+        stored, found = of_one(tmp_path, cell)
+        assert stored == []
+        assert found[1].startswith(f"messages {reason}")
+
+
+def test_parts_of_parquet_have_nulls_for_what_they_lack(tmp_path: Path) -> None:
+    part = pa.struct([("type", pa.string()), ("text", pa.string()), ("url", pa.string())])
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))]))
+    cells = [
+        [{"role": "assistant", "content": [{**p, "text": p.get("text")}]}] for p in (PART, IMAGE)
     ]
-    corpus = completions(jsonl(tmp_path / "a.jsonl", several))
-    assert [json.loads(t) for t in corpus.rows["text"].to_pylist()] == [[USER, ANSWER]]
-    assert reasons(corpus) == {0: "messages are not a list of {role, content}"}
+    corpus = completions(parquet(tmp_path / "a.parquet", {"messages": pa.array(cells, kind)}))
+    assert corpus.rows["text"].to_pylist() == ['[{"role":"assistant","content":"h"}]']
+    assert reasons(corpus) == {1: "messages with a part that is no text, such as an image"}
+
+
+def test_tools_stand_beside_their_conversation(tmp_path: Path) -> None:
+    talk = [USER, ANSWER]
+    cells: list[Any] = [[TOOL], json.dumps([TOOL]), None, [], "", "null", "{}", ["look"], "no"]
+    rows: Rows = [{"messages": talk, "tools": cell} for cell in cells]
+    corpus = completions(jsonl(tmp_path / "a.jsonl", rows))
+    stored = [text and json.loads(text) for text in corpus.rows["text_b"].to_pylist()]
+    assert stored == [[TOOL], [TOOL], None, None, None, None]
+    assert reasons(corpus) == dict.fromkeys((6, 7, 8), "tools are not a list of functions")
+    assert {"name": "tools", "stored": "tools"} in corpus.columns
+    without = completions(jsonl(tmp_path / "b.jsonl", [{"messages": talk}]))
+    assert without.rows["text_b"].to_pylist() == [None]
 
 
 def test_plain_texts(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@ import mpmath
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from stages.game.stopping import StopRule, Watch, student_t_quantile
+from stages.game.stopping import StopRule, Watch
+from stages.game.sums import MarginalSums
+from stages.game.uncertainty import moderated, student_t_quantile
 from stages.tables import SHAPLEY_ROUND
 
 
-def rounds(units: np.ndarray, utility: str = "margin") -> pa.Table:
+def rounds(units: np.ndarray, utility: str = "margin", n_prior: int = 0) -> pa.Table:
     """One round; `units` has a row per unit and a column per example."""
     n_units, n = units.shape
     return pa.table(
@@ -20,6 +23,7 @@ def rounds(units: np.ndarray, utility: str = "margin") -> pa.Table:
             "total_sq": (units**2).sum(0),
             "n_units": np.full(n, n_units),
             "n_observed": np.full(n, n_units),
+            "n_prior": np.full(n, n_prior),
         },
         schema=SHAPLEY_ROUND.schema,
     )
@@ -50,6 +54,22 @@ def test_the_standard_error_of_all_rounds_decides() -> None:
     assert f"of {limit:g} allowed" in str(reasons[-1])
 
 
+@pytest.mark.parametrize("n_prior", [4, 16])
+def test_variances_are_mixed_with_their_mean(n_prior: int) -> None:
+    """Of 6 units the own variance counts 5; an example without spread has some, one alone its."""
+    units = np.random.default_rng(2).normal(0, [[0.0, 1.0, 3.0]], (6, 3))
+    own = units.var(0, ddof=1)
+    expected = [(5 * v + n_prior * own.mean()) / (5 + n_prior) for v in own]
+    np.testing.assert_allclose(moderated(own, 6, n_prior), expected)
+    np.testing.assert_allclose(moderated(own, 6, 0), own)
+    np.testing.assert_allclose(moderated(own[2:], 6, n_prior), own[2:])
+    error = float(np.sqrt(np.mean(expected) / 6))
+    for limit, is_met in ((error * 1.001, True), (error * 0.999, False)):
+        watch = Watch(StopRule(stderr=limit))
+        watch.add(rounds(units, n_prior=n_prior))
+        assert (watch.reason(0.0) is not None) == is_met
+
+
 def test_every_utility_must_be_sure_of_half_of_its_signs() -> None:
     generator = np.random.default_rng(1)
     clear = generator.normal(1, 0.1, (4, 10))
@@ -69,3 +89,13 @@ def test_minutes_are_counted_in_all_and_one_unit_has_no_error() -> None:
     watch.add(rounds(np.ones((1, 3))))
     assert watch.reason(1.9) is None
     assert watch.reason(2.0) == "2.0 minutes have passed, of 2"
+
+
+@pytest.mark.parametrize("n_prior", [0, 16])
+def test_one_unit_has_a_value_and_no_error(n_prior: int) -> None:
+    tally = MarginalSums(("margin",), {"margin": np.ones((1, 3))})
+    tally.add("margin", torch.tensor([[2, 0, 1]]), 0, torch.tensor([[1.0, 2.0, 4.0]]))
+    tally.close_unit()
+    mean, error = tally.estimates(n_prior)
+    assert mean.tolist() == [[[2.0, 4.0, 1.0]]]
+    assert error.isnan().all()

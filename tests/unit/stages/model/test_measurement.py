@@ -37,28 +37,6 @@ def test_cross_entropy_is_exact_where_the_model_is_sure() -> None:
     assert gradient[0, 0].item() == pytest.approx(-1 / (1 + math.exp(20)), rel=1e-6)
 
 
-def test_fingerprint_names_content_not_place(folder: Path, tmp_path: Path) -> None:
-    first = fingerprint(ModelSpec(str(folder)))
-    assert len(first) == 16
-    int(first, 16)
-    copy = tmp_path / "elsewhere"
-    copy.mkdir()
-    for path in folder.glob("*.*"):
-        (copy / path.name).write_bytes(path.read_bytes())
-    assert fingerprint(ModelSpec(str(copy))) == first
-    (copy / "README.md").write_text("no matter")
-    assert fingerprint(ModelSpec(str(copy))) == first
-    (copy / "tokenizer.json").write_text("another")
-    assert fingerprint(ModelSpec(str(copy))) != first
-
-
-def test_fingerprint_of_a_hub_snapshot_is_its_commit(tmp_path: Path) -> None:
-    snapshot = tmp_path / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
-    assert fingerprint(ModelSpec(str(snapshot))) == "0123456789abcdef"
-
-
 @pytest.mark.parametrize("path", ["./missing", "/missing/model", "some/deep/folder", "missing"])
 def test_a_missing_folder_is_named(path: str) -> None:
     with pytest.raises(ModelError, match=f"{path}: found no such folder.*Correct model.path"):

@@ -7,6 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from stages.model.batches import REWRITTEN
+from stages.model.chats import special_ids
 from stages.model.spec import Lora, ModelSpec, Prompt, Trained
 from stages.model.templates import (
     label_word_ids,
@@ -15,7 +17,7 @@ from stages.model.templates import (
     tokenise_completions,
     tokenise_prompts,
 )
-from stages.stage import ConfigError, DataError, ModelError
+from stages.stage import ConfigError, DataError, ModelError, RefusedRow
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "</s>", "it", "was", ".", "good", "bad"]
 WORDS += ["a", "b", "c", "d", "e", "A", "Hello", "?", "user:", "bot:", "<e>"]
@@ -39,6 +41,8 @@ def words(tok: Any, ids: list[int]) -> str:
     return " ".join(tok.convert_ids_to_tokens(ids))
 
 
+PAIRS = {"prompt_completion": " zzz b"}
+TURN = [{"role": "assistant", "content": "zzz b"}]
 MASKED = Prompt("{text} it was {mask} .", ("good", "bad"))
 CAUSAL = Prompt("{text} it was", ("good", "bad"))
 
@@ -122,6 +126,25 @@ def test_a_completion_and_its_end_are_predicted() -> None:
     assert targets(tok, cut) == "- - -"
 
 
+@pytest.mark.parametrize("form", ["text", "prompt_completion", "messages"])
+def test_unknown_words_of_a_completion_are_text(form: str) -> None:
+    """They have a token of their own, which is special only by name."""
+    tok = tokenizer(False)
+    tok.chat_template = "{% for m in messages %} {{ m.content }} </s>{% endfor %}"
+    texts = {"messages": json.dumps([{"role": "user", "content": "a"}, *TURN]), "text": "a zzz b"}
+    tokens = tokenise_completions(
+        tok, [texts.get(form, "a")], [PAIRS.get(form)], form, 16, with_offsets=True
+    )
+    assert tokens.spans is not None
+    assert [span[0] >= 0 or span == REWRITTEN for span in tokens.spans[0]] == [
+        token != "</s>" for token in tok.convert_ids_to_tokens(tokens.columns["input_ids"][0])
+    ]
+    assert "[UNK]" in words(tok, tokens.columns["input_ids"][0])
+    assert special_ids(tok) == {WORDS.index("</s>")}
+    tok.unk_token = "</s>"  # as GPT-2 has it
+    assert special_ids(tok) == {WORDS.index("</s>")}
+
+
 @pytest.mark.parametrize(
     ("max_length", "shown", "predicted"),
     [
@@ -153,7 +176,7 @@ def test_what_the_assistant_says_is_predicted() -> None:
     assert shown == "user: a bot: b c <e> user: d bot: e <e>"
     assert targets(tok, tokens) == "- - b c <e> - - - e <e> -"
     tok.chat_template = "{{ messages | length }} {{ messages[-1].content }}"
-    with pytest.raises(ModelError, match="only appends"):
+    with pytest.raises(RefusedRow, match="in another way when later ones follow"):
         tokenise_completions(tok, [text], [None], "messages", 32)
     tok.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):

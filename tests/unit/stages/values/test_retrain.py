@@ -95,6 +95,14 @@ def test_sums_of_marginals_are_those_of_the_outcomes() -> None:
     assert {(row["n_units"], row["n_observed"]) for row in rows} == {(2, 2)}
 
 
+def test_logits_of_absent_classes_tie_up_to_rounding() -> None:
+    """Trained from zero they are equal but for the order in which a product was added up."""
+    logits = torch.tensor([[[-3.1], [1.0], [1.0 + 2**-23], [1.0 - 2**-23]]])
+    for label, worth in ((0, 0.0), (1, 1 / 3), (2, 1 / 3), (3, 1 / 3)):
+        found = mean_utilities(logits, torch.tensor([label]), ("accuracy",))
+        assert float(found) == pytest.approx(worth, abs=1e-6)
+
+
 def test_random_subsets_have_one_size_and_no_values() -> None:
     stage = Retrain(subsets="random", share=0.5, per_round=3)
     assert stage.writes == (OUTCOME, SUBSET)

@@ -64,7 +64,7 @@ def test_student_t_of_nothing_is_null(macro: "duckdb.DuckDBPyConnection") -> Non
     assert row == (None, None)
 
 
-def catalog(folder: Path, units: dict[int, list[list[float]]]) -> Path:
+def catalog(folder: Path, units: dict[int, list[list[float]]], n_prior: int = 0) -> Path:
     """A catalog over one Parquet file per round; `units[example]` is a list of rounds of units."""
     n_rounds = max(len(rounds) for rounds in units.values())
     files = []
@@ -79,6 +79,7 @@ def catalog(folder: Path, units: dict[int, list[list[float]]]) -> Path:
                 "total_sq": sum(x * x for x in rounds[index]),
                 "n_units": len(rounds[index]),
                 "n_observed": len(rounds[index]),
+                "n_prior": n_prior,
             }
             for example, rounds in units.items()
             if index < len(rounds)
@@ -109,13 +110,19 @@ def rows_of(path: Path, threads: int = 2) -> dict[int, dict[str, object]]:
         }
 
 
-def test_value_error_and_probability_are_those_of_the_units(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_prior", [0, 16])
+def test_value_error_and_probability_are_those_of_the_units(tmp_path: Path, n_prior: int) -> None:
     generator = np.random.default_rng(0)
     units = {i: generator.normal(0.1 * i, 1, (4, 5)).tolist() for i in range(6)}
-    found = rows_of(catalog(tmp_path, units))
+    units[5] = [[0.5] * 5] * 4
+    found = rows_of(catalog(tmp_path, units, n_prior))
+    own = {i: np.array(rounds).ravel().var(ddof=1) for i, rounds in units.items()}
     for example, rounds in units.items():
         flat = np.array(rounds).ravel()
-        error = flat.std(ddof=1) / np.sqrt(20)
+        mixed = 19 * own[example] + n_prior * np.mean(list(own.values()))
+        error = np.sqrt(mixed / (19 + n_prior) / 20)
+        if not error:
+            continue
         row = found[example]
         assert row["value"] == pytest.approx(flat.mean(), abs=1e-14)
         assert row["stderr"] == pytest.approx(error, rel=1e-12)
@@ -155,6 +162,6 @@ def test_values_do_not_depend_on_threads(tmp_path: Path) -> None:
         i: (generator.normal(size=(12, 1)) * 10.0 ** generator.integers(-9, 9, (12, 1))).tolist()
         for i in range(3000)
     }
-    path = catalog(tmp_path, units)
+    path = catalog(tmp_path, units, n_prior=16)
     expected = rows_of(path, 1)
     assert all(rows_of(path, threads) == expected for threads in (2, 8))

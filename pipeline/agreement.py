@@ -1,0 +1,55 @@
+"""Models that are right less often than chance: their outputs are probably not the classes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_CONFUSION = """
+    SELECT p.method, p.role, p.predicted, e.label, count(*) FROM predictions AS p
+    JOIN (SELECT example_id AS id, 'example' AS role, label FROM examples
+          UNION ALL SELECT query_id, 'query', label FROM queries) AS e
+        ON e.id = p.id AND e.role = p.role
+    WHERE p.source = 'model' AND p.predicted IS NOT NULL AND e.label IS NOT NULL
+    GROUP BY ALL ORDER BY ALL
+"""
+"""Counts of labelled rows that a model predicts, by both classes."""
+
+
+class Agreement(NamedTuple):
+    """On how many rows labels and predictions agree, and how many would be chance."""
+
+    rows: int
+    right: int
+    chance: float
+    """Rows on which labels and predictions of the same frequencies agree when they have nothing to
+    do with each other."""
+
+    @classmethod
+    def of(cls, cells: Sequence[tuple[int, int, int]]) -> "Agreement":
+        """The agreement in a confusion matrix; its cells are predicted class, label and rows."""
+        predicted, labels = Counter[int](), Counter[int]()
+        for predicted_class, label, rows in cells:
+            predicted[predicted_class] += rows
+            labels[label] += rows
+        total = predicted.total()
+        chance = sum(predicted[c] * labels[c] for c in labels) / total
+        return cls(total, sum(rows for p, label, rows in cells if p == label), chance)
+
+    @property
+    def is_below_chance(self) -> bool:
+        """Whether they agree on fewer rows than chance, by more than 3 standard errors."""
+        deviation = (self.chance * (1 - self.chance / self.rows)) ** 0.5
+        return bool(self.right < self.chance - 3 * deviation)
+
+
+def mismatches(run: Any) -> list[dict[str, Any]]:
+    """The models of a run that are right less often than chance: method, role and agreement."""
+    counts: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+    for method, role, predicted, label, rows in run.sql(_CONFUSION).fetchall():
+        counts.setdefault((method, role), []).append((predicted, label, rows))
+    found = {key: Agreement.of(cells) for key, cells in counts.items()}
+    return [
+        {"method": method, "role": role, **agreement._asdict()}
+        for (method, role), agreement in found.items()
+        if agreement.is_below_chance
+    ]

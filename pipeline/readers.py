@@ -1,0 +1,63 @@
+"""The models of a run that read its texts, and the rows that one of them cannot read.
+
+A row must be readable by every model that reads it, or it is rejected: a refusal of one model
+would stop its stage. Stages that read plain texts, whatever the head, refuse no conversation.
+"""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stages.model.refusals import reading_fingerprint
+from stages.model.spec import ModelSpec
+from stages.stage import ModelError, Stage
+
+
+class Readers:
+    """Models that read texts; tokenizers are loaded when the first row is asked about."""
+
+    def __init__(self, stages: Iterable[Stage] = ()) -> None:
+        """Finds the models of `stages`, all stages of a run, those that are added included.
+
+        A model that cannot be found is left to the plan, which raises once it has checked stages.
+        """
+        self._models: dict[tuple[str, str], ModelSpec] = {}
+        for stage in stages:
+            model: ModelSpec | None = stage.model_ref
+            if model is None or "text" not in stage.reads:
+                continue
+            if "model.head" in stage.outside_key:
+                model = ModelSpec(model.path, model.revision)
+            with contextlib.suppress(ModelError):
+                self._models.setdefault((model.head, reading_fingerprint(model)), model)
+        self._loaded: list[tuple[ModelSpec, Any, Any]] | None = None
+
+    @property
+    def key(self) -> list[list[str]]:
+        """What refusals depend on: the kind of each model, and how it reads; empty without any."""
+        return sorted([head, reading] for head, reading in self._models)
+
+    def refusals(
+        self, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[str | None]:
+        """Why each row is refused, with the model's path where there are several; None elsewhere.
+
+        `form` is the content of the text columns: "text", "prompt_completion" or "messages".
+        """
+        if self._loaded is None:
+            self._loaded = _load(self._models.values())
+        refused: list[str | None] = [None] * len(texts)
+        for model, head, tokenizer in self._loaded:
+            where = f"{model.path}: " if len(self._loaded) > 1 else ""
+            for row, reason in enumerate(head.refusals(tokenizer, texts, pairs, form)):
+                if reason is not None and refused[row] is None:
+                    refused[row] = where + reason
+        return refused
+
+
+def _load(models: Iterable[ModelSpec]) -> list[tuple[ModelSpec, Any, Any]]:
+    # Imported here: it takes seconds, and a corpus that was read before needs no tokenizer.
+    from stages.model.heads.head import head_of
+    from stages.model.pretrained import load_tokenizer
+
+    return [(model, head_of(model), load_tokenizer(model)) for model in models]

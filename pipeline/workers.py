@@ -1,0 +1,151 @@
+"""The workers of a stage on Ray: actors on the nodes that are there, replaced where they are lost.
+
+Ray could restart actors and repeat their tasks itself, and does so only once its head has found out
+that a node is gone, on any node that it believes in; a driver that waits for that waits for minutes
+or for ever. Here an actor is never restarted: whatever loses it (a node, a kill, memory) costs the
+tasks it had, which go to others, and another actor takes its place. Tasks are given only to actors
+that have answered, so one that finds no node holds nothing up.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import TaskError
+from pipeline.node import Task
+from pipeline.settings import Resources
+from pipeline.task import Worker
+
+LOG = logging.getLogger(__name__)
+QUEUED_PER_WORKER = 2
+LOOK_S = 2.0
+"""Between two looks at the nodes while workers are missing."""
+PATIENCE_S = 90.0
+"""How long no worker at all may come to life while the cluster says that it has room for one."""
+
+
+@dataclass
+class Crew:
+    """The actors of one kind: those that work, and those that have not answered yet."""
+
+    ray: Any
+    resources: Resources
+    busy: dict[Any, dict[Any, Task]] = field(default_factory=dict)
+    """Of every actor that has answered, the tasks that it was given and has not finished, by ref,
+    the oldest first."""
+    recruits: dict[Any, Any] = field(default_factory=dict)
+    """Actors that have not answered yet, by the ref of their answer."""
+    _looked: float = float("-inf")
+    _since: float = float("inf")
+    """Since when there has been no actor that has answered."""
+
+    def hire(self, n_tasks: int) -> None:
+        """Asks for as many actors as the tasks, the settings and the nodes allow; looks at times.
+
+        Raises:
+            TaskError: there is no actor, and no node for one, or none came to life for long.
+        """
+        present = len(self.busy) + len(self.recruits)
+        wanted = min(n_tasks, self.resources.workers or n_tasks)
+        now = time.monotonic()
+        if (present >= wanted and self.busy) or now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        self._since = float("inf") if self.busy else min(self._since, now)
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        demand = self._demand()
+        fitting = sum(_fitting(node, demand, wanted) for node in nodes)
+        if not self.busy and fitting < 1:
+            raise TaskError(
+                f"ray: found nodes of {'; '.join(map(_amounts, nodes)) or 'nothing'}, expected one "
+                f"with {_amounts(demand)} for a worker of this stage. Lower the stage's cpus, gpus "
+                "or memory_gb under `ray:`, or add a node."
+            )
+        if now - self._since > PATIENCE_S and not self.recruits:
+            raise TaskError(
+                f"ray: found no worker that started within {PATIENCE_S:g} s, expected one on nodes "
+                f"of {'; '.join(map(_amounts, nodes))}. See whether they are well (`ray status`), "
+                "and run again: what is finished stays."
+            )
+        if now - self._since > PATIENCE_S / 3 and self.recruits:
+            LOG.warning("no worker could start yet: the cluster's nodes are taken, or gone")
+        actor = self.ray.remote(
+            num_cpus=self.resources.cpus,
+            num_gpus=self.resources.gpus,
+            memory=demand.get("memory"),
+            max_restarts=0,
+            max_task_retries=0,
+        )(Worker)
+        for _ in range(min(wanted, fitting) - present):
+            recruit = actor.remote()
+            self.recruits[recruit.__ray_ready__.remote()] = recruit
+
+    def give(self, task: Task, job: Any, n_waiting: int) -> bool:
+        """Whether the task was given to the actor with the fewest, if one has less than two.
+
+        While others are about to start, no actor gets a second one that they could take.
+        """
+        most = QUEUED_PER_WORKER if n_waiting > len(self.recruits) else 1
+        actor = min(self.busy, key=lambda one: len(self.busy[one]), default=None)
+        if actor is None or len(self.busy[actor]) >= most:
+            return False
+        if task.parts:
+            ref = actor.merge_task.remote(job, task.part, task.key, task.parts)
+        else:
+            ref = actor.run_task.remote(job, task.part, task.key)
+        self.busy[actor][ref] = task
+        return True
+
+    def running(self) -> list[Any]:
+        """Refs of the tasks that were given, and of the answers that recruits owe."""
+        return [*(ref for tasks in self.busy.values() for ref in tasks), *self.recruits]
+
+    def holder(self, ref: Any) -> Any:
+        """The actor that was given the task of `ref`."""
+        return next(actor for actor, tasks in self.busy.items() if ref in tasks)
+
+    def welcome(self, ref: Any) -> None:
+        """Lets a recruit work that has answered with `ref`."""
+        self.busy[self.recruits.pop(ref)] = {}
+
+    def lose(self, actor: Any) -> list[Task]:
+        """Gives up an actor; returns the tasks it had, the oldest first."""
+        tasks = list(self.busy.pop(actor, {}).values())
+        self.recruits = {ref: one for ref, one in self.recruits.items() if one is not actor}
+        self.ray.kill(actor)
+        return tasks
+
+    def rest(self) -> None:
+        """Takes all tasks back, and looks at the nodes at once when there are new ones."""
+        for tasks in self.busy.values():
+            for ref in tasks:
+                self.ray.cancel(ref)
+            tasks.clear()
+        self._looked = float("-inf")
+
+    def dismiss(self) -> None:
+        """Ends all actors."""
+        for actor in [*self.busy, *self.recruits.values()]:
+            self.ray.kill(actor)
+        self.busy, self.recruits = {}, {}
+
+    def _demand(self) -> dict[str, float]:
+        demand: dict[str, float] = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        if self.resources.memory_gb:
+            demand["memory"] = self.resources.memory_gb * 1e9
+        return demand
+
+
+def _fitting(node: Mapping[str, float], demand: Mapping[str, float], most: int) -> int:
+    """How many workers with this demand fit on an empty node, at most `most`."""
+    return min([most, *(int(node.get(name, 0) // n) for name, n in demand.items() if n)])
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Resources in words: `4 CPUs, 1 GPUs, 16.0 GB`."""
+    amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
+    if "memory" in resources:
+        amounts.append(f"{resources['memory'] / 1e9:.1f} GB")
+    return ", ".join(amounts)

@@ -1,0 +1,193 @@
+"""Conversations as a chat template lays them out, and which of their tokens are answers.
+
+An answer is what the template writes for a message of the assistant: all that follows the opening
+of the message, `add_generation_prompt`, up to the next message. A token is an answer's if one of
+its characters is, so a token that crosses a border counts with the answer, as in the assistant
+masks of transformers; a token that a tokenizer adds to its vocabulary, such as `<|assistant|>`,
+counts where it begins, though it may swallow the line end behind it.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from stages.stage import ModelError, RefusedRow
+
+Messages = list[dict[str, Any]]
+_PRIVATE = range(0xE000, 0xF8FF)
+"""Code points that stand for no character."""
+EXPECTED = "a conversation that the chat template can lay out"
+
+
+class Chat(NamedTuple):
+    """A conversation as text."""
+
+    text: str
+    answers: list[tuple[int, int]]
+    """Start and stop (exclusive) of each answer, in characters; ascending."""
+
+
+def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) -> Chat:
+    """The conversation in the tokenizer's chat template, which is given the tools, too.
+
+    Cost: a rendering of the template for the whole and two for each message of the assistant, about
+    50 microseconds each.
+
+    Raises:
+        RefusedRow: the template refuses the conversation, lays out earlier messages in another way
+            when later ones follow, or leaves nothing of the assistant's messages; or the assistant
+            speaks first.
+        ModelError: there is no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "tokenizer: found no chat template, expected one because the corpus holds messages. "
+            "Use an instruction-tuned model, or set chat_template in tokenizer_config.json."
+        )
+
+    def render(upto: int, asks: bool = False) -> str:
+        """The first messages; with `asks` also the opening of the assistant's next."""
+        try:
+            text: str = tokenizer.apply_chat_template(
+                messages[:upto], tools=tools, tokenize=False, add_generation_prompt=asks
+            )
+        except Exception as error:  # A template is a program, and may raise whatever it likes.
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise RefusedRow(f"chat template: {words}", EXPECTED) from error
+        return text
+
+    whole = render(len(messages))
+    answers, is_said = [], []
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        if at == 0:
+            raise RefusedRow(
+                "chat template: it asks for no message of the assistant before all others", EXPECTED
+            )
+        before = render(at, asks=True)
+        after = render(at + 1) if at + 1 < len(messages) else whole
+        if not (after.startswith(before) and whole.startswith(after)):
+            raise RefusedRow(
+                "chat template: it lays out earlier messages in another way when later ones follow",
+                EXPECTED,
+            )
+        answers.append((len(before), len(after)))
+        answer = after[len(before) :]
+        said = message["content"].strip()
+        called = _called(message)
+        if said or called:
+            is_said.append(bool(said and answer) or any(name in answer for name in called))
+    if is_said and not any(is_said):
+        raise RefusedRow("chat template: it leaves nothing of the assistant's messages", EXPECTED)
+    return Chat(whole, answers)
+
+
+def tokenise_chat(
+    tokenizer: Any, messages: Messages, tools: list[Any] | None = None
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and whether each is a token of an answer.
+
+    Raises:
+        RefusedRow: as `lay_out`.
+        ModelError: as `lay_out`, or the tokenizer gives no offsets.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"tokenizer: found one without character offsets ({type(tokenizer).__name__}), "
+            "expected a fast one because the corpus holds messages. Save tokenizer.json beside the "
+            "weights."
+        )
+    chat, pieces = _told_apart(tokenizer, messages, tools)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for start, text, is_text in pieces:
+        encoded = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=is_text,
+            verbose=False,
+        )
+        ids += encoded["input_ids"]
+        offsets += [(first + start, last + start) for first, last in encoded["offset_mapping"]]
+    marks = {token: mark.content for token, mark in tokenizer.added_tokens_decoder.items()}
+    is_answer, reached = [], 0
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        first, last = start, end
+        if marks.get(token) == chat.text[start:end].strip():
+            last = start + 1
+        elif start == end:
+            # Some tokenizers leave spaces out of offsets: a token of spaces alone has those since
+            # the token before.
+            first = min(start, reached)
+        is_answer.append(any(first < stop and last > begin for begin, stop in chat.answers))
+        reached = max(reached, end)
+    return ids, is_answer
+
+
+def _told_apart(
+    tokenizer: Any, messages: Messages, tools: list[Any] | None
+) -> tuple[Chat, list[tuple[int, str, bool]]]:
+    """The conversation, and its pieces: start in it, characters, whether all of them are text.
+
+    The template writes special tokens as text. Those that a message spells out are text: private
+    characters around them say which these are, and are taken out of what the template writes.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = sorted((t.content for t in added if t.special), key=len, reverse=True)
+    spelt = re.compile("|".join(map(re.escape, special)) or "(?!)")
+    said = json.dumps([messages, tools], ensure_ascii=False)
+    if not spelt.search(said):
+        chat = lay_out(tokenizer, messages, tools)
+        return chat, [(0, chat.text, False)]
+    begin, end, *_ = (chr(c) for c in _PRIVATE if chr(c) not in said)
+    marked = _mapped(messages, lambda text: spelt.sub(rf"{begin}\g<0>{end}", text))
+    chat = lay_out(tokenizer, marked, tools)
+    # A template may cut a text between the characters: one without the other marks nothing.
+    marks = re.compile(f"{begin}({spelt.pattern}){end}|[{begin}{end}]")
+    pieces: list[tuple[int, str, bool]] = []
+    text, reached = "", 0
+    for mark in [*marks.finditer(chat.text), None]:
+        stop = len(chat.text) if mark is None else mark.start()
+        for piece, is_text in ((chat.text[reached:stop], False), (mark and mark[1], True)):
+            if piece:
+                pieces.append((len(text), piece, is_text))
+                text += piece
+        reached = len(chat.text) if mark is None else mark.end()
+
+    def moved(at: int) -> int:
+        return at - sum(chat.text.count(sign, 0, at) for sign in (begin, end))
+
+    return Chat(text, [(moved(start), moved(stop)) for start, stop in chat.answers]), pieces
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with all strings in it changed, but for keys and roles."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(inner, change) for inner in value]
+    if isinstance(value, dict):
+        return {k: v if k == "role" else _mapped(v, change) for k, v in value.items()}
+    return value
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens, less that of a token that only stands for unknown words."""
+    names = [n for n in tokenizer.SPECIAL_TOKENS_ATTRIBUTES if n != "unk_token"]
+    others = {getattr(tokenizer, f"{name}_id", None) for name in names}
+    return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others)
+
+
+def parsed(text: str, tools: str | None) -> tuple[Messages, list[Any] | None]:
+    """The messages and tools of a row of conversations, from its two text columns."""
+    return json.loads(text), None if tools is None else json.loads(tools)
+
+
+def _called(message: dict[str, Any]) -> list[str]:
+    """Names of the functions that a message calls, which its layout has if it shows the calls."""
+    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    functions = [call.get("function", call) for call in calls]
+    return [str(f["name"]) for f in functions if isinstance(f, dict) and f.get("name")]

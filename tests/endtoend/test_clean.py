@@ -1,0 +1,143 @@
+"""`assay clean` shows and removes what nothing needs, and nothing that a run may need."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import assay, complaint, tables_of
+
+from pipeline.lock import hold
+
+STAGES = {"embedding": {}, "probe": {}, "prediction": {}}
+
+
+@pytest.fixture(scope="module")
+def finished(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds a small finished run and its YAML; to be copied."""
+    folder = tmp_path_factory.mktemp("clean")
+    assay("run", write_config(folder, n_examples=48, n_queries=8, stages=STAGES))
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run, and an empty folder of maps."""
+    monkeypatch.setenv("ASSAY_MAPS", str(tmp_path / "maps"))
+    shutil.copytree(finished, tmp_path / "here")
+    return tmp_path / "here" / "run"
+
+
+def again(run: Path, *settings: str) -> str:
+    """Runs the copy; what it says."""
+    given = [part for setting in (f"run={run}", *settings) for part in ("--set", setting)]
+    return " ".join(assay("run", run.parent / "given.yaml", *given).stderr.split())
+
+
+def cleaned(*arguments: object) -> dict[str, list[str]]:
+    """Names of the leftovers, by kind."""
+    found = json.loads(assay("clean", *arguments, "--json").stdout)
+    kinds: dict[str, list[str]] = {}
+    for item in found["items"]:
+        assert item["bytes"] >= 0
+        kinds.setdefault(item["kind"], []).append(Path(item["path"]).name)
+    return kinds
+
+
+def files(store: Path) -> set[str]:
+    return {
+        path.name for path in store.rglob("*") if path.is_file() and path.parent.name != ".runs"
+    }
+
+
+def test_a_finished_run_has_no_leftovers(run: Path) -> None:
+    before = tables_of(run / "store")
+    assert cleaned(run, "--remove") == {}
+    assert tables_of(run / "store") == before
+    assert "0 tasks to do" in again(run)
+
+
+def test_files_of_kills_and_maps_are_shown_and_then_removed(run: Path, tmp_path: Path) -> None:
+    left = [
+        run / ".run.json.0a.tmp",
+        run / ".catalog.duckdb.0a.tmp.wal",
+        run / "store/embedding/.0123.parquet.0a.tmp",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    for name in ("0123456789abcdef", ".0123456789abcdef.0a.tmp"):
+        (tmp_path / "maps" / name).mkdir(parents=True)
+        (tmp_path / "maps" / name / "ids.npy").write_bytes(b"some bytes")
+        os.utime(tmp_path / "maps" / name, (0, 0))
+    before = tables_of(run / "store")
+    wanted = {
+        "temporary": sorted(path.name for path in left),
+        "map": [".0123456789abcdef.0a.tmp", "0123456789abcdef"],
+    }
+    assert {k: sorted(v) for k, v in cleaned(run).items()} == wanted
+    assert all(path.exists() for path in left)
+    shown = assay("clean", run).stdout
+    assert "5 leftovers, 32 bytes" in shown
+    assert "Nothing was removed" in shown
+    assert {k: sorted(v) for k, v in cleaned(run, "--remove").items()} == wanted
+    assert not any(path.exists() for path in left)
+    assert list((tmp_path / "maps").iterdir()) == []
+    assert tables_of(run / "store") == before
+
+
+def test_tables_of_an_earlier_configuration_are_orphans(run: Path) -> None:
+    first = files(run / "store")
+    again(run, "model.max_length=16")
+    second = files(run / "store") - first
+    assert second
+    again(run)
+    assert set(cleaned(run)["orphan"]) == second
+    cleaned(run, "--remove")
+    assert files(run / "store") == first
+    assert "0 tasks to do" in again(run)
+
+
+def test_runs_that_share_a_store_keep_their_tables(run: Path, tmp_path: Path) -> None:
+    """One lies in the store's own folder, one is elsewhere and known by its note."""
+    other = tmp_path / "elsewhere"
+    first = files(run / "store")
+    again(run, f"run={other}", f"store={run}/store", "model.max_length=16")
+    of_other = files(run / "store") - first
+    assert of_other
+    for place in (run, run / "store", other):
+        assert "orphan" not in cleaned(place, "--remove")
+    shutil.rmtree(other)
+    assert cleaned(run, "--remove") == {}
+    forgotten = cleaned(run, "--forget", other, "--remove")["orphan"]
+    assert of_other <= set(forgotten)
+    assert files(run / "store") == first
+    assert cleaned(run) == {}
+
+
+def test_a_store_that_knows_no_run_is_told_its_runs(run: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(run / "store", bare)
+    assert "Name its runs with --run" in assay("clean", bare, "--remove").stdout
+    assert tables_of(bare) == tables_of(run / "store")
+    assert cleaned(bare, "--run", run, "--remove") == {}
+
+
+def test_beside_a_driver_what_is_younger_than_it_stays(run: Path) -> None:
+    old, young = run / ".old.0a.tmp", run / ".young.0a.tmp"
+    old.write_text("")
+    os.utime(old, (0, 0))
+    with hold(run):
+        time.sleep(0.01)
+        young.write_text("")
+        os.utime(young, (time.time() + 2, time.time() + 2))
+        assert cleaned(run, "--remove") == {"temporary": [old.name]}
+        said = assay("clean", run).stdout
+    assert f"is being worked on by process {os.getpid()} on " in said
+    assert young.exists()
+
+
+def test_a_place_that_is_no_run_and_no_store_is_refused(tmp_path: Path) -> None:
+    assert "found neither a run.json nor tables" in complaint("clean", tmp_path)
