@@ -40,7 +40,7 @@ def catalog(tmp_path: Path) -> Any:
 
     def build(store: Store, *entries: Entry) -> duckdb.DuckDBPyConnection:
         build_catalog(tmp_path / "catalog.duckdb", entries, store, "run", {"example": "train"})
-        opened.append(open_catalog(tmp_path / "catalog.duckdb", store))
+        opened.append(open_catalog(tmp_path / "catalog.duckdb"))
         return opened[-1]
 
     yield build
@@ -135,12 +135,12 @@ def test_a_catalog_that_is_replaced_while_it_is_opened_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that is not is refused: another try would find the same file."""
-    path, whole, store = tmp_path / "catalog.duckdb", tmp_path / "whole", Store(str(tmp_path))
+    path, whole = tmp_path / "catalog.duckdb", tmp_path / "whole"
     duckdb.connect(str(whole)).close()
     path.write_bytes(b"half of two catalogs")
     with pytest.raises(CorruptError, match="found a file that DuckDB cannot open"):
-        open_catalog(path, store)
+        open_catalog(path)
     found: list[Any] = [Failing(path, whole), duckdb.connect()]
     monkeypatch.setattr("storage.views.duckdb.connect", lambda: found.pop(0))
-    open_catalog(path, store).close()
+    open_catalog(path).close()
     assert found == []
