@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.open_run import OpenedRun, open_run
 from pipeline.results import Answer, Rows
+from storage.credentials import masked
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress
@@ -38,6 +39,7 @@ __all__ = [
     "select",
     "sql",
     "status",
+    "verify",
 ]
 
 AnyRun = OpenedRun | str | Path
@@ -80,8 +82,12 @@ def run(
         pipeline.errors.RunError: the run cannot be planned, or a task failed.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
+    from pipeline.folder import mended_config
     from pipeline.run import execute_run
 
+    changed = mended_config(Path(config)) if not isinstance(config, Mapping) else None
+    if changed is not None and progress is not None:
+        progress.say(changed)
     configured = _read(config, overrides)
     with _log_in(configured.run):
         return OpenedRun(execute_run(configured, progress, waits=wait))
@@ -93,6 +99,14 @@ def status(run: AnyRun) -> Answer:
     from pipeline.summary import print_status
 
     return Answer(run_status(_folder(run)), print_status)
+
+
+def verify(run: AnyRun, repair: bool = False, progress: "Progress | None" = None) -> Answer:
+    """What is damaged among the files of a run, and removed; see `pipeline.verify.verify_run`."""
+    from pipeline.summary import print_verified
+    from pipeline.verify import verify_run
+
+    return Answer(verify_run(_folder(run), repair, progress), print_verified)
 
 
 def clean(
@@ -220,7 +234,7 @@ def _log_in(run: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        logger.info("stopped by %s: %s", type(error).__name__, error)
+        logger.info("stopped by %s: %s", type(error).__name__, masked(str(error)))
         raise
     finally:
         logger.removeHandler(handler)

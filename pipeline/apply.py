@@ -9,7 +9,7 @@ from pipeline.folder import RunFolder
 from pipeline.open_run import OpenedRun
 from pipeline.progress import Progress
 from pipeline.run import execute_run
-from storage.table import write_whole
+from storage.files import write_whole
 
 
 def apply_review(

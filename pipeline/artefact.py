@@ -16,6 +16,7 @@ answer another question, say because the classes are others.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 from pipeline.config import stage_name
@@ -24,7 +25,10 @@ from pipeline.errors import ConfigFileError, RunError
 from pipeline.node import Node, Task, shards_of
 from pipeline.settings import Run
 from storage.manifest import Manifest
+from storage.schema import FileError
 from storage.table import Store
+
+LOG = logging.getLogger(__name__)
 
 
 def choose_artefact(
@@ -64,7 +68,8 @@ def choose_artefact(
         if key == fresh.tasks[0].key:
             return fresh, None
         labels = str(requested["labels"])
-        if key not in store.shard_keys(table):
+        listed = store.has_manifest(table, _pinned(node, key, labels).manifest_key(table))
+        if key not in store.shard_keys(table) and not listed:
             raise RunError(
                 f"artefacts.{node.instance}: found no artefact {key} in {store.url}, expected the "
                 f"one this run was pinned to (fitted on labels {labels}). Use the store that holds "
@@ -114,9 +119,10 @@ def _labels_of(
     """
     table = node.stage.writes[0].name
     manifest_key = _pinned(node, key, "").manifest_key(table)
-    if key not in store.shard_keys(table) or not store.has_manifest(table, manifest_key):
+    # Where the shard is gone, the manifest says what it was fitted on, and it is fitted again.
+    manifest = _readable(store, table, manifest_key)
+    if manifest is None:
         return None
-    manifest = store.read_manifest(table, manifest_key)
     made_by = (manifest.stage, manifest.version, dict(manifest.fields))
     if made_by != (stage_name(node.stage), node.stage.version, dict(node.fields)):
         return None
@@ -135,17 +141,28 @@ def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:
 
     Corrected labels have; `fitted_on` is the manifest key of the artefact's labels.
     """
-    if not store.has_manifest("label", fitted_on):
+    manifest = _readable(store, "label", fitted_on)
+    if manifest is None:
         return False
-    before, now = store.read_manifest("label", fitted_on).details, corpus.tables["label"].details
+    before, now = manifest.details, corpus.tables["label"].details
     return all(before.get(name) == now.get(name) for name in ("classes", "column", "flip_labels"))
+
+
+def _readable(store: Store, table: str, key: str) -> Manifest | None:
+    """A manifest; None where it is not in the store, or damaged."""
+    try:
+        return store.read_manifest(table, key) if store.has_manifest(table, key) else None
+    except FileError as error:
+        LOG.warning("left out: %s", error)
+        return None
 
 
 def _overlap(manifest: Manifest, read: str, keys: set[str], table: str, store: Store) -> float:
     """Share of the artefact's rows in the table `read` that lie in the corpus's shards `keys`."""
     key = manifest.inputs.get(read)
-    if key is None or not store.has_manifest(table, key):
+    before = _readable(store, table, key) if key is not None else None
+    if before is None:
         return 0.0
-    shards = [s for s in store.read_manifest(table, key).shards if s.role != "query"]
+    shards = [s for s in before.shards if s.role != "query"]
     rows = sum(s.rows for s in shards)
     return sum(s.rows for s in shards if s.key in keys) / rows if rows else 0.0

@@ -19,6 +19,7 @@ from pipeline.model_check import NOTES as NOTES_OF_MODELS
 from pipeline.store_users import NOTES, User, user_in, users
 from storage import leftovers
 from storage.leftovers import Found
+from storage.schema import FileError
 from storage.table import Store
 
 DAY_S = 86_400.0
@@ -152,17 +153,25 @@ class _Cleaning:
                 # What is known of a model is of no run, and stays.
                 continue
             if table == NOTES:
-                note = self._store.read_note(NOTES, stem) or {}
+                note = _note(self._store, NOTES, stem)
                 is_orphan = note.get("path") in self._forgotten
             elif table.startswith("."):
                 is_orphan = False  # a note that serves any run, such as on a model that was checked
             elif table == NOTE_OF_CORPUS:
-                named = self._store.read_note(table, stem) or {}
-                is_orphan = needed.isdisjoint(f"{key}.json" for key in named.values())
+                keys = [k for k in _note(self._store, table, stem).values() if isinstance(k, str)]
+                is_orphan = not keys or not {f"{key}.json" for key in keys} <= needed
             else:
                 is_orphan = name not in needed
             if is_orphan:
                 yield "orphan", found
+
+
+def _note(store: Store, table: str, name: str) -> Mapping[str, Any]:
+    """A note of the store; nothing where it is gone or damaged."""
+    try:
+        return store.read_note(table, name) or {}
+    except FileError:
+        return {}
 
 
 def _place(place: str | None) -> tuple[RunFolder | None, Store | None]:

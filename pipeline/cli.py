@@ -19,6 +19,7 @@ from pipeline.errors import told
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from stages.corpus.cells import is_broken, show
+from storage.credentials import masked
 
 
 class Assay(click.Group):
@@ -55,7 +56,7 @@ class Assay(click.Group):
             code = report.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
-            click.echo(f"assay: {told(error) or error}", err=True)
+            click.echo(f"assay: {masked(told(error) or str(error))}", err=True)
             sys.exit(code)
 
     def _stop(self) -> NoReturn:
@@ -167,6 +168,23 @@ def clean(
     Example: assay clean runs/quickstart --remove
     """
     report.print_leftovers(api.clean(place, runs, forget, remove), is_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Remove what is damaged: `assay run` makes it again.")
+@as_json
+def verify(run: Path, repair: bool, is_json: bool) -> None:
+    """Compare every file of a run with what was written, and every key with its inputs.
+
+    Exits with 1 where a file is damaged.
+
+    Example: assay verify runs/quickstart --repair
+    """
+    with Screen() as screen:
+        found = api.verify(run, repair, screen)
+    report.print_verified(found, is_json)
+    sys.exit(1 if found["damaged"] and not repair else 0)
 
 
 @main.command()

@@ -24,6 +24,7 @@ from stages.catalogue import load, load_metric, metric_names, stage_names
 from stages.corpus.source import local
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
+from storage.credentials import refuse_secrets
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -49,6 +50,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
             f"{path}: found a file that cannot be read ({error}), expected YAML in UTF-8. "
             "Name a YAML file."
         ) from error
+    return parse_text(text, str(path), overrides)
+
+
+def parse_text(text: str, path: str, overrides: Sequence[str] = ()) -> Run:
+    """The run that the text of the YAML at `path` describes; see `read_config`.
+
+    Raises:
+        ConfigFileError: the text or an override cannot be used; the message names the place.
+    """
     try:
         raw = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
@@ -64,7 +74,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     for override in overrides:
         _override(raw, override)
     overridden = tuple(override.partition("=")[0] for override in overrides)
-    return parse_config(raw, str(path), os.path.dirname(local(str(path))), overridden)
+    return parse_config(raw, path, os.path.dirname(local(path)), overridden)
 
 
 def read_mapping(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run:
@@ -319,6 +329,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _placed(run: Run, inputs: Inputs) -> Run:
     """The run with absolute paths: outputs from the working directory, inputs from the YAML's."""
     store = run.store
+    sources = {"corpus": run.corpus, "queries": run.queries}
+    named = {f"{key}.path": source.path for key, source in sources.items() if source is not None}
+    for key, url in {"run": run.run, "store": store, **named}.items():
+        refuse_secrets(str(url), key)
     return dataclasses.replace(
         run,
         run=local(run.run),

@@ -7,9 +7,11 @@ Runs in the driver: it is bound by reading one source, and holds the text of the
 and its vectors where it has some.
 """
 
+import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +25,11 @@ from stages.corpus.load import fingerprint
 from stages.corpus.source import LABELLED
 from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.manifest import Manifest, ShardRecord, digest
-from storage.schema import TableSpec
+from storage.schema import FileError, TableSpec
 from storage.shards import content_hash, cut
 from storage.table import Store
 
+LOG = logging.getLogger(__name__)
 CORPUS = {
     spec.name: spec
     for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED, ingest.FEATURES)
@@ -34,6 +37,8 @@ CORPUS = {
 SOMETIMES = frozenset({ingest.FEATURES.name})
 """Tables that only some corpora have."""
 INGEST_VERSION = 3
+NOTES = "ingest"
+"""Folder of the store with a note of every reading of a corpus: the manifests that it gave."""
 EARLIER_CUTS = 20
 """Earlier readings of a corpus whose cuts into shards are tried."""
 
@@ -79,12 +84,17 @@ class Corpus:
 
 
 def read_corpus(
-    run: Run, store: Store, is_dry: bool = False, readers: Readers | None = None
+    run: Run,
+    store: Store,
+    is_dry: bool = False,
+    readers: Readers | None = None,
+    look: Callable[[Mapping[str, Manifest]], None] = lambda _: None,
 ) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
 
     Rows that one of `readers` refuses are rejected with its reason. Where nothing is refused, the
-    keys are those of the corpus without readers.
+    keys are those of the corpus without readers. `look` is shown the tables of an earlier reading
+    of the same sources, before they are used; what it raises ends the reading.
 
     Raises:
         stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
@@ -98,13 +108,11 @@ def read_corpus(
     refusals = readers.refusals if readers is not None and refuses else None
     read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
     name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
-    known = store.read_note("ingest", name)
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
-    if known is not None and all(store.has_manifest(t, known.get(t, "")) for t in wanted):
-        notices = tuple(known.get("notices", ()))
-        corpus = Corpus({t: store.read_manifest(t, known[t]) for t in wanted}, notices)
-        if all({s.key for s in m.shards} <= store.shard_keys(t) for t, m in corpus.tables.items()):
-            return corpus
+    known, notices = _known(store, name, wanted, is_dry)
+    look(known)
+    if set(known) == set(wanted) and all(_lies_whole(m, store) for m in known.values()):
+        return Corpus(known, notices)
     examples = ingest.read(run.corpus, "example", refusals=refusals, keeps_absent=keeps_absent)
     read: list[tuple[Role, Any]] = [("example", examples)]
     if run.queries is not None:
@@ -122,7 +130,8 @@ def read_corpus(
             "extra": [part.columns],
             "features": [],
         }
-        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"])
+        before = _cut_before(known.values(), role, store)
+        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"], before)
         for index, rows in enumerate(cuts):
             for table, cells in ingest.tables(rows).items():
                 writer.add(CORPUS[table], role, index, cells, salts[table])
@@ -147,7 +156,7 @@ def read_corpus(
     notices = tuple(notice for _, part in read for notice in part.notices)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note("ingest", name, {**keys, "notices": notices})
+        store.write_note(NOTES, name, {**keys, "notices": notices})
     return Corpus(manifests, notices)
 
 
@@ -156,6 +165,56 @@ def _has_own_outputs(run: Run) -> bool:
     models = [run.model, *(stage.model_ref for stage in run.stages.values())]
     kinds = [model.kind for model in models if model is not None]
     return any(kind.has_class_outputs and not kind.is_fitted for kind in kinds)
+
+
+def _known(
+    store: Store, name: str, wanted: list[str], is_dry: bool
+) -> tuple[dict[str, Manifest], tuple[str, ...]]:
+    """The manifests that an earlier reading of the same sources gave, and its notices.
+
+    Those that are still there.
+
+    Raises:
+        storage.schema.CorruptError: one is damaged, and the reading is not dry.
+    """
+    found: dict[str, Manifest] = {}
+    note: dict[str, Any] = {}
+    try:
+        note = store.read_note(NOTES, name) or {}
+        for table in wanted:
+            if store.has_manifest(table, str(note.get(table))):
+                found[table] = store.read_manifest(table, note[table])
+    except FileError:
+        if not is_dry:
+            raise
+    return found, tuple(note.get("notices", ()))
+
+
+def _lies_whole(manifest: Manifest, store: Store) -> bool:
+    """Whether all shards lie in the store, with the sizes that they were written with."""
+    sizes = store.sizes(manifest.table)
+    return all(sizes.get(f"{s.key}.parquet") == s.bytes for s in manifest.shards)
+
+
+def _cut_before(manifests: Iterable[Manifest], role: str, store: Store) -> list[np.ndarray] | None:
+    """The ids of every shard of an earlier reading of the same sources, by any table that is whole.
+
+    None where there was none, or a shard is damaged in all of its tables.
+    """
+    by_index: dict[int, list[tuple[str, ShardRecord]]] = {}
+    for manifest in manifests:
+        for shard in manifest.shards:
+            if shard.role == role:
+                by_index.setdefault(shard.index, []).append((manifest.table, shard))
+    cuts = []
+    for index in sorted(by_index):
+        for table, shard in by_index[index]:
+            with contextlib.suppress(FileError):
+                cuts.append(store.read_shard(table, shard.key, ["id"], shard)["id"].to_numpy())
+                break
+        else:
+            return None
+    return cuts or None
 
 
 def _check_same_kind(run: Run) -> None:
@@ -214,11 +273,20 @@ class _Writer:
             record = ShardRecord(
                 key, role, index, rows.num_rows, rows.nbytes, "", None, None, length
             )
-        elif key in self.present[spec.name]:
-            record = self.store.record_of(spec, key, role, index)
         else:
-            record = self.store.write_shard(spec, key, role, index, rows)
+            stored = self._stored(spec, key, role, index)
+            record = stored or self.store.write_shard(spec, key, role, index, rows)
         self.records[spec.name].append(record)
+
+    def _stored(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord | None:
+        """The record of a shard that lies in the store; None where it does not, or is damaged."""
+        if key not in self.present[spec.name]:
+            return None
+        try:
+            return self.store.record_of(spec, key, role, index)
+        except FileError as error:
+            LOG.warning("written again: %s", error)
+            return None
 
     def manifest(self, table: str, shard_size: int, details: Mapping[str, Any]) -> Manifest:
         """The manifest of a table over the shards that were added."""
@@ -235,26 +303,42 @@ class _Writer:
 
 
 def _cut(
-    rows: pa.Table, role: str, shard_size: int, store: Store, salt: list[Any]
+    rows: pa.Table,
+    role: str,
+    shard_size: int,
+    store: Store,
+    salt: list[Any],
+    before: list[np.ndarray] | None,
 ) -> Iterator[pa.Table]:
-    """The rows of each shard, cut as in the earlier reading of which most rows can be reused."""
+    """The rows of each shard, cut as in the earlier reading of which most rows can be reused.
+
+    `before` holds the ids of the shards of an earlier reading of the same sources, which is it.
+    """
     ids = rows["id"].to_numpy()
+    if before is not None:
+        for positions in cut(ids, before, shard_size):
+            yield rows.take(pa.array(np.asarray(positions)))
+        return
     best = cut(ids, [], shard_size)
     most = 0
     ids_of: dict[str, np.ndarray] = {}
     text = ingest.TEXT.name
     texts = rows.select(ingest.TEXT.schema.names)
     present = store.shard_keys(text)
-    for key in reversed(store.manifest_keys(text)[-EARLIER_CUTS:]):
-        manifest = store.read_manifest(text, key)
+    for manifest in store.earlier_manifests(text, EARLIER_CUTS):
         if manifest.fields.get("shard_size") != shard_size:
             continue
         shards = [s for s in manifest.shards if s.role == role]
         if not {s.key for s in shards} <= present:
             continue
-        for shard in shards:
-            if shard.key not in ids_of:
-                ids_of[shard.key] = store.read_shard(text, shard.key, ["id"])["id"].to_numpy()
+        try:
+            for shard in shards:
+                if shard.key not in ids_of:
+                    found = store.read_shard(text, shard.key, ["id"], shard)
+                    ids_of[shard.key] = found["id"].to_numpy()
+        except FileError as error:
+            LOG.warning("left out: %s", error)
+            continue
         again = cut(ids, [ids_of[shard.key] for shard in shards], shard_size)
         hashes = {digest([content_hash(texts.take(positions)), salt]) for positions in again}
         same = sum(shard.rows for shard in shards if shard.key in hashes)

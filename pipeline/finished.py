@@ -37,6 +37,10 @@ class Finished:
         """
         return self.store.read_manifest(table, self._key(instance, table))
 
+    def has(self, instance: str, table: str) -> bool:
+        """Whether the run names a table of an instance, whole or not."""
+        return table in self._tables.get(instance, {})
+
     def corpus(self, table: str) -> Manifest:
         """The manifest of a table of the corpus."""
         return self.manifest(CORPUS_INSTANCE, table)

@@ -1,23 +1,30 @@
 """The folder of a run: the resolved YAML, the catalog and the record of its tables.
 
 <run>/config.yaml        resolved; `assay run` on it repeats the run
-<run>/run.json           run id, and for every table its shards and, once whole, its manifest
+<run>/run.json           run id, for every table its shards and, once whole, its manifest, and the
+                         resolved YAML once more: of the two, each stands in for the other
 <run>/catalog.duckdb     views over the tables that are whole
 <run>/assay.log          the log of its executions
+<run>/summary.json       what `assay run` shows at its end, where the store is an object store
 <run>/store/             the tables, unless `store:` says elsewhere
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import read_config
+import yaml
+
+from pipeline.config import parse_text, read_config
 from pipeline.errors import RunFolderError
 from pipeline.settings import Run
-from storage.table import Store, write_whole
-from storage.views import Entry, build_catalog
+from storage.files import write_whole
+from storage.manifest import open_sealed, sealed_json
+from storage.table import Store
+from storage.views import Entry, build_catalog, content_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class RunFolder:
             RunFolderError: the folder holds no run, or its record cannot be read.
         """
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record = open_sealed(self.record.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunFolderError(
                 f"{self.path}: found no run.json, expected the folder of a run. "
@@ -56,31 +63,63 @@ class RunFolder:
             ) from error
         except ValueError as error:
             raise RunFolderError(
-                f"{self.record}: found text that is not JSON ({error}), expected a run's record. "
-                "Delete the file and run again: nothing that is stored is computed twice."
+                f"{self.record}: found a damaged file ({error}), expected a run's record as it was "
+                f"written. Run `assay run {self.config}` again: it writes the record anew, and "
+                "nothing that is stored is computed twice."
             ) from error
         wanted = {"run_id", "path", "store", "splits", "tables"}
-        if not isinstance(record, dict) or not wanted <= set(record):
+        if not wanted <= set(record):
             raise RunFolderError(
                 f"{self.record}: found other keys than {', '.join(sorted(wanted))}, expected a "
-                "run's record. Delete the file and run again: nothing that is stored is computed "
-                "twice."
+                f"run's record. Run `assay run {self.config}` again: it writes the record anew, "
+                "and nothing that is stored is computed twice."
             )
         return record
 
     def read_run(self) -> Run:
-        """The resolved configuration, with the folder's present place as `run`.
+        """The resolved configuration of the last execution, with the folder's place as `run`.
 
         Raises:
-            RunFolderError: the folder holds no config.yaml.
-            ConfigFileError: the file cannot be used.
+            RunFolderError: the folder holds no run.
+            ConfigFileError: neither the record nor the YAML can be used.
         """
+        overrides = [f"run={json.dumps(str(self.path), ensure_ascii=False)}"]
+        text = self._recorded_config()
+        if text is not None:
+            return parse_text(text, str(self.config), overrides)
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path}: found no config.yaml, expected the folder of a run. "
                 "Name the `run:` of a configuration that `assay run` has been given."
             )
-        return read_config(self.config, [f"run={json.dumps(str(self.path), ensure_ascii=False)}"])
+        return read_config(self.config, overrides)
+
+    def _recorded_config(self) -> str | None:
+        """The resolved YAML as the record has it; None where the record has none."""
+        try:
+            text = self.read_record().get("config")
+        except RunFolderError:
+            return None
+        return str(text) if text is not None else None
+
+    def faults(self) -> dict[Path, str]:
+        """The files of the folder that are not as the run left them, and what is wrong."""
+        found = {}
+        record, text = self.read_record(), self._recorded_config()
+        if text is not None and _content(self.config) != text.encode():
+            found[self.config] = "other content than the run wrote, which run.json has, too"
+        sha256 = record.get("catalog", {}).get("sha256")
+        if sha256 is not None and _sha256(self.catalog) != sha256:
+            found[self.catalog] = "other bytes than the run wrote"
+        return found
+
+    def mend(self, store: Store) -> None:
+        """Removes a damaged catalog, and writes config.yaml again from the record."""
+        for file in self.faults():
+            if file == self.catalog:
+                file.unlink(missing_ok=True)
+            elif (text := self._recorded_config()) is not None:
+                replace_file(file, text)
 
     def store(self) -> Store:
         """The store of the run's tables; one inside the folder moves with the folder."""
@@ -89,28 +128,102 @@ class RunFolder:
 
     def entries(self, store: Store) -> list[Entry]:
         """The tables that are whole, each with its manifest."""
+        return self._entries(self.read_record(), store)
+
+    def _entries(self, record: Mapping[str, Any], store: Store) -> list[Entry]:
         return [
             Entry(instance, store.read_manifest(table, state["manifest"]))
-            for instance, tables in self.read_record()["tables"].items()
+            for instance, tables in record["tables"].items()
             for table, state in tables.items()
             if state["manifest"]
         ]
 
-    def rebuild_catalog(self) -> None:
-        """Builds the catalog over the tables that are whole; records where the folder lies."""
-        record, store = self.read_record(), self.store()
-        entries = self.entries(store)
-        build_catalog(self.catalog, entries, store, record["run_id"], record["splits"])
-        if record["path"] != str(self.path):
-            self.write_record({**record, "path": str(self.path)})
+    def rebuild_catalog(
+        self, store: Store | None = None, record: dict[str, Any] | None = None
+    ) -> None:
+        """Builds the catalog over the tables that are whole; records it, and where the folder lies.
+
+        One that was built over the same tables, and not touched since, stays. `record` takes the
+        place of the folder's record, and is completed and written.
+
+        Raises:
+            storage.schema.FileError: a manifest or shard is gone or damaged.
+        """
+        record = record if record is not None else self.read_record()
+        store = store or self.store()
+        entries = self._entries(record, store)
+        wanted = content_of(entries, store, record["run_id"], record["splits"])
+        last = record.get("catalog", {})
+        if last.get("of") != wanted or last.get("sha256") != _sha256(self.catalog):
+            build_catalog(self.catalog, entries, store, record["run_id"], record["splits"])
+            record["catalog"] = {"of": wanted, "sha256": _sha256(self.catalog)}
+        record["path"] = str(self.path)
+        self.write_record(record)
+
+    def kept_summary(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The summary that `keep_summary` kept; None where it is of another state, or damaged."""
+        try:
+            kept = open_sealed(self._summary.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return kept["summary"] if kept["of"] == self._state_of(record) else None
+
+    def keep_summary(self, record: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Keeps the summary of the state of the run that `record` describes."""
+        kept = {"of": self._state_of(record), "summary": summary}
+        replace_file(self._summary, sealed_json(kept))
+
+    @property
+    def _summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def _state_of(self, record: Mapping[str, Any]) -> list[Any]:
+        """What decides a summary: the catalog's content, and where the folder lies."""
+        return [record.get("catalog", {}).get("of"), str(self.path)]
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replaces `run.json` by `record`, whole or not at all."""
-        replace_file(self.record, json.dumps(record, indent=1) + "\n")
+        replace_file(self.record, sealed_json(record))
 
 
 def replace_file(path: Path, text: str) -> None:
     """Writes `text` to `path`, unless the file holds it already."""
     data = text.encode()
-    if not path.exists() or path.read_bytes() != data:
+    if _content(path) != data:
         write_whole(path, data)
+
+
+def mended_config(path: Path) -> str | None:
+    """A sentence about the config.yaml of a run, where it is not as the run wrote it; else None.
+
+    Where it cannot be read as YAML, it is written again from the run's record.
+    """
+    folder = RunFolder(path.parent)
+    text = folder._recorded_config() if path.name == folder.config.name else None
+    if text is None or _content(path) == text.encode():
+        return None
+    try:
+        is_yaml = isinstance(yaml.safe_load(_content(path) or b""), dict)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        is_yaml = False
+    if is_yaml:
+        return f"{path} was changed since the run wrote it: it counts as it is now"
+    replace_file(path, text)
+    return f"{path} was damaged: it is written again as run.json has it"
+
+
+def _content(path: Path) -> bytes | None:
+    """What a file holds; None where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _sha256(path: Path) -> str | None:
+    """The hash of a file; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None

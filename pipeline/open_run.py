@@ -38,11 +38,15 @@ class OpenedRun:
     def __init__(self, folder: "RunFolder"):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
         from storage import views
+        from storage.catalog_files import CatalogFiles
 
         self.folder = folder
         self._views = views
         self.record = folder.read_record()
-        self._connection = views.open_catalog(folder.catalog, folder.store())
+        self._connection = views.open_catalog(folder.catalog)
+        self._store = folder.store()
+        self._files = CatalogFiles(self._connection, self._store)
+        self._files.serve()
 
     def __repr__(self) -> str:
         views = self.views()
@@ -71,7 +75,14 @@ class OpenedRun:
 
         Raises:
             storage.schema.StorageError: DuckDB refuses the statement.
+            storage.schema.FileError: a file that it reads is damaged (`storage.catalog_files`).
         """
+        self._files.check(self._files.tables_read(statement))
+        return Rows(self._views.query(self._connection, statement))
+
+    def _decided(self, statement: str) -> Rows:
+        """The rows of a statement that something is decided by: all files are hashed."""
+        self._files.check(self._files.tables_read(statement), most_bytes=None)
         return Rows(self._views.query(self._connection, statement))
 
     def files(self, view: str, method: str | None = None) -> list[str]:
@@ -99,7 +110,8 @@ class OpenedRun:
             f'SELECT instance AS method FROM provenance.manifest WHERE "table" = {quoted(table)}'
         )
         instance = self._choice(f"({writers})", "method", method)
-        return files_of(self._connection, self.folder.store(), table, instance)
+        self._files.check([table])
+        return files_of(self._connection, self._store, table, instance)
 
     def require(self, view: str, stage: str) -> None:
         """Raises unless `view` has rows, naming the stage to add.
@@ -153,7 +165,7 @@ class OpenedRun:
         keep = "" if top is not None else "AND i.is_label_issue"
         pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
         pair = "e.text_b, " if pairs else ""
-        return self.sql(
+        return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
                 FROM label_issues AS i JOIN examples AS e USING (example_id)
@@ -202,7 +214,7 @@ class OpenedRun:
         instance = self._choice(view, "method", method)
         total = self._count("examples")
         count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
-        return self.sql(
+        return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
                        row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
                 FROM {view} AS v JOIN examples AS e USING (example_id)
@@ -298,16 +310,24 @@ class OpenedRun:
         from pipeline.source_rows import source_rows
         from storage.export import write_rows
 
-        names = ", ".join(map(named, dict.fromkeys(["example_id", *columns])))
+        chosen = f"SELECT {', '.join(map(named, dict.fromkeys(['example_id', *columns])))}"
         results = self._views.to_arrow(
-            self._views.query(self._connection, f"SELECT {names} FROM ({inner})")
+            self._views.query(self._connection, f"{chosen} FROM ({inner})")
         )
-        store = self.folder.store()
         keys = self.sql(
             "SELECT \"table\", manifest FROM provenance.manifest WHERE stage = 'ingest'"
         ).fetchall()
-        corpus = {table: store.read_manifest(table, key) for table, key in keys}
-        return write_rows(source_rows(store, corpus, results, columns), path)
+        corpus = {table: self._store.read_manifest(table, key) for table, key in keys}
+        return write_rows(source_rows(self._store, corpus, results, columns), path)
+
+    def kept_summary(self) -> dict[str, Any] | None:
+        """The summary of this state of the run, where an earlier command kept it."""
+        return None if self._store.is_local else self.folder.kept_summary(self.record)
+
+    def keep_summary(self, summary: dict[str, Any]) -> None:
+        """Keeps the summary of a run over an object store for later commands."""
+        if not self._store.is_local:
+            self.folder.keep_summary(self.record, summary)
 
     def _count(self, rows: str) -> int:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])

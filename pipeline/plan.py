@@ -2,7 +2,7 @@
 
 The order follows from the tables that stages read and write. Keys follow from keys
 (`storage.manifest`), so the whole plan is known before anything is computed, and tasks whose shards
-are in the store already are marked as done.
+are in the store already, with the sizes that their manifest lists, are marked as done.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from pipeline.settings import Run
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Merges, Part, Stage
+from storage.damage import Claim, Examination
 from storage.manifest import Recipe, digest, table_key
 from storage.table import Store
 
@@ -105,12 +106,12 @@ def make_plan(
         check_rounds(instance, reads, planned)
         fields = row_fields(stage, fingerprints, stages, corpus.has_chats)
         node = Node(instance, stage, reads, fields, (), _input_keys(reads, planned, corpus))
-        node = dataclasses.replace(node, tasks=_tasks(node, planned, corpus))
+        node = dataclasses.replace(node, tasks=tasks_of(node, planned, corpus))
         if stage.is_kept:
             last = (last_artefacts or {}).get(instance)
             node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
-        present = [store.shard_keys(spec.name) for spec in stage.writes]
+        present = [_whole_shards(node, spec.name, store) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
         if isinstance(stage, Merges):
             done = not_needed(node.tasks, set(done))
@@ -118,6 +119,13 @@ def make_plan(
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
     return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
+
+
+def _whole_shards(node: Node, table: str, store: Store) -> set[str]:
+    """Keys of the shards of a table that lie in the store, by their sizes whole."""
+    claim = Claim(table, node.manifest_key(table), tuple(task.key for task in node.tasks))
+    damaged = {damage.name for damage in Examination(store, 0).of(claim)}
+    return {key for key in store.shard_keys(table) if f"{key}.parquet" not in damaged}
 
 
 def sources(instance: str, stages: Mapping[str, Stage]) -> dict[str, tuple[str, str]]:
@@ -183,7 +191,7 @@ def _input_keys(
     }
 
 
-def _tasks(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Task, ...]:
+def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[Task, ...]:
     """The tasks of a node: one for the whole, for each round, or for each shard that it works on.
 
     A task's key follows from the keys of the shards or whole tables that it reads.

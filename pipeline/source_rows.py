@@ -74,7 +74,7 @@ def _rows(store: Store, manifest: Manifest, ids: pa.Array) -> pa.Table:
     parts = []
     for shard in manifest.shards:
         if shard.role == "example":
-            rows = store.read_shard(manifest.table, shard.key)
+            rows = store.read_shard(manifest.table, shard.key, listed=shard)
             parts.append(rows.filter(pc.is_in(rows["id"], value_set=ids)))
     rows = pa.concat_tables([part for part in parts if part.num_rows] or parts[:1])
     return rows.take(pc.index_in(ids, value_set=rows["id"].combine_chunks()))

@@ -15,7 +15,8 @@ def run_status(path: Path) -> dict[str, Any]:
     Keys: run_id, path, store, catalog, is_whole, is_catalog_rebuilt, driver (pid, host and since of
     the process that works on the run now, or None), and tables, each with its instance, table,
     shards (how many it needs), done (how many are written) and is_whole. Rebuilds the catalog when
-    the folder has been moved or the catalog is gone, unless a driver is at work, which does that.
+    the folder has been moved or the catalog is gone or damaged, unless a driver is at work, which
+    does that.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run, or its store is gone.
@@ -26,8 +27,8 @@ def run_status(path: Path) -> dict[str, Any]:
     if store.is_local and not Path(store.root).exists():
         raise RunFolderError(
             f"{folder.path}: found no store at {store.root}, expected the tables of this run. "
-            "Move the store back (it may lie in another run's folder that was moved), or correct "
-            f"`store` in {folder.record}."
+            "Move the store back (it may lie in another run's folder that was moved), or run "
+            f"`assay run {folder.config} --set store=...` with its new place."
         )
     tables = []
     for instance, states in record["tables"].items():
@@ -43,11 +44,12 @@ def run_status(path: Path) -> dict[str, Any]:
                 }
             )
     driver = driver_of(folder.path)
-    is_stale = record["path"] != str(folder.path) or not folder.catalog.exists()
+    is_damaged = not folder.catalog.exists() or folder.catalog in folder.faults()
+    is_stale = record["path"] != str(folder.path) or is_damaged
     is_rebuilt = is_stale and driver is None
     if is_rebuilt:
         with hold(folder.path):
-            folder.rebuild_catalog()
+            folder.rebuild_catalog(store)
     return {
         "run_id": record["run_id"],
         "path": str(folder.path),

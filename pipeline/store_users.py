@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from storage.manifest import digest
+from storage.schema import FileError
 from storage.table import Store
 
 NOTES = ".runs"
@@ -54,7 +55,10 @@ def users(store: Store, notes: list[str]) -> list[User]:
     """The runs that the store's notes name (by their keys), and the one whose folder it lies in."""
     found = []
     for key in notes:
-        note = store.read_note(NOTES, key)
+        try:
+            note = store.read_note(NOTES, key)
+        except FileError:
+            note = None
         if note is None or not {"path", "host", "tables"} <= set(note):
             raise RunFolderError(
                 f"{store.path(NOTES, key)}.json: found no note of a run, expected which tables a "

@@ -73,6 +73,28 @@ def print_leftovers(found: Mapping[str, Any], is_json: bool) -> None:
         show("Nothing was removed; --remove does.")
 
 
+def print_verified(found: Mapping[str, Any], is_json: bool) -> None:
+    """Prints the damaged files of a run, or that there are none."""
+    if is_json:
+        click.echo(json.dumps(found))
+        return
+    damaged = found["damaged"]
+    if not damaged:
+        show(f"{found['n_files']} files of {found['run_id']} are as they were written")
+        return
+    show(table(["file", "found"], [[row["file"], row["found"]] for row in damaged]))
+    config = _shell_path(f"{found['run']}/config.yaml")
+    show(
+        f"{len(damaged)} of {found['n_files']} files are damaged"
+        + (
+            f", and removed: `{_command()} run {config}` computes them again"
+            if found["is_repaired"]
+            else f": `{_command()} verify {_shell_path(found['run'])} --repair` removes them, and "
+            f"`{_command()} run {config}` computes them again"
+        )
+    )
+
+
 def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     """Prints what a run would compute, reuse and cost: a row per stage, and the sums."""
     if is_json:
@@ -194,7 +216,18 @@ def _shell_path(path: str) -> str:
 
 
 def summarize(run: Any) -> dict[str, Any]:
-    """The main results of a run as plain values; a key is empty where its stage did not run."""
+    """The main results of a run as plain values; a key is empty where its stage did not run.
+
+    Those of a run over an object store are kept in its folder: to ask again reads every shard.
+    """
+    kept: dict[str, Any] | None = run.kept_summary()
+    if kept is None:
+        kept = _summary(run)
+        run.keep_summary(kept)
+    return kept
+
+
+def _summary(run: Any) -> dict[str, Any]:
     views = set(run.views())
     count = _fetch(run.sql("SELECT count(*) FROM examples"))[0][0]
     summary: dict[str, Any] = {

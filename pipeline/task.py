@@ -1,5 +1,8 @@
 """One task of a stage: read the tables that its part needs, compute rows, write shards.
 
+All bytes that a task reads are compared with the hashes in the manifests of its inputs: a task
+computes with what was written, or fails and names the file.
+
 The same code runs in the driver and in Ray workers. A task is given names and keys and returns
 records of shards; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
@@ -59,13 +62,13 @@ class StoredInputs:
                 s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
             ]
             if of_part:
-                return self._part_shard(manifest.table, of_part[0].key)
+                return self._part_shard(manifest.table, of_part[0])
         if self._split == "query" and role == "query":
             of_part = [
                 s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)
             ]
             if of_part:
-                return self._part_shard(manifest.table, of_part[0].key)
+                return self._part_shard(manifest.table, of_part[0])
         return self._store.read_table(manifest, role)
 
     def vectors(self, name: str, role: Role) -> Vectors:
@@ -85,14 +88,15 @@ class StoredInputs:
         """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
         return self._manifest(name).details
 
-    def _part_shard(self, table: str, key: str) -> pa.Table:
+    def _part_shard(self, table: str, shard: ShardRecord) -> pa.Table:
         """A shard of the part at work, read once: `compute` and `details` may both ask for it."""
         if self._part_read != self.part:
             self._part_shards, self._part_read = {}, self.part
         # Tables that one task wrote have shards of one key.
-        if (table, key) not in self._part_shards:
-            self._part_shards[table, key] = self._store.read_shard(table, key)
-        return self._part_shards[table, key]
+        key = (table, shard.key)
+        if key not in self._part_shards:
+            self._part_shards[key] = self._store.read_shard(table, shard.key, listed=shard)
+        return self._part_shards[key]
 
     def _manifest(self, name: str) -> Manifest:
         """The manifest of the table that the stage reads as `name`, read once."""
@@ -109,12 +113,13 @@ class Worker:
         self._job: Job | None = None
         self._inputs: StoredInputs | None = None
         self._store: Store | None = None
+        self._store_url: str | None = None
 
     def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
         """The records of the shards with the part's rows, one a table; computes and writes them."""
         if self._job != job or self._inputs is None or self._store is None:
             set_threads(job.threads)
-            self._store = Store(job.store_url)
+            self._store = self._store_at(job.store_url)
             self._inputs = StoredInputs(job.inputs, job.stage.split, self._store)
             self._inputs.opened = job.stage.open(self._inputs)
             self._job = job
@@ -135,7 +140,7 @@ class Worker:
         The stage opens nothing for it: the model that computed the parts is not loaded.
         """
         set_threads(job.threads)
-        store = Store(job.store_url)
+        store = self._store = self._store_at(job.store_url)
         rows: dict[str, list[pa.Table]] = {}
         facts: dict[str, dict[str, Any]] = {}
         for spec in job.stage.writes:
@@ -151,6 +156,16 @@ class Worker:
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])
             for spec in job.stage.writes
         ]
+
+    def _store_at(self, url: str) -> Store:
+        """The store at `url`, with what it knows of the files that the last job read.
+
+        Its listing is taken anew: what the run has written since is in it.
+        """
+        if self._store is None or self._store_url != url:
+            self._store, self._store_url = Store(url), url
+        self._store.refresh()
+        return self._store
 
 
 def gathered(

@@ -194,7 +194,8 @@ class Stage(ABC):
     a field."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
-    was fitted on are corrected or rows are appended."""
+    was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.
+    """
 
     def __init_subclass__(cls, contract: bool = False) -> None:
         """Refuses a class with a public name that no contract knows, or without version or split.

@@ -15,6 +15,8 @@ from typing import Any
 from storage.schema import CorruptError, TableSpec
 
 FORMAT_VERSION = 1
+HEALS = "Run `assay verify RUN --repair`, then `assay run` again: it computes that file again."
+"""What to do about a damaged file of a store."""
 
 
 def digest(value: Any) -> str:
@@ -93,8 +95,8 @@ class Manifest:
         return dtypes.pop() if dtypes else None
 
     def to_json(self) -> str:
-        """The manifest as the text of its file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+        """The manifest as the text of its file, with its seal."""
+        return sealed_json(dataclasses.asdict(self), is_sorted=True)
 
 
 @dataclass(frozen=True)
@@ -129,24 +131,53 @@ def table_key(table: str, shards: Sequence[tuple[str, int, str]]) -> str:
     return digest([table, [list(shard) for shard in shards]])
 
 
-def parse_manifest(text: str, url: str) -> Manifest:
-    """The manifest that the file at `url` holds as `text`.
+def sealed_json(value: Mapping[str, Any], is_sorted: bool = False) -> str:
+    """The JSON object `value` as the text of a file, with a digest of all else under `seal`."""
+    return json.dumps({**value, "seal": _seal(value)}, indent=1, sort_keys=is_sorted) + "\n"
+
+
+def open_sealed(text: str | bytes) -> dict[str, Any]:
+    """The JSON object of a file, without its seal; one of before there were seals as it is.
 
     Raises:
-        CorruptError: the text is no manifest, or one of another format.
+        ValueError: the text is no JSON object, or not the one that was sealed.
     """
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}")
+    seal = value.pop("seal", None)
+    if seal is not None and seal != _seal(value):
+        raise ValueError("other content than was written")
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_manifest(text: str | bytes, url: str, table: str, key: str) -> Manifest:
+    """The manifest `key` of `table`, which the file at `url` holds as `text`.
+
+    Raises:
+        CorruptError: the text is not what was written as this manifest, or has another format.
+    """
+    file = (table, f"{key}.json")
     try:
-        raw = json.loads(text)
+        raw = open_sealed(text)
         version = raw.get("format_version")
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION and "format_version" in raw:
             raise CorruptError(
                 f"{url}: found manifest format {version}, expected {FORMAT_VERSION}. "
                 "Use the version of assay that wrote it, or run again with an empty store."
             )
         shards = tuple(ShardRecord(**shard) for shard in raw.pop("shards"))
-        return Manifest(shards=shards, **raw)
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        manifest = Manifest(shards=shards, **raw)
+        if (manifest.table, manifest.key) != (table, key):
+            raise ValueError(f"the manifest {manifest.table} {manifest.key}")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CorruptError(
-            f"{url}: found {error}, expected the JSON of a manifest. "
-            "Delete the file; the next run writes it again."
+            f"{url}: found {error}, expected the JSON of this manifest as it was written. {HEALS}",
+            file,
         ) from error
+    return manifest

@@ -9,8 +9,9 @@ Errors of this room:
 
     StorageError
       SchemaError       the rows do not have the declared columns, key or finite values
-      MissingError      a shard, manifest, run or catalog that should be there is not
-      CorruptError      a file is there and cannot be read as what it should be
+      FileError
+        MissingError    a shard, manifest, run or catalog that should be there is not
+        CorruptError    a file is there and does not hold what was written
 """
 
 from dataclasses import dataclass
@@ -32,12 +33,24 @@ class SchemaError(StorageError):
     """Rows do not have the columns, the key or the finite values that their table declares."""
 
 
-class MissingError(StorageError):
+class FileError(StorageError):
+    """A file of a store is gone or damaged; `file` is its table and name, where it has these."""
+
+    def __init__(self, message: str, file: tuple[str, str] | None = None):
+        super().__init__(message)
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors of tasks come back from other processes.
+        return type(self), (str(self), self.file)
+
+
+class MissingError(FileError):
     """A shard, manifest, run or catalog that should exist does not."""
 
 
-class CorruptError(StorageError):
-    """A file exists but cannot be read as what its name says it is."""
+class CorruptError(FileError):
+    """A file exists but its content is not what was written, or not what its name says it is."""
 
 
 @dataclass(frozen=True)

@@ -3,73 +3,84 @@
     <store>/<table>/<shard key>.parquet
     <store>/<table>/<manifest key>.json
 
-A store is a local folder or a URL that fsspec knows (`s3://`, `gs://`). Nothing is overwritten: on
-a local disk a file is written under a temporary name and renamed; on an object store the object
-appears whole. Two writers of one key write the same bytes, so whoever comes last does no harm.
+A store is a local folder or a URL that fsspec knows (`s3://`, `gs://`). Nothing is overwritten, but
+for a file that is proven damaged: on a local disk a file is written under a temporary name and
+renamed; on an object store the object appears whole. Two writers of one key write the same bytes,
+so whoever comes last does no harm.
+
+All bytes that are read are checked: those of a shard against the hash in its manifest, or against
+the seal that it carries (`storage.shard_file`), those of a manifest against its own seal and key.
 """
 
-import hashlib
-import io
-import json
+import logging
 import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from storage.manifest import Manifest, ShardRecord, parse_manifest
-from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
+from storage import shard_file
+from storage.files import Files
+from storage.listing import File
+from storage.manifest import Manifest, ShardRecord, open_sealed, parse_manifest, sealed_json
+from storage.schema import CorruptError, MissingError, SchemaError, TableSpec
 
-DETAILS = b"assay.details"
+LOG = logging.getLogger(__name__)
+_CHECKED: dict[tuple[str, str | None], tuple[int, ...]] = {}
+"""Local shards that this process has checked, with the state of the file at that time."""
 
 
 class Store:
-    """A folder or URL that holds the shards and manifests of tables."""
+    """A folder or URL that holds the shards and manifests of tables, for one command's length."""
 
     def __init__(self, url: str):
         """Opens the store at `url`, a folder or an fsspec URL; creates nothing.
 
         Raises:
-            StorageError: no file system is known for the URL's protocol.
+            StorageError: no file system is known for the URL's protocol, or it holds credentials.
         """
-        try:
-            # A listing kept in this process would hide what other processes write.
-            self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StorageError(
-                f"store {url}: found no file system for it ({error}), expected a folder, s3:// or "
-                "gs://. Correct `store:`, or install the extra (pip install -e '.[s3]' or '.[gs]')."
-            ) from error
-        self.is_local = "file" in _protocols(self.fs)
-        self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
-        self.url = self.root if self.is_local else url.rstrip("/")
+        self._files = Files(url)
+        self.fs, self.is_local = self._files.fs, self._files.is_local
+        self.root, self.url = self._files.root, self._files.url
+        self._manifests: dict[tuple[str, str], Manifest] = {}
+        self._listed_records: dict[str, dict[str, ShardRecord]] = {}
+
+    def refresh(self) -> None:
+        """Forgets the listings, so that what other processes wrote is seen."""
+        self._files.refresh()
+        self._listed_records = {}
 
     def path(self, table: str, name: str) -> str:
         """Path of a file of `table` as this store's file system knows it."""
-        return f"{self.root}/{table}/{name}"
+        return self._files.path(table, name)
 
     def absolute_url(self, table: str, key: str) -> str:
         """Path or URL under which DuckDB reads the shard `key` of `table`."""
         path = self.path(table, f"{key}.parquet")
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
+    def sizes(self, table: str) -> dict[str, int]:
+        """Bytes of every file of `table` by its name, from one listing."""
+        return {name: file.bytes for name, file in self._files.of(table).items()}
+
     def shard_keys(self, table: str) -> set[str]:
         """Keys of the shards of `table` that lie in the store, from one listing."""
-        return {name[: -len(".parquet")] for name in self._names(table) if _is_shard(name)}
+        names = self._files.of(table)
+        return {name[: -len(".parquet")] for name in names if name.endswith(".parquet")}
 
     def manifest_keys(self, table: str) -> list[str]:
         """Keys of the manifests of `table`, oldest first."""
-        folder = f"{self.root}/{table}"
-        if not self.fs.isdir(folder):
-            return []
-        entries = [e for e in self.fs.ls(folder, detail=True) if e["name"].endswith(".json")]
-        entries.sort(key=lambda e: (str(e.get("mtime", e.get("LastModified", ""))), e["name"]))
-        return [e["name"].rsplit("/", 1)[-1][: -len(".json")] for e in entries]
+        found: list[tuple[str, File]] = list(self._files.of(table).items())
+        found.sort(key=lambda item: (item[1].written, item[0]))
+        return [name[: -len(".json")] for name, _ in found if name.endswith(".json")]
+
+    def earlier_manifests(self, table: str, most: int | None = None) -> Iterator[Manifest]:
+        """The manifests of `table`, newest first; one that is damaged is told of and left out."""
+        for key in self.manifest_keys(table)[::-1][:most]:
+            try:
+                yield self.read_manifest(table, key)
+            except (CorruptError, MissingError) as error:
+                LOG.warning("left out: %s", error)
 
     def write_shard(
         self,
@@ -86,164 +97,214 @@ class Store:
 
         Raises:
             SchemaError: the rows are not what the table declares.
+            StorageError: the file cannot be written.
         """
-        rows = spec.check(rows)
-        if details:
-            rows = rows.replace_schema_metadata({DETAILS: json.dumps(details, sort_keys=True)})
-        else:
-            rows = rows.replace_schema_metadata(None)
-        buffer = io.BytesIO()
-        # A dictionary of numbers that hardly repeat only takes room, up to a quarter of a shard.
-        plain = [f.name for f in rows.schema if not pa.types.is_nested(f.type)]
-        is_flat = len(plain) == len(rows.schema)
-        pq.write_table(
-            rows,
-            buffer,
-            compression="zstd",
-            store_schema=True,
-            use_dictionary=True if is_flat or spec.carries_columns else plain,
-        )
-        data = buffer.getvalue()
-        self._put(self.path(spec.name, f"{key}.parquet"), data)
-        return _record(spec, key, role, index, rows, data)
+        rows, data = shard_file.encode(spec, key, spec.check(rows), details)
+        self._put(spec.name, f"{key}.parquet", data)
+        return shard_file.record(spec, key, role, index, rows, data)
 
-    def read_shard(self, table: str, key: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one shard.
+    def read_shard(
+        self,
+        table: str,
+        key: str,
+        columns: Sequence[str] | None = None,
+        listed: ShardRecord | None = None,
+    ) -> pa.Table:
+        """Rows of one shard, whose bytes are checked.
+
+        Args:
+            table: The table.
+            key: The shard's key.
+            columns: Columns to read, by default all.
+            listed: What a manifest lists of the shard; without it the file's own seal counts.
 
         Raises:
             MissingError: the shard is not in the store.
-            CorruptError: the file is not Parquet.
+            CorruptError: the file does not hold what was written.
         """
-        rows = _parse_shard(self._get(table, f"{key}.parquet"), table, key, columns)
+        rows = shard_file.decode(self._shard(table, key, listed), table, key, columns)
         return rows.replace_schema_metadata(None)
 
     def read_whole_shard(self, table: str, key: str) -> tuple[pa.Table, dict[str, Any]]:
-        """Rows of one shard, and the facts that its writer recorded with it.
+        """Rows of one shard by its seal, and the facts that its writer recorded with it.
 
         Raises:
             MissingError: the shard is not in the store.
-            CorruptError: the file is not Parquet.
+            CorruptError: the file does not hold what was written.
         """
-        rows = _parse_shard(self._get(table, f"{key}.parquet"), table, key, None)
-        return rows.replace_schema_metadata(None), _details(rows)
+        rows = shard_file.decode(self._shard(table, key, None), table, key)
+        return rows.replace_schema_metadata(None), shard_file.details_of(rows)
 
     def record_of(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord:
-        """The record of a shard that lies in the store, read from its file."""
-        data = self._get(spec.name, f"{key}.parquet")
-        rows = _parse_shard(data, spec.name, key, None)
-        return _record(spec, key, role, index, rows, data)
+        """The record of a shard that lies in the store, read from its file, by its seal.
 
-    def write_manifest(self, manifest: Manifest) -> str:
+        Raises:
+            MissingError: the shard is not in the store.
+            CorruptError: the file does not hold what was written.
+        """
+        data = self._shard(spec.name, key, None)
+        rows = shard_file.decode(data, spec.name, key)
+        return shard_file.record(spec, key, role, index, rows, data)
+
+    def check_shard(self, table: str, key: str, listed: ShardRecord | None = None) -> None:
+        """Raises unless the bytes of a shard are those that were written.
+
+        Reads all of them, but of a local file that this process has checked and nobody has touched.
+
+        Raises:
+            MissingError: the shard is not in the store.
+            CorruptError: the file does not hold what was written.
+        """
+        state = _state(self.path(table, f"{key}.parquet")) if self.is_local else None
+        checked = (self.path(table, key), listed.sha256 if listed is not None else None)
+        if state is None or _CHECKED.get(checked) != state:
+            self._shard(table, key, listed)
+        if state is not None:
+            _CHECKED[checked] = state
+
+    def is_whole(self, table: str, key: str) -> bool:
+        """Whether a shard is there with a valid seal, whatever a manifest says of it."""
+        try:
+            return shard_file.has_valid_seal(self._files.read(table, f"{key}.parquet"), table, key)
+        except MissingError:
+            return False
+
+    def write_manifest(self, manifest: Manifest, replaces: bool = False) -> str:
         """Writes a manifest, after all of its shards; returns its key.
+
+        One that is there stays as it is, unless it is to be replaced, as its shards are others.
 
         Raises:
             SchemaError: shards disagree in the length or the value type of their vectors.
+            StorageError: the file cannot be written.
         """
         _check_alike(manifest)
-        path = self.path(manifest.table, f"{manifest.key}.json")
-        if not self.fs.exists(path):
-            self._put(path, manifest.to_json().encode())
+        if replaces or not self.has_manifest(manifest.table, manifest.key):
+            self._put(manifest.table, f"{manifest.key}.json", manifest.to_json().encode())
+            self._manifests[manifest.table, manifest.key] = manifest
         return manifest.key
 
     def has_manifest(self, table: str, key: str) -> bool:
-        """Whether the manifest `key` of `table` lies in the store."""
-        return bool(self.fs.exists(self.path(table, f"{key}.json")))
+        """Whether the manifest `key` of `table` lies in the store; on an object store as listed."""
+        if self.is_local:
+            return os.path.exists(self.path(table, f"{key}.json"))
+        return f"{key}.json" in self._files.of(table)
 
     def read_manifest(self, table: str, key: str) -> Manifest:
-        """The manifest `key` of `table`.
+        """The manifest `key` of `table`, which is read once.
 
         Raises:
             MissingError: it is not in the store.
-            CorruptError: the file is no manifest.
+            CorruptError: the file does not hold what was written.
         """
-        name = f"{key}.json"
-        return parse_manifest(self._get(table, name).decode(), self.path(table, name))
+        if (table, key) not in self._manifests:
+            name = f"{key}.json"
+            data = self._files.read(table, name)
+            found = parse_manifest(data, self.path(table, name), table, key)
+            self._manifests[table, key] = found
+        return self._manifests[table, key]
 
     def read_table(
         self, manifest: Manifest, role: str | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """All rows that `manifest` lists, of one role if given, in the order of its shards."""
+        """All rows that `manifest` lists, of one role if given, in the order of its shards.
+
+        Raises:
+            MissingError: a shard is not in the store.
+            CorruptError: a shard does not hold what the manifest lists.
+        """
+        table = manifest.table
+
+        def read(shard: ShardRecord) -> pa.Table:
+            return self.read_shard(table, shard.key, columns, shard)
+
         shards = [s for s in manifest.shards if role is None or s.role in ("", role)]
         if not shards:
             # A role without rows still has columns, and another role's shard knows them.
-            first = self.read_shard(manifest.table, manifest.shards[0].key, columns)
-            return first.slice(0, 0)
+            return read(manifest.shards[0]).slice(0, 0)
         # A shard without rows knows the declared columns only, not the length of its vectors.
-        shards = [s for s in shards if s.rows] or shards[:1]
-        return pa.concat_tables([self.read_shard(manifest.table, s.key, columns) for s in shards])
+        return pa.concat_tables(map(read, [s for s in shards if s.rows] or shards[:1]))
 
     def write_note(self, table: str, name: str, note: Mapping[str, Any]) -> None:
         """Writes a small JSON object, the note `name`, beside the shards of `table`."""
-        text = json.dumps(note, indent=1, sort_keys=True) + "\n"
-        self._put(self.path(table, f"{name}.json"), text.encode())
+        self._put(table, f"{name}.json", sealed_json(note).encode())
 
     def read_note(self, table: str, name: str) -> dict[str, Any] | None:
-        """The note `name` of `table`; None where the store has none, or it cannot be read."""
+        """The note `name` of `table`; None where the store has none.
+
+        Raises:
+            CorruptError: the file does not hold what was written.
+        """
         try:
-            note = json.loads(self._get(table, f"{name}.json"))
-        except (MissingError, ValueError):
+            return open_sealed(self._files.read(table, f"{name}.json"))
+        except MissingError:
             return None
-        return note if isinstance(note, dict) else None
-
-    def _names(self, table: str) -> Iterable[str]:
-        """Names of the files in the folder of a table."""
-        folder = f"{self.root}/{table}"
-        if not self.fs.isdir(folder):
-            return []
-        return [str(p).rsplit("/", 1)[-1] for p in self.fs.ls(folder, detail=False)]
-
-    def _get(self, table: str, name: str) -> bytes:
-        """The content of a file of a table."""
-        path = self.path(table, name)
-        try:
-            return bytes(self.fs.cat_file(path))
-        except FileNotFoundError as error:
-            raise MissingError(
-                f"{path}: found nothing there, expected a file of table {table}. "
-                "Run `assay run` again: it computes what is missing."
+        except ValueError as error:
+            raise CorruptError(
+                f"{self.path(table, name)}.json: found {error}, expected the note as it was "
+                "written. Run `assay run` again: it writes the note anew.",
+                (table, f"{name}.json"),
             ) from error
 
-    def _put(self, path: str, data: bytes) -> None:
-        """Writes a file, whole or not at all."""
-        if not self.is_local:
-            self.fs.pipe_file(path, data)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_whole(Path(path), data)
+    def checked_bytes(self, table: str, listed: ShardRecord) -> bytes:
+        """The bytes of a shard, which are those that a manifest lists.
+
+        Raises:
+            MissingError: the shard is not in the store.
+            CorruptError: the file does not hold what was written.
+        """
+        return self._shard(table, listed.key, listed)
+
+    def part(self, table: str, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a file of an object store."""
+        return self._files.read_part(table, name, start, stop)
+
+    def remove(self, table: str, name: str) -> None:
+        """Removes a file, which must be proven damaged; one that is gone is no error."""
+        self._manifests.pop((table, name.removesuffix(".json")), None)
+        self._files.remove(table, name)
+
+    def _put(self, table: str, name: str, data: bytes) -> None:
+        self._manifests.pop((table, name.removesuffix(".json")), None)
+        self._files.write(table, name, data)
+
+    def _shard(self, table: str, key: str, listed: ShardRecord | None) -> bytes:
+        """The checked bytes of a shard; see `check_shard` for what is raised."""
+        data = self._files.read(table, f"{key}.parquet")
+        try:
+            if listed is None and not shard_file.is_sealed(data):
+                listed = self._listed_anywhere(table, key)
+            if listed is not None:
+                shard_file.check_bytes(data, table, listed)
+            elif not shard_file.has_valid_seal(data, table, key):
+                raise shard_file.damaged(table, key, "that its seal does not fit")
+        except CorruptError:
+            # Nobody reads damaged bytes again without a look at the file.
+            self._files.drop(table, f"{key}.parquet")
+            raise
+        return data
+
+    def _listed_anywhere(self, table: str, key: str) -> ShardRecord:
+        """What any manifest of the table lists of a shard of before there were seals."""
+        if table not in self._listed_records:
+            manifests = list(self.earlier_manifests(table))
+            records = {s.key: s for manifest in manifests for s in manifest.shards}
+            self._listed_records[table] = records
+        try:
+            return self._listed_records[table][key]
+        except KeyError:
+            raise shard_file.damaged(
+                table, key, "without a seal, which no manifest lists"
+            ) from None
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, so that any reader sees all of it or the earlier file."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _state(path: str) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None where there is none."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    protocol = fs.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def _is_shard(name: str) -> bool:
-    return name.endswith(".parquet") and not name.startswith(".")
-
-
-def _parse_shard(data: bytes, table: str, key: str, columns: Sequence[str] | None) -> pa.Table:
-    """The rows in the bytes of a Parquet file."""
-    try:
-        return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
-    except pa.ArrowInvalid as error:
-        raise CorruptError(
-            f"{table}/{key}.parquet: found a file that is not Parquet ({error}), expected a whole "
-            "shard. Delete the file and run again: it is computed anew."
-        ) from error
+        stat = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _check_alike(manifest: Manifest) -> None:
@@ -259,30 +320,3 @@ def _check_alike(manifest: Manifest) -> None:
                 f"type. Delete both, {first.key}.parquet and {other.key}.parquet, and run again: "
                 "they are computed anew."
             )
-
-
-def _record(
-    spec: TableSpec, key: str, role: str, index: int, rows: pa.Table, data: bytes
-) -> ShardRecord:
-    """The record of a shard with these rows, whose file holds `data`."""
-    id_column = next((n for n in spec.key if n in ("id", "example_id", "query_id")), None)
-    ids = rows[id_column] if id_column and rows.num_rows else None
-    return ShardRecord(
-        key=key,
-        role=role,
-        index=index,
-        rows=rows.num_rows,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        smallest_id=pc.min(ids).as_py() if ids is not None else None,
-        largest_id=pc.max(ids).as_py() if ids is not None else None,
-        vector_length=spec.vector_length(rows.schema),
-        dtype=spec.dtype(rows.schema),
-        details=_details(rows),
-    )
-
-
-def _details(rows: pa.Table) -> dict[str, Any]:
-    """The facts in the metadata of a shard's file."""
-    details: dict[str, Any] = json.loads((rows.schema.metadata or {}).get(DETAILS, b"{}"))
-    return details

@@ -22,10 +22,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.catalog_files import serve
 from storage.export import new_file
-from storage.manifest import Manifest
+from storage.manifest import HEALS, Manifest, ShardRecord, digest
 from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
-from storage.sql import quoted
+from storage.sql import named, quoted
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
@@ -60,7 +61,11 @@ def build_catalog(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with duckdb.connect(str(temporary)) as connection:
-            _reach(connection, store)
+            if not store.is_local:
+                listed: dict[str, list[ShardRecord]] = {}
+                for entry in entries:
+                    listed.setdefault(entry.manifest.table, []).extend(entry.manifest.shards)
+                serve(connection, store, listed)
             _fill(connection, entries, store, run_id)
             _facts(connection, entries, store, splits)
             _views(connection, {entry.manifest.table for entry in entries})
@@ -77,8 +82,18 @@ def build_catalog(
             leftover.unlink(missing_ok=True)
 
 
-def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
-    """A read-only connection to the catalog at `path`, able to reach its store.
+def content_of(
+    entries: Sequence[Entry], store: Store, run_id: str, splits: Mapping[str, str]
+) -> str:
+    """Stands for all that a catalog is built from: the same for catalogs of the same content."""
+    manifests = [[entry.instance, _provenance(entry, run_id)] for entry in entries]
+    files = [*sorted(SQL.rglob("*.sql")), Path(__file__)]
+    sql = [file.read_text(encoding="utf-8") for file in files]
+    return digest([store.url, run_id, dict(splits), manifests, sql, duckdb.__version__])
+
+
+def open_catalog(path: Path) -> duckdb.DuckDBPyConnection:
+    """A read-only connection to the catalog at `path`.
 
     DuckDB opens a file for its header and again for the rest: where another catalog took its place
     in between, it is opened anew.
@@ -102,12 +117,11 @@ def open_catalog(path: Path, store: Store) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as error:
         connection.close()
         if path.exists() and path.stat().st_ino != inode:
-            return open_catalog(path, store)
+            return open_catalog(path)
         raise CorruptError(
             f"{path}: found a file that DuckDB cannot open ({error}), expected a catalog. "
-            "Delete it and rebuild it with `assay status`."
+            "Run `assay status` on the run's folder: it builds the catalog anew."
         ) from error
-    _reach(connection, store)
     return connection
 
 
@@ -137,7 +151,14 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
     Raises:
         StorageError: DuckDB fails while it reads them, at a value or at a damaged shard.
     """
+    # DuckDB makes Python's moments of time zones by a package that nothing else here needs.
+    columns = [
+        f"{named(name)}::VARCHAR AS {named(name)}" if "WITH TIME ZONE" in str(kind) else named(name)
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
     with explained():
+        if any("::VARCHAR" in column for column in columns):
+            relation = relation.project(", ".join(columns))
         return relation.fetchall()
 
 
@@ -198,14 +219,8 @@ def _stopped(error: duckdb.Error) -> StorageError:
     """The error of a statement that DuckDB could not finish."""
     return StorageError(
         f"sql: found a statement DuckDB refuses ({error}), expected one that fits the values. "
-        "Correct it; if a file of the store is named, delete that file and run again."
+        f"Correct it; if it names a file of the store, that is damaged. {HEALS}"
     )
-
-
-def _reach(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
-    """Lets DuckDB read files of a store that is no local folder."""
-    if not store.is_local:
-        connection.register_filesystem(store.fs)
 
 
 def _fill(
@@ -225,8 +240,7 @@ def _fill(
         except duckdb.Error as error:
             raise CorruptError(
                 f"{table}: found files that DuckDB cannot read ({str(error).splitlines()[0]}), "
-                "expected the shards that its manifest lists. Delete that file and the manifest "
-                "that lists it, and run again."
+                f"expected the shards that its manifest lists. {HEALS}"
             ) from error
     rows = [_provenance(entry, run_id) for entry in entries]
     _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
@@ -238,10 +252,14 @@ def _facts(
     store: Store,
     splits: Mapping[str, str],
 ) -> None:
-    """Creates small tables: the shard number of every file, the names of classes and splits."""
+    """Creates small tables: every file with its hash, shard numbers, names of classes, splits."""
     shards: dict[str, list[object]] = {FILE_COLUMN: [], "shard": []}
+    files: dict[tuple[str, str], dict[str, object]] = {}
     classes: list[str] = []
     for manifest in (entry.manifest for entry in entries):
+        for listed in manifest.shards:
+            of_file = {"key": listed.key, "bytes": listed.bytes, "sha256": listed.sha256}
+            files[manifest.table, listed.key] = {"table": manifest.table, **of_file}
         if manifest.table == "text":
             for shard in manifest.shards:
                 shards[FILE_COLUMN].append(store.absolute_url("text", shard.key))
@@ -250,6 +268,7 @@ def _facts(
             classes = list(manifest.details["classes"])
     schema = pa.schema([(FILE_COLUMN, pa.string()), ("shard", pa.int64())])
     _keep(connection, "shard", pa.table(shards, schema=schema))
+    _keep(connection, "file", pa.Table.from_pylist(list(files.values()), schema=FILES))
     labels = pa.array(range(len(classes)), pa.int64())
     _keep(
         connection,
@@ -307,6 +326,9 @@ def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) 
     return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
 
 
+FILES = pa.schema(
+    [("table", pa.string()), ("key", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())]
+)
 PROVENANCE = pa.schema(
     [
         ("run_id", pa.string()),

@@ -8,11 +8,15 @@ counts where it begins, though it may swallow the line end behind it.
 """
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from stages.stage import ModelError, RefusedRow
 
 Messages = list[dict[str, Any]]
+_PRIVATE = range(0xE000, 0xF8FF)
+"""Code points that stand for no character."""
 EXPECTED = "a conversation that the chat template can lay out"
 
 
@@ -95,18 +99,22 @@ def tokenise_chat(
             "expected a fast one because the corpus holds messages. Save tokenizer.json beside the "
             "weights."
         )
-    chat = lay_out(tokenizer, messages, tools)
-    # The template writes special tokens as text.
-    encoded = tokenizer(
-        chat.text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        split_special_tokens=False,
-        verbose=False,
-    )
+    chat, pieces = _told_apart(tokenizer, messages, tools)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for start, text, is_text in pieces:
+        encoded = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=is_text,
+            verbose=False,
+        )
+        ids += encoded["input_ids"]
+        offsets += [(first + start, last + start) for first, last in encoded["offset_mapping"]]
     marks = {token: mark.content for token, mark in tokenizer.added_tokens_decoder.items()}
     is_answer, reached = [], 0
-    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for token, (start, end) in zip(ids, offsets, strict=True):
         first, last = start, end
         if marks.get(token) == chat.text[start:end].strip():
             last = start + 1
@@ -116,7 +124,54 @@ def tokenise_chat(
             first = min(start, reached)
         is_answer.append(any(first < stop and last > begin for begin, stop in chat.answers))
         reached = max(reached, end)
-    return encoded["input_ids"], is_answer
+    return ids, is_answer
+
+
+def _told_apart(
+    tokenizer: Any, messages: Messages, tools: list[Any] | None
+) -> tuple[Chat, list[tuple[int, str, bool]]]:
+    """The conversation, and its pieces: start in it, characters, whether all of them are text.
+
+    The template writes special tokens as text. Those that a message spells out are text: private
+    characters around them say which these are, and are taken out of what the template writes.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = sorted((t.content for t in added if t.special), key=len, reverse=True)
+    spelt = re.compile("|".join(map(re.escape, special)) or "(?!)")
+    said = json.dumps([messages, tools], ensure_ascii=False)
+    if not spelt.search(said):
+        chat = lay_out(tokenizer, messages, tools)
+        return chat, [(0, chat.text, False)]
+    begin, end, *_ = (chr(c) for c in _PRIVATE if chr(c) not in said)
+    marked = _mapped(messages, lambda text: spelt.sub(rf"{begin}\g<0>{end}", text))
+    chat = lay_out(tokenizer, marked, tools)
+    # A template may cut a text between the characters: one without the other marks nothing.
+    marks = re.compile(f"{begin}({spelt.pattern}){end}|[{begin}{end}]")
+    pieces: list[tuple[int, str, bool]] = []
+    text, reached = "", 0
+    for mark in [*marks.finditer(chat.text), None]:
+        stop = len(chat.text) if mark is None else mark.start()
+        for piece, is_text in ((chat.text[reached:stop], False), (mark and mark[1], True)):
+            if piece:
+                pieces.append((len(text), piece, is_text))
+                text += piece
+        reached = len(chat.text) if mark is None else mark.end()
+
+    def moved(at: int) -> int:
+        return at - sum(chat.text.count(sign, 0, at) for sign in (begin, end))
+
+    return Chat(text, [(moved(start), moved(stop)) for start, stop in chat.answers]), pieces
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with all strings in it changed, but for keys and roles."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(inner, change) for inner in value]
+    if isinstance(value, dict):
+        return {k: v if k == "role" else _mapped(v, change) for k, v in value.items()}
+    return value
 
 
 def special_ids(tokenizer: Any) -> set[int]:

@@ -15,7 +15,9 @@ from pipeline.folder import RunFolder
 from pipeline.open_run import OpenedRun, rows_of
 from pipeline.settings import Run
 from stages.corpus.source import Source
+from storage.schema import StorageError
 from storage.table import Store
+from storage.views import fetch
 
 
 @pytest.mark.parametrize(
@@ -130,3 +132,54 @@ def test_a_view_that_is_not_there(tmp_path: Path) -> None:
         run.flag()
     with pytest.raises(RunError, match=r"found no view shapley.*Add `freeshap: \{\}`"):
         run.select(keep="1")
+
+
+def test_columns_of_any_name_are_carried_beside_those_of_the_views(tmp_path: Path) -> None:
+    names = [
+        "filename",
+        "FileName",
+        "assay_file",
+        "file_row_number",
+        "file_index",
+        "shard",
+        "rowid",
+    ]
+    table = pa.table(
+        {"text": ["a", "b"], "label": ["x", "y"], **{n: [f"{n} 0", f"{n} 1"] for n in names}}
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    run = opened(tmp_path, Source(str(tmp_path / "rows.parquet")))
+    rows = run.sql("SELECT filename, shard, source_assay_file FROM examples ORDER BY 1").fetchall()
+    assert rows == [("filename 0", 0, "assay_file 0"), ("filename 1", 0, "assay_file 1")]
+    run.write_corpus(tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == table.to_pylist()
+
+
+def test_moments_of_time_zones_can_be_looked_at(tmp_path: Path) -> None:
+    moment = pa.array([0, 1], pa.timestamp("us", "Europe/Berlin"))
+    table = pa.table({"text": ["a", "b"], "label": ["x", "y"], "moment": moment})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    run = opened(tmp_path, Source(str(tmp_path / "rows.parquet")))
+    assert fetch(run.sql("SELECT moment FROM examples ORDER BY 1"))[0][0].startswith("1970-01-01")
+    run.write_corpus(tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["moment"].equals(table["moment"])
+
+
+def test_a_corpus_of_an_earlier_version_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,x\nb,y\n")
+    run = opened(tmp_path, Source(str(tmp_path / "rows.csv")))
+    for manifest in tmp_path.rglob("extra/*.json"):
+        manifest.write_text(manifest.read_text().replace('"type": ', '"other": '))
+    with pytest.raises(
+        RunError, match=r"found a corpus that an earlier version.*expected.*Read it"
+    ):
+        run.write_corpus(tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "out.json", "out.txt"])
+def test_other_endings_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,x\nb,y\n")
+    run = opened(tmp_path, Source(str(tmp_path / "rows.csv")))
+    with pytest.raises(StorageError, match=r"found the ending .*expected .parquet.*Rename the out"):
+        run.write_corpus(tmp_path / name)

@@ -273,8 +273,11 @@ def test_the_probe_of_the_last_time_goes_before_that_of_the_same_labels(raw: Raw
     raw.pop("artefacts")
     assert probe_of(plan(raw, changed)) == second
     assert probe_of(again(raw, changed, first)) == first
-    # Gone from the store, it is fitted anew.
+    # Gone from the store, it is fitted again on what its manifest says, and else anew.
     (Path(store.root) / "probe" / f"{first}.parquet").unlink()
+    assert probe_of(again(raw, changed, first)) == first
+    for manifest in (Path(store.root) / "probe").glob("*.json"):
+        manifest.unlink()
     assert probe_of(again(raw, changed, first)) == second
 
 
@@ -294,6 +297,11 @@ def test_pins(raw: Raw) -> None:
     with pytest.raises(RunError, match=r"other classes.*refit"):
         plan(raw, corpus({"label:0": "x"}, classes=["c", "d"]))
     (Path(store.root) / "probe" / f"{key}.parquet").unlink()
+    # What it was fitted on is in its manifest: it can be fitted on just that again.
+    (again,) = (node for node in plan(raw, changed).nodes if node.instance == "probe")
+    assert [task.key for task in again.missing] == [key]
+    for manifest in (Path(store.root) / "probe").glob("*.json"):
+        manifest.unlink()
     with pytest.raises(RunError, match=rf"no artefact {key}.*probe: refit"):
         plan(raw, changed)
     raw["artefacts"] = {"probe": "keep"}

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from storage.files import write_whole
 from storage.manifest import Manifest, Recipe, table_key
 from storage.schema import CorruptError, MissingError, SchemaError, StorageError, TableSpec
-from storage.table import Store, write_whole
+from storage.table import Store
 
 SPEC = TableSpec("t", pa.schema([("id", pa.int64()), ("x", pa.float64())]), ("id",))
 VECTOR = TableSpec(
@@ -159,10 +160,13 @@ def test_missing_and_broken_files_are_named(tmp_path):
         store.read_shard("t", "gone")
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "bad.parquet").write_bytes(b"no parquet")
-    with pytest.raises(CorruptError, match="found a file that is not Parquet"):
+    with pytest.raises(CorruptError, match="found a file without a seal, which no manifest lists"):
         store.read_shard("t", "bad")
     (tmp_path / "t" / "bad.json").write_text("{")
-    with pytest.raises(CorruptError, match="expected the JSON of a manifest. Delete the file"):
+    with pytest.raises(
+        CorruptError,
+        match="the JSON of this manifest as it was written. Run `assay",
+    ):
         store.read_manifest("t", "bad")
     (tmp_path / "t" / "new.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(CorruptError, match="found manifest format 99, expected 1"):

@@ -13,7 +13,7 @@ from stages.tables import DIAGNOSTICS
 from storage.manifest import Manifest
 from storage.schema import CorruptError
 from storage.table import Store
-from storage.views import Entry, build_catalog, open_catalog
+from storage.views import Entry, build_catalog, fetch, open_catalog
 
 
 def entry(store: Store, spec: Any, instance: str, *shards: pa.Table) -> Entry:
@@ -40,7 +40,7 @@ def catalog(tmp_path: Path) -> Any:
 
     def build(store: Store, *entries: Entry) -> duckdb.DuckDBPyConnection:
         build_catalog(tmp_path / "catalog.duckdb", entries, store, "run", {"example": "train"})
-        opened.append(open_catalog(tmp_path / "catalog.duckdb", store))
+        opened.append(open_catalog(tmp_path / "catalog.duckdb"))
         return opened[-1]
 
     yield build
@@ -71,6 +71,14 @@ def test_instances_with_vectors_of_two_types_share_a_view(tmp_path: Path, catalo
     assert found.execute(product).fetchall() == [(3 + 1.5 * 3.5 + 2 * 4,)]
     dtypes = found.execute("SELECT instance, dtype, vector_length FROM runs ORDER BY 1").fetchall()
     assert dtypes == [("half", "float16", 3), ("single", "float32", 3)]
+
+
+def test_moments_of_a_time_zone_are_shown_without_another_package() -> None:
+    moment = "TIMESTAMPTZ '2024-01-02 03:04:05+01'"
+    rows = fetch(duckdb.sql(f'SELECT 7 AS n, {moment} AS "a ""b", [{moment}] AS c'))
+    assert rows[0][0] == 7
+    assert "2024-01-02" in rows[0][1]
+    assert "2024-01-02" in str(rows[0][2])
 
 
 def diagnostics(role: str, norms: list[float | None], start: int) -> pa.Table:
@@ -127,12 +135,12 @@ def test_a_catalog_that_is_replaced_while_it_is_opened_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that is not is refused: another try would find the same file."""
-    path, whole, store = tmp_path / "catalog.duckdb", tmp_path / "whole", Store(str(tmp_path))
+    path, whole = tmp_path / "catalog.duckdb", tmp_path / "whole"
     duckdb.connect(str(whole)).close()
     path.write_bytes(b"half of two catalogs")
     with pytest.raises(CorruptError, match="found a file that DuckDB cannot open"):
-        open_catalog(path, store)
+        open_catalog(path)
     found: list[Any] = [Failing(path, whole), duckdb.connect()]
     monkeypatch.setattr("storage.views.duckdb.connect", lambda: found.pop(0))
-    open_catalog(path, store).close()
+    open_catalog(path).close()
     assert found == []

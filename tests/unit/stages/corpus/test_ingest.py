@@ -466,3 +466,20 @@ def test_content_hash_does_not_depend_on_its_block() -> None:
     table = pa.table({"id": range(70000)})
     chunks = pa.concat_tables([table.slice(0, 65000), table.slice(65000)])
     assert content_hash(chunks) == content_hash(table)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.date32(), pa.timestamp("us", "Mars/Olympus"), pa.time64("ns"), pa.timestamp("us")]
+)
+def test_content_hash_of_values_that_python_has_not(kind: pa.DataType) -> None:
+    def table(*counts: int) -> pa.Table:
+        width = pa.int32() if kind.bit_width == 32 else pa.int64()
+        return pa.table({"x": pa.array(counts, width).view(kind)})
+
+    far = 2**30 if kind.bit_width == 32 else 2**46
+    first = table(far, 5)
+    assert content_hash(pa.concat_tables([first.slice(0, 1), first.slice(1)])) == content_hash(
+        first
+    )
+    assert content_hash(table(far, 5)) == content_hash(first)
+    assert content_hash(table(far, 6)) != content_hash(first)

@@ -208,7 +208,7 @@ def test_tools_stand_beside_their_conversation(tmp_path: Path) -> None:
     stored = [text and json.loads(text) for text in corpus.rows["text_b"].to_pylist()]
     assert stored == [[TOOL], [TOOL], None, None, None, None]
     assert reasons(corpus) == dict.fromkeys((6, 7, 8), "tools are not a list of functions")
-    assert {"name": "tools", "stored": "tools"} in corpus.columns
+    assert ("tools", "tools") in [(c["name"], c["stored"]) for c in corpus.columns]
     without = completions(jsonl(tmp_path / "b.jsonl", [{"messages": talk}]))
     assert without.rows["text_b"].to_pylist() == [None]
 

@@ -195,3 +195,29 @@ def test_a_tokenizer_needs_a_template_and_offsets() -> None:
 
     with pytest.raises(ModelError, match="without character offsets .Slow., expected a fast one"):
         tokenise_chat(Slow(), turns)
+
+
+@pytest.mark.parametrize("kind", sorted(TALKING))
+def test_special_tokens_that_a_message_spells_out_are_text(kind: str) -> None:
+    """Only those that the template writes are tokens, and the answers are where they are."""
+    made = tokenizer(kind)
+    opening, closing, asks = TEMPLATES["marks"]
+    made.chat_template = template(opening, closing, asks)
+    spelt = made.all_special_tokens[0]
+    plain = [("user", "so good"), ("assistant", "no film")]
+    by_user = [("user", f"so {spelt} good"), plain[1]]
+    by_both = [by_user[0], ("assistant", f"no {spelt} film")]
+    ids, answers = {}, {}
+    for name, turns in (("plain", plain), ("user", by_user), ("both", by_both)):
+        ids[name], is_answer = tokenise_chat(made, messages(turns))
+        answers[name] = [i for i, said in zip(ids[name], is_answer, strict=True) if said]
+        assert lay_out(made, messages(turns)).text == laid_out(TEMPLATES["marks"], turns)[0]
+    special = set(made.all_special_ids) - {made.unk_token_id}
+    written = {name: [i for i in row if i in special] for name, row in ids.items()}
+    assert written["plain"] == written["user"] == written["both"]
+    assert len(ids["plain"]) < len(ids["user"]) < len(ids["both"])
+    assert answers["plain"] == answers["user"]
+    if kind.startswith("bytes"):
+        said = "".join(made.convert_ids_to_tokens(answers["both"])).replace("\u0120", " ")
+        assert said == f"no {spelt} film</s>"
+    assert len(answers["both"]) - len(answers["user"]) == len(ids["both"]) - len(ids["user"])

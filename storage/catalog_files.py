@@ -1,0 +1,116 @@
+"""The files behind the views of an open catalog, which are checked before their rows are shown."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import duckdb
+
+from storage.files import KEPT_BYTES
+from storage.manifest import HEALS, ShardRecord
+from storage.schema import CorruptError, MissingError
+from storage.served import ServedFiles
+from storage.table import Store
+
+HASHED_BYTES = 1 << 30
+"""Of the files that a statement reads, this much is hashed; of all of them the size is compared."""
+
+
+class CatalogFiles:
+    """The shards that a catalog lists, by table, with the size and hash of each."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store):
+        """Reads the list of files; a catalog without one is asked for its manifests."""
+        self._connection, self._store = connection, store
+        self.by_table: dict[str, list[ShardRecord]] = {}
+        try:
+            rows = connection.execute(
+                'SELECT "table", key, bytes, sha256 FROM provenance.file ORDER BY ALL'
+            ).fetchall()
+            for table, key, n_bytes, sha256 in rows:
+                listed = ShardRecord(key, "", 0, 0, n_bytes, sha256, None, None)
+                self.by_table.setdefault(table, []).append(listed)
+        except duckdb.CatalogException:
+            rows = connection.execute(
+                'SELECT DISTINCT "table", manifest FROM provenance.manifest ORDER BY ALL'
+            ).fetchall()
+            for table, key in rows:
+                shards = store.read_manifest(table, key).shards
+                self.by_table.setdefault(table, []).extend(shards)
+
+    def serve(self) -> None:
+        """Lets DuckDB read the shards where the store is no local folder."""
+        if not self._store.is_local:
+            serve(self._connection, self._store, self.by_table)
+
+    def tables_read(self, statement: str) -> list[str]:
+        """Names of the tables that the views named in a statement read, or that it names itself."""
+        views = {
+            str(name): str(text)
+            for name, text in self._connection.execute(
+                "SELECT view_name, sql FROM duckdb_views() "
+                "WHERE NOT internal AND schema_name = 'main'"
+            ).fetchall()
+        }
+        texts, seen = [statement], set[str]()
+        for text in texts:  # grows by the texts of the views that are named
+            words = set(re.findall(r"\w+", text.lower()))
+            new = {name for name in views if name.lower() in words} - seen
+            seen |= new
+            texts += [views[name] for name in sorted(new)]
+        named = re.findall(r'\btables"?\s*\.\s*"?(\w+)', "\n".join(texts))
+        return [table for table in self.by_table if table in {name.lower() for name in named}]
+
+    def check(self, tables: Iterable[str], most_bytes: int | None = HASHED_BYTES) -> None:
+        """Raises unless the files of some tables are those that were written.
+
+        Sizes are compared first, then at most `most_bytes` are hashed, all where it is None. Of an
+        object store DuckDB gets its bytes checked in any case, but for large shards.
+
+        Raises:
+            storage.schema.MissingError: a shard is gone.
+            storage.schema.CorruptError: a shard does not hold what was written.
+        """
+        listed = [(table, shard) for table in tables for shard in self.by_table.get(table, ())]
+        if self._store.is_local:
+            for table, shard in listed:
+                self._check_size(table, shard)
+        else:
+            # What is read here is kept for DuckDB, which can only say of an error what it was.
+            is_kept = sum(shard.bytes for _, shard in listed) <= KEPT_BYTES
+            listed = listed if is_kept or most_bytes is None else []
+        left = most_bytes
+        for table, shard in listed:
+            if left is not None:
+                left -= shard.bytes
+                if left < 0:
+                    break
+            self._store.check_shard(table, shard.key, shard)
+
+    def _check_size(self, table: str, shard: ShardRecord) -> None:
+        path = Path(self._store.path(table, f"{shard.key}.parquet"))
+        file = (table, f"{shard.key}.parquet")
+        try:
+            size = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingError(
+                f"{path}: found nothing there, expected a file of table {table}. {HEALS}", file
+            ) from None
+        if size != shard.bytes:
+            raise CorruptError(
+                f"{path}: found a file of {size} bytes, expected the {shard.bytes} that were "
+                f"written. {HEALS}",
+                file,
+            )
+
+
+def serve(
+    connection: duckdb.DuckDBPyConnection, store: Store, by_table: dict[str, list[ShardRecord]]
+) -> None:
+    """Lets a connection read these shards of an object store, and nothing else of it."""
+    files = {
+        store.absolute_url(table, shard.key): (table, shard)
+        for table, shards in by_table.items()
+        for shard in shards
+    }
+    connection.register_filesystem(ServedFiles().serve(store, files))
