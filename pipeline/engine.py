@@ -319,6 +319,10 @@ def _smaller(job: Job) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """What Ray says of an error, in one line; the last of its lines tells the reason."""
+    """What Ray says of an error, in one line.
+
+    The last of its lines tells the reason, but where memory is: there it is advice.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[-1:])[:300] or type(error).__name__
+    at = next((n for n, line in enumerate(lines) if "low on memory" in line), -1)
+    return " ".join(lines[at:][:1])[:300] or type(error).__name__

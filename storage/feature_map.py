@@ -217,7 +217,7 @@ def _room(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise StorageError(
             f"{place.parent}: found that a map of vectors cannot be written ({error.strerror}), "
             f"expected a folder {'with room' if is_full else 'of this account'}. Set ASSAY_MAPS to "

@@ -169,7 +169,7 @@ def _whole(fs: Any, path: str) -> bytes:
 
 def _not_written(path: str, error: OSError) -> StorageError:
     """The error of a file that cannot be written or removed."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     expected = "room on the disk" if is_full else "a folder that can be written to"
     advice = "Make room" if is_full else "Correct its permissions, or `store:`"
     return StorageError(

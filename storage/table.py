@@ -317,6 +317,6 @@ def _check_alike(manifest: Manifest) -> None:
                 f"{manifest.table} {manifest.key}: found vectors of {other.vector_length} "
                 f"{other.dtype} in shard {other.index} ({other.role}) and of {first.vector_length} "
                 f"{first.dtype} in shard {first.index} ({first.role}), expected one length and one "
-                f"type. Delete both, {first.key}.parquet and {other.key}.parquet, and run again: "
-                "they are computed anew."
+                "type. Give `assay verify RUN --repair`, which removes what is not as it was "
+                "written, and run again."
             )

@@ -200,25 +200,6 @@ ADVICE = re.compile(
     r"\b[Dd]elete (it|the|that|this|one|both|all)\b|\b[Rr]emove (it or f|.*\bfile\b)"
 )
 TESTED_ADVICE = {
-    "Delete both, ": "tests/endtoend/test_advice.py::test_vectors_of_two_lengths",
-    "Delete the file; the next run writes it again": (
-        "tests/endtoend/test_errors.py::test_corrupt_manifest"
-    ),
-    "Delete the file and run again: it is computed anew": (
-        "tests/endtoend/test_errors.py::test_corrupt_and_missing_shards"
-    ),
-    "Delete the file and run again: nothing that is stored": (
-        "tests/endtoend/test_advice.py::test_a_broken_record"
-    ),
-    "Delete it and rebuild it with `assay status`": (
-        "tests/endtoend/test_errors.py::test_corrupt_catalog"
-    ),
-    "if a file of the store is named, delete that file": (
-        "tests/endtoend/test_errors.py::test_corrupt_and_missing_shards"
-    ),
-    "Delete that file and the manifest that lists it": (
-        "tests/endtoend/test_advice.py::test_a_shard_that_duckdb_cannot_read"
-    ),
     "Remove it or fill it": "tests/endtoend/test_advice.py::test_an_empty_file_among_the_inputs",
 }
 

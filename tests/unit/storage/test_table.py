@@ -110,7 +110,7 @@ def test_vectors_of_two_lengths_are_refused(tmp_path):
     store = Store(str(tmp_path))
     shards = [store.write_shard(VECTOR, f"k{n}", "example", n, vector_rows(n)) for n in (2, 3)]
     refused = r"vectors of 3 float32 in shard 3 \(example\) and of 2 float32 in shard 2"
-    with pytest.raises(SchemaError, match=f"{refused}.*Delete both, k2.parquet and k3.parquet"):
+    with pytest.raises(SchemaError, match=f"{refused}.*assay verify RUN --repair"):
         store.write_manifest(manifest(shards, "v"))
 
 
