@@ -145,8 +145,12 @@ def test_rows_are_never_served_from_flipped_bits(folder: Path, view: str, seed: 
         open_run(folder / "run").sql(SELECTS[view])
 
 
-def test_a_task_computes_nothing_from_a_damaged_table(whole: Path, folder: Path) -> None:
+@pytest.mark.parametrize("looked_at_bytes", [0, 1 << 28])
+def test_a_task_computes_nothing_from_a_damaged_table(
+    whole: Path, folder: Path, looked_at_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A flip that no look at sizes finds: the stage that reads it stops, and all is mended."""
+    monkeypatch.setattr("pipeline.verify.LOOKED_AT_BYTES", looked_at_bytes)
     for path in sorted((folder / "run/store").glob("kernel_dual/*")):
         path.unlink()
     flip(next((folder / "run/store/features").glob("*.parquet")))

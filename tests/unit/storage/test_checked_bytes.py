@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pickle
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -216,6 +217,13 @@ def test_a_file_that_is_gone_says_so(store: Store) -> None:
     assert caught.value.file == ("t", "k0.parquet")
     with pytest.raises(MissingError):
         store.read_manifest("t", "k0")
+
+
+@pytest.mark.parametrize("kind", [CorruptError, MissingError])
+def test_errors_of_files_come_back_from_other_processes(kind: type[FileError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("found nothing", ("t", "k.json"))))
+    assert type(error) is kind
+    assert (str(error), error.file) == ("found nothing", ("t", "k.json"))
 
 
 def test_damaged_manifests_are_left_out_with_a_word(
