@@ -87,17 +87,18 @@ def check(scene: Scene, draw: random.Random, done: object) -> None:
     assert not any(before), (done, before)
     stopped = scene.heal()
     assert stopped is None, (done, stopped)
-    after = [scene.wrong(name, is_healed=True) for name in names]
+    whole = [name for name in names if not name.startswith("view ")]
+    after = [scene.wrong(name, is_healed=True) for name in whole]
     assert not any(after), (done, [wrong for wrong in after if wrong])
 
 
-@pytest.mark.parametrize("seed", seeds(104, quick=8))
+@pytest.mark.parametrize("seed", seeds(104, quick=3))
 def test_a_fault_serves_no_wrong_row_and_heals(scene: Scene, seed: int) -> None:
     draw = random.Random(seed)
     check(scene, draw, hurt(scene, draw, seed))
 
 
-@pytest.mark.parametrize("seed", seeds(24, quick=2))
+@pytest.mark.parametrize("seed", seeds(24))
 def test_a_fault_in_s3_serves_no_wrong_row_and_heals(in_s3: Scene, seed: int) -> None:
     draw = random.Random(100 + seed)
     check(in_s3, draw, hurt(in_s3, draw, seed))
@@ -121,7 +122,7 @@ def test_a_kill_after_a_fault_heals(scene: Scene, start: Any, seed: int) -> None
     check(scene, draw, done)
 
 
-@pytest.mark.parametrize("seed", seeds(24, quick=1))
+@pytest.mark.parametrize("seed", seeds(24))
 def test_a_full_disk_is_told_and_heals(scene: Scene, seed: int) -> None:
     draw = random.Random(400 + seed)
     scene.restore()
@@ -133,7 +134,7 @@ def test_a_full_disk_is_told_and_heals(scene: Scene, seed: int) -> None:
     check(scene, draw, done)
 
 
-@pytest.mark.parametrize("seed", seeds(200, quick=5))
+@pytest.mark.parametrize("seed", seeds(200, quick=3))
 def test_a_flipped_bit_has_no_effect_or_is_told(scene: Scene, seed: int) -> None:
     draw = random.Random(1000 + seed)
     scene.restore()

@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from processes import two_nodes
 from runs import check_grammar
@@ -195,21 +193,15 @@ def test_a_task_whose_worker_is_killed_each_time_tells_what_to_lower(
 
 
 def test_an_error_in_a_stage_is_one_message(
-    unbroken: Any, write_config: Any, cli: Any, cluster: Any, processes: Any, tmp_path: Path
+    write_config: Any, cli: Any, cluster: Any, processes: Any, tmp_path: Path
 ) -> None:
-    """One shard of text is not what its stage expects, and what was computed from it is gone."""
-    config, run = on_ray(write_config, tmp_path, {"ntk": {}}), tmp_path / "run"
-    shutil.copytree(unbroken.folder / "store", run / "store")
-    shutil.rmtree(run / "store/embedding")
-    (manifest,) = (json.loads(p.read_text()) for p in (run / "store/text").glob("*.json"))
-    (second,) = (s for s in manifest["shards"] if (s["role"], s["index"]) == ("example", 1))
-    path = run / "store/text" / f"{second['key']}.parquet"
-    pq.write_table(pq.read_table(path).drop(["text"]), path)
-    done = cli("run", config, "--ray-address", cluster.address)
+    """Vectors of seven numbers cannot be cut into one part for each of two classes."""
+    stages = {"ntk": {"projection": {"dim": 7}}, "kernel_regression": {"per_class": True}}
+    done = cli("run", on_ray(write_config, tmp_path, stages), "--ray-address", cluster.address)
     assert done.returncode == 1
     messages = [line for line in done.stderr.splitlines() if line.startswith("assay: ")]
     assert len(messages) == 1, done.stderr
-    assert messages[0].startswith("assay: embedding, example shard 1: KeyError: ")
+    assert messages[0].startswith("assay: kernel_regression, whole table: DataError: kernel: found")
     assert "Traceback" not in done.stderr
     assert is_gone(processes, cluster.session, "ray::Worker")
 
