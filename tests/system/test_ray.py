@@ -94,6 +94,7 @@ def test_trainings_on_two_nodes_give_the_bytes_of_this_process(
     assert tables_of(tmp_path / "ray/run/store") == tables_of(tmp_path / "here/run/store")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_its_task(
     unbroken: Any,
     write_config: Any,
@@ -170,6 +171,7 @@ def test_a_stage_whose_only_node_vanishes_ends_in_a_message(
     assert time.monotonic() - killed < 60
 
 
+@pytest.mark.slow
 def test_a_task_whose_worker_is_killed_each_time_tells_what_to_lower(
     write_config: Any, start: Any, cluster: Any, processes: Any, tmp_path: Path
 ) -> None:

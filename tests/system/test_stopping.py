@@ -60,7 +60,10 @@ def test_a_run_stops_at_any_moment(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 3)])
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow), (signal.SIGINT, 3)],
+)
 def test_a_run_on_ray_leaves_no_process(
     number: int, times: int, write_config: Any, start: Any, processes: Any, tmp_path: Path
 ) -> None:
