@@ -1,7 +1,8 @@
 """The files behind the views of an open catalog, which are checked before their rows are shown."""
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -16,6 +17,35 @@ HASHED_BYTES = 1 << 30
 """Of the files that a statement reads, this much is hashed; of all of them the size is compared."""
 
 
+@contextlib.contextmanager
+def catalog_read() -> Iterator[None]:
+    """Within this context a catalog is asked for what it always has: an error means damage.
+
+    Raises:
+        storage.schema.CorruptError: DuckDB cannot read the catalog's file.
+    """
+    try:
+        yield
+    except duckdb.CatalogException:
+        raise
+    except duckdb.Error as error:
+        raise damaged_catalog(error) from error
+
+
+def is_damage(error: duckdb.Error) -> bool:
+    """Whether DuckDB found damaged blocks in the catalog: an error of no subclass."""
+    return type(error) is duckdb.Error
+
+
+def damaged_catalog(error: duckdb.Error) -> CorruptError:
+    """The error of a catalog whose bytes DuckDB cannot read."""
+    return CorruptError(
+        f"catalog.duckdb: found a file that DuckDB cannot read ({str(error).splitlines()[0]}), "
+        "expected the catalog as it was written. Run `assay status` on the run's folder: it builds "
+        "the catalog anew."
+    )
+
+
 class CatalogFiles:
     """The shards that a catalog lists, by table, with the size and hash of each."""
 
@@ -23,6 +53,10 @@ class CatalogFiles:
         """Reads the list of files; a catalog without one is asked for its manifests."""
         self._connection, self._store = connection, store
         self.by_table: dict[str, list[ShardRecord]] = {}
+        with catalog_read():
+            self._list(connection, store)
+
+    def _list(self, connection: duckdb.DuckDBPyConnection, store: Store) -> None:
         try:
             rows = connection.execute(
                 'SELECT "table", key, bytes, sha256 FROM provenance.file ORDER BY ALL'
@@ -45,13 +79,12 @@ class CatalogFiles:
 
     def tables_read(self, statement: str) -> list[str]:
         """Names of the tables that the views named in a statement read, or that it names itself."""
-        views = {
-            str(name): str(text)
-            for name, text in self._connection.execute(
+        with catalog_read():
+            rows = self._connection.execute(
                 "SELECT view_name, sql FROM duckdb_views() "
                 "WHERE NOT internal AND schema_name = 'main'"
             ).fetchall()
-        }
+        views = {str(name): str(text) for name, text in rows}
         texts, seen = [statement], set[str]()
         for text in texts:  # grows by the texts of the views that are named
             words = set(re.findall(r"\w+", text.lower()))

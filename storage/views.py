@@ -22,7 +22,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage.catalog_files import serve
+from storage.catalog_files import catalog_read, damaged_catalog, is_damage, serve
 from storage.export import new_file
 from storage.manifest import HEALS, Manifest, ShardRecord, digest
 from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
@@ -130,6 +130,7 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
 
     Raises:
         StorageError: DuckDB refuses the statement; the message is DuckDB's, with the views listed.
+        CorruptError: the catalog's file is damaged.
     """
     try:
         relation = connection.sql(sql)
@@ -139,6 +140,8 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
             )
         return relation
     except duckdb.Error as error:
+        if is_damage(error):
+            raise damaged_catalog(error) from error
         raise StorageError(
             f"sql: found a statement DuckDB refuses ({error}), expected one over the views "
             f"{', '.join(view_names(connection))}. Correct the statement."
@@ -173,10 +176,11 @@ def explained() -> Iterator[None]:
 
 def view_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Names of the catalog's views."""
-    rows = connection.execute(
-        "SELECT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main' "
-        "ORDER BY view_name"
-    ).fetchall()
+    with catalog_read():
+        rows = connection.execute(
+            "SELECT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main' "
+            "ORDER BY view_name"
+        ).fetchall()
     return [str(row[0]) for row in rows]
 
 
@@ -217,6 +221,8 @@ def to_arrow(relation: duckdb.DuckDBPyRelation) -> pa.Table:
 
 def _stopped(error: duckdb.Error) -> StorageError:
     """The error of a statement that DuckDB could not finish."""
+    if is_damage(error):
+        return damaged_catalog(error)
     return StorageError(
         f"sql: found a statement DuckDB refuses ({error}), expected one that fits the values. "
         f"Correct it; if it names a file of the store, that is damaged. {HEALS}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import assay, complaint, tables_of, write_lines, write_run
+from runs import assay, check_grammar, complaint, tables_of, write_lines, write_run
 
 from pipeline.api import open_run
 from storage.schema import FileError
@@ -143,6 +143,22 @@ def test_rows_are_never_served_from_flipped_bits(folder: Path, view: str, seed: 
     flip(path, seed)
     with pytest.raises(FileError, match=path.name):
         open_run(folder / "run").sql(SELECTS[view])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_catalog_is_told_and_built_anew(whole: Path, folder: Path, seed: int) -> None:
+    def answers(run: Path) -> list[Any]:
+        opened = open_run(run)
+        return [opened.sql(select).fetchall() for select in SELECTS.values()]
+
+    flip(folder / "run/catalog.duckdb", seed)
+    try:
+        found = answers(folder / "run")
+    except FileError as error:
+        check_grammar(str(error))
+        assay("status", folder / "run")
+        found = answers(folder / "run")
+    assert found == answers(whole / "run")
 
 
 @pytest.mark.parametrize("looked_at_bytes", [0, 1 << 28])
