@@ -21,6 +21,7 @@ embedding that `stages.features.embedding` writes, so that a probe's prediction 
 own.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.model.batches import Tokens, pad
+from stages.model.chats import lay_out
 from stages.model.heads.head import Head, head_of
 from stages.model.networks import IGNORED, PooledNetwork
 from stages.model.pretrained import (
@@ -41,7 +43,7 @@ from stages.model.pretrained import (
     refuse_unknown_tokens,
 )
 from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Inputs, ModelError
+from stages.stage import ConfigError, Inputs, ModelError, StageError
 
 UNLABELLED = -1
 """The label of a row without one."""
@@ -159,11 +161,21 @@ class Measurement:
         if self.head.reads_pairs(self.form):
             second = pa.array(draw())
         if self.form == "messages":
-            first = [
-                json.dumps([{"role": "user", "content": "?"}, {"role": "assistant", "content": t}])
-                for t in first
-            ]
+            opening = self._opening()
+            first = [json.dumps([*opening, {"role": "assistant", "content": t}]) for t in first]
         return pa.table({"text": first, "text_b": second})
+
+    def _opening(self) -> list[dict[str, str]]:
+        """What stands before an answer in random conversations: all that the chat template asks.
+
+        The shortest, where the head knows no template.
+        """
+        shortest = [{"role": "user", "content": "?"}]
+        for opening in (shortest, [{"role": "system", "content": "?"}, *shortest]):
+            with contextlib.suppress(StageError):
+                lay_out(self.tokenizer, [*opening, {"role": "assistant", "content": "?"}])
+                return opening
+        return shortest
 
 
 def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None) -> Measurement:

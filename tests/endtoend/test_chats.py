@@ -79,6 +79,26 @@ def test_a_row_that_the_template_refuses_is_rejected_with_its_words(
     assert "0 tasks to do" in assay("run", config).stderr
 
 
+def test_a_model_whose_template_asks_for_a_system_message_works(
+    assay: Any, talker: Path, tmp_path: Path
+) -> None:
+    """Random conversations, which check a model and find its directions, have one, too."""
+    own = tmp_path / "model"
+    shutil.copytree(talker, own)
+    (own / "chat_template.jinja").write_text(
+        "{% if messages[0].role != 'system' %}{{ raise_exception('System first') }}{% endif %}"
+        "{% for m in messages %}{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    stages = {"gradient": {"projection": {"principal": 2, "dim": 16}}}
+    cells = [[SYSTEM, *turns] for turns in GOOD]
+    assay("run", written(tmp_path, own, [*cells, GOOD[0]], stages))
+    opened = open_run(tmp_path / "run")
+    assert opened.sql("SELECT count(*) FROM gradients").fetchall() == [(len(GOOD),)]
+    reasons = opened.sql("SELECT reason FROM rejected").fetchall()
+    assert reasons == [("chat template: System first",)]
+
+
 def test_a_template_that_changed_reads_the_corpus_again(
     assay: Any, talker: Path, tmp_path: Path
 ) -> None:
