@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from storage.credentials import masked, refuse_secrets
 from storage.schema import StorageError
@@ -71,6 +72,9 @@ def open_file_system(url: str) -> tuple[Any, str]:
         StorageError: the URL holds credentials, or no file system is known for its protocol.
     """
     refuse_secrets(url, "store")
+    if "://" not in url:
+        # A path is a path: fsspec would take one with `::` in it for a chain of file systems.
+        return LocalFileSystem(use_listings_cache=False), os.path.abspath(url)
     # A listing that fsspec keeps would hide what other processes write: `Store` keeps its own.
     options: dict[str, Any] = {"use_listings_cache": False}
     is_s3 = url.startswith(("s3://", "s3a://"))
