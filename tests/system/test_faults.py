@@ -81,15 +81,25 @@ def hurt(scene: Scene, draw: random.Random, seed: int) -> str:
 
 
 def check(scene: Scene, draw: random.Random, done: object) -> None:
-    """No question gets a wrong answer now; after another run every one gets the right one."""
+    """No question gets a wrong answer now; after another run every one gets the right one.
+
+    An object store answers for its bytes, of which a run that has nothing to do reads none: what
+    still is damaged there is told to whoever reads it, with the advice that is followed here.
+    """
     names = list(scene.questions())
     before = [scene.wrong(name, is_healed=False) for name in draw.sample(names, 6)]
     assert not any(before), (done, before)
-    stopped = scene.heal()
-    assert stopped is None, (done, stopped)
     whole = [name for name in names if not name.startswith("view ")]
-    after = [scene.wrong(name, is_healed=True) for name in whole]
-    assert not any(after), (done, [wrong for wrong in after if wrong])
+    for is_last in (scene.bucket is None, True):
+        stopped = scene.heal()
+        assert stopped is None, (done, stopped)
+        after = list(filter(None, (scene.wrong(name, is_healed=True) for name in whole)))
+        if after and not is_last:
+            assert all("assay verify RUN --repair" in told for told in after), (done, after)
+            assert scene.shell("verify", scene.run, "--repair").code == 0
+        else:
+            break
+    assert not after, (done, after)
 
 
 @pytest.mark.parametrize("seed", seeds(104, quick=3))
