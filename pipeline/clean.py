@@ -18,8 +18,9 @@ from pipeline.lock import driver_of, hold
 from pipeline.model_check import NOTES as NOTES_OF_MODELS
 from pipeline.store_users import NOTES, User, user_in, users
 from storage import leftovers
+from storage.feature_map import map_place
 from storage.leftovers import Found
-from storage.schema import FileError
+from storage.schema import FileError, StorageError
 from storage.table import Store
 
 DAY_S = 86_400.0
@@ -106,10 +107,12 @@ class _Cleaning:
                 if removes and self._store is not None:
                     leftovers.remove_stored(self._store, found)
                 yield kind, found
+        own = self._own_maps()
         for found, is_unfinished in leftovers.maps():
-            # A map that was finished serves any run; one that is not is nobody's after an hour.
-            limit = self._before - (DAY_S / 24 if is_unfinished else 0 if self._folder else DAY_S)
-            if found.written < limit:
+            # One that was not finished is nobody's after an hour.
+            kept_s = DAY_S / 24 if is_unfinished else DAY_S if own is None else 0.0
+            limit = self._before - kept_s
+            if found.written < limit and (own is None or is_unfinished or found.path in own):
                 if removes:
                     leftovers.remove_map(found)
                 yield "map", found
@@ -128,6 +131,19 @@ class _Cleaning:
                 self.notes.append(f"{user.path} is a run of {user.host}: the last day's files stay")
                 before = min(before, time.time() - DAY_S)
         return before
+
+    def _own_maps(self) -> set[str] | None:
+        """Paths of the maps over tables of the store; None without a store, where all are meant."""
+        if self._store is None:
+            return None
+        own = set()
+        for table, name, _ in self._files:
+            if name.endswith(".json") and not table.startswith(".") and table != NOTE_OF_CORPUS:
+                with contextlib.suppress(StorageError):  # a damaged one has no map to speak of
+                    manifest = self._store.read_manifest(table, name.removesuffix(".json"))
+                    roles = {s.role for s in manifest.shards if manifest.vector_length}
+                    own |= {str(map_place(manifest, role)) for role in roles}
+        return own
 
     def _temporary(self) -> Iterator[tuple[str, Found]]:
         for _, name, found in self._files:

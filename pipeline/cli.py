@@ -161,7 +161,7 @@ def clean(
     """Show what is left over, with sizes; --remove removes it.
 
     PLACE is the folder of a run, or the folder or URL of a store. Left over are temporary files of
-    commands that were killed, memory maps of vectors, which are made again when needed, and tables
+    commands that were killed, maps of its vectors, which are made again when needed, and tables
     that no run refers to any more. Without PLACE: maps of this machine that are older than a day.
     What a run at work may need stays.
 

@@ -12,7 +12,6 @@ that comes with an output for each declared class, and where a single class woul
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,13 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.corpus import label_notices as told
 from stages.corpus.cells import NULLS, SourceRows, is_number, is_text
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import DataError, Role
 
-_MOST_CLASSES = 1000
-"""Distinct labels beyond which a column that hardly repeats any is none of classes."""
-_SHOWN = 5
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0+)?")
 _BOOLEANS = {"true": "True", "false": "False"}
 
@@ -98,7 +95,7 @@ def read_labels(
     classes = declared or _in_order(present, cells, keys)
     code_of = _codes(names, classes)
     if present and max(code_of) < 0:
-        _refuse_strangers(source, cells, names, classes, role)
+        told.refuse_strangers(source, cells, names, classes, role)
     absent: tuple[str, ...] = ()
     if role == "example":
         found = {*code_of, *_codes([*reviewed], classes)}
@@ -119,9 +116,13 @@ def read_labels(
     is_missing = np.array([*(key is None for key in keys), True])[entries]
     labels = Labels(codes, is_missing, classes, _kind(loaded, keys))
     if role == "query":
-        return labels._replace(notices=_strangers(source, cells, names, code_of, classes))
+        return labels._replace(notices=told.strangers(source, cells, names, code_of, classes))
     written = _written(source, loaded, cells, code_of, classes)
-    notices = (*_absent(absent, keeps_absent), *_doubtful(source, labels))
+    notices = (
+        *told.absent(absent, keeps_absent),
+        *told.doubtful(source, codes, classes),
+        *told.respelled(cells, code_of, written),
+    )
     return labels._replace(cells=written, notices=notices)
 
 
@@ -240,8 +241,9 @@ def _names(
         places = {str(at) for at in range(len(ordered))}
         if not {key for key in keys if key is not None} <= places:
             raise DataError(
-                f"{source.path}: found the labels {_some(strange)} in column {source.label}, which "
-                f"are none of classes: {_some(ordered)}, and others that are no places in it, "
+                f"{source.path}: found the labels {told.some(strange)} in column {source.label}, "
+                f"which are none of classes: {told.some(ordered)}, and others that are no places "
+                "in it, "
                 "expected one of both. List all names under `classes:`, or leave it out."
             )
         known = set()
@@ -305,82 +307,3 @@ def _written(
     if not loaded.is_typed and all(is_number(str(cell)) for cell in written):
         return tuple(map(int, written))
     return tuple(written)
-
-
-def _some(items: Sequence[Any], n_items: int | None = None) -> str:
-    """The first of the items for a person, and how many more there are."""
-    shown = ", ".join(str(item)[:60] for item in items[:_SHOWN])
-    rest = (len(items) if n_items is None else n_items) - len(items[:_SHOWN])
-    return f"{shown} and {rest} more" if rest > 0 else shown
-
-
-def _refuse_strangers(
-    source: Source,
-    cells: list[Any],
-    names: list[str | None],
-    classes: tuple[str, ...],
-    role: Role,
-) -> None:
-    """Raises: no label is one of the classes."""
-    found = [cell for cell, name in zip(cells, names, strict=True) if name is not None]
-    whose = "the corpus" if role == "query" else "`classes`"
-    raise DataError(
-        f"{source.path}: found the labels {_some(found)} in column {source.label}, expected those "
-        f"of {whose}: {_some(classes)}. Name the column of these labels, or list `classes:` with "
-        "the names in the order of the numbers."
-    )
-
-
-def _strangers(
-    source: Source,
-    cells: list[Any],
-    names: list[str | None],
-    code_of: list[int],
-    classes: tuple[str, ...],
-) -> tuple[str, ...]:
-    strangers = [
-        cell
-        for cell, name, code in zip(cells, names, code_of, strict=True)
-        if name is not None and code < 0
-    ]
-    if not strangers:
-        return ()
-    return (
-        f"queries with labels that the corpus lacks are rejected: found {_some(strangers)} in "
-        f"column {source.label}, expected {_some(classes)}",
-    )
-
-
-def _absent(absent: tuple[str, ...], is_kept: bool) -> tuple[str, ...]:
-    if not absent:
-        return ()
-    what = "kept" if is_kept else "left out of the classes"
-    return (f"no row of the corpus has {_some(absent)}: declared classes without rows, {what}",)
-
-
-def _doubtful(source: Source, labels: Labels) -> tuple[str, ...]:
-    """Notices of classes with one row, and of a column that has too many classes to be one."""
-    notices = []
-    rows = labels.codes[labels.codes >= 0]
-    counts = np.bincount(rows, minlength=len(labels.classes))
-    if single := [name for name, n in zip(labels.classes, counts, strict=True) if n == 1]:
-        notices.append(
-            f"{len(single)} classes of column {source.label} have one row, which nothing can be "
-            f"compared with: {_some(single)}"
-        )
-    n_classes = len(labels.classes)
-    if n_classes > max(2, len(rows) / 10):
-        examples = [name for name, _ in Counter(dict(enumerate(counts))).most_common(_SHOWN)]
-        named = _some([labels.classes[code] for code in examples], n_classes)
-        is_prose = np.mean([len(name) for name in labels.classes]) > 40
-        found = f"found {n_classes} classes in {len(rows)} rows of column {source.label} ({named})"
-        advice = (
-            "It reads like a text: name another label column."
-            if is_prose
-            else "If these are ids or texts, name another label column; if targets, set task: "
-            "regression."
-        )
-        if n_classes > _MOST_CLASSES:
-            raise DataError(f"{source.path}: {found}, expected classes with rows. {advice}")
-        notices.append(f"{found}, more than one in ten. {advice}")
-    return tuple(notices)

@@ -28,7 +28,8 @@ def read_ids(source: Source, loaded: SourceRows) -> tuple[np.ndarray, pa.Array]:
     values = loaded.values(source.id)
     if pa.types.is_floating(kind):
         values = [int(v) if v is not None and v.is_integer() else v for v in values]
-    strange = next((v for v in values if not isinstance(v, int | str | None)), None)
+    wrong = (v for v in values if isinstance(v, bool) or not isinstance(v, int | str | None))
+    strange = next(wrong, None)
     if strange is not None or pa.types.is_boolean(kind):
         raise DataError(
             f"{source.path}: found {strange if strange is not None else 'true or false'!r} in the "

@@ -11,6 +11,8 @@ import pytest
 from runs import assay, complaint, tables_of
 
 from pipeline.lock import hold
+from storage.feature_map import map_place
+from storage.table import Store
 
 STAGES = {"embedding": {}, "probe": {}, "prediction": {}}
 
@@ -68,14 +70,17 @@ def test_files_of_kills_and_maps_are_shown_and_then_removed(run: Path, tmp_path:
     ]
     for path in left:
         path.write_bytes(b"half")
-    for name in ("0123456789abcdef", ".0123456789abcdef.0a.tmp"):
+    (table,) = (run / "store/embedding").glob("*.json")
+    manifest = Store(str(run / "store")).read_manifest("embedding", table.stem)
+    own, of_another = map_place(manifest, "example").name, "0123456789abcdef"
+    for name in (own, of_another, ".0123456789abcdef.0a.tmp"):
         (tmp_path / "maps" / name).mkdir(parents=True)
         (tmp_path / "maps" / name / "ids.npy").write_bytes(b"some bytes")
         os.utime(tmp_path / "maps" / name, (0, 0))
     before = tables_of(run / "store")
     wanted = {
         "temporary": sorted(path.name for path in left),
-        "map": [".0123456789abcdef.0a.tmp", "0123456789abcdef"],
+        "map": [".0123456789abcdef.0a.tmp", own],
     }
     assert {k: sorted(v) for k, v in cleaned(run).items()} == wanted
     assert all(path.exists() for path in left)
@@ -84,7 +89,7 @@ def test_files_of_kills_and_maps_are_shown_and_then_removed(run: Path, tmp_path:
     assert "Nothing was removed" in shown
     assert {k: sorted(v) for k, v in cleaned(run, "--remove").items()} == wanted
     assert not any(path.exists() for path in left)
-    assert list((tmp_path / "maps").iterdir()) == []
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == [of_another]
     assert tables_of(run / "store") == before
 
 

@@ -292,9 +292,10 @@ def test_no_usable_row_says_why(tmp_path: Path) -> None:
     )
 
 
-def test_odd_id_columns_are_refused(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"id": [1], "text": "t", "label": 0}])
-    with pytest.raises(DataError, match=r"found \[1\] in the id column.*integers or strings"):
+@pytest.mark.parametrize(("ids", "shown"), [([[1]], r"\[1\]"), ([1, True, "1"], "True")])
+def test_odd_id_columns_are_refused(tmp_path: Path, ids: list[Any], shown: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"id": i, "text": "t", "label": 0} for i in ids])
+    with pytest.raises(DataError, match=rf"found {shown} in the id column.*integers or strings"):
         read(Source(path, id="id"), "query")
 
 

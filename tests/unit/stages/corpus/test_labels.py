@@ -110,6 +110,11 @@ def test_numbers_that_are_partly_names_and_partly_places_are_refused(tmp_path: P
         corpus(tmp_path, [1, 2, 3, 4], classes=("1", "2", "3"))
 
 
+def test_classes_of_several_spellings_are_told(tmp_path: Path) -> None:
+    (told,) = corpus(tmp_path, [1, "1", "0", 0.0, 1, "0"]).notices
+    assert "spelled in several ways are one class: '0', 0.0 (written as '0'), 1, '1'" in told
+
+
 def test_doubtful_columns_are_told_with_examples(tmp_path: Path) -> None:
     assert corpus(tmp_path, ["a", "b"] * 10).notices == ()
     (single,) = corpus(tmp_path, ["a", "b"] * 15 + ["lonely"]).notices
