@@ -12,20 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus import NOTES as NOTES_OF_CORPUS
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.lock import driver_of, hold
-from pipeline.model_check import NOTES as NOTES_OF_MODELS
 from pipeline.store_users import NOTES, User, user_in, users
 from storage import leftovers
-from storage.feature_map import map_place
+from storage.feature_map import map_place, remove_map
 from storage.leftovers import Found
 from storage.schema import FileError, StorageError
 from storage.table import Store
 
 DAY_S = 86_400.0
-NOTE_OF_CORPUS = "ingest"
-"""The folder of notes on corpora that were read; each names the manifests of its tables."""
 
 
 def clean(
@@ -107,14 +105,15 @@ class _Cleaning:
                 if removes and self._store is not None:
                     leftovers.remove_stored(self._store, found)
                 yield kind, found
-        own = self._own_maps()
-        for found, is_unfinished in leftovers.maps():
+        maps = list(leftovers.maps())
+        own = self._own_maps() if maps else None
+        for found, is_unfinished in maps:
             # One that was not finished is nobody's after an hour.
             kept_s = DAY_S / 24 if is_unfinished else DAY_S if own is None else 0.0
             limit = self._before - kept_s
             if found.written < limit and (own is None or is_unfinished or found.path in own):
                 if removes:
-                    leftovers.remove_map(found)
+                    remove_map(Path(found.path))
                 yield "map", found
 
     def _youngest(self, held: set[str]) -> float:
@@ -138,7 +137,7 @@ class _Cleaning:
             return None
         own = set()
         for table, name, _ in self._files:
-            if name.endswith(".json") and not table.startswith(".") and table != NOTE_OF_CORPUS:
+            if name.endswith(".json") and not table.startswith(".") and table != NOTES_OF_CORPUS:
                 with contextlib.suppress(StorageError):  # a damaged one has no map to speak of
                     manifest = self._store.read_manifest(table, name.removesuffix(".json"))
                     roles = {s.role for s in manifest.shards if manifest.vector_length}
@@ -165,15 +164,12 @@ class _Cleaning:
             stem, _, ending = name.rpartition(".")
             if leftovers.is_temporary(name) or ending not in ("json", "parquet"):
                 continue
-            if table == NOTES_OF_MODELS:
-                # What is known of a model is of no run, and stays.
-                continue
             if table == NOTES:
                 note = _note(self._store, NOTES, stem)
                 is_orphan = note.get("path") in self._forgotten
             elif table.startswith("."):
                 is_orphan = False  # a note that serves any run, such as on a model that was checked
-            elif table == NOTE_OF_CORPUS:
+            elif table == NOTES_OF_CORPUS:
                 keys = [k for k in _note(self._store, table, stem).values() if isinstance(k, str)]
                 is_orphan = not keys or not {f"{key}.json" for key in keys} <= needed
             else:

@@ -10,7 +10,8 @@ Every one of them ends a command with exit code 1:
 
 import errno
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from storage.files import FULL
+
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

@@ -113,7 +113,7 @@ class RunFolder:
             found[self.catalog] = "other bytes than the run wrote"
         return found
 
-    def mend(self, store: Store) -> None:
+    def mend(self) -> None:
         """Removes a damaged catalog, and writes config.yaml again from the record."""
         for file in self.faults():
             if file == self.catalog:

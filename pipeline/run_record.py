@@ -60,8 +60,9 @@ class RunRecord:
             }
         # Readers of a run that was whole keep its catalog until the new run is whole, too, over
         # any number of kills in between.
-        self._keeps_catalog = folder.catalog.exists() and _was_whole(folder)
         last = _last_record(folder)
+        was_whole = bool(last) and (last.get("keeps_catalog") or _is_whole(last))
+        self._keeps_catalog = folder.catalog.exists() and was_whole
         self.record["rounds"] = dict(last.get("rounds", {}))
         self.record["catalog"] = dict(last.get("catalog", {}))
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
@@ -192,15 +193,6 @@ def _last_record(folder: RunFolder) -> dict[str, Any]:
 def _bytes_of(shard: ShardRecord) -> tuple[int, str]:
     """Size and hash of a shard's file."""
     return shard.bytes, shard.sha256
-
-
-def _was_whole(folder: RunFolder) -> bool:
-    """Whether the folder's catalog shows an execution that ended."""
-    try:
-        record = folder.read_record()
-    except RunFolderError:
-        return False
-    return bool(record.get("keeps_catalog")) or _is_whole(record)
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:

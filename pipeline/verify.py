@@ -177,7 +177,7 @@ def verify_run(
         repair(damages, store)
         for place in maps:
             remove_map(place)
-        folder.mend(store)
+        folder.mend()
     found = [{"file": f"{d.table}/{d.name}", "found": d.what} for d in damages]
     found += [{"file": str(place), "found": fault} for place, fault in maps.items()]
     found += [{"file": str(file), "found": fault} for file, fault in in_folder.items()]

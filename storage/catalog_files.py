@@ -91,8 +91,9 @@ class CatalogFiles:
             new = {name for name in views if name.lower() in words} - seen
             seen |= new
             texts += [views[name] for name in sorted(new)]
-        named = re.findall(r'\btables"?\s*\.\s*"?(\w+)', "\n".join(texts))
-        return [table for table in self.by_table if table in {name.lower() for name in named}]
+        # SQL does not tell TABLES.text from tables.text.
+        named = re.findall(r'\btables"?\s*\.\s*"?(\w+)', "\n".join(texts).lower())
+        return [table for table in self.by_table if table in named]
 
     def check(self, tables: Iterable[str], most_bytes: int | None = HASHED_BYTES) -> None:
         """Raises unless the files of some tables are those that were written.

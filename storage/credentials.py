@@ -8,7 +8,7 @@ import re
 from storage.schema import StorageError
 
 SECRETS = re.compile(
-    r"(?P<before>://)[^/@\s'\"]*:[^/@\s'\"]*@|"
+    r"(?<=://)[^/@\s'\"]*:[^/@\s'\"]*(?=@)|"
     r"(?P<name>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|"
     r"AWSAccessKeyId|GoogleAccessId|Signature|Expires|sig|se|sp|sv|access_token|token|key|secret|"
     r"password)=)[^&\s'\")]+",
@@ -28,8 +28,4 @@ def refuse_secrets(url: str, key: str) -> None:
 
 def masked(text: str) -> str:
     """The text with stars in place of credentials and signatures in URLs."""
-    return SECRETS.sub(lambda found: f"{found['before'] or found['name']}***" + _at(found), text)
-
-
-def _at(found: "re.Match[str]") -> str:
-    return "@" if found["before"] else ""
+    return SECRETS.sub(lambda found: f"{found['name'] or ''}***", text)

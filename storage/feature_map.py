@@ -14,7 +14,6 @@ NumPy and its memory, in every method.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -29,6 +28,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.lib import format as npy
 
+from storage.files import FULL
 from storage.manifest import Manifest, ShardRecord, digest, open_sealed, sealed_json
 from storage.schema import StorageError
 from storage.table import Store
@@ -120,8 +120,13 @@ def map_fault(place: Path) -> str | None:
 
 
 def remove_map(place: Path) -> None:
-    """Removes a map; who reads it meanwhile keeps what is mapped."""
-    shutil.rmtree(place, ignore_errors=True)
+    """Removes a map, which disappears whole; who reads it meanwhile keeps what is mapped."""
+    doomed = place.with_name(f".{place.name.strip('.')}.{uuid.uuid4().hex}.tmp")
+    try:
+        os.replace(place, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _sums_of(path: Path) -> Iterator[int]:
@@ -217,7 +222,7 @@ def _room(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_full = error.errno in FULL
         raise StorageError(
             f"{place.parent}: found that a map of vectors cannot be written ({error.strerror}), "
             f"expected a folder {'with room' if is_full else 'of this account'}. Set ASSAY_MAPS to "

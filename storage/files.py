@@ -12,6 +12,8 @@ from storage.listing import File, Listing
 from storage.remote import asked, open_file_system
 from storage.schema import MissingError, StorageError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk without room, or of a quota that is used up."""
 KEPT_BYTES = 64 << 20
 """Of files of an object store that a process keeps in memory; they never change."""
 
@@ -169,7 +171,7 @@ def _whole(fs: Any, path: str) -> bytes:
 
 def _not_written(path: str, error: OSError) -> StorageError:
     """The error of a file that cannot be written or removed."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    is_full = error.errno in FULL
     expected = "room on the disk" if is_full else "a folder that can be written to"
     advice = "Make room" if is_full else "Correct its permissions, or `store:`"
     return StorageError(

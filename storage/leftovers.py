@@ -1,14 +1,13 @@
 """Files that nothing needs: what kills leave under temporary names, and maps that nobody reads."""
 
-import datetime
 import os
-import shutil
-import uuid
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from storage.feature_map import map_folder
+from storage.listing import written
 from storage.table import Store
 
 
@@ -26,13 +25,20 @@ def is_temporary(name: str) -> bool:
 
 
 def stored(store: Store) -> Iterator[tuple[str, str, Found]]:
-    """Every file of the store with its table and name, those under temporary names too."""
+    """Every file of the store with its table and name, those under temporary names too.
+
+    One whose age the store does not tell counts as new.
+    """
     if store.is_local and not os.path.isdir(store.root):
         return
     for path, entry in store.fs.find(store.root, detail=True).items():
         table, slash, name = str(path)[len(store.root) :].strip("/").partition("/")
         if slash and "/" not in name:
-            yield table, name, Found(str(path), int(entry.get("size") or 0), _written(entry))
+            yield (
+                table,
+                name,
+                Found(str(path), int(entry.get("size") or 0), written(entry) or time.time()),
+            )
 
 
 def remove_stored(store: Store, found: Found) -> None:
@@ -63,17 +69,6 @@ def maps() -> Iterator[tuple[Found, bool]]:
             yield Found(str(place), size, place.stat().st_mtime), is_temporary(place.name)
 
 
-def remove_map(found: Found) -> None:
-    """Removes a map, which disappears whole: a reader finds all of it or builds another."""
-    place = Path(found.path)
-    doomed = place.with_name(f".{place.name.strip('.')}.{uuid.uuid4().hex}.tmp")
-    try:
-        os.replace(place, doomed)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _mapped(folder: str) -> set[str]:
     """Names of the maps below `folder` that a living process has in its memory."""
     names = set()
@@ -87,18 +82,3 @@ def _mapped(folder: str) -> set[str]:
             if slash:
                 names.add(below.split("/")[0])
     return names
-
-
-def _written(entry: dict[str, Any]) -> float:
-    """When a file was last written, as a file system's listing has it; now where it says nothing.
-
-    Local ones give seconds, object stores a time.
-    """
-    value = next((entry[n] for n in ("mtime", "LastModified", "updated") if entry.get(n)), None)
-    if isinstance(value, str):
-        value = datetime.datetime.fromisoformat(value)
-    if isinstance(value, datetime.datetime):
-        return value.timestamp()
-    if isinstance(value, int | float):
-        return float(value)
-    return datetime.datetime.now(datetime.UTC).timestamp()

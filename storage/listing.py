@@ -73,12 +73,15 @@ def _by_table(found: dict[str, dict[str, Any]], root: str) -> dict[str, dict[str
         table, slash, name = path[len(root) :].strip("/").partition("/")
         if slash and "/" not in name and name[0] != ".":
             size = int(entry.get("size") or 0)
-            tables.setdefault(table, {})[name] = File(size, _written(entry))
+            tables.setdefault(table, {})[name] = File(size, written(entry))
     return tables
 
 
-def _written(entry: dict[str, Any]) -> float:
-    """When a file was written, in the words of any of fsspec's file systems."""
+def written(entry: dict[str, Any]) -> float:
+    """When a file was written, in seconds since 1970, by a listing of any of fsspec's file systems.
+
+    0 where it does not tell.
+    """
     for name in ("LastModified", "mtime", "updated", "created"):
         value = entry.get(name)
         if isinstance(value, str):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.stage import DataError
+
 NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A")
 _NUMBER = re.compile("0|-?[1-9][0-9]*")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -105,13 +107,25 @@ def _is_large(kind: pa.DataType) -> bool:
 
 
 def _in_plain_layout(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column in the layout that Parquet gives back.
+
+    Raises:
+        DataError: pyarrow cannot bring it into that layout. Python's values are no way round: they
+            have no nanoseconds.
+    """
+    if pa.types.is_run_end_encoded(column.type):
+        whole = [pc.run_end_decode(chunk) for chunk in column.chunks]
+        return _in_plain_layout(pa.chunked_array(whole, column.type.value_type))
     kind = _plain_layout(column.type)
     if kind == column.type:
         return column
     try:
         return pc.cast(column, kind)
-    except pa.ArrowNotImplementedError:  # Of nested views, for one.
-        return pa.chunked_array([pa.array(column.to_pylist(), kind)])
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"source: found a column of {column.type}, expected a layout that Parquet has. Write "
+            f"it as {kind}."
+        ) from error
 
 
 def _plain_layout(kind: pa.DataType) -> pa.DataType:

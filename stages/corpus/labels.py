@@ -55,8 +55,8 @@ def spelled(cell: Any) -> str | None:
     """
     if isinstance(cell, str):
         text = cell.strip()
-        if whole := _WHOLE.fullmatch(text):
-            return str(int(text.split(".")[0])) if whole else text
+        if _WHOLE.fullmatch(text):
+            return str(int(text.split(".")[0]))
         return _BOOLEANS.get(text.lower(), text) or None
     if cell is None or cell != cell:
         return None
@@ -243,8 +243,7 @@ def _names(
             raise DataError(
                 f"{source.path}: found the labels {told.some(strange)} in column {source.label}, "
                 f"which are none of classes: {told.some(ordered)}, and others that are no places "
-                "in it, "
-                "expected one of both. List all names under `classes:`, or leave it out."
+                "in it, expected one of both. List all names under `classes:`, or leave it out."
             )
         known = set()
     names: list[str | None] = []

@@ -1,5 +1,7 @@
 """The standard error of a mean over few units, and the quantile that makes it an interval."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Float
 
@@ -22,6 +24,7 @@ def moderated(
     return mixed
 
 
+@functools.lru_cache(maxsize=64)
 def student_t_quantile(probability: float, df: int) -> float:
     """Where Student's t distribution has `probability` (above 0.5) to its left; to about 1e-6.
 

@@ -47,24 +47,14 @@ def on_ray(tmp_path_factory: Any, write_config: Any) -> Iterator[Scene]:
 
 
 @pytest.fixture(scope="module")
-def in_s3(tmp_path_factory: Any, write_config: Any) -> Iterator[Scene]:
-    """A run over a store in S3: moto's server, on this machine."""
+def in_s3(tmp_path_factory: Any, write_config: Any, s3: None) -> Iterator[Scene]:
+    """A run over a store in S3."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        bucket = boto3.resource("s3").create_bucket(Bucket="faults")
-        scene = made(tmp_path_factory, write_config, bucket, store="s3://faults/store")
-        yield scene
-        scene.shell.close()
-    server.stop()
+    bucket = boto3.resource("s3").create_bucket(Bucket="faults")
+    scene = made(tmp_path_factory, write_config, bucket, store="s3://faults/store")
+    yield scene
+    scene.shell.close()
 
 
 def seeds(n: int, quick: int = 0) -> list[Any]:
