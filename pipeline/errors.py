@@ -10,8 +10,6 @@ Every one of them ends a command with exit code 1:
 
 import errno
 
-from storage.files import FULL
-
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -33,6 +31,9 @@ class TaskError(RunError):
 
 def told(error: BaseException) -> str | None:
     """What to tell of a disk that is full or may not be written to; None of any other error."""
+    # Here, for this module is loaded before a signal can end in a sentence.
+    from storage.files import FULL
+
     if not isinstance(error, OSError) or error.errno not in (*FULL, *FORBIDDEN):
         return None
     found = f"{error.filename or 'disk'}: found that it cannot be written ({error.strerror})"

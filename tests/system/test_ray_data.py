@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.system, pytest.mark.ray]
+pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "configs" / "data"
 SCRIPT = """
