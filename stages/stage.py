@@ -229,7 +229,7 @@ class Stage(ABC):
         """The parts that the work divides into: shards, blocks of queries, rounds, or one whole."""
 
     def sized(self, size: Size) -> "Stage":
-        """The stage with what its fields leave open chosen by size, asked before reads are added."""
+        """The stage with what its fields leave open, chosen by size before reads are added."""
         return self
 
     @property

@@ -22,7 +22,7 @@ from stages.game.from_tables import GameTables, labelled_queries, read_game_tabl
 from stages.game.sampling import Valuation
 from stages.game.sums import MarginalSums
 from stages.ranking.top_k import streamed
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Size, Split, Stage, Work
 from storage.schema import TableSpec
 
 SHAPLEY_QUERY = TableSpec(
@@ -71,7 +71,8 @@ class ShapleyByQuery(Valuation, Stage):
     """Independent estimates, over which the standard error is taken."""
     top_k: int | None = None
     """Values of each sign that are kept per query, the largest in size; null keeps all, or 1,000
-    where all would be more than 2^25: those of 10,000 examples for 1,000 queries."""
+    where all would be more than 2^25: for two utilities, those of 16,000 examples for 1,000
+    queries."""
 
     version: ClassVar[int] = 3
     split: ClassVar[Split] = "query"
@@ -104,6 +105,13 @@ class ShapleyByQuery(Valuation, Stage):
     def outside_key(self) -> frozenset[str]:
         """`top_k` where all values are kept, as they were before there was the field."""
         return frozenset({"top_k"} if self.top_k is None else ())
+
+    def sized(self, size: Size) -> "ShapleyByQuery":
+        """With `KEPT` for `top_k`, where it is left open and all values are more than `NUMBERS`."""
+        n_queries = size.n_queries if self.queries is None else len(self.queries)
+        n_values = size.n_examples * n_queries * len(self.utilities) * len(self.semivalues)
+        is_open = self.top_k is None and n_values > NUMBERS
+        return replace(self, top_k=KEPT) if is_open else self
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

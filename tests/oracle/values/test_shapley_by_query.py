@@ -10,7 +10,7 @@ import pytest
 import torch
 from memory_inputs import MemoryInputs, label_table
 
-from stages.stage import ConfigError, DataError, Part, Vectors
+from stages.stage import ConfigError, DataError, Part, Size, Vectors
 from stages.values.freeshap import FreeShap
 from stages.values.shapley_by_query import ShapleyByQuery
 
@@ -139,6 +139,18 @@ def test_the_largest_values_of_each_sign_are_kept() -> None:
         both = [best] * (best["value"] > 0) + [worst] * (worst["value"] < 0)
         expected += sorted(both, key=lambda r: r["example_id"])
     assert kept == expected
+
+
+def test_of_many_pairs_the_largest_values_are_kept() -> None:
+    """Two utilities: 2^25 values are 2^24 pairs, of which one is too many."""
+
+    def size(n_examples: int, n_queries: int) -> Size:
+        return Size(n_examples, n_examples, n_queries, n_classes=2, lengths={})
+
+    assert ShapleyByQuery().sized(size(2**14, 2**10)) == ShapleyByQuery()
+    assert ShapleyByQuery().sized(size(2**14 + 1, 2**10)) == ShapleyByQuery(top_k=1000)
+    assert ShapleyByQuery(queries=(1,)).sized(size(10**6, 872)) == ShapleyByQuery(queries=(1,))
+    assert ShapleyByQuery(top_k=3).sized(size(10**6, 872)) == ShapleyByQuery(top_k=3)
 
 
 def test_keys_of_before_are_kept_while_all_values_are() -> None:
