@@ -212,9 +212,6 @@ class Stage(ABC):
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
-    outside_key: ClassVar[frozenset[str]] = frozenset()
-    """Names of fields that do not change rows; a name such as `model.head` stands for one field of
-    a field."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
     was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.
@@ -234,6 +231,15 @@ class Stage(ABC):
     def sized(self, size: Size) -> "Stage":
         """The stage with what its fields leave open, chosen by size before reads are added."""
         return self
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """Names of fields that do not change rows, as they are set.
+
+        A name such as `model.head` stands for one field of a field. A field that came later may be
+        here while it is not set: rows of before have the same key.
+        """
+        return frozenset()
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ def read_labels(
     Raises:
         DataError: a label is outside of the classes.
     """
-    return labels_in(inputs.table("label", role), role, n_classes)
+    return labels_in(_column(inputs, role, "label"), role, n_classes)
 
 
 def labels_in(
@@ -144,13 +144,37 @@ def read_targets(
     Raises:
         DataError: there is none.
     """
-    table = inputs.table("label", role).select(["id", "target"]).drop_null().sort_by("id")
+    table = _column(inputs, role, "target").drop_null().sort_by("id")
     if table.num_rows == 0:
         raise DataError(
             f"label: found no {role} with a target, expected at least 1. Give some rows a target."
         )
     ids, targets = (np.array(table[name].to_numpy()) for name in ("id", "target"))
     return ids, targets
+
+
+def answered_rows_of(
+    ids: Int64[np.ndarray, " rows"], answered: Int64[np.ndarray, " answered"]
+) -> tuple[Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
+    """Positions in `ids`, ascending, of those that are in `answered`, and their positions there.
+
+    `answered` ascends and may be long: it is searched, not sorted.
+    """
+    at = np.searchsorted(answered, ids).clip(max=max(len(answered) - 1, 0))
+    rows = np.flatnonzero(answered[at] == ids) if len(answered) else np.zeros(0, np.int64)
+    return rows, at[rows]
+
+
+def _column(inputs: Inputs, role: Role, name: str) -> pa.Table:
+    """Ids and one column of the table `label`, without ever holding its other columns of all rows.
+
+    In a stage's `compute` those of the part's own rows.
+    """
+    columns = ["id", name]
+    if role == "query" or inputs.part.role == "example":
+        return inputs.table("label", role).select(columns)
+    shards = [table.select(columns) for table in inputs.by_shard("label", "example")]
+    return pa.concat_tables(shards) if shards else inputs.table("label", role).select(columns)
 
 
 def one_hot(labels: Int64[Tensor, " rows"], n_classes: int) -> Float[Tensor, "rows classes"]:
