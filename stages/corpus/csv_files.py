@@ -5,6 +5,7 @@ these. Only a cell without anything in it is null; `""` is the empty text.
 """
 
 import csv
+import io
 import itertools
 import os
 import sys
@@ -16,7 +17,8 @@ import pyarrow.csv
 
 from stages.corpus.cells import SourceRows, compact, show
 from stages.corpus.columns import used_columns
-from stages.corpus.source import Source
+from stages.corpus.source import Source, ending, is_url
+from stages.corpus.source_files import open_file
 from stages.stage import DataError
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -45,7 +47,7 @@ def read_csv(files: list[str], source: Source) -> SourceRows:
                 f"{file}: found columns {found}, expected {columns} as in {files[0]}. "
                 "Give all files of a glob the same columns."
             )
-        usual = "\t" if file.lower().endswith(".tsv") else ","
+        usual = "\t" if ending(file) == ".tsv" else ","
         if separator != usual:
             notices.append(
                 f"{os.path.basename(file)}: its fields are separated by {_SEPARATORS[separator]}, "
@@ -75,7 +77,7 @@ def _read(
 
     try:
         table = pyarrow.csv.read_csv(
-            file,
+            open_file(file) if is_url(file) else file,
             pyarrow.csv.ReadOptions(
                 use_threads=False,
                 block_size=_BLOCK_BYTES,
@@ -119,8 +121,8 @@ def _ends_in_quotes(file: str, table: pa.Table) -> bool:
     cell = _last(table)[table.column_names[-1]]
     if not isinstance(cell, str) or not ("\n" in cell or "\r" in cell):
         return False
-    with open(file, "rb") as stream:
-        stream.seek(-min(4096, os.path.getsize(file)), os.SEEK_END)
+    with open_file(file) as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4096))
         return not stream.read().rstrip(b"\r\n").endswith(b'"')
 
 
@@ -165,23 +167,28 @@ def _separator(file: str, source: Source) -> str:
                 f"{', '.join(fits[second][0])}), expected one of them. Quote the fields that hold "
                 "the other, or save the file as JSONL or Parquet."
             )
-    return "\t" if file.lower().endswith(".tsv") else ","
+    return "\t" if ending(file) == ".tsv" else ","
 
 
 def _records(file: str, separator: str, n_rows: int) -> Iterable[list[str]]:
     """The first rows of a file, the header first; bytes that are not UTF-8 are surrogates."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        with _text(file, newline="") as stream:
             rows = (row for row in csv.reader(stream, delimiter=separator) if row)
             return list(itertools.islice(rows, n_rows))
     finally:
         csv.field_size_limit(limit)
 
 
+def _text(file: str, newline: str | None = None) -> io.TextIOWrapper:
+    """A file as text; bytes that are not UTF-8 are surrogates."""
+    return io.TextIOWrapper(open_file(file), "utf-8-sig", "surrogateescape", newline)
+
+
 def _blank_lines(file: str) -> int:
     """How many lines are above the header."""
-    with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
+    with _text(file) as stream:
         return sum(1 for _ in itertools.takewhile(lambda line: line == "\n", stream))
 
 

@@ -10,14 +10,14 @@ import codecs
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import pyarrow as pa
 
 from stages.corpus.cells import SourceRows, from_table
 from stages.corpus.csv_files import read_csv
 from stages.corpus.json_files import read_json
-from stages.corpus.source import ENDINGS, KINDS, Source
+from stages.corpus.source import ENDINGS, KINDS, Source, ending
+from stages.corpus.source_files import open_file
 from stages.stage import DataError
 
 
@@ -31,7 +31,7 @@ def read_files(files: list[str], source: Source) -> SourceRows:
     if kind == "parquet":
         return _read_parquet(files, source)
     for file in files:
-        with open(file, "rb") as stream:
+        with open_file(file) as stream:
             head = stream.read(2)
         if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise DataError(f"{file}: found UTF-16, expected UTF-8. Save the file as UTF-8.")
@@ -43,14 +43,14 @@ def read_files(files: list[str], source: Source) -> SourceRows:
 
 
 def _kind(files: Iterable[str], source: Source) -> str:
-    kinds = {Path(file).suffix.lower(): file for file in files}
-    for ending, file in kinds.items():
-        if ending not in KINDS:
+    kinds = {ending(file): file for file in files}
+    for kind, file in kinds.items():
+        if kind not in KINDS:
             raise DataError(
                 f"{source.path}: found {os.path.basename(file)}, expected a file with an ending "
                 f"among {ENDINGS}. Convert or rename it, or write a glob such as folder/*.csv."
             )
-    if len({KINDS[ending] for ending in kinds}) > 1:
+    if len({KINDS[kind] for kind in kinds}) > 1:
         raise DataError(
             f"{source.path}: found files of different types ({', '.join(sorted(kinds))}), "
             "expected one type. Write a glob that ends in one of them."
@@ -61,19 +61,14 @@ def _kind(files: Iterable[str], source: Source) -> str:
 def _read_parquet(files: list[str], source: Source) -> SourceRows:
     """All rows of Parquet files; columns of several widths get the widest, if nothing is lost."""
     import pyarrow.dataset  # It imports pandas, which `assay --help` should not pay for.
-    import pyarrow.fs
 
+    parquet = pyarrow.dataset.ParquetFileFormat()
     tables: list[pa.Table] = []
     names = None
     for file in files:
         try:
-            data = pyarrow.dataset.dataset(
-                [file],
-                format="parquet",
-                filesystem=pyarrow.fs.LocalFileSystem(),
-                partitioning=None,
-            )
-            table = data.to_table()
+            with open_file(file) as stream:
+                table = parquet.make_fragment(stream).to_table()
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{file}: found a file that cannot be loaded ({error}), expected Parquet. Write "

@@ -7,7 +7,7 @@ split expressions. Its errors become a DataError, and it prints nothing.
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.corpus.cells import SourceRows, from_table, join
-from stages.corpus.source import ENDINGS, KINDS, Source
+from stages.corpus.source import ENDINGS, KINDS, Source, ending
 from stages.stage import DataError
 
 
@@ -136,8 +136,30 @@ def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> So
     return joined._replace(faults=faults, notices=notices)
 
 
-def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
-    """The data files of a folder by split, which `load_dataset` infers from their names.
+def split_names(names: Sequence[str], source: Source) -> dict[str, list[str]]:
+    """The data files among `names`, relative to their folder, by split; see `split_folder`.
+
+    Raises:
+        DataError: there are no data files, or a file has the name of a folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Files without content: `datasets` would list an object store again for every pattern.
+        for name in names:
+            place = Path(folder, name)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch(exist_ok=False)
+            except OSError as error:
+                raise DataError(
+                    f"{source.path}: found {name}, which is the name of a folder, too, expected "
+                    f"names that a disk can have. Write a pattern such as {source.path}/*.parquet."
+                ) from error
+        splits = split_folder(folder, source)
+        return {s: [os.path.relpath(f, folder) for f in files] for s, files in splits.items()}
+
+
+def split_folder(folder: str, source: Source) -> dict[str, list[str]]:
+    """The data files of a local folder by split, which `load_dataset` infers from their names.
 
     The names of the folder itself and of those above it count for nothing.
 
@@ -155,7 +177,7 @@ def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
             for split, globs in get_data_patterns(link).items():
                 files = map(str, DataFilesList.from_patterns(globs, base_path=link))
                 own = [os.path.join(folder, os.path.relpath(file, link)) for file in files]
-                found[str(split)] = sorted(f for f in own if Path(f).suffix.lower() in KINDS)
+                found[str(split)] = sorted(f for f in own if ending(f) in KINDS)
     found = {split: files for split, files in found.items() if files}
     if not found:
         raise DataError(

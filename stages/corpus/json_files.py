@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from stages.corpus.cells import SourceRows, as_json, compact
 from stages.corpus.source import Source
+from stages.corpus.source_files import open_file
 from stages.stage import DataError
 
 _BLOCK_ROWS = 4096
@@ -175,7 +176,7 @@ def _rows(files: list[str]) -> Iterator[dict[str, Any] | _Fault]:
 
 def _lines(file: str) -> Iterator[Any]:
     """The nonblank lines of a JSONL file as bytes, or the parsed elements of one array."""
-    with open(file, "rb") as stream:
+    with open_file(file) as stream:
         start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         stream.seek(0)
         if start.startswith(b"["):

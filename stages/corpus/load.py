@@ -5,13 +5,29 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from stages.corpus.cells import SourceRows
 from stages.corpus.files import read_files
-from stages.corpus.huggingface import files_by_split, from_dataset, load_hub, load_saved, select
-from stages.corpus.source import Source, is_local, local, matches
+from stages.corpus.huggingface import (
+    from_dataset,
+    load_hub,
+    load_saved,
+    select,
+    split_folder,
+    split_names,
+)
+from stages.corpus.source import ENDINGS, Source, is_local, is_url, local
+from stages.corpus.source_files import (
+    SourceFile,
+    file_on_disk,
+    list_files,
+    names_below,
+    open_file,
+)
 from stages.stage import DataError
+
+SAVED = ("state.json", "dataset_dict.json")
+"""Files that a folder has which `save_to_disk` wrote."""
 
 
 def fingerprint(source: Source) -> str:
@@ -24,20 +40,17 @@ def fingerprint(source: Source) -> str:
         DataError: its path names no file, folder or data set that can be read.
     """
     digest = hashlib.sha256(json.dumps(asdict(source), sort_keys=True).encode())
-    if not is_local(source.path):
-        digest.update(str(load_hub(source)._fingerprint).encode())
-        files: list[str] = []
-    elif os.path.isdir(local(source.path)):
-        files = sorted(str(f) for f in Path(local(source.path)).rglob("*") if f.is_file())
+    files: list[SourceFile] = []
+    if is_url(source.path) or is_local(source.path):
+        files += list_files(source.path)
     else:
-        files = matches(source.path)
-    files += [match for path in source.corrections for match in matches(path)]
+        digest.update(str(load_hub(source)._fingerprint).encode())
+    files += [file for path in source.corrections for file in list_files(path)]
     if source.features_file is not None:
-        files.append(_checked(source.features_file))
+        files += _vectors(source.features_file)
     for file in files:
-        with open(file, "rb") as stream:
-            digest.update(os.path.basename(file).encode() + b"\0")
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(os.path.basename(file.path).encode() + b"\0")
+        digest.update(_content(file))
     return digest.hexdigest()
 
 
@@ -49,36 +62,75 @@ def load(source: Source) -> SourceRows:
         not fit
             together.
     """
-    if not is_local(source.path):
+    files = files_by_split(source)
+    if files is None:
+        if is_local(source.path):
+            return load_saved(local(source.path), source)
         return from_dataset(load_hub(source), source)
-    path = local(source.path)
-    if os.path.isdir(path):
-        if any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json")):
-            return load_saved(path, source)
-        return _choose(source, files_by_split(path, source))
-    return _choose(source, {"train": matches(source.path)})
+    return _choose(source, files)
 
 
 def load_file(path: str) -> SourceRows:
-    """All rows of a local file or glob, as `load` returns them.
+    """All rows of a file, URL or glob, as `load` returns them.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    return read_files(matches(path), Source(path=path, label=None))
+    return read_files([file.path for file in list_files(path)], Source(path=path, label=None))
 
 
-def _checked(path: str) -> str:
-    if not os.path.isfile(local(path)):
+def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
+    """The data files of a source by split, each in the order of its rows.
+
+    A file or pattern is one split, `train`; those of a folder are told by the names of its files.
+    None for what the library `datasets` reads: a saved folder, or a data set of the hub.
+
+    Raises:
+        DataError: the path names nothing that can be read.
+        storage.schema.StorageError: a store or server refuses, or cannot be reached.
+    """
+    path = source.path
+    if not is_url(path) and not is_local(path):
+        return None
+    if not is_url(path) and os.path.isdir(local(path)):
+        if any(os.path.exists(os.path.join(local(path), name)) for name in SAVED):
+            return None
+        folder = split_folder(local(path), source)
+        return {split: tuple(map(file_on_disk, files)) for split, files in folder.items()}
+    files = list_files(path)
+    below = names_below(path, files)
+    if below is None:
+        return {"train": files}
+    if set(SAVED) & set(below):
+        raise DataError(
+            f"{path}: found a folder that save_to_disk wrote, expected data files with an ending "
+            f"among {ENDINGS}: such a folder can be read on disk only. Copy it, or write the data "
+            "set with to_parquet."
+        )
+    splits = split_names(list(below), source)
+    return {split: tuple(below[name] for name in names) for split, names in splits.items()}
+
+
+def _content(file: SourceFile) -> bytes:
+    """What changes with the content of a file: its SHA-256, at a URL that of its version."""
+    if is_url(file.path) and file.version is not None:
+        return hashlib.sha256(json.dumps([file.bytes, file.version]).encode()).digest()
+    with open_file(file.path) as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _vectors(path: str) -> tuple[SourceFile, ...]:
+    try:
+        return list_files(path)
+    except DataError as error:
         raise DataError(
             f"{path}: found no such file, expected the vectors that features names, as numpy.save "
             "writes them. Correct features."
-        )
-    return local(path)
+        ) from error
 
 
-def _choose(source: Source, files: Mapping[str, list[str]]) -> SourceRows:
-    def reader(names: list[str]) -> Callable[[], SourceRows]:
-        return lambda: read_files(names, source)
+def _choose(source: Source, files: Mapping[str, tuple[SourceFile, ...]]) -> SourceRows:
+    def reader(chosen: tuple[SourceFile, ...]) -> Callable[[], SourceRows]:
+        return lambda: read_files([file.path for file in chosen], source)
 
-    return select(source, {split: reader(names) for split, names in files.items()})
+    return select(source, {split: reader(chosen) for split, chosen in files.items()})

@@ -219,9 +219,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     message = error(Source(str(tmp_path / "*.parquet")))
     assert "found no file that the pattern matches" in message
     assert "Correct the pattern" in message
-    message = error(Source("https://example.org/a b"))
-    assert "expected owner/name, a local path or a glob" in message
-    assert "download it first" in message
+    message = error(Source("no hub id"))
+    assert "expected owner/name, a local path or glob, or the URL of files (s3://" in message
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
