@@ -1,4 +1,4 @@
-"""All use of the library `datasets`; no other module imports it.
+"""The library `datasets`, which no other module imports but `hub_sets`.
 
 It loads data sets of the hub and saved folders, finds the splits of a folder of files, and parses
 split expressions. Its errors become a DataError, and it prints nothing.
@@ -27,13 +27,7 @@ def load_hub(source: Source) -> Any:
     """
     import datasets
 
-    advice = "Correct path, name or revision, and log in if the data set is private."
-    if datasets.config.HF_HUB_OFFLINE:
-        advice = (
-            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
-            "point path to a local copy."
-        )
-    with quiet(), as_data_error(source, advice):
+    with quiet(), as_data_error(source, advice()):
         found = datasets.load_dataset(
             source.path, source.name, split=source.split, revision=source.revision
         )
@@ -45,6 +39,18 @@ def load_hub(source: Source) -> Any:
         f"{source.path}: found the splits {', '.join(found)}, expected to be told which. "
         f"Set split, for example split: {next(iter(found))}."
     )
+
+
+def advice() -> str:
+    """What to do about a data set of the hub that cannot be loaded."""
+    import datasets
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return (
+            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
+            "point path to a local copy."
+        )
+    return "Correct path, name or revision, and log in if the data set is private."
 
 
 def load_saved(path: str, source: Source) -> SourceRows:
@@ -71,12 +77,15 @@ def as_dataset(rows: pa.Table) -> Any:
 
 def from_dataset(dataset: Any, source: Source) -> SourceRows:
     """All rows of a `datasets.Dataset`; those with bytes that are not UTF-8 are in `faults`."""
+    loaded = from_table(dataset.with_format("arrow")[:])
+    return loaded._replace(class_names=class_names(dataset.features.get(source.label)))
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a column, by what `datasets` has as its type."""
     import datasets
 
-    loaded = from_table(dataset.with_format("arrow")[:])
-    feature = dataset.features.get(source.label)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return loaded._replace(class_names=names)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> SourceRows:
