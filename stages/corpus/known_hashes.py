@@ -7,7 +7,6 @@ file can be written twice. Such a file is read again, as git does it.
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,15 +23,23 @@ steps of two seconds."""
 
 
 def hashes(
-    files: Sequence[SourceFile], name: Sequence[str | None], store: Store | None, is_dry: bool
+    files: Sequence[SourceFile],
+    listed_ns: int,
+    name: Sequence[str | None],
+    store: Store | None,
+    is_dry: bool,
 ) -> dict[str, str]:
-    """The SHA-256 of each local file in hex, by path; `name` identifies the source of the files.
+    """The SHA-256 of each local file in hex, by path.
 
-    The note is read from `store`, and written there where a file was read and nothing is dry.
+    Args:
+        files: The files, as they were listed.
+        listed_ns: When their listing began, in ns since 1970.
+        name: Identifies the source that they are of.
+        store: Holds the note. It is written where a file was read.
+        is_dry: Whether nothing is written.
     """
     if not files:
         return {}
-    now_ns = time.time_ns()
     key = digest(["files", *name])
     known, noted_ns = _note(store, key)
     found: dict[str, str] = {}
@@ -45,7 +52,7 @@ def hashes(
     is_new = any(known.get(path) != entry for path, entry in found.items())
     is_racy = any(noted_ns - _changed_ns(file) <= RACY_NS for file in files)
     if store is not None and not is_dry and (is_new or is_racy):
-        store.write_note(NOTES, key, {"noted_ns": now_ns, "files": found})
+        store.write_note(NOTES, key, {"noted_ns": listed_ns, "files": found})
     return {path: entry.rpartition(" ")[2] for path, entry in found.items()}
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
@@ -48,6 +49,7 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
         DataError: its path names no file, folder or data set that can be read.
         storage.schema.StorageError: a store or server refuses, or cannot be reached.
     """
+    begun_ns = time.time_ns()
     digest = hashlib.sha256(json.dumps(asdict(source), sort_keys=True).encode())
     files: list[SourceFile] = []
     if not _is_on_hub(source.path):
@@ -67,11 +69,11 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
     if source.features_file is not None:
         files += _vectors(source.features_file)
     on_disk = [file for file in files if not is_url(file.path)]
-    known = hashes(on_disk, [source.path, source.features_file], store, is_dry)
+    known = hashes(on_disk, begun_ns, [source.path, source.features_file], store, is_dry)
     for file in files:
         digest.update(os.path.basename(file.path).encode() + b"\0")
-        on_disk_hash = known.get(file.path)
-        digest.update(_told(file) if on_disk_hash is None else bytes.fromhex(on_disk_hash))
+        is_known = file.path in known
+        digest.update(bytes.fromhex(known[file.path]) if is_known else _told(file))
     return digest.hexdigest()
 
 
