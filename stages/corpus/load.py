@@ -3,19 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 from stages.corpus.cells import SourceRows
-from stages.corpus.files import read_files
+from stages.corpus.files import file_split
 from stages.corpus.huggingface import (
-    from_dataset,
+    choose,
+    hub_split,
     load_hub,
-    load_saved,
-    select,
+    saved_splits,
     split_folder,
     split_names,
 )
+from stages.corpus.pieces import PIECE_BYTES, Each, Reading, Split, in_turn, read_all, select
 from stages.corpus.source import ENDINGS, Source, is_local, is_url, local
 from stages.corpus.source_files import (
     SourceFile,
@@ -54,20 +56,39 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
+def reading(source: Source, each: Each = in_turn, piece_bytes: int = PIECE_BYTES) -> Reading:
+    """The rows that the source's split expression selects, as parts that are read one by one.
+
+    Cost: the footers of Parquet files; of JSONL and CSV all bytes, which say the types of columns
+    and where rows begin. That work is done by `each`.
+
+    Raises:
+        DataError: the path names nothing that can be read, the split is unknown, or the files do
+            not fit together.
+    """
+    splits: dict[str, Callable[[], Split]]
+    files = files_by_split(source)
+    if files is not None:
+        splits = {
+            name: partial(file_split, of_split, source, each, piece_bytes)
+            for name, of_split in files.items()
+        }
+    elif is_local(source.path):
+        splits = saved_splits(local(source.path), source, piece_bytes)
+    else:
+        # The hub has evaluated the expression.
+        split = hub_split(source, piece_bytes)
+        return select(source, {"": split}, [("", 0, split.n_rows)])
+    return choose(source, splits)
+
+
 def load(source: Source) -> SourceRows:
     """All rows that the source's split expression selects, and those that could not be read.
 
     Raises:
-        DataError: the path names nothing that can be read, the split is unknown, or the files do
-        not fit
-            together.
+        DataError: see `reading`.
     """
-    files = files_by_split(source)
-    if files is None:
-        if is_local(source.path):
-            return load_saved(local(source.path), source)
-        return from_dataset(load_hub(source), source)
-    return _choose(source, files)
+    return read_all(reading(source))
 
 
 def load_file(path: str) -> SourceRows:
@@ -76,7 +97,9 @@ def load_file(path: str) -> SourceRows:
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    return read_files([file.path for file in list_files(path)], Source(path=path, label=None))
+    source = Source(path=path, label=None)
+    split = file_split(list_files(path), source, in_turn, PIECE_BYTES)
+    return read_all(select(source, {"": split}, [("", 0, split.n_rows)]))
 
 
 def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
@@ -127,10 +150,3 @@ def _vectors(path: str) -> tuple[SourceFile, ...]:
             f"{path}: found no such file, expected the vectors that features names, as numpy.save "
             "writes them. Correct features."
         ) from error
-
-
-def _choose(source: Source, files: Mapping[str, tuple[SourceFile, ...]]) -> SourceRows:
-    def reader(chosen: tuple[SourceFile, ...]) -> Callable[[], SourceRows]:
-        return lambda: read_files([file.path for file in chosen], source)
-
-    return select(source, {split: reader(chosen) for split, chosen in files.items()})
