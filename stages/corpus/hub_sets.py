@@ -1,21 +1,28 @@
 """Data sets of the hub: their files where they are Parquet, and otherwise what `datasets` reads.
 
 A data set of Parquet files is read file by file, as any other source of that type is. Of others the
-types of the columns are those that `datasets` finds; they are streamed, past its cache, unless they
-are in it already. Without the hub (HF_HUB_OFFLINE) the cache is all there is.
+types of the columns are those that `datasets` finds, which puts them into its cache; where the
+split expression names few rows, such as `train[:1000]`, these alone are streamed. Without the hub
+(HF_HUB_OFFLINE) the cache is all there is.
 """
 
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from stages.corpus.cells import SourceRows, from_table
-from stages.corpus.huggingface import advice, as_data_error, class_names, quiet, select
+from stages.corpus.cells import SourceRows
+from stages.corpus.huggingface import advice, as_data_error, class_names, quiet
+from stages.corpus.pieces import Layout, Split
 from stages.corpus.source import Source, ending
 from stages.stage import DataError
+
+STREAMED_ROWS = 100_000
+"""Most rows that are streamed: the driver holds them."""
 
 
 class HubSet(NamedTuple):
@@ -68,54 +75,69 @@ def hub_set(source: Source) -> HubSet | None:
     return HubSet(builder, {str(split): list(map(str, urls)) for split, urls in files.items()})
 
 
-def stream_hub(found: HubSet, source: Source) -> SourceRows:
-    """The rows that the source's split expression selects, read from the hub past the cache.
+@dataclass(frozen=True)
+class TablePiece:
+    """Rows that are read already."""
 
-    Of `train[:1000]` no more than 1,000 rows are read.
+    table: pa.Table
+    n_rows: int
+
+    def read(self, layout: Layout) -> SourceRows:
+        """The rows; those with bytes that are not UTF-8 are among the faults."""
+        return layout.rows(self.table)
+
+
+def streamed(found: HubSet, source: Source) -> dict[str, Callable[[], Split]] | None:
+    """The splits of a data set, cut after the last row that the split expression names.
+
+    Only these rows are read, past the cache. None where they are more than `STREAMED_ROWS` or not
+    named by number, and where the cache has the data set: there, tasks can read single rows.
+    """
+    most = {split: most_rows(source.split, split) for split in found.files}
+    is_bounded = all(rows is not None and rows <= STREAMED_ROWS for rows in most.values())
+    if found.is_cached or not is_bounded or not source.split:
+        return None
+    return {s: partial(_first_rows, found, source, s, rows or 0) for s, rows in most.items()}
+
+
+def _first_rows(found: HubSet, source: Source, split: str, left: int) -> Split:
+    """The first rows of a split.
 
     Raises:
-        DataError: it cannot be read, or its rows do not fit together.
+        DataError: it cannot be read, has no rows, or they do not fit together.
     """
-
-    def reader(split: str) -> Callable[[], SourceRows]:
-        def read() -> SourceRows:
-            tables: list[pa.Table] = []
-            left = _most_rows(source.split, split)
-            with quiet(), as_data_error(source, advice()):
-                rows = found.builder.as_streaming_dataset(split).with_format("arrow")
-                for table in rows.iter(batch_size=1000):
-                    tables.append(table if left is None else table.slice(0, left))
-                    left = None if left is None else left - tables[-1].num_rows
-                    if left == 0:
-                        break
-            if not tables:
-                raise DataError(
-                    f"{source.path}: found no rows, expected at least one. Name others."
-                )
-            try:
-                if any(set(t.column_names) != set(tables[0].column_names) for t in tables):
-                    raise pa.ArrowInvalid("the columns differ")
-                whole = from_table(pa.concat_tables(tables, promote_options="permissive"))
-            except pa.ArrowException as error:
-                raise DataError(
-                    f"{source.path}: found rows of the split {split} that do not fit together "
-                    f"({error}), expected the same columns and types. Name one of its files as "
-                    f"hf://datasets/{source.path}/FILE."
-                ) from error
-            return whole._replace(class_names=found.class_names(source.label))
-
-        return read
-
-    return select(source, {split: reader(split) for split in found.files})
+    tables: list[pa.Table] = []
+    with quiet(), as_data_error(source, advice()):
+        rows = found.builder.as_streaming_dataset(split).with_format("arrow")
+        for table in rows.iter(batch_size=max(1, min(left, 1000))):
+            tables.append(table.slice(0, left).replace_schema_metadata(None))
+            left -= tables[-1].num_rows
+            if left <= 0:
+                break
+    try:
+        if not tables or any(set(t.column_names) != set(tables[0].column_names) for t in tables):
+            raise pa.ArrowInvalid("the columns differ" if tables else "there are none")
+        whole = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{source.path}: found rows of the split {split} that do not fit together ({error}), "
+            "expected the same columns and types. Name one of its files as "
+            f"hf://datasets/{source.path}/FILE."
+        ) from error
+    layout = Layout(whole.schema, class_names=found.class_names(source.label))
+    return Split(layout, (TablePiece(whole, whole.num_rows),))
 
 
-def _most_rows(expression: str | None, split: str) -> int | None:
-    """How many rows of a split an expression needs at most; None where its end is not a number."""
+def most_rows(expression: str | None, split: str) -> int | None:
+    """How many first rows of a split an expression such as `train[:100]+test` needs.
+
+    None where its end is not a number.
+    """
     most = 0
-    for part in (expression or "").split("+"):
-        if re.split(r"[\[(]", part.strip())[0] == split:
+    for part in (expression or split).split("+"):
+        if re.split(r"[\[(]", part.strip())[0] in (split, "all"):
             stop = re.fullmatch(r"[^\[(]+\[\d*:(\d+)\]", part.strip())
             if stop is None:
                 return None
             most = max(most, int(stop[1]))
-    return most or None
+    return most

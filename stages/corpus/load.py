@@ -6,21 +6,23 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 from stages.corpus.cells import SourceRows
-from stages.corpus.files import read_files
-from stages.corpus.hub_sets import HubSet, hub_set, stream_hub
+from stages.corpus.files import file_split
+from stages.corpus.hub_sets import HubSet, hub_set, streamed
 from stages.corpus.huggingface import (
-    from_dataset,
+    choose,
+    hub_split,
     load_hub,
-    load_saved,
-    select,
+    saved_splits,
     split_folder,
     split_names,
 )
 from stages.corpus.known_hashes import hashes
+from stages.corpus.pieces import PIECE_BYTES, Each, Reading, Split, in_turn, read_all, select
 from stages.corpus.source import ENDINGS, Source, is_local, is_url, local
 from stages.corpus.source_files import (
     SourceFile,
@@ -58,10 +60,9 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
         found = hub_set(source)
         if found is None:
             digest.update(str(load_hub(source)._fingerprint).encode())
-        elif not found.is_parquet:
+        elif (by_split := _parquet_files(found)) is None:
             digest.update(found.version.encode())
         else:
-            by_split = _on_hub(found)
             told = [found.class_names(source.label), {s: len(by_split[s]) for s in by_split}]
             digest.update(json.dumps(told).encode())
             files += itertools.chain.from_iterable(by_split.values())
@@ -77,24 +78,46 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
     return digest.hexdigest()
 
 
+def reading(source: Source, each: Each = in_turn, piece_bytes: int = PIECE_BYTES) -> Reading:
+    """The rows that the source's split expression selects, as parts that are read one by one.
+
+    Cost: the footers of Parquet files; of JSONL and CSV all bytes, which say the types of columns
+    and where rows begin. That work is done by `each`.
+
+    Raises:
+        DataError: the path names nothing that can be read, the split is unknown, or the files do
+            not fit together.
+    """
+    splits: dict[str, Callable[[], Split]]
+    found = hub_set(source) if _is_on_hub(source.path) else None
+    files = files_by_split(source) if found is None else _parquet_files(found)
+    if files is not None:
+        splits = {
+            name: partial(file_split, of_split, source, each, piece_bytes)
+            for name, of_split in files.items()
+        }
+    elif not _is_on_hub(source.path):
+        splits = saved_splits(local(source.path), source, piece_bytes)
+    elif found is not None and (first := streamed(found, source)) is not None:
+        splits = first
+    else:
+        # The hub has evaluated the expression.
+        split = hub_split(source, piece_bytes)
+        return select(source, {"": split}, [("", 0, split.n_rows)])
+    chosen = choose(source, splits)
+    if found is None or chosen.empty.class_names is not None:
+        return chosen
+    declared = found.class_names(source.label)
+    return chosen._replace(empty=chosen.empty._replace(class_names=declared))
+
+
 def load(source: Source) -> SourceRows:
     """All rows that the source's split expression selects, and those that could not be read.
 
     Raises:
-        DataError: the path names nothing that can be read, the split is unknown, or the files do
-        not fit
-            together.
+        DataError: see `reading`.
     """
-    if _is_on_hub(source.path):
-        found = hub_set(source)
-        if found is None or (found.is_cached and not found.is_parquet):
-            return from_dataset(load_hub(source), source)
-        if not found.is_parquet:
-            return stream_hub(found, source)
-        rows = _choose(source, _on_hub(found))
-        return rows._replace(class_names=rows.class_names or found.class_names(source.label))
-    files = files_by_split(source)
-    return load_saved(local(source.path), source) if files is None else _choose(source, files)
+    return read_all(reading(source))
 
 
 def load_file(path: str) -> SourceRows:
@@ -103,7 +126,9 @@ def load_file(path: str) -> SourceRows:
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    return read_files([file.path for file in list_files(path)], Source(path=path, label=None))
+    source = Source(path=path, label=None)
+    split = file_split(list_files(path), source, in_turn, PIECE_BYTES)
+    return read_all(select(source, {"": split}, [("", 0, split.n_rows)]))
 
 
 def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
@@ -120,7 +145,7 @@ def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
     path = source.path
     if _is_on_hub(path):
         found = hub_set(source)
-        return _on_hub(found) if found is not None and found.is_parquet else None
+        return None if found is None else _parquet_files(found)
     if not is_url(path) and os.path.isdir(local(path)):
         if any(os.path.exists(os.path.join(local(path), name)) for name in SAVED):
             return None
@@ -144,8 +169,10 @@ def _is_on_hub(path: str) -> bool:
     return not is_url(path) and not is_local(path)
 
 
-def _on_hub(found: HubSet) -> dict[str, tuple[SourceFile, ...]]:
-    """The files of a data set of the hub by split, from one listing of its commit."""
+def _parquet_files(found: HubSet) -> dict[str, tuple[SourceFile, ...]] | None:
+    """The files of a data set of the hub by split, by its listing; None unless all are Parquet."""
+    if not found.is_parquet:
+        return None
     urls = itertools.chain.from_iterable(found.files.values())
     commits = {match[0] for url in urls if (match := re.match("hf://datasets/[^@]+@[^/]+", url))}
     listed = {file.path: file for commit in sorted(commits) for file in list_files(commit)}
@@ -168,10 +195,3 @@ def _vectors(path: str) -> tuple[SourceFile, ...]:
             f"{path}: found no such file, expected the vectors that features names, as numpy.save "
             "writes them. Correct features."
         ) from error
-
-
-def _choose(source: Source, files: Mapping[str, tuple[SourceFile, ...]]) -> SourceRows:
-    def reader(chosen: tuple[SourceFile, ...]) -> Callable[[], SourceRows]:
-        return lambda: read_files([file.path for file in chosen], source)
-
-    return select(source, {split: reader(chosen) for split, chosen in files.items()})

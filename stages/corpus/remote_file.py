@@ -84,6 +84,7 @@ class RemoteFile(io.RawIOBase):
         """
         super().__init__()
         self._url, self._version = url, version
+        self.name, self.mode = url, "rb"
         self._fs, self._root = file_system(url)
         self._at = self._start = 0
         self._read = b""
