@@ -34,6 +34,9 @@ class Progress:
     def planned(self, plan: Plan) -> None:
         """Hears the plan of a run, before any of it is computed."""
 
+    def reused(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Hears that a run has nothing to do, and the lines of its plan: text and style."""
+
     def started(self, node: Node) -> None:
         """Hears that the tasks of a stage begin."""
 
@@ -86,30 +89,13 @@ class Screen(Progress):
 
     def planned(self, plan: Plan) -> None:
         """Prints what was read, what was rejected, and how many tasks are to do and reused."""
-        corpus = plan.corpus
-        self.say(
-            f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-            f"queries in {len(corpus.tables['text'].shards)} shards, " + _task_text(corpus)
-        )
-        unlabelled = corpus.unlabelled_queries
-        if unlabelled:
-            self.say(
-                f"{unlabelled} queries have no label: values of examples are measured without them"
-            )
-        rejected = corpus.tables["rejected"].rows
-        if rejected:
-            self.say(
-                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
-                style="yellow",
-            )
-        tasks = sum(len(node.tasks) for node in plan.nodes)
-        missing = sum(len(node.missing) for node in plan.nodes)
-        names = " -> ".join(node.instance for node in plan.nodes)
-        most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
-        self.say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are done already")
-        for note in plan.notes:
-            self.say(note, style="yellow")
+        self.reused(plan_lines(plan))
         self._bars.start()
+
+    def reused(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Prints the lines of a plan."""
+        for text, style in lines:
+            self.say(text, style=style)
 
     def started(self, node: Node) -> None:
         """Puts a bar for the stage on the screen."""
@@ -165,6 +151,35 @@ class Screen(Progress):
     def say(self, text: str, style: str = "dim") -> None:
         """Prints a line that stays."""
         self._console.print(Text(text, style=style))
+
+
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """What a person should read of a plan, as lines of text, each with its style."""
+    corpus = plan.corpus
+    lines = [
+        f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
+        f"queries in {len(corpus.tables['text'].shards)} shards, {_task_text(corpus)}"
+    ]
+    if unlabelled := corpus.unlabelled_queries:
+        lines.append(
+            f"{unlabelled} queries have no label: values of examples are measured without them"
+        )
+    said = [(line, "dim") for line in lines]
+    if rejected := corpus.tables["rejected"].rows:
+        said.append(
+            (
+                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
+                "yellow",
+            )
+        )
+    tasks = sum(len(node.tasks) for node in plan.nodes)
+    missing = sum(len(node.missing) for node in plan.nodes)
+    names = " -> ".join(node.instance for node in plan.nodes)
+    most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
+    said.append(
+        (f"{names}: {most}{missing} tasks to do, {tasks - missing} are done already", "dim")
+    )
+    return said + [(note, "yellow") for note in plan.notes]
 
 
 def _unit(stage: Stage) -> str:

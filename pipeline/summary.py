@@ -218,7 +218,7 @@ def _shell_path(path: str) -> str:
 def summarize(run: Any) -> dict[str, Any]:
     """The main results of a run as plain values; a key is empty where its stage did not run.
 
-    Those of a run over an object store are kept in its folder: to ask again reads every shard.
+    They are kept in the run's folder: to ask again reads every shard.
     """
     kept: dict[str, Any] | None = run.kept_summary()
     if kept is None:
