@@ -14,8 +14,6 @@ from pipeline.agreement import mismatches
 from pipeline.errors import RunError, told
 from pipeline.progress import seconds_text
 from pipeline.terminal import show, table
-from stages.stage import StageError
-from storage.schema import StorageError
 
 SUSPICIOUS = 20
 """Labels that `assay run` shows."""
@@ -25,6 +23,10 @@ EXTREMES = 10
 
 def exit_code(error: BaseException) -> int | None:
     """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
+    # Here, not above: `assay --help` should not pay for pyarrow.
+    from stages.stage import StageError
+    from storage.schema import StorageError
+
     is_told = isinstance(error, RunError | StageError | StorageError) or told(error) is not None
     return 1 if is_told else None
 

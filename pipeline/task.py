@@ -57,18 +57,10 @@ class StoredInputs:
     def table(self, name: str, role: Role | None = None) -> pa.Table:
         """Rows of `name` that the part reads; see `stages.stage.Inputs`."""
         manifest = self._manifest(name)
-        if self._split == "shard":
-            of_part = [
-                s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
-            ]
-            if of_part:
-                return self._part_shard(manifest.table, of_part[0])
-        if self._split == "query" and role == "query":
-            of_part = [
-                s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)
-            ]
-            if of_part:
-                return self._part_shard(manifest.table, of_part[0])
+        if self._split == "shard" or (self._split == "query" and role == "query"):
+            of_part = manifest.by_part.get((self.part.role, self.part.index))
+            if of_part is not None:
+                return self._part_shard(manifest.table, of_part)
         return self._store.read_table(manifest, role)
 
     def vectors(self, name: str, role: Role) -> Vectors:
