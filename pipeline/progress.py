@@ -185,8 +185,9 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
 
 def _unit(node: "Node") -> str:
     """The noun for a stage's tasks; where it merges, some compute shards and some combine them."""
-    is_merged = any(task.parts for task in node.tasks)
-    return "tasks" if is_merged else UNITS[node.stage.split]
+    from stages.stage import Merges
+
+    return "tasks" if isinstance(node.stage, Merges) else UNITS[node.stage.split]
 
 
 def _task_text(corpus: "Corpus") -> str:

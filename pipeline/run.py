@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import stage_name
 from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunError, RunFolderError
@@ -16,13 +15,13 @@ from pipeline.lock import hold
 from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan, stages_in_order
-from pipeline.progress import Progress, plan_lines
+from pipeline.progress import Progress
 from pipeline.readers import Readers
 from pipeline.rounds import until_enough
 from pipeline.run_record import RunRecord
 from pipeline.settings import Run
 from pipeline.task import Job
-from pipeline.unchanged import basis
+from pipeline.unchanged import basis_of, kept_of
 from pipeline.verify import Look, damage_behind, drop_damaged_maps, repair, told
 from storage.manifest import ShardRecord
 from storage.table import Store
@@ -126,10 +125,10 @@ class _Attempt:
         progress.say("Reading the corpus ...")
         look = Look(store, seen)
         stages = list(stages_in_order(run)[0].values())
-        followed_from = basis(run, stages) if self._asked is not None else None
+        basis = basis_of(self._asked, run, stages) if self._asked is not None else None
         readers = Readers(stages)
         corpus = read_corpus(run, store, readers=readers, look=look.at_corpus)
-        plan = self.plan = make_plan(run, corpus, store, last_artefacts)
+        plan = self.plan = make_plan(run, corpus, store, last_artefacts, is_dry=False)
         look.at_plan(plan)
         for sentence in drop_damaged_maps(plan, store):
             progress.say(sentence)
@@ -141,19 +140,11 @@ class _Attempt:
         try:
             for node in plan.nodes:
                 self._compute(node, plan, record)
-            record.close(self._kept(plan, followed_from))
+            done = dataclasses.replace(plan, nodes=tuple(self._finished))
+            record.close(basis and kept_of(done, basis, self._stops))
         finally:
             if self._opened is not None:
                 self._opened.close()
-
-    def _kept(self, plan: Plan, followed_from: dict[str, Any] | None) -> dict[str, Any] | None:
-        """What the record keeps of a run that came to its end; see `pipeline.unchanged`."""
-        if followed_from is None:
-            return None
-        done = dataclasses.replace(plan, nodes=tuple(self._finished))
-        versions = {stage_name(node.stage): node.stage.version for node in plan.nodes}
-        said = [*plan_lines(done), *self._stops]
-        return {"asked": self._asked, "stages": versions, "said": said, **followed_from}
 
     def _compute(self, node: Node, plan: Plan, record: RunRecord) -> None:
         """Runs the missing tasks of one stage, and writes its manifests."""

@@ -136,15 +136,15 @@ class RunRecord:
         for table in self.record["tables"][node.instance].values():
             table["shards"] = [task.key for task in node.tasks]
 
-    def close(self, followed_from: Mapping[str, Any] | None = None) -> None:
+    def close(self, finished: Mapping[str, Any] | None = None) -> None:
         """Puts the catalog of the whole run in its place.
 
-        `followed_from` is all that the plan followed from (`pipeline.unchanged`); None where the
-        run is to be planned again the next time in any case.
+        `finished` is what tells that nothing is to do the next time (`pipeline.unchanged`); None
+        where the run is to be planned then in any case.
         """
         self.record["keeps_catalog"] = False
-        if followed_from is not None:
-            self.record["finished"] = followed_from
+        if finished is not None:
+            self.record["finished"] = finished
         self.folder.rebuild_catalog(self.store, self.record)
         register(self.store, self.record)
 

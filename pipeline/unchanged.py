@@ -20,17 +20,19 @@ import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.code_version import PACKAGES, package_version, source_digest
+from pipeline.config import stage_name
 from pipeline.corpus import INGEST_VERSION
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.given import Given
 from pipeline.lock import hold
-from pipeline.progress import Progress
+from pipeline.plan import Plan
+from pipeline.progress import Progress, plan_lines
 from pipeline.settings import Run
 from pipeline.store_users import register
 from pipeline.verify import claims_of_record, damaged_maps, look_at
@@ -53,22 +55,40 @@ def asked(given: Given) -> str:
     return digest([repr(given.raw), given.folder, given.overridden, os.getcwd()])
 
 
-def basis(run: Run, stages: Iterable[Stage]) -> dict[str, Any] | None:
+def basis_of(asked: str, run: Run, stages: Iterable[Stage]) -> dict[str, Any] | None:
     """What a plan of `run` follows from, as it is now; None where something cannot be read.
 
-    Called before any of it is used: what changes while the run is at work differs the next time.
+    To be called before any of it is used: what changes while the run is at work differs the next
+    time. `asked` stands for the configuration that the run was given as.
     """
     sources = [source for source in (run.corpus, run.queries) if source is not None]
-    models = {_files(model) for stage in stages for model in _models(stage)}
     try:
         return {
+            "asked": asked,
             "code": _code(),
             "sources": [[dataclasses.asdict(s), source_fingerprint(s)] for s in sources],
-            "models": [[list(m), *_fingerprints(m)] for m in sorted(models, key=repr)],
+            "models": [[list(m), *_fingerprints(m)] for m in _models(stages)],
         }
     except (StageError, OSError) as error:
         LOG.debug("cannot be read: %s", error)
         return None
+
+
+def kept_of(
+    plan: Plan, basis: Mapping[str, Any], stops: Sequence[tuple[str, str]]
+) -> dict[str, Any] | None:
+    """What the record of a run keeps at its end, to know the next time that nothing is to do.
+
+    Args:
+        plan: The plan, of which everything is done.
+        basis: What it followed from.
+        stops: What was said of rules that ended rounds: lines, each with its style.
+    """
+    stages = [node.stage for node in plan.nodes]
+    if [files for files, *_ in basis["models"]] != [list(m) for m in _models(stages)]:
+        return None  # stages that the size of the corpus chose run others
+    versions = {stage_name(stage): stage.version for stage in stages}
+    return {**basis, "stages": versions, "said": [*plan_lines(plan), *stops]}
 
 
 def finished_already(
@@ -132,13 +152,11 @@ def _code() -> str:
     return digest([source_digest(), INGEST_VERSION, platform.python_version(), versions])
 
 
-def _models(stage: Stage) -> list[ModelSpec]:
-    values = [getattr(stage, f.name) for f in dataclasses.fields(stage)]
-    return [value for value in values if isinstance(value, ModelSpec)]
-
-
-def _files(model: ModelSpec) -> ModelFiles:
-    return ModelFiles(model.path, model.revision, model.adapter)
+def _models(stages: Iterable[Stage]) -> list[ModelFiles]:
+    """The files of all models that are a field of a stage, in one order."""
+    values = [getattr(stage, f.name) for stage in stages for f in dataclasses.fields(stage)]
+    models = [value for value in values if isinstance(value, ModelSpec)]
+    return sorted({ModelFiles(m.path, m.revision, m.adapter) for m in models}, key=repr)
 
 
 def _fingerprints(model: ModelFiles) -> list[str]:

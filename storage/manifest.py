@@ -115,7 +115,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as the text of its file, with its seal."""
-        return sealed_json(dataclasses.asdict(self), is_sorted=True)
+        # Not `dataclasses.asdict`, which copies every value of every shard.
+        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        names = [f.name for f in dataclasses.fields(ShardRecord)]
+        value["shards"] = [{name: getattr(s, name) for name in names} for s in self.shards]
+        return sealed_json(value, is_sorted=True)
 
 
 @dataclass(frozen=True)
