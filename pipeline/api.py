@@ -24,8 +24,8 @@ from pipeline.results import Answer, Rows
 from storage.credentials import masked
 
 if TYPE_CHECKING:
+    from pipeline.given import Given
     from pipeline.progress import Progress
-    from pipeline.settings import Run
 
 __all__ = [
     "apply",
@@ -42,6 +42,7 @@ __all__ = [
     "verify",
 ]
 
+LOG = logging.getLogger(__name__)
 AnyRun = OpenedRun | str | Path
 Config = str | Path | Mapping[str, Any]
 """A YAML file, or what it would hold; relative paths in a mapping start at the working folder."""
@@ -57,10 +58,11 @@ def plan(config: Config, overrides: Overrides = ()) -> Answer:
         pipeline.errors.RunError: the run cannot be planned.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
+    from pipeline.config import run_of
     from pipeline.estimate import estimate
     from pipeline.summary import print_estimate
 
-    return Answer(estimate(_read(config, overrides)), print_estimate)
+    return Answer(estimate(run_of(_given(config, overrides))), print_estimate)
 
 
 def run(
@@ -83,14 +85,25 @@ def run(
         stages.stage.StageError: the corpus or the model cannot be used.
     """
     from pipeline.folder import mended_config
-    from pipeline.run import execute_run
+    from pipeline.unchanged import asked, finished_already
 
     changed = mended_config(Path(config)) if not isinstance(config, Mapping) else None
     if changed is not None and progress is not None:
         progress.say(changed)
-    configured = _read(config, overrides)
-    with _log_in(configured.run):
-        return OpenedRun(execute_run(configured, progress, waits=wait))
+    given = _given(config, overrides)
+    folder = finished_already(given, progress, wait)
+    if folder is None:
+        # Imported here, with torch and transformers: a run with nothing to do is spared that.
+        from pipeline.config import run_of
+        from pipeline.run import execute_run
+
+        configured = run_of(given)
+        with _log_in(configured.run):
+            folder = execute_run(configured, progress, waits=wait, asked=asked(given))
+    else:
+        with _log_in(str(folder.path)):
+            LOG.info("%s: nothing to do", folder.path)
+    return OpenedRun(folder)
 
 
 def status(run: AnyRun) -> Answer:
@@ -194,12 +207,12 @@ def _folder(run: AnyRun) -> Path:
     return run.folder.path if isinstance(run, OpenedRun) else Path(run)
 
 
-def _read(config: Config, overrides: Overrides) -> "Run":
-    from pipeline.config import read_config, read_mapping
+def _given(config: Config, overrides: Overrides) -> "Given":
+    from pipeline.given import given_in_file, given_in_mapping
 
     if isinstance(config, Mapping):
-        return read_mapping(config, _assignments(overrides))
-    return read_config(config, _assignments(overrides))
+        return given_in_mapping(config, _assignments(overrides))
+    return given_in_file(config, _assignments(overrides))
 
 
 def _assignments(overrides: Overrides) -> Sequence[str]:

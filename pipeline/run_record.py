@@ -2,11 +2,11 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import logging
 from collections.abc import Container, Mapping
 from typing import Any
 
+from pipeline.code_version import PACKAGES, package_version
 from pipeline.config import dump_config, stage_name
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder, replace_file
@@ -19,7 +19,6 @@ from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("assay", "torch", "transformers", "datasets", "pyarrow", "duckdb", "ray", "numpy")
 
 
 class RunRecord:
@@ -137,9 +136,15 @@ class RunRecord:
         for table in self.record["tables"][node.instance].values():
             table["shards"] = [task.key for task in node.tasks]
 
-    def close(self) -> None:
-        """Puts the catalog of the whole run in its place."""
+    def close(self, finished: Mapping[str, Any] | None = None) -> None:
+        """Puts the catalog of the whole run in its place.
+
+        `finished` is what tells that nothing is to do the next time (`pipeline.unchanged`); None
+        where the run is to be planned then in any case.
+        """
         self.record["keeps_catalog"] = False
+        if finished is not None:
+            self.record["finished"] = finished
         self.folder.rebuild_catalog(self.store, self.record)
         register(self.store, self.record)
 
@@ -174,7 +179,7 @@ class RunRecord:
             revision=node.fields.get("model", {}).get("fingerprint") if model else None,
             seed=node.stage.seed,
             threads=self.plan.run.resources(node.instance).cpus,
-            packages={name: _version(name) for name in PACKAGES},
+            packages={name: package_version(name) for name in PACKAGES},
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
@@ -205,11 +210,3 @@ def _is_whole(record: Mapping[str, Any]) -> bool:
 def _pins(plan: Plan) -> dict[str, Any]:
     """The artefacts of the plan, by stage instance, each with its key and its labels' key."""
     return {node.instance: dict(node.pinned) for node in plan.nodes if node.pinned is not None}
-
-
-def _version(package: str) -> str:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
