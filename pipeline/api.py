@@ -58,7 +58,7 @@ def plan(config: Config, overrides: Overrides = ()) -> Answer:
         stages.stage.StageError: the corpus or the model cannot be used.
     """
     from pipeline.estimate import estimate
-    from pipeline.summary import print_estimate
+    from pipeline.plan_summary import print_estimate
 
     return Answer(estimate(_read(config, overrides)), print_estimate)
 

@@ -17,6 +17,7 @@ import pipeline.summary as report
 from pipeline import api, stopping
 from pipeline.errors import told
 from pipeline.open_run import open_run
+from pipeline.plan_summary import print_estimate
 from pipeline.progress import Screen
 from stages.corpus.cells import is_broken, show
 from storage.credentials import masked
@@ -102,7 +103,7 @@ def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 
     Example: assay plan configs/quickstart.yaml
     """
-    report.print_estimate(api.plan(config, overrides), is_json)
+    print_estimate(api.plan(config, overrides), is_json)
 
 
 @main.command()

@@ -2,15 +2,18 @@
 
 import dataclasses
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus import SOMETIMES, Corpus, read_corpus
+from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.model_check import check_models
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.readers import Readers
+from pipeline.reasons import reasons_to_run
 from pipeline.run import artefacts_of_last_run
 from pipeline.settings import Run
 from stages.model.calibration import flops_per_second
@@ -26,7 +29,9 @@ MODEL_EFFICIENCY = 0.5
 def estimate(run: Run) -> dict[str, Any]:
     """The cost of a run as plain values, per stage and in all.
 
-    Tasks to do and reused, forward and backward rows, FLOPs, bytes to write, memory, seconds.
+    Tasks to do and reused, forward and backward rows, FLOPs, bytes to write, memory, seconds; of
+    each stage, too, `reasons`, how many tasks must run for each reason (`pipeline.reasons`), and
+    `how`, a choice that follows from the size of the corpus, with its reason.
 
     Reads the corpus, checks models that were not checked before, and asks the machine for its speed
     with a matrix product of a fraction of a second; writes nothing but notes of models that passed,
@@ -40,7 +45,8 @@ def estimate(run: Run) -> dict[str, Any]:
     store = Store(run.store_url)
     readers = Readers(stages_in_order(run)[0].values())
     corpus = read_corpus(run, store, is_dry=True, readers=readers)
-    plan = make_plan(run, corpus, store, artefacts_of_last_run(run, RunFolder(Path(run.run))))
+    folder = RunFolder(Path(run.run))
+    plan = make_plan(run, corpus, store, artefacts_of_last_run(run, folder))
     notes = [*plan.notes, *check_models(plan, store, is_dry=True)]
     n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)
     work = Work(
@@ -53,7 +59,11 @@ def estimate(run: Run) -> dict[str, Any]:
     )
     speed = flops_per_second()
     workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
-    rows = [_row(node, work, speed, workers) for node in plan.nodes]
+    reasons = reasons_to_run(plan, store, _last_record(folder, store))
+    rows = [
+        {**_row(node, work, speed, workers), "reasons": reasons.get(node.instance, {})}
+        for node in plan.nodes
+    ]
     return {
         "examples": work.n_examples,
         "queries": work.n_queries,
@@ -72,6 +82,14 @@ def estimate(run: Run) -> dict[str, Any]:
         "memory_bytes": max((row["memory_bytes"] for row in rows), default=0),
         "seconds": sum(row["seconds"] for row in rows),
     }
+
+
+def _last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
+    """The record of the run's last execution in this store; empty where there is none."""
+    with suppress(RunFolderError):
+        record = folder.read_record()
+        return record if folder.store().url == store.url else {}
+    return {}
 
 
 def _lengths(corpus: Corpus, plan: Plan) -> list[int]:
@@ -97,6 +115,6 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
         "reused": len(node.tasks) - len(node.missing),
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,
-        "note": cost.note,
+        "how": cost.note,
         "seconds": cost.flops * share / (speed * MODEL_EFFICIENCY) / at_once,
     }

@@ -172,8 +172,7 @@ class Valuation(GameFields):
             each = float((reach * (steps + judged)).sum())
             flops = 2 * orders_per_unit(n, self.sampling) * each
         memory = 32 * n**2 + 8 * n * width if dim is None else 24 * dim**2 + 8 * dim * width
-        note = "prefix Cholesky" if is_dense else "recursive least squares"
-        return Cost(flops=flops, memory_bytes=memory, note=note)
+        return Cost(flops=flops, memory_bytes=memory, note=self.how(n))
 
 
 OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
