@@ -6,9 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import SOMETIMES, Corpus, read_corpus
+from pipeline.cluster_size import Cluster, Size
+from pipeline.corpus import read_corpus
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
+from pipeline.forecast import forecast
 from pipeline.model_check import check_models
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan, stages_in_order
@@ -16,12 +18,11 @@ from pipeline.readers import Readers
 from pipeline.reasons import reasons_to_run
 from pipeline.run import artefacts_of_last_run
 from pipeline.settings import Run
+from pipeline.work_size import of_stage, vector_lengths, work_of
 from stages.model.calibration import flops_per_second
 from stages.stage import Work
 from storage.table import Store
 
-CHARACTERS_PER_TOKEN = 4.2
-"""Of English text in the tokens of a language model."""
 MODEL_EFFICIENCY = 0.5
 """Share of a bare matrix product's speed that models and solves reach; seen on MiniLM, one core."""
 
@@ -42,26 +43,18 @@ def estimate(run: Run) -> dict[str, Any]:
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
     """
-    store = Store(run.store_url)
-    readers = Readers(stages_in_order(run)[0].values())
-    corpus = read_corpus(run, store, is_dry=True, readers=readers)
-    folder = RunFolder(Path(run.run))
-    plan = make_plan(run, corpus, store, artefacts_of_last_run(run, folder))
-    notes = [*plan.notes, *check_models(plan, store, is_dry=True)]
-    n_bytes = sum(s.bytes for s in corpus.tables["text"].shards)
-    work = Work(
-        n_examples=corpus.rows("label", "example"),
-        n_queries=corpus.rows("text", "query"),
-        n_tokens=round(n_bytes / CHARACTERS_PER_TOKEN),
-        n_classes=max(1, len(corpus.classes)),
-        n_shards=sum(s.role == "example" for s in corpus.tables["text"].shards),
-        dim=max(_lengths(corpus, plan), default=0),
-    )
+    store, folder = Store(run.store_url), RunFolder(Path(run.run))
+    plan, notes = _planned(run, store, folder)
+    corpus = plan.corpus
+    work, lengths = work_of(corpus, store), vector_lengths(plan)
     speed = flops_per_second()
     workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
     reasons = reasons_to_run(plan, store, _last_record(folder, store))
     rows = [
-        {**_row(node, work, speed, workers), "reasons": reasons.get(node.instance, {})}
+        {
+            **_row(node, of_stage(work, node, lengths), speed, workers),
+            "reasons": reasons.get(node.instance, {}),
+        }
         for node in plan.nodes
     ]
     return {
@@ -84,18 +77,35 @@ def estimate(run: Run) -> dict[str, Any]:
     }
 
 
+def estimate_on(run: Run, cluster: Cluster, size: Size) -> dict[str, Any]:
+    """The cost of all of a run on a cluster, over a corpus of another size, as plain values.
+
+    See `pipeline.forecast`; what is read, checked and written is as in `estimate`.
+
+    Raises:
+        pipeline.errors.RunError: the run cannot be planned.
+    """
+    store = Store(run.store_url)
+    plan, notes = _planned(run, store, RunFolder(Path(run.run)))
+    work = size.of(work_of(plan.corpus, store), run.shard_size)
+    speed = cluster.assumed.core_flops or flops_per_second()
+    return {**forecast(plan, work, vector_lengths(plan), cluster, speed), "notes": notes}
+
+
+def _planned(run: Run, store: Store, folder: RunFolder) -> tuple[Plan, list[str]]:
+    """The plan of a run over its corpus, which is read and not written, and its notes."""
+    readers = Readers(stages_in_order(run)[0].values())
+    corpus = read_corpus(run, store, is_dry=True, readers=readers)
+    plan = make_plan(run, corpus, store, artefacts_of_last_run(run, folder))
+    return plan, [*plan.notes, *check_models(plan, store, is_dry=True)]
+
+
 def _last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
     """The record of the run's last execution in this store; empty where there is none."""
     with suppress(RunFolderError):
         record = folder.read_record()
         return record if folder.store().url == store.url else {}
     return {}
-
-
-def _lengths(corpus: Corpus, plan: Plan) -> list[int]:
-    """Lengths of the feature vectors, the corpus's and those that stages declare."""
-    of_corpus = [corpus.tables[name].vector_length or 0 for name in SOMETIMES & set(corpus.tables)]
-    return of_corpus + [node.stage.feature_dim or 0 for node in plan.nodes]
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
