@@ -24,7 +24,7 @@ from pipeline.results import Answer, Rows
 from storage.credentials import masked
 
 if TYPE_CHECKING:
-    from pipeline.cluster_size import Cluster, Size
+    from pipeline.cluster_size import Cluster, CorpusSize
     from pipeline.progress import Progress
     from pipeline.settings import Run
 
@@ -55,7 +55,7 @@ def plan(
     config: Config,
     overrides: Overrides = (),
     cluster: "Cluster | None" = None,
-    size: "Size | None" = None,
+    size: "CorpusSize | None" = None,
 ) -> Answer:
     """The cost of a run, estimated before anything is computed; see `pipeline.estimate.estimate`.
 
@@ -66,14 +66,14 @@ def plan(
         pipeline.errors.RunError: the run cannot be planned.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
-    from pipeline.cluster_size import Cluster, Size
+    from pipeline.cluster_size import Cluster, CorpusSize
     from pipeline.estimate import estimate, estimate_on
     from pipeline.plan_summary import print_estimate, print_forecast
 
     run = _read(config, overrides)
     if cluster is None and size is None:
         return Answer(estimate(run), print_estimate)
-    return Answer(estimate_on(run, cluster or Cluster(), size or Size()), print_forecast)
+    return Answer(estimate_on(run, cluster or Cluster(), size or CorpusSize()), print_forecast)
 
 
 def run(

@@ -54,7 +54,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Size:
+class CorpusSize:
     """The size of a corpus; what is None is taken from the run's own."""
 
     rows: int | None = None
@@ -86,7 +86,7 @@ def asked_for(
     queries: int | None = None,
     tokens_per_row: float | None = None,
     assume: Sequence[str] = (),
-) -> tuple[Cluster | None, Size | None]:
+) -> tuple[Cluster | None, CorpusSize | None]:
     """The machines and the size that a command asks about; None where it asks about neither.
 
     Raises:
@@ -94,8 +94,8 @@ def asked_for(
     """
     machines = {"nodes": nodes, "cores": cores, "gpus": gpus}
     given = {name: count for name, count in machines.items() if count is not None}
-    size = Size(rows, queries, tokens_per_row)
-    if not given and not assume and size == Size():
+    size = CorpusSize(rows, queries, tokens_per_row)
+    if not given and not assume and size == CorpusSize():
         return None, None
     return Cluster(**given, assumed=assumptions(assume)), size
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster_size import Cluster, Size
-from pipeline.corpus import read_corpus
+from pipeline.cluster_size import Cluster, CorpusSize
+from pipeline.corpus import Corpus, read_corpus
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.forecast import forecast
@@ -18,9 +18,10 @@ from pipeline.readers import Readers
 from pipeline.reasons import reasons_to_run
 from pipeline.run import artefacts_of_last_run
 from pipeline.settings import Run
+from pipeline.sizes import size_of
 from pipeline.work_size import of_stage, vector_lengths, work_of
 from stages.model.calibration import flops_per_second
-from stages.stage import Work
+from stages.stage import Size, Work
 from storage.table import Store
 
 MODEL_EFFICIENCY = 0.5
@@ -44,9 +45,10 @@ def estimate(run: Run) -> dict[str, Any]:
         pipeline.errors.RunError: the run cannot be planned.
     """
     store, folder = Store(run.store_url), RunFolder(Path(run.run))
-    plan, notes = _planned(run, store, folder)
-    corpus = plan.corpus
-    work, lengths = work_of(corpus, store), vector_lengths(plan)
+    corpus = _read(run, store)
+    plan, notes = _planned(run, corpus, store, folder)
+    work = work_of(corpus, store)
+    lengths = vector_lengths(plan, work)
     speed = flops_per_second()
     workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
     reasons = reasons_to_run(plan, store, _last_record(folder, store))
@@ -77,7 +79,7 @@ def estimate(run: Run) -> dict[str, Any]:
     }
 
 
-def estimate_on(run: Run, cluster: Cluster, size: Size) -> dict[str, Any]:
+def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
     """The cost of all of a run on a cluster, over a corpus of another size, as plain values.
 
     See `pipeline.forecast`; what is read, checked and written is as in `estimate`.
@@ -85,18 +87,32 @@ def estimate_on(run: Run, cluster: Cluster, size: Size) -> dict[str, Any]:
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
     """
-    store = Store(run.store_url)
-    plan, notes = _planned(run, store, RunFolder(Path(run.run)))
-    work = size.of(work_of(plan.corpus, store), run.shard_size)
+    store, folder = Store(run.store_url), RunFolder(Path(run.run))
+    corpus = _read(run, store)
+    work = size.of(work_of(corpus, store), run.shard_size)
+    chosen_for = dataclasses.replace(
+        size_of(corpus, store),
+        n_examples=work.n_examples,
+        first_examples=work.n_examples,
+        n_queries=work.n_queries,
+    )
+    plan, notes = _planned(run, corpus, store, folder, chosen_for)
     speed = cluster.assumed.core_flops or flops_per_second()
-    return {**forecast(plan, work, vector_lengths(plan), cluster, speed), "notes": notes}
+    return {**forecast(plan, work, vector_lengths(plan, work), cluster, speed), "notes": notes}
 
 
-def _planned(run: Run, store: Store, folder: RunFolder) -> tuple[Plan, list[str]]:
-    """The plan of a run over its corpus, which is read and not written, and its notes."""
+def _read(run: Run, store: Store) -> Corpus:
+    """The corpus of a run, of which nothing is written."""
     readers = Readers(stages_in_order(run)[0].values())
-    corpus = read_corpus(run, store, is_dry=True, readers=readers)
-    plan = make_plan(run, corpus, store, artefacts_of_last_run(run, folder))
+    return read_corpus(run, store, is_dry=True, readers=readers)
+
+
+def _planned(
+    run: Run, corpus: Corpus, store: Store, folder: RunFolder, size: Size | None = None
+) -> tuple[Plan, list[str]]:
+    """The plan of a run, as for a corpus of another size where one is given, and its notes."""
+    last_artefacts = artefacts_of_last_run(run, folder)
+    plan = make_plan(run, corpus, store, last_artefacts, size=size)
     return plan, [*plan.notes, *check_models(plan, store, is_dry=True)]
 
 
@@ -116,7 +132,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
-        if name not in ("memory_bytes", "note")
+        if name not in ("memory_bytes", "vector_length", "note")
     }
     return {
         "stage": node.instance,

@@ -175,11 +175,13 @@ class _Forecast:
             n_blocks = max(1, self._n_query_shards)
             return _Division(f"{n_blocks} blocks of queries", n_blocks)
         if isinstance(stage, Merges):
-            levels, merges, left = 0, 0, n_examples
+            n_leaves = left = -(-n_examples // stage.shards_per_part)
+            levels = merges = 0
             while left > 1 or not levels:
                 left = -(-left // FAN_IN)
                 levels, merges = levels + 1, merges + left
-            return _Division(f"{n_examples} shards", n_examples, levels, merges)
+            what = "shards" if stage.shards_per_part == 1 else "groups of shards"
+            return _Division(f"{n_leaves} {what}", n_leaves, levels, merges)
         roles = {task.part.role for task in node.tasks}
         n_shards = self.n_shards if "query" in roles else n_examples
         return _Division(f"{n_shards} shards", n_shards)

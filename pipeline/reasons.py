@@ -162,12 +162,12 @@ class _History:
 
     def _of_read(self, node: Node, read: str, task: Task) -> Reason | None:
         """Why what a task reads under a name is other than before."""
-        stage, place = node.stage, (task.part.role, task.part.index)
-        source = node.reads[read]
-        own = [shard for shard in self._shards(source) if shard[:2] == place]
+        stage, part = node.stage, task.part
+        span = range(part.index, part.index + part.n_shards)
+        own = [s for s in self._shards(node.reads[read]) if s[0] == part.role and s[1] in span]
         if stage.split in ("whole", "round") or not own:
             return self._of_whole(node, read, None)
-        of_part = self._of_shard(node, read, own[0])
+        of_part = _first(self._of_shard(node, read, shard) for shard in own)
         opens = ("example",) if stage.split == "query" else stage.opens
         return _first([of_part, self._of_whole(node, read, opens) if opens else None])
 

@@ -48,16 +48,20 @@ def of_stage(work: Work, node: Node, lengths: Mapping[str, int]) -> Work:
     return dataclasses.replace(work, dim=_longest(node, lengths))
 
 
-def vector_lengths(plan: Plan) -> dict[str, int]:
+def vector_lengths(plan: Plan, work: Work) -> dict[str, int]:
     """By instance, the length of the vectors that its tables are made of; 0 where there are none.
 
-    A table without vectors of its own, such as logits, stands for those that it was made of.
+    `work` is that over the corpus. A table without vectors of its own, such as logits, stands for
+    those that it was made of.
     """
     tables = plan.corpus.tables
     known = [tables[name].vector_length or 0 for name in SOMETIMES & set(tables)]
     lengths = {CORPUS_INSTANCE: max(known, default=0)}
     for node in plan.nodes:
-        lengths[node.instance] = node.stage.feature_dim or _longest(node, lengths)
+        written = node.stage.feature_dim or node.stage.cost(of_stage(work, node, lengths))
+        lengths[node.instance] = (
+            written if isinstance(written, int) else written.vector_length
+        ) or _longest(node, lengths)
     return lengths
 
 

@@ -83,12 +83,6 @@ class Embedding(RunsModel, Stage):
                 vectors = embedder.outputs(embedder.batch(tokens, rows))
             yield EMBEDDING.name, vector_rows(text, rows, vectors.cpu().numpy())
 
-    @property
-    def feature_dim(self) -> int:
-        """The model's width, as often as there are hidden states with `layer: all`."""
-        size = network_size(self.model, None)
-        return size.dim * (size.n_states if self.layer == "all" else 1)
-
     def cost(self, work: Work) -> Cost:
         """One forward pass per row."""
         size = network_size(self.model, None)
@@ -99,6 +93,7 @@ class Embedding(RunsModel, Stage):
             flops=size.forward_flops(work.n_tokens),
             written_bytes=n_rows * (4 * size.dim * n_states + 16),
             memory_bytes=size.forward_bytes(self.token_budget),
+            vector_length=size.dim * n_states,
         )
 
 

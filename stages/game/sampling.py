@@ -199,7 +199,7 @@ def coalition_costs(
     sizes = np.arange(n + 1.0) if sizes is None else sizes
     judged = n * width * sum(OUTPUT_COST[name] for name in utilities)
     if dim is None:
-        return judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2
+        return np.asarray(judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2)
     rank = np.where(sizes < SHORT * dim, sizes, dim)
     seen = n * (dim * (rank + width + ROW_COST) + rank * width)
     return np.asarray(judged + seen + sizes * dim * rank)

