@@ -98,7 +98,7 @@ class KernelRepresenter(PairScores):
                 )
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """Predicted classes and features of the queries; the tables' scales and length are `shared`.
+        """Predicted classes and features of the queries; scales and length are `shared`.
 
         Raises:
             DataError: no query has features in all tables.

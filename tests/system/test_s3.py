@@ -174,7 +174,9 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     stored = contents(objects(bucket, "store"))
     right = tables_of(unbroken.folder / "store")
     assert stored == {name: right.get(name) for name in stored}
-    assert {"embedding", "ntk", "shapley_round"} <= {name.split("/")[0] for name in stored}
+    assert {"embedding", "ntk", "shapley_round", "shapley_value"} <= {
+        name.split("/")[0] for name in stored
+    }
     assert contents(left).items() <= stored.items()
     assert not (tmp_path / "run/store").exists()
     status = json.loads(assay("status", tmp_path / "run", "--json").stdout)
