@@ -24,7 +24,7 @@ from stages.corpus.source_files import SourceFile, open_file
 from stages.stage import DataError
 
 _BLOCK_ROWS = 4096
-_PARSE = json.JSONDecoder().scan_once
+_PARSE: Any = vars(json.JSONDecoder())["scan_once"]
 _BLANKS = " \t\n\r"
 
 
