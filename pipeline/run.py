@@ -113,7 +113,7 @@ class _Attempt:
         look = Look(store, seen)
         readers = Readers(stages_in_order(run)[0].values())
         corpus = read_corpus(run, store, readers=readers, look=look.at_corpus)
-        plan = self.plan = make_plan(run, corpus, store, last_artefacts)
+        plan = self.plan = make_plan(run, corpus, store, last_artefacts, is_dry=False)
         look.at_plan(plan)
         for sentence in drop_damaged_maps(plan, store):
             progress.say(sentence)
