@@ -205,8 +205,9 @@ def _response(error: BaseException) -> tuple[str, int]:
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return str(response.get("Error", {}).get("Code", "")), int(status or 0)
-    # Of a client of HTTP, or of gcsfs.
-    code = str(getattr(error, "status", None) or getattr(error, "code", ""))
+    # Of the hub's client, of one of HTTP, of gcsfs.
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    code = str(status or getattr(error, "code", ""))
     return "", int(code) if code.isdigit() else 0
 
 

@@ -1,4 +1,4 @@
-"""All use of the library `datasets`; no other module imports it.
+"""The library `datasets`, which no other module imports but `hub_sets`.
 
 It loads data sets of the hub and saved folders, finds the splits of a folder of files, and parses
 split expressions. Its errors become a DataError, and it prints nothing.
@@ -30,13 +30,7 @@ def load_hub(source: Source) -> Any:
     """
     import datasets
 
-    advice = "Correct path, name or revision, and log in if the data set is private."
-    if datasets.config.HF_HUB_OFFLINE:
-        advice = (
-            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
-            "point path to a local copy."
-        )
-    with quiet(), as_data_error(source, advice):
+    with quiet(), as_data_error(source, advice()):
         found = datasets.load_dataset(
             source.path, source.name, split=source.split, revision=source.revision
         )
@@ -48,6 +42,18 @@ def load_hub(source: Source) -> Any:
         f"{source.path}: found the splits {', '.join(found)}, expected to be told which. "
         f"Set split, for example split: {next(iter(found))}."
     )
+
+
+def advice() -> str:
+    """What to do about a data set of the hub that cannot be loaded."""
+    import datasets
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return (
+            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
+            "point path to a local copy."
+        )
+    return "Correct path, name or revision, and log in if the data set is private."
 
 
 def saved_splits(path: str, source: Source, piece_bytes: int) -> dict[str, Callable[[], Split]]:
@@ -85,11 +91,7 @@ class DatasetPiece:
 
 def _split(piece: DatasetPiece, dataset: Any, piece_bytes: int) -> Split:
     """All rows of a `datasets.Dataset` as pieces."""
-    import datasets
-
-    label = piece.source.label
-    feature = dataset.features.get(label)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    names = class_names(dataset.features.get(piece.source.label))
     n_rows = len(dataset)
     step = max(1, n_rows * piece_bytes // max(dataset.data.nbytes, piece_bytes))
     pieces = [
@@ -122,6 +124,13 @@ def as_dataset(rows: pa.Table) -> Any:
     import datasets
 
     return datasets.Dataset(datasets.table.InMemoryTable(rows))
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a column, by what `datasets` has as its type."""
+    import datasets
+
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def choose(source: Source, splits: Mapping[str, Callable[[], Split]]) -> Reading:

@@ -1,14 +1,18 @@
 """The rows of a source as one Arrow table, and a fingerprint of the source's content."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 
 from stages.corpus.cells import SourceRows
 from stages.corpus.files import file_split
+from stages.corpus.hub_sets import HubSet, hub_set, streamed_splits
 from stages.corpus.huggingface import (
     choose,
     hub_split,
@@ -17,6 +21,7 @@ from stages.corpus.huggingface import (
     split_folder,
     split_names,
 )
+from stages.corpus.known_hashes import hashes
 from stages.corpus.pieces import PIECE_BYTES, Each, Reading, Split, in_turn, read_all, select
 from stages.corpus.source import ENDINGS, Source, is_local, is_url, local
 from stages.corpus.source_files import (
@@ -27,32 +32,50 @@ from stages.corpus.source_files import (
     open_file,
 )
 from stages.stage import DataError
+from storage.table import Store
 
 SAVED = ("state.json", "dataset_dict.json")
 """Files that a folder has which `save_to_disk` wrote."""
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False) -> str:
     """A SHA-256 in hex that changes when a field of the source or the content of its files does.
 
     All bytes of its files and folders count, and so do those of reviews and of a file of features.
-    A hub data set is loaded; its own fingerprint and revision count.
+    Those of local files are read where a note in `store` does not say that they are known
+    (`stages.corpus.known_hashes`); the note is kept up to date unless the reading is dry. Of files
+    at URLs the size and the version count that the store or server tells; where it tells none, the
+    bytes. A hub data set is loaded; its own fingerprint and revision count.
 
     Raises:
         DataError: its path names no file, folder or data set that can be read.
+        storage.schema.StorageError: a store or server refuses, or cannot be reached.
     """
+    begun_ns = time.time_ns()
     digest = hashlib.sha256(json.dumps(asdict(source), sort_keys=True).encode())
     files: list[SourceFile] = []
-    if is_url(source.path) or is_local(source.path):
+    if not _is_on_hub(source.path):
         files += list_files(source.path)
     else:
-        digest.update(str(load_hub(source)._fingerprint).encode())
+        found = hub_set(source)
+        if found is None:
+            digest.update(str(load_hub(source)._fingerprint).encode())
+        elif not found.is_parquet:
+            digest.update(found.version.encode())
+        else:
+            by_split = _on_hub(found)
+            told = [found.class_names(source.label), {s: len(by_split[s]) for s in by_split}]
+            digest.update(json.dumps(told).encode())
+            files += itertools.chain.from_iterable(by_split.values())
     files += [file for path in source.corrections for file in list_files(path)]
     if source.features_file is not None:
         files += _vectors(source.features_file)
+    on_disk = [file for file in files if not is_url(file.path)]
+    known = hashes(on_disk, begun_ns, [source.path, source.features_file], store, is_dry)
     for file in files:
         digest.update(os.path.basename(file.path).encode() + b"\0")
-        digest.update(_content(file))
+        is_known = file.path in known
+        digest.update(bytes.fromhex(known[file.path]) if is_known else _told(file))
     return digest.hexdigest()
 
 
@@ -65,21 +88,30 @@ def reading(source: Source, each: Each = in_turn, piece_bytes: int = PIECE_BYTES
     Raises:
         DataError: the path names nothing that can be read, the split is unknown, or the files do
             not fit together.
+        storage.schema.StorageError: a store or server refuses, or cannot be reached.
     """
-    splits: dict[str, Callable[[], Split]]
-    files = files_by_split(source)
-    if files is not None:
-        splits = {
+
+    def splits(files: Mapping[str, tuple[SourceFile, ...]]) -> dict[str, Callable[[], Split]]:
+        return {
             name: partial(file_split, of_split, source, each, piece_bytes)
             for name, of_split in files.items()
         }
-    elif is_local(source.path):
-        splits = saved_splits(local(source.path), source, piece_bytes)
-    else:
-        # The hub has evaluated the expression.
+
+    if not _is_on_hub(source.path):
+        files = files_by_split(source)
+        if files is None:
+            return choose(source, saved_splits(local(source.path), source, piece_bytes))
+        return choose(source, splits(files))
+    found = hub_set(source)
+    if found is None or (found.is_cached and not found.is_parquet):
+        # `datasets` evaluates the expression itself.
         split = hub_split(source, piece_bytes)
         return select(source, {"": split}, [("", 0, split.n_rows)])
-    return choose(source, splits)
+    if not found.is_parquet:
+        return choose(source, streamed_splits(found, source))
+    read = choose(source, splits(_on_hub(found)))
+    names = read.empty.class_names or found.class_names(source.label)
+    return read._replace(empty=read.empty._replace(class_names=names))
 
 
 def load(source: Source) -> SourceRows:
@@ -106,15 +138,17 @@ def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
     """The data files of a source by split, each in the order of its rows.
 
     A file or pattern is one split, `train`; those of a folder are told by the names of its files.
-    None for what the library `datasets` reads: a saved folder, or a data set of the hub.
+    None for what the library `datasets` reads: a saved folder, or a data set of the hub that is
+    not in Parquet.
 
     Raises:
         DataError: the path names nothing that can be read.
         storage.schema.StorageError: a store or server refuses, or cannot be reached.
     """
     path = source.path
-    if not is_url(path) and not is_local(path):
-        return None
+    if _is_on_hub(path):
+        found = hub_set(source)
+        return _on_hub(found) if found is not None and found.is_parquet else None
     if not is_url(path) and os.path.isdir(local(path)):
         if any(os.path.exists(os.path.join(local(path), name)) for name in SAVED):
             return None
@@ -134,11 +168,23 @@ def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
     return {split: tuple(below[name] for name in names) for split, names in splits.items()}
 
 
-def _content(file: SourceFile) -> bytes:
-    """What changes with the content of a file: its SHA-256, at a URL that of its version."""
-    if is_url(file.path) and file.version is not None:
+def _is_on_hub(path: str) -> bool:
+    return not is_url(path) and not is_local(path)
+
+
+def _on_hub(found: HubSet) -> dict[str, tuple[SourceFile, ...]]:
+    """The files of a data set of the hub by split, from one listing of its commit."""
+    urls = itertools.chain.from_iterable(found.files.values())
+    commits = {match[0] for url in urls if (match := re.match("hf://datasets/[^@]+@[^/]+", url))}
+    listed = {file.path: file for commit in sorted(commits) for file in list_files(commit)}
+    return {split: tuple(listed[url] for url in urls) for split, urls in found.files.items()}
+
+
+def _told(file: SourceFile) -> bytes:
+    """A SHA-256 that changes with a file at a URL, as far as its store or server tells."""
+    if file.version is not None:
         return hashlib.sha256(json.dumps([file.bytes, file.version]).encode()).digest()
-    with open_file(file.path) as stream:
+    with open_file(file) as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 

@@ -11,24 +11,29 @@ read to know whether they are others: on disk its size, times and inode change w
 its ETag, or whatever the store has of that kind.
 """
 
+import fnmatch
 import glob
 import io
 import os
-import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.corpus.remote_file import (
+    RemoteFile,
+    changed,
+    file_system,
+    is_http,
+    missing,
+    version_of,
+)
 from stages.corpus.source import is_url, local, matches
 from stages.stage import DataError
-from storage.remote import SOURCE, asked, open_file_system
+from storage.remote import SOURCE, asked
 
-PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https", "hf")
-VERSIONS = ("ETag", "etag", "e_tag", "blob_id", "generation", "md5Hash", "Content-MD5", "Digest",
-            "LastModified", "last_modified", "Last-Modified", "mtime", "updated")  # fmt: skip
-"""What listings call the version of a file, the most exact first."""
-FIRST_BYTES, MOST_BYTES = 256 << 10, 16 << 20
-"""Read ahead at a URL: of a file that was just opened, and of one that is read on and on."""
+BUFFER_BYTES = 64 << 10
+"""Of a file at a URL, what reading line by line takes at once of what was read ahead."""
 
 Version = tuple[int, int, int] | str | None
 
@@ -48,7 +53,8 @@ class SourceFile(NamedTuple):
 def list_files(path: str) -> tuple[SourceFile, ...]:
     """The files that a path or URL names, which may be a pattern, or a folder with all below it.
 
-    In the order of their names. A listing costs a request per 1,000 files, and three more.
+    In the order of their names. A listing costs a request per 1,000 files, and two more; so does a
+    pattern with signs in its last part alone, while others list all folders that they may mean.
 
     Raises:
         DataError: there is no such file.
@@ -68,7 +74,8 @@ def open_file(file: str | SourceFile) -> io.BufferedReader:
     """A file that can be read and sought in; of a URL only the parts that are asked for are read.
 
     What a server gives only as a whole is copied to a temporary file. Reading tries again while a
-    store is busy.
+    store is busy. A listed file is opened as it was listed, or not at all; in S3, and where a
+    server tells an ETag, its first part is one request.
 
     Raises:
         DataError: there is no such file, or it is another one than was listed.
@@ -80,14 +87,9 @@ def open_file(file: str | SourceFile) -> io.BufferedReader:
         stream = open(path, "rb")
         if isinstance(listed.version, tuple) and not _is_same(listed, os.fstat(stream.fileno())):
             stream.close()
-            raise _changed(path)
+            raise changed(path)
         return stream
-    fs, root = _file_system(path)
-    try:
-        remote = _Remote(path, fs, root, listed)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    return io.BufferedReader(remote, FIRST_BYTES)
+    return io.BufferedReader(RemoteFile(path, listed.bytes, listed.version), BUFFER_BYTES)
 
 
 def file_on_disk(path: str) -> SourceFile:
@@ -112,31 +114,10 @@ def names_below(path: str, files: tuple[SourceFile, ...]) -> dict[str, SourceFil
     return {file.path.removeprefix(root): file for file in files}
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path on it.
-
-    Raises:
-        DataError: its protocol is none of those of sources.
-        storage.schema.StorageError: it holds credentials, or a package is missing.
-    """
-    protocol, _, place = url.partition("://")
-    if protocol not in PROTOCOLS:
-        raise DataError(
-            f"{url}: found the protocol {protocol}, expected s3://, gs://, abfs://, https:// or a "
-            "path. Copy the files to one of these."
-        )
-    if protocol in ("abfs", "abfss", "az") and "@" in place.partition("/")[0]:
-        raise DataError(
-            f"{url}: found an account in the URL, expected abfs://container/path. Set "
-            "AZURE_STORAGE_ACCOUNT_NAME in its place."
-        )
-    return open_file_system(url, SOURCE)
-
-
 def _listed(url: str) -> tuple[SourceFile, ...]:
-    fs, root = _file_system(url)
+    fs, root = file_system(url)
     ask = partial(asked, url, use=SOURCE, is_first=True)
-    if _is_http(url):
+    if is_http(url):
         if "*" in url:
             raise DataError(
                 f"{url}: found a pattern, expected the URL of one file: a web server does not list "
@@ -145,8 +126,8 @@ def _listed(url: str) -> tuple[SourceFile, ...]:
         try:
             info = ask(lambda: fs.info(root))
         except FileNotFoundError:
-            raise _missing(url) from None
-        return (SourceFile(url, info["size"], _version(info)),)
+            raise missing(url) from None
+        return (SourceFile(url, info["size"], version_of(info)),)
     found: dict[str, Any] = {}
     try:
         info = ask(lambda: fs.info(root))
@@ -154,140 +135,30 @@ def _listed(url: str) -> tuple[SourceFile, ...]:
         found = {root: info} if is_file else ask(lambda: fs.find(root, detail=True))
     except FileNotFoundError:
         if glob.has_magic(root):
-            found = ask(lambda: fs.glob(root, detail=True))
+            with suppress(FileNotFoundError):
+                found = ask(partial(_matching, fs, root))
     protocol = url.partition("://")[0]
     files = [
-        SourceFile(f"{protocol}://{name}", int(info["size"]), _version(info))
+        SourceFile(f"{protocol}://{name}", int(info["size"]), version_of(info))
         for name, info in found.items()
         if info["type"] == "file" and not name.endswith("/")
     ]
     if not files:
-        raise _missing(url)
+        raise missing(url)
     return tuple(sorted(files))
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
+def _matching(fs: Any, pattern: str) -> dict[str, Any]:
+    """What an object store has that matches a pattern, by name; hidden files only where meant."""
+    folder, _, last = pattern.rpartition("/")
+    if glob.has_magic(folder) or "**" in last:
+        found: dict[str, Any] = fs.glob(pattern, detail=True)
+    else:
+        # `glob` would list the folder twice.
+        listed = {info["name"]: info for info in fs.ls(folder, detail=True)}
+        found = {n: i for n, i in listed.items() if fnmatch.fnmatchcase(_last(n), last)}
+    return {n: info for n, info in found.items() if last[0] == "." or _last(n)[:1] != "."}
 
 
-def _version(info: dict[str, Any]) -> str | None:
-    """What a listing or an answer has of a file that changes with its content."""
-    for name in VERSIONS:
-        if info.get(name):
-            value = info[name]
-            return f"{name.lower()} {getattr(value, 'isoformat', lambda v=value: v)()}"
-    return None
-
-
-def _missing(url: str) -> DataError:
-    return DataError(
-        f"{url}: found no file there, expected one, a folder with files or, in an object store, a "
-        "pattern that matches some. Correct the path."
-    )
-
-
-def _changed(path: str) -> DataError:
-    return DataError(
-        f"{path}: found a file that has changed since it was listed, expected the same one until "
-        "it is read. Give the same command again once nobody writes to it."
-    )
-
-
-class _Remote(io.RawIOBase):
-    """A file at a URL, read in parts, further ahead the longer it is read without a jump."""
-
-    def __init__(self, url: str, fs: Any, root: str, listed: SourceFile):
-        super().__init__()
-        self._url, self._fs, self._root = url, fs, root
-        self._at = self._start = 0
-        self._read = b""
-        self._ahead = FIRST_BYTES
-        self._file, info = self._opened()
-        if listed.version is not None and listed.version != _version(info):
-            raise _changed(url)
-        self._size = int(info["size"]) if info["size"] is not None else -1
-        if self._size < 0 or info.get("partial") is False:
-            self._copy()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, begin + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills the buffer as far as what was read ahead goes; returns how many bytes that is."""
-        if self._at >= self._size:
-            return 0
-        if not self._start <= self._at < self._start + len(self._read):
-            goes_on = self._at == self._start + len(self._read)
-            self._ahead = min(2 * self._ahead, MOST_BYTES) if goes_on else FIRST_BYTES
-            stop = min(self._at + max(len(buffer), self._ahead), self._size)
-            self._start, self._read = self._at, self._part(self._at, stop)
-        begin = self._at - self._start
-        part = self._read[begin : begin + len(buffer)]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def _ask(self, request: Any) -> Any:
-        return asked(self._url, request, SOURCE)
-
-    def _opened(self) -> tuple[Any, dict[str, Any]]:
-        """The file as the file system opens it, and what it says of the file."""
-        # Read ahead is done here: what fsspec reads ahead, it does not ask for again.
-        if not _is_http(self._url):
-            file = self._ask(lambda: self._fs.open(self._root, "rb", cache_type="none"))
-            return file, file.details
-        info = self._ask(lambda: self._fs.info(self._root))
-        if not info["size"]:
-            return io.BytesIO(), info
-        tag = info.get("ETag", "W/")
-        headers = {} if tag.startswith("W/") else {"headers": {"If-Match": tag}}
-        options = {"cache_type": "none", "size": info["size"], **headers}
-        return self._ask(lambda: self._fs.open(self._root, "rb", **options)), info
-
-    def _part(self, start: int, stop: int) -> bytes:
-        def read() -> bytes | None:
-            self._file.seek(start)
-            try:
-                return bytes(self._file.read(stop - start))
-            except ValueError:  # The server gives the whole file whatever it is asked for.
-                return None
-
-        try:
-            data: bytes | None = self._ask(read)
-            if data is None:
-                self._copy()
-                data = read() or b""
-        except FileNotFoundError:
-            raise _missing(self._url) from None
-        if len(data) != stop - start:
-            raise _changed(self._url)
-        return data
-
-    def _copy(self) -> None:
-        """Copies the file to disk, of a server that has no parts of it to give."""
-        copy = tempfile.TemporaryFile()
-
-        def download() -> None:
-            copy.seek(0)
-            copy.truncate()
-            self._fs.get_file(self._root, copy)
-
-        self._ask(download)
-        self._size = copy.seek(0, os.SEEK_END)
-        self._file.close()
-        self._file = copy
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -28,7 +28,7 @@ def bucket(s3: None) -> Any:
 def names(client: Any, prefix: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
     keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-    return [key for key in keys if "/.runs/" not in key]
+    return [key for key in keys if "/.runs/" not in key and "/.sources/" not in key]
 
 
 def objects(client: Any, prefix: str) -> dict[str, bytes]:
