@@ -104,14 +104,18 @@ class ShapleyByQuery(Valuation, Stage):
     @property
     def outside_key(self) -> frozenset[str]:
         """`top_k` where all values are kept, as they were before there was the field."""
-        return frozenset({"top_k"} if self.top_k is None else ())
+        return super().outside_key | frozenset({"top_k"} if self.top_k is None else ())
 
     def sized(self, size: Size) -> "ShapleyByQuery":
-        """With `KEPT` for `top_k`, where it is left open and all values are more than `NUMBERS`."""
+        """Directions as in all games, and `KEPT` for `top_k` where it is left open.
+
+        And where all values are more than `NUMBERS`.
+        """
+        stage: ShapleyByQuery = super().sized(size)
         n_queries = size.n_queries if self.queries is None else len(self.queries)
         n_values = size.n_examples * n_queries * len(self.utilities) * len(self.semivalues)
         is_open = self.top_k is None and n_values > NUMBERS
-        return replace(self, top_k=KEPT) if is_open else self
+        return replace(stage, top_k=KEPT) if is_open else stage
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
