@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import TaskError
 from pipeline.node import Task
 from pipeline.settings import Resources
-from pipeline.task import Worker
+from pipeline.task import Call, Worker
 
 LOG = logging.getLogger(__name__)
 QUEUED_PER_WORKER = 2
@@ -34,7 +34,7 @@ class Crew:
     resources: Resources
     is_alone: bool = False
     """Whether nobody else can have taken the nodes: then waiting for long is in vain."""
-    busy: dict[Any, dict[Any, Task]] = field(default_factory=dict)
+    busy: dict[Any, dict[Any, Task | Call]] = field(default_factory=dict)
     """Of every actor that has answered, the tasks that it was given and has not finished, by ref,
     the oldest first."""
     recruits: dict[Any, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Crew:
             recruit = actor.remote()
             self.recruits[recruit.__ray_ready__.remote()] = recruit
 
-    def give(self, task: Task, job: Any, n_waiting: int) -> bool:
+    def give(self, task: Task | Call, job: Any, n_waiting: int) -> bool:
         """Whether the task was given to the actor with the fewest, if one has less than two.
 
         While others are about to start, no actor gets a second one that they could take.
@@ -99,7 +99,9 @@ class Crew:
         actor = min(self.busy, key=lambda one: len(self.busy[one]), default=None)
         if actor is None or len(self.busy[actor]) >= most:
             return False
-        if task.parts:
+        if isinstance(task, Call):
+            ref = actor.call.remote(job, task)
+        elif task.parts:
             ref = actor.merge_task.remote(job, task.part, task.key, task.parts)
         else:
             ref = actor.run_task.remote(job, task.part, task.key)
@@ -124,7 +126,7 @@ class Crew:
         self._refusal = reason
         self.lose(self.recruits[ref])
 
-    def lose(self, actor: Any) -> list[Task]:
+    def lose(self, actor: Any) -> list[Task | Call]:
         """Gives up an actor; returns the tasks it had, the oldest first."""
         tasks = list(self.busy.pop(actor, {}).values())
         self.recruits = {ref: one for ref, one in self.recruits.items() if one is not actor}
