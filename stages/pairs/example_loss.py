@@ -32,7 +32,7 @@ from stages.stage import AnswersQueries, Cost, DataError, Inputs, Rows, Split, W
 class ExampleLoss(KeptPairs, AnswersQueries):
     """Scores of the pairs of all queries and labelled examples that have a prediction.
 
-    One task, which reads the predictions shard by shard. Memory: 60 bytes per example for its
+    One task, which reads the predictions shard by shard. Memory: 40 bytes per example for its
     label, and the rows that are kept.
     """
 
@@ -100,7 +100,7 @@ class ExampleLoss(KeptPairs, AnswersQueries):
         n_kept = work.n_examples if self.top_k is None else min(self.top_k, work.n_examples)
         return Cost(
             written_bytes=32 * work.n_queries * n_kept,
-            memory_bytes=60 * work.n_examples
+            memory_bytes=40 * work.n_examples
             + 16 * work.n_examples // max(1, work.n_shards) * max(1, work.n_classes)
             + 100 * min(work.n_queries * n_kept, NUMBERS)
             + 40 * work.n_queries * n_kept,

@@ -102,7 +102,7 @@ class HeadInfluence(PairScores):
     """Scores of the pairs of all queries and all examples that have a label and an embedding.
 
     A task holds the Hessian's factor, 8 bytes for the square of the head's parameters, one shard's
-    gradients, 16 million scores, and 60 bytes per example for its label. Every worker makes the
+    gradients, 16 million scores, and 40 bytes per example for its label. Every worker makes the
     factor anew, from all examples.
     """
 

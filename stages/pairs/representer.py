@@ -68,7 +68,7 @@ def dual(head: Head, rows: ProbeExamples, n_examples: int) -> Float[Tensor, "row
 class Representer(PairScores):
     """Values of all examples that have a label and an embedding, for all queries.
 
-    A task holds the embeddings of one shard and of the queries, 16 million scores, and 60 bytes per
+    A task holds the embeddings of one shard and of the queries, 16 million scores, and 40 bytes per
     example for its label.
     """
 

@@ -54,7 +54,7 @@ class FittedProbe(NamedTuple):
 class Probe(Stage):
     """The head of a model that was never fine-tuned, or of vectors alone.
 
-    One task. Its memory is 12 bytes per number of the embeddings that it is fitted on, and 60 bytes
+    One task. Its memory is 12 bytes per number of the embeddings that it is fitted on, and 40 bytes
     per example for its label.
     """
 
@@ -204,7 +204,7 @@ class Probe(Stage):
         return Cost(
             flops=4.0 * 200 * size * n_outputs,
             written_bytes=4 * n_outputs * (work.dim + 1),
-            memory_bytes=12 * size + 40 * n_rows * n_outputs + 60 * work.n_examples,
+            memory_bytes=12 * size + 40 * n_rows * n_outputs + 40 * work.n_examples,
             note=note,
         )
 

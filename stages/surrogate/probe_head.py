@@ -23,7 +23,7 @@ from stages.reading.supervision import answered_rows_of, one_hot, read_labels, t
 from stages.reading.vectors import BLOCK, query_vectors, vectors_of
 from stages.stage import ConfigError, DataError, Inputs
 
-LABEL_BYTES = 60
+LABEL_BYTES = 40
 """Memory per example while labels of all are read and matched with embeddings."""
 
 

@@ -274,7 +274,7 @@ class Retrain(RunsModel, Stage):
             backward_rows=draws * seen,
             flops=draws * flops * (3 * seen + predicted),
             written_bytes=draws * (predicted * (4 * work.n_classes + 24) + 8 * sum(sizes)),
-            memory_bytes=memory + 60 * work.n_examples + 2 * self.per_round * rows,
+            memory_bytes=memory + 40 * work.n_examples + 2 * self.per_round * rows,
             note=f"{len(sizes)} prefixes of a permutation" if (self.every or 1) > 1 else "",
         )
 
