@@ -153,7 +153,7 @@ def in_process(raw: dict[str, Any]) -> dict[str, float]:
 
 
 def on_ray(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """CPU-seconds of `assay run` on two workers, by what the processes are."""
+    """CPU-seconds of `assay run` on two workers: of the driver, and of Ray with its workers."""
     config = folder / "ray.yaml"
     raw = {**raw, "ray": {"default": {"workers": 2}}}
     config.write_text(yaml.safe_dump(raw), encoding="utf-8")
@@ -161,48 +161,38 @@ def on_ray(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     with subprocess.Popen(
         [ROOT / ".venv/bin/assay", "run", config], stdout=subprocess.DEVNULL
     ) as process:
-        found: dict[int, tuple[str, float]] = {}
+        found: dict[int, float] = {}
         while process.poll() is None:
             look(process.pid, found)
             time.sleep(0.2)
     if process.returncode:
         raise SystemExit(process.returncode)
-    cpu_s = Counter[str]()
-    for kind, seconds in found.values():
-        cpu_s[kind] += seconds
-    return {"wall_s": time.time() - start, "cpu_s": dict(cpu_s)}
+    driver = found.pop(process.pid)
+    return {
+        "wall_s": time.time() - start,
+        "driver_cpu_s": driver,
+        "others_cpu_s": sum(found.values()),
+    }
 
 
-def look(root: int, found: dict[int, tuple[str, float]]) -> None:
-    """Adds kind and CPU-seconds of the process `root` and of all that came of it."""
-    parents, ticks = {}, os.sysconf("SC_CLK_TCK")
-    states = {}
-    for entry in os.listdir("/proc"):
+def look(root: int, found: dict[int, float]) -> None:
+    """Adds the CPU-seconds, by process, of the process `root` and of all that came of it."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            text = Path(f"/proc/{entry}/stat").read_text() if entry.isdigit() else ""
-            words = Path(f"/proc/{entry}/cmdline").read_text().split("\0") if text else []
-        except OSError:
+            fields = Path(f"/proc/{entry}/stat").read_text().rsplit(") ", 1)[1].split()
+        except OSError:  # it has ended meanwhile
             continue
-        if text:
-            name, fields = text[text.index("(") + 1 :].rsplit(") ", 1)
-            values = fields.split()
-            parents[int(entry)] = int(values[1])
-            seconds = (int(values[11]) + int(values[12])) / ticks
-            states[int(entry)] = (kind_of(name, words), seconds)
-    for pid, state in states.items():
+        parents[int(entry)] = int(fields[1])
+        ticks = int(fields[11]) + int(fields[12])
+        seconds[int(entry)] = ticks / os.sysconf("SC_CLK_TCK")
+    for pid in parents:
         ancestor = pid
         while ancestor in parents and ancestor != root and ancestor not in found:
             ancestor = parents[ancestor]
         if ancestor == root or ancestor in found:
-            found[pid] = state if pid != root else ("driver", state[1])
-
-
-def kind_of(name: str, words: list[str]) -> str:
-    """What a process of Ray is: a worker with a task, one without, or Ray itself."""
-    title = " ".join(words)
-    if "ray::IDLE" in title or "default_worker" in title:
-        return "idle worker"
-    return "worker" if "ray::" in title else "ray"
+            found[pid] = max(seconds[pid], found.get(pid, 0.0))
 
 
 def cpu_s_of(command: list[Any]) -> float:
