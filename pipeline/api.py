@@ -24,6 +24,7 @@ from pipeline.results import Answer, Rows
 from storage.credentials import masked
 
 if TYPE_CHECKING:
+    from pipeline.cluster_size import Cluster, CorpusSize
     from pipeline.given import Given
     from pipeline.progress import Progress
 
@@ -51,18 +52,30 @@ Overrides = Sequence[str] | Mapping[str, Any]
 `--set`; or a mapping from key path to value."""
 
 
-def plan(config: Config, overrides: Overrides = ()) -> Answer:
+def plan(
+    config: Config,
+    overrides: Overrides = (),
+    cluster: "Cluster | None" = None,
+    size: "CorpusSize | None" = None,
+) -> Answer:
     """The cost of a run, estimated before anything is computed; see `pipeline.estimate.estimate`.
+
+    With a `cluster` or a `size` (`pipeline.cluster_size`), that of all of the run on these machines
+    and over a corpus of that size; see `pipeline.forecast`.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
+    from pipeline.cluster_size import Cluster, CorpusSize
     from pipeline.config import run_of
-    from pipeline.estimate import estimate
-    from pipeline.summary import print_estimate
+    from pipeline.estimate import estimate, estimate_on
+    from pipeline.plan_summary import print_estimate, print_forecast
 
-    return Answer(estimate(run_of(_given(config, overrides))), print_estimate)
+    run = run_of(_given(config, overrides))
+    if cluster is None and size is None:
+        return Answer(estimate(run), print_estimate)
+    return Answer(estimate_on(run, cluster or Cluster(), size or CorpusSize()), print_forecast)
 
 
 def run(

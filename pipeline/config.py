@@ -231,9 +231,13 @@ def _placed(run: Run, inputs: Inputs) -> Run:
     """The run with absolute paths: outputs from the working directory, inputs from the YAML's."""
     store = run.store
     sources = {"corpus": run.corpus, "queries": run.queries}
-    named = {f"{key}.path": source.path for key, source in sources.items() if source is not None}
-    for key, url in {"run": run.run, "store": store, **named}.items():
-        refuse_secrets(str(url), key)
+    named = [("run", run.run), ("store", str(store))]
+    for key, source in sources.items():
+        if source is not None:
+            named += [(f"{key}.path", source.path), (f"{key}.features", source.features or "")]
+            named += [(f"{key}.corrections", path) for path in source.corrections]
+    for key, url in named:
+        refuse_secrets(url, key)
     return dataclasses.replace(
         run,
         run=local(run.run),

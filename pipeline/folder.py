@@ -25,8 +25,9 @@ from pipeline.given import given_in_text
 from pipeline.settings import Run
 from storage.files import write_whole
 from storage.manifest import open_sealed, sealed_json
+from storage.summed import sum_values
 from storage.table import Store
-from storage.views import Entry, build_catalog, content_of
+from storage.views import SUMS, Entry, build_catalog, content_of, summed_tables
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class RunFolder:
             Entry(instance, store.read_manifest(table, state["manifest"]))
             for instance, tables in record["tables"].items()
             for table, state in tables.items()
-            if state["manifest"]
+            if state["manifest"] and table != SUMS
         ]
 
     def rebuild_catalog(
@@ -161,6 +162,7 @@ class RunFolder:
         record = record if record is not None else self.read_record()
         store = store or self.store()
         entries = self._entries(record, store)
+        entries += _with_values(record, entries, store)
         wanted = content_of(entries, store, record["run_id"], record["splits"])
         last = record.get("catalog", {})
         if last.get("of") != wanted or last.get("sha256") != _sha256(self.catalog):
@@ -193,6 +195,20 @@ class RunFolder:
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replaces `run.json` by `record`, whole or not at all."""
         replace_file(self.record, sealed_json(record))
+
+
+def _with_values(record: dict[str, Any], entries: list[Entry], store: Store) -> list[Entry]:
+    """The tables of values, once all tables that are summed are whole; takes them into `record`."""
+    sums = set(summed_tables())
+    states = record["tables"].values()
+    is_whole = all(s["manifest"] for tables in states for t, s in tables.items() if t in sums)
+    values = sum_values(entries, store) if is_whole else []
+    for tables in states:
+        tables.pop(SUMS, None)
+    for entry in values:
+        shards = [shard.key for shard in entry.manifest.shards]
+        record["tables"][entry.instance][SUMS] = {"manifest": entry.manifest.key, "shards": shards}
+    return values
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -91,10 +91,12 @@ def make_plan(
     store: Store,
     last_artefacts: Mapping[str, str] | None = None,
     is_dry: bool = True,
+    size: Size | None = None,
 ) -> Plan:
     """The plan of `run` over `corpus`; tasks whose shards lie in `store` are marked as done.
 
-    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`).
+    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`). With
+    another `size` they choose as for a corpus of that.
 
     `last_artefacts` holds, by instance, the keys of the artefacts that the run used the last time;
     they are used again where they still fit the corpus.
@@ -103,7 +105,7 @@ def make_plan(
         ConfigFileError: the stages do not fit together.
         RunError: a pinned artefact is not in the store.
     """
-    size = size_of(corpus, store, is_dry)
+    size = size or size_of(corpus, store, is_dry)
     stages, added = stages_in_order(run, size=size)
     stages, notes = with_class_order(stages, corpus)
     if size.first_examples < size.n_examples:

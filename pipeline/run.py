@@ -130,6 +130,7 @@ class _Attempt:
         corpus = read_corpus(run, store, readers=readers, look=look.at_corpus)
         plan = self.plan = make_plan(run, corpus, store, last_artefacts, is_dry=False)
         look.at_plan(plan)
+        look.at_values(folder)
         for sentence in drop_damaged_maps(plan, store):
             progress.say(sentence)
         progress.planned(plan)

@@ -17,6 +17,7 @@ from pipeline.shard_facts import sentences, together
 from pipeline.store_users import register
 from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
+from storage.views import SUMS
 
 LOG = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class RunRecord:
         last = _last_record(folder)
         was_whole = bool(last) and (last.get("keeps_catalog") or _is_whole(last))
         self._keeps_catalog = folder.catalog.exists() and was_whole
+        if self._keeps_catalog:
+            for instance, tables in last["tables"].items():
+                if SUMS in tables and instance in self.record["tables"]:
+                    self.record["tables"][instance][SUMS] = tables[SUMS]
         self.record["rounds"] = dict(last.get("rounds", {}))
         self.record["catalog"] = dict(last.get("catalog", {}))
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
@@ -133,7 +138,8 @@ class RunRecord:
     def keep_outcome(self, node: Node, outcome: Outcome) -> None:
         """Records which rounds of a stage count; `node` has the tasks of these alone."""
         self.record["rounds"][node.instance] = dataclasses.asdict(outcome)
-        for table in self.record["tables"][node.instance].values():
+        for spec in node.stage.writes:
+            table = self.record["tables"][node.instance][spec.name]
             table["shards"] = [task.key for task in node.tasks]
 
     def close(self, finished: Mapping[str, Any] | None = None) -> None:

@@ -5,6 +5,7 @@ tasks read. What is damaged is removed, and the run is planned anew: it computes
 `assay verify` compares every byte, and the key of every shard with what it was computed from.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Container, Iterable, Mapping
@@ -24,6 +25,7 @@ from storage.feature_map import map_fault, map_place, remove_map
 from storage.manifest import Manifest
 from storage.schema import FileError, StorageError
 from storage.table import Store
+from storage.views import SUMS
 
 LOG = logging.getLogger(__name__)
 LOOKED_AT_BYTES = 256 << 20
@@ -93,6 +95,13 @@ class Look:
     def at_plan(self, plan: Plan) -> None:
         """Raises DamagedFiles for what is wrong with the files of the plan's stages."""
         self.at([claim for claim in claims_of(plan) if claim.table not in CORPUS])
+
+    def at_values(self, folder: RunFolder) -> None:
+        """Raises DamagedFiles for what is wrong with the values that a run has summed."""
+        with contextlib.suppress(RunError):  # a folder without a run, or with a damaged record
+            states = folder.read_record()["tables"].values()
+            values = [tables[SUMS] for tables in states if SUMS in tables]
+            self.at([Claim(SUMS, v["manifest"], tuple(v["shards"])) for v in values])
 
     def at(self, claims: list[Claim]) -> None:
         """Raises DamagedFiles for what is wrong with the files of claims."""

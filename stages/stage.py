@@ -193,6 +193,8 @@ class Cost:
     written_bytes: int = 0
     memory_bytes: int = 0
     """Peak of one task."""
+    vector_length: int = 0
+    """Numbers of each vector that is written; 0 where none are, or the fields say how many."""
     note: str = ""
     """A choice that follows from the size of the work, such as an algorithm."""
 

@@ -22,7 +22,8 @@ def refuse_secrets(url: str, key: str) -> None:
         raise StorageError(
             f"{key}: found credentials in {masked(url)}, expected a URL without them: it is "
             "written to logs and files. Take them out, and set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY or AWS_PROFILE, for gs:// GOOGLE_APPLICATION_CREDENTIALS."
+            "AWS_SECRET_ACCESS_KEY or AWS_PROFILE, for gs:// GOOGLE_APPLICATION_CREDENTIALS, for "
+            "https:// a line in ~/.netrc."
         )
 
 

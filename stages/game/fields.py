@@ -60,6 +60,14 @@ class GameFields:
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
 
+    def how(self, n_examples: int) -> str:
+        """The engine for a game of `n_examples` players and why, for `Cost.note`."""
+        is_dense = self.engine_for(n_examples) == "prefix_cholesky"
+        name = "prefix Cholesky" if is_dense else "recursive least squares"
+        if self.engine != "auto":
+            return f"{name}: as `engine` says"
+        return f"{name}: {'at most' if is_dense else 'more than'} {KERNEL_EXAMPLES:,} examples"
+
     def is_linear(self, n_classes: int) -> bool:
         """Whether utilities are linear in the outputs, so that one mean query stands for all."""
         return self.utilities == ("loss",) or (self.utilities == ("margin",) and n_classes == 2)
