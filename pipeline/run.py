@@ -133,7 +133,7 @@ class _Attempt:
         progress.say("Reading the corpus ...")
         look = Look(store, seen)
         stages = list(stages_in_order(run)[0].values())
-        basis = basis_of(self._asked, run, stages) if self._asked is not None else None
+        basis = basis_of(self._asked, run, stages, store) if self._asked is not None else None
         readers = Readers(stages)
         calls = IngestCalls(self._engine_of_run, run.ray.default, progress)
         corpus = read_corpus(run, store, readers=readers, look=look.at_corpus, each=calls)
