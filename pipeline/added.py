@@ -26,22 +26,23 @@ from pipeline.errors import ConfigFileError
 from pipeline.plan_checks import check_model
 from pipeline.settings import FOR, Run
 from stages.catalogue import stage_names
-from stages.stage import Stage
+from stages.stage import Size, Stage
 
 NAMES = (str, str | None, tuple[str, ...])
 """Types of the fields in which a stage names the tables or instances that it reads."""
 
 
-def with_added(run: Run, name: str) -> tuple[dict[str, Stage], list[str]]:
+def with_added(run: Run, name: str, size: Size | None = None) -> tuple[dict[str, Stage], list[str]]:
     """The stages by instance, those of the YAML and added ones, and the names of the added ones.
 
-    `name` is what errors call the YAML.
+    `name` is what errors call the YAML; with the `size` of the corpus, stages choose by it what
+    their fields leave open.
 
     Raises:
         ConfigFileError: a stage reads a table that no stage writes, or an added stage needs a model
             and the run has none.
     """
-    return _AddedStages(run, name).named()
+    return _AddedStages(run, name, size).named()
 
 
 def writers_of(read: str, stages: Mapping[str, Stage]) -> list[tuple[str, str]]:
@@ -81,8 +82,8 @@ def addition_notes(
 class _AddedStages:
     """The stages of a run while others are added; these have temporary names until `named`."""
 
-    def __init__(self, run: Run, name: str) -> None:
-        self._run, self._name = run, name
+    def __init__(self, run: Run, name: str, size: Size | None) -> None:
+        self._run, self._name, self._size = run, name, size
         self._stages: dict[str, Stage] = dict(run.stages)
         self._requested: dict[str, Stage] = {}
         """Added stages, with the fields that their readers requested, by temporary name."""
@@ -112,6 +113,7 @@ class _AddedStages:
 
     def _settle(self, instance: str) -> list[str]:
         """Makes an instance name the instances that it reads; returns those added for it."""
+        self._stages[instance] = self._sized(self._stages[instance])
         new: list[str] = []
         seen: set[str] = set()
         while unseen := [read for read in self._stages[instance].reads if read not in seen]:
@@ -121,6 +123,18 @@ class _AddedStages:
             seen |= {read, writer}
             self._stages[instance] = _with_names(stage, {read: writer})
         return new
+
+    def _sized(self, stage: Stage) -> Stage:
+        """The stage with what it chooses by the size of the corpus, where that is known."""
+        if self._size is None:
+            return stage
+        known = [
+            (name, self._stages[name].feature_dim) for name in stage.reads if name in self._stages
+        ]
+        lengths = {name: dim for name, dim in known if dim is not None}
+        return stage.sized(
+            dataclasses.replace(self._size, lengths={**self._size.lengths, **lengths})
+        )
 
     def _writer(self, read: str, stage: Stage, reader: str, new: list[str]) -> str:
         """The name of the table or instance that `stage`, the instance `reader`, reads as `read`.

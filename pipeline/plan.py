@@ -19,11 +19,12 @@ from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
 from pipeline.settings import Run
+from pipeline.sizes import choice_notes, size_of
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import Merges, Part, Stage
+from stages.stage import Merges, Part, Size, Stage
 from storage.damage import Claim, Examination
-from storage.manifest import Recipe, digest, table_key
+from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
 
@@ -44,10 +45,13 @@ class Plan:
         return [n.instance for n in self.nodes if instance in dict(n.reads.values())]
 
 
-def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], list[str]]:
+def stages_in_order(
+    run: Run, name: str = "config", size: Size | None = None
+) -> tuple[dict[str, Stage], list[str]]:
     """The stages by instance, each after those that it reads, and the names of added instances.
 
-    `name` is what errors call the configuration.
+    `name` is what errors call the configuration; with the `size` of the corpus, stages choose by it
+    what their fields leave open.
 
     Raises:
         ConfigFileError: a table has no writer or several, a stage has the name of a corpus table,
@@ -59,7 +63,7 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], l
                 f"{name}: stages.{instance}: found the name of a table of the corpus, expected "
                 "another. Rename the stage; `stage:` says which it is."
             )
-    stages, added = with_added(run, name)
+    stages, added = with_added(run, name, size)
     ordered: dict[str, Stage] = {}
     while len(ordered) < len(stages):
         ready = [
@@ -82,9 +86,17 @@ def stages_in_order(run: Run, name: str = "config") -> tuple[dict[str, Stage], l
 
 
 def make_plan(
-    run: Run, corpus: Corpus, store: Store, last_artefacts: Mapping[str, str] | None = None
+    run: Run,
+    corpus: Corpus,
+    store: Store,
+    last_artefacts: Mapping[str, str] | None = None,
+    is_dry: bool = True,
+    size: Size | None = None,
 ) -> Plan:
     """The plan of `run` over `corpus`; tasks whose shards lie in `store` are marked as done.
+
+    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`). With
+    another `size` they choose as for a corpus of that.
 
     `last_artefacts` holds, by instance, the keys of the artefacts that the run used the last time;
     they are used again where they still fit the corpus.
@@ -93,8 +105,14 @@ def make_plan(
         ConfigFileError: the stages do not fit together.
         RunError: a pinned artefact is not in the store.
     """
-    stages, added = stages_in_order(run)
+    size = size or size_of(corpus, store, is_dry)
+    stages, added = stages_in_order(run, size=size)
     stages, notes = with_class_order(stages, corpus)
+    if size.first_examples < size.n_examples:
+        as_new = dataclasses.replace(size, first_examples=size.n_examples)
+        notes += choice_notes(
+            stages, with_class_order(stages_in_order(run, size=as_new)[0], corpus)[0]
+        )
     fingerprints: dict[ModelSpec, str] = {}
     planned: dict[str, Node] = {}
     for instance, stage in stages.items():
@@ -203,22 +221,27 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
         return (Task(Part("", 0), recipe.key(table_keys)),)
     if stage.split == "round":
         return tuple(Task(Part("", r), recipe.key(table_keys, r)) for r in range(stage.rounds))
+    shards_per_part = stage.shards_per_part if isinstance(stage, Merges) else 1
     shards = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     by_part = {read: {(role, i): key for role, i, key in cut} for read, cut in shards.items()}
     # Of these roles every task reads all rows, beside its own shard.
     read_whole = ("example",) if stage.split == "query" else stage.opens
-    tasks = []
+    wholes = {
+        read: canonical([cut for cut in shards[read] if cut[0] in read_whole])
+        for read in (node.reads if read_whole else ())
+    }
+    parts: dict[Part, list[str]] = {}
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
             continue
         if isinstance(stage, Merges) and shard.role != "example":
             continue
-        keys = []
+        first = shard.index - shard.index % shards_per_part
+        keys = parts.setdefault(Part(shard.role, first, shards_per_part), [])
         for read in node.reads:
             key = by_part[read].get((shard.role, shard.index))
             if key is not None and read_whole:
-                key = digest([key, [list(cut) for cut in shards[read] if cut[0] in read_whole]])
+                key = digest_with(key, wholes[read])
             keys.append(key or node.inputs[read])
-        part = Part(shard.role, shard.index)
-        tasks.append(Task(part, recipe.key(keys)))
+    tasks = [Task(part, recipe.key(keys)) for part, keys in parts.items()]
     return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)

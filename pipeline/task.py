@@ -7,11 +7,12 @@ The same code runs in the driver and in Ray workers. A task is given names and k
 records of shards; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.model.threads import set_threads
@@ -58,18 +59,30 @@ class StoredInputs:
         """Rows of `name` that the part reads; see `stages.stage.Inputs`."""
         manifest = self._manifest(name)
         if self._split == "shard":
-            of_part = [
-                s for s in manifest.shards if (s.role, s.index) == (self.part.role, self.part.index)
-            ]
+            of_part = self._of_part(manifest)
+            if len(of_part) > 1:
+                raise ValueError(f"{name}: found a part of {len(of_part)} shards, expected one")
             if of_part:
                 return self._part_shard(manifest.table, of_part[0])
         if self._split == "query" and role == "query":
-            of_part = [
-                s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)
-            ]
-            if of_part:
-                return self._part_shard(manifest.table, of_part[0])
+            block = manifest.by_part.get(("query", self.part.index))
+            if block is not None:
+                return self._part_shard(manifest.table, block)
         return self._store.read_table(manifest, role)
+
+    def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
+        """Rows of `name` of one role, shard by shard; see `stages.stage.Inputs`."""
+        # Imported here: with it comes torch, which commands that run no task are spared.
+        from stages.reading.vectors import evenly
+
+        manifest = self._manifest(name)
+        shards = self._of_part(manifest) if self._split == "shard" else []
+        shards = shards or [s for s in manifest.shards if s.role in ("", role)]
+        for at in evenly(len(shards), most or len(shards)):
+            shard = shards[at]
+            rows = self._store.read_shard(manifest.table, shard.key, listed=shard)
+            is_mixed = shard.role == "" and "role" in rows.column_names
+            yield rows.filter(pc.equal(rows["role"], role)) if is_mixed else rows
 
     def vectors(self, name: str, role: Role) -> Vectors:
         """All vectors of `name` for one role, memory-mapped; see `stages.stage.Inputs`."""
@@ -87,6 +100,13 @@ class StoredInputs:
     def details(self, name: str) -> Mapping[str, Any]:
         """Facts that the writer of `name` recorded; see `stages.stage.Inputs`."""
         return self._manifest(name).details
+
+    def _of_part(self, manifest: Manifest) -> list[ShardRecord]:
+        """The shards of a table that the part at work spans."""
+        first, role = self.part.index, self.part.role
+        spanned = range(first, first + self.part.n_shards) if role else ()
+        of_part = (manifest.by_part.get((role, index)) for index in spanned)
+        return [shard for shard in of_part if shard is not None]
 
     def _part_shard(self, table: str, shard: ShardRecord) -> pa.Table:
         """A shard of the part at work, read once: `compute` and `details` may both ask for it."""

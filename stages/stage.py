@@ -18,15 +18,15 @@ Errors of this room:
       ModelError       a model, tokenizer or head cannot be loaded or does not fit
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_origin, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
+from stages.hooks import check_names
 from storage.schema import TableSpec
 
 Role = Literal["example", "query"]
@@ -74,6 +74,9 @@ class Part:
 
     role: str
     index: int
+    n_shards: int = 1
+    """Shards that the part spans, the first of them `index`; more than one for the leaves of a
+    merge tree alone (`Merges.shards_per_part`)."""
 
 
 class Vectors(NamedTuple):
@@ -132,6 +135,13 @@ class Inputs(Protocol):
         role "query" are those of the part's own block.
         """
 
+    def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
+        """The rows of `name` of one role, a shard at a time, in the order of the corpus.
+
+        Of `split="shard"` while it computes, the shards that the part spans; otherwise all, or
+        `most` of them, evenly spread. A table that is not cut comes as one. Memory: one shard.
+        """
+
     def vectors(self, name: str, role: Role) -> Vectors:
         """All vectors of the feature table `name` for one role, memory-mapped."""
 
@@ -141,6 +151,21 @@ class Inputs(Protocol):
     @property
     def tell(self) -> Tell:
         """Records facts about the part beside its rows."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a corpus, by which stages choose what their fields leave open (`Stage.sized`)."""
+
+    n_examples: int
+    first_examples: int
+    """How many examples there were when the corpus was first read into this store. What would
+    change the features of all rows is chosen by this number, so that appended rows do not."""
+    n_queries: int
+    n_classes: int
+    """Of a classification; 0 for other tasks."""
+    lengths: Mapping[str, int]
+    """Length of the vectors of the tables whose length is known, by the name that is read."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +193,8 @@ class Cost:
     written_bytes: int = 0
     memory_bytes: int = 0
     """Peak of one task."""
+    vector_length: int = 0
+    """Numbers of each vector that is written; 0 where none are, or the fields say how many."""
     note: str = ""
     """A choice that follows from the size of the work, such as an algorithm."""
 
@@ -184,43 +211,37 @@ class Stage(ABC):
 
     version: ClassVar[int]
     """Part of the key; raise it when the code gives other rows for the same inputs."""
-    split: ClassVar[Split]
-    """The parts that the work divides into: shards, blocks of queries, rounds, or one whole."""
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
-    outside_key: ClassVar[frozenset[str]] = frozenset()
-    """Names of fields that do not change rows; a name such as `model.head` stands for one field of
-    a field."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
     was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.
     """
 
     def __init_subclass__(cls, contract: bool = False) -> None:
-        """Refuses a class with a public name that no contract knows, or without version or split.
-
-        Raises:
-            TypeError: it has such a name, or lacks `version` or `split`.
-        """
+        """Refuses a class with a public name that no contract knows, or without version."""
         super().__init_subclass__()
-        if contract:
-            return
-        known = {name for base in cls.__mro__[1:-1] for name in _names_of(base)}
-        fields = {name for name, kind in cls.__annotations__.items() if not _is_class_var(kind)}
-        for name in _names_of(cls) - fields - known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise TypeError(
-                f"{cls.__module__}.{cls.__name__}: found {name}, which no contract knows, expected "
-                "a field, a hook of stages.stage.Stage, or a name that begins with an underscore. "
-                + (f"Did you mean {near[0]}?" if near else "Rename it.")
-            )
-        for name in ("version", "split"):
-            if not hasattr(cls, name):
-                raise TypeError(
-                    f"{cls.__module__}.{cls.__name__}: found no {name}, expected one. Add "
-                    f"`{name}: ClassVar[...] = ...`."
-                )
+        if not contract:
+            check_names(cls)
+
+    @property
+    @abstractmethod
+    def split(self) -> Split:
+        """The parts that the work divides into: shards, blocks of queries, rounds, or one whole."""
+
+    def sized(self, size: Size) -> "Stage":
+        """The stage with what its fields leave open, chosen by size before reads are added."""
+        return self
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """Names of fields that do not change rows, as they are set.
+
+        A name such as `model.head` stands for one field of a field. A field that came later may be
+        here while it is not set: rows of before have the same key.
+        """
+        return frozenset()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -319,6 +340,10 @@ class Merges(Stage, contract=True):
     sums, and the tables hold the rows of the last `merge` (`pipeline.merge_tree`).
     """
 
+    shards_per_part: ClassVar[int] = 1
+    """Shards whose rows one `compute` sums up, read by `Inputs.by_shard`: more than one where a
+    partial result is as large as the shard that it comes from."""
+
     @abstractmethod
     def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
         """The rows of each table that replace those of several parts together.
@@ -379,14 +404,3 @@ class AnswersQueries(Stage, contract=True):
         The rows of the examples are in the stage's own tables, which `inputs` has under their
         names.
         """
-
-
-def _is_class_var(kind: Any) -> bool:
-    """Whether an annotation is a `ClassVar`."""
-    origin: Any = get_origin(kind)
-    return origin is ClassVar
-
-
-def _names_of(cls: type) -> set[str]:
-    """Public names that a class declares itself."""
-    return {name for name in {*vars(cls), *vars(cls).get("__annotations__", {})} if name[0] != "_"}

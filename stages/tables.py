@@ -30,6 +30,16 @@ KERNEL_DUAL = TableSpec(
 """The dual weight of every labelled example in each output of a kernel regression: an output for a
 row, less the offset, is the sum over examples of this weight times their kernel with the row."""
 
+DIRECTION = TableSpec(
+    name="direction",
+    schema=pa.schema(
+        [("direction", pa.int64()), ("share", pa.float64()), ("vector", pa.list_(pa.float64()))]
+    ),
+    key=("direction",),
+)
+"""Directions that feature vectors are longest along, the first the most: unit vectors, and the
+share of the kernel's trace that lies along each."""
+
 DIAGNOSTICS = TableSpec(
     name="diagnostics",
     schema=pa.schema(

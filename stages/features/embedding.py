@@ -93,6 +93,7 @@ class Embedding(RunsModel, Stage):
             flops=size.forward_flops(work.n_tokens),
             written_bytes=n_rows * (4 * size.dim * n_states + 16),
             memory_bytes=size.forward_bytes(self.token_budget),
+            vector_length=size.dim * n_states,
         )
 
 

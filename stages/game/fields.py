@@ -1,17 +1,20 @@
 """The configuration fields of a game: kernel, ridge, engine and utilities of a coalition."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from stages.game.utility import Utility
 from stages.game.utility import check_fields as check_utilities
-from stages.stage import Work
+from stages.stage import Size, Work
 from stages.surrogate.labelled_kernel import Ridge
 from stages.surrogate.labelled_kernel import check_fields as check_kernel
 
 Engine = Literal["auto", "prefix_cholesky", "least_squares"]
 Precision = Literal["auto", "float32", "float64"]
 
+DIRECTIONS = 512
+"""What `directions: auto` takes."""
 KERNEL_EXAMPLES = 10_000
 """Most examples for which `engine: auto` holds their kernel, 8 n^2 bytes."""
 
@@ -42,6 +45,12 @@ class GameFields:
     target: Literal["one", "loss"] = "one"
     """Of the utility loss: what the regression on the gradients predicts for an example."""
 
+    directions: int | Literal["auto"] | None = "auto"
+    """Leading directions of the features that the game is played on, null for the features as they
+    are; `auto` takes 512 for more than 10,000 examples, where vectors may be longer."""
+    short: str = "short_features"
+    """Instance of `short_features`, with the features along these directions."""
+
     by_query: ClassVar[bool] = False
     """Whether the utility of a coalition is one number per query instead of their mean."""
 
@@ -50,6 +59,14 @@ class GameFields:
         if self.engine == "auto":
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
+
+    def how(self, n_examples: int) -> str:
+        """The engine for a game of `n_examples` players and why, for `Cost.note`."""
+        is_dense = self.engine_for(n_examples) == "prefix_cholesky"
+        name = "prefix Cholesky" if is_dense else "recursive least squares"
+        if self.engine != "auto":
+            return f"{name}: as `engine` says"
+        return f"{name}: {'at most' if is_dense else 'more than'} {KERNEL_EXAMPLES:,} examples"
 
     def is_linear(self, n_classes: int) -> bool:
         """Whether utilities are linear in the outputs, so that one mean query stands for all."""
@@ -77,8 +94,40 @@ class GameFields:
             return ("classification", "regression", "completion")
         return ("classification",)
 
+    def sized(self, size: Size) -> Any:
+        """The directions for so many examples."""
+        if self.directions != "auto":
+            return self
+        longest = max((size.lengths.get(name, DIRECTIONS + 1) for name in self.kernel), default=0)
+        is_short = len(self.kernel) == 1 and longest <= DIRECTIONS
+        is_by_kernel = self.engine_for(size.first_examples) == "prefix_cholesky"
+        return replace(self, directions=None if is_short or is_by_kernel else DIRECTIONS)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The feature tables that the game is played on."""
+        return (self.short,) if isinstance(self.directions, int) else self.kernel
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether feature vectors are scaled to unit length."""
+        return self.normalize if self.normalize is not None else self.utilities != ("loss",)
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The feature tables, the labels, and with `target: loss` the examples' losses."""
         losses = ("diagnostics",) if self.target == "loss" else ()
-        return (*self.kernel, "label", *losses)
+        return (*self.features, "label", *losses)
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Short features of the kernel."""
+        if not isinstance(self.directions, int):
+            return {}
+        fields = {"normalize": self.is_unit, "dim": self.directions}
+        return {self.short: {"kernel": list(self.kernel), **fields}}
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """The directions, which the key of the features that are read says."""
+        return frozenset({"directions", "short"})

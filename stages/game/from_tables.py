@@ -114,7 +114,7 @@ def player_ids(inputs: Inputs, fields: GameFields) -> Int64[np.ndarray, " exampl
     """Ids, ascending, of the players: examples with a label and with features in every table."""
     n_classes = 1 if fields.utilities == ("loss",) else count_classes(inputs)
     labelled, _ = _labelled_examples(inputs, n_classes)
-    ids: np.ndarray = labelled[has_features(inputs, fields.kernel, "example", labelled)]
+    ids: np.ndarray = labelled[has_features(inputs, fields.features, "example", labelled)]
     return ids
 
 
@@ -174,12 +174,12 @@ def read_game_tables(
     if players is not None:
         is_player = np.isin(labelled, players)
         labelled, labels = labelled[is_player], labels[is_player]
-    is_usable = has_features(inputs, fields.kernel, "example", labelled)
+    is_usable = has_features(inputs, fields.features, "example", labelled)
     ids, labels = labelled[is_usable], labels[is_usable]
     if len(ids) == 0:
         raise _without_features(fields, "labelled example")
-    query_ids = np.sort(inputs.vectors(fields.kernel[0], "query").ids)
-    query_ids = query_ids[has_features(inputs, fields.kernel, "query", query_ids)]
+    query_ids = np.sort(inputs.vectors(fields.features[0], "query").ids)
+    query_ids = query_ids[has_features(inputs, fields.features, "query", query_ids)]
     targets = _targets(inputs, fields, ids, labels, n_classes)
     engine = fields.engine_for(len(ids))
     build = _kernel_engine if engine == "prefix_cholesky" else _feature_engine
@@ -203,7 +203,7 @@ def labelled_queries(inputs: Inputs, n_classes: int) -> tuple[np.ndarray, np.nda
 
 def _without_features(fields: GameFields, role: str) -> DataError:
     return DataError(
-        f"{', '.join(fields.kernel)}: found no {role} with features, expected at least 1 to play "
+        f"{', '.join(fields.features)}: found no {role} with features, expected at least 1 to play "
         "on. Label some, or look into the view diagnostics for what happened to their features."
     )
 
@@ -230,11 +230,6 @@ def _targets(
     return torch.tensor([[losses[i]] for i in ids.tolist()], dtype=torch.float64)
 
 
-def _is_unit(fields: GameFields) -> bool:
-    """Whether feature vectors are scaled to unit length."""
-    return fields.normalize if fields.normalize is not None else fields.utilities != ("loss",)
-
-
 EngineParts = tuple[
     Tensor, Callable[[Tensor], Callable[[], Regression]], int | None, Tensor, dict[str, Any]
 ]
@@ -251,9 +246,9 @@ def _kernel_engine(
             aligned(inputs.vectors(name, "example"), ids),
             aligned(inputs.vectors(name, "query"), query_ids),
         )
-        for name in fields.kernel
+        for name in fields.features
     ]
-    kernel, to_examples = gram(features, _is_unit(fields))
+    kernel, to_examples = gram(features, fields.is_unit)
     sample = _sample(len(ids))
     ridge = _ridge(fields, kernel[sample[:, None], sample], targets[sample])
     damping = ridge * mean_diagonal(kernel)
@@ -263,16 +258,16 @@ def _kernel_engine(
         return lambda: PrefixCholesky(kernel, to_queries, targets, damping)
 
     facts = {"ridge": ridge, "damping": damping, "precision": "float64"}
-    return to_examples, begin, None, query_lengths(features, _is_unit(fields)), facts
+    return to_examples, begin, None, query_lengths(features, fields.is_unit), facts
 
 
 def _feature_engine(
     inputs: Inputs, fields: GameFields, ids: np.ndarray, query_ids: np.ndarray, targets: Tensor
 ) -> EngineParts:
     """Queries and regressions of `least_squares`, which reads feature vectors as needed."""
-    is_unit = _is_unit(fields)
-    tables = [inputs.vectors(name, "example") for name in fields.kernel]
-    query_tables = [inputs.vectors(name, "query") for name in fields.kernel]
+    is_unit = fields.is_unit
+    tables = [inputs.vectors(name, "example") for name in fields.features]
+    query_tables = [inputs.vectors(name, "query") for name in fields.features]
     rows = FeatureRows(tables, ids, is_unit, torch.float64)
     sample = _sample(len(ids))
     sampled = rows(sample)
@@ -280,7 +275,7 @@ def _feature_engine(
     damping = ridge * float(sampled.square().sum(1).mean())
     if damping == 0:
         raise DataError(
-            f"{', '.join(fields.kernel)}: found only zero vectors among {len(sampled)} examples, "
+            f"{', '.join(fields.features)}: found only zero vectors among {len(sampled)} examples, "
             "expected features that tell examples apart. Check the stage that writes them."
         )
     precision = fields.precision

@@ -179,6 +179,7 @@ def pass_cost(
         + n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
         written_bytes=n_rows * (width * dim * n_backward + 64),
         memory_bytes=size.forward_bytes(token_budget) + kept_bytes + 4 * dense,
+        vector_length=dim,
     )
 
 

@@ -1,57 +1,54 @@
 """BM25: how many words a query and an example share, the rare ones counting most. A baseline.
 
-With f(w, i) how often the word w is in example i, |i| its number of words, N examples, n(w) of
-which have w,
-
-    score(t, i) = sum_{w in t} idf(w) f(w, i) / (f(w, i) + k1 (1 - b + b |i| / mean |i|))
-    idf(w) = ln(1 + (N - n(w) + 1/2) / (n(w) + 1/2)),
-
-a word that the query repeats counting as often. It is at least 0 and knows of no label: nothing
+The score is that of `stages/ranking/terms.py`. It is at least 0 and knows of no label: nothing
 harms, and examples without a word in common have no row. Words are those of Unicode that have a
 letter or digit, in lower case (`stages.reading.words`); none is left out as too frequent, and none
-is stemmed. What a score is depends on all examples (N, n, the mean), so that the whole is one
-index, made once per worker.
+is stemmed. What a score takes from all examples, in how many a word is and how long they are,
+`word_frequency` has counted; each shard of examples is then scored by itself.
 
 It does not come apart into a global and a local part.
 
-Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variant that Lucene computes
-(Kamphuis et al. 2020, doi:10.1007/978-3-030-45442-5_4, table 1). By bm25s, arXiv:2407.03618, which
-keeps each word's summand of every example that has it; the road not taken is rank_bm25, which looks
-into all examples for every word of a query, and has seen no release since 2022.
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019. The roads not taken: bm25s,
+arXiv:2407.03618, holds an index of all examples in memory, 100 bytes a word; rank_bm25 looks into
+all examples for every word of a query.
 """
 
-import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import bm25s
 import numpy as np
+import pyarrow as pa
 import torch
-from jaxtyping import Float32, Int64
 
-from stages.model.templates import plain_texts
-from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, pair_rows
-from stages.reading.words import terms_of
-from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Work
+from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, merged, pair_rows, pairs_cost
+from stages.ranking.terms import (
+    CorpusWords,
+    WordCounts,
+    bm25_scores,
+    count_words,
+    words_of_rows,
+    worths,
+)
+from stages.stage import ConfigError, Cost, Inputs, Merges, Role, Rows, Split, Work
 
-WORD_BYTES = 100
-"""Memory per word of the corpus while the index is made, as seen on 7,000 and 100,000 sentences."""
+WORD_BYTES = 200
+"""Memory per word of a shard while it is scored, as seen on sentences."""
 
 
-class Index(NamedTuple):
-    """The BM25 index of all examples' words."""
+class SearchedWords(NamedTuple):
+    """The words of the queries, and what all examples together say of them."""
 
-    ids: Int64[np.ndarray, " examples"]
-    """Ascending."""
-    searcher: Any
-    """A `bm25s.BM25`; None where no example has a word."""
+    queries: WordCounts
+    vocabulary: Mapping[str, int]
+    corpus: CorpusWords
 
 
 @dataclass(frozen=True)
-class Bm25(KeptPairs):
-    """Scores of the pairs of queries and examples that share a word, a task per block of queries.
+class Bm25(KeptPairs, Merges):
+    """Scores of the pairs of queries and examples that share a word.
 
-    Memory of a task: 100 bytes per word of the corpus, and 4 million scores.
+    A task holds the words of one shard of examples and of all queries, and 16 million scores.
     """
 
     k1: float = 1.5
@@ -59,8 +56,9 @@ class Bm25(KeptPairs):
     b: float = 0.75
     """How much a word in a long example counts less: from 0, not at all, to 1."""
 
-    version: ClassVar[int] = 2
-    split: ClassVar[Split] = "query"
+    version: ClassVar[int] = 3
+    split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("query",)
     speaks_for: ClassVar[str] = "likeness"
 
     def __post_init__(self) -> None:
@@ -78,60 +76,67 @@ class Bm25(KeptPairs):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The texts."""
-        return ("text",)
+        """The texts, and in how many examples the words of the queries are."""
+        return ("text", "word_frequency")
 
-    def open(self, inputs: Inputs) -> Index:
-        """The index of all examples."""
-        logging.getLogger("bm25s").setLevel(logging.WARNING)
-        ids, texts = _texts(inputs, "example")
-        vocabulary: dict[str, int] = {}
-        words = [[vocabulary.setdefault(w, len(vocabulary)) for w in terms_of(t)] for t in texts]
-        if not vocabulary:
-            return Index(ids, None)
-        searcher = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", dtype="float32")
-        searcher.index((words, vocabulary), create_empty_token=False, show_progress=False)
-        return Index(ids, searcher)
+    def open(self, inputs: Inputs) -> SearchedWords:
+        """The words of all queries, with their frequencies."""
+        ids, words = words_of_rows(inputs, "query")
+        vocabulary = {w: at for at, w in enumerate(sorted({w for own in words for w in own}))}
+        table = inputs.table("word_frequency")
+        listed = [vocabulary[word] for word in table["word"].to_pylist()]
+        n_with_word = np.zeros(len(vocabulary), np.int64)
+        n_with_word[listed] = table["n_with_word"].to_numpy()
+        n_examples, n_words = (
+            table[name][0].as_py() if table.num_rows else 0 for name in ("n_examples", "n_words")
+        )
+        corpus = CorpusWords(n_examples, n_words / max(1, n_examples), n_with_word)
+        return SearchedWords(count_words(ids, words, vocabulary), vocabulary, corpus)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """The top-k scores of each query of one block."""
-        index: Index = inputs.opened
-        ids, texts = _texts(inputs, "query")
-        words = [terms_of(text) for text in texts]
-        at_once = max(1, NUMBERS // max(1, len(index.ids)))
-        for start in range(0, len(ids), at_once):
-            scores = np.stack([_scores(index, query) for query in words[start : start + at_once]])
-            pairs = kept(torch.from_numpy(scores), self.top_k)
-            yield ATTRIBUTION.name, pair_rows(ids[start : start + at_once], index.ids, pairs)
+        """The top-k scores of each query among the examples of one shard."""
+        searched: SearchedWords = inputs.opened
+        ids, words = words_of_rows(inputs, "example")
+        if not len(ids):
+            return
+        examples = count_words(ids, words, searched.vocabulary)
+        worth = worths(examples, searched.corpus, self.k1, self.b)
+        per_block = max(1, NUMBERS // len(ids))
+        for start in range(0, len(searched.queries.ids), per_block):
+            queries = _rows_of(searched.queries, slice(start, start + per_block))
+            scores = torch.empty(len(queries.ids), len(ids), dtype=torch.float64)
+            for block, found in bm25_scores(queries, examples, worth):
+                scores[:, block] = found
+            pairs = kept(scores, self.top_k)
+            yield ATTRIBUTION.name, pair_rows(queries.ids, ids, pairs)
+
+    def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
+        """The top-k scores of each query among those of several parts."""
+        return merged(parts, self.top_k)
 
     def cost(self, work: Work) -> Cost:
-        """A look at the examples that have a word, for every word of the queries."""
-        n_kept = work.n_examples if self.top_k is None else min(self.top_k, work.n_examples)
+        """A look at every word, and a multiplication for each word of every pair."""
         per_row = work.n_tokens / max(1, work.n_examples + work.n_queries)
+        of_shard = per_row * work.n_examples / max(1, work.n_shards)
+        pairs = pairs_cost(work, 0, self.top_k)
         return Cost(
-            flops=2.0 * work.n_queries * work.n_examples * per_row,
-            written_bytes=24 * work.n_queries * n_kept,
-            memory_bytes=round(WORD_BYTES * per_row * work.n_examples) + 16 * NUMBERS,
+            flops=2000.0 * work.n_tokens + 2.0 * work.n_queries * work.n_examples * per_row,
+            written_bytes=pairs.written_bytes,
+            memory_bytes=pairs.memory_bytes + round(WORD_BYTES * of_shard),
         )
 
 
-def _scores(index: Index, words: list[str]) -> Float32[np.ndarray, " examples"]:
-    """The score of every example for a query of these words."""
-    known = index.searcher.get_tokens_ids(words) if index.searcher is not None else []
-    if not known:
-        return np.zeros(len(index.ids), np.float32)
-    scores: np.ndarray = index.searcher.get_scores_from_ids(known)
-    return scores
-
-
-def _texts(inputs: Inputs, role: Role) -> tuple[Int64[np.ndarray, " rows"], list[str]]:
-    """Ids, ascending, and whole texts of the rows of one role: both texts, or all messages."""
-    table = inputs.table("text", role).sort_by("id")
-    form = str(inputs.details("text").get("format", "text"))
-    texts, pairs = (table[name].to_pylist() for name in ("text", "text_b"))
-    texts, pairs = plain_texts(texts, pairs, form)
-    both = [a if b is None else f"{a} {b}" for a, b in zip(texts, pairs, strict=True)]
-    return table["id"].to_numpy(), both
+def _rows_of(counts: WordCounts, part: slice) -> WordCounts:
+    """Some of the rows, in a row."""
+    start = part.start
+    own = slice(*np.searchsorted(counts.rows, [start, part.stop]))
+    return WordCounts(
+        counts.ids[part],
+        counts.lengths[part],
+        counts.rows[own] - start,
+        counts.words[own],
+        counts.counts[own],
+    )
 
 
 STAGE = Bm25

@@ -15,38 +15,28 @@ Source: the dual form of kernel ridge regression; global and local as in methods
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores
-from stages.reading.feature_rows import FeatureRows
+from stages.reading.feature_rows import FeatureRows, sketched
 from stages.reading.supervision import one_hot
-from stages.reading.vectors import BLOCK, matrix_of
+from stages.reading.vectors import matrix_of
 from stages.stage import (
     ConfigError,
     DataError,
     Inputs,
-    Role,
     Vectors,
     Work,
 )
 from stages.surrogate.labelled_kernel import has_features
 from stages.tables import KERNEL_DUAL
-
-
-class RegressionDual(NamedTuple):
-    """The dual weights of the regression, which the factors of every shard of examples need."""
-
-    ids: Int64[np.ndarray, " examples"]
-    """Of the examples of the regression, ascending."""
-    dual: Float[Tensor, "examples outputs"]
-    """alpha of each example."""
-    scales: list[float]
-    """Scale of each feature table's vectors (`FeatureRows`)."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +54,8 @@ class KernelRepresenter(PairScores):
     regression: str = "kernel_regression"
     """Instance of `kernel_regression`."""
 
+    version: ClassVar[int] = 2
     speaks_for: ClassVar[str] = "prediction"
-    opens: ClassVar[tuple[Role, ...]] = ("example", "query")
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
@@ -108,20 +98,13 @@ class KernelRepresenter(PairScores):
                 )
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """Predicted classes and features of the queries; the dual weights are `shared`.
-
-        The regression's outputs for the queries are computed anew, from one product of all
-        examples' features and weights, so that it is known of any query with features.
+        """Predicted classes and features of the queries; scales and length are `shared`.
 
         Raises:
             DataError: no query has features in all tables.
         """
-        table = inputs.table(self._dual).sort_by("id")
-        ids = np.array(table["id"].to_numpy())
-        dual = torch.from_numpy(np.array(matrix_of(table["dual"])))
-        examples, queries = (
-            [inputs.vectors(name, role) for name in self.kernel] for role in ("example", "query")
-        )
+        scales = self._scales(inputs)
+        queries = [inputs.vectors(name, "query") for name in self.kernel]
         query_ids = np.sort(queries[0].ids)
         query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
         if len(query_ids) == 0:
@@ -129,33 +112,53 @@ class KernelRepresenter(PairScores):
                 f"{', '.join(self.kernel)}: found no query in all of these tables, expected at "
                 "least one, as pairs are scored. Add `queries:`."
             )
-        rows = FeatureRows(examples, ids, self.normalize, torch.float64)
-        query_rows = self._features(queries, query_ids, rows.scales)
-        outputs = torch.zeros(len(query_rows), dual.shape[1], dtype=torch.float64)
-        for start in range(0, len(ids), BLOCK):
-            block = torch.arange(start, min(start + BLOCK, len(ids)))
-            outputs += query_rows @ (rows(block).T @ dual[block])
-        chosen = one_hot(outputs.argmax(1), dual.shape[1])
-        factors = (chosen.float(), query_rows.float())
-        return FactorRows(query_ids, factors, shared=RegressionDual(ids, dual, rows.scales))
+        dim = inputs.details(self.regression).get("dim")
+        outputs = inputs.table(self.regression, "query")
+        outputs = outputs.filter(pc.equal(outputs["role"], "query")).sort_by("id")
+        at = np.searchsorted(outputs["id"].to_numpy(), query_ids)
+        logits = torch.from_numpy(np.array(matrix_of(outputs["logits"].take(pa.array(at)))))
+        chosen = one_hot(logits.argmax(1), logits.shape[1])
+        factors = (chosen.float(), self._features(queries, query_ids, scales, dim).float())
+        return FactorRows(query_ids, factors, shared=(scales, dim))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples the regression has."""
-        return {"n_examples": len(inputs.opened.shared.ids)}
+        return {"n_examples": inputs.details(self.regression)["n_examples"]}
 
     def examples(self, inputs: Inputs) -> FactorRows:
         """Alpha and features of a shard's examples that the regression was fitted on."""
-        shared: RegressionDual = inputs.opened.shared
+        dual = inputs.table(self._dual)
         tables = [inputs.table(name) for name in self.kernel]
         ids, at, _ = np.intersect1d(
-            shared.ids, tables[0]["id"].to_numpy(), assume_unique=True, return_indices=True
+            dual["id"].to_numpy(),
+            tables[0]["id"].to_numpy(),
+            assume_unique=True,
+            return_indices=True,
         )
         if len(ids) == 0:
             return FactorRows(ids, ())
         own = [Vectors(table["id"].to_numpy(), matrix_of(table["vector"])) for table in tables]
-        alpha = shared.dual[torch.from_numpy(at)]
-        factors = (alpha.float(), self._features(own, ids, shared.scales).float())
-        return FactorRows(ids, factors, alpha.abs().amax(1))
+        alpha = torch.from_numpy(np.array(matrix_of(dual["dual"].take(pa.array(at)))))
+        features = self._features(own, ids, *inputs.opened.shared)
+        return FactorRows(ids, (alpha.float(), features.float()), alpha.abs().amax(1))
+
+    def _scales(self, inputs: Inputs) -> list[float]:
+        """What each table's vectors are divided by: their mean length, where it matters.
+
+        Over the examples of the regression.
+        """
+        if self.normalize or len(self.kernel) == 1:
+            return [1.0] * len(self.kernel)
+        fitted_on = inputs.table(self._dual)["id"].to_numpy()
+        squares = np.zeros(len(self.kernel))
+        for at, name in enumerate(self.kernel):
+            for rows in inputs.by_shard(name, "example"):
+                is_fitted_on = np.isin(rows["id"].to_numpy(), fitted_on)
+                if is_fitted_on.any():
+                    matrix = matrix_of(rows["vector"])[is_fitted_on]
+                    squares[at] += float(np.square(matrix, dtype=np.float64).sum())
+        scales: list[float] = np.sqrt(squares / len(fitted_on)).tolist()
+        return scales
 
     def width(self, work: Work) -> int:
         """Features of all tables, and outputs."""
@@ -166,11 +169,17 @@ class KernelRepresenter(PairScores):
         return f"{self.regression}.{KERNEL_DUAL.name}"
 
     def _features(
-        self, tables: list[Vectors], ids: np.ndarray, scales: list[float]
+        self, tables: list[Vectors], ids: np.ndarray, scales: list[float], dim: int | None
     ) -> Float[Tensor, "rows dim"]:
-        """Feature rows of `ids`, whose inner products are the kernel, in float64."""
-        rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)
-        return rows(torch.arange(len(ids)))
+        """Feature rows of `ids`, whose inner products are the kernel, in float64.
+
+        `dim` is the length of the regression's vectors in primal form, which may be a sketch.
+        """
+        rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)(
+            torch.arange(len(ids))
+        )
+        lengths = [table.matrix.shape[1] for table in tables]
+        return rows if dim is None else sketched(rows, lengths)
 
 
 STAGE = KernelRepresenter

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Float64, Int64
 
 from stages.pairs.scores import ATTRIBUTION, NUMBERS, FactorRows, PairScores, kept, pair_rows
+from stages.reading.drawn import STEP, mixed
 from stages.stage import Inputs, Role, Rows, Work
-
-STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniform(
@@ -27,18 +26,10 @@ def uniform(
 ) -> Float64[np.ndarray, "queries examples"]:
     """The number of every pair: an odd multiple of 2^-52 between -1 and 1."""
     # Sums and products of unsigned integers are modulo 2^64.
-    start = _mixed(_mixed(np.array([seed]).astype(np.uint64) + STEP) + queries.astype(np.uint64))
-    hashed = _mixed(start[:, None] + examples.astype(np.uint64) * STEP)
+    start = mixed(mixed(np.array([seed]).astype(np.uint64) + STEP) + queries.astype(np.uint64))
+    hashed = mixed(start[:, None] + examples.astype(np.uint64) * STEP)
     numbers: np.ndarray = ((hashed >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-51 - 1
     return numbers
-
-
-def _mixed(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """SplitMix64's hash of 64-bit integers."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,11 @@ Out-of-sample predictions for every example without cross-validation, exact wher
 labels. Source: the regression of arXiv:2406.04606 (methods.md 1.4), the leave-one-out
 identity of linear smoothers. [derived]
 
+Up to 10,000 examples one task solves it in dual form, from the kernel of the examples. Beyond, each
+shard's predictions follow from a fit in primal form (`kernel_fit`), whose cost grows with the
+number of rows and the square of the vectors' length. Where both use the same ridge they give the
+same outputs, up to rounding.
+
 A regression corpus has one output, its targets less their mean, which is added back. The mean stays
 that of all examples while one is left out, as the damping does.
 
@@ -16,8 +21,8 @@ classes, as it does for one kernel.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,127 +30,42 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.reading.supervision import Answers, centre, read_answers, task_of
+from stages.reading.answered_rows import answered_rows
+from stages.reading.feature_rows import LONGEST, shard_features
+from stages.reading.supervision import centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
-from stages.stage import AnswersQueries, Cost, DataError, Inputs, Role, Rows, Split, Work
-from stages.surrogate.kernel import (
-    RIDGE_GRID,
-    auto_ridge,
-    closed_form_loo,
-    gram,
-    mean_diagonal,
-    solve,
-    to_queries,
+from stages.stage import (
+    AnswersQueries,
+    ConfigError,
+    Cost,
+    DataError,
+    Inputs,
+    Role,
+    Rows,
+    Size,
+    Split,
+    Stage,
+    Work,
 )
-from stages.surrogate.labelled_kernel import (
-    LeftOut,
-    Ridge,
-    check_fields,
-    has_features,
-    read_features,
-)
+from stages.surrogate.dual import DualFit, cut, fit_dual
+from stages.surrogate.kernel import RIDGE_GRID, to_queries
+from stages.surrogate.labelled_kernel import Ridge, check_fields, has_features, read_features
+from stages.surrogate.primal import out_of_sample, predict, squared_errors
+from stages.surrogate.primal_tables import RIDGE_ERROR, PrimalRegression, read_fit
 from stages.tables import KERNEL_DUAL, PREDICTION
 from storage.schema import TableSpec
 
-Features = list[tuple[Tensor, Tensor]]
-"""Of each feature table the rows of the examples and those of the queries."""
-
-
-class Fit(NamedTuple):
-    """The fitted regression and its outputs; of classes that share a kernel they sum to one."""
-
-    example_ids: Int64[np.ndarray, " examples"]
-    query_ids: Int64[np.ndarray, " queries"]
-    of_examples: Float[Tensor, "examples outputs"]
-    """Leave-one-out: each from a fit on all the other examples."""
-    of_queries: Float[Tensor, "queries outputs"]
-    dual: Float[Tensor, "examples outputs"]
-    """(K + damping I)^-1 times the targets, of each output by its own kernel."""
-    ridge: float
-    dampings: tuple[float, ...]
-    """One for each kernel."""
-    ridge_errors: tuple[float, ...]
-    """Leave-one-out error for each of `kernel.RIDGE_GRID`; empty if the ridge was given."""
-    left_out: LeftOut = LeftOut()
-
-
-def fit(
-    answers: Answers,
-    query_ids: Int64[np.ndarray, " queries"],
-    features: Features,
-    n_parts: int,
-    normalize: bool,
-    ridge: Ridge,
-) -> Fit:
-    """The regression on all examples, with `n_parts` kernels, and its out-of-sample outputs.
-
-    The vectors of each table are cut into that many equal parts; part k is the kernel of the k-th
-    of as many equal shares of the outputs. Cost per part n^3, and 10 n^3 for `auto`; memory 24 n^2
-    bytes, of one part at a time.
-
-    Raises:
-        DataError: a table's vectors cannot be cut so, or are all zero in a part.
-    """
-    shares = answers.targets.chunk(n_parts, dim=1)
-    held = [gram(features, normalize)] if n_parts == 1 else None
-
-    def kernels(part: int) -> tuple[Tensor, Tensor]:
-        """The kernel of a part among the examples, and from queries to examples."""
-        return held[part] if held is not None else gram(cut(features, part, n_parts), normalize)
-
-    errors: tuple[float, ...] = ()
-    if ridge == "auto":
-        tried = [auto_ridge(kernels(part)[0], share)[1] for part, share in enumerate(shares)]
-        errors = tuple(float(total) for total in np.sum(tried, axis=0))
-        ridge = RIDGE_GRID[int(np.argmin(errors))]
-    of_examples, of_queries, duals, dampings = [], [], [], []
-    for part, share in enumerate(shares):
-        kernel, query_kernel = kernels(part)
-        dampings.append(ridge * mean_diagonal(kernel))
-        solution = solve(kernel, share, dampings[-1])
-        of_examples.append(answers.offset + closed_form_loo(share, solution))
-        of_queries.append(answers.offset + query_kernel @ solution.dual)
-        duals.append(solution.dual)
-    return Fit(
-        answers.ids,
-        query_ids,
-        torch.cat(of_examples, dim=1),
-        torch.cat(of_queries, dim=1),
-        torch.cat(duals, dim=1),
-        ridge,
-        tuple(dampings),
-        errors,
-    )
-
-
-def cut(features: Features, part: int, n_parts: int) -> Features:
-    """Part number `part` of `n_parts` equal parts of the vectors of every table.
-
-    Raises:
-        DataError: a table's vectors have another length than a multiple of `n_parts`.
-    """
-    columns = []
-    for examples, _ in features:
-        width, rest = divmod(examples.shape[1], n_parts)
-        if rest or not width:
-            raise DataError(
-                f"kernel: found vectors of length {examples.shape[1]}, expected a multiple of "
-                f"{n_parts}, one part per class. Set per_class: false, or name tables that hold "
-                "one part per class."
-            )
-        columns.append(slice(part * width, (part + 1) * width))
-    return [
-        (examples[:, own], queries[:, own])
-        for (examples, queries), own in zip(features, columns, strict=True)
-    ]
+DUAL_EXAMPLES = 10_000
+"""Most examples for which `form: auto` holds their kernel: 3.2 GB while the ridge is chosen."""
 
 
 @dataclass(frozen=True)
 class KernelRegression(AnswersQueries):
     """Logits of every labelled example and every query, with `source` "kernel".
 
-    Of a regression the one logit is the predicted target. One task; its memory grows as
-    8 n (4 n + m) bytes for n labelled examples and m queries.
+    Of a regression the one logit is the predicted target. In dual form one task, whose memory grows
+    as 8 n (4 n + m) bytes for n labelled examples and m queries; in primal form a task a shard,
+    which holds its vectors of length d and 8 d^2 bytes.
     """
 
     kernel: tuple[str, ...] = ("ntk",)
@@ -157,8 +77,16 @@ class KernelRegression(AnswersQueries):
     per_class: bool = False
     """Whether the vectors are one part per class, each the kernel of that class alone."""
 
+    form: Literal["auto", "dual", "primal"] = "auto"
+    """`dual` holds the kernel of all examples, `primal` works by shard on a fit of their sums;
+    `auto` takes the first for up to 10,000 examples."""
+    fit: str = "kernel_fit"
+    """Instance of `kernel_fit`, of the primal form."""
+    parts: int | None = None
+    """Parts of the primal form's vectors, one per class with `per_class`; the plan fills it in."""
+
     version: ClassVar[int] = 1
-    split: ClassVar[Split] = "whole"
+    outside_key: ClassVar[frozenset[str]] = frozenset({"form", "fit", "parts"})
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
@@ -170,17 +98,57 @@ class KernelRegression(AnswersQueries):
         check_fields(self.kernel, self.ridge)
 
     @property
+    def split(self) -> Split:
+        """Shards in primal form, the whole in dual form."""
+        return "shard" if self.form == "primal" else "whole"
+
+    def sized(self, size: Size) -> Stage:
+        """The form for so many examples."""
+        if self.form != "auto":
+            return self if self.parts else replace(self, parts=self._parts_of(size))
+        form: Literal["dual", "primal"]
+        form = "dual" if size.n_examples <= DUAL_EXAMPLES else "primal"
+        return replace(self, form=form, parts=self._parts_of(size))
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """The feature tables and the labels."""
-        return (*self.kernel, "label")
+        """The feature tables and the labels, and in primal form the fit."""
+        return (*self.kernel, "label", *((self.fit,) if self.form == "primal" else ()))
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """A fit with this kernel."""
+        fields = {"normalize": self.normalize, "ridge": self.ridge, "parts": self.parts or 1}
+        return {self.fit: {"kernel": list(self.kernel), **fields}}
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Predictions, and the weight of each example in them."""
-        return (PREDICTION, KERNEL_DUAL)
+        """Predictions, and the weight of each example in them; in primal form errors of ridges."""
+        of_ridges = (RIDGE_ERROR,) if self.form == "primal" else ()
+        return (PREDICTION, KERNEL_DUAL, *of_ridges)
 
-    def open(self, inputs: Inputs) -> Fit:
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses a fit of another kernel.
+
+        Raises:
+            ConfigError: it has another.
+        """
+        fitted = writers.get(self.fit)
+        for name in ("kernel", "normalize", "ridge"):
+            if fitted is not None and getattr(fitted, name) != getattr(self, name):
+                raise ConfigError(
+                    f"{self.fit}: found {name}: {getattr(fitted, name)}, expected "
+                    f"{getattr(self, name)}, as in the regression. Set {name} alike in both."
+                )
+
+    def open(self, inputs: Inputs) -> Any:
         """The fitted regression, which `compute` and `details` share."""
+        if self.form == "primal":
+            return read_fit(inputs, self.fit)
+        return self._dual_fit(inputs)
+
+    def _dual_fit(self, inputs: Inputs) -> DualFit:
+        """The fit on all examples at once."""
         if self.per_class and (task := task_of(inputs)) != "classification":
             raise DataError(
                 f"per_class: found true in a corpus with task: {task}, expected classes. Set "
@@ -189,12 +157,16 @@ class KernelRegression(AnswersQueries):
         joined = read_features(inputs, self.kernel)
         answers, query_ids, features, left_out = joined
         n_parts = answers.targets.shape[1] if self.per_class else 1
-        fitted = fit(answers, query_ids, features, n_parts, self.normalize, self.ridge)
+        fitted = fit_dual(answers, query_ids, features, n_parts, self.normalize, self.ridge)
         return fitted._replace(left_out=left_out)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Ridge, damping (per class with `per_class`), and the error of each ridge tried."""
-        opened: Fit = inputs.opened
+        if self.form == "primal":
+            facts = dict(inputs.details(self.fit))
+            facts.pop("scales"), facts.pop("offset")
+            return {**facts, "damping": facts["damping"] if self.per_class else facts["damping"][0]}
+        opened: DualFit = inputs.opened
         tried = zip(RIDGE_GRID, opened.ridge_errors, strict=False)
         return {
             "ridge": opened.ridge,
@@ -205,17 +177,73 @@ class KernelRegression(AnswersQueries):
         }
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Outputs of all rows, and the weights of the examples in them."""
-        opened: Fit = inputs.opened
-        yield PREDICTION.name, _rows("example", opened.example_ids, opened.of_examples)
-        yield PREDICTION.name, _rows("query", opened.query_ids, opened.of_queries)
-        flat, n = pa.array(opened.dual.numpy().reshape(-1)), len(opened.dual)
-        duals = pa.FixedSizeListArray.from_arrays(flat, opened.dual.shape[1])
-        columns = [pa.array(opened.example_ids), pa.array(["example"] * n, pa.string()), duals]
-        yield KERNEL_DUAL.name, pa.RecordBatch.from_arrays(columns, KERNEL_DUAL.schema.names)
+        """Outputs of all rows, or of a shard's, and the weights of the examples in them."""
+        if self.form == "primal" and inputs.part.role == "query":
+            yield PREDICTION.name, self._of_shard_queries(inputs, inputs.opened)
+        elif self.form == "primal":
+            yield from self._of_shard_examples(inputs, inputs.opened)
+        else:
+            opened: DualFit = inputs.opened
+            yield PREDICTION.name, _rows("example", opened.example_ids, opened.of_examples)
+            yield PREDICTION.name, _rows("query", opened.query_ids, opened.of_queries)
+            yield KERNEL_DUAL.name, _dual_rows(opened.example_ids, opened.dual)
+
+    def _of_shard_examples(self, inputs: Inputs, opened: PrimalRegression) -> Rows:
+        """Leave-one-out outputs, weights and errors of a shard's examples."""
+        label, tables = inputs.table("label"), [inputs.table(name) for name in self.kernel]
+        ids = np.zeros(0, np.int64)
+        outputs, duals = [], []
+        errors = torch.zeros(len(RIDGE_GRID), dtype=torch.float64)
+        n_parts = len(opened.parts)
+        for part, (fit, damping, scales) in enumerate(opened.parts):
+            rows = answered_rows(inputs, label, tables, self.normalize, part, n_parts, scales)
+            ids = rows.ids[rows.is_answered]
+            if part == 0:
+                inputs.tell(n_left_out=rows.n_left_out)
+            if not len(ids):
+                return
+            targets = rows.answers.chunk(n_parts, 1)[part] - opened.offset
+            in_basis = rows.features[torch.from_numpy(rows.is_answered)] @ fit.basis
+            found = out_of_sample(fit, in_basis, targets, damping)
+            outputs.append(opened.offset + found.outputs)
+            duals.append(found.dual)
+            if self.ridge == "auto":
+                scale = damping / opened.ridge
+                errors += squared_errors(fit, in_basis, targets, [r * scale for r in RIDGE_GRID])
+        yield PREDICTION.name, _rows("example", ids, torch.cat(outputs, 1))
+        yield KERNEL_DUAL.name, _dual_rows(ids, torch.cat(duals, 1))
+        if self.ridge == "auto":
+            columns = [
+                pa.array(np.full(len(RIDGE_GRID), inputs.part.index)),
+                pa.array(RIDGE_GRID),
+                pa.array(np.full(len(RIDGE_GRID), len(ids))),
+                pa.array(errors.numpy()),
+            ]
+            yield RIDGE_ERROR.name, pa.RecordBatch.from_arrays(columns, RIDGE_ERROR.schema.names)
+
+    def _of_shard_queries(self, inputs: Inputs, opened: PrimalRegression) -> pa.RecordBatch:
+        """Outputs of a shard's queries."""
+        tables = [inputs.table(name, "query") for name in self.kernel]
+        n_parts = len(opened.parts)
+        outputs = []
+        for part, (fit, damping, scales) in enumerate(opened.parts):
+            ids, rows = shard_features(tables, self.normalize, part, n_parts, scales)
+            if part == 0:
+                n_queries = inputs.table("label", "query").num_rows
+                inputs.tell(n_left_out=n_queries - len(ids))
+            if not len(ids):
+                return _rows("query", ids, torch.zeros(0, len(fit.targets[0]) * n_parts))
+            outputs.append(opened.offset + predict(fit, rows, damping))
+        return _rows("query", ids, torch.cat(outputs, 1))
 
     def of_queries(self, inputs: Inputs) -> Rows:
-        """Outputs of the queries alone, from the weights that were written. Cost 2 n dim each."""
+        """Outputs of the queries alone, from the fit, or from the weights that were written.
+
+        Cost dim outputs for each query in primal form, and 2 n dim in dual form.
+        """
+        if self.form == "primal":
+            yield PREDICTION.name, self._of_shard_queries(inputs, read_fit(inputs, self.fit))
+            return
         table = inputs.table(KERNEL_DUAL.name, "example").sort_by("id")
         ids, dual = (
             np.array(table["id"].to_numpy()),
@@ -240,14 +268,39 @@ class KernelRegression(AnswersQueries):
         yield PREDICTION.name, _rows("query", query_ids, torch.cat(outputs, dim=1))
 
     def cost(self, work: Work) -> Cost:
-        """One inverse per kernel, and for `auto` one eigendecomposition."""
+        """One inverse per kernel, and for `auto` one eigendecomposition; or products by shard."""
         n, m, n_classes = work.n_examples, work.n_queries, work.n_classes
+        if self.form == "primal":
+            dim = min(LONGEST, work.dim * len(self.kernel))
+            ridges = len(RIDGE_GRID) if self.ridge == "auto" else 1
+            per_row = 2.0 * dim**2 // (self.parts or 1) + 2.0 * dim * ridges * (n_classes + 1)
+            return Cost(
+                flops=n * per_row + 2.0 * m * dim * n_classes,
+                written_bytes=(n + m) * (4 * n_classes + 24) + n * (8 * n_classes + 8),
+                memory_bytes=16 * dim**2 // (self.parts or 1) + 40 * n // work.n_shards * dim,
+                note=f"primal form, as {n:,} examples are more than {DUAL_EXAMPLES:,}",
+            )
         solves = (11.0 if self.ridge == "auto" else 1.0) * n**3
         return Cost(
             flops=(n_classes if self.per_class else 1) * solves + 2.0 * n * (n + m) * work.dim,
             written_bytes=(n + m) * (4 * n_classes + 24) + n * (8 * n_classes + 8),
             memory_bytes=32 * n**2 + 8 * n * m + 8 * (n + m) * work.dim,
+            note=f"dual form, as {n:,} examples are at most {DUAL_EXAMPLES:,}",
         )
+
+    def _parts_of(self, size: Size) -> int:
+        """Parts of the vectors in a corpus of this size."""
+        return max(1, size.n_classes) if self.per_class else 1
+
+
+def _dual_rows(
+    ids: Int64[np.ndarray, " examples"], dual: Float[Tensor, "examples outputs"]
+) -> pa.RecordBatch:
+    """Rows of `KERNEL_DUAL`."""
+    flat = pa.array(np.ascontiguousarray(dual.numpy()).reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, dual.shape[1])
+    columns = [pa.array(ids), pa.array(["example"] * len(ids), pa.string()), lists]
+    return pa.RecordBatch.from_arrays(columns, KERNEL_DUAL.schema.names)
 
 
 def _rows(role: Role, ids: np.ndarray, logits: Float[Tensor, "rows classes"]) -> pa.RecordBatch:

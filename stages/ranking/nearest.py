@@ -19,6 +19,8 @@ from stages.stage import DataError
 QUERIES, EXAMPLES = 128, 1024
 """Rows of a tile of products. Every tile has this shape, padded where rows are wanting: in another
 shape a product may be added up in another order, and then equal vectors would not tie."""
+NUMBERS = 2**28
+"""Most distances that are held at a time: beyond 2^21 examples a tile has fewer queries."""
 LONGEST, SHORTEST = 1e18, 1e-35
 """The longest vectors that can be multiplied in float32, and the shortest that do not count as 0.
 """
@@ -84,14 +86,19 @@ def lengths_of(vectors: Float[np.ndarray, "rows dim"]) -> Float64[np.ndarray, " 
     return lengths
 
 
+def queries_at_once(n_examples: int) -> int:
+    """Queries of a tile: `QUERIES`, or the power of two below whose distances can be held."""
+    return min(QUERIES, 1 << max(0, (NUMBERS // max(1, n_examples)).bit_length() - 1))
+
+
 def blocks_of_distances(
     points: Points, queries: Float[np.ndarray, "queries dim"]
 ) -> Iterator[Float32[np.ndarray, "_ examples"]]:
-    """For `QUERIES` queries at a time, numbers that grow with the distance of each example.
+    """For some queries at a time, numbers that grow with the distance of each example.
 
     A row per query. A pair's number depends on the pair alone and not on its place in a block.
-    Memory: 512 bytes per example, used again for the next block, and a tile of vectors. Cost 2
-    queries examples dim.
+    Memory: 512 bytes per example, at most 1 GB, used again for the next block, and a tile of
+    vectors. Cost 2 queries examples dim.
 
     Raises:
         DataError: a vector is too long to be multiplied in float32.
@@ -101,11 +108,12 @@ def blocks_of_distances(
     lengths = lengths_of(directions)
     if points.normalize:
         directions /= np.where(lengths > SHORTEST, lengths, 1).astype(np.float32)[:, None]
-    room, products = torch.empty(QUERIES, n), torch.empty(QUERIES, EXAMPLES)
-    query_tile, tile = torch.zeros(QUERIES, dim), torch.zeros(EXAMPLES, dim)
+    at_once = queries_at_once(n)
+    room, products = torch.empty(at_once, n), torch.empty(at_once, EXAMPLES)
+    query_tile, tile = torch.zeros(at_once, dim), torch.zeros(EXAMPLES, dim)
     scale, offset = torch.from_numpy(points.scale), torch.from_numpy(points.offset)
-    for first in range(0, len(queries), QUERIES):
-        count = min(QUERIES, len(queries) - first)
+    for first in range(0, len(queries), at_once):
+        count = min(at_once, len(queries) - first)
         query_tile.numpy()[:count] = directions[first : first + count]
         for start in range(0, n, EXAMPLES):
             own = slice(start, min(start + EXAMPLES, n))

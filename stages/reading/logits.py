@@ -27,7 +27,14 @@ def read_logits(
     inputs: Inputs, predictions: str, role: Role
 ) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows outputs"]]:
     """Ids, ascending, and outputs in float64 of the rows of one role that have a prediction."""
-    table = _of_role(inputs, predictions, role).sort_by("id")
+    return logits_in(_of_role(inputs, predictions, role))
+
+
+def logits_in(
+    table: pa.Table,
+) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows outputs"]]:
+    """Ids, ascending, and outputs in float64 of rows of a table of predictions."""
+    table = table.sort_by("id")
     if table.num_rows == 0:
         return np.zeros(0, np.int64), np.zeros((0, 0))
     return table["id"].to_numpy(), matrix_of(table["logits"]).astype(np.float64)

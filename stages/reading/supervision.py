@@ -9,6 +9,7 @@ the target less the mean of all targets. The offset is added back to what is pre
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -44,16 +45,38 @@ def read_answers(
         DataError: the corpus has another task, fewer than two classes, a label outside of them, or
             no example with a label.
     """
-    if task_of(inputs) == "regression":
-        ids, targets = read_targets(inputs, "example")
-        return ids, torch.from_numpy(targets)[:, None]
-    n_classes = count_classes(inputs)
-    ids, labels = read_labels(inputs, "example", n_classes)
+    ids, columns = answers_in(inputs, inputs.table("label", "example"))
     if len(ids) == 0:
-        raise DataError(
-            "label: found no example with a label, expected at least 1. Label some examples."
-        )
+        raise no_answer(inputs)
+    return ids, columns
+
+
+def answers_in(
+    inputs: Inputs, table: pa.Table
+) -> tuple[Int64[np.ndarray, " rows"], Float[Tensor, "rows outputs"]]:
+    """Ids, ascending, and answers, as `read_answers` has them, in rows of the table `label`.
+
+    Raises:
+        DataError: the corpus has another task, fewer than two classes, or a label outside of them.
+    """
+    if task_of(inputs) == "regression":
+        rows = table.select(["id", "target"]).drop_null().sort_by("id")
+        ids, targets = (np.array(rows[name].to_numpy()) for name in ("id", "target"))
+        return ids, torch.from_numpy(targets.astype(np.float64))[:, None]
+    n_classes = count_classes(inputs)
+    ids, labels = labels_in(table, "example", n_classes)
     return ids, one_hot(torch.from_numpy(labels), n_classes)
+
+
+def no_answer(inputs: Inputs) -> DataError:
+    """The error of a corpus without an answer that a regression could be fitted on."""
+    if task_of(inputs) == "regression":
+        return DataError(
+            "label: found no example with a target, expected at least 1. Give some rows a target."
+        )
+    return DataError(
+        "label: found no example with a label, expected at least 1. Label some examples."
+    )
 
 
 def centre(
@@ -91,7 +114,18 @@ def read_labels(
     Raises:
         DataError: a label is outside of the classes.
     """
-    table = inputs.table("label", role).select(["id", "label"]).drop_null().sort_by("id")
+    return labels_in(_column(inputs, role, "label"), role, n_classes)
+
+
+def labels_in(
+    table: pa.Table, role: Role, n_classes: int
+) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
+    """Ids, ascending, and labels of the rows of the table `label` that have one.
+
+    Raises:
+        DataError: a label is outside of the classes.
+    """
+    table = table.select(["id", "label"]).drop_null().sort_by("id")
     # A copy: torch warns about memory it may not write to.
     ids, labels = (np.array(table[name].to_numpy()) for name in ("id", "label"))
     if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
@@ -110,13 +144,37 @@ def read_targets(
     Raises:
         DataError: there is none.
     """
-    table = inputs.table("label", role).select(["id", "target"]).drop_null().sort_by("id")
+    table = _column(inputs, role, "target").drop_null().sort_by("id")
     if table.num_rows == 0:
         raise DataError(
             f"label: found no {role} with a target, expected at least 1. Give some rows a target."
         )
     ids, targets = (np.array(table[name].to_numpy()) for name in ("id", "target"))
     return ids, targets
+
+
+def answered_rows_of(
+    ids: Int64[np.ndarray, " rows"], answered: Int64[np.ndarray, " answered"]
+) -> tuple[Int64[np.ndarray, " both"], Int64[np.ndarray, " both"]]:
+    """Positions in `ids`, ascending, of those that are in `answered`, and their positions there.
+
+    `answered` ascends and may be long: it is searched, not sorted.
+    """
+    at = np.searchsorted(answered, ids).clip(max=max(len(answered) - 1, 0))
+    rows = np.flatnonzero(answered[at] == ids) if len(answered) else np.zeros(0, np.int64)
+    return rows, at[rows]
+
+
+def _column(inputs: Inputs, role: Role, name: str) -> pa.Table:
+    """Ids and one column of the table `label`, without ever holding its other columns of all rows.
+
+    In a stage's `compute` those of the part's own rows.
+    """
+    columns = ["id", name]
+    if role == "query" or inputs.part.role == "example":
+        return inputs.table("label", role).select(columns)
+    shards = [table.select(columns) for table in inputs.by_shard("label", "example")]
+    return pa.concat_tables(shards) if shards else inputs.table("label", role).select(columns)
 
 
 def one_hot(labels: Int64[Tensor, " rows"], n_classes: int) -> Float[Tensor, "rows classes"]:

@@ -20,6 +20,11 @@ def matrix_of(column: pa.ChunkedArray) -> Float[np.ndarray, "rows dim"]:
     return matrix
 
 
+def evenly(n: int, most: int) -> Int64[np.ndarray, " places"]:
+    """At most `most` of the places 0 to n - 1, evenly spread, ascending."""
+    return np.arange(n) if n <= most else np.arange(most) * n // most
+
+
 def vector_rows(
     text: pa.Table,
     rows: Int[np.ndarray, " rows"],

@@ -90,9 +90,6 @@ class FreeShap(Valuation, Samples, PlaysGame):
 
     version: ClassVar[int] = 4
     split: ClassVar[Split] = "round"
-    outside_key: ClassVar[frozenset[str]] = frozenset(
-        {"rounds", "minutes", "stderr", "sign_confidence"}
-    )
 
     def __post_init__(self) -> None:
         """Refuses fields that no value can be computed from.
@@ -107,6 +104,11 @@ class FreeShap(Valuation, Samples, PlaysGame):
                 "expected at least 1. Raise them."
             )
         self._stop_rule().check()
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """What tells how many rounds count, beside what is outside of every game's key."""
+        return super().outside_key | {"rounds", "minutes", "stderr", "sign_confidence"}
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

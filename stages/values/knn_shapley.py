@@ -34,6 +34,7 @@ from stages.ranking.nearest import (
     blocks_of_distances,
     orders,
     place_points,
+    queries_at_once,
 )
 from stages.reading.supervision import count_classes, read_labels
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
@@ -109,8 +110,8 @@ def _harmonic(k: int) -> float:
 class KnnShapley(Stage):
     """Shapley values of examples in a vote of a query's nearest neighbours.
 
-    A task per block of queries. Memory of a task: 600 bytes per example and a tile of vectors; the
-    other vectors stay in their memory map.
+    A task per block of queries. Memory of a task: 90 bytes per example, the distances of up to 128
+    queries, at most 1 GB, and a tile of vectors; the other vectors stay in their memory map.
     """
 
     features: str = "embedding"
@@ -229,7 +230,7 @@ class KnnShapley(Stage):
         return Cost(
             flops=m * n * (2.0 * work.dim + 100.0 * np.log2(n + 1)),
             written_bytes=24 * n * n_blocks,
-            memory_bytes=600 * n + 4 * (EXAMPLES + QUERIES) * work.dim,
+            memory_bytes=(90 + 4 * queries_at_once(n)) * n + 4 * (EXAMPLES + QUERIES) * work.dim,
         )
 
 

@@ -107,14 +107,14 @@ class LeaveOneOut(GameFields, Stage, PlaysGame):
                 flops=4.0 * n * dim * (dim + m),
                 written_bytes=n * len(self.utilities) * 24,
                 memory_bytes=24 * dim**2 + 8 * dim * m,
-                note="recursive least squares",
+                note=self.how(n),
             )
         solves = (11.0 if self.ridge == "auto" else 1.0) * n**3
         return Cost(
             flops=solves + 2.0 * n * (n + m) * dim + 4.0 * n**2 * m,
             written_bytes=n * len(self.utilities) * 24,
             memory_bytes=32 * n**2 + 16 * n * m + 8 * (n + m) * dim,
-            note="prefix Cholesky",
+            note=self.how(n),
         )
 
 

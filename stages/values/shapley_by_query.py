@@ -8,19 +8,21 @@ of queries, a shard of them, and draws the same coalitions as every other task.
 Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float, Int64
 
 from stages.game.coalitions import Design
 from stages.game.efficiency import of_queries
 from stages.game.from_tables import GameTables, labelled_queries, read_game_tables
 from stages.game.sampling import Valuation
 from stages.game.sums import MarginalSums
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.ranking.top_k import streamed
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Size, Split, Stage, Work
 from storage.schema import TableSpec
 
 SHAPLEY_QUERY = TableSpec(
@@ -40,7 +42,10 @@ SHAPLEY_QUERY = TableSpec(
 """An example's value for a query, with its standard error; null where there is one unit only."""
 
 NUMBERS = 2**25
-"""Most values (semivalues x utilities x examples x queries) that are summed at a time."""
+"""Most values (semivalues x utilities x examples x queries) that are summed at a time, and that are
+all kept."""
+KEPT = 1000
+"""Values of each sign that are kept of a query where not all are."""
 
 
 class QueryGames(NamedTuple):
@@ -55,14 +60,19 @@ class QueryGames(NamedTuple):
 class ShapleyByQuery(Valuation, Stage):
     """Every example's value for every query of a block.
 
-    Memory of a task: what `freeshap` needs, and 0.8 GB of sums; where a block needs more, its
-    queries are done a few at a time, each time with the same coalitions.
+    Memory of a task: what `freeshap` needs, and 2.4 GB of sums; where a block needs more, its
+    queries are done a few at a time, each time with the same coalitions. Rows take 60 bytes for
+    each value that is kept.
     """
 
     queries: tuple[int, ...] | None = None
     """Ids of the queries that examples are valued for; by default all."""
     units: int = 24
     """Independent estimates, over which the standard error is taken."""
+    top_k: int | None = None
+    """Values of each sign that are kept per query, the largest in size; null keeps all, or 1,000
+    where all would be more than 2^25: for two utilities, those of 16,000 examples for 1,000
+    queries."""
 
     version: ClassVar[int] = 3
     split: ClassVar[Split] = "query"
@@ -80,6 +90,11 @@ class ShapleyByQuery(Valuation, Stage):
                 f"shapley_by_query: found units: {self.units}, queries: {self.queries}, expected "
                 "at least 1 of each. Raise units, or leave queries out for all of them."
             )
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(
+                f"top_k: found {self.top_k}, expected at least 1, or null for all values. Correct "
+                "it."
+            )
         if self.truncation == "tolerance":
             raise ConfigError(
                 "truncation: found tolerance, expected none or random: the rule is one for the "
@@ -87,8 +102,24 @@ class ShapleyByQuery(Valuation, Stage):
             )
 
     @property
+    def outside_key(self) -> frozenset[str]:
+        """`top_k` where all values are kept, as they were before there was the field."""
+        return super().outside_key | frozenset({"top_k"} if self.top_k is None else ())
+
+    def sized(self, size: Size) -> "ShapleyByQuery":
+        """Directions as in all games, and `KEPT` for `top_k` where it is left open.
+
+        And where all values are more than `NUMBERS`.
+        """
+        stage: ShapleyByQuery = super().sized(size)
+        n_queries = size.n_queries if self.queries is None else len(self.queries)
+        n_values = size.n_examples * n_queries * len(self.utilities) * len(self.semivalues)
+        is_open = self.top_k is None and n_values > NUMBERS
+        return replace(stage, top_k=KEPT) if is_open else stage
+
+    @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """A value for each semivalue, utility, query and example."""
+        """A value for each semivalue, utility, query and example, or the largest of them."""
         return (SHAPLEY_QUERY,)
 
     def open(self, inputs: Inputs) -> QueryGames:
@@ -146,31 +177,53 @@ class ShapleyByQuery(Valuation, Stage):
         mean, stderr = (estimate.numpy() for estimate in tally.estimates(self.n_prior(game.n)))
         for row, semivalue in enumerate(self.semivalues):
             for column, utility in enumerate(self.utilities):
-                for at, query_id in enumerate(query_ids):
-                    errors = stderr[row, column, :, at]
-                    columns = [
-                        pa.array([semivalue] * game.n, pa.string()),
-                        pa.array([utility] * game.n, pa.string()),
-                        pa.array(np.full(game.n, query_id)),
-                        pa.array(example_ids),
-                        pa.array(np.ascontiguousarray(mean[row, column, :, at])),
-                        pa.array(errors, mask=np.full(game.n, self.units < 2)),
-                    ]
-                    yield (
-                        SHAPLEY_QUERY.name,
-                        pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_QUERY.schema),
+                names = semivalue, utility
+                for at, query_id in enumerate(query_ids.tolist()):
+                    values, errors = (part[row, column, :, at] for part in (mean, stderr))
+                    kept = self._kept(values)
+                    yield self._batch(
+                        names, query_id, example_ids[kept], values[kept], errors[kept]
                     )
 
+    def _kept(self, values: Float[np.ndarray, " examples"]) -> Int64[np.ndarray, " kept"]:
+        """Places, ascending, of the `top_k` largest and smallest values, or of all."""
+        if self.top_k is None:
+            return np.arange(len(values))
+        row = torch.from_numpy(np.ascontiguousarray(values))[None]
+        return streamed(iter([(0, row)]), 1, self.top_k, row.dtype).examples
+
+    def _batch(
+        self,
+        names: tuple[str, str],
+        query_id: int,
+        ids: np.ndarray,
+        values: np.ndarray,
+        errors: np.ndarray,
+    ) -> tuple[str, pa.RecordBatch]:
+        """Rows of `SHAPLEY_QUERY` for one query; `names` are semivalue and utility."""
+        columns = [
+            *(pa.array([name] * len(ids), pa.string()) for name in names),
+            pa.array(np.full(len(ids), query_id)),
+            pa.array(ids),
+            pa.array(np.ascontiguousarray(values)),
+            pa.array(errors, mask=np.full(len(ids), self.units < 2)),
+        ]
+        return SHAPLEY_QUERY.name, pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_QUERY.schema)
+
     def cost(self, work: Work) -> Cost:
-        """Units as in `freeshap`, and the sums of a block."""
-        unit = self.unit_cost(work)
+        """Units as in `freeshap`, again for every few queries that are done at a time."""
         n_queries = work.n_queries if self.queries is None else len(self.queries)
-        n_values = work.n_examples * n_queries * len(self.utilities) * len(self.semivalues)
+        per_query = work.n_examples * len(self.utilities) * len(self.semivalues)
+        at_once = max(1, min(n_queries, NUMBERS // max(1, per_query)))
+        unit = self.unit_cost(replace(work, n_queries=at_once))
+        kept = work.n_examples if self.top_k is None else min(2 * self.top_k, work.n_examples)
+        n_kept = n_queries * kept * len(self.utilities) * len(self.semivalues)
+        note = unit.note if self.top_k is None else f"{unit.note}; top {self.top_k} of each sign"
         return Cost(
-            flops=self.units * unit.flops,
-            written_bytes=20 * n_values,
-            memory_bytes=unit.memory_bytes + 24 * min(n_values, NUMBERS),
-            note=unit.note,
+            flops=-(-n_queries // at_once) * self.units * unit.flops,
+            written_bytes=20 * n_kept,
+            memory_bytes=unit.memory_bytes + 72 * at_once * per_query + 60 * n_kept,
+            note=note,
         )
 
 

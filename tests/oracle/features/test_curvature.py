@@ -18,15 +18,8 @@ from torch import Tensor
 from pipeline.merge_tree import grow
 from pipeline.node import Task
 from stages.features.curvature import Curvature, fisher_sums, gauss_newton_sums
-from stages.gradients.blocks import (
-    CURVATURE,
-    Block,
-    add,
-    blocks_of,
-    read_curvature,
-    read_sums,
-    to_rows,
-)
+from stages.gradients.blocks import CURVATURE, Block, blocks_of, read_curvature
+from stages.reading.outer_products import add, read_sums, to_rows
 from stages.stage import DataError, Part
 from storage.manifest import Recipe
 

@@ -1,4 +1,4 @@
-"""BM25 against its formula, word by word."""
+"""BM25 against its formula, word by word, and the counts of words that it takes."""
 
 import json
 import math
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from memory_inputs import MemoryInputs
+from memory_inputs import ShardedInputs
 
 from stages.pairs.bm25 import Bm25
+from stages.pairs.word_frequency import WordFrequency
+from stages.ranking import terms
 from stages.stage import ConfigError
 
 EXAMPLES = [
@@ -24,15 +26,25 @@ EXAMPLES = [
 QUERIES = [("the good film", None), ("plot plot 7", "über"), ("nothing here", None), ("...", None)]
 
 
-def found(stage: Bm25, examples: list[Any], queries: list[Any], form: str = "text") -> pa.Table:
-    """Rows of all examples and one block of queries."""
+def inputs_of(
+    examples: list[Any], queries: list[Any], form: str = "text", n_shards: int = 2
+) -> ShardedInputs:
     parts = []
     for role, first, rows in (("example", 0, examples), ("query", 50, queries)):
         texts, pairs = zip(*rows, strict=True)
         ids = pa.array(np.arange(len(rows))[::-1] + first)
         columns = {"id": ids, "role": [role] * len(rows), "text": texts[::-1]}
         parts.append(pa.table({**columns, "text_b": pa.array(pairs[::-1], pa.string())}))
-    return MemoryInputs({"text": pa.concat_tables(parts)}, {"text": {"format": form}}).run(stage)
+    return ShardedInputs({"text": pa.concat_tables(parts)}, {"text": {"format": form}}, n_shards)
+
+
+def found(
+    stage: Bm25, examples: list[Any], queries: list[Any], form: str = "text", n_shards: int = 2
+) -> pa.Table:
+    """Rows of all queries, merged from shards of examples."""
+    inputs = inputs_of(examples, queries, form, n_shards)
+    inputs.tables["word_frequency"] = inputs.run(WordFrequency())
+    return inputs.run(stage)
 
 
 def words(row: tuple[str, str | None]) -> list[str]:
@@ -54,14 +66,38 @@ def by_formula(k1: float, b: float) -> np.ndarray:
     return scores
 
 
+@pytest.mark.parametrize("n_shards", [1, 4])
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (0.0, 0.0), (2.0, 1.0)])
-def test_the_formula(k1: float, b: float) -> None:
-    rows = found(Bm25(k1=k1, b=b, top_k=None), EXAMPLES, QUERIES)
+def test_the_formula(k1: float, b: float, n_shards: int) -> None:
+    """In float64, with a few roundings a word."""
+    rows = found(Bm25(k1=k1, b=b, top_k=None), EXAMPLES, QUERIES, n_shards=n_shards)
     expected = by_formula(k1, b)
     assert rows.num_rows == expected.size
     assert rows["global_score"].null_count == rows["local_score"].null_count == expected.size
     for row in rows.to_pylist():
-        assert row["score"] == pytest.approx(expected[row["query_id"] - 50, row["example_id"]])
+        cell = expected[row["query_id"] - 50, row["example_id"]]
+        assert row["score"] == pytest.approx(cell, rel=1e-14)
+
+
+def test_how_many_examples_have_a_word() -> None:
+    """Merged from shards, one of them without an example; words of no query are counted, too."""
+    rows = inputs_of(EXAMPLES, QUERIES, n_shards=7).run(WordFrequency()).to_pylist()
+    documents = [words(row) for row in EXAMPLES]
+    expected = [
+        (50 + t, word, sum(word in document for document in documents))
+        for t, query in enumerate(QUERIES)
+        for word in sorted({*words(query)})
+    ]
+    assert [(row["query_id"], row["word"], row["n_with_word"]) for row in rows] == expected
+    n_words = sum(map(len, documents))
+    assert {(row["n_examples"], row["n_words"]) for row in rows} == {(len(EXAMPLES), n_words)}
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = found(Bm25(top_k=None), EXAMPLES, QUERIES, n_shards=1)
+    monkeypatch.setattr(terms, "NUMBERS", 16)
+    monkeypatch.setattr("stages.pairs.bm25.NUMBERS", len(EXAMPLES))
+    assert found(Bm25(top_k=None), EXAMPLES, QUERIES, n_shards=1).equals(expected)
 
 
 def test_the_best_share_a_word() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, ShardedInputs
 
 from stages.pairs.example_loss import ExampleLoss
 from stages.stage import ConfigError, DataError
@@ -37,6 +38,12 @@ def inputs_of(memory: Any, logits: np.ndarray, task: str, answers: list[Any]) ->
     return memory({"prediction": prediction, "label": label}, details=details)
 
 
+class InShards(ShardedInputs):
+    """The same tables in shards, which one task reads one after the other."""
+
+    run = MemoryInputs.run
+
+
 def losses_of(logits: np.ndarray) -> dict[int, float]:
     found = {}
     for i, label in enumerate(LABELS[: N - 1]):
@@ -46,10 +53,11 @@ def losses_of(logits: np.ndarray) -> dict[int, float]:
     return found
 
 
-def test_cross_entropies(memory: Any) -> None:
+@pytest.mark.parametrize("make", [MemoryInputs, InShards])
+def test_cross_entropies(make: Any) -> None:
     logits = np.random.default_rng(0).normal(size=(10, 3)) * 3
     logits[5] = [90.0, 0.0, 0.0]
-    found = inputs_of(memory, logits, "classification", LABELS).run(ExampleLoss(top_k=None))
+    found = inputs_of(make, logits, "classification", LABELS).run(ExampleLoss(top_k=None))
     expected = losses_of(logits)
     assert expected[5] == 0
     pairs = [(row["query_id"], row["example_id"]) for row in found.to_pylist()]
@@ -61,19 +69,27 @@ def test_cross_entropies(memory: Any) -> None:
         assert row["local_score"] == (-1 if loss else 0)
 
 
-def test_the_largest_losses(memory: Any) -> None:
+@pytest.mark.parametrize("make", [MemoryInputs, InShards])
+def test_the_largest_losses(make: Any) -> None:
     logits = np.random.default_rng(1).normal(size=(10, 3))
-    found = inputs_of(memory, logits, "classification", LABELS).run(ExampleLoss(top_k=2))
+    found = inputs_of(make, logits, "classification", LABELS).run(ExampleLoss(top_k=2))
     expected = losses_of(logits)
     worst = sorted(sorted(expected, key=lambda i: -expected[i])[:2])
     assert found["example_id"].to_pylist() == worst * 3
     assert (found["score"].to_numpy() < 0).all()
 
 
-def test_squared_errors_of_a_regression(memory: Any) -> None:
+def test_of_equal_losses_those_of_the_smallest_ids_are_kept() -> None:
+    logits = np.zeros((10, 3))
+    found = inputs_of(InShards, logits, "classification", LABELS).run(ExampleLoss(top_k=3))
+    assert found["example_id"].to_pylist() == [0, 1, 3] * 3
+
+
+@pytest.mark.parametrize("make", [MemoryInputs, InShards])
+def test_squared_errors_of_a_regression(make: Any) -> None:
     outputs = np.random.default_rng(2).normal(size=(10, 1))
     targets = [0.5, -1.0, None, 2.0, 0.0, 1.0, 3.0, 4.0]
-    found = inputs_of(memory, outputs, "regression", targets).run(ExampleLoss(top_k=None))
+    found = inputs_of(make, outputs, "regression", targets).run(ExampleLoss(top_k=None))
     assert found.num_rows == 3 * 6
     for row in found.to_pylist():
         i = row["example_id"]

@@ -10,8 +10,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from stages.features.curvature import fisher_sums, gauss_newton_sums
-from stages.gradients.blocks import blocks_of, to_rows
+from stages.gradients.blocks import blocks_of
 from stages.pairs.influence import Influence
+from stages.reading.outer_products import to_rows
 from stages.stage import ConfigError, DataError
 
 TOLD = {

@@ -45,6 +45,7 @@ def regressed(memory: Any, sharded: Any, rows: Any, task: str, **fields: Any) ->
     stage = KernelRegression(**fields)
     written = memory.run(whole, stage)
     tables |= {"kernel_regression": written, DUAL: whole.written["kernel_dual"]}
+    told["kernel_regression"] = dict(stage.details(whole))
     return sharded(tables, told, whole=("kernel_regression", DUAL)), x, known
 
 

@@ -1,10 +1,15 @@
 """The noise model against data that were drawn from it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, ShardedInputs, label_table
 
-from stages.predictions.label_issues import NoiseModel, decide, fit_noise_model, margins
+from stages.predictions.label_issues import LabelIssues, margins
+from stages.predictions.label_noise import LabelNoise, lowest
+from stages.stage import Part
+from stages.surrogate.noise_model import NoiseModel, fit_noise_model
 
 
 def drawn(n, n_classes, temperature, noise, seed=0):
@@ -64,7 +69,8 @@ def test_clean_labels_are_left_alone():
     score = model.clean(outputs)[torch.arange(len(given)), given]
     contradicted = model.clean(outputs).argmax(1) != given
     assert int(contradicted.sum()) > 400
-    assert int(decide(score, wrong, contradicted).sum()) <= 0.03 * len(given)
+    last, _ = lowest(score.numpy(), np.arange(len(given)), round(float(wrong.sum())))
+    assert int(((score <= last) & contradicted).sum()) <= 0.03 * len(given)
 
 
 def test_wrong_follows_bayes_rule_by_enumeration():
@@ -78,11 +84,61 @@ def test_wrong_follows_bayes_rule_by_enumeration():
         assert float(found) == pytest.approx(float(expected), abs=1e-12)
 
 
-def test_the_lowest_scores_are_flagged_and_only_where_contradicted():
-    score = torch.tensor([0.9, 0.1, 0.2, 0.05])
-    wrong = torch.tensor([0.2, 0.9, 0.4, 0.5])
-    contradicted = torch.tensor([False, True, True, False])
-    assert decide(score, wrong, contradicted).tolist() == [False, True, False, False]
+def flags(inputs: MemoryInputs) -> pa.Table:
+    """The rows of `label_issues` behind its noise model."""
+    inputs.tables["label_noise"] = inputs.run(LabelNoise())
+    inputs.facts_of["label_noise"] = LabelNoise().details(inputs)
+    return inputs.run(LabelIssues(), Part("example", 0))
+
+
+def predicted(outputs: torch.Tensor, given: torch.Tensor, n_classes: int) -> MemoryInputs:
+    """Labels and predictions of examples 0, 1, ..., in another order."""
+    ids = np.random.default_rng(5).permutation(len(given))
+    lists = pa.array(outputs.float().tolist(), pa.list_(pa.float32(), n_classes))
+    table = pa.table({"id": np.arange(len(given)), "role": ["example"] * len(given)})
+    table = table.append_column("logits", lists).take(ids)
+    labels = label_table({"example": dict(enumerate(given.tolist()))})
+    told = {"label": {"classes": [str(c) for c in range(n_classes)]}}
+    return MemoryInputs({"label": labels, "kernel_regression": table}, told)
+
+
+def test_as_many_as_are_expected_to_be_wrong_are_flagged_the_lowest_scores_first() -> None:
+    outputs, given, _, _ = drawn(3000, 3, 8.0, 0.2)
+    inputs = predicted(outputs, given, 3)
+    rows = flags(inputs).sort_by([("label_score", "ascending"), ("example_id", "ascending")])
+    told = inputs.facts_of["label_noise"]
+    assert told["expected_wrong"] == pytest.approx(sum(rows["p_wrong"].to_pylist()), rel=1e-12)
+    count = round(told["expected_wrong"])
+    contradicted = rows["given_label"].to_numpy() != rows["suggested_label"].to_numpy()
+    flagged = rows["is_label_issue"].to_numpy()
+    assert 300 < count < 900
+    np.testing.assert_array_equal(flagged, contradicted & (np.arange(len(rows)) < count))
+
+
+def test_rows_in_any_number_of_shards_are_judged_alike() -> None:
+    outputs, given, _, _ = drawn(900, 4, 8.0, 0.3)
+    whole = predicted(outputs, given, 4)
+    expected = flags(whole).sort_by("example_id")
+    cut = ShardedInputs(whole.tables, whole.facts_of, 3)
+    cut.tables.pop("label_noise")
+    cut.open(LabelNoise())
+    cut.tables["label_noise"] = cut.compute(LabelNoise(), Part("", 0))["label_noise"]
+    cut.open(LabelIssues())
+    parts = [cut.compute(LabelIssues(), Part("example", i))["label_issues"] for i in range(3)]
+    found = pa.concat_tables(parts).sort_by("example_id")
+    for name in ("is_label_issue", "suggested_label", "example_id"):
+        assert found[name].equals(expected[name])
+    # The model is fitted to the same rows in another order.
+    np.testing.assert_allclose(found["label_score"], expected["label_score"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, (-1.0, -1)), (1, (0.1, 7)), (2, (0.2, 3)), (3, (0.2, 9))]
+)
+def test_the_last_of_the_lowest_scores_is_known_by_its_id(
+    count: int, expected: tuple[float, int]
+) -> None:
+    assert lowest(np.array([0.2, 0.9, 0.1, 0.2]), np.array([9, 1, 7, 3]), count) == expected
 
 
 def test_margin_is_given_less_best_other():

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from memory_inputs import MemoryInputs, ShardedInputs
 from torch import Tensor
 
 from stages.model.heads.probe import read_probe
 from stages.predictions.probe import Probe
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, DataError, StageError, Vectors
+from stages.stage import ConfigError, DataError, Size, StageError
 from stages.surrogate.linear import LinearHead, fit, fit_least_squares
 
 
@@ -23,6 +24,12 @@ def data() -> tuple[Tensor, Tensor]:
     teacher = torch.randn(12, 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     return embeddings, (embeddings @ teacher / 5 + noise).argmax(1)
+
+
+def embedding_table(ids: np.ndarray, vectors: np.ndarray) -> pa.Table:
+    flat = pa.array(vectors.astype(np.float32).reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table({"id": ids, "role": ["example"] * len(ids), "vector": lists})
 
 
 def logits(fitted: LinearHead, embeddings: Tensor) -> Tensor:
@@ -122,9 +129,8 @@ def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], mem
     label = pa.table({"id": ids[kept], "role": ["example"] * 150, "label": labels[kept]})
     label = pa.concat_tables([label, pa.table({"id": [1], "role": ["example"], "label": [0]})])
     inputs = memory(
-        {"label": label},
+        {"label": label, "embedding": embedding_table(ids, embeddings)},
         {"label": {"classes": ["a", "b", "c"]}, "embedding": {"layer": 2}},
-        {"example": Vectors(ids, embeddings)},
     )
     stage = Probe(regularization=1e-2)
     table = inputs.run(stage)
@@ -137,19 +143,87 @@ def test_the_stage_takes_labelled_examples_only(data: tuple[Tensor, Tensor], mem
     np.testing.assert_allclose(read_probe(table)[1].numpy(), expected[1].numpy(), rtol=1e-5)
     details = dict(stage.details(inputs))
     mean, scale = details.pop("mean"), details.pop("scale")
-    assert details == {"embedding": "embedding", "layer": 2, "regularization": 1e-2}
+    assert details == {
+        "n_rows": 150,
+        "embedding": "embedding",
+        "layer": 2,
+        "regularization": 1e-2,
+    }
     centred = embeddings[kept].astype(np.float64) - mean
     np.testing.assert_allclose(centred.mean(0), 0, atol=1e-12)
     assert scale == pytest.approx(np.sqrt((centred**2).sum(1).mean()), rel=1e-12)
     assert stage.is_kept
 
 
+def sample(data: tuple[Tensor, Tensor], make: Any, stage: Probe, n: int = 200) -> Any:
+    """Tables of the first `n` rows, with every third label missing, and the fitted probe."""
+    embeddings, labels = data[0].float().numpy()[:n], data[1].numpy()[:n]
+    given = pa.array(labels, mask=np.arange(n) % 3 == 0)
+    label = pa.table({"id": np.arange(n), "role": ["example"] * n, "label": given})
+    tables = {"label": label, "embedding": embedding_table(np.arange(n), embeddings)}
+    inputs = make(tables, {"label": {"classes": ["a", "b", "c"]}})
+    return MemoryInputs.run(inputs, stage), stage.details(inputs)
+
+
+def chosen_of(n: int, rows: int) -> list[int]:
+    """The labelled ids of the smallest SplitMix64 hashes, in plain integers."""
+
+    def hashed(i: int) -> int:
+        x = (i + 0x9E3779B97F4A7C15) % 2**64
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> shift)) * factor % 2**64
+        return x ^ (x >> 31)
+
+    return sorted(sorted((i for i in range(n) if i % 3), key=hashed)[:rows])
+
+
+def test_a_sample_of_labelled_rows_by_the_hash_of_their_ids(data: tuple[Tensor, Tensor]) -> None:
+    table, details = sample(data, MemoryInputs, Probe(rows=60))
+    kept = chosen_of(200, 60)
+    weight, bias, mean, _ = fit(data[0].float()[kept], data[1][kept], 3, 1e-2)
+    np.testing.assert_allclose(matrix_of(table["weight"]), weight.numpy(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(table["bias"].to_pylist(), bias.numpy(), rtol=1e-5)
+    assert details["n_rows"] == 60
+    np.testing.assert_allclose(details["mean"], mean.numpy(), rtol=1e-12)
+
+
+def test_a_sample_does_not_depend_on_shards_and_little_on_rows_that_are_appended(
+    data: tuple[Tensor, Tensor],
+) -> None:
+    whole, _ = sample(data, MemoryInputs, Probe(rows=60))
+    in_shards, _ = sample(data, ShardedInputs, Probe(rows=60))
+    # Another order of the rows, hence another order of sums.
+    weights = [matrix_of(table["weight"]) for table in (whole, in_shards)]
+    np.testing.assert_allclose(*weights, rtol=1e-6, atol=1e-8)
+    before, after = (set(chosen_of(n, 60)) for n in (180, 200))
+    assert {i for i in after if i < 180} <= before
+    assert sample(data, MemoryInputs, Probe(rows=10**6))[0].equals(
+        sample(data, MemoryInputs, Probe())[0]
+    )
+
+
+def test_a_large_corpus_has_a_sample_and_a_grown_one_keeps_its_key() -> None:
+    def size(first: int, now: int) -> Size:
+        return Size(now, first, n_queries=1, n_classes=2, lengths={})
+
+    assert Probe().sized(size(50_000, 50_000)) == Probe()
+    assert Probe().sized(size(50_001, 50_001)) == Probe(rows=50_000)
+    assert Probe().sized(size(1_000, 10**6)) == Probe()
+    assert Probe(rows=7).sized(size(10**6, 10**6)) == Probe(rows=7)
+    assert Probe().outside_key == {"rows"}
+    assert Probe(rows=7).outside_key == frozenset()
+    with pytest.raises(ConfigError, match="found rows: 0"):
+        Probe(rows=0)
+
+
 def test_the_stage_needs_two_classes(memory: Any) -> None:
     ids = np.arange(4)
     inputs = memory(
-        {"label": pa.table({"id": ids, "role": ["example"] * 4, "label": [1] * 4})},
+        {
+            "label": pa.table({"id": ids, "role": ["example"] * 4, "label": [1] * 4}),
+            "embedding": embedding_table(ids, np.eye(4)),
+        },
         {"label": {"classes": ["a", "b"]}},
-        {"example": Vectors(ids, np.eye(4, dtype=np.float32))},
     )
     with pytest.raises(DataError, match=r"found labels \[1\] among 4 examples"):
         inputs.run(Probe())
@@ -199,12 +273,12 @@ def test_the_stage_fits_a_regression_on_the_vectors_it_is_told(
     known = np.concatenate([targets[:-1], [np.nan]])
     columns = {
         "id": ids[kept][::-1],
+        "role": ["example"] * len(kept),
         "target": pa.array(known[::-1], pa.float64(), from_pandas=True),
     }
     inputs = memory(
-        {"label": pa.table(columns)},
+        {"label": pa.table(columns), "features": embedding_table(ids, vectors)},
         {"label": {"classes": [], "task": "regression"}},
-        {"example": Vectors(ids, vectors)},
     )
     stage = Probe(embedding="features")
     assert stage.reads == ("features", "label")
@@ -221,12 +295,13 @@ def test_the_stage_fits_a_regression_on_the_vectors_it_is_told(
 def test_the_stage_refuses_completions_and_rows_without_targets(memory: Any) -> None:
     ids = np.arange(4)
     nothing = pa.nulls(4, pa.float64())
-    label = pa.table({"id": ids, "label": pa.nulls(4, pa.int64()), "target": nothing})
-    vectors = {"example": Vectors(ids, np.eye(4, dtype=np.float32))}
+    columns = {"id": ids, "role": ["example"] * 4, "label": pa.nulls(4, pa.int64())}
+    label = pa.table({**columns, "target": nothing})
+    tables = {"label": label, "embedding": embedding_table(ids, np.eye(4))}
     for task, message in (
         ("completion", "found 0 classes in a corpus with task: completion"),
         ("regression", "found no example with a target"),
     ):
-        inputs = memory({"label": label}, {"label": {"classes": [], "task": task}}, vectors)
+        inputs = memory(tables, {"label": {"classes": [], "task": task}})
         with pytest.raises(DataError, match=message):
             inputs.run(Probe())

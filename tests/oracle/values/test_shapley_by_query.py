@@ -10,7 +10,7 @@ import pytest
 import torch
 from memory_inputs import MemoryInputs, label_table
 
-from stages.stage import ConfigError, DataError, Part, Vectors
+from stages.stage import ConfigError, DataError, Part, Size, Vectors
 from stages.values.freeshap import FreeShap
 from stages.values.shapley_by_query import ShapleyByQuery
 
@@ -128,6 +128,36 @@ def test_the_mean_over_queries_is_the_value_for_all(monkeypatch: pytest.MonkeyPa
         assert row["total"] / 4 == pytest.approx(mean, abs=1e-12)
 
 
+def test_the_largest_values_of_each_sign_are_kept() -> None:
+    fields: Any = {"units": 4, "ridge": 0.3, "utilities": ("cross_entropy", "margin")}
+    whole = rows_of(ShapleyByQuery(**fields), Rows(2)).to_pylist()
+    kept = rows_of(ShapleyByQuery(top_k=1, **fields), Rows(2)).to_pylist()
+    expected = []
+    for utility, query in itertools.product(fields["utilities"], (0, 10, 20)):
+        own = [r for r in whole if (r["utility"], r["query_id"]) == (utility, query)]
+        best, worst = (side(own, key=lambda r: r["value"]) for side in (max, min))
+        both = [best] * (best["value"] > 0) + [worst] * (worst["value"] < 0)
+        expected += sorted(both, key=lambda r: r["example_id"])
+    assert kept == expected
+
+
+def test_of_many_pairs_the_largest_values_are_kept() -> None:
+    """Two utilities: 2^25 values are 2^24 pairs, of which one is too many."""
+
+    def size(n_examples: int, n_queries: int) -> Size:
+        return Size(n_examples, n_examples, n_queries, n_classes=2, lengths={})
+
+    assert ShapleyByQuery().sized(size(2**14, 2**10)) == ShapleyByQuery()
+    assert ShapleyByQuery().sized(size(2**14 + 1, 2**10)) == ShapleyByQuery(top_k=1000)
+    assert ShapleyByQuery(queries=(1,)).sized(size(10**6, 872)) == ShapleyByQuery(queries=(1,))
+    assert ShapleyByQuery(top_k=3).sized(size(10**6, 872)) == ShapleyByQuery(top_k=3)
+
+
+def test_keys_of_before_are_kept_while_all_values_are() -> None:
+    assert ShapleyByQuery().outside_key == {"top_k"}
+    assert ShapleyByQuery(top_k=7).outside_key == frozenset()
+
+
 def test_other_queries_have_no_rows() -> None:
     stage = ShapleyByQuery(units=1, queries=(10,), ridge=0.3)
     rows = rows_of(stage, Rows(2))
@@ -137,7 +167,9 @@ def test_other_queries_have_no_rows() -> None:
         rows_of(ShapleyByQuery(units=1, queries=(10, 11)), Rows(2))
 
 
-@pytest.mark.parametrize("fields", [{"units": 0}, {"queries": ()}, {"truncation": "tolerance"}])
+@pytest.mark.parametrize(
+    "fields", [{"units": 0}, {"queries": ()}, {"truncation": "tolerance"}, {"top_k": 0}]
+)
 def test_unusable_fields_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ShapleyByQuery(**{"sampling": "uniform", **fields})

@@ -74,7 +74,14 @@ def moved(before: Plan, after: Plan) -> set[str]:
 def test_stages_follow_what_they_read_and_missing_ones_are_added(raw: Raw) -> None:
     made = plan(raw)
     order = [node.instance for node in made.nodes]
-    assert set(order) == {*raw["stages"], "embedding", "probe", "ntk", "kernel_regression"}
+    assert set(order) == {
+        *raw["stages"],
+        "embedding",
+        "probe",
+        "ntk",
+        "kernel_regression",
+        "label_noise",
+    }
     assert set(made.added) == set(order) - set(raw["stages"])
     for node in made.nodes:
         for instance, _ in node.reads.values():
@@ -92,7 +99,7 @@ def test_tasks_follow_the_split(raw: Raw) -> None:
     for name in FEATURES:
         assert [(t.part.role, t.part.index) for t in tasks[name]] == list(SHARDS)
     assert [(t.part.role, t.part.index) for t in tasks["freeshap"]] == [("", 0), ("", 1)]
-    assert len(tasks["probe"]) == len(tasks["label_issues"]) == 1
+    assert len(tasks["probe"]) == len(tasks["label_noise"]) == 1
     every = [task.key for found in tasks.values() for task in found]
     assert len(every) == len(set(every))
 
@@ -115,7 +122,8 @@ def same_weights_elsewhere(raw: Raw) -> None:
     raw["model"]["path"] = str(folder.rename(folder.with_name("moved")))
 
 
-SCORES = {"kernel_regression", "label_issues", "freeshap"}
+FLAGS = {"label_noise", "label_issues"}
+SCORES = {"kernel_regression", *FLAGS, "freeshap"}
 ALL = {*FEATURES, "probe", *SCORES}
 
 
@@ -150,7 +158,7 @@ def test_keys_change_with_the_fields_that_change_rows(
     change(changed)
     after = moved(before, plan(changed))
     if expected == {"kernel_regression"}:
-        expected = expected | {"label_issues"}
+        expected = expected | FLAGS
     assert after == expected
 
 
@@ -598,7 +606,7 @@ def test_features_of_the_corpus_are_read_shard_by_shard_without_a_model(raw: Raw
         kernel_regression={"kernel": ["features"]},
     )
     nodes = {node.instance: node for node in made.nodes}
-    assert made.added == ()
+    assert made.added == ("label_noise",)
     assert nodes["prediction"].reads["features"] == ("corpus", "features")
     assert len(nodes["prediction"].tasks) == len(SHARDS)
 

@@ -69,8 +69,8 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "circle": (
         stages(
-            a={"stage": "label_issues", "predictions": "b"},
-            b={"stage": "label_issues", "predictions": "a"},
+            a={"stage": "label_noise", "predictions": "b"},
+            b={"stage": "label_noise", "predictions": "a"},
         ),
         ["a, b wait for each other", "expected an order", "Remove one"],
     ),

@@ -10,6 +10,7 @@ from memory_inputs import MemoryInputs
 
 from stages.predictions.kernel_regression import KernelRegression
 from stages.predictions.label_issues import LabelIssues
+from stages.predictions.label_noise import LabelNoise
 from stages.predictions.probe import Probe
 from stages.stage import DataError, Vectors
 from stages.surrogate.labelled_kernel import read_labelled_kernel
@@ -133,7 +134,9 @@ def test_label_issues_judges_the_rows_that_have_a_prediction() -> None:
     for is_forgotten in (False, True):
         inputs = InMemory(*GONE, is_forgotten=is_forgotten)
         inputs.tables["kernel_regression"] = inputs.result(KernelRegression(kernel=KERNELS))[0]
-        judged.append(inputs.result(LabelIssues()))
+        inputs.tables["label_noise"], facts = inputs.result(LabelNoise())
+        inputs.facts_of["label_noise"] = facts
+        judged.append((inputs.result(LabelIssues())[0], facts))
     (rows, facts), (expected, none_missing) = judged
     assert rows.equals(expected)
     assert rows["example_id"].to_pylist() == [i for i in range(30) if i not in (4, 17)]
@@ -147,12 +150,11 @@ def test_label_issues_without_any_prediction_are_an_error() -> None:
     inputs = InMemory()
     rows = inputs.result(KernelRegression(kernel=KERNELS))[0]
     inputs.tables["kernel_regression"] = rows.filter(pc.equal(rows["role"], "query"))
-    with pytest.raises(DataError, match="found 0 predictions in kernel_regression for 0 of 30"):
-        inputs.result(LabelIssues())
-    twice = pa.concat_tables([rows, rows])
-    inputs.tables["kernel_regression"] = twice
-    with pytest.raises(DataError, match="found 60 predictions in kernel_regression for 30 of 30"):
-        inputs.result(LabelIssues())
+    with pytest.raises(DataError, match="found no prediction in kernel_regression for a labelled"):
+        inputs.result(LabelNoise())
+    inputs.tables["kernel_regression"] = pa.concat_tables([rows, rows])
+    with pytest.raises(DataError, match="found 60 predictions for 30 labelled examples"):
+        inputs.result(LabelNoise())
 
 
 def test_the_probe_is_fitted_on_the_rows_that_have_an_embedding() -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from stages.ranking import nearest
 from stages.ranking.nearest import LONGEST, blocks_of_distances, orders, place_points
 from stages.stage import DataError
 
@@ -87,3 +88,20 @@ def test_the_distance_of_a_pair_does_not_depend_on_its_place(dim: int, normalize
     alone = place_points(examples, np.array([0, 1]), normalize)
     (few,) = blocks_of_distances(alone, queries[:1])
     np.testing.assert_array_equal(few[0], found[0, :2])
+
+
+@pytest.mark.parametrize("n", [1, 1000, 2**21, 2**21 + 1, 10**7, 10**8, 10**9])
+def test_distances_of_many_examples_are_held_for_fewer_queries(n: int) -> None:
+    at_once = nearest.queries_at_once(n)
+    assert at_once == 128 or at_once * n <= nearest.NUMBERS or at_once == 1
+    assert at_once == 128 or 2 * at_once * n > nearest.NUMBERS
+
+
+def test_fewer_queries_at_a_time_find_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = np.random.default_rng(4)
+    examples, queries = (g.normal(size=(n, 5)).astype(np.float32) for n in (50, 9))
+    expected = order_of(examples, queries, True)
+    monkeypatch.setattr(nearest, "NUMBERS", 100)
+    blocks = list(blocks_of_distances(place_points(examples, np.arange(50), True), queries))
+    assert [len(block) for block in blocks] == [2, 2, 2, 2, 1]
+    assert order_of(examples, queries, True) == expected
