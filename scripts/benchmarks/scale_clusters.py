@@ -47,7 +47,7 @@ sys.stdin.read()
 server.stop()
 """
 BUCKET = "bench"
-REQUEST = re.compile(r'"(GET|PUT|POST|HEAD|DELETE) (\S*)')
+REQUEST = re.compile(r'"(?:\x1b\[\d+m)*(GET|PUT|POST|HEAD|DELETE) (\S*)')
 
 
 class Cluster(NamedTuple):

@@ -195,13 +195,13 @@ def judged(fit: Fitted, drawn: Drawn) -> dict[str, float]:
 
 def score(fit: Fitted, given: Tensor) -> np.ndarray:
     """`label_score`: the probability of each given label, low where it is doubted."""
-    from stages.predictions.label_issues import fit_noise_model
+    from stages.surrogate.noise_model import fit_noise_model
 
     clean = fit_noise_model(fit.left_out, given).clean(fit.left_out)
     return clean[torch.arange(len(given)), given].numpy()
 
 
-def shortened(fit: Fitted, k: int, isunit: bool) -> Rows:
+def shortened(fit: Fitted, k: int, is_unit: bool) -> Rows:
     """Rows in their `k` leading directions."""
     cut = (fit.examples[:, :k], fit.queries[:, :k])
-    return Rows(*(map(unit, cut) if isunit else cut))
+    return Rows(*(map(unit, cut) if is_unit else cut))
