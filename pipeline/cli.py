@@ -18,7 +18,6 @@ from pipeline import api, cluster_size, plan_summary, stopping
 from pipeline.errors import told
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
-from stages.corpus.cells import is_broken, show
 from storage.credentials import masked
 
 
@@ -30,11 +29,15 @@ class Assay(click.Group):
         for what, text in [("an argument", a) for a in args] + [
             ("the working folder", os.getcwd())
         ]:
-            if is_broken(text):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                from stages.corpus.cells import show
+
                 raise click.UsageError(
                     f"found bytes that are not UTF-8 in {what}, '{show(text)}', expected text in "
                     "UTF-8. Convert the text, or rename the file or folder."
-                )
+                ) from error
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -50,6 +53,8 @@ class Assay(click.Group):
             sys.exit(0)
         except KeyboardInterrupt:
             self._stop()
+        except (click.ClickException, click.exceptions.Exit):
+            raise
         except Exception as error:
             if stopping.is_stopped():  # what an interrupted import or call made of the signal
                 self._stop()

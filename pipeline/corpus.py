@@ -106,7 +106,8 @@ def read_corpus(
     keeps_absent = _has_own_outputs(run)
     refuses = readers.key if readers is not None else []
     refusals = readers.refusals if readers is not None and refuses else None
-    read_as = [INGEST_VERSION, run.shard_size, [fingerprint(source) for source in sources]]
+    fingerprints = [fingerprint(source, store, is_dry) for source in sources]
+    read_as = [INGEST_VERSION, run.shard_size, fingerprints]
     name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
     known, notices = _known(store, name, wanted, is_dry)

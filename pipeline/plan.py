@@ -24,7 +24,7 @@ from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Merges, Part, Size, Stage
 from storage.damage import Claim, Examination
-from storage.manifest import Recipe, digest, table_key
+from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
 
@@ -226,6 +226,10 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
     by_part = {read: {(role, i): key for role, i, key in cut} for read, cut in shards.items()}
     # Of these roles every task reads all rows, beside its own shard.
     read_whole = ("example",) if stage.split == "query" else stage.opens
+    wholes = {
+        read: canonical([cut for cut in shards[read] if cut[0] in read_whole])
+        for read in (node.reads if read_whole else ())
+    }
     parts: dict[Part, list[str]] = {}
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
@@ -237,7 +241,7 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
         for read in node.reads:
             key = by_part[read].get((shard.role, shard.index))
             if key is not None and read_whole:
-                key = digest([key, [list(cut) for cut in shards[read] if cut[0] in read_whole]])
+                key = digest_with(key, wholes[read])
             keys.append(key or node.inputs[read])
     tasks = [Task(part, recipe.key(keys)) for part, keys in parts.items()]
     return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)

@@ -13,8 +13,6 @@ import click
 from pipeline.agreement import mismatches
 from pipeline.errors import RunError, told
 from pipeline.terminal import show, table
-from stages.stage import StageError
-from storage.schema import StorageError
 
 SUSPICIOUS = 20
 """Labels that `assay run` shows."""
@@ -24,6 +22,10 @@ EXTREMES = 10
 
 def exit_code(error: BaseException) -> int | None:
     """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
+    # Here, not above: `assay --help` should not pay for pyarrow.
+    from stages.stage import StageError
+    from storage.schema import StorageError
+
     is_told = isinstance(error, RunError | StageError | StorageError) or told(error) is not None
     return 1 if is_told else None
 
@@ -173,7 +175,7 @@ def _shell_path(path: str) -> str:
 def summarize(run: Any) -> dict[str, Any]:
     """The main results of a run as plain values; a key is empty where its stage did not run.
 
-    Those of a run over an object store are kept in its folder: to ask again reads every shard.
+    They are kept in the run's folder: to ask again reads every shard.
     """
     kept: dict[str, Any] | None = run.kept_summary()
     if kept is None:

@@ -58,7 +58,8 @@ def decode(data: bytes, table: str, key: str, columns: Sequence[str] | None = No
         CorruptError: the bytes are no Parquet.
     """
     try:
-        return pq.read_table(io.BytesIO(data), columns=list(columns) if columns else None)
+        # A fifth of what `pq.read_table` takes of a small shard: that plans a scan of a data set.
+        return pq.ParquetFile(pa.BufferReader(data)).read(list(columns) if columns else None)
     except (pa.ArrowException, OSError) as error:
         raise damaged(table, key, f"that is not Parquet ({error})") from error
 

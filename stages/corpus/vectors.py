@@ -6,7 +6,8 @@ import pyarrow.compute as pc
 
 from stages.corpus.cells import SourceRows, holds_json
 from stages.corpus.reasons import mark
-from stages.corpus.source import Source, local
+from stages.corpus.source import Source, is_url, local
+from stages.corpus.source_files import open_file
 from stages.stage import DataError
 from storage.schema import TableSpec
 
@@ -54,7 +55,11 @@ def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
 
 def _read_file(path: str, source: Source, n_rows: int) -> np.ndarray:
     try:
-        found = np.load(local(path), mmap_mode="r", allow_pickle=False)
+        if is_url(path):
+            with open_file(path) as stream:
+                found = np.load(stream, allow_pickle=False)
+        else:
+            found = np.load(local(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path}: found no array that can be loaded ({error}), expected a .npy file of "

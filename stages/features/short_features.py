@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.reading.feature_rows import shard_features
+from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
@@ -101,7 +101,7 @@ class ShortFeatures(Stage):
 
     def cost(self, work: Work) -> Cost:
         """One product of every row with the directions."""
-        n_rows, length = work.n_examples + work.n_queries, work.dim * len(self.kernel)
+        n_rows, length = work.n_examples + work.n_queries, min(LONGEST, work.dim * len(self.kernel))
         dim = min(self.dim, length)
         return Cost(
             flops=2.0 * n_rows * length * dim,

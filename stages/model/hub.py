@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
@@ -21,7 +21,18 @@ _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
 _CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
 
 
-def resolve(model: ModelSpec) -> Path:
+class ModelFiles(NamedTuple):
+    """Where the files of a model lie: what a fingerprint needs of a `ModelSpec`.
+
+    A `ModelSpec` imports the kind of its model, and so torch.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+
+
+def resolve(model: ModelSpec | ModelFiles) -> Path:
     """The local folder that holds the model; a hub id is downloaded, or found in the cache.
 
     Raises:
@@ -46,7 +57,7 @@ def resolve(model: ModelSpec) -> Path:
     return folder
 
 
-def fingerprint(model: ModelSpec, reads_chats: bool = False) -> str:
+def fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool = False) -> str:
     """16 hex digits that identify the weights, the tokenizer and the adapter.
 
     For a folder, SHA-256 over names and contents of its weight and tokenizer files, so that a copy
@@ -144,7 +155,7 @@ def _package_folder(path: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
-def _hub_folder(model: ModelSpec) -> Path:
+def _hub_folder(model: ModelSpec | ModelFiles) -> Path:
     from huggingface_hub import snapshot_download
 
     try:

@@ -8,7 +8,7 @@ import hashlib
 from typing import Any
 
 from stages.model.chats import lay_out, parsed
-from stages.model.hub import resolve
+from stages.model.hub import ModelFiles, resolve
 from stages.model.spec import ModelSpec
 from stages.stage import RefusedRow
 
@@ -70,7 +70,7 @@ def chat_refusal(tokenizer: Any, text: str, tools: str | None) -> str | None:
     return None
 
 
-def reading_fingerprint(model: ModelSpec) -> str:
+def reading_fingerprint(model: ModelSpec | ModelFiles) -> str:
     """16 hex digits that identify how the model reads texts: tokenizer, templates, no weights.
 
     Raises:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores
-from stages.reading.feature_rows import FeatureRows
+from stages.reading.feature_rows import FeatureRows, sketched
 from stages.reading.supervision import one_hot
 from stages.reading.vectors import matrix_of
 from stages.stage import (
@@ -98,7 +98,7 @@ class KernelRepresenter(PairScores):
                 )
 
     def queries(self, inputs: Inputs) -> FactorRows:
-        """Predicted classes and features of the queries; the tables' scales are `shared`.
+        """Predicted classes and features of the queries; scales and length are `shared`.
 
         Raises:
             DataError: no query has features in all tables.
@@ -112,13 +112,14 @@ class KernelRepresenter(PairScores):
                 f"{', '.join(self.kernel)}: found no query in all of these tables, expected at "
                 "least one, as pairs are scored. Add `queries:`."
             )
+        dim = inputs.details(self.regression).get("dim")
         outputs = inputs.table(self.regression, "query")
         outputs = outputs.filter(pc.equal(outputs["role"], "query")).sort_by("id")
         at = np.searchsorted(outputs["id"].to_numpy(), query_ids)
         logits = torch.from_numpy(np.array(matrix_of(outputs["logits"].take(pa.array(at)))))
         chosen = one_hot(logits.argmax(1), logits.shape[1])
-        factors = (chosen.float(), self._features(queries, query_ids, scales).float())
-        return FactorRows(query_ids, factors, shared=scales)
+        factors = (chosen.float(), self._features(queries, query_ids, scales, dim).float())
+        return FactorRows(query_ids, factors, shared=(scales, dim))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many examples the regression has."""
@@ -138,7 +139,7 @@ class KernelRepresenter(PairScores):
             return FactorRows(ids, ())
         own = [Vectors(table["id"].to_numpy(), matrix_of(table["vector"])) for table in tables]
         alpha = torch.from_numpy(np.array(matrix_of(dual["dual"].take(pa.array(at)))))
-        features = self._features(own, ids, inputs.opened.shared)
+        features = self._features(own, ids, *inputs.opened.shared)
         return FactorRows(ids, (alpha.float(), features.float()), alpha.abs().amax(1))
 
     def _scales(self, inputs: Inputs) -> list[float]:
@@ -168,11 +169,17 @@ class KernelRepresenter(PairScores):
         return f"{self.regression}.{KERNEL_DUAL.name}"
 
     def _features(
-        self, tables: list[Vectors], ids: np.ndarray, scales: list[float]
+        self, tables: list[Vectors], ids: np.ndarray, scales: list[float], dim: int | None
     ) -> Float[Tensor, "rows dim"]:
-        """Feature rows of `ids`, whose inner products are the kernel, in float64."""
-        rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)
-        return rows(torch.arange(len(ids)))
+        """Feature rows of `ids`, whose inner products are the kernel, in float64.
+
+        `dim` is the length of the regression's vectors in primal form, which may be a sketch.
+        """
+        rows = FeatureRows(tables, ids, self.normalize, torch.float64, scales)(
+            torch.arange(len(ids))
+        )
+        lengths = [table.matrix.shape[1] for table in tables]
+        return rows if dim is None else sketched(rows, lengths)
 
 
 STAGE = KernelRepresenter

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.reading.answered_rows import answered_rows
-from stages.reading.feature_rows import shard_features
+from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.supervision import centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
 from stages.stage import (
@@ -271,7 +271,7 @@ class KernelRegression(AnswersQueries):
         """One inverse per kernel, and for `auto` one eigendecomposition; or products by shard."""
         n, m, n_classes = work.n_examples, work.n_queries, work.n_classes
         if self.form == "primal":
-            dim = work.dim * len(self.kernel)
+            dim = min(LONGEST, work.dim * len(self.kernel))
             ridges = len(RIDGE_GRID) if self.ridge == "auto" else 1
             per_row = 2.0 * dim**2 // (self.parts or 1) + 2.0 * dim * ridges * (n_classes + 1)
             return Cost(

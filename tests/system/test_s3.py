@@ -28,7 +28,7 @@ def bucket(s3: None) -> Any:
 def names(client: Any, prefix: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
     keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-    return [key for key in keys if "/.runs/" not in key]
+    return [key for key in keys if "/.runs/" not in key and "/.sources/" not in key]
 
 
 def objects(client: Any, prefix: str) -> dict[str, bytes]:
@@ -174,7 +174,9 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     stored = contents(objects(bucket, "store"))
     right = tables_of(unbroken.folder / "store")
     assert stored == {name: right.get(name) for name in stored}
-    assert {"embedding", "ntk", "shapley_round"} <= {name.split("/")[0] for name in stored}
+    assert {"embedding", "ntk", "shapley_round", "shapley_value"} <= {
+        name.split("/")[0] for name in stored
+    }
     assert contents(left).items() <= stored.items()
     assert not (tmp_path / "run/store").exists()
     status = json.loads(assay("status", tmp_path / "run", "--json").stdout)
