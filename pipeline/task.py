@@ -7,6 +7,7 @@ The same code runs in the driver and in Ray workers. A task is given names and k
 records of shards; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.node_versions import installed
 from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.model.threads import set_threads
 from stages.stage import Merges, Part, Role, Split, Stage, Tell, Vectors
@@ -145,6 +147,10 @@ class Worker:
         self._inputs: StoredInputs | None = None
         self._store: Store | None = None
         self._store_url: str | None = None
+
+    def versions(self) -> tuple[str, dict[str, str]]:
+        """The host's name, and the versions of Python and of the packages that decide bytes."""
+        return platform.node(), installed()
 
     def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
         """The records of the shards with the part's rows, one a table; computes and writes them."""
