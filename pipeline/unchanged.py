@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.code_version import PACKAGES, package_version, source_digest
 from pipeline.config import stage_name
-from pipeline.corpus import INGEST_VERSION
+from pipeline.corpus_writer import INGEST_VERSION
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.given import Given

@@ -16,6 +16,10 @@
     .venv/bin/python scripts/bench.py pairs                  the best of many pairs, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
+    .venv/bin/python scripts/bench.py scale --data ALL --corpus emoji
+                                                             the main job at any size
+    .venv/bin/python scripts/bench.py short_features --data ALL
+                                                             how short features may be
     .venv/bin/python scripts/bench.py unlabelled --data ALL  values of a corpus without classes
     .venv/bin/python scripts/bench.py token_speed --data DIR  UDIG against the passes it needs
     .venv/bin/python scripts/bench.py token_quality --data ALL --models DIR
@@ -59,6 +63,8 @@ CASES = (
     "knn",
     "pairs",
     "robustness",
+    "scale",
+    "short_features",
     "retrain",
     "unlabelled",
     "explanations",
