@@ -327,14 +327,6 @@ class OpenedRun:
         corpus = {table: self._store.read_manifest(table, key) for table, key in keys}
         return write_rows(source_rows(self._store, corpus, results, columns), path)
 
-    def kept_summary(self) -> dict[str, Any] | None:
-        """The summary of this state of the run, where an earlier command kept it."""
-        return self.folder.kept_summary(self.record)
-
-    def keep_summary(self, summary: dict[str, Any]) -> None:
-        """Keeps the summary of this state of the run for later commands."""
-        self.folder.keep_summary(self.record, summary)
-
     def _count(self, rows: str) -> int:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
 

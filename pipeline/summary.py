@@ -177,10 +177,10 @@ def summarize(run: Any) -> dict[str, Any]:
 
     They are kept in the run's folder: to ask again reads every shard.
     """
-    kept: dict[str, Any] | None = run.kept_summary()
+    kept: dict[str, Any] | None = run.folder.kept_summary(run.record)
     if kept is None:
         kept = _summary(run)
-        run.keep_summary(kept)
+        run.folder.keep_summary(run.record, kept)
     return kept
 
 
