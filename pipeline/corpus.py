@@ -23,6 +23,7 @@ from pipeline.corpus_shards import CORPUS as CORPUS
 from pipeline.corpus_writer import INGEST_VERSION, CorpusShards
 from pipeline.readers import Readers
 from pipeline.settings import Run
+from pipeline.shard_sizes import AUTO, SMALL_SIZE, ShardSize
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
 from stages.corpus.pieces import PIECE_BYTES, Each, in_turn
@@ -74,6 +75,11 @@ class Corpus:
         """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
 
+    @property
+    def shard_size(self) -> int:
+        """Rows per shard."""
+        return int(self.tables["text"].fields["shard_size"])
+
     def rows(self, table: str, role: str) -> int:
         """How many rows a table has of one role."""
         return sum(s.rows for s in self.tables[table].shards if s.role == role)
@@ -106,10 +112,16 @@ def read_corpus(
     refuses = readers.key if readers is not None else []
     refusals = readers.refusals if readers is not None and refuses else None
     fingerprints = [fingerprint(source, store, is_dry) for source in sources]
-    read_as = [INGEST_VERSION, run.shard_size, fingerprints]
-    name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
+
+    def name_of(shard_size: int | str) -> str:
+        read_as = [INGEST_VERSION, shard_size, fingerprints, keeps_absent]
+        return digest(read_as + ([refuses] if refuses else []))
+
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
-    known, notices = _known(store, name, wanted, is_dry)
+    known, notices = _known(store, name_of(run.shard_size), wanted, is_dry)
+    if not known and run.shard_size == AUTO:
+        # Once the only size.
+        known, notices = _known(store, name_of(SMALL_SIZE), wanted, is_dry)
     look(known)
     if set(known) == set(wanted) and all(_lies_whole(m, store) for m in known.values()):
         return Corpus(known, notices)
@@ -136,6 +148,7 @@ def read_corpus(
         _check_same_form(run, examples, queries)
         _check_same_labels(run, examples, queries)
     shards = CorpusShards(store, wanted, is_dry, each)
+    size = ShardSize(run.shard_size, int((examples.reasons == 0).sum()), examples.text_bytes)
     unlabelled = 0
     for part in surveys:
         # A manifest's details must follow from its key: see `details` below.
@@ -147,18 +160,13 @@ def read_corpus(
         }
         making = shards.making(part, salts)
         before = _cut_before(known.values(), making.recipe.columns.role, store, each)
-        cut = (
-            cut_as_before(part, before, run.shard_size)
-            if before is not None
-            else best_cut(
-                part,
-                making,
-                store,
-                each,
-                run.shard_size,
-                lambda m: m.fields.get("shard_size") == run.shard_size,
-            )
-        )
+        if before is not None:
+            size.keep(next(iter(known.values())))
+            cut = cut_as_before(part, before, size.rows)
+        else:
+            cut = best_cut(part, making, store, each, size.rows, size.fits)
+            if cut.earlier is not None:
+                size.keep(cut.earlier)
         n_unlabelled = shards.make(making, part, cut)
         unlabelled += n_unlabelled if part is not examples else 0
     shards.close()
@@ -176,12 +184,14 @@ def read_corpus(
         "extra": {"columns": {p.recipe.columns.role: p.stored for p in surveys}},
     }
     manifests = {
-        table: shards.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
+        table: shards.manifest(table, size.fields, details.get(table, {})) for table in wanted
     }
-    notices = tuple(notice for part in surveys for notice in part.notices)
+    notices = (*(notice for part in surveys for notice in part.notices), *size.notes)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note(NOTES, name, {**keys, "notices": notices})
+        # The run's resolved YAML has the size.
+        for name in sorted({name_of(run.shard_size), name_of(size.rows)}):
+            store.write_note(NOTES, name, {**keys, "notices": notices})
     return Corpus(manifests, notices)
 
 

@@ -77,13 +77,15 @@ class CorpusShards:
             rows = pa.concat_tables([ingest.REJECTED.schema.empty_table(), *self._rejected])
             self._write_rejected(rows)
 
-    def manifest(self, table: str, shard_size: int, details: Mapping[str, Any]) -> Manifest:
+    def manifest(
+        self, table: str, fields: Mapping[str, Any], details: Mapping[str, Any]
+    ) -> Manifest:
         """The manifest of a table over the shards that were made."""
         return Manifest(
             table=table,
             stage="ingest",
             version=INGEST_VERSION,
-            fields={"shard_size": shard_size},
+            fields=fields,
             inputs={},
             shards=tuple(self._records[table]),
             details=details,

@@ -24,7 +24,7 @@ from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Merges, Part, Size, Stage
 from storage.damage import Claim, Examination
-from storage.manifest import Recipe, digest, table_key
+from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
 
@@ -91,10 +91,12 @@ def make_plan(
     store: Store,
     last_artefacts: Mapping[str, str] | None = None,
     is_dry: bool = True,
+    size: Size | None = None,
 ) -> Plan:
     """The plan of `run` over `corpus`; tasks whose shards lie in `store` are marked as done.
 
-    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`).
+    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`). With
+    another `size` they choose as for a corpus of that.
 
     `last_artefacts` holds, by instance, the keys of the artefacts that the run used the last time;
     they are used again where they still fit the corpus.
@@ -103,7 +105,7 @@ def make_plan(
         ConfigFileError: the stages do not fit together.
         RunError: a pinned artefact is not in the store.
     """
-    size = size_of(corpus, store, is_dry)
+    size = size or size_of(corpus, store, is_dry)
     stages, added = stages_in_order(run, size=size)
     stages, notes = with_class_order(stages, corpus)
     if size.first_examples < size.n_examples:
@@ -224,6 +226,10 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
     by_part = {read: {(role, i): key for role, i, key in cut} for read, cut in shards.items()}
     # Of these roles every task reads all rows, beside its own shard.
     read_whole = ("example",) if stage.split == "query" else stage.opens
+    wholes = {
+        read: canonical([cut for cut in shards[read] if cut[0] in read_whole])
+        for read in (node.reads if read_whole else ())
+    }
     parts: dict[Part, list[str]] = {}
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
@@ -235,7 +241,7 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
         for read in node.reads:
             key = by_part[read].get((shard.role, shard.index))
             if key is not None and read_whole:
-                key = digest([key, [list(cut) for cut in shards[read] if cut[0] in read_whole]])
+                key = digest_with(key, wholes[read])
             keys.append(key or node.inputs[read])
     tasks = [Task(part, recipe.key(keys)) for part, keys in parts.items()]
     return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)
