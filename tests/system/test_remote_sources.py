@@ -49,18 +49,20 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return sent
 
 
-def written(folder: Path) -> list[Path]:
-    """A corpus of 1,000 files of three rows each, with vectors."""
+def written(folder: Path, n_files: int = N_FILES) -> list[Path]:
+    """A corpus of files of three rows each, with vectors."""
     (folder / "rows").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for i in range(N_FILES):
+    for i in range(n_files):
         vectors = rng.normal(size=(3, 4)).tolist()
         rows = [
             {"id": 3 * i + j, "text": f"{i} {j}", "label": "abc"[j], "v": vectors[j]}
             for j in range(3)
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"rows/{i:04}.jsonl").write_text(lines + ("{broken\n" if i == 500 else ""))
+        (folder / f"rows/{i:04}.jsonl").write_text(
+            lines + ("{broken\n" if i == n_files // 2 else "")
+        )
     return sorted((folder / "rows").iterdir())
 
 
@@ -100,6 +102,29 @@ def test_a_corpus_in_s3_is_that_on_disk_and_costs_a_listing_when_unchanged(
     assay("run", given)
     again = {o.key.removeprefix("store/") for o in bucket.objects.filter(Prefix="store/")}
     assert sum(n.startswith("text/") and n.endswith(".parquet") for n in again - names) == 1
+
+
+@pytest.mark.ray
+def test_workers_read_their_parts_from_s3(bucket: Any, cli: Any, tmp_path: Path) -> None:
+    """By the driver's environment, and to the same shards as one process from disk."""
+    files = written(tmp_path, 8)
+    for file in files:
+        bucket.upload_file(str(file), f"few/{file.relative_to(tmp_path)}")
+    stores = []
+    for name, root, engine in (
+        ("local", str(tmp_path), "in_process"),
+        ("remote", f"s3://{BUCKET}/few", "ray"),
+    ):
+        given = config(tmp_path / name, root, ray={"engine": engine})
+        done = cli("run", given, RAY_USAGE_STATS_ENABLED="0")
+        assert done.returncode == 0, done.stderr
+        stores.append(tables_of(tmp_path / name / "run/store"))
+    shards = [
+        {n: v for n, v in store.items() if n.endswith(".parquet") and not n.startswith("rejected")}
+        for store in stores
+    ]
+    assert len(shards[0]) >= 6
+    assert shards[0] == shards[1]
 
 
 def test_a_host_that_never_answers(
