@@ -185,7 +185,7 @@ def _numbers_in(group: Group, part: Part) -> list[tuple[int, np.ndarray]]:
     for index, numbers in group.shards:
         start, stop = np.searchsorted(numbers, (part.first, part.first + part.n_rows))
         if start < stop:
-            found.append((index, numbers[start:stop] - part.first))
+            found.append((index, numbers[start:stop].astype(np.int64) - part.first))
     return found
 
 
