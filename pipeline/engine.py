@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pipeline.errors import TaskError
 from pipeline.failures import failed, line_of, lost, name_of
 from pipeline.node import Task
+from pipeline.node_versions import check_versions
 from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
 from pipeline.stopping import handle_again
@@ -288,10 +289,14 @@ class OnRay:
         return result
 
     def _answer(self, crew: Crew, ref: Any) -> None:
-        """Lets a recruit work that could start; raises where no recruit will."""
+        """Lets a recruit work that could start; raises where no recruit will.
+
+        Raises:
+            TaskError: a node lacks what workers need, or has other versions of it.
+        """
         exceptions = self._ray.exceptions
         try:
-            self._ray.get(ref)
+            node, versions = self._ray.get(ref)
         except exceptions.RayActorError as error:
             if error.actor_init_failed:
                 raise TaskError(
@@ -307,6 +312,8 @@ class OnRay:
                 ) from error
             crew.refuse(ref, line_of(error))
         else:
+            if not self._is_local:
+                check_versions(versions, node)
             crew.welcome(ref)
 
     def _is_lost(self, error: BaseException) -> bool:
@@ -327,7 +334,8 @@ class OnRay:
         if self._crew is None or self._crew.resources != resources:
             if self._crew is not None:
                 self._crew.dismiss()
-            self._crew = Crew(self._ray, resources, is_alone=self._is_local)
+            wait_s = 60 * self._settings.wait_minutes
+            self._crew = Crew(self._ray, resources, self._is_local, wait_s)
         return self._crew
 
 

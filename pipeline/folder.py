@@ -5,7 +5,7 @@
                          resolved YAML once more: of the two, each stands in for the other
 <run>/catalog.duckdb     views over the tables that are whole
 <run>/assay.log          the log of its executions
-<run>/summary.json       what `assay run` shows at its end, where the store is an object store
+<run>/summary.json       what `assay run` shows at its end
 <run>/store/             the tables, unless `store:` says elsewhere
 """
 
@@ -18,13 +18,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import parse_text, read_config
+from pipeline.code_version import source_digest
+from pipeline.config import read_config, run_of
 from pipeline.errors import RunFolderError
+from pipeline.given import given_in_text
 from pipeline.settings import Run
 from storage.files import write_whole
 from storage.manifest import open_sealed, sealed_json
+from storage.summed import sum_values
 from storage.table import Store
-from storage.views import Entry, build_catalog, content_of
+from storage.views import SUMS, Entry, build_catalog, content_of, summed_tables
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class RunFolder:
         overrides = [f"run={json.dumps(str(self.path), ensure_ascii=False)}"]
         text = self._recorded_config()
         if text is not None:
-            return parse_text(text, str(self.config), overrides)
+            return run_of(given_in_text(text, str(self.config), overrides))
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path}: found no config.yaml, expected the folder of a run. "
@@ -102,11 +105,15 @@ class RunFolder:
             return None
         return str(text) if text is not None else None
 
-    def faults(self) -> dict[Path, str]:
-        """The files of the folder that are not as the run left them, and what is wrong."""
+    def faults(self, record: Mapping[str, Any] | None = None) -> dict[Path, str]:
+        """The files of the folder that are not as the run left them, and what is wrong.
+
+        `record` is the folder's record, where it was read already.
+        """
         found = {}
-        record, text = self.read_record(), self._recorded_config()
-        if text is not None and _content(self.config) != text.encode():
+        record = record if record is not None else self.read_record()
+        text = record.get("config")
+        if text is not None and _content(self.config) != str(text).encode():
             found[self.config] = "other content than the run wrote, which run.json has, too"
         sha256 = record.get("catalog", {}).get("sha256")
         if sha256 is not None and _sha256(self.catalog) != sha256:
@@ -121,9 +128,12 @@ class RunFolder:
             elif (text := self._recorded_config()) is not None:
                 replace_file(file, text)
 
-    def store(self) -> Store:
-        """The store of the run's tables; one inside the folder moves with the folder."""
-        url = self.read_record()["store"]
+    def store(self, record: Mapping[str, Any] | None = None) -> Store:
+        """The store of the run's tables; one inside the folder moves with the folder.
+
+        `record` is the folder's record, where it was read already.
+        """
+        url = (record if record is not None else self.read_record())["store"]
         return Store(url if url is not None else str(self.path / "store"))
 
     def entries(self, store: Store) -> list[Entry]:
@@ -135,7 +145,7 @@ class RunFolder:
             Entry(instance, store.read_manifest(table, state["manifest"]))
             for instance, tables in record["tables"].items()
             for table, state in tables.items()
-            if state["manifest"]
+            if state["manifest"] and table != SUMS
         ]
 
     def rebuild_catalog(
@@ -152,6 +162,7 @@ class RunFolder:
         record = record if record is not None else self.read_record()
         store = store or self.store()
         entries = self._entries(record, store)
+        entries += _with_values(record, entries, store)
         wanted = content_of(entries, store, record["run_id"], record["splits"])
         last = record.get("catalog", {})
         if last.get("of") != wanted or last.get("sha256") != _sha256(self.catalog):
@@ -178,12 +189,26 @@ class RunFolder:
         return self.path / "summary.json"
 
     def _state_of(self, record: Mapping[str, Any]) -> list[Any]:
-        """What decides a summary: the catalog's content, and where the folder lies."""
-        return [record.get("catalog", {}).get("of"), str(self.path)]
+        """What decides a summary: the catalog's content, the code, and where the folder lies."""
+        return [record.get("catalog", {}).get("of"), source_digest(), str(self.path)]
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replaces `run.json` by `record`, whole or not at all."""
         replace_file(self.record, sealed_json(record))
+
+
+def _with_values(record: dict[str, Any], entries: list[Entry], store: Store) -> list[Entry]:
+    """The tables of values, once all tables that are summed are whole; takes them into `record`."""
+    sums = set(summed_tables())
+    states = record["tables"].values()
+    is_whole = all(s["manifest"] for tables in states for t, s in tables.items() if t in sums)
+    values = sum_values(entries, store) if is_whole else []
+    for tables in states:
+        tables.pop(SUMS, None)
+    for entry in values:
+        shards = [shard.key for shard in entry.manifest.shards]
+        record["tables"][entry.instance][SUMS] = {"manifest": entry.manifest.key, "shards": shards}
+    return values
 
 
 def replace_file(path: Path, text: str) -> None:

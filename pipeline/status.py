@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.lock import driver_of, hold
+from storage.views import SUMS
 
 
 def run_status(path: Path) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def run_status(path: Path) -> dict[str, Any]:
             )
     driver = driver_of(folder.path)
     is_damaged = not folder.catalog.exists() or folder.catalog in folder.faults()
-    is_stale = record["path"] != str(folder.path) or is_damaged
+    has_values = all(t["done"] == t["shards"] for t in tables if t["table"] == SUMS)
+    is_stale = record["path"] != str(folder.path) or is_damaged or not has_values
     is_rebuilt = is_stale and driver is None
     if is_rebuilt:
         with hold(folder.path):

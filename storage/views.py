@@ -24,12 +24,16 @@ import pyarrow as pa
 
 from storage.catalog_files import catalog_read, damaged_catalog, is_damage, serve
 from storage.export import new_file
-from storage.manifest import HEALS, Manifest, ShardRecord, digest
+from storage.manifest import HEALS, Manifest, digest
 from storage.schema import FILE_COLUMN, CorruptError, MissingError, StorageError
 from storage.sql import named, quoted
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
+SUMMED = SQL / "summed"
+"""Statements of the view `shapley` over tables of sums, by the name of the table."""
+SUMS = "shapley_value"
+"""The table that holds what these statements give (`storage.summed`)."""
 DIFFERING = ("extra",)
 """Tables that carry the user's own columns, which may differ between examples and queries."""
 
@@ -61,12 +65,10 @@ def build_catalog(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with duckdb.connect(str(temporary)) as connection:
-            if not store.is_local:
-                listed: dict[str, list[ShardRecord]] = {}
-                for entry in entries:
-                    listed.setdefault(entry.manifest.table, []).extend(entry.manifest.shards)
-                serve(connection, store, listed)
-            _fill(connection, entries, store, run_id)
+            over_tables(connection, entries, store, run_id)
+            connection.execute("CREATE SCHEMA provenance")
+            rows = [_provenance(entry, run_id) for entry in entries]
+            _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
             _facts(connection, entries, store, splits)
             _views(connection, {entry.manifest.table for entry in entries})
             connection.execute("CHECKPOINT")
@@ -229,17 +231,26 @@ def _stopped(error: duckdb.Error) -> StorageError:
     )
 
 
-def _fill(
-    connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry], store: Store, run_id: str
+def over_tables(
+    connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry], store: Store, run_id: str = ""
 ) -> None:
-    """Creates the base views over Parquet, and the small table behind the view `runs`."""
-    for macro in sorted((SQL / "macros").glob("*.sql")):
-        connection.execute(macro.read_text(encoding="utf-8"))
-    connection.execute("CREATE SCHEMA tables")
-    connection.execute("CREATE SCHEMA provenance")
+    """Creates the macros, and a base view `tables.NAME` over the Parquet files of each table.
+
+    Raises:
+        CorruptError: DuckDB cannot read a file of a table.
+    """
     by_table: dict[str, list[Entry]] = {}
     for entry in entries:
         by_table.setdefault(entry.manifest.table, []).append(entry)
+    if not store.is_local:
+        listed = {
+            table: [shard for writer in writers for shard in writer.manifest.shards]
+            for table, writers in by_table.items()
+        }
+        serve(connection, store, listed)
+    for macro in sorted((SQL / "macros").glob("*.sql")):
+        connection.execute(macro.read_text(encoding="utf-8"))
+    connection.execute("CREATE SCHEMA tables")
     for table, writers in by_table.items():
         try:
             connection.execute(_base_view(table, writers, store, run_id))
@@ -248,8 +259,6 @@ def _fill(
                 f"{table}: found files that DuckDB cannot read ({str(error).splitlines()[0]}), "
                 f"expected the shards that its manifest lists. {HEALS}"
             ) from error
-    rows = [_provenance(entry, run_id) for entry in entries]
-    _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
 
 
 def _facts(
@@ -293,13 +302,21 @@ def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
 
 
 def statements(tables: set[str]) -> dict[str, list[str]]:
-    """The SQL of every view over `tables`; the rows of a file `name.part.sql` belong to `name`."""
+    """The SQL of every view over `tables`; one view may have several, whose rows it unites."""
+    files = [(file.stem, file) for file in sorted(SQL.glob("*.sql"))]
+    if SUMS not in tables:
+        files += [("shapley", file) for file in sorted(SUMMED.glob("*.sql"))]
     parts: dict[str, list[str]] = {}
-    for file in sorted(SQL.glob("*.sql")):
+    for name, file in files:
         text = file.read_text(encoding="utf-8").strip().rstrip(";")
         if tables_in(text) <= tables:
-            parts.setdefault(file.name.split(".")[0], []).append(text)
+            parts.setdefault(name, []).append(text)
     return parts
+
+
+def summed_tables() -> list[str]:
+    """Names of the tables of sums, whose values are summed once."""
+    return [file.stem for file in sorted(SUMMED.glob("*.sql"))]
 
 
 def tables_in(text: str) -> set[str]:

@@ -1,8 +1,9 @@
 """Data sets of the hub: their files where they are Parquet, and otherwise what `datasets` reads.
 
 A data set of Parquet files is read file by file, as any other source of that type is. Of others the
-types of the columns are those that `datasets` finds; they are streamed, past its cache, unless they
-are in it already. Without the hub (HF_HUB_OFFLINE) the cache is all there is.
+types of the columns are those that `datasets` finds, which puts them into its cache; where the
+split expression names few rows, such as `train[:1000]`, these alone are streamed. Without the hub
+(HF_HUB_OFFLINE) the cache is all there is.
 """
 
 import os
@@ -19,6 +20,9 @@ from stages.corpus.huggingface import advice, as_data_error, class_names, quiet
 from stages.corpus.pieces import Layout, Split
 from stages.corpus.source import Source, ending
 from stages.stage import DataError
+
+STREAMED_ROWS = 100_000
+"""Most rows that are streamed: the driver holds them."""
 
 
 class HubSet(NamedTuple):
@@ -71,6 +75,17 @@ def hub_set(source: Source) -> HubSet | None:
     return HubSet(builder, {str(split): list(map(str, urls)) for split, urls in files.items()})
 
 
+def is_streamed(found: HubSet, source: Source) -> bool:
+    """Whether a data set that is not in Parquet is read past the cache of `datasets`.
+
+    It is where the cache does not have it and its split expression names few rows. Of others tasks
+    read single rows from the cache, which holds them on disk.
+    """
+    most = [most_rows(source.split, split) for split in found.files]
+    is_bounded = all(rows is not None and rows <= STREAMED_ROWS for rows in most)
+    return is_bounded and not found.is_cached
+
+
 def streamed_splits(found: HubSet, source: Source) -> dict[str, Callable[[], Split]]:
     """The splits of a data set, read from the hub past the cache, as functions that look at them.
 
@@ -107,7 +122,7 @@ def _look(found: HubSet, source: Source, split: str) -> Split:
     """The rows of a split as one piece.
 
     Raises:
-        DataError: it cannot be read, or its rows do not fit together.
+        DataError: it cannot be read, has no rows, or they do not fit together.
     """
     schema: pa.Schema | None = None
     n_rows = 0
@@ -129,7 +144,7 @@ def _look(found: HubSet, source: Source, split: str) -> Split:
 
 def _tables(found: HubSet, source: Source, split: str) -> Iterator[pa.Table]:
     """The rows of a split, some at a time; of `train[:1000]` no more than 1,000 are read."""
-    left = _most_rows(source.split, split)
+    left = most_rows(source.split, split)
     with quiet(), as_data_error(source, advice()):
         rows = found.builder.as_streaming_dataset(split).with_format("arrow")
         batches = iter(rows.iter(batch_size=1000))
@@ -151,13 +166,18 @@ def _unlike(source: Source, split: str, error: Exception) -> DataError:
     )
 
 
-def _most_rows(expression: str | None, split: str) -> int | None:
-    """How many rows of a split an expression needs at most; None where its end is not a number."""
+def most_rows(expression: str | None, split: str) -> int | None:
+    """How many first rows of a split an expression such as `train[:100]+test` needs.
+
+    None where its end is not a number.
+    """
+    if expression is None:
+        return None
     most = 0
-    for part in (expression or "").split("+"):
-        if re.split(r"[\[(]", part.strip())[0] == split:
+    for part in expression.split("+"):
+        if re.split(r"[\[(]", part.strip())[0] in (split, "all"):
             stop = re.fullmatch(r"[^\[(]+\[\d*:(\d+)\]", part.strip())
             if stop is None:
                 return None
             most = max(most, int(stop[1]))
-    return most or None
+    return most

@@ -12,7 +12,7 @@ from functools import partial
 
 from stages.corpus.cells import SourceRows
 from stages.corpus.files import file_split
-from stages.corpus.hub_sets import HubSet, hub_set, streamed_splits
+from stages.corpus.hub_sets import HubSet, hub_set, is_streamed, streamed_splits
 from stages.corpus.huggingface import (
     choose,
     hub_split,
@@ -60,10 +60,9 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
         found = hub_set(source)
         if found is None:
             digest.update(str(load_hub(source)._fingerprint).encode())
-        elif not found.is_parquet:
+        elif (by_split := _parquet_files(found)) is None:
             digest.update(found.version.encode())
         else:
-            by_split = _on_hub(found)
             told = [found.class_names(source.label), {s: len(by_split[s]) for s in by_split}]
             digest.update(json.dumps(told).encode())
             files += itertools.chain.from_iterable(by_split.values())
@@ -103,13 +102,14 @@ def reading(source: Source, each: Each = in_turn, piece_bytes: int = PIECE_BYTES
             return choose(source, saved_splits(local(source.path), source, piece_bytes))
         return choose(source, splits(files))
     found = hub_set(source)
-    if found is None or (found.is_cached and not found.is_parquet):
+    by_split = _parquet_files(found) if found is not None else None
+    if found is None or (by_split is None and not is_streamed(found, source)):
         # `datasets` evaluates the expression itself.
         split = hub_split(source, piece_bytes)
         return select(source, {"": split}, [("", 0, split.n_rows)])
-    if not found.is_parquet:
+    if by_split is None:
         return choose(source, streamed_splits(found, source))
-    read = choose(source, splits(_on_hub(found)))
+    read = choose(source, splits(by_split))
     names = read.empty.class_names or found.class_names(source.label)
     return read._replace(empty=read.empty._replace(class_names=names))
 
@@ -148,7 +148,7 @@ def files_by_split(source: Source) -> dict[str, tuple[SourceFile, ...]] | None:
     path = source.path
     if _is_on_hub(path):
         found = hub_set(source)
-        return _on_hub(found) if found is not None and found.is_parquet else None
+        return None if found is None else _parquet_files(found)
     if not is_url(path) and os.path.isdir(local(path)):
         if any(os.path.exists(os.path.join(local(path), name)) for name in SAVED):
             return None
@@ -172,8 +172,10 @@ def _is_on_hub(path: str) -> bool:
     return not is_url(path) and not is_local(path)
 
 
-def _on_hub(found: HubSet) -> dict[str, tuple[SourceFile, ...]]:
-    """The files of a data set of the hub by split, from one listing of its commit."""
+def _parquet_files(found: HubSet) -> dict[str, tuple[SourceFile, ...]] | None:
+    """The files of a data set of the hub by split, by its listing; None unless all are Parquet."""
+    if not found.is_parquet:
+        return None
     urls = itertools.chain.from_iterable(found.files.values())
     commits = {match[0] for url in urls if (match := re.match("hf://datasets/[^@]+@[^/]+", url))}
     listed = {file.path: file for commit in sorted(commits) for file in list_files(commit)}

@@ -134,7 +134,7 @@ def test_shards_of_labels_that_change_places_flag_nothing(whole: Path, folder: P
 @pytest.mark.parametrize("view", SELECTS)
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_are_never_served_from_flipped_bits(folder: Path, view: str, seed: int) -> None:
-    tables = {"examples": "text", "shapley": "shapley_round", "attributions": "attribution"}
+    tables = {"examples": "text", "shapley": "shapley_value", "attributions": "attribution"}
     right = open_run(folder / "run").sql(SELECTS[view]).fetchall()
     shards = sorted((folder / "run/store" / tables.get(view, view)).glob("*.parquet"))
     listed = open_run(folder / "run").sql("SELECT key FROM provenance.file").fetchall()
@@ -161,6 +161,20 @@ def test_a_damaged_catalog_is_told_and_built_anew(whole: Path, folder: Path, see
         assay("status", folder / "run")
         found = answers(folder / "run")
     assert found == answers(whole / "run")
+
+
+def test_values_that_are_gone_are_summed_again_by_status(whole: Path, folder: Path) -> None:
+    shapley = SELECTS["shapley"]
+    (path,) = (folder / "run/store/shapley_value").glob("*.parquet")
+    again(whole, folder)  # the copy's catalog names the copy's files
+    path.unlink()
+    with pytest.raises(FileError, match=path.name):
+        open_run(folder / "run").sql(shapley)
+    assert json.loads(assay("status", folder / "run", "--json").stdout)["is_catalog_rebuilt"]
+    assert tables_of(folder / "run/store") == tables_of(whole / "run/store")
+    shapley = "SELECT * EXCLUDE (run_id) FROM shapley ORDER BY ALL"
+    rows = [open_run(run / "run").sql(shapley).fetchall() for run in (whole, folder)]
+    assert rows[0] == rows[1] != []
 
 
 @pytest.mark.parametrize("looked_at_bytes", [0, 1 << 28])

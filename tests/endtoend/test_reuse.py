@@ -258,8 +258,25 @@ def test_more_rounds_extend_the_values(
     assert {path: path.read_bytes() for path in before} == before
     assert len(list(store.glob("*.parquet"))) == 5
     assert {row[3] for row in values(open_run(again["run"]))} == {15}
+    summed = store.parent / "shapley_value"
+    (old, new) = (
+        {s for s in summed.glob("*.parquet") if (s.stem in listed(again)) == is_new}
+        for is_new in (False, True)
+    )
+    assert len(old) == len(new) == 1
     run(folder, again, "--set", "stages.freeshap.rounds=2")
     assert {row[3] for row in values(open_run(again["run"]))} == {6}
+    # The values over two rounds were still there; those over five are nobody's now.
+    assert {s.stem for s in old} <= listed(again)
+    assert set(summed.glob("*.parquet")) == old | new
+    assay("clean", again["run"], "--remove")
+    assert set(summed.glob("*.parquet")) == old
+
+
+def listed(again: dict[str, Any]) -> set[str]:
+    """Keys of the files that the run's catalog reads."""
+    rows = open_run(again["run"]).sql("SELECT key FROM provenance.file").fetchall()
+    return {key for (key,) in rows}
 
 
 def review(path: Path, decisions: dict[int, tuple[str, str]]) -> Path:

@@ -11,6 +11,7 @@ PLAIN = {
     "gradients": "gradient",
     "ntk": "ntk",
     "rejected": "rejected",
+    "shapley": "shapley_value",
     "shapley_by_query": "shapley_query",
     "subsets": "subset",
     "token_gradients": "token_gradient",

@@ -16,6 +16,8 @@ import pyarrow.parquet
 import pytest
 from processes import run_code
 
+from stages.corpus.hub_sets import most_rows
+
 JSONL = "".join(json.dumps({"text": f"review {i}", "label": i % 2}) + "\n" for i in range(6))
 CARD = b"""---
 configs:
@@ -144,6 +146,8 @@ def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 CODE = """
+import os
+from pathlib import Path
 from stages.corpus.ingest import survey
 from stages.corpus.load import fingerprint, load
 from stages.corpus.source import Source
@@ -152,6 +156,9 @@ source = Source("someone/SET", split="train[:4]")
 rows = load(source).table
 classes = survey(source, "example").classes
 print(rows["text"].to_pylist(), rows["label"].to_pylist(), classes)
+print(sum(1 for _ in Path(os.environ["HF_HOME"]).rglob("*.arrow")))
+whole = load(Source("someone/SET", split="train")).table
+print(whole["text"].to_pylist()[-2:], fingerprint(source) == fingerprint(source))
 print(fingerprint(source))
 print(fingerprint(Source("someone/SET", split="train[:5]")))
 for wrong in (
@@ -168,27 +175,32 @@ for wrong in (
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    ("name", "rows", "last"),
     [
-        ("reviews", "['review 0', 'review 1', 'review 2', 'review 3'] [0, 1, 0, 1] ('0', '1')"),
-        ("tables", "['a', 'b', 'c'] [1, 0, 1] ('bad', 'good')"),
+        (
+            "reviews",
+            "['review 0', 'review 1', 'review 2', 'review 3'] [0, 1, 0, 1] ('0', '1')",
+            "['review 4', 'review 5']",
+        ),
+        ("tables", "['a', 'b', 'c'] [1, 0, 1] ('bad', 'good')", "['b', 'c']"),
     ],
 )
-def test_data_sets_are_read_by_file_or_streamed(
-    hub: dict[str, str], name: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_data_sets_are_read_by_file_or_by_datasets(
+    hub: dict[str, str], name: str, rows: str, last: str
 ) -> None:
     code = CODE.replace("SET", name)
-    found, first, other, *errors = run_code(code, **hub).splitlines()
+    found, n_cached, whole, first, other, *errors = run_code(code, **hub).splitlines()
     assert found == rows
+    # What is read by file, or of which a few rows are read, is in no cache.
+    assert n_cached == "0"
+    assert whole == f"{last} True"
     assert first != other
     assert len(errors) == 4
     assert "found the splits train, test, expected to be told which. Set split" in errors[0]
-    assert "found the splits train, test, expected 'dev' among them" in errors[1]
+    assert re.search(r"train.*test.*expected 'dev' among|Should be one of .*train.*test", errors[1])
     assert "BuilderConfig 'small' not found" in errors[2]
     assert "'someone/missing' doesn't exist on the Hub" in errors[3]
     assert "Correct path, name or revision" in errors[3]
-    # Nothing was put into the cache of `datasets`.
-    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_a_hub_that_may_not_be_reached(tmp_path: Path) -> None:
@@ -205,3 +217,23 @@ except DataError as error:
     assert "someone/reviews: found data that cannot be loaded" in printed
     assert "HF_HUB_OFFLINE is set" in printed
     assert "point path to a local copy" in printed
+
+
+@pytest.mark.parametrize(
+    ("expression", "most"),
+    [
+        ("train[:100]", 100),
+        ("train[20:30]+test", 30),
+        ("train[:10]+train[40:50]", 50),
+        ("train", None),
+        ("train[:50%]", None),
+        ("train[-5:]", None),
+        ("train[:10]+train[5:]", None),
+        ("train(:10)", None),
+        ("all", None),
+        ("test[:10]", 0),
+        (None, None),
+    ],
+)
+def test_how_many_rows_an_expression_needs(expression: str | None, most: int | None) -> None:
+    assert most_rows(expression, "train") == most

@@ -131,6 +131,24 @@ def test_parts_are_read_once_and_further_ahead(web: Web, monkeypatch: pytest.Mon
         assert stream.read() == data[-3:]
 
 
+def test_a_small_file_is_one_request_for_a_process(
+    bucket: Any, web: Web, requests: list[str]
+) -> None:
+    put(bucket, small=CSV.encode())
+    web.files["small"] = CSV.encode()
+    for url in ("s3://sources/small", f"{web.url}/small"):
+        (listed,) = list_files(url)
+        web.asked.clear()
+        requests.clear()
+        for _ in range(3):
+            with open_file(listed) as stream:
+                assert stream.seek(5) == 5
+                assert stream.read(10) == CSV.encode()[5:15]
+                stream.seek(0)
+                assert stream.read() == CSV.encode()
+        assert [*requests, *web.asked.elements()] in (["GET"], ["GET small"])
+
+
 def test_patterns_and_folders_in_an_object_store(bucket: Any, tmp_path: Path) -> None:
     names = ["set/train-0.csv", "set/train-1.csv", "set/deep/test.csv", "set/README.md", "set2.csv",
              "odd/[1] é+%20.csv", "set/.hidden.csv"]  # fmt: skip

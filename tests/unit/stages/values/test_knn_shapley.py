@@ -121,7 +121,7 @@ def view_rows(blocks: list[dict[int, tuple[float, int]]], threads: int) -> list[
         connection.execute("CREATE SCHEMA tables")
         connection.register("block_rows", pa.Table.from_pylist(rows))
         connection.execute("CREATE TABLE tables.knn_block AS FROM block_rows")
-        text = (SQL / "shapley.knn_block.sql").read_text(encoding="utf-8")
+        text = (SQL / "summed" / "knn_block.sql").read_text(encoding="utf-8")
         relation = connection.sql(f"SELECT * FROM ({text}) ORDER BY example_id")
         assert " ".join(relation.columns) == COLUMNS
         return relation.fetchall()

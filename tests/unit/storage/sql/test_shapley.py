@@ -95,7 +95,7 @@ def catalog(folder: Path, units: dict[int, list[list[float]]], n_prior: int = 0)
             "CREATE VIEW tables.shapley_round AS SELECT 'freeshap' AS method, 'run' AS run_id, * "
             f"FROM read_parquet({files})"
         )
-        text = (SQL / "shapley.sql").read_text(encoding="utf-8")
+        text = (SQL / "summed" / "shapley_round.sql").read_text(encoding="utf-8")
         connection.execute(f"CREATE VIEW shapley AS {text}")
     return path
 

@@ -1,6 +1,6 @@
 -- What each example is worth to a vote of nearest neighbours, exactly: a mean over the labelled
 -- queries, whose sums per block are added up as whole multiples of 2^-100 of the largest, hence
--- the same in any order (see shapley.sql); above 0 helps.
+-- the same in any order (see shapley_round.sql); above 0 helps.
 WITH unit AS (
     SELECT pow(2e0, 100 - ceil(log2(greatest(max(abs(total)), 1e-99)))) AS scale
     FROM tables.knn_block
