@@ -45,7 +45,7 @@ class OpenedRun:
         self.record = folder.read_record()
         self._connection = views.open_catalog(folder.catalog)
         self._store = folder.store()
-        self._files = CatalogFiles(self._connection, self._store)
+        self._files = CatalogFiles(self._connection, self._store, folder.hashed)
         self._files.serve()
 
     def __repr__(self) -> str:
@@ -161,16 +161,16 @@ class OpenedRun:
         """
         self.require("label_issues", "label_issues")
         instance = self._choice("label_issues", "method", method)
-        ends = f"LIMIT {int(top)}" if top is not None else ""
-        keep = "" if top is not None else "AND i.is_label_issue"
-        pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
+        # The lowest scores first, so that the texts of these alone are read.
+        lowest = f"ORDER BY label_score, example_id LIMIT {int(top)}" if top is not None else ""
+        pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
         pair = "e.text_b, " if pairs else ""
         return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
-                FROM label_issues AS i JOIN examples AS e USING (example_id)
-                WHERE i.method = {quoted(instance)} {keep}
-                ORDER BY i.label_score, e.example_id {ends}"""
+                FROM (FROM label_issues WHERE method = {quoted(instance)}
+                      {lowest or "AND is_label_issue"}) AS i
+                JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
         )
 
     def select(
