@@ -24,8 +24,9 @@ from pipeline.results import Answer, Rows
 from storage.credentials import masked
 
 if TYPE_CHECKING:
+    from pipeline.cluster_size import Cluster, CorpusSize
+    from pipeline.given import Given
     from pipeline.progress import Progress
-    from pipeline.settings import Run
 
 __all__ = [
     "apply",
@@ -42,6 +43,7 @@ __all__ = [
     "verify",
 ]
 
+LOG = logging.getLogger(__name__)
 AnyRun = OpenedRun | str | Path
 Config = str | Path | Mapping[str, Any]
 """A YAML file, or what it would hold; relative paths in a mapping start at the working folder."""
@@ -50,17 +52,30 @@ Overrides = Sequence[str] | Mapping[str, Any]
 `--set`; or a mapping from key path to value."""
 
 
-def plan(config: Config, overrides: Overrides = ()) -> Answer:
+def plan(
+    config: Config,
+    overrides: Overrides = (),
+    cluster: "Cluster | None" = None,
+    size: "CorpusSize | None" = None,
+) -> Answer:
     """The cost of a run, estimated before anything is computed; see `pipeline.estimate.estimate`.
+
+    With a `cluster` or a `size` (`pipeline.cluster_size`), that of all of the run on these machines
+    and over a corpus of that size; see `pipeline.forecast`.
 
     Raises:
         pipeline.errors.RunError: the run cannot be planned.
         stages.stage.StageError: the corpus or the model cannot be used.
     """
-    from pipeline.estimate import estimate
-    from pipeline.summary import print_estimate
+    from pipeline.cluster_size import Cluster, CorpusSize
+    from pipeline.config import run_of
+    from pipeline.estimate import estimate, estimate_on
+    from pipeline.plan_summary import print_estimate, print_forecast
 
-    return Answer(estimate(_read(config, overrides)), print_estimate)
+    run = run_of(_given(config, overrides))
+    if cluster is None and size is None:
+        return Answer(estimate(run), print_estimate)
+    return Answer(estimate_on(run, cluster or Cluster(), size or CorpusSize()), print_forecast)
 
 
 def run(
@@ -83,14 +98,25 @@ def run(
         stages.stage.StageError: the corpus or the model cannot be used.
     """
     from pipeline.folder import mended_config
-    from pipeline.run import execute_run
+    from pipeline.unchanged import asked, finished_already
 
     changed = mended_config(Path(config)) if not isinstance(config, Mapping) else None
     if changed is not None and progress is not None:
         progress.say(changed)
-    configured = _read(config, overrides)
-    with _log_in(configured.run):
-        return OpenedRun(execute_run(configured, progress, waits=wait))
+    given = _given(config, overrides)
+    folder = finished_already(given, progress, wait)
+    if folder is None:
+        # Imported here, with torch and transformers: a run with nothing to do is spared that.
+        from pipeline.config import run_of
+        from pipeline.run import execute_run
+
+        configured = run_of(given)
+        with _log_in(configured.run):
+            folder = execute_run(configured, progress, waits=wait, asked=asked(given))
+    else:
+        with _log_in(str(folder.path)):
+            LOG.info("%s: nothing to do", folder.path)
+    return OpenedRun(folder)
 
 
 def status(run: AnyRun) -> Answer:
@@ -194,12 +220,12 @@ def _folder(run: AnyRun) -> Path:
     return run.folder.path if isinstance(run, OpenedRun) else Path(run)
 
 
-def _read(config: Config, overrides: Overrides) -> "Run":
-    from pipeline.config import read_config, read_mapping
+def _given(config: Config, overrides: Overrides) -> "Given":
+    from pipeline.given import given_in_file, given_in_mapping
 
     if isinstance(config, Mapping):
-        return read_mapping(config, _assignments(overrides))
-    return read_config(config, _assignments(overrides))
+        return given_in_mapping(config, _assignments(overrides))
+    return given_in_file(config, _assignments(overrides))
 
 
 def _assignments(overrides: Overrides) -> Sequence[str]:

@@ -14,11 +14,10 @@ from typing import Any, NoReturn
 import click
 
 import pipeline.summary as report
-from pipeline import api, stopping
+from pipeline import api, cluster_size, plan_summary, stopping
 from pipeline.errors import told
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
-from stages.corpus.cells import is_broken, show
 from storage.credentials import masked
 
 
@@ -30,11 +29,15 @@ class Assay(click.Group):
         for what, text in [("an argument", a) for a in args] + [
             ("the working folder", os.getcwd())
         ]:
-            if is_broken(text):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                from stages.corpus.cells import show
+
                 raise click.UsageError(
                     f"found bytes that are not UTF-8 in {what}, '{show(text)}', expected text in "
                     "UTF-8. Convert the text, or rename the file or folder."
-                )
+                ) from error
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -50,6 +53,8 @@ class Assay(click.Group):
             sys.exit(0)
         except KeyboardInterrupt:
             self._stop()
+        except (click.ClickException, click.exceptions.Exit):
+            raise
         except Exception as error:
             if stopping.is_stopped():  # what an interrupted import or call made of the signal
                 self._stop()
@@ -93,16 +98,30 @@ wait = click.option(
 method = click.option("--method", help="The stage to take, when the run has several.")
 
 
+COUNT = click.IntRange(min=1)
+
+
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @settings
+@click.option("--nodes", type=COUNT, help="Of a cluster: its machines.")
+@click.option("--cores", type=COUNT, help="Of a cluster: the cores of each machine.")
+@click.option("--gpus", type=COUNT, help="Of a cluster: its GPUs, in all.")
+@click.option("--rows", type=COUNT, help="Examples, instead of those of the corpus.")
+@click.option("--queries", type=COUNT, help="Queries, instead of those of the corpus.")
+@click.option("--tokens-per-row", type=click.FloatRange(1), help="Instead of the corpus's.")
+@click.option("--assume", multiple=True, metavar="NAME=NUMBER", help="One of what is assumed.")
 @as_json
-def plan(config: Path, overrides: tuple[str, ...], is_json: bool) -> None:
+def plan(config: Path, overrides: tuple[str, ...], is_json: bool, **asked: Any) -> None:
     """Print what a run would compute, reuse and cost. Computes nothing.
 
-    Example: assay plan configs/quickstart.yaml
+    With a size or a cluster: what all of the run would take there, and what limits each stage.
+
+    Example: assay plan configs/quickstart.yaml --nodes 64 --cores 64 --rows 100000000
     """
-    report.print_estimate(api.plan(config, overrides), is_json)
+    planned = api.plan(config, overrides, *cluster_size.asked_for(**asked))
+    shown = plan_summary.print_forecast if any(asked.values()) else plan_summary.print_estimate
+    shown(planned, is_json)
 
 
 @main.command()

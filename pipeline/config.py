@@ -1,15 +1,12 @@
-"""Read the YAML of a run, check it, and write it out in full.
+"""Check the configuration of a run, and write it out in full.
 
 One file, one run. Unknown keys and wrong types fail with their path; nothing is guessed. Stages are
-plain dataclasses, checked here by pydantic, which no stage imports. There is no interpolation, no
-inheritance of files and no code in the YAML; `--set key.path=value` is the one way to override.
+plain dataclasses, checked here by pydantic, which no stage imports.
 """
 
-import copy
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,6 +15,7 @@ import pydantic
 import yaml
 
 from pipeline.errors import ConfigFileError
+from pipeline.given import Given, given_in_file, override, type_text
 from pipeline.paths import Inputs
 from pipeline.settings import FOR, Run
 from stages.catalogue import load, load_metric, metric_names, stage_names
@@ -30,68 +28,15 @@ from storage.credentials import refuse_secrets
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """The run that the YAML at `path` describes.
 
-    Args:
-        path: A YAML file; its inputs are relative to its own folder (`pipeline.paths`).
-        overrides: `key.path=value`, the value in YAML; paths are relative to the working directory.
-
     Raises:
         ConfigFileError: the file or an override cannot be used; the message names the place.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path().glob("configs/*")], 1)
-        raise ConfigFileError(
-            f"{path}: found no such file, expected the YAML of a run. "
-            + (f"Did you mean {near[0]}?" if near else "Start from a copy of configs/tiny.yaml.")
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigFileError(
-            f"{path}: found a file that cannot be read ({error}), expected YAML in UTF-8. "
-            "Name a YAML file."
-        ) from error
-    return parse_text(text, str(path), overrides)
+    return run_of(given_in_file(path, overrides))
 
 
-def parse_text(text: str, path: str, overrides: Sequence[str] = ()) -> Run:
-    """The run that the text of the YAML at `path` describes; see `read_config`.
-
-    Raises:
-        ConfigFileError: the text or an override cannot be used; the message names the place.
-    """
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigFileError(
-            f"{path}: found text that is not YAML ({' '.join(str(error).split())}), expected a "
-            "mapping with run, corpus and stages. Check the indentation there."
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigFileError(
-            f"{path}: found {_kind(raw)}, expected a mapping with run, corpus and stages. "
-            "Start from a copy of configs/tiny.yaml."
-        )
-    for override in overrides:
-        _override(raw, override)
-    overridden = tuple(override.partition("=")[0] for override in overrides)
-    return parse_config(raw, path, os.path.dirname(local(path)), overridden)
-
-
-def read_mapping(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run:
-    """The run that a mapping describes, whose keys and values are those of the YAML.
-
-    Args:
-        config: The mapping, which is not changed; relative paths in it are relative to the
-            working directory.
-        overrides: `key.path=value`, the value in YAML.
-
-    Raises:
-        ConfigFileError: the mapping or an override cannot be used; errors call it `config`.
-    """
-    raw = copy.deepcopy(dict(config))
-    for override in overrides:
-        _override(raw, override)
-    return parse_config(raw, "config")
+def run_of(given: Given) -> Run:
+    """The run that a configuration describes; see `parse_config`."""
+    return parse_config(given.raw, given.name, given.folder, given.overridden)
 
 
 def parse_config(
@@ -121,8 +66,8 @@ def parse_config(
     checked: Run = _placed(_check(Run, raw, name, ()), inputs)
     if entries is None or not isinstance(entries, Mapping) or not entries:
         raise ConfigFileError(
-            f"{name}: stages: found {_kind(entries)}, expected a mapping from stage to its fields. "
-            "Add for example `stages: {label_issues: {}, freeshap: {}}`."
+            f"{name}: stages: found {type_text(entries)}, expected a mapping from stage to its "
+            "fields. Add for example `stages: {label_issues: {}, freeshap: {}}`."
         )
     stages = {}
     for instance, fields in entries.items():
@@ -131,10 +76,10 @@ def parse_config(
     for by_stage, key in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
         # Stages that the YAML does not name are added where another reads them.
         _check_names(by_stage, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {key}")
-    if checked.shard_size < 1:
+    if isinstance(checked.shard_size, int) and checked.shard_size < 1:
         raise ConfigFileError(
             f"{name}: shard_size: found {checked.shard_size}, expected at least 1. "
-            "Leave it out for 1000 rows a shard."
+            "Leave it out for the default, auto."
         )
     return dataclasses.replace(checked, stages=stages)
 
@@ -150,7 +95,7 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
         fields = {}
     if not isinstance(fields, Mapping):
         raise ConfigFileError(
-            f"{name}: stages.{instance}: found {_kind(fields)}, expected a mapping of fields. "
+            f"{name}: stages.{instance}: found {type_text(fields)}, expected a mapping of fields. "
             f"Write `{instance}: {{}}` for the defaults."
         )
     fields = dict(fields)
@@ -189,8 +134,8 @@ def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
             + (f"Did you mean {near[0]}?" if near else "Correct the name.")
         )
     fields: dict[str, Any] = {}
-    for override in overrides:
-        _override(fields, override)
+    for assignment in overrides:
+        override(fields, assignment)
     return _check(load_metric(metric), fields, metric, ())
 
 
@@ -219,21 +164,6 @@ def plain(value: Any) -> Any:
 def stage_name(stage: Any) -> str:
     """The name of a stage, that of its module: `ntk` for `stages.features.ntk`."""
     return str(type(stage).__module__).rsplit(".", 1)[-1]
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that raises where a mapping has a key twice, instead of taking the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = str(getattr(key_node, "value", ""))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"found the key {key!r} twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _check(cls: type[Any], raw: Mapping[str, Any], name: str, where: tuple[str, ...]) -> Any:
@@ -297,42 +227,17 @@ def _check_names(by_stage: Mapping[str, Any], stages: Mapping[str, Any], where: 
             )
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Sets one value in `raw`; `override` is `key.path=value`."""
-    path, equals, text = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise ConfigFileError(
-            f"--set {override}: found no key.path=value, expected for example "
-            "stages.freeshap.rounds=40. Put a dot between keys and one = before the value."
-        )
-    place = raw
-    for depth, key in enumerate(keys[:-1]):
-        inner = place.get(key)
-        if inner is None:
-            inner = place[key] = {}
-        if not isinstance(inner, dict):
-            raise ConfigFileError(
-                f"--set {override}: found {_kind(inner)} at {'.'.join(keys[: depth + 1])}, "
-                "expected a mapping. Correct the path."
-            )
-        place = inner
-    try:
-        place[keys[-1]] = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigFileError(
-            f"--set {override}: found a value that is not YAML, expected for example 40, 0.1 or "
-            "[a, b]. Put quotes around text with special signs."
-        ) from error
-
-
 def _placed(run: Run, inputs: Inputs) -> Run:
     """The run with absolute paths: outputs from the working directory, inputs from the YAML's."""
     store = run.store
     sources = {"corpus": run.corpus, "queries": run.queries}
-    named = {f"{key}.path": source.path for key, source in sources.items() if source is not None}
-    for key, url in {"run": run.run, "store": store, **named}.items():
-        refuse_secrets(str(url), key)
+    named = [("run", run.run), ("store", str(store))]
+    for key, source in sources.items():
+        if source is not None:
+            named += [(f"{key}.path", source.path), (f"{key}.features", source.features or "")]
+            named += [(f"{key}.corrections", path) for path in source.corrections]
+    for key, url in named:
+        refuse_secrets(url, key)
     return dataclasses.replace(
         run,
         run=local(run.run),
@@ -349,12 +254,3 @@ def _with_own_model(stage: Any, fields: Any, instance: str, inputs: Inputs) -> A
         return stage
     model = inputs.model(stage.model, f"stages.{instance}.model")
     return dataclasses.replace(stage, model=model)
-
-
-def _kind(value: Any) -> str:
-    """A value in an error's words: its type, and what it holds."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return f"{type(value).__name__} {str(value)[:40]!r}"

@@ -5,7 +5,7 @@
                          resolved YAML once more: of the two, each stands in for the other
 <run>/catalog.duckdb     views over the tables that are whole
 <run>/assay.log          the log of its executions
-<run>/summary.json       what `assay run` shows at its end, where the store is an object store
+<run>/summary.json       what `assay run` shows at its end
 <run>/hashed/            which files of the store were compared with their hashes, in which state
 <run>/store/             the tables, unless `store:` says elsewhere
 """
@@ -19,8 +19,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import parse_text, read_config
+from pipeline.code_version import source_digest
+from pipeline.config import read_config, run_of
 from pipeline.errors import RunFolderError
+from pipeline.given import given_in_text
 from pipeline.settings import Run
 from storage.files import write_whole
 from storage.manifest import open_sealed, sealed_json
@@ -93,7 +95,7 @@ class RunFolder:
         overrides = [f"run={json.dumps(str(self.path), ensure_ascii=False)}"]
         text = self._recorded_config()
         if text is not None:
-            return parse_text(text, str(self.config), overrides)
+            return run_of(given_in_text(text, str(self.config), overrides))
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path}: found no config.yaml, expected the folder of a run. "
@@ -109,11 +111,15 @@ class RunFolder:
             return None
         return str(text) if text is not None else None
 
-    def faults(self) -> dict[Path, str]:
-        """The files of the folder that are not as the run left them, and what is wrong."""
+    def faults(self, record: Mapping[str, Any] | None = None) -> dict[Path, str]:
+        """The files of the folder that are not as the run left them, and what is wrong.
+
+        `record` is the folder's record, where it was read already.
+        """
         found = {}
-        record, text = self.read_record(), self._recorded_config()
-        if text is not None and _content(self.config) != text.encode():
+        record = record if record is not None else self.read_record()
+        text = record.get("config")
+        if text is not None and _content(self.config) != str(text).encode():
             found[self.config] = "other content than the run wrote, which run.json has, too"
         sha256 = record.get("catalog", {}).get("sha256")
         if sha256 is not None and _sha256(self.catalog) != sha256:
@@ -128,9 +134,12 @@ class RunFolder:
             elif (text := self._recorded_config()) is not None:
                 replace_file(file, text)
 
-    def store(self) -> Store:
-        """The store of the run's tables; one inside the folder moves with the folder."""
-        url = self.read_record()["store"]
+    def store(self, record: Mapping[str, Any] | None = None) -> Store:
+        """The store of the run's tables; one inside the folder moves with the folder.
+
+        `record` is the folder's record, where it was read already.
+        """
+        url = (record if record is not None else self.read_record())["store"]
         return Store(url if url is not None else str(self.path / "store"))
 
     def entries(self, store: Store) -> list[Entry]:
@@ -186,8 +195,8 @@ class RunFolder:
         return self.path / "summary.json"
 
     def _state_of(self, record: Mapping[str, Any]) -> list[Any]:
-        """What decides a summary: the catalog's content, and where the folder lies."""
-        return [record.get("catalog", {}).get("of"), str(self.path)]
+        """What decides a summary: the catalog's content, the code, and where the folder lies."""
+        return [record.get("catalog", {}).get("of"), source_digest(), str(self.path)]
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replaces `run.json` by `record`, whole or not at all."""

@@ -1,11 +1,13 @@
 """The nodes of a plan: stage instances, the tables that they read, and their tasks."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.corpus import Corpus
-from stages.stage import Part, Samples, Stage
+from stages.capabilities import Samples
+from stages.stage import Part, Stage
 from storage.manifest import table_key
 
 CORPUS_INSTANCE = "corpus"
@@ -42,7 +44,7 @@ class Node:
     pinned: Mapping[str, Any] | None = None
     """Of a stage that fits an artefact: the `key` of the artefact, and that of its `labels`."""
 
-    @property
+    @functools.cached_property
     def missing(self) -> tuple[Task, ...]:
         """The tasks that must run."""
         return tuple(task for task in self.tasks if task.key not in self.done)
@@ -54,10 +56,12 @@ class Node:
     @property
     def waves(self) -> tuple[tuple[Task, ...], ...]:
         """The missing tasks in groups that run in turn; the tasks of a group are independent."""
-        levels = sorted({task.level for task in self.missing})
-        return tuple(tuple(t for t in self.missing if t.level == level) for level in levels)
+        by_level: dict[int, list[Task]] = {}
+        for task in self.missing:
+            by_level.setdefault(task.level, []).append(task)
+        return tuple(tuple(by_level[level]) for level in sorted(by_level))
 
-    @property
+    @functools.cached_property
     def whole(self) -> tuple[Task, ...]:
         """The tasks whose shards are the rows of the tables: all, or the root of a merge tree."""
         return self.tasks[-1:] if self.tasks and self.tasks[-1].parts else self.tasks

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
-from pipeline.results import Answer, Rows
+from pipeline.results import Answer, Rows, rows_of
 from storage.sql import named, quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
     from pipeline.progress import Progress
     from pipeline.settings import Run
+    from storage.catalog_files import CatalogFiles
 
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
@@ -38,15 +39,21 @@ class OpenedRun:
     def __init__(self, folder: "RunFolder"):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
         from storage import views
-        from storage.catalog_files import CatalogFiles
 
         self.folder = folder
         self._views = views
         self.record = folder.read_record()
         self._connection = views.open_catalog(folder.catalog)
-        self._store = folder.store()
-        self._files = CatalogFiles(self._connection, self._store, folder.hashed)
-        self._files.serve()
+        self._store = folder.store(self.record)
+        if not self._store.is_local:
+            self._files.serve()
+
+    @functools.cached_property
+    def _files(self) -> "CatalogFiles":
+        """The files behind the views; listed when they are first asked for."""
+        from storage.catalog_files import CatalogFiles
+
+        return CatalogFiles(self._connection, self._store, self.folder.hashed)
 
     def __repr__(self) -> str:
         views = self.views()
@@ -322,12 +329,11 @@ class OpenedRun:
 
     def kept_summary(self) -> dict[str, Any] | None:
         """The summary of this state of the run, where an earlier command kept it."""
-        return None if self._store.is_local else self.folder.kept_summary(self.record)
+        return self.folder.kept_summary(self.record)
 
     def keep_summary(self, summary: dict[str, Any]) -> None:
-        """Keeps the summary of a run over an object store for later commands."""
-        if not self._store.is_local:
-            self.folder.keep_summary(self.record, summary)
+        """Keeps the summary of this state of the run for later commands."""
+        self.folder.keep_summary(self.record, summary)
 
     def _count(self, rows: str) -> int:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
@@ -378,23 +384,3 @@ class OpenedRun:
             f"found {f'--{column} {requested}' if requested else f'no --{column}'}, expected one "
             f"of {', '.join(present)}. Name one with --{column}."
         )
-
-
-def rows_of(text: str, total: int) -> int:
-    """The number of rows that `text` stands for: a number, or a share of `total` such as `20%`.
-
-    Raises:
-        RunError: `text` is neither, or stands for more than `total` rows.
-    """
-    share = text.strip().endswith("%")
-    try:
-        number = float(text.strip().removesuffix("%"))
-    except ValueError:
-        number = -1.0
-    n_rows = total * number / 100 if share else number
-    if not 0 <= n_rows <= total or (not share and not number.is_integer()):
-        raise RunError(
-            f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
-            "20%. Correct the number."
-        )
-    return round(n_rows)

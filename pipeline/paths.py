@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import ConfigFileError
-from stages.corpus.source import Source, local
+from stages.corpus.source import Source, is_url, local
 from stages.model.spec import ModelSpec
 
 
@@ -46,7 +46,7 @@ class Inputs:
             (features,) = self._absolute([source.features_file], f"{key}.features")
         corrections = self._absolute(source.corrections, f"{key}.corrections")
         path = source.path
-        if "://" not in path:
+        if not is_url(path):
             is_file = _is_marked(path) or glob.has_magic(path) or bool(Path(path).suffix)
             path = self._local_or_id(path, f"{key}.path", is_file)
         return dataclasses.replace(
@@ -62,7 +62,7 @@ class Inputs:
             ConfigFileError: a folder is below the working directory only.
         """
         path, adapter = model.path, model.adapter
-        if "://" not in path and not path.startswith("package:"):
+        if not is_url(path) and not path.startswith("package:"):
             path = self._local_or_id(path, f"{key}.path", _is_marked(path))
         if adapter is not None:
             (adapter,) = self._absolute([adapter], f"{key}.adapter")
@@ -80,9 +80,10 @@ class Inputs:
             ConfigFileError: a path is not beside the YAML and is below the working directory.
         """
         written = list(paths)
-        absolute = [self._from(self._base(key), path) for path in written]
+        base = self._base(key)
+        absolute = [path if is_url(path) else self._from(base, path) for path in written]
         elsewhere = [
-            not _exists(beside) and _exists(self._from(os.getcwd(), path))
+            not is_url(path) and not _exists(beside) and _exists(self._from(os.getcwd(), path))
             for path, beside in zip(written, absolute, strict=True)
         ]
         if any(elsewhere):

@@ -15,16 +15,18 @@ from pipeline.artefact import choose_artefact
 from pipeline.config import plain, stage_name
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
+from pipeline.kept_rows import keep_judged
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
 from pipeline.settings import Run
 from pipeline.sizes import choice_notes, size_of
+from stages.capabilities import Merges
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import Merges, Part, Size, Stage
+from stages.stage import Part, Size, Stage
 from storage.damage import Claim, Examination
-from storage.manifest import Recipe, digest, table_key
+from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
 
@@ -91,19 +93,23 @@ def make_plan(
     store: Store,
     last_artefacts: Mapping[str, str] | None = None,
     is_dry: bool = True,
+    size: Size | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of `run` over `corpus`; tasks whose shards lie in `store` are marked as done.
 
-    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`).
+    Unless `is_dry`, the store keeps the size by which stages choose (`pipeline.sizes`). With
+    another `size` they choose as for a corpus of that.
 
     `last_artefacts` holds, by instance, the keys of the artefacts that the run used the last time;
-    they are used again where they still fit the corpus.
+    they are used again where they still fit the corpus. `recorded` holds, by instance and table,
+    the shards of that time, of which `old_rows: kept` keeps some.
 
     Raises:
         ConfigFileError: the stages do not fit together.
         RunError: a pinned artefact is not in the store.
     """
-    size = size_of(corpus, store, is_dry)
+    size = size or size_of(corpus, store, is_dry)
     stages, added = stages_in_order(run, size=size)
     stages, notes = with_class_order(stages, corpus)
     if size.first_examples < size.n_examples:
@@ -127,6 +133,9 @@ def make_plan(
             last = (last_artefacts or {}).get(instance)
             node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
+        if run.old_rows == "kept" and stage.judges_rows and not _is_read_beside(instance, stages):
+            node, note = keep_judged(node, planned, corpus, store, recorded or {})
+            notes += [note] if note else []
         present = [_whole_shards(node, spec.name, store) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
         if isinstance(stage, Merges):
@@ -135,6 +144,15 @@ def make_plan(
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
     return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
+
+
+def _is_read_beside(instance: str, stages: Mapping[str, Stage]) -> bool:
+    """Whether a stage reads another table of an instance than its first, such as a fit's weights.
+
+    These make sense together alone, and not beside those of an older fit.
+    """
+    beside = {(instance, spec.name) for spec in stages[instance].writes[1:]}
+    return any(beside & set(sources(other, stages).values()) for other in stages)
 
 
 def _whole_shards(node: Node, table: str, store: Store) -> set[str]:
@@ -224,6 +242,10 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
     by_part = {read: {(role, i): key for role, i, key in cut} for read, cut in shards.items()}
     # Of these roles every task reads all rows, beside its own shard.
     read_whole = ("example",) if stage.split == "query" else stage.opens
+    wholes = {
+        read: canonical([cut for cut in shards[read] if cut[0] in read_whole])
+        for read in (node.reads if read_whole else ())
+    }
     parts: dict[Part, list[str]] = {}
     for shard in corpus.tables["text"].shards:
         if stage.split == "query" and shard.role != "query":
@@ -235,7 +257,7 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
         for read in node.reads:
             key = by_part[read].get((shard.role, shard.index))
             if key is not None and read_whole:
-                key = digest([key, [list(cut) for cut in shards[read] if cut[0] in read_whole]])
+                key = digest_with(key, wholes[read])
             keys.append(key or node.inputs[read])
     tasks = [Task(part, recipe.key(keys)) for part, keys in parts.items()]
     return grow(tasks, recipe) if isinstance(stage, Merges) else tuple(tasks)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -15,11 +16,11 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from pipeline.corpus import Corpus
-from pipeline.node import Node
-from pipeline.plan import Plan
-from stages.stage import Merges, Stage
-from storage.manifest import ShardRecord
+if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for pyarrow and NumPy.
+    from pipeline.corpus import Corpus
+    from pipeline.node import Node
+    from pipeline.plan import Plan
+    from storage.manifest import ShardRecord
 
 SECONDS_BETWEEN_LINES = 10
 UNITS = {"shard": "shards", "query": "blocks", "round": "rounds", "whole": "task"}
@@ -31,20 +32,26 @@ class Progress:
     def say(self, text: str) -> None:
         """Hears a sentence that a person should read."""
 
-    def planned(self, plan: Plan) -> None:
+    def planned(self, plan: "Plan") -> None:
         """Hears the plan of a run, before any of it is computed."""
 
-    def started(self, node: Node) -> None:
+    def reused(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Hears that a run has nothing to do, and the lines of its plan: text and style."""
+
+    def started(self, node: "Node") -> None:
         """Hears that the tasks of a stage begin."""
 
-    def advanced(self, node: Node, records: Sequence[ShardRecord]) -> None:
+    def advanced(self, node: "Node", records: "Sequence[ShardRecord]") -> None:
         """Hears that a task of the stage is finished, and the records of its shards."""
 
-    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
+    def finished(self, node: "Node", seconds: float, notices: Sequence[str] = ()) -> None:
         """Hears that the stage's tables are whole, and the notices that its tasks recorded."""
 
     def stepped(self, name: str, done: int, total: int) -> None:
         """Hears that `done` of `total` steps of work outside a run are done; the first time 0."""
+
+    def counted(self, name: str, done: int, total: int) -> None:
+        """Hears that `done` of `total` rows of the sources are done; the first time 0."""
 
 
 class Screen(Progress):
@@ -84,42 +91,25 @@ class Screen(Progress):
     ) -> None:
         self._bars.stop()
 
-    def planned(self, plan: Plan) -> None:
+    def planned(self, plan: "Plan") -> None:
         """Prints what was read, what was rejected, and how many tasks are to do and reused."""
-        corpus = plan.corpus
-        self.say(
-            f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-            f"queries in {len(corpus.tables['text'].shards)} shards, " + _task_text(corpus)
-        )
-        unlabelled = corpus.unlabelled_queries
-        if unlabelled:
-            self.say(
-                f"{unlabelled} queries have no label: values of examples are measured without them"
-            )
-        rejected = corpus.tables["rejected"].rows
-        if rejected:
-            self.say(
-                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
-                style="yellow",
-            )
-        tasks = sum(len(node.tasks) for node in plan.nodes)
-        missing = sum(len(node.missing) for node in plan.nodes)
-        names = " -> ".join(node.instance for node in plan.nodes)
-        most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
-        self.say(f"{names}: {most}{missing} tasks to do, {tasks - missing} are done already")
-        for note in plan.notes:
-            self.say(note, style="yellow")
+        self.reused(plan_lines(plan))
         self._bars.start()
 
-    def started(self, node: Node) -> None:
+    def reused(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Prints the lines of a plan."""
+        for text, style in lines:
+            self.say(text, style=style)
+
+    def started(self, node: "Node") -> None:
         """Puts a bar for the stage on the screen."""
-        self._begin(node.instance, len(node.missing), _unit(node.stage))
+        self._begin(node.instance, len(node.missing), _unit(node))
 
-    def advanced(self, node: Node, records: Sequence[ShardRecord]) -> None:
+    def advanced(self, node: "Node", records: "Sequence[ShardRecord]") -> None:
         """Moves the bar by one task; without a terminal, prints a line every ten seconds."""
-        self._advance(node.instance, len(node.missing), _unit(node.stage))
+        self._advance(node.instance, len(node.missing), _unit(node))
 
-    def finished(self, node: Node, seconds: float, notices: Sequence[str] = ()) -> None:
+    def finished(self, node: "Node", seconds: float, notices: Sequence[str] = ()) -> None:
         """Removes the bar and prints a line with the time, and one for each notice."""
         self._end()
         if node.missing:
@@ -141,16 +131,28 @@ class Screen(Progress):
             self._end()
             self.say(f"{name}: {total} steps in {time.monotonic() - self._begun:.1f} s")
 
+    def counted(self, name: str, done: int, total: int) -> None:
+        """Shows how many rows are done; the call with 0 starts it, and that with all ends it."""
+        if done == 0:
+            self._bars.start()
+            self._begin(name, total, "rows")
+        elif done < total:
+            self._advance(name, total, "rows", done - self._done)
+        else:
+            self._end()
+            seconds = seconds_text(time.monotonic() - self._begun)
+            self.say(f"{name}: {total:,} rows in {seconds}")
+
     def _begin(self, name: str, total: int, unit: str) -> None:
         self._done = 0
         self._begun = self._last_line = time.monotonic()
         if total:
             self._bar = self._bars.add_task(name, total=total, unit=unit)
 
-    def _advance(self, name: str, total: int, unit: str) -> None:
-        self._done += 1
+    def _advance(self, name: str, total: int, unit: str, steps: int = 1) -> None:
+        self._done += steps
         if self._bar is not None:
-            self._bars.advance(self._bar)
+            self._bars.advance(self._bar, steps)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -167,12 +169,43 @@ class Screen(Progress):
         self._console.print(Text(text, style=style))
 
 
-def _unit(stage: Stage) -> str:
+def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
+    """What a person should read of a plan, as lines of text, each with its style."""
+    corpus = plan.corpus
+    lines = [
+        f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
+        f"queries in {len(corpus.tables['text'].shards)} shards, {_task_text(corpus)}"
+    ]
+    if unlabelled := corpus.unlabelled_queries:
+        lines.append(
+            f"{unlabelled} queries have no label: values of examples are measured without them"
+        )
+    said = [(line, "dim") for line in lines]
+    if rejected := corpus.tables["rejected"].rows:
+        said.append(
+            (
+                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
+                "yellow",
+            )
+        )
+    tasks = sum(len(node.tasks) for node in plan.nodes)
+    missing = sum(len(node.missing) for node in plan.nodes)
+    names = " -> ".join(node.instance for node in plan.nodes)
+    most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
+    said.append(
+        (f"{names}: {most}{missing} tasks to do, {tasks - missing} are done already", "dim")
+    )
+    return said + [(note, "yellow") for note in plan.notes]
+
+
+def _unit(node: "Node") -> str:
     """The noun for a stage's tasks; where it merges, some compute shards and some combine them."""
-    return "tasks" if isinstance(stage, Merges) else UNITS[stage.split]
+    from stages.capabilities import Merges
+
+    return "tasks" if isinstance(node.stage, Merges) else UNITS[node.stage.split]
 
 
-def _task_text(corpus: Corpus) -> str:
+def _task_text(corpus: "Corpus") -> str:
     """What the corpus teaches, such as the names of its classes."""
     if corpus.task == "classification":
         return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
@@ -189,4 +222,4 @@ def seconds_text(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -1,5 +1,6 @@
 """Execute a run: the tasks of its stages in order, then the manifests and the catalog."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -10,6 +11,7 @@ from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunError, RunFolderError
 from pipeline.folder import RunFolder
+from pipeline.ingest_calls import IngestCalls
 from pipeline.lock import hold
 from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
@@ -17,9 +19,10 @@ from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import Progress
 from pipeline.readers import Readers
 from pipeline.rounds import until_enough
-from pipeline.run_record import RunRecord
+from pipeline.run_record import RunRecord, last_record
 from pipeline.settings import Run
 from pipeline.task import Job
+from pipeline.unchanged import basis_of, kept_of
 from pipeline.verify import Look, damage_behind, drop_damaged_maps, repair, told
 from storage.manifest import ShardRecord
 from storage.table import Store
@@ -32,6 +35,7 @@ def execute_run(
     progress: Progress | None = None,
     engine: Callable[[], Engine] | None = None,
     waits: bool = False,
+    asked: str | None = None,
 ) -> RunFolder:
     """The folder of the run, whose tables are now in its store and in its catalog.
 
@@ -45,6 +49,8 @@ def execute_run(
         engine: Makes the engine, if a task must be computed; by default the one that the run
             configures.
         waits: Whether to wait where another driver works in the run's folder.
+        asked: Stands for the configuration as it was given (`pipeline.unchanged.asked`). With it,
+            the run's record holds what is needed to find that the next time nothing is to do.
 
     Raises:
         RunError: the run cannot be planned, a task failed, or another driver is at work.
@@ -60,18 +66,22 @@ def execute_run(
             "place for the run's files. Correct `run:`."
         ) from error
     with hold(folder.path, waits, progress.say):
-        _execute(run, folder, progress, engine)
+        _execute(run, folder, progress, engine, asked)
     return folder
 
 
 def _execute(
-    run: Run, folder: RunFolder, progress: Progress, engine: Callable[[], Engine] | None
+    run: Run,
+    folder: RunFolder,
+    progress: Progress,
+    engine: Callable[[], Engine] | None,
+    asked: str | None,
 ) -> None:
     """Computes and records what the run lacks, and what is damaged; see `execute_run`."""
     store = Store(run.store_url)
     seen: set[tuple[str, str]] = set()
     while True:
-        attempt = _Attempt(run, folder, store, progress, engine)
+        attempt = _Attempt(run, folder, store, progress, engine, asked)
         try:
             attempt.execute(seen)
             return
@@ -95,10 +105,14 @@ class _Attempt:
         store: Store,
         progress: Progress,
         engine: Callable[[], Engine] | None,
+        asked: str | None,
     ):
         self.plan: Plan | None = None
         self._run, self._folder, self._store = run, folder, store
         self._progress, self._engine = progress, engine
+        self._asked = asked
+        self._finished: list[Node] = []
+        self._stops: list[tuple[str, str]] = []
         self._opened: Engine | None = None
 
     def execute(self, seen: Container[tuple[str, str]]) -> None:
@@ -107,13 +121,30 @@ class _Attempt:
         Raises:
             Exception: whatever ends a run; that of a damaged file names the file.
         """
+        try:
+            self._execute(seen)
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+
+    def _execute(self, seen: Container[tuple[str, str]]) -> None:
         run, folder, store, progress = self._run, self._folder, self._store, self._progress
         last_artefacts = artefacts_of_last_run(run, folder)
         progress.say("Reading the corpus ...")
         look = Look(store, seen)
-        readers = Readers(stages_in_order(run)[0].values())
-        corpus = read_corpus(run, store, readers=readers, look=look.at_corpus)
-        plan = self.plan = make_plan(run, corpus, store, last_artefacts, is_dry=False)
+        stages = list(stages_in_order(run)[0].values())
+        basis = basis_of(self._asked, run, stages, store) if self._asked is not None else None
+        readers = Readers(stages)
+        calls = IngestCalls(self._engine_of_run, run.ray.default, progress)
+        corpus = read_corpus(run, store, readers=readers, look=look.at_corpus, each=calls)
+        plan = self.plan = make_plan(
+            run,
+            corpus,
+            store,
+            last_artefacts,
+            is_dry=False,
+            recorded=last_record(folder, store).get("tables", {}),
+        )
         look.at_plan(plan)
         look.at_values(folder)
         for sentence in drop_damaged_maps(plan, store):
@@ -123,13 +154,10 @@ class _Attempt:
             progress.say(note)
         LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
         record = RunRecord(plan, folder, store)
-        try:
-            for node in plan.nodes:
-                self._compute(node, plan, record)
-            record.close()
-        finally:
-            if self._opened is not None:
-                self._opened.close()
+        for node in plan.nodes:
+            self._compute(node, plan, record)
+        done = dataclasses.replace(plan, nodes=tuple(self._finished))
+        record.close(basis and kept_of(done, basis, self._stops))
 
     def _compute(self, node: Node, plan: Plan, record: RunRecord) -> None:
         """Runs the missing tasks of one stage, and writes its manifests."""
@@ -152,8 +180,10 @@ class _Attempt:
             stored = record.stored(node, tasks.computed)
             if outcome.reason is not None:
                 stop_notices.append(f"stopped after {outcome.n_rounds} rounds: {outcome.reason}")
+                self._stops.append((f"{node.instance}: {stop_notices[0]}", "yellow"))
         seconds = time.monotonic() - start
         notices = stop_notices + record.finish(node, {**stored, **tasks.computed}, seconds)
+        self._finished.append(dataclasses.replace(node, done=frozenset(t.key for t in node.tasks)))
         progress.finished(node, seconds, notices)
         LOG.info(
             "%s: %d of %d tasks computed in %.1f s",

@@ -2,11 +2,12 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import logging
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from typing import Any
 
+from pipeline.code_version import PACKAGES, package_version
 from pipeline.config import dump_config, stage_name
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder, replace_file
@@ -20,7 +21,6 @@ from storage.table import Store
 from storage.views import SUMS
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("assay", "torch", "transformers", "datasets", "pyarrow", "duckdb", "ray", "numpy")
 
 
 class RunRecord:
@@ -33,7 +33,10 @@ class RunRecord:
         self.plan, self.folder, self.store = plan, folder, store
         run = plan.run
         resolved = dataclasses.replace(
-            run, stages={node.instance: node.stage for node in plan.nodes}, artefacts=_pins(plan)
+            run,
+            shard_size=plan.corpus.shard_size,
+            stages={node.instance: node.stage for node in plan.nodes},
+            artefacts=_pins(plan),
         )
         text = dump_config(resolved)
         replace_file(folder.config, text)
@@ -143,9 +146,15 @@ class RunRecord:
             table = self.record["tables"][node.instance][spec.name]
             table["shards"] = [task.key for task in node.tasks]
 
-    def close(self) -> None:
-        """Puts the catalog of the whole run in its place."""
+    def close(self, finished: Mapping[str, Any] | None = None) -> None:
+        """Puts the catalog of the whole run in its place.
+
+        `finished` is what tells that nothing is to do the next time (`pipeline.unchanged`); None
+        where the run is to be planned then in any case.
+        """
         self.record["keeps_catalog"] = False
+        if finished is not None:
+            self.record["finished"] = finished
         self.folder.rebuild_catalog(self.store, self.record)
         register(self.store, self.record)
 
@@ -180,10 +189,18 @@ class RunRecord:
             revision=node.fields.get("model", {}).get("fingerprint") if model else None,
             seed=node.stage.seed,
             threads=self.plan.run.resources(node.instance).cpus,
-            packages={name: _version(name) for name in PACKAGES},
+            packages={name: package_version(name) for name in PACKAGES},
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+
+def last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
+    """The record of the folder's last execution in this store; empty where there is none."""
+    with suppress(RunFolderError):
+        record = folder.read_record()
+        return record if folder.store().url == store.url else {}
+    return {}
 
 
 def _last_record(folder: RunFolder) -> dict[str, Any]:
@@ -211,11 +228,3 @@ def _is_whole(record: Mapping[str, Any]) -> bool:
 def _pins(plan: Plan) -> dict[str, Any]:
     """The artefacts of the plan, by stage instance, each with its key and its labels' key."""
     return {node.instance: dict(node.pinned) for node in plan.nodes if node.pinned is not None}
-
-
-def _version(package: str) -> str:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

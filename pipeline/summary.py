@@ -12,10 +12,7 @@ import click
 
 from pipeline.agreement import mismatches
 from pipeline.errors import RunError, told
-from pipeline.progress import seconds_text
 from pipeline.terminal import show, table
-from stages.stage import StageError
-from storage.schema import StorageError
 
 SUSPICIOUS = 20
 """Labels that `assay run` shows."""
@@ -25,6 +22,10 @@ EXTREMES = 10
 
 def exit_code(error: BaseException) -> int | None:
     """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
+    # Here, not above: `assay --help` should not pay for pyarrow.
+    from stages.stage import StageError
+    from storage.schema import StorageError
+
     is_told = isinstance(error, RunError | StageError | StorageError) or told(error) is not None
     return 1 if is_told else None
 
@@ -92,50 +93,6 @@ def print_verified(found: Mapping[str, Any], is_json: bool) -> None:
             else f": `{_command()} verify {_shell_path(found['run'])} --repair` removes them, and "
             f"`{_command()} run {config}` computes them again"
         )
-    )
-
-
-def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
-    """Prints what a run would compute, reuse and cost: a row per stage, and the sums."""
-    if is_json:
-        click.echo(json.dumps(estimate))
-        return
-    columns = {
-        "stage": "stage",
-        "tasks": "tasks to do",
-        "reused": "reused",
-        "forward_rows": "forward rows",
-        "backward_rows": "backward rows",
-        "flops": "FLOPs",
-        "written_bytes": "written",
-        "memory_bytes": "memory/task",
-        "seconds": "time",
-        "note": "method",
-    }
-    most = "at most " if any(row["at_most"] for row in estimate["stages"]) else ""
-    shown = []
-    for row in estimate["stages"]:
-        cells = dict(row)
-        cells["tasks"] = f"at most {row['tasks']}" if row["at_most"] else row["tasks"]
-        cells["flops"] = f"{row['flops']:.1e}" if row["flops"] else ""
-        cells["written_bytes"] = _bytes(row["written_bytes"])
-        cells["memory_bytes"] = _bytes(row["memory_bytes"])
-        cells["seconds"] = seconds_text(row["seconds"])
-        shown.append([cells[name] for name in columns])
-    show(
-        f"{estimate['examples']} examples, {estimate['queries']} queries, {estimate['rejected']} "
-        f"rejected rows, {estimate['shards']} shards"
-    )
-    show(table(list(columns.values()), shown))
-    if added := [f"{i} for {', '.join(by)}" for i, by in estimate["added"].items()]:
-        show(f"Stages added because others read their tables: {'; '.join(added)}")
-    for note in estimate["notes"]:
-        show(note)
-    show(
-        f"In all {most}about {seconds_text(estimate['seconds'])} on {estimate['workers']} workers "
-        f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
-        f"{_bytes(estimate['written_bytes'])} to write, "
-        f"{_bytes(estimate['memory_bytes'])} of memory for the largest task"
     )
 
 
@@ -218,7 +175,7 @@ def _shell_path(path: str) -> str:
 def summarize(run: Any) -> dict[str, Any]:
     """The main results of a run as plain values; a key is empty where its stage did not run.
 
-    Those of a run over an object store are kept in its folder: to ask again reads every shard.
+    They are kept in the run's folder: to ask again reads every shard.
     """
     kept: dict[str, Any] | None = run.kept_summary()
     if kept is None:
@@ -352,12 +309,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_short, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _bytes(count: float) -> str:
-    """A number of bytes in a unit for people; nothing for 0."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if count else ""
-        count /= 1000
-    return ""

@@ -7,17 +7,19 @@ The same code runs in the driver and in Ray workers. A task is given names and k
 records of shards; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.node_versions import installed
 from pipeline.shard_facts import ShardFacts, of_task, together
+from stages.capabilities import Merges
 from stages.model.threads import set_threads
-from stages.reading.vectors import evenly
-from stages.stage import Merges, Part, Role, Split, Stage, Tell, Vectors
+from stages.stage import Part, Role, Split, Stage, Tell, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec
@@ -34,6 +36,17 @@ class Job:
     inputs: Mapping[str, tuple[str, str]]
     """For each name in the stage's `reads`: the table and its manifest key."""
     threads: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function that is no stage's: with what all calls share, and one of some items."""
+
+    name: str
+    """What the calls are for, in errors."""
+    key: str
+    function: Callable[[Any, Any], Any]
+    item: Any
 
 
 class StoredInputs:
@@ -66,15 +79,16 @@ class StoredInputs:
             if of_part:
                 return self._part_shard(manifest.table, of_part[0])
         if self._split == "query" and role == "query":
-            of_part = [
-                s for s in manifest.shards if (s.role, s.index) == ("query", self.part.index)
-            ]
-            if of_part:
-                return self._part_shard(manifest.table, of_part[0])
+            block = manifest.by_part.get(("query", self.part.index))
+            if block is not None:
+                return self._part_shard(manifest.table, block)
         return self._store.read_table(manifest, role)
 
     def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
         """Rows of `name` of one role, shard by shard; see `stages.stage.Inputs`."""
+        # Imported here: with it comes torch, which commands that run no task are spared.
+        from stages.reading.vectors import evenly
+
         manifest = self._manifest(name)
         shards = self._of_part(manifest) if self._split == "shard" else []
         shards = shards or [s for s in manifest.shards if s.role in ("", role)]
@@ -104,11 +118,9 @@ class StoredInputs:
     def _of_part(self, manifest: Manifest) -> list[ShardRecord]:
         """The shards of a table that the part at work spans."""
         first, role = self.part.index, self.part.role
-        return [
-            s
-            for s in manifest.shards
-            if s.role == role != "" and first <= s.index < first + self.part.n_shards
-        ]
+        spanned = range(first, first + self.part.n_shards) if role else ()
+        of_part = (manifest.by_part.get((role, index)) for index in spanned)
+        return [shard for shard in of_part if shard is not None]
 
     def _part_shard(self, table: str, shard: ShardRecord) -> pa.Table:
         """A shard of the part at work, read once: `compute` and `details` may both ask for it."""
@@ -136,6 +148,10 @@ class Worker:
         self._inputs: StoredInputs | None = None
         self._store: Store | None = None
         self._store_url: str | None = None
+
+    def versions(self) -> tuple[str, dict[str, str]]:
+        """The host's name, and the versions of Python and of the packages that decide bytes."""
+        return platform.node(), installed()
 
     def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
         """The records of the shards with the part's rows, one a table; computes and writes them."""
@@ -178,6 +194,11 @@ class Worker:
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])
             for spec in job.stage.writes
         ]
+
+    def call(self, shared: Any, call: Call) -> Any:
+        """The result of a call."""
+        set_threads(1)
+        return call.function(shared, call.item)
 
     def _store_at(self, url: str) -> Store:
         """The store at `url`, with what it knows of the files that the last job read.

@@ -64,3 +64,12 @@ def shown(print_it: Callable[[], None]) -> str:
     with redirect_stdout(io.StringIO()) as buffer:
         print_it()
     return buffer.getvalue().strip("\n")
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes in a unit for people; nothing for 0."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if count else ""
+        count /= 1000
+    return ""

@@ -52,6 +52,34 @@ def _claims_of_corpus(tables: Mapping[str, Manifest]) -> list[Claim]:
     ]
 
 
+def claims_of_record(record: Mapping[str, Any]) -> list[Claim]:
+    """The files that the record of a run names."""
+    return [
+        Claim(table, state["manifest"], tuple(state["shards"]))
+        for tables in record["tables"].values()
+        for table, state in tables.items()
+    ]
+
+
+def look_at(claims: list[Claim], store: Store) -> None:
+    """The quick look of a run at the files of claims.
+
+    Raises:
+        DamagedFiles: one is damaged, or gone.
+    """
+    if gone := _gone_manifests(claims, store):
+        raise DamagedFiles(gone)
+    Look(store, ()).at(claims)
+
+
+def _gone_manifests(claims: Iterable[Claim], store: Store) -> list[Damage]:
+    return [
+        Damage(claim.table, f"{claim.manifest}.json", "gone")
+        for claim in claims
+        if claim.manifest is not None and not store.has_manifest(claim.table, claim.manifest)
+    ]
+
+
 class Look:
     """A quick look, before anything is computed, at the files that a run takes for done."""
 
@@ -62,20 +90,21 @@ class Look:
 
     def at_corpus(self, tables: Mapping[str, Manifest]) -> None:
         """Raises DamagedFiles for what is wrong with these tables of the corpus."""
-        self._at(_claims_of_corpus(tables))
+        self.at(_claims_of_corpus(tables))
 
     def at_plan(self, plan: Plan) -> None:
         """Raises DamagedFiles for what is wrong with the files of the plan's stages."""
-        self._at([claim for claim in claims_of(plan) if claim.table not in CORPUS])
+        self.at([claim for claim in claims_of(plan) if claim.table not in CORPUS])
 
     def at_values(self, folder: RunFolder) -> None:
         """Raises DamagedFiles for what is wrong with the values that a run has summed."""
         with contextlib.suppress(RunError):  # a folder without a run, or with a damaged record
             states = folder.read_record()["tables"].values()
             values = [tables[SUMS] for tables in states if SUMS in tables]
-            self._at([Claim(SUMS, v["manifest"], tuple(v["shards"])) for v in values])
+            self.at([Claim(SUMS, v["manifest"], tuple(v["shards"])) for v in values])
 
-    def _at(self, claims: list[Claim]) -> None:
+    def at(self, claims: list[Claim]) -> None:
+        """Raises DamagedFiles for what is wrong with the files of claims."""
         found = [damage for claim in claims for damage in self._examination.of(claim)]
         if new := [d for d in found if (d.table, d.name) not in self._seen]:
             raise DamagedFiles(new)
@@ -86,7 +115,7 @@ def drop_damaged_maps(plan: Plan, store: Store) -> list[str]:
 
     A quick look as at shards: large maps are compared when they are opened.
     """
-    found = _damaged_maps(claims_of(plan), store, LOOKED_AT_BYTES)
+    found = damaged_maps(claims_of(plan), store)
     for place in found:
         remove_map(place)
     return [f"the map {place} was damaged and is removed: {why}" for place, why in found.items()]
@@ -156,11 +185,7 @@ def verify_run(
     folder = RunFolder(path.expanduser().resolve())
     record = folder.read_record()
     store = folder.store()
-    claims = [
-        Claim(table, state["manifest"], tuple(state["shards"]))
-        for tables in record["tables"].values()
-        for table, state in tables.items()
-    ]
+    claims = claims_of_record(record)
     total = sum(len(claim.shards) for claim in claims)
     done = 0
     progress.stepped("verify", 0, total)
@@ -172,16 +197,13 @@ def verify_run(
             progress.stepped("verify", done, total)
 
     examination = Examination(store, stepped=stepped)
-    damages: list[Damage] = []
-    for claim in claims:
-        missing = claim.manifest is not None and not store.has_manifest(claim.table, claim.manifest)
-        damages += [Damage(claim.table, f"{claim.manifest}.json", "gone")] if missing else []
-        damages += examination.of(claim)
+    damages = _gone_manifests(claims, store)
+    damages += [damage for claim in claims for damage in examination.of(claim)]
     progress.stepped("verify", total, total)
     damages += _wrong_keys(folder, store, {(d.table, d.name) for d in damages})
     damages = list({(d.table, d.name): d for d in damages}.values())
     in_folder = folder.faults()
-    maps = _damaged_maps(claims, store)
+    maps = damaged_maps(claims, store, None)
     if is_repair:
         repair(damages, store)
         for place in maps:
@@ -221,7 +243,8 @@ def _wrong_keys(folder: RunFolder, store: Store, known: set[tuple[str, str]]) ->
             stage_name(stage),
             stage.version,
         )
-        if is_of_this_version and not stage.is_kept:
+        is_older = stage.judges_rows and finished.run.old_rows == "kept"
+        if is_of_this_version and not stage.is_kept and not is_older:
             expected = set(node.shards())
             for spec, manifest in zip(stage.writes, manifests, strict=True):
                 found += [
@@ -259,10 +282,13 @@ def _recomputed(
     return Node(instance, stage, reads, manifest.fields, (), inputs)
 
 
-def _damaged_maps(
-    claims: Iterable[Claim], store: Store, most_bytes: int | None = None
+def damaged_maps(
+    claims: Iterable[Claim], store: Store, most_bytes: int | None = LOOKED_AT_BYTES
 ) -> dict[Path, str]:
-    """The maps of this machine over the tables of claims that are not as written, and why."""
+    """The maps of this machine over the tables of claims that are not as written, and why.
+
+    Those of tables of more than `most_bytes` are left out.
+    """
     found = {}
     for claim in claims:
         if claim.manifest is None or not store.has_manifest(claim.table, claim.manifest):
@@ -271,7 +297,9 @@ def _damaged_maps(
             manifest = store.read_manifest(claim.table, claim.manifest)
         except FileError:
             continue
-        for role in {shard.role for shard in manifest.shards if manifest.vector_length}:
+        if manifest.vector_length is None:
+            continue
+        for role in {shard.role for shard in manifest.shards}:
             place = map_place(manifest, role)
             if not place.exists() or (most_bytes is not None and manifest.bytes > most_bytes):
                 continue

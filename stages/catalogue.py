@@ -8,6 +8,7 @@ never loads torch.
 import difflib
 import functools
 import importlib
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,12 @@ def load(name: str) -> type[Stage]:
             "name of your own."
         )
     return cast(type[Stage], _class_of(place, "STAGE"))
+
+
+def loaded_version(name: str) -> int | None:
+    """The version of a stage whose module this process has imported; None of any other."""
+    module = sys.modules.get(_places().get(name, ""))
+    return None if module is None else int(module.STAGE.version)
 
 
 def metric_names() -> list[str]:

@@ -6,6 +6,7 @@ is computed. The one exception is the corpus itself, whose shards are keyed by t
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,20 @@ HEALS = "Run `assay verify RUN --repair`, then `assay run` again: it computes th
 
 def digest(value: Any) -> str:
     """First 16 hex digits of SHA-256 over the canonical JSON of `value`."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _digest_of(canonical(value))
+
+
+def canonical(value: Any) -> str:
+    """The canonical JSON of `value`: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest_with(value: Any, text: str) -> str:
+    """`digest([value, other])` of another value whose canonical JSON is `text`."""
+    return _digest_of(f"[{canonical(value)},{text}]")
+
+
+def _digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -67,10 +81,15 @@ class Manifest:
     created: str = ""
     format_version: int = FORMAT_VERSION
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Key of the manifest: sixteen hex digits that stand for the table's content."""
         return table_key(self.table, [(s.role, s.index, s.key) for s in self.shards])
+
+    @functools.cached_property
+    def by_part(self) -> Mapping[tuple[str, int], ShardRecord]:
+        """The shards by role and index."""
+        return {(shard.role, shard.index): shard for shard in self.shards}
 
     @property
     def rows(self) -> int:
@@ -82,7 +101,7 @@ class Manifest:
         """Bytes on disk of all shards together."""
         return sum(shard.bytes for shard in self.shards)
 
-    @property
+    @functools.cached_property
     def vector_length(self) -> int | None:
         """Length of the vectors; None for a table without vectors."""
         lengths = {s.vector_length for s in self.shards if s.vector_length is not None}
@@ -96,7 +115,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as the text of its file, with its seal."""
-        return sealed_json(dataclasses.asdict(self), is_sorted=True)
+        # Not `dataclasses.asdict`, which copies every value of every shard.
+        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        names = [f.name for f in dataclasses.fields(ShardRecord)]
+        value["shards"] = [{name: getattr(s, name) for name in names} for s in self.shards]
+        return sealed_json(value, is_sorted=True)
 
 
 @dataclass(frozen=True)
@@ -152,8 +175,7 @@ def open_sealed(text: str | bytes) -> dict[str, Any]:
 
 
 def _seal(value: Mapping[str, Any]) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def parse_manifest(text: str | bytes, url: str, table: str, key: str) -> Manifest:

@@ -159,6 +159,7 @@ def decode(data: bytes, table: str, key: str, columns: Sequence[str] | None = No
         CorruptError: the bytes are no Parquet.
     """
     try:
+        # A fifth of what `pq.read_table` takes of a small shard: that plans a scan of a data set.
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
         plain = (file.metadata.metadata or {}).get(PLAIN.encode(), b"").decode()

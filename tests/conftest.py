@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("memory_inputs", "tiny_models", "gradients_by_loop", "runs", "processes")
+pytest_plugins = (
+    "memory_inputs",
+    "tiny_models",
+    "gradients_by_loop",
+    "runs",
+    "processes",
+    "web",
+)
 TESTS = Path(__file__).parent
 # Longest first, so that no worker waits for the other at the end.
 ORDER = ("system", "endtoend", "oracle", "unit")

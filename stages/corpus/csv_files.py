@@ -5,18 +5,24 @@ these. Only a cell without anything in it is null; `""` is the empty text.
 """
 
 import csv
+import io
 import itertools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from stages.corpus.cells import SourceRows, compact, show
 from stages.corpus.columns import used_columns
-from stages.corpus.source import Source
+from stages.corpus.csv_quotes import quotes, row_starts
+from stages.corpus.pieces import Each, Layout, Split, in_order
+from stages.corpus.source import Source, ending
+from stages.corpus.source_files import SourceFile, open_file
 from stages.stage import DataError
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -24,7 +30,115 @@ _SNIFFED_ROWS = 200
 _BLOCK_BYTES = 64 << 20
 
 
-def read_csv(files: list[str], source: Source) -> SourceRows:
+@dataclass(frozen=True)
+class CsvPiece:
+    """Whole rows of a file, as bytes; the first piece begins with what is above the first row."""
+
+    file: SourceFile
+    start: int
+    stop: int
+    separator: str
+    columns: tuple[str, ...]
+    blank_lines: int
+    """How many lines are above the header, in the first piece."""
+    is_last: bool
+    n_rows: int = -1
+
+    def read(self, layout: Layout) -> SourceRows:
+        """The rows as text; one that does not fit the header, or is not UTF-8, is a fault."""
+        table, misfits = self.parsed()
+        return layout.rows(table.select(layout.schema.names), misfits)
+
+    def parsed(self) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
+        """The rows, and those that do not fit the header; their cells are null.
+
+        Raises:
+            DataError: it cannot be read, or a quote is never closed.
+        """
+        with open_file(self.file) as stream:
+            stream.seek(self.start)
+            data = stream.read(self.stop - self.start)
+        if self.start and not data.strip(b"\r\n"):
+            return _schema(self.columns).empty_table(), {}
+        try:
+            table, misfits = self._parse(data)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{self.file.path}: found a file that cannot be read as CSV ({error}), expected "
+                "rows of fields. Quote fields that hold the separator, and save the file again."
+            ) from error
+        n_rows = table.num_rows + len(misfits)
+        if self.is_last and table.num_rows and n_rows - 1 not in misfits:
+            self._check_closed(data, table)
+        if misfits:
+            places = np.setdiff1d(np.arange(n_rows), list(misfits))
+            at = np.full(n_rows, -1)
+            at[places] = np.arange(table.num_rows)
+            table = table.take(pa.array(at, mask=at < 0))
+        return table, misfits
+
+    def _parse(self, data: bytes) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
+        """The rows that fit the header, and by number those that do not."""
+        # pyarrow cannot tell of a row to leave out that is not UTF-8. Latin-1 is any bytes.
+        encoding = "utf8" if _is_utf8(data) else "latin-1"
+        misfits: dict[int, tuple[str, str]] = {}
+        n_above = 0 if self.start else self.blank_lines
+
+        def left_out(row: pyarrow.csv.InvalidRow) -> str:
+            # Rows are numbered from the first line above the header, which is row 1.
+            text = row.text if encoding == "utf8" else _text_of(row.text.encode(encoding))
+            reason = "other number of fields than the header"
+            misfits[row.number - 2 - n_above] = (reason, show(text)[:2000])
+            return "skip"
+
+        # A line in place of the header keeps what looks like a byte order mark in the first row.
+        head = b"-\n" if self.start else b""
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(head + data if head else data),
+            pyarrow.csv.ReadOptions(
+                use_threads=False,
+                block_size=_BLOCK_BYTES,
+                column_names=self.columns,
+                skip_rows=n_above,
+                skip_rows_after_names=1,
+                encoding=encoding,
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=self.separator, newlines_in_values=True, invalid_row_handler=left_out
+            ),
+            pyarrow.csv.ConvertOptions(
+                check_utf8=False,
+                column_types=_schema(self.columns),
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+        if encoding != "utf8":
+            bytes_of = [
+                [None if cell is None else cell.encode(encoding) for cell in column.to_pylist()]
+                for column in table.columns
+            ]
+            texts = [pc.cast(pa.array(c, pa.binary()), pa.string(), safe=False) for c in bytes_of]
+            table = pa.table(texts, schema=table.schema)
+        return table, misfits
+
+    def _check_closed(self, data: bytes, table: pa.Table) -> None:
+        """Raises where a quote opens in the last row and is never closed: it holds the rest."""
+        cell = _last(table)[self.columns[-1]]
+        if (
+            isinstance(cell, str)
+            and ("\n" in cell or "\r" in cell)
+            and len(quotes(data, self.separator)) % 2
+        ):
+            raise DataError(
+                f"{self.file.path}: found a quote that opens in the last row, "
+                f"{compact(_last(table))[:200]}, and is never closed, expected one at the end of "
+                "its field. Close it, and write two quotes for one inside of a field."
+            )
+
+
+def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_bytes: int) -> Split:
     """All rows of CSV files with the same columns, as text.
 
     A row with another number of fields than the header, or with bytes that are not UTF-8, is a
@@ -34,94 +148,63 @@ def read_csv(files: list[str], source: Source) -> SourceRows:
         DataError: a file has no header that can be used or no rows, its separator is in doubt, a
             quote is never closed, or the columns of two files differ.
     """
-    tables, faults, notices, n_rows = [], {}, [], 0
-    columns: list[str] = []
-    for file in files:
-        separator = _separator(file, source)
-        found = _header(file, separator)
-        columns = columns or found
-        if set(found) != set(columns):
+    cut = in_order(each, _pieces, (source, piece_bytes), files)
+    columns, notices = cut[0][0].columns, []
+    for file, (piece, *_) in zip(files, cut, strict=True):
+        if set(piece.columns) != set(columns):
             raise DataError(
-                f"{file}: found columns {found}, expected {columns} as in {files[0]}. "
-                "Give all files of a glob the same columns."
+                f"{file.path}: found columns {list(piece.columns)}, expected {list(columns)} as in "
+                f"{files[0].path}. Give all files of a glob the same columns."
             )
-        usual = "\t" if file.lower().endswith(".tsv") else ","
-        if separator != usual:
+        usual = "\t" if ending(file.path) == ".tsv" else ","
+        if piece.separator != usual:
             notices.append(
-                f"{os.path.basename(file)}: its fields are separated by {_SEPARATORS[separator]}, "
-                f"not {_SEPARATORS[usual]}; columns {', '.join(found)}"
+                f"{os.path.basename(file.path)}: its fields are separated by "
+                f"{_SEPARATORS[piece.separator]}, not {_SEPARATORS[usual]}; columns "
+                f"{', '.join(piece.columns)}"
             )
-        table, bad = _read(file, separator, found)
-        tables.append(table.select(columns))
-        faults.update({n_rows + row: fault for row, fault in bad.items()})
-        n_rows += table.num_rows
-    if not n_rows:
+    pieces = [piece for of_file in cut for piece in of_file]
+    counts = in_order(each, _count, None, pieces)
+    if not sum(counts):
         raise DataError(f"{source.path}: found no rows, expected at least one. Fill the file.")
-    table = pa.concat_tables(tables)
-    return SourceRows(table, faults, is_typed=False, notices=tuple(notices))
+    counted = tuple(replace(piece, n_rows=n) for piece, n in zip(pieces, counts, strict=True))
+    return Split(Layout(_schema(columns), is_typed=False), counted, tuple(notices))
 
 
-def _read(
-    file: str, separator: str, columns: list[str]
-) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
-    """The rows of one file; those that do not fit the header are null, and among the faults."""
-    misfits: dict[int, tuple[str, str]] = {}
+def _pieces(shared: tuple[Source, int], file: SourceFile) -> list[CsvPiece]:
+    """The pieces of a file, whose rows are not counted yet."""
+    source, piece_bytes = shared
+    separator = _separator(file, source)
+    columns, n_above = tuple(_header(file, separator)), _blank_lines(file)
+    with open_file(file) as stream:
+        starts, size = row_starts(stream, separator, piece_bytes, n_above)
+    bounds = list(itertools.pairwise([*starts, size]))
+    return [
+        CsvPiece(file, start, stop, separator, columns, n_above, stop == size)
+        for start, stop in bounds
+    ]
 
-    def left_out(row: pyarrow.csv.InvalidRow) -> str:
-        # Rows are numbered from the header, which is row 1.
-        reason = "other number of fields than the header"
-        misfits[row.number - 2] = (reason, show(row.text)[:2000])
-        return "skip"
 
+def _count(_: None, piece: CsvPiece) -> int:
+    """The number of rows of a piece, those that do not fit the header included."""
+    return int(piece.parsed()[0].num_rows)
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in columns])
+
+
+def _is_utf8(data: bytes) -> bool:
     try:
-        table = pyarrow.csv.read_csv(
-            file,
-            pyarrow.csv.ReadOptions(
-                use_threads=False,
-                block_size=_BLOCK_BYTES,
-                column_names=columns,
-                skip_rows=_blank_lines(file),
-                skip_rows_after_names=1,
-            ),
-            pyarrow.csv.ParseOptions(
-                delimiter=separator, newlines_in_values=True, invalid_row_handler=left_out
-            ),
-            pyarrow.csv.ConvertOptions(
-                check_utf8=False,
-                column_types=dict.fromkeys(columns, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{file}: found a file that cannot be read as CSV ({error}), expected rows of fields. "
-            "Quote fields that hold the separator, and save the file again."
-        ) from error
-    if table.num_rows and _ends_in_quotes(file, table):
-        raise DataError(
-            f"{file}: found a quote that opens in the last row, {compact(_last(table))[:200]}, and "
-            "is never closed, expected one at the end of its field. Close it, and write two quotes "
-            "for one inside of a field."
-        )
-    n_rows = table.num_rows + len(misfits)
-    places = np.setdiff1d(np.arange(n_rows), list(misfits))
-    if misfits:
-        at = np.full(n_rows, -1)
-        at[places] = np.arange(table.num_rows)
-        table = table.take(pa.array(at, mask=at < 0))
-    return table, misfits
-
-
-def _ends_in_quotes(file: str, table: pa.Table) -> bool:
-    """Whether the last field began with a quote that nothing closes; it holds the file's end."""
-    cell = _last(table)[table.column_names[-1]]
-    if not isinstance(cell, str) or not ("\n" in cell or "\r" in cell):
+        data.decode()
+    except UnicodeDecodeError:
         return False
-    with open(file, "rb") as stream:
-        stream.seek(-min(4096, os.path.getsize(file)), os.SEEK_END)
-        return not stream.read().rstrip(b"\r\n").endswith(b'"')
+    return True
+
+
+def _text_of(data: bytes) -> str:
+    """Bytes as text; those that are not UTF-8 are surrogates."""
+    return data.decode(errors="surrogateescape")
 
 
 def _last(table: pa.Table) -> dict[str, str | None]:
@@ -134,7 +217,7 @@ def _last(table: pa.Table) -> dict[str, str | None]:
     }
 
 
-def _separator(file: str, source: Source) -> str:
+def _separator(file: SourceFile, source: Source) -> str:
     """The separator of the fields: that with which all of the first rows have as many fields.
 
     Where several do, the one whose header has the columns that the source names.
@@ -160,44 +243,49 @@ def _separator(file: str, source: Source) -> str:
         if chosen:
             first, second = chosen[:2]
             raise DataError(
-                f"{file}: found that {_SEPARATORS[first]} and {_SEPARATORS[second]} both separate "
-                f"its rows into columns ({', '.join(fits[first][0])} or "
+                f"{file.path}: found that {_SEPARATORS[first]} and {_SEPARATORS[second]} both "
+                f"separate its rows into columns ({', '.join(fits[first][0])} or "
                 f"{', '.join(fits[second][0])}), expected one of them. Quote the fields that hold "
                 "the other, or save the file as JSONL or Parquet."
             )
-    return "\t" if file.lower().endswith(".tsv") else ","
+    return "\t" if ending(file.path) == ".tsv" else ","
 
 
-def _records(file: str, separator: str, n_rows: int) -> Iterable[list[str]]:
+def _records(file: SourceFile, separator: str, n_rows: int) -> Iterable[list[str]]:
     """The first rows of a file, the header first; bytes that are not UTF-8 are surrogates."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        with _text(file, newline="") as stream:
             rows = (row for row in csv.reader(stream, delimiter=separator) if row)
             return list(itertools.islice(rows, n_rows))
     finally:
         csv.field_size_limit(limit)
 
 
-def _blank_lines(file: str) -> int:
+def _text(file: SourceFile, newline: str | None = None) -> io.TextIOWrapper:
+    """A file as text; bytes that are not UTF-8 are surrogates."""
+    return io.TextIOWrapper(open_file(file), "utf-8-sig", "surrogateescape", newline)
+
+
+def _blank_lines(file: SourceFile) -> int:
     """How many lines are above the header."""
-    with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
+    with _text(file) as stream:
         return sum(1 for _ in itertools.takewhile(lambda line: line == "\n", stream))
 
 
-def _header(file: str, separator: str) -> list[str]:
+def _header(file: SourceFile, separator: str) -> list[str]:
     """Column names of a CSV file; a column without one gets the name that pandas gives it."""
     header, first = [*_records(file, separator, 2), [], []][:2]
     columns = [cell or f"Unnamed: {index}" for index, cell in enumerate(header)]
     twice = [cell for index, cell in enumerate(columns) if cell in columns[:index]]
     if twice or any(show(cell) != cell for cell in columns):
         raise DataError(
-            f"{file}: found the header {[show(cell) for cell in columns]}, expected "
+            f"{file.path}: found the header {[show(cell) for cell in columns]}, expected "
             "different names in UTF-8. Rename the columns in the file's first line."
         )
     if len(first) > len(columns):
         raise DataError(
-            f"{file}: found {len(first)} fields in the first row, expected the {len(columns)} of "
-            "the header. Name every column in the first line."
+            f"{file.path}: found {len(first)} fields in the first row, expected the "
+            f"{len(columns)} of the header. Name every column in the first line."
         )
     return columns

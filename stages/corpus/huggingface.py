@@ -1,4 +1,4 @@
-"""All use of the library `datasets`; no other module imports it.
+"""The library `datasets`, which no other module imports but `hub_sets`.
 
 It loads data sets of the hub and saved folders, finds the splits of a folder of files, and parses
 split expressions. Its errors become a DataError, and it prints nothing.
@@ -7,15 +7,18 @@ split expressions. Its errors become a DataError, and it prints nothing.
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from stages.corpus.cells import SourceRows, from_table, join
-from stages.corpus.source import ENDINGS, KINDS, Source
+from stages.corpus.cells import SourceRows
+from stages.corpus.pieces import Layout, Reading, Split, select
+from stages.corpus.source import ENDINGS, KINDS, Source, ending
 from stages.stage import DataError
 
 
@@ -27,13 +30,7 @@ def load_hub(source: Source) -> Any:
     """
     import datasets
 
-    advice = "Correct path, name or revision, and log in if the data set is private."
-    if datasets.config.HF_HUB_OFFLINE:
-        advice = (
-            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
-            "point path to a local copy."
-        )
-    with quiet(), as_data_error(source, advice):
+    with quiet(), as_data_error(source, advice()):
         found = datasets.load_dataset(
             source.path, source.name, split=source.split, revision=source.revision
         )
@@ -47,19 +44,79 @@ def load_hub(source: Source) -> Any:
     )
 
 
-def load_saved(path: str, source: Source) -> SourceRows:
-    """The rows that the source's split expression selects of a folder that `save_to_disk` wrote."""
+def advice() -> str:
+    """What to do about a data set of the hub that cannot be loaded."""
+    import datasets
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return (
+            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
+            "point path to a local copy."
+        )
+    return "Correct path, name or revision, and log in if the data set is private."
+
+
+def saved_splits(path: str, source: Source, piece_bytes: int) -> dict[str, Callable[[], Split]]:
+    """The splits of a folder that `save_to_disk` wrote, as functions that cut them into pieces."""
+    return {
+        name: partial(_split, DatasetPiece(source, path, name), rows, piece_bytes)
+        for name, rows in _saved(source, path).items()
+    }
+
+
+def hub_split(source: Source, piece_bytes: int) -> Split:
+    """The rows of a data set of the hub, or in its cache, as pieces; see `load_hub`."""
+    return _split(DatasetPiece(source), load_hub(source), piece_bytes)
+
+
+@dataclass(frozen=True)
+class DatasetPiece:
+    """Rows of a data set that `datasets` opens; they lie in Arrow files, which are mapped."""
+
+    source: Source
+    folder: str | None = None
+    """A folder that `save_to_disk` wrote; None for the hub."""
+    split: str = ""
+    start: int = 0
+    n_rows: int = 0
+
+    def read(self, layout: Layout) -> SourceRows:
+        """The rows; those with bytes that are not UTF-8 are among the faults."""
+        opened = _opened(self.source, self.folder)
+        dataset = opened[self.split] if self.folder is not None else opened
+        with quiet(), as_data_error(self.source, "Write the data set again."):
+            table = dataset.with_format("arrow")[self.start : self.start + self.n_rows]
+        return layout.rows(table.replace_schema_metadata(None))
+
+
+def _split(piece: DatasetPiece, dataset: Any, piece_bytes: int) -> Split:
+    """All rows of a `datasets.Dataset` as pieces."""
+    names = class_names(dataset.features.get(piece.source.label))
+    n_rows = len(dataset)
+    step = max(1, n_rows * piece_bytes // max(dataset.data.nbytes, piece_bytes))
+    pieces = [
+        replace(piece, start=start, n_rows=min(step, n_rows - start))
+        for start in range(0, n_rows, step)
+    ]
+    schema = dataset.with_format("arrow")[:0].schema.remove_metadata()
+    return Split(Layout(schema, class_names=names), tuple(pieces))
+
+
+@lru_cache(maxsize=1)
+def _opened(source: Source, folder: str | None) -> Any:
+    """The data set of a source, which stays open for its next piece."""
+    return load_hub(source) if folder is None else _saved(source, folder)
+
+
+def _saved(source: Source, path: str) -> dict[str, Any]:
+    """The splits of a folder that `save_to_disk` wrote."""
     import datasets
 
     with quiet(), as_data_error(source, "Write the folder again with save_to_disk."):
         saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.Dataset):
-        saved = {str(saved.split or "train"): saved}
-
-    def reader(dataset: Any) -> Callable[[], SourceRows]:
-        return lambda: from_dataset(dataset, source)
-
-    return select(source, {str(split): reader(rows) for split, rows in saved.items()})
+        return {str(saved.split or "train"): saved}
+    return {str(split): rows for split, rows in saved.items()}
 
 
 def as_dataset(rows: pa.Table) -> Any:
@@ -69,27 +126,22 @@ def as_dataset(rows: pa.Table) -> Any:
     return datasets.Dataset(datasets.table.InMemoryTable(rows))
 
 
-def from_dataset(dataset: Any, source: Source) -> SourceRows:
-    """All rows of a `datasets.Dataset`; those with bytes that are not UTF-8 are in `faults`."""
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a column, by what `datasets` has as its type."""
     import datasets
 
-    loaded = from_table(dataset.with_format("arrow")[:])
-    feature = dataset.features.get(source.label)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return loaded._replace(class_names=names)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> SourceRows:
-    """The rows that the source's split expression selects; only the splits it names are read.
+def choose(source: Source, splits: Mapping[str, Callable[[], Split]]) -> Reading:
+    """The rows that the source's split expression selects; only the splits it names are looked at.
 
-    `splits` maps the name of each split to a function that reads its rows.
+    `splits` maps the name of each split to a function that gives its pieces.
 
     Raises:
         DataError: the expression is malformed, names an unknown split, or is missing though there
             are several splits.
     """
-    import datasets
-
     found = ", ".join(splits)
     expression = source.split or (next(iter(splits)) if len(splits) == 1 else None)
     if expression is None:
@@ -98,46 +150,59 @@ def select(source: Source, splits: Mapping[str, Callable[[], SourceRows]]) -> So
             f"Set split, for example split: {next(iter(splits))}."
         )
     expression = "+".join(splits) if expression == "all" else expression
-    named = [re.split(r"[\[(]", part.strip())[0] for part in expression.split("+")]
+    terms = [term.strip() for term in expression.split("+")]
+    named = [re.split(r"[\[(]", term)[0] for term in terms]
     unknown = [name for name in named if name not in splits]
     if unknown:
         raise DataError(
             f"{source.path}: found the splits {found}, expected {unknown[0]!r} among them. "
             "Correct split; a file or glob is one split, train."
         )
-    loaded = {name: splits[name]() for name in dict.fromkeys(named)}
+    looked_at = {name: splits[name]() for name in dict.fromkeys(named)}
+    n_rows = {name: split.n_rows for name, split in looked_at.items()}
+    if terms == named:
+        return select(source, looked_at, [(name, 0, n_rows[name]) for name in named])
+    import datasets  # A second that whole splits need not pay for.
+
     try:
         instruction = datasets.ReadInstruction.from_spec(expression)
-        pieces = instruction.to_absolute({k: v.table.num_rows for k, v in loaded.items()})
+        parts = instruction.to_absolute(n_rows)
     except (ValueError, AssertionError) as error:
         raise DataError(
             f"{source.path}: found the split expression {expression!r} ({error}), expected one "
             "such as train, train[:1000] or train[:50%]. Correct split."
         ) from error
-    parts, faults, offset = [], {}, 0
-    for piece in pieces:
-        whole = loaded[piece.splitname]
-        start, stop = piece.from_ or 0, piece.to
-        stop = whole.table.num_rows if stop is None else min(stop, whole.table.num_rows)
-        part = whole._replace(table=whole.table.slice(start, max(stop - start, 0)))
-        parts.append(part)
-        for row, fault in whole.faults.items():
-            if start <= row < stop:
-                faults[row - start + offset] = fault
-        offset += part.table.num_rows
-    try:
-        joined = join(parts)
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{source.path}: found splits whose columns do not fit together ({error}), expected "
-            "one type of a column in all of them. Name one split, or write them again."
-        ) from error
-    notices = tuple(notice for rows in loaded.values() for notice in rows.notices)
-    return joined._replace(faults=faults, notices=notices)
+    chosen = [
+        (part.splitname, part.from_ or 0, n_rows[part.splitname] if part.to is None else part.to)
+        for part in parts
+    ]
+    return select(source, looked_at, chosen)
 
 
-def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
-    """The data files of a folder by split, which `load_dataset` infers from their names.
+def split_names(names: Sequence[str], source: Source) -> dict[str, list[str]]:
+    """The data files among `names`, relative to their folder, by split; see `split_folder`.
+
+    Raises:
+        DataError: there are no data files, or a file has the name of a folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Files without content: `datasets` would list an object store again for every pattern.
+        for name in names:
+            place = Path(folder, name)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch(exist_ok=False)
+            except OSError as error:
+                raise DataError(
+                    f"{source.path}: found {name}, which is the name of a folder, too, expected "
+                    f"names that a disk can have. Write a pattern such as {source.path}/*.parquet."
+                ) from error
+        splits = split_folder(folder, source)
+        return {s: [os.path.relpath(f, folder) for f in files] for s, files in splits.items()}
+
+
+def split_folder(folder: str, source: Source) -> dict[str, list[str]]:
+    """The data files of a local folder by split, which `load_dataset` infers from their names.
 
     The names of the folder itself and of those above it count for nothing.
 
@@ -155,7 +220,7 @@ def files_by_split(folder: str, source: Source) -> dict[str, list[str]]:
             for split, globs in get_data_patterns(link).items():
                 files = map(str, DataFilesList.from_patterns(globs, base_path=link))
                 own = [os.path.join(folder, os.path.relpath(file, link)) for file in files]
-                found[str(split)] = sorted(f for f in own if Path(f).suffix.lower() in KINDS)
+                found[str(split)] = sorted(f for f in own if ending(f) in KINDS)
     found = {split: files for split, files in found.items() if files}
     if not found:
         raise DataError(

@@ -5,7 +5,6 @@ import glob
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.stage import ConfigError, CorpusTask, DataError
 
@@ -46,7 +45,8 @@ class Source:
 
     path: str
     """Id of a data set on the hub, a folder written by `save_to_disk`, a folder of data files, or
-    a Parquet, JSONL or CSV path or glob; relative to the folder of the YAML, as all inputs are."""
+    a Parquet, JSONL or CSV path or glob; relative to the folder of the YAML, as all inputs are. Or
+    a URL of files (`stages.corpus.source_files`)."""
     name: str | None = None
     """Configuration of a data set on the hub."""
     revision: str | None = None
@@ -158,9 +158,23 @@ class Source:
 
     @property
     def features_file(self) -> str | None:
-        """Path of the `.npy` file of the vectors; None where they are a column, or none."""
-        is_file = self.features is not None and self.features.lower().endswith(".npy")
+        """Path or URL of the `.npy` file of the vectors; None where they are a column, or none."""
+        is_file = self.features is not None and ending(self.features) == ".npy"
         return self.features if is_file else None
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is a URL, of an object store or a server."""
+    return "://" in path
+
+
+def ending(path: str) -> str:
+    """The ending of a file's name in lower case, such as `.csv`; a query of a URL is no part of it.
+
+    Nothing else of the path is looked at.
+    """
+    is_web = path.startswith(("http://", "https://"))
+    return os.path.splitext(re.split("[?#]", path)[0] if is_web else path)[1].lower()
 
 
 def local(path: str) -> str:
@@ -169,16 +183,16 @@ def local(path: str) -> str:
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` names something on disk; an existing path wins over a hub id of that name."""
+    """Whether a path, not a URL, names something on disk; an existing one wins over a hub id."""
     if glob.has_magic(path) or os.path.exists(local(path)) or path.startswith(("/", ".", "~")):
         return True
-    if Path(path).suffix.lower() in KINDS:
+    if ending(path) in KINDS:
         return True
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         raise DataError(
             f"{path}: found neither a file or folder of that name nor the form of a hub id, "
-            "expected owner/name, a local path or a glob. Correct path; for a file at a URL, "
-            "download it first."
+            "expected owner/name, a local path or glob, or the URL of files (s3://, gs://, "
+            "abfs://, https://). Correct path."
         )
     return False
 

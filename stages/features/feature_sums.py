@@ -12,9 +12,11 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from stages.reading.feature_rows import shard_features
+from stages.capabilities import Merges
+from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.outer_products import Sums, add, to_rows
-from stages.stage import ConfigError, Cost, Inputs, Merges, Rows, Split, Work
+from stages.reading.vectors import matrix_of
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Work
 from stages.surrogate.primal_tables import FEATURE_SUMS, add_rows
 from storage.schema import TableSpec
 
@@ -63,10 +65,19 @@ class FeatureSums(Merges):
     def compute(self, inputs: Inputs) -> Rows:
         """Sums over the examples of some shards; no rows where none has features."""
         total: dict[str, Sums] = {}
+        is_told = False
         for tables in zip(*(inputs.by_shard(name, "example") for name in self.kernel), strict=True):
             for part in range(self.parts):
-                _, rows = shard_features(tables, self.normalize, part, self.parts)
+                ids, rows = shard_features(tables, self.normalize, part, self.parts)
                 add_rows(total, str(part), rows)
+            length = sum(matrix_of(table["vector"]).shape[1] for table in tables if len(ids))
+            if length // self.parts > LONGEST and not is_told:
+                is_told = True
+                inputs.tell(
+                    f"vectors of {length // self.parts} numbers are sketched to {LONGEST}, which "
+                    f"moves their kernel by {(2 / LONGEST) ** 0.5:.1%} of its diagonal at most, on "
+                    "average"
+                )
         if total:
             yield FEATURE_SUMS.name, to_rows(total)
 
@@ -78,7 +89,7 @@ class FeatureSums(Merges):
 
     def cost(self, work: Work) -> Cost:
         """One product of half a matrix for every row; a partial result for eight shards."""
-        dim = work.dim * len(self.kernel) // self.parts
+        dim = min(LONGEST, work.dim * len(self.kernel) // self.parts)
         matrix_bytes = 8 * dim**2 * self.parts
         n_parts = -(-work.n_shards // self.shards_per_part)
         return Cost(

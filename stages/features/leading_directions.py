@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.reading.feature_rows import LONGEST
 from stages.reading.outer_products import read_sums
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from stages.tables import DIRECTION
@@ -58,8 +59,8 @@ class LeadingDirections(Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The sums of outer products."""
-        return (self.sums,)
+        """The feature tables, by name, and the sums of their outer products."""
+        return (*self.kernel, self.sums)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
@@ -139,7 +140,7 @@ class LeadingDirections(Stage):
 
     def cost(self, work: Work) -> Cost:
         """An eigendecomposition."""
-        dim = work.dim * len(self.kernel)
+        dim = min(LONGEST, work.dim * len(self.kernel))
         return Cost(
             flops=10.0 * dim**3,
             written_bytes=8 * dim * min(self.dim, dim),

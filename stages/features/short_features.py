@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.reading.feature_rows import shard_features
+from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
+from stages.surrogate.default_kernel import asked_features
 from storage.schema import TableSpec
 
 SHORT_FEATURES = TableSpec(
@@ -52,9 +53,9 @@ class ShortFeatures(Stage):
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Directions of these tables."""
+        """Directions of these tables, and features that were chosen by size."""
         fields = {"kernel": list(self.kernel), "normalize": self.normalize, "dim": self.dim}
-        return {self.directions: fields}
+        return {**asked_features(self.kernel), self.directions: fields}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses directions of other vectors.
@@ -101,7 +102,7 @@ class ShortFeatures(Stage):
 
     def cost(self, work: Work) -> Cost:
         """One product of every row with the directions."""
-        n_rows, length = work.n_examples + work.n_queries, work.dim * len(self.kernel)
+        n_rows, length = work.n_examples + work.n_queries, min(LONGEST, work.dim * len(self.kernel))
         dim = min(self.dim, length)
         return Cost(
             flops=2.0 * n_rows * length * dim,

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.game.coalitions import Design, add_unit
+from stages.game.coalitions import WIDE_NUMBERS, Design, add_unit
 from stages.game.fields import GameFields
 from stages.game.game import Game
 from stages.game.least_squares import SHORT
@@ -161,9 +161,10 @@ class Valuation(GameFields):
         is_dense = self.engine_for(n) == "prefix_cholesky"
         dim = None if is_dense else max(1, work.dim)
         if self.sampling == "stratified":
-            costs = coalition_costs(n, width, dim, self.utilities)
+            sizes, counts = _sizes(n)
+            costs = coalition_costs(n, width, dim, self.utilities, sizes)
             # What a pilot says of a corpus is not known yet: between both ends of what was seen.
-            usual = (np.arange(n + 1) + 1.0) ** -0.6 / np.sqrt(costs)
+            usual = counts * (sizes + 1.0) ** -0.6 / np.sqrt(costs)
             flops = 2 * self.coalitions * float(usual @ costs / usual.sum())
         else:
             reach, sizes = survival_of(n, self.truncation, self.survival), np.arange(n)
@@ -171,11 +172,15 @@ class Valuation(GameFields):
             judged = width * sum(OUTPUT_COST[name] for name in self.utilities)
             each = float((reach * (steps + judged)).sum())
             flops = 2 * orders_per_unit(n, self.sampling) * each
-        memory = 32 * n**2 + 8 * n * width if dim is None else 24 * dim**2 + 8 * dim * width
-        note = "prefix Cholesky" if is_dense else "recursive least squares"
-        return Cost(flops=flops, memory_bytes=memory, note=note)
+        memory = 32 * n**2 + 8 * n * width
+        if dim is not None:
+            memory = 100 * dim**2 + 8 * dim * width + 40 * WIDE_NUMBERS
+        memory += n * (100 + 8 * work.n_classes)
+        return Cost(flops=flops, memory_bytes=memory, note=self.how(n))
 
 
+MANY_SIZES = 100_000
+"""Sizes of coalitions whose costs are added up; of larger corpora a part stands for all."""
 OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
 """Time to turn one output into a utility, in multiplications; seen on one core."""
 ROW_COST = 120
@@ -184,13 +189,28 @@ float32 and 150 for float16."""
 
 
 def coalition_costs(
-    n: int, width: int, dim: int | None, utilities: tuple[Utility, ...]
-) -> Float[np.ndarray, " sizes_and_one"]:
-    """Multiplications for the marginals of all examples to one coalition of each size 0 to n."""
-    sizes = np.arange(n + 1.0)
+    n: int,
+    width: int,
+    dim: int | None,
+    utilities: tuple[Utility, ...],
+    sizes: Float[np.ndarray, " sizes"] | None = None,
+) -> Float[np.ndarray, " sizes"]:
+    """Multiplications for the marginals of all examples to one coalition of each of the sizes.
+
+    By default of each size 0 to n.
+    """
+    sizes = np.arange(n + 1.0) if sizes is None else sizes
     judged = n * width * sum(OUTPUT_COST[name] for name in utilities)
     if dim is None:
-        return judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2
+        return np.asarray(judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2)
     rank = np.where(sizes < SHORT * dim, sizes, dim)
     seen = n * (dim * (rank + width + ROW_COST) + rank * width)
     return np.asarray(judged + seen + sizes * dim * rank)
+
+
+def _sizes(n: int) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, " sizes"]]:
+    """Sizes of coalitions of n examples, all or some, and how many sizes each stands for."""
+    if n <= MANY_SIZES:
+        return np.arange(n + 1.0), np.ones(n + 1)
+    sizes = np.unique(np.geomspace(1, n + 1, MANY_SIZES).round()) - 1
+    return sizes, np.diff(np.append(sizes, n + 1.0))

@@ -30,7 +30,6 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from stages.model.batches import Tokens, pad
 from stages.model.chats import lay_out
@@ -235,6 +234,9 @@ def measurement_of(
         ModelError: the tokenizer has tokens that the network does not know.
         ConfigError: `max_length` is above the positions of the network.
     """
+    # Imported here: it takes seconds, which stages that run no model are spared.
+    from transformers import PreTrainedModel
+
     whole: Any = next(part for part in network.modules() if isinstance(part, PreTrainedModel))
     refuse_unknown_tokens(model, tokenizer, whole.get_input_embeddings().num_embeddings)
     longest = longest_row(whole, tokenizer)

@@ -7,7 +7,6 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from stages.model.adapters import adapted
 from stages.model.hub import as_model_error, quiet, resolve
@@ -223,6 +222,9 @@ def _refuse_missing(model: ModelSpec, missing: Any, advice: str) -> None:
 
 def without_pooler(config: Any) -> dict[str, bool]:
     """The keyword argument that leaves out an unused pooler, for architectures that have it."""
+    # Imported here: it takes a while, which stages that run no model are spared.
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
     network_class: Any = MODEL_MAPPING[type(config)]
     accepted = inspect.signature(network_class).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}

@@ -111,10 +111,7 @@ class Continuation(RunsModel, Stage):
     def open(self, inputs: Inputs) -> ContinuationState:
         """The model, and the corpus's document frequencies."""
         measurement = load_measurement(self.model, inputs)
-        texts = inputs.table("text", "example")
-        if texts.num_rows > DOCUMENTS:
-            drawn = np.random.default_rng(self.seed).permutation(texts.num_rows)[:DOCUMENTS]
-            texts = texts.take(pa.array(np.sort(drawn)))
+        texts = drawn_documents(inputs, self.seed)
         frequencies: Counter[int] = Counter()
         for row in measurement.tokenise(texts).columns["input_ids"]:
             frequencies.update(set(row))
@@ -223,6 +220,23 @@ class Continuation(RunsModel, Stage):
         if self.words is None:
             scored = sorted(scored, key=lambda row: (-row[2], row[0]))[: self.positions]
         return sorted((at, tf_idf) for at, _, tf_idf in scored)
+
+
+def drawn_documents(inputs: Inputs, seed: int) -> pa.Table:
+    """The text of the examples, or of `DOCUMENTS` of them, drawn with `seed`.
+
+    Read shard by shard, once to count and once to take.
+    """
+    n = sum(shard.num_rows for shard in inputs.by_shard("text", "example"))
+    drawn = np.arange(n)
+    if n > DOCUMENTS:
+        drawn = np.sort(np.random.default_rng(seed).permutation(n)[:DOCUMENTS])
+    parts, first = [], 0
+    for shard in inputs.by_shard("text", "example"):
+        own = slice(*np.searchsorted(drawn, [first, first + shard.num_rows]))
+        parts.append(shard.take(pa.array(drawn[own] - first)))
+        first += shard.num_rows
+    return pa.concat_tables(parts)
 
 
 def next_words(

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.reading.answered_rows import answered_rows, shards_of_examples
+from stages.reading.feature_rows import LONGEST, sketched_lengths
 from stages.reading.outer_products import read_sums
 from stages.reading.supervision import no_answer
 from stages.reading.vectors import evenly, matrix_of
@@ -120,6 +121,7 @@ class KernelFit(Stage):
                 "offset": offsets[0],
                 "scales": scales,
                 "n_examples": n,
+                "dim": len(fits[0].eigenvalues),
                 "ridge_errors": tried,
             },
         }
@@ -136,7 +138,7 @@ class KernelFit(Stage):
 
     def cost(self, work: Work) -> Cost:
         """An eigendecomposition per part, and the errors of some examples."""
-        dim = work.dim * len(self.kernel) // self.parts
+        dim = min(LONGEST, work.dim * len(self.kernel) // self.parts)
         n = min(work.n_examples, RIDGE_ROWS) if self.ridge == "auto" else 0
         n_outputs = max(1, work.n_classes)
         ridges = 2.0 * n * dim * len(RIDGE_GRID) * (n_outputs + self.parts)
@@ -168,7 +170,9 @@ class KernelFit(Stage):
             DataError: all vectors of a table are zero.
         """
         n_tables = len(self.kernel)
-        widths = [len(products)] if n_tables == 1 else [self._width(inputs, t) for t in self.kernel]
+        widths = [len(products)]
+        if n_tables > 1:
+            widths = sketched_lengths([self._width(inputs, table) for table in self.kernel])
         squares = [
             float(one.sum()) * n_tables / n for one in torch.split(products.diagonal(), widths)
         ]

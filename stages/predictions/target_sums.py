@@ -13,9 +13,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from stages.capabilities import Merges
 from stages.reading.answered_rows import answered_rows, shards_of_examples
+from stages.reading.feature_rows import LONGEST
 from stages.reading.outer_products import Sums, add, to_rows
-from stages.stage import Cost, DataError, Inputs, Merges, Rows, Split, Work
+from stages.stage import Cost, DataError, Inputs, Rows, Split, Work
 from stages.surrogate.primal_tables import (
     TARGET_SUMS,
     UNANSWERED_SUMS,
@@ -96,7 +98,7 @@ class TargetSums(Merges):
 
     def cost(self, work: Work) -> Cost:
         """One product of every row with its targets; no more where all examples have an answer."""
-        dim = work.dim * len(self.kernel)
+        dim = min(LONGEST, work.dim * len(self.kernel))
         n_outputs = max(1, work.n_classes)
         return Cost(
             flops=2.0 * work.n_examples * dim * (n_outputs + 1),

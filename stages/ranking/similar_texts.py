@@ -30,8 +30,8 @@ TABLES = {"embedding": "embedding", "spectrum": "support", "freeshap": "shapley_
 """The table that each kind reads."""
 PAIRS = 2000
 """Pairs of examples drawn for the quantile of distances."""
-BLOCK = 65_536
-"""Examples whose distances are computed at a time."""
+BLOCK, DISTANCES = 65_536, 2**24
+"""Most examples, and most distances, that are computed at a time."""
 
 
 def cut_off(vectors: np.ndarray, quantile: float, seed: int) -> float:
@@ -60,7 +60,7 @@ def nearest(
 
     Distances are those of the vectors in the table `source`; equal ones stand by id.
     `is_left_out(query_id, example_ids)` marks examples that must not be listed. Cost 2 queries
-    examples dim. Memory: a block of examples.
+    examples dim. Memory: a block of examples, 48 bytes a distance.
     """
     query_rows = inputs.table(source, "query")
     query_rows = query_rows.filter(pc.is_in(query_rows["id"], pa.array(query_ids)))
@@ -68,8 +68,9 @@ def nearest(
     examples = inputs.vectors(source, "example")
     best = torch.full((len(queries), 0), torch.inf, dtype=torch.float64)
     ids = torch.zeros(len(queries), 0, dtype=torch.int64)
-    for start in range(0, len(examples.ids), BLOCK):
-        part = slice(start, start + BLOCK)
+    width = min(BLOCK, max(1, DISTANCES // max(1, len(queries))))
+    for start in range(0, len(examples.ids), width):
+        part = slice(start, start + width)
         rows = torch.from_numpy(np.array(examples.matrix[part], dtype=np.float32))
         distances = torch.cdist(queries, rows).double()
         part_ids = np.array(examples.ids[part])

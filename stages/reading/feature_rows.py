@@ -11,6 +11,9 @@ from torch import Tensor
 from stages.reading.vectors import matrix_of
 from stages.stage import DataError, Vectors
 
+LONGEST = 4096
+"""Most numbers of the vectors that `shard_features` gives: matrices with that side take 134 MB."""
+
 
 class FeatureRows:
     """Feature vectors of several tables side by side, read from memory maps as they are needed.
@@ -66,7 +69,7 @@ def shard_features(
 
     Each vector is cut into `n_parts` equal parts, of which number `part` is taken, and then scaled
     as by `FeatureRows`; without `scales`, tables that are not of unit length keep their own. In
-    float64.
+    float64. Of more than `LONGEST` numbers, a sketch of `LONGEST` is taken.
 
     Raises:
         DataError: a table's vectors cannot be cut so.
@@ -76,7 +79,7 @@ def shard_features(
         ids = np.intersect1d(ids, table["id"].to_numpy())
     if not len(ids):
         return np.zeros(0, np.int64), torch.zeros(0, 0, dtype=torch.float64)
-    vectors = []
+    vectors, lengths = [], []
     for table in tables:
         matrix = matrix_of(table["vector"])
         width, rest = divmod(matrix.shape[1], n_parts)
@@ -85,9 +88,41 @@ def shard_features(
         vectors.append(
             Vectors(table["id"].to_numpy(), matrix[:, part * width : (part + 1) * width])
         )
+        lengths.append(width)
     ids = np.sort(ids)
     rows = FeatureRows(vectors, ids, is_unit, torch.float64, scales or [1.0] * len(tables))
-    return ids, rows(torch.arange(len(ids)))
+    return ids, sketched(rows(torch.arange(len(ids))), lengths)
+
+
+def sketched_lengths(lengths: Sequence[int]) -> list[int]:
+    """How many numbers `sketched` leaves of each table, whose vectors have these lengths."""
+    if sum(lengths) <= LONGEST:
+        return list(lengths)
+    return [min(length, LONGEST // len(lengths)) for length in lengths]
+
+
+def sketched(
+    rows: Float[Tensor, "rows dim"], lengths: Sequence[int]
+) -> Float[Tensor, "rows shorter"]:
+    """Rows of tables side by side, of which no more than `LONGEST` numbers are left.
+
+    Each number of a longer table is added, with a random sign, to one of the numbers that are left,
+    to each of them as many: inner products stay what they are on average, with a standard deviation
+    of at most sqrt(2 / LONGEST) of the vectors' lengths. The draws depend on the length alone.
+    Source: Charikar, Chen and Farach-Colton 2004, doi:10.1016/S0304-3975(03)00400-6.
+    """
+    parts = []
+    tables = torch.split(rows, list(lengths), 1)
+    for part, length in zip(tables, sketched_lengths(lengths), strict=True):
+        n_numbers = part.shape[1]
+        if length < n_numbers:
+            drawn = np.random.default_rng(n_numbers)
+            place = torch.from_numpy(drawn.permutation(n_numbers) % length)
+            sign = torch.from_numpy(drawn.integers(0, 2, n_numbers) * 2.0 - 1.0)
+            left = torch.zeros(len(part), length, dtype=part.dtype)
+            part = left.index_add_(1, place, part * sign.to(part.dtype))
+        parts.append(part)
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def not_a_multiple(length: int, n_parts: int) -> DataError:

@@ -19,8 +19,6 @@ from storage.schema import TableSpec
 FEATURE_SUMS = TableSpec(name="feature_sums", schema=SCHEMA, key=KEY)
 """Rows as in `stages.reading.outer_products`; a block is a part of the vectors, named by its
 number."""
-LONGEST = 4096
-"""Most numbers of a part: its sums then take 67 MB, and a merge of eight 0.7 GB."""
 
 TARGET_SUMS = TableSpec(
     name="target_sums",
@@ -98,17 +96,11 @@ def add_rows(total: dict[str, Sums], name: str, rows: Float[Tensor, "rows dim"])
     """Adds the outer products of `rows` to the sums of the part `name`, which begin at zero.
 
     Raises:
-        DataError: vectors are longer than `LONGEST`, or of another length than before.
+        DataError: vectors are of another length than before.
     """
     if not len(rows):
         return
     dim = rows.shape[1]
-    if dim > LONGEST:
-        raise DataError(
-            f"features: found vectors of {dim} numbers, all tables side by side, expected at most "
-            f"{LONGEST}, as their sums have the square of that. Name shorter ones, such as "
-            "embedding with layer: last."
-        )
     if name not in total:
         zeros = torch.zeros(dim, dim, dtype=torch.float64)
         total[name] = Sums(0, torch.zeros(dim, dtype=torch.float64), zeros)

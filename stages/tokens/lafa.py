@@ -17,16 +17,26 @@ Source: Zhang et al. 2022, arXiv:2204.10893.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from jaxtyping import Int64
 
 from stages.model.offsets import token_offsets
-from stages.ranking.similar_texts import TABLES, Kind, cut_off, nearest, of_spectrum, of_values
+from stages.ranking.similar_texts import (
+    DISTANCES,
+    TABLES,
+    Kind,
+    cut_off,
+    nearest,
+    of_spectrum,
+    of_values,
+)
+from stages.reading.supervision import answered_rows_of
 from stages.saliency.cost import gradient_cost
 from stages.saliency.from_embeddings import FromEmbeddings, Targets
 from stages.saliency.outputs import (
@@ -47,10 +57,9 @@ class LafaState(NamedTuple):
     """What a worker opens once and uses for all blocks: the model, the examples, the cut-off."""
 
     embedded: FromEmbeddings
-    text: pa.Table
-    """The table `text` of the examples, ascending by id."""
-    labels: dict[int, int]
-    """The label of each example, by its id; empty unless `same_class` is set."""
+    labelled: Int64[np.ndarray, " labelled"]
+    """Ids, ascending, of the examples that have a label; empty unless `same_class` is set."""
+    labels: Int64[np.ndarray, " labelled"]
     radius: float
     """The largest distance of a neighbour from the query; infinite where there is no cut-off."""
 
@@ -112,20 +121,20 @@ class Lafa(TokenStage):
         return (*tables, "label") if self.same_class else tables
 
     def open(self, inputs: Inputs) -> LafaState:
-        """The model, the texts and labels of the examples, and the distance of the cut-off."""
+        """The model, for `same_class` the examples' labels, and the distance of the cut-off."""
         embedded = load_embedded(self.model, inputs)
-        text = inputs.table("text", "example")
-        text = text.filter(pc.equal(text["role"], "example")).sort_by("id")
-        labels: dict[int, int] = {}
+        labelled = labels = np.zeros(0, np.int64)
         if self.same_class:
-            table = inputs.table("label", "example").select(["id", "label"]).drop_null()
-            labels = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+            shards = inputs.by_shard("label", "example")
+            columns = [shard.select(["id", "label"]).drop_null() for shard in shards]
+            table = pa.concat_tables(columns).sort_by("id")
+            labelled, labels = table["id"].to_numpy(), table["label"].to_numpy()
         radius = float("inf")
         if self.neighbours == "embedding" and self.quantile is not None:
             radius = cut_off(
                 inputs.vectors(self._source, "example").matrix, self.quantile, self.seed
             )
-        return LafaState(embedded, text, labels, radius)
+        return LafaState(embedded, labelled, labels, radius)
 
     def compute(self, inputs: Inputs) -> Rows:
         """Token scores of one block of queries."""
@@ -134,7 +143,7 @@ class Lafa(TokenStage):
         explained = read_outputs(embedded, inputs, self.token_budget, self.continuation)
         similar = self._similar(inputs, state, explained)
         query_scores = self._scores(embedded, explained)
-        neighbours, row_of = self._neighbours(state, explained, similar)
+        neighbours, row_of = self._neighbours(inputs, explained, similar)
         neighbour_scores = self._scores(embedded, neighbours)
         scored = []
         for row in range(explained.n):
@@ -160,7 +169,10 @@ class Lafa(TokenStage):
     def cost(self, work: Work) -> Cost:
         """The cost of gradients of the queries and of `limit` neighbours for each."""
         count = self.scores.n_gradients * (1 + self.limit)
-        return gradient_cost(self.model, work, count, self.token_budget)
+        cost = gradient_cost(self.model, work, count, self.token_budget)
+        pairs = min(DISTANCES, work.n_queries * work.n_examples)
+        searched = 48 * pairs if self.neighbours == "embedding" else 0
+        return replace(cost, memory_bytes=cost.memory_bytes + searched)
 
     def _scores(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[np.ndarray]:
         """The scores m of the tokens of each row, with sum 1 where `normalize` is set."""
@@ -181,8 +193,10 @@ class Lafa(TokenStage):
         texts = [_texts_of(row) for row in text.to_pylist()]
         texts_of_query = dict(zip(text["id"].to_pylist(), texts, strict=True))
         examples_of: dict[tuple[str, str | None], list[int]] = {}
-        for row in state.text.select(["id", "text", "text_b"]).to_pylist():
-            examples_of.setdefault(_texts_of(row), []).append(row["id"])
+        for shard in inputs.by_shard("text", "example"):
+            equal = shard.filter(pc.is_in(shard["text"], text["text"].combine_chunks()))
+            for row in equal.select(["id", "text", "text_b"]).to_pylist():
+                examples_of.setdefault(_texts_of(row), []).append(row["id"])
         query_ids = sorted(set(explained.query_ids.tolist()))
         classes = dict(
             zip(explained.query_ids.tolist(), explained.targets.choice.tolist(), strict=True)
@@ -191,7 +205,10 @@ class Lafa(TokenStage):
         def is_left_out(query: int, examples: np.ndarray) -> np.ndarray:
             left_out = np.isin(examples, examples_of.get(texts_of_query[query], []))
             if self.same_class:
-                left_out |= [state.labels.get(i) != classes[query] for i in examples.tolist()]
+                rows, at = answered_rows_of(examples, state.labelled)
+                is_other = np.ones(len(examples), dtype=bool)
+                is_other[rows] = state.labels[at] != classes[query]
+                left_out |= is_other
             return np.asarray(left_out, dtype=bool)
 
         if self.neighbours == "embedding":
@@ -207,7 +224,7 @@ class Lafa(TokenStage):
         return chosen
 
     def _neighbours(
-        self, state: LafaState, explained: ExplainedOutputs, similar: dict[int, list[int]]
+        self, inputs: Inputs, explained: ExplainedOutputs, similar: dict[int, list[int]]
     ) -> tuple[ExplainedOutputs, dict[tuple[int, int, int], int]]:
         """The neighbours as rows, one for each pair of neighbour and explained output.
 
@@ -216,8 +233,8 @@ class Lafa(TokenStage):
         keys = sorted({key for row in range(explained.n) for key in _keys(explained, row, similar)})
         row_of = {key: row for row, key in enumerate(keys)}
         ids = np.array([example for example, _, _ in keys], np.int64)
-        text = state.text.take(np.searchsorted(state.text["id"].to_numpy(), ids))
-        embedded = state.embedded
+        text = _rows_of(inputs, ids)
+        embedded = inputs.opened.embedded
         tokens = embedded.measurement.tokenise(text, with_offsets=True)
         distribution = np.array([w for _, w, _ in keys], np.int64)
         choice = np.array([c for _, _, c in keys], np.int64)
@@ -241,6 +258,14 @@ def _keys(
     targets = explained.targets
     distribution, choice = int(targets.distribution[row]), int(targets.choice[row])
     return [(example, distribution, choice) for example in similar[int(explained.query_ids[row])]]
+
+
+def _rows_of(inputs: Inputs, ids: np.ndarray) -> pa.Table:
+    """The text of the examples `ids`, some of them several times, in that order."""
+    wanted = pa.array(np.unique(ids))
+    shards = inputs.by_shard("text", "example")
+    text = pa.concat_tables([shard.filter(pc.is_in(shard["id"], wanted)) for shard in shards])
+    return text.take(pc.index_in(pa.array(ids), text["id"].combine_chunks()))
 
 
 def _texts_of(row: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -156,7 +156,7 @@ def test_plan_of_a_finished_run_reuses_everything_and_writes_nothing(
     assert "at most 4" in told
     assert "In all at most about" in told
     printed = assay("plan", config)
-    assert "at most" not in printed.stdout
+    assert "In all about" in printed.stdout
     assert "48 examples, 16 queries, 2 rejected rows, 4 shards" in printed.stdout
     assert {p: p.stat().st_mtime_ns for p in config.parent.rglob("*")} == before
 
@@ -488,11 +488,12 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\nfrom click.testing import CliRunner\nfrom pipeline.cli import main\n"
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
         "assert CliRunner().invoke(main, ['run', '--help']).exit_code == 0\n"
-        "print(*sorted({'torch', 'ray', 'duckdb', 'transformers', 'datasets'} & set(sys.modules)))"
+        "heavy = {'torch', 'ray', 'transformers', 'datasets', 'duckdb', 'pyarrow', 'numpy'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     before = os.times().children_user
     assert python(code).split() == []
-    # Half a second of a core; the limit only tells it from the three that torch alone takes.
+    # An eighth of a second of a core; the limit only tells it from what torch alone takes.
     assert os.times().children_user - before < 2
 
 

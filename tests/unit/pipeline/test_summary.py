@@ -20,7 +20,7 @@ def test_defects_keep_their_traceback():
     ("count", "text"), [(0, ""), (999, "999 B"), (1500, "2 kB"), (2.5e9, "2 GB"), (7e15, "7000 TB")]
 )
 def test_bytes_are_rounded_for_people(count, text):
-    assert report._bytes(count) == text
+    assert terminal.bytes_text(count) == text
 
 
 def test_cells_round_numbers_and_cut_long_texts():

@@ -1,22 +1,16 @@
 """Where rows come from: files, globs, saved folders, a stand-in for the hub."""
 
-import hashlib
-import http.server
 import json
 import os
-import subprocess
-import sys
-import threading
-import urllib.parse
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from processes import run_code as run
+from whole_corpus import read
 
-from stages.corpus.ingest import read
 from stages.corpus.load import fingerprint, load
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
@@ -219,9 +213,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     message = error(Source(str(tmp_path / "*.parquet")))
     assert "found no file that the pattern matches" in message
     assert "Correct the pattern" in message
-    message = error(Source("https://example.org/a b"))
-    assert "expected owner/name, a local path or a glob" in message
-    assert "download it first" in message
+    message = error(Source("no hub id"))
+    assert "expected owner/name, a local path or glob, or the URL of files (s3://" in message
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
@@ -355,146 +348,4 @@ def test_sources_that_make_no_sense() -> None:
 def test_importing_is_fast() -> None:
     heavy = "{'datasets', 'torch', 'pandas'}"
     code = f"import sys, stages.corpus.ingest; print({heavy} & set(sys.modules))"
-    assert run(code, {}) == "set()\n"
-
-
-def run(code: str, environment: dict[str, str]) -> str:
-    """What a fresh interpreter prints: the hub client reads its settings at import."""
-    root = Path(__file__).parents[4]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, **environment, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the hub's interface that `load_dataset` asks for, for one small repository."""
-
-    protocol_version = "HTTP/1.1"
-    commit: ClassVar[str] = "a" * 40
-    files: ClassVar[dict[str, bytes]] = {
-        "README.md": b"# reviews\n",
-        "data/train-00000.jsonl": JSONL.encode(),
-        "data/test-00000.jsonl": b'{"text": "query", "label": 1}\n',
-    }
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-    def do_GET(self) -> None:
-        """Answers the repository's facts, its folders and its files."""
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        api = "/api/datasets/someone/reviews"
-        _, _, file = path.partition("/resolve/")
-        file = file.partition("/")[2]
-        if path.startswith("/datasets/someone/reviews/resolve/"):
-            if file not in self.files:
-                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-            tag = f'"{hashlib.sha1(self.files[file]).hexdigest()}"'
-            return self.answer(200, self.files[file], {"ETag": tag})
-        if path == api or path.startswith(f"{api}/revision/"):
-            names = [{"rfilename": name} for name in self.files]
-            facts = {"id": "someone/reviews", "sha": self.commit, "siblings": names}
-            return self.answer(200, json.dumps({**facts, "private": False, "tags": []}).encode())
-        if path.startswith(f"{api}/tree/"):
-            folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            return self.answer(200, json.dumps(self.entries(folder)).encode())
-        return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def entries(self, folder: str) -> list[dict[str, Any]]:
-        """One level of the repository."""
-        if not folder:
-            readme = {"type": "file", "path": "README.md", "size": 10, "oid": "b" * 40}
-            return [readme, {"type": "directory", "path": "data", "size": 0, "oid": "c" * 40}]
-        names = [name for name in self.files if name.startswith(f"{folder}/")]
-        return [
-            {"type": "file", "path": name, "size": len(self.files[name]), "oid": f"{at:040x}"}
-            for at, name in enumerate(names)
-        ]
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        """Sends one response."""
-        self.send_response(status)
-        facts = {"X-Repo-Commit": self.commit, "Content-Length": str(len(body))}
-        for name, value in {**facts, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    """Address of a hub with the data set someone/reviews."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-HUB_CODE = """
-from stages.corpus.ingest import read
-from stages.corpus.load import fingerprint
-from stages.corpus.source import Source
-from stages.stage import DataError
-source = Source("someone/reviews", split="train[:4]")
-corpus = read(source, "example")
-print(corpus.rows["text"].to_pylist(), corpus.rows["label"].to_pylist(), corpus.classes)
-print(fingerprint(source) == fingerprint(source))
-print(fingerprint(source) == fingerprint(Source("someone/reviews", split="train[:5]")))
-for wrong in (
-    Source("someone/reviews"),
-    Source("someone/reviews", split="dev"),
-    Source("someone/reviews", name="small", split="train"),
-    Source("someone/missing", split="train"),
-):
-    try:
-        read(wrong, "example")
-    except DataError as error:
-        print(error)
-"""
-
-
-def test_hub_data_sets(hub: str, tmp_path: Path) -> None:
-    environment = {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "0",
-    }
-    rows, same, other, *errors = run(HUB_CODE, environment).splitlines()
-    found = ["review 0", "review 1", "review 2", "review 3"]
-    assert rows == f"{found} [0, 1, 0, 1] ('0', '1')"
-    assert (same, other) == ("True", "False")
-    assert len(errors) == 4
-    assert "found the splits train, test, expected to be told which. Set split" in errors[0]
-    assert "Should be one of ['train', 'test']" in errors[1]
-    assert "BuilderConfig 'small' not found" in errors[2]
-    assert "'someone/missing' doesn't exist on the Hub" in errors[3]
-    assert "Correct path, name or revision" in errors[3]
-
-
-def test_hub_that_may_not_be_reached(tmp_path: Path) -> None:
-    code = """
-from stages.corpus.load import load
-from stages.corpus.source import Source
-from stages.stage import DataError
-try:
-    load(Source("someone/reviews", split="train"))
-except DataError as error:
-    print(error)
-"""
-    printed = run(code, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
-    assert "someone/reviews: found data that cannot be loaded" in printed
-    assert "HF_HUB_OFFLINE is set" in printed
-    assert "point path to a local copy" in printed
+    assert run(code) == "set()\n"

@@ -1,0 +1,157 @@
+"""Parquet files as pieces of whole row groups; a large group is cut into ranges of rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from stages.corpus.cells import SourceRows
+from stages.corpus.pieces import Each, Layout, Split, in_order
+from stages.corpus.source import Source
+from stages.corpus.source_files import SourceFile, open_file
+from stages.stage import DataError
+
+_BATCH_ROWS = 1 << 15
+_ROW_BYTES = 160
+"""Taken for the size of a row that is shorter: as Python's objects it is not."""
+
+
+@dataclass(frozen=True)
+class ParquetPiece:
+    """Rows of some consecutive row groups of a file."""
+
+    path: str
+    """Of the source, for errors."""
+    file: SourceFile
+    groups: tuple[int, ...]
+    start: int
+    """First row, counted from that of the first group."""
+    n_rows: int
+    is_whole: bool
+    """Whether these are all rows of the groups."""
+
+    def read(self, layout: Layout) -> SourceRows:
+        """The rows, in the types of the layout."""
+        try:
+            with open_file(self.file) as stream:
+                table = self._table(stream)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(self.file.path, error) from error
+        try:
+            table = table.replace_schema_metadata(None)
+            return layout.rows(table.select(layout.schema.names).cast(layout.schema))
+        except pa.ArrowException as error:
+            raise _unlike(self.path, error) from error
+
+    def _table(self, stream: Any) -> pa.Table:
+        fragment = _fragment(stream).subset(row_group_ids=list(self.groups))
+        if self.is_whole:
+            return fragment.to_table(use_threads=False)
+        batches, at = [], 0
+        for batch in fragment.to_batches(
+            batch_size=_BATCH_ROWS, batch_readahead=0, use_threads=False
+        ):
+            begin = max(self.start - at, 0)
+            end = min(self.start + self.n_rows - at, batch.num_rows)
+            if begin < end:
+                batches.append(batch.slice(begin, end - begin))
+            at += batch.num_rows
+            if at >= self.start + self.n_rows:
+                break
+        return pa.Table.from_batches(batches)
+
+
+def parquet_split(
+    files: Sequence[SourceFile], source: Source, each: Each, piece_bytes: int
+) -> Split:
+    """All rows of the files; columns of several widths get the widest, if nothing is lost.
+
+    Raises:
+        DataError: a file cannot be read, the files do not fit together, or there is no row.
+    """
+    found = in_order(each, _look, (source, piece_bytes), files)
+    first = found[0][0]
+    for file, (schema, _) in zip(files, found, strict=True):
+        if set(schema.names) != set(first.names):
+            raise DataError(
+                f"{file.path}: found columns {schema.names}, expected {first.names} as "
+                f"in {files[0].path}. Write the files again, with the same columns in each."
+            )
+    names = next((n for n in (_class_names(schema, source) for schema, _ in found) if n), None)
+    plain = [schema.remove_metadata() for schema, _ in found]
+    try:
+        schema = pa.unify_schemas(plain, promote_options="permissive")
+        for other in plain:
+            other.empty_table().select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        raise _unlike(source.path, error) from error
+    pieces = tuple(piece for _, of_file in found for piece in of_file)
+    if not pieces:
+        raise DataError(f"{source.path}: found no rows, expected at least one. Fill the file.")
+    return Split(Layout(schema, class_names=names), pieces)
+
+
+def _look(
+    shared: tuple[Source, int], file: SourceFile
+) -> tuple[pa.Schema, tuple[ParquetPiece, ...]]:
+    """The columns of a file, and its pieces, from its footer alone."""
+    source, piece_bytes = shared
+    try:
+        with open_file(file) as stream:
+            fragment = _fragment(stream)
+            schema = fragment.physical_schema
+            groups = [
+                (g.id, g.num_rows, max(g.total_byte_size, g.num_rows * _ROW_BYTES))
+                for g in fragment.row_groups
+            ]
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file.path, error) from error
+    pieces: list[ParquetPiece] = []
+    together: list[int] = []
+    rows = size = 0
+    for at, (group, n_rows, n_bytes) in enumerate(groups):
+        together.append(group)
+        rows, size = rows + n_rows, size + n_bytes
+        is_last = at + 1 == len(groups)
+        if not is_last and size + groups[at + 1][2] <= piece_bytes:
+            continue
+        step = max(1, -(-rows // max(1, round(size / piece_bytes))))
+        for start in range(0, rows, step):
+            part = min(step, rows - start)
+            piece = ParquetPiece(source.path, file, tuple(together), start, part, part == rows)
+            pieces.append(piece)
+        together, rows, size = [], 0, 0
+    return schema, tuple(pieces)
+
+
+def _fragment(stream: Any) -> Any:
+    import pyarrow.dataset  # It imports pandas, which `assay --help` should not pay for.
+
+    return pyarrow.dataset.ParquetFileFormat().make_fragment(stream)
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: found a file that cannot be loaded ({error}), expected Parquet. Write "
+        "the file again."
+    )
+
+
+def _unlike(path: str, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: found columns of types that do not fit together ({error}), expected "
+        "one type in all files. Write the files again, with the same types in each."
+    )
+
+
+def _class_names(schema: pa.Schema, source: Source) -> tuple[str, ...] | None:
+    """The names of the label's classes that `datasets` has written into a file; None without."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        feature = features[source.label]
+    except (KeyError, TypeError, ValueError):
+        return None
+    is_class = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    return tuple(feature["names"]) if is_class and feature.get("names") else None
