@@ -233,10 +233,10 @@ def _summary(run: Any) -> dict[str, Any]:
             summary[key] = _dicts(
                 run.sql(
                     "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-                    "s.p_helpful FROM shapley AS s JOIN examples AS e USING (example_id) "
-                    f"WHERE s.utility = '{summary['utility']}' AND s.semivalue = 'shapley' "
-                    f"AND s.method = '{method}' "
-                    f"ORDER BY s.rank {order} LIMIT {EXTREMES}"
+                    f"s.p_helpful FROM (FROM shapley WHERE utility = '{summary['utility']}' "
+                    f"AND semivalue = 'shapley' AND method = '{method}' "
+                    f"ORDER BY rank {order} LIMIT {EXTREMES}) AS s "
+                    f"JOIN examples AS e USING (example_id) ORDER BY s.rank {order}"
                 )
             )
     if "predictions" in views:
