@@ -136,7 +136,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
-        if name not in ("memory_bytes", "vector_length", "note")
+        if name not in ("memory_bytes", "vector_length", "read_bytes", "note")
     }
     return {
         "stage": node.instance,

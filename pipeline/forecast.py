@@ -137,6 +137,9 @@ class _Forecast:
         nodes = min(self._cluster.nodes, -(-workers // max(1, slots // self._cluster.nodes)))
         self._tables[node.instance] = self._written(node, cost, division)
         read, requests = self._read(node, division, workers, nodes)
+        if cost.read_bytes is not None and cost.read_bytes < read:
+            requests = max(len(node.reads), round(requests * cost.read_bytes / read))
+            read = float(cost.read_bytes)
         waves = -(-division.tasks // workers)
         of_task = cost.flops / division.tasks / rate + self._cluster.assumed.task_ms / 1e3
         requests += (division.tasks + division.merges + 1) * len(node.stage.writes)
