@@ -68,8 +68,9 @@ class Run:
     store: str | None = None
     """Where tables lie, a folder or URL that runs can share; by default `store` in the run.
     Relative to the working directory."""
-    shard_size: int = 1000
-    """Rows per shard."""
+    shard_size: int | Literal["auto"] = "auto"
+    """Rows per shard. `auto` is 1,000 up to 2 million rows, one in 2,000 up to 10 million, and
+    beyond by their bytes (`pipeline.shard_sizes`); a corpus that grows keeps what was chosen."""
     stages: Mapping[str, Any] = field(default_factory=dict)
     """Stage instances by name."""
     ray: RaySettings = field(default_factory=RaySettings)

@@ -8,7 +8,7 @@ records of shards; rows and tensors go through Parquet and memory maps, never th
 """
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,17 @@ class Job:
     inputs: Mapping[str, tuple[str, str]]
     """For each name in the stage's `reads`: the table and its manifest key."""
     threads: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function that is no stage's: with what all calls share, and one of some items."""
+
+    name: str
+    """What the calls are for, in errors."""
+    key: str
+    function: Callable[[Any, Any], Any]
+    item: Any
 
 
 class StoredInputs:
@@ -182,6 +193,11 @@ class Worker:
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])
             for spec in job.stage.writes
         ]
+
+    def call(self, shared: Any, call: Call) -> Any:
+        """The result of a call."""
+        set_threads(1)
+        return call.function(shared, call.item)
 
     def _store_at(self, url: str) -> Store:
         """The store at `url`, with what it knows of the files that the last job read.

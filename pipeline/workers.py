@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import TaskError
 from pipeline.node import Task
 from pipeline.settings import Resources
-from pipeline.task import Worker
+from pipeline.task import Call, Worker
 
 LOG = logging.getLogger(__name__)
 QUEUED_PER_WORKER = 2
@@ -42,7 +42,7 @@ class Crew:
     wait_s: float = 0.0
     """How long to wait for a node with the resources, where there is none. Above 0 more actors are
     asked for than nodes have room for, which is what an autoscaler starts nodes for."""
-    busy: dict[Any, dict[Any, Task]] = field(default_factory=dict)
+    busy: dict[Any, dict[Any, Task | Call]] = field(default_factory=dict)
     """Of every actor that has answered, the tasks that it was given and has not finished, by ref,
     the oldest first."""
     recruits: dict[Any, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Crew:
             recruit = actor.remote()
             self.recruits[recruit.versions.remote()] = recruit
 
-    def give(self, task: Task, job: Any, n_waiting: int) -> bool:
+    def give(self, task: Task | Call, job: Any, n_waiting: int) -> bool:
         """Whether the task was given to the actor with the fewest, if one has less than two.
 
         While others are about to start, no actor gets a second one that they could take.
@@ -117,7 +117,9 @@ class Crew:
         actor = min(self.busy, key=lambda one: len(self.busy[one]), default=None)
         if actor is None or len(self.busy[actor]) >= most:
             return False
-        if task.parts:
+        if isinstance(task, Call):
+            ref = actor.call.remote(job, task)
+        elif task.parts:
             ref = actor.merge_task.remote(job, task.part, task.key, task.parts)
         else:
             ref = actor.run_task.remote(job, task.part, task.key)
@@ -142,7 +144,7 @@ class Crew:
         self._refusal = reason
         self.lose(self.recruits[ref])
 
-    def lose(self, actor: Any) -> list[Task]:
+    def lose(self, actor: Any) -> list[Task | Call]:
         """Gives up an actor; returns the tasks it had, the oldest first."""
         tasks = list(self.busy.pop(actor, {}).values())
         self.recruits = {ref: one for ref, one in self.recruits.items() if one is not actor}

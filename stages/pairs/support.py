@@ -72,6 +72,10 @@ SUPPORT_SIZE = TableSpec(
 """How many examples a support set has; 0 says that none lies between the query and the class."""
 
 
+SET_BYTES = 8000
+"""Memory of a support set of a shard with its spectrum, as seen on 64 numbers and two classes."""
+
+
 class SupportQueries(NamedTuple):
     """The queries that have features and logits, by ascending id."""
 
@@ -222,7 +226,10 @@ class Support(Merges):
         return Cost(
             flops=pairs * (2.0 * work.dim + 200.0 * towards) + SET_COST * sets,
             written_bytes=sets * 2 * 40,
-            memory_bytes=round(8 * (shard + work.n_queries) * (work.dim + work.n_classes)),
+            memory_bytes=round(
+                24 * (shard + work.n_queries) * (work.dim + work.n_classes)
+                + SET_BYTES * work.n_queries * towards
+            ),
         )
 
     def _contrasts(self, inputs: Inputs, logits: np.ndarray) -> list[list[int]]:
