@@ -70,7 +70,7 @@ def test_tasks_follow_from_how_the_work_divides(config: Path) -> None:
     assert (
         tasks.items()
         >= {
-            "corpus": 1,
+            "corpus": 2 + 1001,  # pieces of 16 MB are looked through, and then made into shards
             "probe": 1,
             "prediction": 1001,
             "similarity": 1000 + merges,
