@@ -192,6 +192,8 @@ class Cost:
     """Peak of one task."""
     vector_length: int = 0
     """Numbers of each vector that is written; 0 where none are, or the fields say how many."""
+    read_bytes: int | None = None
+    """Of a whole: what it reads, where that is less than the tables in `reads`."""
     note: str = ""
     """A choice that follows from the size of the work, such as an algorithm."""
 
