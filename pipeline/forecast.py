@@ -138,14 +138,14 @@ class _Forecast:
         self._tables[node.instance] = self._written(node, cost, division)
         read, requests = self._read(node, division, workers, nodes)
         waves = -(-division.tasks // workers)
-        arithmetic = cost.flops / rate * waves / division.tasks
+        of_task = cost.flops / division.tasks / rate + self._cluster.assumed.task_ms / 1e3
         requests += (division.tasks + division.merges + 1) * len(node.stage.writes)
         assumed = self._cluster.assumed
         limits = {
-            division.what if division.tasks < slots else unit: arithmetic,
+            division.what if division.tasks < slots else unit: waves * of_task,
             "store": (read + cost.written_bytes) / self._bandwidth(nodes),
             "requests": requests / workers * assumed.request_ms / 1e3,
-            "driver": (division.tasks + division.merges) * assumed.task_ms / 1e3,
+            "driver": (division.tasks + division.merges) * assumed.driver_ms / 1e3,
         }
         told = self._told(node.instance, division, cost, limits, read, requests)
         told["workers"] = workers

@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
+    .venv/bin/python scripts/bench.py overhead               what all but the methods costs
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
     .venv/bin/python scripts/bench.py projection --data DIR  what projecting costs in exactness
     .venv/bin/python scripts/bench.py variants --data ALL    which NTK predicts best
@@ -15,6 +16,10 @@
     .venv/bin/python scripts/bench.py pairs                  the best of many pairs, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
+    .venv/bin/python scripts/bench.py scale --data ALL --corpus emoji
+                                                             the main job at any size
+    .venv/bin/python scripts/bench.py short_features --data ALL
+                                                             how short features may be
     .venv/bin/python scripts/bench.py unlabelled --data ALL  values of a corpus without classes
     .venv/bin/python scripts/bench.py token_speed --data DIR  UDIG against the passes it needs
     .venv/bin/python scripts/bench.py token_quality --data ALL --models DIR
@@ -46,6 +51,7 @@ from benchmarks.environment import ROOT, WORK
 CASES = (
     "flags",
     "demo",
+    "overhead",
     "features",
     "projection",
     "variants",
@@ -57,6 +63,8 @@ CASES = (
     "knn",
     "pairs",
     "robustness",
+    "scale",
+    "short_features",
     "retrain",
     "unlabelled",
     "explanations",

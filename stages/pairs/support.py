@@ -44,6 +44,8 @@ from stages.stage import (
 from stages.tables import GENERAL
 from storage.schema import TableSpec
 
+SET_COST = 5e6
+"""Time for one set of a shard, in operations of matrix products; seen on one core."""
 SUPPORT = TableSpec(
     name="support",
     schema=pa.schema(
@@ -220,9 +222,10 @@ class Support(Merges):
         towards = work.n_classes if self.contrasts == "all" else 2
         pairs = work.n_queries * work.n_examples / max(1, work.n_classes)
         shard = work.n_examples / max(1, work.n_shards)
+        sets = work.n_queries * towards * work.n_shards
         return Cost(
-            flops=pairs * (2.0 * work.dim + 200.0 * towards),
-            written_bytes=work.n_queries * towards * work.n_shards * 8 * 40,
+            flops=pairs * (2.0 * work.dim + 200.0 * towards) + SET_COST * sets,
+            written_bytes=sets * 2 * 40,
             memory_bytes=round(
                 24 * (shard + work.n_queries) * (work.dim + work.n_classes)
                 + SET_BYTES * work.n_queries * towards

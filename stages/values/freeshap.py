@@ -157,8 +157,8 @@ class FreeShap(Valuation, Samples, PlaysGame):
         tables = read_game_tables(inputs, self)
         if query_id not in tables.query_ids:
             raise DataError(
-                f"{', '.join(self.kernel)}: found no features of query {query_id}, expected some. "
-                "Look into the view diagnostics for what happened to them."
+                f"{', '.join(self.features)}: found no features of query {query_id}, expected "
+                "some. Look into the view diagnostics for what happened to them."
             )
         of_all = labelled_game(inputs, self, tables).game
         design = self.design(of_all)
