@@ -92,7 +92,7 @@ def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
     """
     store, folder = Store(run.store_url), RunFolder(Path(run.run))
     corpus = _read(run, store)
-    work = size.of(work_of(corpus, store), run.shard_size)
+    work = size.of(work_of(corpus, store), corpus.shard_size)
     chosen_for = dataclasses.replace(
         size_of(corpus, store),
         n_examples=work.n_examples,

@@ -19,7 +19,8 @@ from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan
 from pipeline.settings import Resources
 from pipeline.work_size import CHARACTERS_PER_TOKEN, of_stage
-from stages.stage import Cost, Merges, Work
+from stages.capabilities import Merges
+from stages.stage import Cost, Work
 
 LISTED_AT_ONCE = 1000
 """Names in one answer of an object store to the question what lies in a folder."""

@@ -200,7 +200,7 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
 
 def _unit(node: "Node") -> str:
     """The noun for a stage's tasks; where it merges, some compute shards and some combine them."""
-    from stages.stage import Merges
+    from stages.capabilities import Merges
 
     return "tasks" if isinstance(node.stage, Merges) else UNITS[node.stage.split]
 

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from pipeline.node_versions import installed
 from pipeline.shard_facts import ShardFacts, of_task, together
+from stages.capabilities import Merges
 from stages.model.threads import set_threads
-from stages.stage import Merges, Part, Role, Split, Stage, Tell, Vectors
+from stages.stage import Part, Role, Split, Stage, Tell, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec

