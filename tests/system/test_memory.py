@@ -13,7 +13,7 @@ import pytest
 from runs import assay, write_run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-ROWS, QUERIES, DIM, WORDS, SHARD = 200_000, 200, 64, 20, 20_000
+ROWS, QUERIES, DIM, WORDS, SHARD = 100_000, 200, 96, 20, 20_000
 ON_FEATURES: dict[str, Any] = {"embedding": "features"}
 STAGES: dict[str, Any] = {
     "probe": {**ON_FEATURES, "rows": 20_000},
