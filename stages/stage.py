@@ -210,6 +210,8 @@ class Stage(ABC):
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
+    judges_rows: ClassVar[bool] = False
+    """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
     was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.
