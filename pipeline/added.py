@@ -143,7 +143,8 @@ class _AddedStages:
         """
         if read in CORPUS or writers_of(read, self._run.stages):
             return read
-        kind = self._kind(read)
+        fields = dict(stage.asks.get(read, {}))
+        kind = fields.pop("stage", None) or self._kind(read)
         of_kind = [instance for instance in self._requested if self._kind(instance) == kind]
         # What was added for another reader writes this table, too, and is not the stage of its
         # name: served with it, rows would depend on the order of the file.
@@ -155,7 +156,6 @@ class _AddedStages:
                 f"writes, expected one of {', '.join(sorted([*CORPUS, *self._run.stages]))}. "
                 "Name an instance or a table that is there."
             )
-        fields = stage.asks.get(read, {})
         if "model" not in fields:
             check_model(kind, reader, self._run, self._name)
         requested = parse_stage(kind, fields, self._run.model, self._name)

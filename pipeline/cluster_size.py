@@ -29,9 +29,11 @@ class Assumptions:
     request_ms: float = 20.0
     """Between a worker's question to the store and the first byte of the answer; it asks one thing
     after the other."""
-    task_ms: float = 5.0
+    driver_ms: float = 5.0
     """What a task costs the driver, which hands them out one by one."""
-    ingest_us: float = 60.0
+    task_ms: float = 20.0
+    """What a task costs its worker beside arithmetic: to read, check, sort and write."""
+    ingest_us: float = 25.0
     """Time of one core to read, check, hash and write one row of a corpus of short texts."""
 
 

@@ -76,10 +76,10 @@ def parse_config(
     for by_stage, key in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
         # Stages that the YAML does not name are added where another reads them.
         _check_names(by_stage, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {key}")
-    if checked.shard_size < 1:
+    if isinstance(checked.shard_size, int) and checked.shard_size < 1:
         raise ConfigFileError(
             f"{name}: shard_size: found {checked.shard_size}, expected at least 1. "
-            "Leave it out for 1000 rows a shard."
+            "Leave it out for the default, auto."
         )
     return dataclasses.replace(checked, stages=stages)
 

@@ -3,44 +3,41 @@
 The shards of these tables are keyed by their content. Rows are cut into shards once: when a corpus
 that lies in the store is read again with more rows or corrected labels, its earlier shards keep
 their rows.
-Runs in the driver: it is bound by reading one source, and holds the text of the corpus in memory,
-and its vectors where it has some.
+
+Tasks read the source in parts, twice: to learn what becomes of every row (`stages.corpus.ingest`),
+and to make the shards (`pipeline.corpus_shards`). The driver holds ids and reasons of rows, and
+rejected rows up to a shard of them; neither the parts nor the number of workers change a byte. A
+source of one part is read in the driver.
 """
 
-import contextlib
 import dataclasses
-import datetime
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from pipeline.corpus_cuts import best_cut, cut_as_before, ids_of_shards
+from pipeline.corpus_shards import CORPUS as CORPUS
+from pipeline.corpus_writer import INGEST_VERSION, CorpusShards
 from pipeline.readers import Readers
 from pipeline.settings import Run
+from pipeline.shard_sizes import AUTO, SMALL_SIZE, ShardSize
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
+from stages.corpus.pieces import PIECE_BYTES, Each, in_turn
 from stages.corpus.source import LABELLED
-from stages.stage import ConfigError, CorpusTask, DataError, Role
+from stages.stage import ConfigError, CorpusTask, DataError
 from storage.manifest import Manifest, ShardRecord, digest
-from storage.schema import FileError, TableSpec
-from storage.shards import content_hash, cut
+from storage.schema import FileError
 from storage.table import Store
 
 LOG = logging.getLogger(__name__)
-CORPUS = {
-    spec.name: spec
-    for spec in (ingest.TEXT, ingest.LABEL, ingest.EXTRA, ingest.REJECTED, ingest.FEATURES)
-}
 SOMETIMES = frozenset({ingest.FEATURES.name})
 """Tables that only some corpora have."""
-INGEST_VERSION = 3
 NOTES = "ingest"
 """Folder of the store with a note of every reading of a corpus: the manifests that it gave."""
-EARLIER_CUTS = 20
-"""Earlier readings of a corpus whose cuts into shards are tried."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,11 @@ class Corpus:
         """Queries without a label, where the task has labels."""
         return int(self.tables["label"].details.get("unlabelled_queries", 0))
 
+    @property
+    def shard_size(self) -> int:
+        """Rows per shard."""
+        return int(self.tables["text"].fields["shard_size"])
+
     def rows(self, table: str, role: str) -> int:
         """How many rows a table has of one role."""
         return sum(s.rows for s in self.tables[table].shards if s.role == role)
@@ -89,12 +91,15 @@ def read_corpus(
     is_dry: bool = False,
     readers: Readers | None = None,
     look: Callable[[Mapping[str, Manifest]], None] = lambda _: None,
+    each: Each = in_turn,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Corpus:
     """The corpus of `run` in `store`; a dry reading computes every key and writes nothing.
 
     Rows that one of `readers` refuses are rejected with its reason. Where nothing is refused, the
     keys are those of the corpus without readers. `look` is shown the tables of an earlier reading
-    of the same sources, before they are used; what it raises ends the reading.
+    of the same sources, before they are used; what it raises ends the reading. `each` reads parts
+    of about `piece_bytes`, and makes shards.
 
     Raises:
         stages.stage.ConfigError: the queries have another task than the corpus, or only one of the
@@ -107,38 +112,65 @@ def read_corpus(
     refuses = readers.key if readers is not None else []
     refusals = readers.refusals if readers is not None and refuses else None
     fingerprints = [fingerprint(source, store, is_dry) for source in sources]
-    read_as = [INGEST_VERSION, run.shard_size, fingerprints]
-    name = digest([*read_as, keeps_absent] + ([refuses] if refuses else []))
+
+    def name_of(shard_size: int | str) -> str:
+        read_as = [INGEST_VERSION, shard_size, fingerprints, keeps_absent]
+        return digest(read_as + ([refuses] if refuses else []))
+
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
-    known, notices = _known(store, name, wanted, is_dry)
+    known, notices = _known(store, name_of(run.shard_size), wanted, is_dry)
+    if not known and run.shard_size == AUTO:
+        # Once the only size.
+        known, notices = _known(store, name_of(SMALL_SIZE), wanted, is_dry)
     look(known)
     if set(known) == set(wanted) and all(_lies_whole(m, store) for m in known.values()):
         return Corpus(known, notices)
-    examples = ingest.read(run.corpus, "example", refusals=refusals, keeps_absent=keeps_absent)
-    read: list[tuple[Role, Any]] = [("example", examples)]
+    examples = ingest.survey(
+        run.corpus,
+        "example",
+        refusals=refusals,
+        keeps_absent=keeps_absent,
+        each=each,
+        piece_bytes=piece_bytes,
+    )
+    surveys = [examples]
     if run.queries is not None:
-        length = examples.vector_length
-        queries = ingest.read(run.queries, "query", examples.classes, length, refusals)
-        read.append(("query", queries))
-        _check_same_form(run, examples, read[1][1])
-        _check_same_labels(run, examples, read[1][1])
-    writer = _Writer(store, is_dry)
-    for role, part in read:
+        queries = ingest.survey(
+            run.queries,
+            "query",
+            examples.classes,
+            examples.vector_length,
+            refusals,
+            each=each,
+            piece_bytes=piece_bytes,
+        )
+        surveys.append(queries)
+        _check_same_form(run, examples, queries)
+        _check_same_labels(run, examples, queries)
+    shards = CorpusShards(store, wanted, is_dry, each)
+    size = ShardSize(run.shard_size, int((examples.reasons == 0).sum()), examples.text_bytes)
+    unlabelled = 0
+    for part in surveys:
         # A manifest's details must follow from its key: see `details` below.
         salts: dict[str, list[Any]] = {
             "text": [] if part.format == "text" else [part.format],
             "label": list(examples.classes),
-            "extra": [part.columns],
+            "extra": [part.stored],
             "features": [],
         }
-        before = _cut_before(known.values(), role, store)
-        cuts = _cut(part.rows, role, run.shard_size, store, salts["text"], before)
-        for index, rows in enumerate(cuts):
-            for table, cells in ingest.tables(rows).items():
-                writer.add(CORPUS[table], role, index, cells, salts[table])
-    rejected = pa.concat_tables([part.rejected for _, part in read])
-    writer.add(ingest.REJECTED, "", 0, rejected, [])
-    details = {
+        making = shards.making(part, salts)
+        before = _cut_before(known.values(), making.recipe.columns.role, store, each)
+        if before is not None:
+            size.keep(next(iter(known.values())))
+            cut = cut_as_before(part, before, size.rows)
+        else:
+            cut = best_cut(part, making, store, each, size.rows, size.fits)
+            if cut.earlier is not None:
+                size.keep(cut.earlier)
+        n_unlabelled = shards.make(making, part, cut)
+        unlabelled += n_unlabelled if part is not examples else 0
+    shards.close()
+    details: dict[str, dict[str, Any]] = {
         "label": {
             "task": examples.task,
             "classes": list(examples.classes),
@@ -146,18 +178,20 @@ def read_corpus(
             "column": run.corpus.label if examples.task in LABELLED else None,
             "is_declared": run.corpus.classes is not None,
             "flip_labels": run.corpus.flip_labels and dataclasses.asdict(run.corpus.flip_labels),
-            "unlabelled_queries": sum(part.n_unlabelled for role, part in read if role == "query"),
+            "unlabelled_queries": unlabelled,
         },
         "text": {"format": examples.format, "has_text": examples.has_text},
-        "extra": {"columns": {role: part.columns for role, part in read}},
+        "extra": {"columns": {p.recipe.columns.role: p.stored for p in surveys}},
     }
     manifests = {
-        table: writer.manifest(table, run.shard_size, details.get(table, {})) for table in wanted
+        table: shards.manifest(table, size.fields, details.get(table, {})) for table in wanted
     }
-    notices = tuple(notice for _, part in read for notice in part.notices)
+    notices = (*(notice for part in surveys for notice in part.notices), *size.notes)
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
-        store.write_note(NOTES, name, {**keys, "notices": notices})
+        # The run's resolved YAML has the size.
+        for name in sorted({name_of(run.shard_size), name_of(size.rows)}):
+            store.write_note(NOTES, name, {**keys, "notices": notices})
     return Corpus(manifests, notices)
 
 
@@ -197,7 +231,9 @@ def _lies_whole(manifest: Manifest, store: Store) -> bool:
     return all(sizes.get(f"{s.key}.parquet") == s.bytes for s in manifest.shards)
 
 
-def _cut_before(manifests: Iterable[Manifest], role: str, store: Store) -> list[np.ndarray] | None:
+def _cut_before(
+    manifests: Iterable[Manifest], role: str, store: Store, each: Each
+) -> list[np.ndarray] | None:
     """The ids of every shard of an earlier reading of the same sources, by any table that is whole.
 
     None where there was none, or a shard is damaged in all of its tables.
@@ -207,15 +243,21 @@ def _cut_before(manifests: Iterable[Manifest], role: str, store: Store) -> list[
         for shard in manifest.shards:
             if shard.role == role:
                 by_index.setdefault(shard.index, []).append((manifest.table, shard))
-    cuts = []
-    for index in sorted(by_index):
-        for table, shard in by_index[index]:
-            with contextlib.suppress(FileError):
-                cuts.append(store.read_shard(table, shard.key, ["id"], shard)["id"].to_numpy())
-                break
-        else:
-            return None
-    return cuts or None
+    choices = [[(store.url, [place]) for place in by_index[index]] for index in sorted(by_index)]
+    cuts: list[np.ndarray | None] = [None] * len(choices)
+    for at, ids in each(_first_ids, None, choices):
+        cuts[at] = ids
+    found = [ids for ids in cuts if ids is not None]
+    return found if found and len(found) == len(cuts) else None
+
+
+def _first_ids(_: None, choices: Sequence[tuple[str, Any]]) -> np.ndarray | None:
+    """The ids of a shard by the first of its tables that is whole; None where none is."""
+    for store_url, place in choices:
+        ids = ids_of_shards(store_url, place)
+        if not isinstance(ids, FileError):
+            return ids[0]
+    return None
 
 
 def _check_same_kind(run: Run) -> None:
@@ -256,96 +298,3 @@ def _check_same_labels(run: Run, examples: Any, queries: Any) -> None:
             f"expected class names such as {', '.join(examples.classes[:3])}, as in the corpus. "
             "Name a column of names, or list `classes:` of the corpus in the order of the numbers."
         )
-
-
-class _Writer:
-    """Writes shards that are keyed by their content; in a dry reading only computes the keys."""
-
-    def __init__(self, store: Store, is_dry: bool):
-        self.store, self.is_dry = store, is_dry
-        self.records: dict[str, list[ShardRecord]] = {table: [] for table in CORPUS}
-        self.present = {table: store.shard_keys(table) for table in CORPUS}
-
-    def add(self, spec: TableSpec, role: str, index: int, rows: pa.Table, salt: Any) -> None:
-        """Writes one shard; `salt` is all that its key depends on beside the rows."""
-        key = digest([content_hash(rows), salt])
-        if self.is_dry:
-            length = spec.vector_length(rows.schema)
-            record = ShardRecord(
-                key, role, index, rows.num_rows, rows.nbytes, "", None, None, length
-            )
-        else:
-            stored = self._stored(spec, key, role, index)
-            record = stored or self.store.write_shard(spec, key, role, index, rows)
-        self.records[spec.name].append(record)
-
-    def _stored(self, spec: TableSpec, key: str, role: str, index: int) -> ShardRecord | None:
-        """The record of a shard that lies in the store; None where it does not, or is damaged."""
-        if key not in self.present[spec.name]:
-            return None
-        try:
-            return self.store.record_of(spec, key, role, index)
-        except FileError as error:
-            LOG.warning("written again: %s", error)
-            return None
-
-    def manifest(self, table: str, shard_size: int, details: Mapping[str, Any]) -> Manifest:
-        """The manifest of a table over the shards that were added."""
-        return Manifest(
-            table=table,
-            stage="ingest",
-            version=INGEST_VERSION,
-            fields={"shard_size": shard_size},
-            inputs={},
-            shards=tuple(self.records[table]),
-            details=details,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-
-
-def _cut(
-    rows: pa.Table,
-    role: str,
-    shard_size: int,
-    store: Store,
-    salt: list[Any],
-    before: list[np.ndarray] | None,
-) -> Iterator[pa.Table]:
-    """The rows of each shard, cut as in the earlier reading of which most rows can be reused.
-
-    `before` holds the ids of the shards of an earlier reading of the same sources, which is it.
-    """
-    ids = rows["id"].to_numpy()
-    if before is not None:
-        for positions in cut(ids, before, shard_size):
-            yield rows.take(pa.array(np.asarray(positions)))
-        return
-    best = cut(ids, [], shard_size)
-    most = 0
-    ids_of: dict[str, np.ndarray] = {}
-    text = ingest.TEXT.name
-    texts = rows.select(ingest.TEXT.schema.names)
-    present = store.shard_keys(text)
-    for manifest in store.earlier_manifests(text, EARLIER_CUTS):
-        if manifest.fields.get("shard_size") != shard_size:
-            continue
-        shards = [s for s in manifest.shards if s.role == role]
-        if not {s.key for s in shards} <= present:
-            continue
-        try:
-            for shard in shards:
-                if shard.key not in ids_of:
-                    found = store.read_shard(text, shard.key, ["id"], shard)
-                    ids_of[shard.key] = found["id"].to_numpy()
-        except FileError as error:
-            LOG.warning("left out: %s", error)
-            continue
-        again = cut(ids, [ids_of[shard.key] for shard in shards], shard_size)
-        hashes = {digest([content_hash(texts.take(positions)), salt]) for positions in again}
-        same = sum(shard.rows for shard in shards if shard.key in hashes)
-        if same > most:
-            best, most = again, same
-        if most == len(ids):
-            break
-    for positions in best:
-        yield rows.take(pa.array(np.asarray(positions)))

@@ -7,24 +7,26 @@ is lost is tried again by another (`pipeline.workers`); one that raises is not, 
 again.
 """
 
-import dataclasses
 import logging
 import os
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import TaskError, told
+from pipeline.errors import TaskError
+from pipeline.failures import failed, line_of, lost, name_of
 from pipeline.node import Task
+from pipeline.node_versions import check_versions
 from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
 from pipeline.stopping import handle_again
-from pipeline.task import Job, Worker
+from pipeline.task import Call, Job, Worker
 from pipeline.workers import LOOK_S, Crew
+from stages.corpus.pieces import in_turn
 from storage.manifest import ShardRecord
 
 LOG = logging.getLogger(__name__)
@@ -46,6 +48,21 @@ class Engine(Protocol):
 
         Raises:
             TaskError: a task raised, or its worker was lost too often.
+        """
+
+    def call_each(
+        self,
+        name: str,
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        resources: Resources,
+    ) -> Iterator[tuple[int, Any]]:
+        """Calls a function with `shared` and each item; yields places and results as they finish.
+
+        Raises:
+            stages.stage.StageError: as the function raises it; likewise a StorageError.
+            TaskError: the function raised another error, or its worker was lost too often.
         """
 
     def close(self) -> None:
@@ -70,7 +87,18 @@ class InProcess:
                     records = self._worker.run_task(job, task.part, task.key)
                 yield task, records
             except Exception as error:
-                raise _failed(job, task, error) from error
+                raise failed(job, task, error) from error
+
+    def call_each(
+        self,
+        name: str,
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        resources: Resources,
+    ) -> Iterator[tuple[int, Any]]:
+        """See `Engine.call_each`."""
+        yield from in_turn(function, shared, items)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -98,6 +126,7 @@ class OnRay:
         self._settings = settings
         self._crew: Crew | None = None
         self._is_closed, self._is_local = threading.Event(), address is None
+        self._told_here = False
         # A cluster's nodes get this code, and only it: the rooms, not the folder they lie in, which
         # in a checkout holds data and runs, and after a plain `pip install` every other package.
         rooms = [str(Path(__file__).resolve().parents[1] / room) for room in ROOMS]
@@ -172,6 +201,25 @@ class OnRay:
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """See `Engine.run_tasks`."""
+        yield from self._run(job, tasks, resources)
+
+    def call_each(
+        self,
+        name: str,
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        resources: Resources,
+    ) -> Iterator[tuple[int, Any]]:
+        """See `Engine.call_each`; what no other node of a cluster can do is done here."""
+        calls = [Call(name, str(at), function, item) for at, item in enumerate(items)]
+        for call, result in self._run(shared, calls, resources):
+            yield int(call.key), result
+
+    def _run(
+        self, job: Any, tasks: Sequence[Task | Call], resources: Resources
+    ) -> Iterator[tuple[Any, Any]]:
+        """Runs tasks of a job, or calls that share it; yields each with its result."""
         ray = self._ray
         job_ref = ray.put(job)
         crew = self._crew_for(resources)
@@ -195,22 +243,27 @@ class OnRay:
                     actor = crew.holder(ref)
                     task = crew.busy[actor][ref]
                     try:
-                        records = ray.get(ref)
+                        result = ray.get(ref)
                     except ray.exceptions.RayError as error:
                         if not self._is_lost(error):
                             cause = getattr(error, "cause", None) or error
-                            raise _failed(job, task, cause) from error
+                            if self._is_local or not isinstance(task, Call):
+                                raise failed(job, task, cause) from error
+                            del crew.busy[actor][ref]
+                            left -= 1
+                            yield task, self._call_here(job, task, cause)
+                            continue
                         # Only the oldest was at work: those behind it are not to blame.
                         oldest = next(iter(crew.busy[actor].values()))
                         losses[oldest.key] += 1
-                        LOG.warning("%s: a worker was lost: %s", job.instance, _line(error))
+                        LOG.warning("%s: a worker was lost: %s", name_of(job, task), line_of(error))
                         waiting += reversed(crew.lose(actor))
                         if losses[oldest.key] > self._settings.retries:
-                            raise _lost(job, oldest, losses[oldest.key], error) from error
+                            raise lost(job, oldest, losses[oldest.key], error) from error
                         continue
                     del crew.busy[actor][ref]
                     left -= 1
-                    yield task, records
+                    yield task, result
         finally:
             crew.rest()
 
@@ -220,26 +273,47 @@ class OnRay:
         handle_again()
         self._is_closed.set()
 
+    def _call_here(self, shared: Any, call: Call, error: BaseException) -> Any:
+        """The result of a call that failed on another node, which may not see a file of this one.
+
+        Raises:
+            Exception: it fails here, too.
+        """
+        try:
+            result = call.function(shared, call.item)
+        except Exception as again:
+            raise failed(shared, call, again) from again
+        if not self._told_here:
+            LOG.warning("%s: a worker cannot do it, so it is done here: %s", call.name, error)
+            self._told_here = True
+        return result
+
     def _answer(self, crew: Crew, ref: Any) -> None:
-        """Lets a recruit work that could start; raises where no recruit will."""
+        """Lets a recruit work that could start; raises where no recruit will.
+
+        Raises:
+            TaskError: a node lacks what workers need, or has other versions of it.
+        """
         exceptions = self._ray.exceptions
         try:
-            self._ray.get(ref)
+            node, versions = self._ray.get(ref)
         except exceptions.RayActorError as error:
             if error.actor_init_failed:
                 raise TaskError(
                     f"ray: found that a worker cannot start ({error}), expected this package and "
                     "what it needs on every node. Install the same version there."
                 ) from error
-            crew.refuse(ref, _line(error))
+            crew.refuse(ref, line_of(error))
         except exceptions.RayError as error:
             if not self._is_lost(error):
                 raise TaskError(
-                    f"ray: found that a worker cannot start ({_line(error)}), expected nodes that "
-                    "take this package's code. See Ray's own log on the node."
+                    f"ray: found that a worker cannot start ({line_of(error)}), expected nodes "
+                    "that take this package's code. See Ray's own log on the node."
                 ) from error
-            crew.refuse(ref, _line(error))
+            crew.refuse(ref, line_of(error))
         else:
+            if not self._is_local:
+                check_versions(versions, node)
             crew.welcome(ref)
 
     def _is_lost(self, error: BaseException) -> bool:
@@ -260,69 +334,11 @@ class OnRay:
         if self._crew is None or self._crew.resources != resources:
             if self._crew is not None:
                 self._crew.dismiss()
-            self._crew = Crew(self._ray, resources, is_alone=self._is_local)
+            wait_s = 60 * self._settings.wait_minutes
+            self._crew = Crew(self._ray, resources, self._is_local, wait_s)
         return self._crew
 
 
 def open_engine(settings: RaySettings) -> Engine:
     """The engine that `settings` name: `in_process` or `ray`."""
     return InProcess() if settings.engine == "in_process" else OnRay(settings)
-
-
-def _place(job: Job, task: Task) -> str:
-    """The stage and part of a task, in words."""
-    part = task.part
-    place = {
-        "shard": f"{part.role} shard {part.index}",
-        "query": f"query block {part.index}",
-        "round": f"round {part.index}",
-        "whole": "whole table",
-    }[job.stage.split]
-    if task.parts:
-        place = f"merge {part.index} of level {task.level}"
-    return f"{job.instance}, {place}"
-
-
-def _failed(job: Job, task: Task, error: BaseException) -> TaskError:
-    """The error of a failed task, which names its stage and part."""
-    said = told(error) or f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return TaskError(
-            f"{_place(job, task)}: found too little memory ({said}), expected room for the task. "
-            + _smaller(job)
-        )
-    return TaskError(f"{_place(job, task)}: {said}")
-
-
-def _lost(job: Job, task: Task, times: int, error: BaseException) -> TaskError:
-    """The error of a task whose worker was lost each time."""
-    is_memory = "memory" in f"{type(error).__name__} {_line(error)}".lower()
-    return TaskError(
-        f"{_place(job, task)}: found that its worker was "
-        + (f"killed for memory {times} times" if is_memory else f"lost {times} times")
-        + f" ({_line(error)}), expected it to finish. "
-        + ("" if is_memory else "Most often the memory was too small, see the kernel's log. ")
-        + _smaller(job)
-    )
-
-
-def _smaller(job: Job) -> str:
-    """What to change where tasks need more memory than there is."""
-    fields = {f.name for f in dataclasses.fields(job.stage)}
-    budget = f"lower stages.{job.instance}.token_budget, or " if "token_budget" in fields else ""
-    advice = (
-        f"{budget}give each worker more: set ray.stages.{job.instance}.memory_gb to what one "
-        "needs, so that fewer work at once, or lower its workers; `assay plan` estimates a task's "
-        "memory."
-    )
-    return advice[0].upper() + advice[1:]
-
-
-def _line(error: BaseException) -> str:
-    """What Ray says of an error, in one line.
-
-    The last of its lines tells the reason, but where memory is: there it is advice.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    at = next((n for n, line in enumerate(lines) if "low on memory" in line), -1)
-    return " ".join(lines[at:][:1])[:300] or type(error).__name__

@@ -26,6 +26,9 @@ from storage.table import Store
 
 MODEL_EFFICIENCY = 0.5
 """Share of a bare matrix product's speed that models and solves reach; seen on MiniLM, one core."""
+TASK_S = 0.02
+"""What a task takes beside arithmetic: to read, check, sort and write its rows; seen on one core.
+"""
 
 
 def estimate(run: Run) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
     """
     store, folder = Store(run.store_url), RunFolder(Path(run.run))
     corpus = _read(run, store)
-    work = size.of(work_of(corpus, store), run.shard_size)
+    work = size.of(work_of(corpus, store), corpus.shard_size)
     chosen_for = dataclasses.replace(
         size_of(corpus, store),
         n_examples=work.n_examples,
@@ -128,7 +131,8 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     """The cost of one stage, on this many workers of `speed` FLOP/s each."""
     cost = node.stage.cost(work)
     share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
-    at_once = max(1, min(workers, len(node.missing)))
+    n_tasks = len(node.missing)
+    at_once = max(1, min(workers, n_tasks))
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
@@ -136,11 +140,11 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     }
     return {
         "stage": node.instance,
-        "tasks": len(node.missing),
+        "tasks": n_tasks,
         "at_most": bool(node.missing and node.stop_rule()),
-        "reused": len(node.tasks) - len(node.missing),
+        "reused": len(node.tasks) - n_tasks,
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,
         "how": cost.note,
-        "seconds": cost.flops * share / (speed * MODEL_EFFICIENCY) / at_once,
+        "seconds": (cost.flops * share / (speed * MODEL_EFFICIENCY) + TASK_S * n_tasks) / at_once,
     }

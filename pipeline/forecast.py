@@ -19,7 +19,8 @@ from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan
 from pipeline.settings import Resources
 from pipeline.work_size import CHARACTERS_PER_TOKEN, of_stage
-from stages.stage import Cost, Merges, Work
+from stages.capabilities import Merges
+from stages.stage import Cost, Work
 
 LISTED_AT_ONCE = 1000
 """Names in one answer of an object store to the question what lies in a folder."""
@@ -138,14 +139,14 @@ class _Forecast:
         self._tables[node.instance] = self._written(node, cost, division)
         read, requests = self._read(node, division, workers, nodes)
         waves = -(-division.tasks // workers)
-        arithmetic = cost.flops / rate * waves / division.tasks
+        of_task = cost.flops / division.tasks / rate + self._cluster.assumed.task_ms / 1e3
         requests += (division.tasks + division.merges + 1) * len(node.stage.writes)
         assumed = self._cluster.assumed
         limits = {
-            division.what if division.tasks < slots else unit: arithmetic,
+            division.what if division.tasks < slots else unit: waves * of_task,
             "store": (read + cost.written_bytes) / self._bandwidth(nodes),
             "requests": requests / workers * assumed.request_ms / 1e3,
-            "driver": (division.tasks + division.merges) * assumed.task_ms / 1e3,
+            "driver": (division.tasks + division.merges) * assumed.driver_ms / 1e3,
         }
         told = self._told(node.instance, division, cost, limits, read, requests)
         told["workers"] = workers

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.corpus import Corpus
-from stages.stage import Part, Samples, Stage
+from stages.capabilities import Samples
+from stages.stage import Part, Stage
 from storage.manifest import table_key
 
 CORPUS_INSTANCE = "corpus"

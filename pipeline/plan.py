@@ -20,9 +20,10 @@ from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
 from pipeline.settings import Run
 from pipeline.sizes import choice_notes, size_of
+from stages.capabilities import Merges
 from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
-from stages.stage import Merges, Part, Size, Stage
+from stages.stage import Part, Size, Stage
 from storage.damage import Claim, Examination
 from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store

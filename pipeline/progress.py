@@ -50,6 +50,9 @@ class Progress:
     def stepped(self, name: str, done: int, total: int) -> None:
         """Hears that `done` of `total` steps of work outside a run are done; the first time 0."""
 
+    def counted(self, name: str, done: int, total: int) -> None:
+        """Hears that `done` of `total` rows of the sources are done; the first time 0."""
+
 
 class Screen(Progress):
     """Progress for people, on stderr: bars on a terminal, lines elsewhere."""
@@ -128,16 +131,28 @@ class Screen(Progress):
             self._end()
             self.say(f"{name}: {total} steps in {time.monotonic() - self._begun:.1f} s")
 
+    def counted(self, name: str, done: int, total: int) -> None:
+        """Shows how many rows are done; the call with 0 starts it, and that with all ends it."""
+        if done == 0:
+            self._bars.start()
+            self._begin(name, total, "rows")
+        elif done < total:
+            self._advance(name, total, "rows", done - self._done)
+        else:
+            self._end()
+            seconds = seconds_text(time.monotonic() - self._begun)
+            self.say(f"{name}: {total:,} rows in {seconds}")
+
     def _begin(self, name: str, total: int, unit: str) -> None:
         self._done = 0
         self._begun = self._last_line = time.monotonic()
         if total:
             self._bar = self._bars.add_task(name, total=total, unit=unit)
 
-    def _advance(self, name: str, total: int, unit: str) -> None:
-        self._done += 1
+    def _advance(self, name: str, total: int, unit: str, steps: int = 1) -> None:
+        self._done += steps
         if self._bar is not None:
-            self._bars.advance(self._bar)
+            self._bars.advance(self._bar, steps)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -185,7 +200,7 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
 
 def _unit(node: "Node") -> str:
     """The noun for a stage's tasks; where it merges, some compute shards and some combine them."""
-    from stages.stage import Merges
+    from stages.capabilities import Merges
 
     return "tasks" if isinstance(node.stage, Merges) else UNITS[node.stage.split]
 

@@ -12,6 +12,10 @@ from stages.model.refusals import reading_fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError, Stage
 
+_LOADED: dict[str, Any] = {}
+"""The models that this process was asked about last, and their tokenizers: a `Readers` goes to
+tasks, one after the other, as the names of its models."""
+
 
 class Readers:
     """Models that read texts; tokenizers are loaded when the first row is asked about."""
@@ -30,7 +34,6 @@ class Readers:
                 model = ModelSpec(model.path, model.revision)
             with contextlib.suppress(ModelError):
                 self._models.setdefault((model.head, reading_fingerprint(model)), model)
-        self._loaded: list[tuple[ModelSpec, Any, Any]] | None = None
 
     @property
     def key(self) -> list[list[str]]:
@@ -44,11 +47,12 @@ class Readers:
 
         `form` is the content of the text columns: "text", "prompt_completion" or "messages".
         """
-        if self._loaded is None:
-            self._loaded = _load(self._models.values())
+        if _LOADED.get("models") != self._models:
+            _LOADED.update(models=self._models, loaded=_load(self._models.values()))
+        loaded: list[tuple[ModelSpec, Any, Any]] = _LOADED["loaded"]
         refused: list[str | None] = [None] * len(texts)
-        for model, head, tokenizer in self._loaded:
-            where = f"{model.path}: " if len(self._loaded) > 1 else ""
+        for model, head, tokenizer in loaded:
+            where = f"{model.path}: " if len(loaded) > 1 else ""
             for row, reason in enumerate(head.refusals(tokenizer, texts, pairs, form)):
                 if reason is not None and refused[row] is None:
                     refused[row] = where + reason

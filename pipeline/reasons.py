@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.config import stage_name
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.plan import Plan
-from stages.stage import Merges
+from stages.capabilities import Merges
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import FileError
 from storage.table import Store

@@ -11,6 +11,7 @@ from pipeline.corpus import read_corpus
 from pipeline.engine import Engine, open_engine
 from pipeline.errors import RunError, RunFolderError
 from pipeline.folder import RunFolder
+from pipeline.ingest_calls import IngestCalls
 from pipeline.lock import hold
 from pipeline.model_check import check_models
 from pipeline.node import CORPUS_INSTANCE, Node, Task
@@ -120,14 +121,22 @@ class _Attempt:
         Raises:
             Exception: whatever ends a run; that of a damaged file names the file.
         """
+        try:
+            self._execute(seen)
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+
+    def _execute(self, seen: Container[tuple[str, str]]) -> None:
         run, folder, store, progress = self._run, self._folder, self._store, self._progress
         last_artefacts = artefacts_of_last_run(run, folder)
         progress.say("Reading the corpus ...")
         look = Look(store, seen)
         stages = list(stages_in_order(run)[0].values())
-        basis = basis_of(self._asked, run, stages) if self._asked is not None else None
+        basis = basis_of(self._asked, run, stages, store) if self._asked is not None else None
         readers = Readers(stages)
-        corpus = read_corpus(run, store, readers=readers, look=look.at_corpus)
+        calls = IngestCalls(self._engine_of_run, run.ray.default, progress)
+        corpus = read_corpus(run, store, readers=readers, look=look.at_corpus, each=calls)
         plan = self.plan = make_plan(run, corpus, store, last_artefacts, is_dry=False)
         look.at_plan(plan)
         look.at_values(folder)
@@ -138,14 +147,10 @@ class _Attempt:
             progress.say(note)
         LOG.info("%s over %s, stages %s", folder.path, store.url, [n.instance for n in plan.nodes])
         record = RunRecord(plan, folder, store)
-        try:
-            for node in plan.nodes:
-                self._compute(node, plan, record)
-            done = dataclasses.replace(plan, nodes=tuple(self._finished))
-            record.close(basis and kept_of(done, basis, self._stops))
-        finally:
-            if self._opened is not None:
-                self._opened.close()
+        for node in plan.nodes:
+            self._compute(node, plan, record)
+        done = dataclasses.replace(plan, nodes=tuple(self._finished))
+        record.close(basis and kept_of(done, basis, self._stops))
 
     def _compute(self, node: Node, plan: Plan, record: RunRecord) -> None:
         """Runs the missing tasks of one stage, and writes its manifests."""

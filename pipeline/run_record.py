@@ -32,7 +32,10 @@ class RunRecord:
         self.plan, self.folder, self.store = plan, folder, store
         run = plan.run
         resolved = dataclasses.replace(
-            run, stages={node.instance: node.stage for node in plan.nodes}, artefacts=_pins(plan)
+            run,
+            shard_size=plan.corpus.shard_size,
+            stages={node.instance: node.stage for node in plan.nodes},
+            artefacts=_pins(plan),
         )
         text = dump_config(resolved)
         replace_file(folder.config, text)

@@ -23,7 +23,13 @@ class Resources:
     gpus: float = 0.0
     """GPUs per worker; with a share such as 0.5, two workers use one GPU."""
     memory_gb: float | None = None
-    """Memory that Ray sets aside per worker, 10^9 bytes; none is set aside by default."""
+    """Memory that Ray sets aside per worker, 10^9 bytes; none is set aside by default. Workers
+    start on nodes that have it, such as those with much memory."""
+    accelerator: str | None = None
+    """Kind of GPU that a worker's node must have, as Ray names it: `A100`, `L4`, `T4`."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Amounts per worker of resources that the cluster's own configuration gives its nodes, such as
+    `{big_memory: 1}`: only these nodes take the stage."""
     workers: int | None = None
     """Workers at most; by default as many as the cluster's cores and GPUs allow."""
 
@@ -38,6 +44,9 @@ class RaySettings:
     """A cluster's address, by default RAY_ADDRESS; without either, Ray starts on this machine."""
     retries: int = 3
     """How often a task is tried again when its worker is lost."""
+    wait_minutes: float = 0.0
+    """How long to wait for a node with the resources of a stage where none has them, while Ray is
+    asked for one: of a cluster whose autoscaler starts nodes when they are needed, say 15."""
     default: Resources = field(default_factory=Resources)
     """Resources of the stages that `stages` does not name."""
     stages: Mapping[str, Resources] = field(default_factory=dict)
@@ -59,8 +68,9 @@ class Run:
     store: str | None = None
     """Where tables lie, a folder or URL that runs can share; by default `store` in the run.
     Relative to the working directory."""
-    shard_size: int = 1000
-    """Rows per shard."""
+    shard_size: int | Literal["auto"] = "auto"
+    """Rows per shard. `auto` is 1,000 up to 2 million rows, one in 2,000 up to 10 million, and
+    beyond by their bytes (`pipeline.shard_sizes`); a corpus that grows keeps what was chosen."""
     stages: Mapping[str, Any] = field(default_factory=dict)
     """Stage instances by name."""
     ray: RaySettings = field(default_factory=RaySettings)

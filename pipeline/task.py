@@ -7,16 +7,19 @@ The same code runs in the driver and in Ray workers. A task is given names and k
 records of shards; rows and tensors go through Parquet and memory maps, never through the scheduler.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.node_versions import installed
 from pipeline.shard_facts import ShardFacts, of_task, together
+from stages.capabilities import Merges
 from stages.model.threads import set_threads
-from stages.stage import Merges, Part, Role, Split, Stage, Tell, Vectors
+from stages.stage import Part, Role, Split, Stage, Tell, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec
@@ -33,6 +36,17 @@ class Job:
     inputs: Mapping[str, tuple[str, str]]
     """For each name in the stage's `reads`: the table and its manifest key."""
     threads: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function that is no stage's: with what all calls share, and one of some items."""
+
+    name: str
+    """What the calls are for, in errors."""
+    key: str
+    function: Callable[[Any, Any], Any]
+    item: Any
 
 
 class StoredInputs:
@@ -135,6 +149,10 @@ class Worker:
         self._store: Store | None = None
         self._store_url: str | None = None
 
+    def versions(self) -> tuple[str, dict[str, str]]:
+        """The host's name, and the versions of Python and of the packages that decide bytes."""
+        return platform.node(), installed()
+
     def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
         """The records of the shards with the part's rows, one a table; computes and writes them."""
         if self._job != job or self._inputs is None or self._store is None:
@@ -176,6 +194,11 @@ class Worker:
             store.write_shard(spec, key, part.role, part.index, tables[spec.name], facts[spec.name])
             for spec in job.stage.writes
         ]
+
+    def call(self, shared: Any, call: Call) -> Any:
+        """The result of a call."""
+        set_threads(1)
+        return call.function(shared, call.item)
 
     def _store_at(self, url: str) -> Store:
         """The store at `url`, with what it knows of the files that the last job read.

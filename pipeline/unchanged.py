@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.code_version import PACKAGES, package_version, source_digest
 from pipeline.config import stage_name
-from pipeline.corpus import INGEST_VERSION
+from pipeline.corpus_writer import INGEST_VERSION
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.given import Given
@@ -46,6 +46,7 @@ from stages.stage import Stage, StageError
 from storage.damage import DamagedFiles
 from storage.manifest import digest
 from storage.schema import FileError
+from storage.table import Store
 
 LOG = logging.getLogger(__name__)
 
@@ -55,18 +56,19 @@ def asked(given: Given) -> str:
     return digest([repr(given.raw), given.folder, given.overridden, os.getcwd()])
 
 
-def basis_of(asked: str, run: Run, stages: Iterable[Stage]) -> dict[str, Any] | None:
+def basis_of(asked: str, run: Run, stages: Iterable[Stage], store: Store) -> dict[str, Any] | None:
     """What a plan of `run` follows from, as it is now; None where something cannot be read.
 
     To be called before any of it is used: what changes while the run is at work differs the next
-    time. `asked` stands for the configuration that the run was given as.
+    time. `asked` stands for the configuration that the run was given as; `store` has notes of the
+    sources' files.
     """
     sources = [source for source in (run.corpus, run.queries) if source is not None]
     try:
         return {
             "asked": asked,
             "code": _code(),
-            "sources": [[dataclasses.asdict(s), source_fingerprint(s)] for s in sources],
+            "sources": [[dataclasses.asdict(s), source_fingerprint(s, store)] for s in sources],
             "models": [[list(m), *_fingerprints(m)] for m in _models(stages)],
         }
     except (StageError, OSError) as error:
@@ -129,11 +131,12 @@ def _is_as_it_was(folder: RunFolder, record: dict[str, Any], kept: dict[str, Any
             return False
         if any(loaded_version(name) not in (None, v) for name, v in kept["stages"].items()):
             return False
-        if any(source_fingerprint(_source(fields)) != was for fields, was in kept["sources"]):
-            return False
+        store = folder.store(record)
+        for fields, was in kept["sources"]:
+            if source_fingerprint(_source(fields), store) != was:
+                return False
         if any(_fingerprints(ModelFiles(*files)) != was for files, *was in kept["models"]):
             return False
-        store = folder.store(record)
         claims = claims_of_record(record)
         if any(claim.manifest is None for claim in claims):
             return False

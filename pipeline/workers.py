@@ -8,6 +8,7 @@ that have answered, so one that finds no node holds nothing up.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,16 @@ from typing import Any
 from pipeline.errors import TaskError
 from pipeline.node import Task
 from pipeline.settings import Resources
-from pipeline.task import Worker
+from pipeline.task import Call, Worker
 
 LOG = logging.getLogger(__name__)
 QUEUED_PER_WORKER = 2
 LOOK_S = 2.0
 """Between two looks at the nodes while workers are missing."""
+AHEAD = 64
+"""Actors beyond those at work that are asked for where an autoscaler may start nodes for them."""
+KIND = "accelerator_type:"
+"""Before the name of a kind of accelerator, in Ray's name of the resource that marks its nodes."""
 PATIENCE_S = 120.0
 """How long no worker at all may come to life while the cluster says that it has room for one."""
 
@@ -34,7 +39,10 @@ class Crew:
     resources: Resources
     is_alone: bool = False
     """Whether nobody else can have taken the nodes: then waiting for long is in vain."""
-    busy: dict[Any, dict[Any, Task]] = field(default_factory=dict)
+    wait_s: float = 0.0
+    """How long to wait for a node with the resources, where there is none. Above 0 more actors are
+    asked for than nodes have room for, which is what an autoscaler starts nodes for."""
+    busy: dict[Any, dict[Any, Task | Call]] = field(default_factory=dict)
     """Of every actor that has answered, the tasks that it was given and has not finished, by ref,
     the oldest first."""
     recruits: dict[Any, Any] = field(default_factory=dict)
@@ -49,11 +57,16 @@ class Crew:
     def hire(self, n_tasks: int) -> None:
         """Asks for as many actors as the tasks, the settings and the nodes allow; looks at times.
 
+        Recruits that no task is left for are given up.
+
         Raises:
             TaskError: there is no actor, and no node for one, or none came to life for long.
         """
         present = len(self.busy) + len(self.recruits)
         wanted = min(n_tasks, self.resources.workers or n_tasks)
+        for ref in list(self.recruits)[: max(0, present - wanted)] if self.wait_s else ():
+            self.lose(self.recruits[ref])
+        present = len(self.busy) + len(self.recruits)
         now = time.monotonic()
         if (present >= wanted and self.busy) or now - self._looked < LOOK_S:
             return
@@ -62,13 +75,15 @@ class Crew:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         demand = self._demand()
         fitting = sum(_fitting(node, demand, wanted) for node in nodes)
-        if not self.busy and fitting < 1:
+        waited = max(0.0, now - self._since) if not self.busy else 0.0
+        if not self.busy and fitting < 1 and waited >= self.wait_s:
+            after = f" after {self.wait_s / 60:g} minutes" if self.wait_s else ""
             raise TaskError(
-                f"ray: found nodes of {'; '.join(map(_amounts, nodes)) or 'nothing'}, expected one "
-                f"with {_amounts(demand)} for a worker of this stage. Lower the stage's cpus, gpus "
-                "or memory_gb under `ray:`, or add a node."
+                f"ray: found nodes of {'; '.join(map(_amounts, nodes)) or 'nothing'}{after}, "
+                f"expected one with {_amounts(demand)} for a worker of this stage. Lower what the "
+                "stage asks for under `ray:`, or add a node; where an autoscaler starts nodes, "
+                "give it time by ray.wait_minutes."
             )
-        waited = now - self._since
         if waited > PATIENCE_S and (self.is_alone or not self.recruits):
             raise TaskError(
                 f"ray: found no worker that started within {PATIENCE_S:g} s (the last one: "
@@ -83,14 +98,17 @@ class Crew:
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus,
             memory=demand.get("memory"),
+            resources=dict(self.resources.resources) or None,
+            accelerator_type=self.resources.accelerator,
             max_restarts=0,
             max_task_retries=0,
         )(Worker)
-        for _ in range(min(wanted, fitting) - present):
+        room = max(fitting, len(self.busy) + AHEAD) if self.wait_s else fitting
+        for _ in range(min(wanted, room) - present):
             recruit = actor.remote()
-            self.recruits[recruit.__ray_ready__.remote()] = recruit
+            self.recruits[recruit.versions.remote()] = recruit
 
-    def give(self, task: Task, job: Any, n_waiting: int) -> bool:
+    def give(self, task: Task | Call, job: Any, n_waiting: int) -> bool:
         """Whether the task was given to the actor with the fewest, if one has less than two.
 
         While others are about to start, no actor gets a second one that they could take.
@@ -99,7 +117,9 @@ class Crew:
         actor = min(self.busy, key=lambda one: len(self.busy[one]), default=None)
         if actor is None or len(self.busy[actor]) >= most:
             return False
-        if task.parts:
+        if isinstance(task, Call):
+            ref = actor.call.remote(job, task)
+        elif task.parts:
             ref = actor.merge_task.remote(job, task.part, task.key, task.parts)
         else:
             ref = actor.run_task.remote(job, task.part, task.key)
@@ -124,7 +144,7 @@ class Crew:
         self._refusal = reason
         self.lose(self.recruits[ref])
 
-    def lose(self, actor: Any) -> list[Task]:
+    def lose(self, actor: Any) -> list[Task | Call]:
         """Gives up an actor; returns the tasks it had, the oldest first."""
         tasks = list(self.busy.pop(actor, {}).values())
         self.recruits = {ref: one for ref, one in self.recruits.items() if one is not actor}
@@ -149,17 +169,26 @@ class Crew:
         demand: dict[str, float] = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
         if self.resources.memory_gb:
             demand["memory"] = self.resources.memory_gb * 1e9
-        return demand
+        if self.resources.accelerator:
+            # The share of a node's one mark that Ray's own option asks for.
+            demand[f"{KIND}{self.resources.accelerator}"] = 0.001
+        return demand | dict(self.resources.resources)
 
 
 def _fitting(node: Mapping[str, float], demand: Mapping[str, float], most: int) -> int:
     """How many workers with this demand fit on an empty node, at most `most`."""
-    return min([most, *(int(node.get(name, 0) // n) for name, n in demand.items() if n)])
+    # 0.3 of 0.1 each are three, whatever the last bit says.
+    shares = [node.get(name, 0) / n + 1e-6 for name, n in demand.items() if n]
+    return min([most, *map(math.floor, shares)])
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    """Resources in words: `4 CPUs, 1 GPUs, 16.0 GB`."""
+    """Resources in words: `4 CPUs, 1 GPUs, 16.0 GB, 1 big_memory, A100`."""
     amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
     if "memory" in resources:
         amounts.append(f"{resources['memory'] / 1e9:.1f} GB")
+    own = set(resources) - {"CPU", "GPU", "memory", "object_store_memory"}
+    for name in sorted(name for name in own if not name.startswith("node:")):
+        is_kind = name.startswith(KIND)
+        amounts.append(name.removeprefix(KIND) if is_kind else f"{resources[name]:g} {name}")
     return ", ".join(amounts)

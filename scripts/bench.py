@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
+    .venv/bin/python scripts/bench.py overhead               what all but the methods costs
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
     .venv/bin/python scripts/bench.py projection --data DIR  what projecting costs in exactness
     .venv/bin/python scripts/bench.py variants --data ALL    which NTK predicts best
@@ -50,6 +51,7 @@ from benchmarks.environment import ROOT, WORK
 CASES = (
     "flags",
     "demo",
+    "overhead",
     "features",
     "projection",
     "variants",

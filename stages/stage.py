@@ -19,7 +19,7 @@ Errors of this room:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -75,8 +75,7 @@ class Part:
     role: str
     index: int
     n_shards: int = 1
-    """Shards that the part spans, the first of them `index`; more than one for the leaves of a
-    merge tree alone (`Merges.shards_per_part`)."""
+    """Shards that the part spans from `index` on, see `Merges.shards_per_part`."""
 
 
 class Vectors(NamedTuple):
@@ -111,8 +110,7 @@ class Tell(Protocol):
             n_not_finite: Rows whose features could not be stored.
             n_left_out: Rows that another input of the shard lacks.
             n_without_tokens: Queries, or outputs of them, without a token that could have a score.
-            is_exact_bytes: False exempts the shard from byte identity, say because memory ran out
-                and batches were cut in another way.
+            is_exact_bytes: False exempts the shard from byte identity, say where memory ran out.
             efficiency: By utility, by how much values miss their sum (`stages.game.efficiency`).
         """
 
@@ -138,8 +136,8 @@ class Inputs(Protocol):
     def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
         """The rows of `name` of one role, a shard at a time, in the order of the corpus.
 
-        Of `split="shard"` while it computes, the shards that the part spans; otherwise all, or
-        `most` of them, evenly spread. A table that is not cut comes as one. Memory: one shard.
+        While a `split="shard"` computes, those that the part spans; otherwise all, or `most` of
+        them, evenly spread. A table that is not cut comes as one. Memory: one shard.
         """
 
     def vectors(self, name: str, role: Role) -> Vectors:
@@ -159,8 +157,7 @@ class Size:
 
     n_examples: int
     first_examples: int
-    """How many examples there were when the corpus was first read into this store. What would
-    change the features of all rows is chosen by this number, so that appended rows do not."""
+    """How many there were at first: what changes the features of all rows is chosen by this."""
     n_queries: int
     n_classes: int
     """Of a classification; 0 for other tasks."""
@@ -201,12 +198,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """Reads named tables, writes named tables.
+    """A method. A subclass is a frozen dataclass of its own.
 
-    A subclass is a frozen dataclass of its own. Everything public in it is a field or one of the
-    hooks below, or of a capability (`Merges`, `Samples`, `AnswersQueries`): a misspelt hook is a
-    `TypeError` when the class is made. What methods of a folder share is a class made with
-    `contract=True`, which may add hooks.
+    All that is public in it is a field or a hook, of this class or of a capability (`Merges`,
+    `Samples`, `AnswersQueries`): a misspelt hook is a `TypeError` when the class is made. What the
+    methods of a folder share is a class made with `contract=True`, which may add hooks.
     """
 
     version: ClassVar[int]
@@ -220,7 +216,7 @@ class Stage(ABC):
     """
 
     def __init_subclass__(cls, contract: bool = False) -> None:
-        """Refuses a class with a public name that no contract knows, or without version."""
+        """See `stages.hooks.check_names`."""
         super().__init_subclass__()
         if not contract:
             check_names(cls)
@@ -265,7 +261,8 @@ class Stage(ABC):
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """Fields for the stages in `reads` that the run does not name and that are hence added.
 
-        By the name in `reads`; a name that is not here gets the defaults. Readers that ask for
+        By the name in `reads`, which names the stage, unless there is a field `stage` as in a YAML;
+        a name that is not here gets the defaults. Readers that ask for
         different fields get a stage instance each, and the field that holds the name then points to
         it. The fields may name instances that stand earlier in `reads`.
         """
@@ -326,81 +323,6 @@ class Stage(ABC):
         """The class whose output a positive score raises, for scores of pairs and their features.
 
         "label" is the query's label or, without one, the predicted class; "prediction" is the
-        predicted class; "likeness" is no class, as scores say how alike two rows are. None leaves
-        it to the stages that are read.
+        predicted class; "likeness" is how alike two rows are. None leaves it to what is read.
         """
         return None
-
-
-@dataclass(frozen=True)
-class Merges(Stage, contract=True):
-    """A stage of `split="shard"` whose shards' partial results a tree of tasks merges.
-
-    `compute` is asked for the shards of examples alone; what it yields are partial results such as
-    sums, and the tables hold the rows of the last `merge` (`pipeline.merge_tree`).
-    """
-
-    shards_per_part: ClassVar[int] = 1
-    """Shards whose rows one `compute` sums up, read by `Inputs.by_shard`: more than one where a
-    partial result is as large as the shard that it comes from."""
-
-    @abstractmethod
-    def merge(self, parts: Mapping[str, Sequence[pa.Table]]) -> Rows:
-        """The rows of each table that replace those of several parts together.
-
-        `parts` holds the parts of each table, by its name, in the order of the corpus; they may
-        have no rows. Parts are computed or already merged: the same code must serve both, and be
-        associative up to rounding. Memory of a task: eight parts.
-        """
-
-
-@dataclass(frozen=True)
-class Samples(Stage, contract=True):
-    """A stage of `split="round"` that a stopping rule may end, and that can replay its rounds.
-
-    To replay is to draw the coalitions of a round again, for the values of a single query.
-    """
-
-    @property
-    @abstractmethod
-    def units_per_round(self) -> int:
-        """Independent estimates in a round."""
-
-    @property
-    @abstractmethod
-    def utilities(self) -> tuple[str, ...]:
-        """Utilities of a coalition, in the order of the values."""
-
-    @abstractmethod
-    def watch(self) -> Any:
-        """A fresh stopping rule (`stages.game.stopping.Watch`); None runs all rounds.
-
-        It is given the first table's rows of each round in turn (`add`), and asked for the `reason`
-        to stop. The rounds that count are then those up to the first reason.
-        """
-
-    @abstractmethod
-    def replay(
-        self, inputs: Inputs, query_id: int, rounds: Sequence[int], stepped: Steps
-    ) -> tuple[np.ndarray, Any]:
-        """Ids of the examples, and their values for a single query from these rounds.
-
-        `stepped` is told of every round.
-        """
-
-    @abstractmethod
-    def replay_cost(self, work: Work, n_rounds: int) -> Cost:
-        """The expected cost of replaying `n_rounds` rounds."""
-
-
-@dataclass(frozen=True)
-class AnswersQueries(Stage, contract=True):
-    """A stage of `split="whole"` that computes rows of new queries from its finished tables."""
-
-    @abstractmethod
-    def of_queries(self, inputs: Inputs) -> Rows:
-        """The rows that `compute` yields of queries, without computing those of examples again.
-
-        The rows of the examples are in the stage's own tables, which `inputs` has under their
-        names.
-        """

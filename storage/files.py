@@ -60,7 +60,8 @@ class Files:
         path = self.path(table, name)
         try:
             if self.is_local:
-                return Path(path).read_bytes()
+                with open(path, "rb") as file:
+                    return file.read()
             if (table, name) in self._kept:
                 self._kept.move_to_end((table, name))
                 return self._kept[table, name]

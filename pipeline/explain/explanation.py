@@ -16,7 +16,7 @@ from pipeline.explain.titles import lists_of_examples
 from pipeline.explain.words import words_of
 from pipeline.finished import Finished
 from pipeline.progress import Progress
-from stages.stage import Samples
+from stages.capabilities import Samples
 from stages.tables import GENERAL
 from storage.views import fetch
 

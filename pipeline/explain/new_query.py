@@ -21,11 +21,12 @@ from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
+from stages.capabilities import AnswersQueries, Merges
 from stages.corpus.cells import is_broken, show
 from stages.corpus.texts import read_conversation
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
-from stages.stage import AnswersQueries, Merges, Part, Role, Stage, Vectors
+from stages.stage import Part, Role, Stage, Vectors
 from storage.manifest import ShardRecord
 from storage.schema import TableSpec
 from storage.table import Store

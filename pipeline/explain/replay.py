@@ -8,9 +8,10 @@ from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.progress import Progress, seconds_text
 from pipeline.task import StoredInputs
+from stages.capabilities import Samples
 from stages.model.calibration import flops_per_second
 from stages.model.threads import set_threads
-from stages.stage import Samples, Work
+from stages.stage import Work
 
 
 def replay(

@@ -4,10 +4,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-import pyarrow as pa
-
 from stages.corpus.cells import SourceRows
-from stages.corpus.row_ids import written_type
 from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError, Role
 from storage.schema import FILE_COLUMN
@@ -22,7 +19,7 @@ _RESERVED = {
     FILE_COLUMN,
 }
 VECTOR = "features_vector"
-"""Column of `Corpus.rows` with the vectors; reserved, so that no column of a source has it."""
+"""Column of the rows with the vectors; reserved, so that no column of a source has it."""
 
 JSON = "json"
 """The `type` of a column whose cells are of several types."""
@@ -89,20 +86,19 @@ def used_columns(source: Source) -> set[str]:
     return {name for name in (*own, features, source.label, source.id) if name}
 
 
-def stored_columns(
-    source: Source, loaded: SourceRows, source_ids: pa.Array
-) -> list[dict[str, Any]]:
-    """The columns of the source as `Corpus.columns` has them, without the cells of labels.
+def stored_columns(source: Source, empty: SourceRows, type_of_ids: str) -> list[dict[str, Any]]:
+    """The columns of the source as `Survey.stored` has them, without the cells of labels.
 
-    Names are compared without case: SQL does not tell Text from text. An id column of several types
-    is carried along as well, for its cells are not to be had from the ids as text.
+    `type_of_ids` is the name of the type of ids as the source has them. Names are compared without
+    case: SQL does not tell Text from text. An id column of several types is carried along as well,
+    for its cells are not to be had from the ids as text.
     """
-    found = loaded.table.column_names
+    found = empty.table.column_names
     own = {source.id: "source_id", source.features: VECTOR}
     own |= {source.label: "target" if source.task == "regression" else "label"}
     own |= {source.text_b: "text_b", source.completion: "text_b"}
     own |= {source.messages: "text", source.prompt: "text", source.text: "text"}
-    if source.id in loaded.mixed:
+    if source.id in empty.mixed:
         del own[source.id]
     taken = {*_RESERVED, *(n.lower() for n in found if n.lower() not in _RESERVED)}
     seen: set[str] = set()
@@ -115,8 +111,8 @@ def stored_columns(
                 stored = f"source_{stored}"
         taken.add(stored.lower())
         seen.add(stored.lower())
-        kind = JSON if name in loaded.mixed else str(loaded.table[name].type)
+        kind = JSON if name in empty.mixed else str(empty.table[name].type)
         if stored == "source_id":
-            kind = written_type(source, loaded, source_ids)
+            kind = type_of_ids
         columns.append({"name": name, "stored": stored, "type": kind})
     return columns

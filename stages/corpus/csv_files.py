@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from stages.corpus.cells import SourceRows, compact, show
@@ -54,43 +55,13 @@ class CsvPiece:
         Raises:
             DataError: it cannot be read, or a quote is never closed.
         """
-        misfits: dict[int, tuple[str, str]] = {}
-        schema = pa.schema([(name, pa.string()) for name in self.columns])
         with open_file(self.file) as stream:
             stream.seek(self.start)
             data = stream.read(self.stop - self.start)
         if self.start and not data.strip(b"\r\n"):
-            return schema.empty_table(), misfits
-
-        def left_out(row: pyarrow.csv.InvalidRow) -> str:
-            # Rows are numbered from the header, which is row 1.
-            reason = "other number of fields than the header"
-            misfits[row.number - 2] = (reason, show(row.text)[:2000])
-            return "skip"
-
-        # A line in place of the header keeps what looks like a byte order mark in the first row.
-        head = b"-\n" if self.start else b""
+            return _schema(self.columns).empty_table(), {}
         try:
-            table = pyarrow.csv.read_csv(
-                pa.BufferReader(head + data if head else data),
-                pyarrow.csv.ReadOptions(
-                    use_threads=False,
-                    block_size=_BLOCK_BYTES,
-                    column_names=self.columns,
-                    skip_rows=0 if self.start else self.blank_lines,
-                    skip_rows_after_names=1,
-                ),
-                pyarrow.csv.ParseOptions(
-                    delimiter=self.separator, newlines_in_values=True, invalid_row_handler=left_out
-                ),
-                pyarrow.csv.ConvertOptions(
-                    check_utf8=False,
-                    column_types=schema,
-                    null_values=[""],
-                    strings_can_be_null=True,
-                    quoted_strings_can_be_null=False,
-                ),
-            )
+            table, misfits = self._parse(data)
         except pa.ArrowInvalid as error:
             raise DataError(
                 f"{self.file.path}: found a file that cannot be read as CSV ({error}), expected "
@@ -104,6 +75,52 @@ class CsvPiece:
             at = np.full(n_rows, -1)
             at[places] = np.arange(table.num_rows)
             table = table.take(pa.array(at, mask=at < 0))
+        return table, misfits
+
+    def _parse(self, data: bytes) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
+        """The rows that fit the header, and by number those that do not."""
+        # pyarrow cannot tell of a row to leave out that is not UTF-8. Latin-1 is any bytes.
+        encoding = "utf8" if _is_utf8(data) else "latin-1"
+        misfits: dict[int, tuple[str, str]] = {}
+        n_above = 0 if self.start else self.blank_lines
+
+        def left_out(row: pyarrow.csv.InvalidRow) -> str:
+            # Rows are numbered from the first line above the header, which is row 1.
+            text = row.text if encoding == "utf8" else _text_of(row.text.encode(encoding))
+            reason = "other number of fields than the header"
+            misfits[row.number - 2 - n_above] = (reason, show(text)[:2000])
+            return "skip"
+
+        # A line in place of the header keeps what looks like a byte order mark in the first row.
+        head = b"-\n" if self.start else b""
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(head + data if head else data),
+            pyarrow.csv.ReadOptions(
+                use_threads=False,
+                block_size=_BLOCK_BYTES,
+                column_names=self.columns,
+                skip_rows=n_above,
+                skip_rows_after_names=1,
+                encoding=encoding,
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=self.separator, newlines_in_values=True, invalid_row_handler=left_out
+            ),
+            pyarrow.csv.ConvertOptions(
+                check_utf8=False,
+                column_types=_schema(self.columns),
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+        if encoding != "utf8":
+            bytes_of = [
+                [None if cell is None else cell.encode(encoding) for cell in column.to_pylist()]
+                for column in table.columns
+            ]
+            texts = [pc.cast(pa.array(c, pa.binary()), pa.string(), safe=False) for c in bytes_of]
+            table = pa.table(texts, schema=table.schema)
         return table, misfits
 
     def _check_closed(self, data: bytes, table: pa.Table) -> None:
@@ -151,8 +168,7 @@ def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_byt
     if not sum(counts):
         raise DataError(f"{source.path}: found no rows, expected at least one. Fill the file.")
     counted = tuple(replace(piece, n_rows=n) for piece, n in zip(pieces, counts, strict=True))
-    schema = pa.schema([(name, pa.string()) for name in columns])
-    return Split(Layout(schema, is_typed=False), counted, tuple(notices))
+    return Split(Layout(_schema(columns), is_typed=False), counted, tuple(notices))
 
 
 def _pieces(shared: tuple[Source, int], file: SourceFile) -> list[CsvPiece]:
@@ -172,6 +188,23 @@ def _pieces(shared: tuple[Source, int], file: SourceFile) -> list[CsvPiece]:
 def _count(_: None, piece: CsvPiece) -> int:
     """The number of rows of a piece, those that do not fit the header included."""
     return int(piece.parsed()[0].num_rows)
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in columns])
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _text_of(data: bytes) -> str:
+    """Bytes as text; those that are not UTF-8 are surrogates."""
+    return data.decode(errors="surrogateescape")
 
 
 def _last(table: pa.Table) -> dict[str, str | None]:

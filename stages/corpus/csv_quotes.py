@@ -5,8 +5,8 @@ for one. So reads pyarrow, whose parser does not tell where in the file it is.
 """
 
 import codecs
+import io
 import re
-from typing import BinaryIO
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def _begin(data: bytes) -> int:
 
 
 def row_starts(
-    stream: BinaryIO, separator: str, piece_bytes: int, n_above: int
+    stream: io.BufferedReader, separator: str, piece_bytes: int, n_above: int
 ) -> tuple[list[int], int]:
     """Places in a file where rows begin, about `piece_bytes` apart, and the size of the file.
 

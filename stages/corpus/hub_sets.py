@@ -8,7 +8,7 @@ split expression names few rows, such as `train[:1000]`, these alone are streame
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,57 +75,95 @@ def hub_set(source: Source) -> HubSet | None:
     return HubSet(builder, {str(split): list(map(str, urls)) for split, urls in files.items()})
 
 
-@dataclass(frozen=True)
-class TablePiece:
-    """Rows that are read already."""
+def is_streamed(found: HubSet, source: Source) -> bool:
+    """Whether a data set that is not in Parquet is read past the cache of `datasets`.
 
-    table: pa.Table
+    It is where the cache does not have it and its split expression names few rows. Of others tasks
+    read single rows from the cache, which holds them on disk.
+    """
+    most = [most_rows(source.split, split) for split in found.files]
+    is_bounded = all(rows is not None and rows <= STREAMED_ROWS for rows in most)
+    return is_bounded and not found.is_cached
+
+
+def streamed_splits(found: HubSet, source: Source) -> dict[str, Callable[[], Split]]:
+    """The splits of a data set, read from the hub past the cache, as functions that look at them.
+
+    Each is one piece, which is streamed once to learn its columns and whenever it is read.
+    """
+    return {split: partial(_look, found, source, split) for split in found.files}
+
+
+@dataclass(frozen=True)
+class StreamedPiece:
+    """The rows of a split that the source's split expression needs, streamed from the hub."""
+
+    source: Source
+    split: str
     n_rows: int
 
     def read(self, layout: Layout) -> SourceRows:
         """The rows; those with bytes that are not UTF-8 are among the faults."""
-        return layout.rows(self.table)
+        found = hub_set(self.source)
+        if found is None:
+            raise DataError(
+                f"{self.source.path}: found no way to the hub any more, expected its rows. Give "
+                "the same command again once it can be reached."
+            )
+        tables = list(_tables(found, self.source, self.split))
+        try:
+            whole = pa.concat_tables(tables, promote_options="permissive").cast(layout.schema)
+        except pa.ArrowException as error:
+            raise _unlike(self.source, self.split, error) from error
+        return layout.rows(whole)
 
 
-def streamed(found: HubSet, source: Source) -> dict[str, Callable[[], Split]] | None:
-    """The splits of a data set, cut after the last row that the split expression names.
-
-    Only these rows are read, past the cache. None where they are more than `STREAMED_ROWS` or not
-    named by number, and where the cache has the data set: there, tasks can read single rows.
-    """
-    most = {split: most_rows(source.split, split) for split in found.files}
-    is_bounded = all(rows is not None and rows <= STREAMED_ROWS for rows in most.values())
-    if found.is_cached or not is_bounded or not source.split:
-        return None
-    return {s: partial(_first_rows, found, source, s, rows or 0) for s, rows in most.items()}
-
-
-def _first_rows(found: HubSet, source: Source, split: str, left: int) -> Split:
-    """The first rows of a split.
+def _look(found: HubSet, source: Source, split: str) -> Split:
+    """The rows of a split as one piece.
 
     Raises:
         DataError: it cannot be read, has no rows, or they do not fit together.
     """
-    tables: list[pa.Table] = []
+    schema: pa.Schema | None = None
+    n_rows = 0
+    try:
+        for table in _tables(found, source, split):
+            own = table.schema.remove_metadata()
+            if schema is not None and set(own.names) != set(schema.names):
+                raise pa.ArrowInvalid("the columns differ")
+            schemas = [own] if schema is None else [schema, own]
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+            n_rows += table.num_rows
+    except pa.ArrowException as error:
+        raise _unlike(source, split, error) from error
+    if schema is None:
+        raise DataError(f"{source.path}: found no rows, expected at least one. Name others.")
+    layout = Layout(schema, class_names=found.class_names(source.label))
+    return Split(layout, (StreamedPiece(source, split, n_rows),))
+
+
+def _tables(found: HubSet, source: Source, split: str) -> Iterator[pa.Table]:
+    """The rows of a split, some at a time; of `train[:1000]` no more than 1,000 are read."""
+    left = most_rows(source.split, split)
     with quiet(), as_data_error(source, advice()):
         rows = found.builder.as_streaming_dataset(split).with_format("arrow")
-        for table in rows.iter(batch_size=max(1, min(left, 1000))):
-            tables.append(table.slice(0, left).replace_schema_metadata(None))
-            left -= tables[-1].num_rows
-            if left <= 0:
-                break
-    try:
-        if not tables or any(set(t.column_names) != set(tables[0].column_names) for t in tables):
-            raise pa.ArrowInvalid("the columns differ" if tables else "there are none")
-        whole = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{source.path}: found rows of the split {split} that do not fit together ({error}), "
-            "expected the same columns and types. Name one of its files as "
-            f"hf://datasets/{source.path}/FILE."
-        ) from error
-    layout = Layout(whole.schema, class_names=found.class_names(source.label))
-    return Split(layout, (TablePiece(whole, whole.num_rows),))
+        batches = iter(rows.iter(batch_size=1000))
+    while left is None or left > 0:
+        with quiet(), as_data_error(source, advice()):
+            table = next(batches, None)
+        if table is None:
+            return
+        table = table if left is None else table.slice(0, left)
+        left = None if left is None else left - table.num_rows
+        yield table
+
+
+def _unlike(source: Source, split: str, error: Exception) -> DataError:
+    return DataError(
+        f"{source.path}: found rows of the split {split} that do not fit together "
+        f"({error}), expected the same columns and types. Name one of its files as "
+        f"hf://datasets/{source.path}/FILE."
+    )
 
 
 def most_rows(expression: str | None, split: str) -> int | None:
@@ -133,8 +171,10 @@ def most_rows(expression: str | None, split: str) -> int | None:
 
     None where its end is not a number.
     """
+    if expression is None:
+        return None
     most = 0
-    for part in (expression or split).split("+"):
+    for part in expression.split("+"):
         if re.split(r"[\[(]", part.strip())[0] in (split, "all"):
             stop = re.fullmatch(r"[^\[(]+\[\d*:(\d+)\]", part.strip())
             if stop is None:

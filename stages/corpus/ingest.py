@@ -7,17 +7,23 @@ appending only. Shards are cut once: a row stays in the shard it was first put i
 
 Labels of the corpus are taken from the source, then flipped on purpose (`flip_labels`), and then
 corrected by a person's review (`corrections`), in this order.
+
+A source is read twice, in parts, wherever `Each` does that. `survey` learns from the first reading
+what becomes of every row, and holds nine bytes for each; the second makes the rows
+(`stages.corpus.rows`). One reading would have to hold the corpus: which labels are classes, and
+which row of an id is the first, is known at its end.
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows, compact, decoded, row_of
+from stages.corpus.cells import decoded
 from stages.corpus.columns import (
     JSON,
     OWN,
@@ -27,25 +33,33 @@ from stages.corpus.columns import (
     used_columns,
     with_columns,
 )
-from stages.corpus.labels import flip, read_labels
-from stages.corpus.load import load
+from stages.corpus.flips import flips
+from stages.corpus.labels import Labels, read_labels
+from stages.corpus.load import reading
+from stages.corpus.pieces import PIECE_BYTES, Each, Part, in_order, in_turn
 from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
-from stages.corpus.review import correct, new_labels
-from stages.corpus.row_ids import read_ids
+from stages.corpus.review import new_labels, read_review
+from stages.corpus.row_ids import written_type
+from stages.corpus.rows import REJECTED, Recipe
+from stages.corpus.scan import Columns, Refusals, Scanned, scan
 from stages.corpus.source import LABELLED, Source
-from stages.corpus.targets import read_targets
-from stages.corpus.texts import Format, Texts, read_texts
-from stages.corpus.vectors import FEATURES, as_lists, read_features
+from stages.corpus.texts import Format
+from stages.corpus.vectors import FEATURES, check_length, length_of_file, most_frequent
 from stages.stage import ConfigError, CorpusTask, DataError, Role
 from storage.schema import TableSpec
 
-__all__ = ["EXTRA", "FEATURES", "LABEL", "REASONS", "REJECTED", "TEXT", "Corpus", "read", "tables"]
+__all__ = [
+    "EXTRA",
+    "FEATURES",
+    "LABEL",
+    "REASONS",
+    "REJECTED",
+    "TEXT",
+    "Survey",
+    "survey",
+    "tables",
+]
 
-Refusals = Callable[[Sequence[str], Sequence[str | None], str], Sequence[str | None]]
-"""Gives the reason why each of some rows cannot be read by a model, None where it can: of their
-columns text and text_b, and the `Format` of these."""
-BLOCK = 1000
-"""Rows that are asked about at a time."""
 _ID_ROLE = [("id", pa.int64()), ("role", pa.string())]
 TEXT = TableSpec(
     "text", pa.schema([*_ID_ROLE, ("text", pa.string()), ("text_b", pa.string())]), ("id",)
@@ -69,148 +83,117 @@ EXTRA = TableSpec(
     ("id",),
     carries_columns=True,
 )
-REJECTED = TableSpec(
-    "rejected",
-    pa.schema(
-        [
-            ("role", pa.string()),
-            ("source", pa.string()),
-            ("row_number", pa.int64()),
-            ("source_id", pa.string()),
-            ("reason", pa.string()),
-            ("raw", pa.string()),
-        ]
-    ),
-    ("role", "row_number"),
-)
 
 
-class Corpus(NamedTuple):
-    """The usable rows of one source, its rejected rows, and the classes of its labels."""
+class Survey(NamedTuple):
+    """What becomes of every row of a source, and what the rows have in common."""
 
-    rows: pa.Table
-    """Columns id, role, text, text_b, label, true_label, target, is_dropped, source_id, row_number,
-    features_vector where the source has features, then its other columns; in source order."""
-    rejected: pa.Table
-    """The rejected rows with their reasons, in the columns of `REJECTED`."""
+    recipe: Recipe
+    """What makes the rows."""
+    parts: tuple[Part, ...]
+    ids: np.ndarray
+    """Of every row of the source, in its order; that of a row without one is 0."""
+    reasons: np.ndarray
+    """Of every row the place in `REASONS` of why it is rejected; 0 where it is kept."""
     classes: tuple[str, ...]
     """Names of the classes by index; empty for a source without labels and for other tasks."""
     label_kind: Literal["int", "str", "classlabel", "float", "none"]
     """Type of the label column: of a regression "float", of a task without labels "none"."""
-    columns: list[dict[str, Any]]
-    """The source's columns in order: `name` there, `stored` name in `rows`, and the Arrow `type` of
-    its cells there, "json" where they are of several. Of the label also `cells`, one per class."""
-    task: CorpusTask
+    stored: list[dict[str, Any]]
+    """The source's columns in order: `name` there, `stored` name in the rows, and the Arrow `type`
+    of its cells there, "json" where they are of several. Of the label also `cells`, one per class.
+    """
     format: Format
     """Content of the columns text and text_b: texts, prompts with completions, or conversations."""
-    has_text: bool
-    """Whether rows have a text; a source may have vectors alone."""
+    text_bytes: int
+    """Of the texts of usable rows."""
     notices: tuple[str, ...] = ()
     """What a person should know of how the source was read, and of its labels."""
 
     @property
-    def vector_length(self) -> int | None:
-        """Length of the vectors in `rows`; None without features."""
-        if VECTOR not in self.rows.column_names:
-            return None
-        return int(self.rows.schema.field(VECTOR).type.list_size)
+    def task(self) -> CorpusTask:
+        """What a model learns from a row."""
+        return self.recipe.columns.source.task
 
     @property
-    def n_unlabelled(self) -> int:
-        """Number of rows without label or target; 0 in tasks that have neither."""
-        if self.task not in LABELLED:
-            return 0
-        return int(self.rows["target" if self.task == "regression" else "label"].null_count)
+    def has_text(self) -> bool:
+        """Whether rows have a text; a source may have vectors alone."""
+        return self.recipe.columns.has_text
+
+    @property
+    def vector_length(self) -> int | None:
+        """Length of the vectors; None without features."""
+        return self.recipe.columns.vector_length
 
 
-def read(
+def survey(
     source: Source,
     role: Role,
     classes: tuple[str, ...] | None = None,
     vector_length: int | None = None,
     refusals: Refusals | None = None,
     keeps_absent: bool = False,
-) -> Corpus:
-    """All rows of a source, each either usable or rejected with a reason.
+    each: Each = in_turn,
+    piece_bytes: int = PIECE_BYTES,
+) -> Survey:
+    """What becomes of every row of a source: it is usable, or rejected with a reason.
 
     `classes` fixes the classes: for queries they are those of the corpus. Without it they are
     those of `source.classes`, of the names of a `ClassLabel`, or of the distinct labels that rows
     have, or with `keeps_absent` all of them. `vector_length` is that of the corpus, for queries
-    with features. `refusals` says which rows no model could read.
+    with features. `refusals` says which rows no model could read. `each` reads the parts of about
+    `piece_bytes`; neither it nor their size changes anything. Memory: 17 bytes a row, and the parts
+    that are read here.
 
     Raises:
         ConfigError: `flip_labels` on queries, or no label column for examples.
         DataError: the source cannot be read, lacks a column, or has no usable row; its labels are
-            no classes; its vectors do not fit; a correction fits no row.
+            no classes; its vectors do not fit; a correction cannot be used.
     """
     _check_role(source, role)
-    loaded = load(source)
-    source = with_columns(source, loaded.table.column_names)
-    check_columns(source, role, loaded.table.column_names)
-    loaded = decoded(loaded, used_columns(source))
-    table = loaded.table
-
-    reasons = np.zeros(table.num_rows, dtype=np.int8)
-    for row, (reason, _) in loaded.faults.items():
-        reasons[row] = REASONS.index(reason)
-    ids, source_ids = read_ids(source, loaded)
-    mark(reasons, source_ids.is_null(), "null id")
-    texts = read_texts(source, loaded, reasons)
-    vectors = read_features(source, loaded, reasons, vector_length) if source.features else None
-    has_text = texts.format != "text" or source.text is not None
-    refused = _refused(texts, reasons, refusals) if refusals is not None and has_text else {}
-    mark(reasons, np.isin(np.arange(len(reasons)), list(refused)), REFUSED)
-    _check_usable(source, reasons, refused)
-    supervision = _read_supervision(source, loaded, reasons, classes, role, keeps_absent)
+    read = reading(source, each, piece_bytes)
+    empty = read.empty
+    source = with_columns(source, empty.table.column_names)
+    check_columns(source, role, empty.table.column_names)
+    columns = Columns(source, role, empty, refusals, vector_length)
+    if source.features_file is not None:
+        length = length_of_file(source, read.n_rows)
+        check_length(source, length, vector_length)
+        columns = dataclasses.replace(columns, vector_length=length)
+    scanned: list[Scanned] = in_order(each, scan, columns, read.parts)
+    if source.features is not None and source.features_file is None:
+        columns = _with_length(columns, scanned)
+        _scan_again(columns, scanned, read.parts, each)
+    reasons = np.concatenate([part.reasons for part in scanned])
+    ids = np.concatenate([part.ids for part in scanned])
+    _check_usable(source, reasons, scanned)
+    distinct, labels = None, None
+    if source.task == "classification":
+        distinct, n_of, entries = _together(scanned)
+        reviewed = frozenset[str]().union(*map(new_labels, source.corrections))
+        labels = read_labels(source, empty, distinct, n_of, classes, role, keeps_absent, reviewed)
+        _mark_labels(reasons, labels, entries, role)
     mark_repeated(reasons, ids)
-
-    keep = reasons == 0
-    _check_usable(source, reasons, refused)
-    columns = stored_columns(source, loaded, source_ids)
-    for column in columns:
-        if column["stored"] == "label":
-            column["cells"] = list(supervision.cells)
-            # Of rejected rows the labels may be of other types, and those of CSV may be numbers.
-            if column["type"] == JSON or not loaded.is_typed:
-                kinds = {type(cell) for cell in supervision.cells}
-                column["type"] = str(pa.infer_type(supervision.cells)) if len(kinds) == 1 else JSON
-    chosen = pa.array(keep)
-    codes, true_codes = supervision.codes[keep], None
+    _check_usable(source, reasons, scanned)
+    are_numbers = all(part.ids_are_numbers for part in scanned)
+    stored = _stored(columns, labels, are_numbers)
+    names = labels.classes if labels is not None else ()
+    flipped = None
     if source.flip_labels:
-        true_codes = codes
-        codes = flip(codes, ids[keep], len(supervision.classes), source.flip_labels)
-    targets = supervision.targets[keep]
-    cells = {
-        "id": pa.array(ids[keep]),
-        "role": pa.repeat(pa.scalar(role), int(keep.sum())),
-        "text": texts.text.filter(chosen),
-        "text_b": texts.text_b.filter(chosen),
-        "label": _nullable(codes),
-        "true_label": _nullable(np.full(len(codes), -1) if true_codes is None else true_codes),
-        "target": pa.array(targets, pa.float64(), mask=np.isnan(targets)),
-        "is_dropped": pa.repeat(pa.scalar(False), len(codes)),
-        "source_id": source_ids.filter(chosen),
-        "row_number": pa.array(np.flatnonzero(keep)),
-    }
-    if vectors is not None:
-        cells[VECTOR] = as_lists(vectors[keep])
-    for column in columns:
-        if column["stored"] not in (*OWN, VECTOR):
-            cells[column["stored"]] = table[column["name"]].filter(chosen)
-    rows = pa.table(cells)
-    rejected = _rejected(source, role, loaded, reasons, source_ids, refused)
-    for path in source.corrections:
-        rows = correct(rows, rejected, path, source.task, supervision.classes)
-    return Corpus(
-        rows,
-        rejected,
-        supervision.classes,
-        supervision.kind,
-        columns,
-        source.task,
-        texts.format,
-        has_text,
-        (*loaded.notices, *supervision.notices),
+        flipped = flips(ids[reasons == 0], source.flip_labels)
+    reviews = tuple(read_review(path, source.task, names) for path in source.corrections)
+    codes = labels.codes if labels is not None else np.array([-1])
+    return Survey(
+        Recipe(columns, tuple(stored), distinct, codes, len(names), flipped, reviews),
+        read.parts,
+        ids,
+        reasons,
+        names,
+        labels.kind if labels is not None else "float" if source.task == "regression" else "none",
+        stored,
+        _format(source),
+        sum(part.text_bytes for part in scanned),
+        (*read.notices, *(labels.notices if labels is not None else ())),
     )
 
 
@@ -233,42 +216,82 @@ def tables(rows: pa.Table) -> dict[str, pa.Table]:
     return cut
 
 
-class _Supervision(NamedTuple):
-    """Labels or regression targets of the rows of a source, as arrays."""
-
-    codes: np.ndarray
-    """Class index of each row, -1 where it has no label."""
-    targets: np.ndarray
-    """Target number of each row, NaN where it has none."""
-    classes: tuple[str, ...]
-    kind: Literal["int", "str", "classlabel", "float", "none"]
-    cells: tuple[Any, ...] = ()
-    """For each class, the cell that the source has for it."""
-    notices: tuple[str, ...] = ()
+def _with_length(columns: Columns, scanned: Sequence[Scanned]) -> Columns:
+    """The columns with the length of their vectors: the most frequent one, if none is given."""
+    lengths: Counter[int] = Counter()
+    for part in scanned:
+        lengths.update(part.lengths)
+    length = columns.vector_length or most_frequent(lengths)
+    check_length(columns.source, length, columns.vector_length)
+    return dataclasses.replace(columns, vector_length=length)
 
 
-def _read_supervision(
-    source: Source,
-    loaded: SourceRows,
-    reasons: np.ndarray,
-    classes: tuple[str, ...] | None,
-    role: Role,
-    keeps_absent: bool,
-) -> _Supervision:
-    no_code, no_target = np.full(len(reasons), -1), np.full(len(reasons), np.nan)
-    if source.task not in LABELLED:
-        return _Supervision(no_code, no_target, (), "none")
-    if source.task == "regression":
-        targets = read_targets(source, loaded, reasons, role)
-        return _Supervision(no_code, targets, (), "float")
-    reviewed = frozenset[str]().union(*map(new_labels, source.corrections))
-    labels = read_labels(source, loaded, reasons == 0, classes, role, keeps_absent, reviewed)
-    if role == "example":
-        mark(reasons, labels.is_missing, "missing label")
-    mark(reasons, (labels.codes < 0) & ~labels.is_missing, "unknown label")
-    return _Supervision(
-        labels.codes, no_target, labels.classes, labels.kind, labels.cells, labels.notices
-    )
+def _scan_again(
+    columns: Columns, scanned: list[Scanned], parts: Sequence[Part], each: Each
+) -> None:
+    """Scans once more the parts with vectors of another length than most have."""
+    odd = [at for at, part in enumerate(scanned) if set(part.lengths) - {columns.vector_length}]
+    again = in_order(each, scan, columns, [parts[at] for at in odd])
+    for at, part in zip(odd, again, strict=True):
+        scanned[at] = part
+
+
+def _together(
+    scanned: list[Scanned],
+) -> tuple[pa.Array | None, np.ndarray, list[np.ndarray]]:
+    """The different labels of all usable rows, and how many have each, and each row's label.
+
+    Of each part the labels of its rows as places among the labels of all; the last place, which no
+    label has, stands for null.
+    """
+    if scanned[0].distinct is None:
+        return None, np.zeros(0), [np.full(len(part.reasons), -1) for part in scanned]
+    distinct = pa.concat_arrays([part.distinct for part in scanned]).unique()
+    n_of = np.zeros(len(distinct), dtype=np.int64)
+    entries = []
+    for part in scanned:
+        places = pc.index_in(part.distinct, value_set=distinct)
+        places = np.append(places.to_numpy(zero_copy_only=False), -1)
+        of_rows = places[part.entries].astype(np.min_scalar_type(-max(len(distinct), 1)))
+        n_of += np.bincount(of_rows[of_rows >= 0], minlength=len(distinct))
+        entries.append(of_rows)
+    return distinct, n_of, entries
+
+
+def _mark_labels(
+    reasons: np.ndarray, labels: Labels, entries: list[np.ndarray], role: Role
+) -> None:
+    """Rejects rows without a label, or with one that is no class."""
+    start = 0
+    for places in entries:
+        of_part = reasons[start : start + len(places)]
+        is_missing = labels.is_missing[places]
+        if role == "example":
+            mark(of_part, is_missing, "missing label")
+        mark(of_part, (labels.codes[places] < 0) & ~is_missing, "unknown label")
+        start += len(places)
+
+
+def _stored(columns: Columns, labels: Labels | None, ids_are_numbers: bool) -> list[dict[str, Any]]:
+    """The columns of the source, as `Survey.stored` has them."""
+    source = columns.source
+    empty = decoded(columns.empty, used_columns(source))
+    stored = stored_columns(source, empty, written_type(source, empty, ids_are_numbers))
+    written = labels.written if labels is not None else ()
+    for column in stored:
+        if column["stored"] == "label":
+            column["cells"] = list(written)
+            # Of rejected rows the labels may be of other types, and those of CSV may be numbers.
+            if column["type"] == JSON or not empty.is_typed:
+                kinds = {type(cell) for cell in written}
+                column["type"] = str(pa.infer_type(written)) if len(kinds) == 1 else JSON
+    return stored
+
+
+def _format(source: Source) -> Format:
+    if source.messages:
+        return "messages"
+    return "prompt_completion" if source.prompt and source.completion else "text"
 
 
 def _check_role(source: Source, role: Role) -> None:
@@ -283,65 +306,21 @@ def _check_role(source: Source, role: Role) -> None:
         )
 
 
-def _refused(texts: Texts, reasons: np.ndarray, refusals: Refusals) -> dict[int, str]:
-    """Row numbers and reasons of the rows, usable so far, that a model refuses."""
-    refused: dict[int, str] = {}
-    usable = np.flatnonzero(reasons == 0)
-    for start in range(0, len(usable), BLOCK):
-        rows = usable[start : start + BLOCK]
-        first, second = (column.take(pa.array(rows)).to_pylist() for column in texts[:2])
-        found = zip(rows.tolist(), refusals(first, second, texts.format), strict=True)
-        refused |= {row: reason for row, reason in found if reason is not None}
-    return refused
-
-
-def _told(row: int, reason: int, refused: Mapping[int, str]) -> str:
-    """The reason of a row as a person reads it."""
-    return refused[row] if REASONS[reason] == REFUSED else REASONS[reason]
-
-
-def _check_usable(source: Source, reasons: np.ndarray, refused: Mapping[int, str]) -> None:
-    if not (reasons == 0).any():
-        told = [_told(row, reason, refused) for row, reason in enumerate(reasons.tolist())]
-        counted = Counter(told).most_common(5)
-        counts = ", ".join(f"{n} {reason}" for reason, n in counted) or "no rows at all"
-        raise DataError(
-            f"{source.path}: found no usable row among {len(reasons)} ({counts}), expected at "
-            "least one. Check which columns text, label, id and the like name, and the reasons."
-        )
-
-
-def _nullable(codes: np.ndarray) -> pa.Array:
-    return pa.array(codes, pa.int64(), mask=codes < 0)
-
-
-def _rejected(
-    source: Source,
-    role: Role,
-    loaded: SourceRows,
-    reasons: np.ndarray,
-    source_ids: pa.Array,
-    refused: Mapping[int, str],
-) -> pa.Table:
-    """The rejected rows as the table `rejected`; an unreadable row has no source id."""
-    numbers = np.flatnonzero(reasons != 0)
-    cells = loaded.table.take(pa.array(numbers))
-    raws = [
-        loaded.faults[row][1] if row in loaded.faults else compact(row_of(cells, at))
-        for at, row in enumerate(numbers.tolist())
-    ]
-    is_known = pa.array([row not in loaded.faults for row in numbers.tolist()], pa.bool_())
-    known_ids = pc.if_else(
-        is_known, source_ids.take(pa.array(numbers)), pa.scalar(None, pa.string())
-    )
-    return pa.table(
-        {
-            "role": [role] * len(numbers),
-            "source": [source.path] * len(numbers),
-            "row_number": pa.array(numbers),
-            "source_id": known_ids,
-            "reason": [_told(row, int(reasons[row]), refused) for row in numbers.tolist()],
-            "raw": raws,
-        },
-        schema=REJECTED.schema,
+def _check_usable(source: Source, reasons: np.ndarray, scanned: Sequence[Scanned]) -> None:
+    if (reasons == 0).any():
+        return
+    # In the order in which they come.
+    codes, first, counts = np.unique(reasons, return_index=True, return_counts=True)
+    told: Counter[str] = Counter()
+    for at in np.argsort(first).tolist():
+        reason = REASONS[codes[at]]
+        if reason == REFUSED:
+            for part in scanned:
+                told.update(part.refused)
+        else:
+            told[reason] = int(counts[at])
+    shown = ", ".join(f"{n} {reason}" for reason, n in told.most_common(5)) or "no rows at all"
+    raise DataError(
+        f"{source.path}: found no usable row among {len(reasons)} ({shown}), expected at "
+        "least one. Check which columns text, label, id and the like name, and the reasons."
     )

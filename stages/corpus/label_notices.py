@@ -81,22 +81,24 @@ def absent(names: tuple[str, ...], is_kept: bool) -> tuple[str, ...]:
     return (f"no row of the corpus has {some(names)}: declared classes without rows, {what}",)
 
 
-def doubtful(source: Source, codes: np.ndarray, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Notices of classes with one row, and of a column that has too many classes to be one."""
+def doubtful(source: Source, counts: np.ndarray, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Notices of classes with one row, and of a column that has too many classes to be one.
+
+    `counts` are the rows of each class.
+    """
     notices = []
-    rows = codes[codes >= 0]
-    counts = np.bincount(rows, minlength=len(classes))
+    n_rows = int(counts.sum())
     if single := [name for name, n in zip(classes, counts, strict=True) if n == 1]:
         notices.append(
             f"{len(single)} classes of column {source.label} have one row, which nothing can be "
             f"compared with: {some(single)}"
         )
     n_classes = len(classes)
-    if n_classes > max(2, len(rows) / 10):
+    if n_classes > max(2, n_rows / 10):
         examples = [name for name, _ in Counter(dict(enumerate(counts))).most_common(SHOWN)]
         named = some([classes[code] for code in examples], n_classes)
         is_prose = np.mean([len(name) for name in classes]) > 40
-        found = f"found {n_classes} classes in {len(rows)} rows of column {source.label} ({named})"
+        found = f"found {n_classes} classes in {n_rows} rows of column {source.label} ({named})"
         advice = (
             "It reads like a text: name another label column."
             if is_prose

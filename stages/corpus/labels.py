@@ -1,4 +1,4 @@
-"""The labels of a source as class indices, and labels that are flipped on purpose.
+"""The labels of a source as class indices.
 
 A label is a name. `spelled` is the one place that says which cells spell the same one: 1, "1",
 1.0 and " 1" do. Numbers are names as well, so 10, 20 and 50 are three classes. Only where the names
@@ -10,7 +10,6 @@ that cannot be seen, and the same rows would give other results. It stays where 
 that comes with an output for each declared class, and where a single class would remain.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 
 from stages.corpus import label_notices as told
 from stages.corpus.cells import NULLS, SourceRows, is_number, is_text
-from stages.corpus.source import FlipLabels, Source
+from stages.corpus.source import Source
 from stages.stage import DataError, Role
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0+)?")
@@ -29,16 +28,16 @@ _BOOLEANS = {"true": "True", "false": "False"}
 
 
 class Labels(NamedTuple):
-    """The class index of every row of a source, and the names of the classes."""
+    """The classes of a source, and what each of the different cells of its label column means."""
 
     codes: np.ndarray
-    """Class index of each row; -1 where its label is missing or names no class."""
+    """Class index of each cell; -1 where it is no label or names no class, and at the end."""
     is_missing: np.ndarray
-    """Whether a row has no label."""
+    """Whether a cell is no label; True at the end, for null."""
     classes: tuple[str, ...]
     kind: Literal["int", "str", "classlabel"]
     """Whether the labels are numbers, names, or numbers that a `ClassLabel` has names for."""
-    cells: tuple[Any, ...] = ()
+    written: tuple[Any, ...] = ()
     """For each class, the cell that the source has for it."""
     notices: tuple[str, ...] = ()
     """What a person should know of these labels."""
@@ -67,30 +66,37 @@ def spelled(cell: Any) -> str | None:
 
 def read_labels(
     source: Source,
-    loaded: SourceRows,
-    usable: np.ndarray,
+    empty: SourceRows,
+    distinct: pa.Array | None,
+    n_rows: np.ndarray,
     corpus_classes: tuple[str, ...] | None,
     role: Role,
     keeps_absent: bool = False,
     reviewed: frozenset[str] = frozenset(),
 ) -> Labels:
-    """The labels of all rows; the classes are those that usable rows have.
+    """What the labels of a source mean; the classes are those that usable rows have.
 
-    `usable` says of each row whether it is not rejected so far; `corpus_classes` are the classes
-    of the corpus, for queries, or None. `keeps_absent` keeps declared classes that no row has;
-    those in `reviewed`, to which a person will correct labels, are kept in any case.
+    `distinct` holds the different cells of the rows that are not rejected so far, in the order in
+    which they come, as `distinct_cells` finds them, and `n_rows` how many rows have each; None
+    where the source has no labels. `empty` has the columns of the source. `corpus_classes` are
+    the classes of the corpus, for queries, or None. `keeps_absent` keeps declared classes that no
+    row has; those in `reviewed`, to which a person will correct labels, are kept in any case.
 
     Raises:
-        DataError: the label column holds neither whole numbers nor strings, the examples have
-            fewer than two classes, or no label is one of the classes.
+        DataError: the cells are no whole numbers or strings, the examples have fewer than two
+            classes, or no label is one of the classes.
     """
-    declared = corpus_classes or source.classes or loaded.class_names
-    if source.label is None:
-        none = np.full(len(usable), -1)
-        return Labels(none, np.ones(len(usable), dtype=bool), declared or (), "str")
-    cells, entries = _distinct(source, loaded, usable)
-    keys = _keys(source, loaded, cells)
-    names = _names(source, loaded, cells, keys, corpus_classes)
+    declared = corpus_classes or source.classes or empty.class_names
+    if distinct is None:
+        return Labels(np.array([-1]), np.array([True]), declared or (), "str")
+    column = SourceRows(
+        pa.table({"cell": distinct}),
+        {},
+        mixed=frozenset({"cell"} if source.label in empty.mixed else ()),
+    )
+    cells = column.values("cell")
+    keys = _keys(source, empty, cells)
+    names = _names(source, empty, cells, keys, corpus_classes)
     present = {name for name in names if name is not None}
     classes = declared or _in_order(present, cells, keys)
     code_of = _codes(names, classes)
@@ -111,19 +117,22 @@ def read_labels(
             f" in column {source.label}, expected at least two. Name another label column, or list "
             "all classes under classes."
         )
-    # One more entry than cells: the index -1 of null selects the last.
-    codes = np.array([*code_of, -1])[entries]
-    is_missing = np.array([*(key is None for key in keys), True])[entries]
-    labels = Labels(codes, is_missing, classes, _kind(loaded, keys))
+    codes = np.array([*code_of, -1])
+    is_missing = np.array([*(key is None for key in keys), True])
+    labels = Labels(codes, is_missing, classes, _kind(empty, keys))
     if role == "query":
         return labels._replace(notices=told.strangers(source, cells, names, code_of, classes))
-    written = _written(source, loaded, cells, code_of, classes)
+    written = _written(source, empty, cells, code_of, classes)
+    has_class = codes[:-1] >= 0
+    of_class = np.bincount(
+        codes[:-1][has_class], weights=n_rows[has_class], minlength=len(classes)
+    ).astype(np.int64)
     notices = (
         *told.absent(absent, keeps_absent),
-        *told.doubtful(source, codes, classes),
+        *told.doubtful(source, of_class, classes),
         *told.respelled(cells, code_of, written),
     )
-    return labels._replace(cells=written, notices=notices)
+    return labels._replace(written=written, notices=notices)
 
 
 def class_code(name: str, classes: Sequence[str]) -> int:
@@ -131,24 +140,9 @@ def class_code(name: str, classes: Sequence[str]) -> int:
     return _codes([name], classes)[0]
 
 
-def flip(codes: np.ndarray, ids: np.ndarray, n_classes: int, flip: FlipLabels) -> np.ndarray:
-    """The class indices with the fraction `flip.fraction` of them changed to another class.
-
-    Which rows change, and to which class, depends on the seed and their ids alone: half of each
-    hash orders the rows, the other half picks one of the other classes.
-    """
-    digests = [hashlib.sha256(f"{flip.seed}:{i}".encode()).digest() for i in ids.tolist()]
-    chosen = sorted(range(len(ids)), key=digests.__getitem__)[: round(flip.fraction * len(ids))]
-    flipped = codes.copy()
-    for row in chosen:
-        step = 1 + int.from_bytes(digests[row][16:], "big") % (n_classes - 1)
-        flipped[row] = (codes[row] + step) % n_classes
-    return flipped
-
-
-def _distinct(
+def distinct_cells(
     source: Source, loaded: SourceRows, usable: np.ndarray
-) -> tuple[list[Any], np.ndarray]:
+) -> tuple[pa.Array, np.ndarray]:
     """The different cells of the label column, and for each row the place of its own; -1 of null.
 
     Rows that are not usable count as null.
@@ -165,13 +159,7 @@ def _distinct(
         )
     column = pc.if_else(pa.array(usable), column, pa.scalar(None, column.type))
     encoded = pc.dictionary_encode(column)
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    cells = encoded.dictionary.to_pylist()
-    if source.label in loaded.mixed:
-        cells = SourceRows(pa.table({"cell": encoded.dictionary}), {}, mixed=frozenset({"cell"}))
-        cells = cells.values("cell")
-    return cells, pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    return encoded.dictionary, pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
 
 
 def _keys(source: Source, loaded: SourceRows, cells: list[Any]) -> list[str | None]:

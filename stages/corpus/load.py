@@ -6,13 +6,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 
 from stages.corpus.cells import SourceRows
 from stages.corpus.files import file_split
-from stages.corpus.hub_sets import HubSet, hub_set, streamed
+from stages.corpus.hub_sets import HubSet, hub_set, is_streamed, streamed_splits
 from stages.corpus.huggingface import (
     choose,
     hub_split,
@@ -87,28 +87,31 @@ def reading(source: Source, each: Each = in_turn, piece_bytes: int = PIECE_BYTES
     Raises:
         DataError: the path names nothing that can be read, the split is unknown, or the files do
             not fit together.
+        storage.schema.StorageError: a store or server refuses, or cannot be reached.
     """
-    splits: dict[str, Callable[[], Split]]
-    found = hub_set(source) if _is_on_hub(source.path) else None
-    files = files_by_split(source) if found is None else _parquet_files(found)
-    if files is not None:
-        splits = {
+
+    def splits(files: Mapping[str, tuple[SourceFile, ...]]) -> dict[str, Callable[[], Split]]:
+        return {
             name: partial(file_split, of_split, source, each, piece_bytes)
             for name, of_split in files.items()
         }
-    elif not _is_on_hub(source.path):
-        splits = saved_splits(local(source.path), source, piece_bytes)
-    elif found is not None and (first := streamed(found, source)) is not None:
-        splits = first
-    else:
-        # The hub has evaluated the expression.
+
+    if not _is_on_hub(source.path):
+        files = files_by_split(source)
+        if files is None:
+            return choose(source, saved_splits(local(source.path), source, piece_bytes))
+        return choose(source, splits(files))
+    found = hub_set(source)
+    by_split = _parquet_files(found) if found is not None else None
+    if found is None or (by_split is None and not is_streamed(found, source)):
+        # `datasets` evaluates the expression itself.
         split = hub_split(source, piece_bytes)
         return select(source, {"": split}, [("", 0, split.n_rows)])
-    chosen = choose(source, splits)
-    if found is None or chosen.empty.class_names is not None:
-        return chosen
-    declared = found.class_names(source.label)
-    return chosen._replace(empty=chosen.empty._replace(class_names=declared))
+    if by_split is None:
+        return choose(source, streamed_splits(found, source))
+    read = choose(source, splits(by_split))
+    names = read.empty.class_names or found.class_names(source.label)
+    return read._replace(empty=read.empty._replace(class_names=names))
 
 
 def load(source: Source) -> SourceRows:

@@ -39,6 +39,10 @@ REASONS = (
 )
 """The reasons, in the order in which they are checked; the empty one is for usable rows."""
 
+_GROUP_ROWS = 1 << 20
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 by the golden ratio: spreads numbers in a row over the groups."""
+
 
 def mark(reasons: np.ndarray, mask: Any, reason: str) -> None:
     """Rejects the rows of `mask` that are not rejected yet, for `reason`.
@@ -50,7 +54,21 @@ def mark(reasons: np.ndarray, mask: Any, reason: str) -> None:
 
 
 def mark_repeated(reasons: np.ndarray, ids: np.ndarray) -> None:
-    """Rejects duplicates: of the usable rows with one id, all but the first."""
-    usable = np.flatnonzero(reasons == 0)
-    _, first = np.unique(ids[usable], return_index=True)
-    reasons[np.delete(usable, first)] = REASONS.index("duplicate id")
+    """Rejects duplicates: of the usable rows with one id, all but the first.
+
+    Ids are compared with those of their group alone, by their hash: memory stays bounded, 2 bytes
+    a row and what a group takes.
+    """
+    n_groups = -(-len(ids) // _GROUP_ROWS)
+    groups = np.zeros(len(ids) if n_groups > 1 else 0, dtype=np.uint16)
+    for start in range(0, len(groups), _GROUP_ROWS):
+        block = ids[start : start + _GROUP_ROWS].astype(np.uint64) * _MULTIPLIER
+        groups[start : start + _GROUP_ROWS] = (block >> np.uint64(48)) % np.uint64(n_groups)
+    for group in range(n_groups):
+        of_group = reasons == 0
+        if len(groups):
+            of_group &= groups == group
+        rows = np.flatnonzero(of_group)
+        _, first = np.unique(ids[rows], return_index=True)
+        if len(first) < len(rows):
+            reasons[np.delete(rows, first)] = REASONS.index("duplicate id")

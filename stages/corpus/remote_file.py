@@ -16,9 +16,30 @@ VERSIONS = ("ETag", "etag", "e_tag", "blob_id", "generation", "md5Hash", "Conten
 """What listings call the version of a file, the most exact first."""
 FIRST_BYTES, MOST_BYTES = 256 << 10, 16 << 20
 """Read ahead at a URL: of a file that was just opened, and of one that is read on and on."""
-N_KEPT = 256
-"""First parts of files that a process keeps, as small files are opened again and again."""
-_KEPT: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+KEPT_BYTES = 64 << 20
+"""Of first parts of files that a process keeps, as small files are opened again and again."""
+
+
+class _FirstParts:
+    """The first parts of files by URL and version, the latest in place of the earliest."""
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, url: str, version: str) -> bytes:
+        """The first part of a file; nothing where it is not kept."""
+        return self._parts.get((url, version), b"")
+
+    def keep(self, url: str, version: str, part: bytes) -> None:
+        """Keeps the first part of a file, whose version must change with its content."""
+        self._bytes += len(part) - len(self._parts.pop((url, version), b""))
+        self._parts[url, version] = part
+        while self._bytes > KEPT_BYTES:
+            self._bytes -= len(self._parts.popitem(last=False)[1])
+
+
+_KEPT = _FirstParts()
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -158,7 +179,8 @@ class RemoteFile(io.RawIOBase):
             options["headers"] = {"If-Match": tag}
         file = self._fs.open(self._root, "rb", **options)
         if _is_s3(self._url):
-            # s3fs does so by itself, after another request for the ETag.
+            # s3fs does so by itself, but for a request more, by which it learns the ETag.
+            file.details = {"name": self._root, "size": size, "ETag": tag, "type": "file"}
             file.read_kw = {**file.read_kw, "IfMatch": tag}
         return file
 
@@ -167,20 +189,19 @@ class RemoteFile(io.RawIOBase):
 
     def _fill(self, n_bytes: int) -> None:
         """Reads what begins where one is, at least as many bytes if there are so many."""
-        key = (self._url, str(self._version))
-        is_exact = key[1].startswith("etag ")
-        kept = _KEPT.get(key, b"") if is_exact else b""
+        version = str(self._version)
+        is_exact = version.startswith("etag ")
+        kept = _KEPT.of(self._url, version) if is_exact else b""
         if self._at < len(kept):
             self._start, self._read = 0, kept
             return
         goes_on = self._at == self._start + len(self._read)
         self._ahead = min(2 * self._ahead, MOST_BYTES) if goes_on else FIRST_BYTES
-        stop = min(self._at + max(n_bytes, self._ahead), self._size)
-        self._start, self._read = self._at, self._part(self._at, stop)
-        if is_exact and self._at == 0 and len(self._read) <= FIRST_BYTES:
-            _KEPT[key] = self._read
-            while len(_KEPT) > N_KEPT:
-                _KEPT.popitem(last=False)
+        start = self._at if self._at >= FIRST_BYTES else 0
+        stop = min(max(self._at + n_bytes, start + self._ahead), self._size)
+        self._start, self._read = start, self._part(start, stop)
+        if is_exact and start == 0 and len(self._read) <= FIRST_BYTES:
+            _KEPT.keep(self._url, version, self._read)
 
     def _part(self, start: int, stop: int) -> bytes:
         def read() -> bytes | None:

@@ -1,8 +1,11 @@
 """A person's review of a corpus, a file of decisions: labels to be fixed, rows to be dropped."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.corpus.cells import SourceRows
 from stages.corpus.labels import class_code
@@ -11,31 +14,39 @@ from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 from stages.stage import CorpusTask, DataError
 
+_VERDICTS = ("", "accept", "fix", "drop")
 
-def correct(
-    rows: pa.Table, rejected: pa.Table, path: str, task: CorpusTask, classes: tuple[str, ...]
-) -> pa.Table:
-    """The rows with the decisions of the review at `path`: labels or targets fixed, rows dropped.
 
-    A dropped row stays, marked in `is_dropped`.
+class Review(NamedTuple):
+    """The decisions of one file, in its order, as arrays of one length."""
+
+    path: str
+    key: str
+    """What names the rows: "source_id" or "example_id"."""
+    rows: pa.Array
+    """Their ids as text, each once."""
+    verdicts: np.ndarray
+    """Places in `_VERDICTS`."""
+    values: np.ndarray
+    """The class index or target number to be put in; of other decisions than fix, NaN."""
+
+
+def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review:
+    """The decisions of the review at `path`.
 
     Raises:
-        DataError: the review cannot be read, or names a row twice or unknown rows, decisions
-            or labels; a label is to be fixed though the task has none.
+        DataError: the review cannot be read, or names a row twice or unknown decisions or labels; a
+            label is to be fixed though the task has none.
     """
     reviewed = load_file(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
-    ids = rows["source_id" if key == "source_id" else "id"].to_pylist()
-    row_of = {str(value): row for row, value in enumerate(ids)}
-    refused = dict(zip(*(rejected[c].to_pylist() for c in ("source_id", "reason")), strict=True))
     decisions = reviewed.values(_review_column(path, reviewed, "decision"))
     names: list[Any] = [None] * len(decisions)
     if any(str(d).strip().lower() == "fix" for d in decisions):
         names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
-    column = "target" if task == "regression" else "label"
-    fixed = rows[column].to_pylist()
-    is_dropped = rows["is_dropped"].to_pylist()
     seen: dict[str, int] = {}
+    verdicts = np.zeros(len(decisions), dtype=np.int8)
+    values = np.full(len(decisions), np.nan)
     for at, (value, decision, name) in enumerate(
         zip(reviewed.values(key), decisions, names, strict=True)
     ):
@@ -52,25 +63,68 @@ def correct(
                 "Remove one of the two rows."
             )
         seen[row_id] = at
-        if row_id not in row_of:
-            note = f", where it was rejected: {refused[row_id]}" if row_id in refused else ""
-            raise DataError(
-                f"{where}: found a {key} that no row has, expected one of the source{note}. "
-                "Remove the row or correct its id."
-            )
-        if verdict not in {"", "accept", "fix", "drop"}:
+        if verdict not in _VERDICTS:
             raise DataError(
                 f"{where}: found decision {decision!r}, expected accept, fix, drop or nothing. "
                 "Correct it."
             )
+        verdicts[at] = _VERDICTS.index(verdict)
         if verdict == "fix":
-            fixed[row_of[row_id]] = _new_label(where, name, task, classes)
-        if verdict:
-            is_dropped[row_of[row_id]] = verdict == "drop"
+            values[at] = _new_label(where, name, task, classes)
+    return Review(path, key, pa.array(list(seen), pa.string()), verdicts, values)
+
+
+def correct(rows: pa.Table, review: Review, task: CorpusTask) -> tuple[pa.Table, np.ndarray]:
+    """The rows with the decisions about them, and which of the review's these are.
+
+    Labels or targets are fixed. A dropped row stays, marked in `is_dropped`.
+    """
+    ids = rows["source_id"] if review.key == "source_id" else pc.cast(rows["id"], pa.string())
+    found = pc.fill_null(pc.index_in(ids, value_set=review.rows), -1).to_numpy()
+    places = np.flatnonzero(found >= 0)
+    if not len(places):
+        return rows, places
+    decided = found[places]
+    verdicts = review.verdicts[decided]
+    column = "target" if task == "regression" else "label"
+    fixed = rows[column].to_pylist()
+    is_dropped = rows["is_dropped"].to_numpy().copy()
+    for place, at in zip(places.tolist(), decided.tolist(), strict=True):
+        if _VERDICTS[review.verdicts[at]] == "fix":
+            value = float(review.values[at])
+            fixed[place] = value if task == "regression" else int(value)
+    is_decided = verdicts > 0
+    is_dropped[places[is_decided]] = verdicts[is_decided] == _VERDICTS.index("drop")
     for name, values in ((column, fixed), ("is_dropped", is_dropped)):
         at = rows.column_names.index(name)
         rows = rows.set_column(at, name, pa.array(values, rows.schema.field(name).type))
-    return rows
+    return rows, decided
+
+
+def check_used(review: Review, used: Sequence[np.ndarray], refused: Mapping[str, str]) -> None:
+    """Raises unless each decision was about one row.
+
+    `used` says which were about one, and `refused` why a row was rejected, by its `source_id`.
+
+    Raises:
+        DataError: a decision fits no row, or several.
+    """
+    times = np.bincount(
+        np.concatenate([np.zeros(0, dtype=np.int64), *used]), minlength=len(review.rows)
+    )
+    for at in np.flatnonzero(times != 1).tolist():
+        row_id = review.rows[at].as_py()
+        where = f"{review.path}: row {at} ({review.key} {row_id})"
+        if times[at]:
+            raise DataError(
+                f"{where}: found a {review.key} that {times[at]} rows have, expected one. Name "
+                "the row by its example_id."
+            )
+        note = f", where it was rejected: {refused[row_id]}" if row_id in refused else ""
+        raise DataError(
+            f"{where}: found a {review.key} that no row has, expected one of the source{note}. "
+            "Remove the row or correct its id."
+        )
 
 
 def new_labels(path: str) -> set[str]:

@@ -45,7 +45,8 @@ class Source:
 
     path: str
     """Id of a data set on the hub, a folder written by `save_to_disk`, a folder of data files, or
-    a Parquet, JSONL or CSV path or glob; relative to the folder of the YAML, as all inputs are."""
+    a Parquet, JSONL or CSV path or glob; relative to the folder of the YAML, as all inputs are. Or
+    a URL of files (`stages.corpus.source_files`)."""
     name: str | None = None
     """Configuration of a data set on the hub."""
     revision: str | None = None

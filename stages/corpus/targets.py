@@ -40,7 +40,12 @@ def read_targets(source: Source, loaded: SourceRows, reasons: np.ndarray, role: 
                 "numbers: targets of a regression. Name another column, or set task."
             )
         numbers = pc.cast(column, pa.float64(), safe=False)
-        cells = [cell.as_py() for cell in numbers]
+        is_null = np.asarray(numbers.is_null())
+        targets = pc.fill_null(numbers, np.nan).to_numpy()
+        if role == "example":
+            mark(reasons, is_null, "missing label")
+        mark(reasons, ~is_null & ~np.isfinite(targets), "label is not finite")
+        return np.array(targets)
     is_missing = np.array([cell is None for cell in cells], dtype=bool)
     is_number = np.array([_is_number(cell) for cell in cells], dtype=bool)
     if role == "example":

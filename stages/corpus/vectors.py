@@ -1,5 +1,8 @@
 """Vectors that the user already has, as the corpus table `features`."""
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,30 +24,62 @@ FEATURES = TableSpec(
 
 
 def read_features(
-    source: Source, loaded: SourceRows, reasons: np.ndarray, length: int | None
-) -> np.ndarray:
-    """The vector of every row, float32 (rows, length); that of a rejected row is meaningless.
+    source: Source, loaded: SourceRows, reasons: np.ndarray, length: int | None, first: int = 0
+) -> tuple[np.ndarray, Counter[int]]:
+    """The vector of every row, float32 (rows, length), and how many rows have one of which length.
 
-    `length` is that of the corpus, for queries; None, for the corpus itself, takes the most
-    frequent length in the column. Rows without a vector, with one of another length, or with NaN,
-    infinity or null in it (in float32) are marked in `reasons`. Memory: the result and one float64
-    chunk of it.
+    That of a rejected row is meaningless. `length` is that of the corpus; None takes the most
+    frequent one in the column. Rows without a vector, with one of another length, or with NaN,
+    infinity or null in it (in float32) are marked in `reasons`. `first` is the number of the first
+    row in the whole source. Memory: the result and one float64 chunk of it.
 
     Raises:
-        DataError: there are no such vectors, they do not fit the rows or, of queries, the corpus.
+        DataError: the column holds no vectors.
     """
     if source.features_file is not None:
-        vectors = _read_file(source.features_file, source, loaded.table.num_rows)
+        vectors = _rows_of_file(source.features_file, first, first + loaded.table.num_rows)
+        lengths = Counter({vectors.shape[1]: len(vectors)})
     else:
-        vectors = _read_column(source, loaded, reasons, length)
-    if vectors.shape[1] != (length or vectors.shape[1]) or vectors.shape[1] == 0:
+        vectors, lengths = _read_column(source, loaded, reasons, length)
+    mark(reasons, ~np.isfinite(vectors).all(axis=1), "vector is not finite")
+    return vectors, lengths
+
+
+def length_of_file(source: Source, n_rows: int) -> int:
+    """The length of the vectors in the file that a source names, which has `n_rows` rows.
+
+    Raises:
+        DataError: there are no such vectors, or they do not fit the rows.
+    """
+    path = str(source.features_file)
+    shape, kind = _header(path)
+    if len(shape) < 2 or kind.kind not in "fiu" or shape[0] != n_rows:
         raise DataError(
-            f"{source.path}: found vectors of length {vectors.shape[1]} in {source.features}, "
+            f"{path}: found an array of shape {shape} and type {kind}, expected one "
+            f"row of numbers for each of the {n_rows} rows of {source.path}"
+            f"{f' in the split {source.split}' if source.split else ''}. Save an array of floats "
+            "or integers with the rows of the source in their order."
+        )
+    return int(np.prod(shape[1:]))
+
+
+def check_length(source: Source, found: int, length: int | None) -> None:
+    """Raises unless vectors of the length `found` can be used; `length` is that of the corpus.
+
+    Raises:
+        DataError: they are empty, or those of queries do not fit the corpus.
+    """
+    if found != (length or found) or found == 0:
+        raise DataError(
+            f"{source.path}: found vectors of length {found} in {source.features}, "
             f"expected {f'{length}, as in the corpus' if length else 'at least 1'}. Make the "
             "vectors of queries and corpus in one way."
         )
-    mark(reasons, ~np.isfinite(vectors).all(axis=1), "vector is not finite")
-    return vectors
+
+
+def most_frequent(lengths: Counter[int]) -> int:
+    """The length that most vectors have, of several the smallest; 0 where there is no vector."""
+    return min(lengths, key=lambda length: (-lengths[length], length), default=0)
 
 
 def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
@@ -53,7 +88,14 @@ def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
-def _read_file(path: str, source: Source, n_rows: int) -> np.ndarray:
+def _header(path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in a file."""
+    found = _opened(path)
+    return found.shape, found.dtype
+
+
+def _opened(path: str) -> np.ndarray:
+    """The array in a file: on disk it is mapped, at a URL it is read."""
     try:
         if is_url(path):
             with open_file(path) as stream:
@@ -69,19 +111,16 @@ def _read_file(path: str, source: Source, n_rows: int) -> np.ndarray:
         raise DataError(
             f"{path}: found an archive of arrays, expected one array. Write it with numpy.save."
         )
-    if found.ndim < 2 or found.dtype.kind not in "fiu" or len(found) != n_rows:
-        raise DataError(
-            f"{path}: found an array of shape {found.shape} and type {found.dtype}, expected one "
-            f"row of numbers for each of the {n_rows} rows of {source.path}"
-            f"{f' in the split {source.split}' if source.split else ''}. Save an array of floats "
-            "or integers with the rows of the source in their order."
-        )
-    return _float32(found.reshape(n_rows, -1))
+    return found
+
+
+def _rows_of_file(path: str, start: int, stop: int) -> np.ndarray:
+    return _float32(_opened(path)[start:stop].reshape(stop - start, -1))
 
 
 def _read_column(
     source: Source, loaded: SourceRows, reasons: np.ndarray, length: int | None
-) -> np.ndarray:
+) -> tuple[np.ndarray, Counter[int]]:
     name = str(source.features)
     column = loaded.table[name]
     if name in loaded.mixed or holds_json(column.type):
@@ -100,9 +139,8 @@ def _read_column(
         )
     mark(reasons, column.is_null(), "missing vector")
     lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy().astype(np.int64)
-    if length is None:
-        counted, counts = np.unique(lengths[lengths >= 0], return_counts=True)
-        length = int(counted[counts.argmax()]) if len(counted) else 0
+    counted = Counter(lengths[lengths >= 0].tolist())
+    length = most_frequent(counted) if length is None else length
     mark(reasons, (lengths >= 0) & (lengths != length), "vector of another length")
     vectors = np.zeros((len(column), length), dtype=np.float32)
     start = 0
@@ -112,7 +150,7 @@ def _read_column(
         flat = pc.cast(lists.flatten(), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         vectors[rows] = _float32(flat.reshape(len(rows), length))
         start += len(chunk)
-    return vectors
+    return vectors, counted
 
 
 def _holds_vectors(kind: pa.DataType) -> bool:

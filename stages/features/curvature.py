@@ -33,13 +33,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import Merges
 from stages.gradients.blocks import CURVATURE, Block, blocks_of
 from stages.gradients.of_logits import check_parts, check_writers
 from stages.gradients.projection import BY_LAYER, Projection
 from stages.reading.logits import matched
 from stages.reading.outer_products import Sums, add, to_rows
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Merges, Rows, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Work
 from storage.schema import TableSpec
 
 LONGEST_BLOCK = 4096

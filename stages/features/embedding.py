@@ -92,7 +92,8 @@ class Embedding(RunsModel, Stage):
             forward_rows=n_rows,
             flops=size.forward_flops(work.n_tokens),
             written_bytes=n_rows * (4 * size.dim * n_states + 16),
-            memory_bytes=size.forward_bytes(self.token_budget),
+            memory_bytes=size.forward_bytes(self.token_budget)
+            + 12 * size.dim * n_states * work.n_examples // max(1, work.n_shards),
             vector_length=size.dim * n_states,
         )
 

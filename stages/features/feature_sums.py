@@ -12,10 +12,11 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from stages.capabilities import Merges
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.outer_products import Sums, add, to_rows
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, Inputs, Merges, Rows, Split, Work
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Work
 from stages.surrogate.primal_tables import FEATURE_SUMS, add_rows
 from storage.schema import TableSpec
 

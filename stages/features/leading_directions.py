@@ -59,8 +59,8 @@ class LeadingDirections(Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The sums of outer products."""
-        return (self.sums,)
+        """The feature tables, by name, and the sums of their outer products."""
+        return (*self.kernel, self.sums)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from stages.game.utility import Utility
 from stages.game.utility import check_fields as check_utilities
 from stages.stage import Size, Work
-from stages.surrogate.labelled_kernel import Ridge
-from stages.surrogate.labelled_kernel import check_fields as check_kernel
+from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
+from stages.surrogate.labelled_kernel import Ridge, check_ridge
 
 Engine = Literal["auto", "prefix_cholesky", "least_squares"]
 Precision = Literal["auto", "float32", "float64"]
@@ -23,8 +23,9 @@ KERNEL_EXAMPLES = 10_000
 class GameFields:
     """The fields that define the game: which regression is fitted on a coalition, which utility."""
 
-    kernel: tuple[str, ...] = ("ntk",)
-    """Feature tables; with several, their kernels' mean. For the utility loss: [gradient]."""
+    kernel: tuple[str, ...] = ()
+    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 10,000
+    examples the hidden states of all layers. For the utility loss: [gradient]."""
     normalize: bool | None = None
     """Scale every feature vector to unit length, which the paper does not. By default so, but not
     for the utility loss, where the lengths of gradients are part of the game."""
@@ -84,7 +85,7 @@ class GameFields:
         Raises:
             ConfigError: a field is empty, negative, or not a number that can be used.
         """
-        check_kernel(self.kernel, self.ridge)
+        check_ridge(self.ridge)
         check_utilities(self.utilities, self.temperature)
 
     @property
@@ -95,18 +96,19 @@ class GameFields:
         return ("classification",)
 
     def sized(self, size: Size) -> Any:
-        """The directions for so many examples."""
-        if self.directions != "auto":
-            return self
-        longest = max((size.lengths.get(name, DIRECTIONS + 1) for name in self.kernel), default=0)
-        is_short = len(self.kernel) == 1 and longest <= DIRECTIONS
-        is_by_kernel = self.engine_for(size.first_examples) == "prefix_cholesky"
-        return replace(self, directions=None if is_short or is_by_kernel else DIRECTIONS)
+        """The features, and their directions, for so many examples."""
+        kernel, directions = self.kernel or default_kernel(size), self.directions
+        if directions == "auto":
+            longest = max(size.lengths.get(name, DIRECTIONS + 1) for name in kernel)
+            is_short = len(kernel) == 1 and longest <= DIRECTIONS
+            is_by_kernel = self.engine_for(size.first_examples) == "prefix_cholesky"
+            directions = None if is_short or is_by_kernel else DIRECTIONS
+        return replace(self, kernel=kernel, directions=directions)
 
     @property
     def features(self) -> tuple[str, ...]:
         """The feature tables that the game is played on."""
-        return (self.short,) if isinstance(self.directions, int) else self.kernel
+        return (self.short,) if isinstance(self.directions, int) else self.kernel or NTK
 
     @property
     def is_unit(self) -> bool:
@@ -115,17 +117,17 @@ class GameFields:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The feature tables, the labels, and with `target: loss` the examples' losses."""
+        """The feature tables and their short form, labels, with `target: loss` examples' losses."""
         losses = ("diagnostics",) if self.target == "loss" else ()
-        return (*self.features, "label", *losses)
+        short = self.features if isinstance(self.directions, int) else ()
+        return (*(self.kernel or NTK), *short, "label", *losses)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Short features of the kernel."""
-        if not isinstance(self.directions, int):
-            return {}
+        """Features that were chosen by size, and short ones of the kernel."""
         fields = {"normalize": self.is_unit, "dim": self.directions}
-        return {self.short: {"kernel": list(self.kernel), **fields}}
+        short = {self.short: {"kernel": list(self.kernel or NTK), **fields}}
+        return {**asked_features(self.kernel), **short}
 
     @property
     def outside_key(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.game.coalitions import Design, add_unit
+from stages.game.coalitions import WIDE_NUMBERS, Design, add_unit
 from stages.game.fields import GameFields
 from stages.game.game import Game
 from stages.game.least_squares import SHORT
@@ -172,7 +172,10 @@ class Valuation(GameFields):
             judged = width * sum(OUTPUT_COST[name] for name in self.utilities)
             each = float((reach * (steps + judged)).sum())
             flops = 2 * orders_per_unit(n, self.sampling) * each
-        memory = 32 * n**2 + 8 * n * width if dim is None else 24 * dim**2 + 8 * dim * width
+        memory = 32 * n**2 + 8 * n * width
+        if dim is not None:
+            memory = 100 * dim**2 + 8 * dim * width + 40 * WIDE_NUMBERS
+        memory += n * (100 + 8 * work.n_classes)
         return Cost(flops=flops, memory_bytes=memory, note=self.how(n))
 
 

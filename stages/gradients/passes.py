@@ -178,7 +178,10 @@ def pass_cost(
         flops=(1 + n_backward * share) * size.forward_flops(work.n_tokens)
         + n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
         written_bytes=n_rows * (width * dim * n_backward + 64),
-        memory_bytes=size.forward_bytes(token_budget) + kept_bytes + 4 * dense,
+        memory_bytes=size.forward_bytes(token_budget)
+        + kept_bytes
+        + 4 * dense
+        + 3 * width * dim * n_backward * work.n_examples // max(1, work.n_shards),
         vector_length=dim,
     )
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,10 @@ from stages.stage import ModelError
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
 _CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
+SETTLED_NS = 2 * 10**9
+"""Age from which a file's times tell every change of it."""
+_DIGESTS: dict[Path, tuple[tuple[int, ...], bytes]] = {}
+"""SHA-256 of the files that this process has read, with their state at that time."""
 
 
 class ModelFiles(NamedTuple):
@@ -77,12 +82,25 @@ def fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool = False) -> str
         [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]
     ):
         for path in sorted({p for pattern in patterns for p in folder_read.glob(pattern)}):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            total.update(path.name.encode() + b"\0" + content)
+            total.update(path.name.encode() + b"\0" + content_digest(path))
     if _was_misread(folder):
         total.update(b"2")
     return total.hexdigest()[:16]
+
+
+def content_digest(path: Path) -> bytes:
+    """SHA-256 of a file; read once in a process, unless somebody touches it meanwhile."""
+    stat = path.stat()
+    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    known = _DIGESTS.get(path)
+    if known is not None and known[0] == state:
+        return known[1]
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").digest()
+    # A file that was just written may be written again within one tick of its clock.
+    if time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
+        _DIGESTS[path] = (state, content)
+    return content
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -159,7 +177,7 @@ def _hub_folder(model: ModelSpec | ModelFiles) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        with quiet():
+        with _without_bars():
             wanted = ["*.safetensors", *_TEXT_FILES, *_CHAT_FILES]
             folder = Path(
                 snapshot_download(model.path, revision=model.revision, allow_patterns=wanted)
@@ -185,6 +203,21 @@ def as_model_error(folder: Path, what: str) -> Iterator[None]:
             f"{folder}: found no {what} that can be loaded ({error}), expected {what} of a Hugging "
             "Face model. Save the model and its tokenizer there with save_pretrained."
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hides the progress bars of downloads, without importing transformers."""
+    import huggingface_hub.utils
+
+    bars: Any = huggingface_hub.utils  # its types leave these functions out
+    are_hidden = bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not are_hidden:
+            bars.enable_progress_bars()
 
 
 @contextmanager

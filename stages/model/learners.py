@@ -26,6 +26,8 @@ from stages.reading.vectors import aligned
 from stages.stage import DataError, Inputs, ModelError, Role
 
 LastBlocks = int | Literal["all"]
+ROWS = 2**18
+"""Vectors that are copied from their memory map at a time."""
 
 
 class Players(NamedTuple):
@@ -66,8 +68,12 @@ def read_vectors(inputs: Inputs, table: str) -> tuple[Players, Learner]:
     """The rows, and a learner that trains a head on the vectors of the feature table `table`."""
     queries = inputs.vectors(table, "query")
     players = read_players(inputs, np.array(queries.ids))
-    examples = aligned(inputs.vectors(table, "example"), players.example_ids)
-    vectors = torch.cat([examples, aligned(queries, players.query_ids)]).float()
+    examples = inputs.vectors(table, "example")
+    vectors = torch.empty(len(players.labels), examples.matrix.shape[1])
+    for start in range(0, players.n, ROWS):
+        part = slice(start, min(start + ROWS, players.n))
+        vectors[part] = aligned(examples, players.example_ids[part])
+    vectors[players.n :] = aligned(queries, players.query_ids)
     return players, vector_learner(vectors, count_classes(inputs))
 
 

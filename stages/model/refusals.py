@@ -8,7 +8,7 @@ import hashlib
 from typing import Any
 
 from stages.model.chats import lay_out, parsed
-from stages.model.hub import ModelFiles, resolve
+from stages.model.hub import ModelFiles, content_digest, resolve
 from stages.model.spec import ModelSpec
 from stages.stage import RefusedRow
 
@@ -79,7 +79,5 @@ def reading_fingerprint(model: ModelSpec | ModelFiles) -> str:
     folder, total = resolve(model), hashlib.sha256()
     files = [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]
     for path in sorted(path for path in files if path.suffix in _FILES):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        total.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+        total.update(str(path.relative_to(folder)).encode() + b"\0" + content_digest(path))
     return total.hexdigest()[:16]

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from stages.capabilities import Merges
 from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, merged, pair_rows, pairs_cost
 from stages.ranking.terms import (
     CorpusWords,
@@ -30,7 +31,7 @@ from stages.ranking.terms import (
     words_of_rows,
     worths,
 )
-from stages.stage import ConfigError, Cost, Inputs, Merges, Role, Rows, Split, Work
+from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Work
 
 WORD_BYTES = 200
 """Memory per word of a shard while it is scored, as seen on sentences."""

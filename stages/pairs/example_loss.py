@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from stages.capabilities import AnswersQueries
 from stages.model.measurement import cross_entropy
 from stages.pairs.scores import ATTRIBUTION, NUMBERS, KeptPairs, kept, pair_rows
 from stages.reading.logits import logits_in, read_logits
@@ -25,7 +26,7 @@ from stages.reading.supervision import (
     read_targets,
     task_of,
 )
-from stages.stage import AnswersQueries, Cost, DataError, Inputs, Rows, Split, Work
+from stages.stage import Cost, DataError, Inputs, Rows, Split, Work
 
 
 @dataclass(frozen=True)

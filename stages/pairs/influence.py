@@ -182,7 +182,9 @@ class Influence(PairScores):
         return Cost(
             flops=pairs.flops + solves + work.dim * BLOCK_SIZE**2 / 3,
             written_bytes=pairs.written_bytes,
-            memory_bytes=pairs.memory_bytes + 16 * work.dim * BLOCK_SIZE,
+            memory_bytes=pairs.memory_bytes
+            + 16 * work.dim * BLOCK_SIZE
+            + 16 * work.dim * work.n_examples // max(1, work.n_shards),
         )
 
 

@@ -14,7 +14,7 @@ Source: the dual form of kernel ridge regression; global and local as in methods
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,9 +32,12 @@ from stages.stage import (
     ConfigError,
     DataError,
     Inputs,
+    Size,
+    Stage,
     Vectors,
     Work,
 )
+from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
 from stages.surrogate.labelled_kernel import has_features
 from stages.tables import KERNEL_DUAL
 
@@ -47,8 +50,8 @@ class KernelRepresenter(PairScores):
     no label or no features are those that the regression left out, and counts.
     """
 
-    kernel: tuple[str, ...] = ("ntk",)
-    """Feature tables, those of the regression."""
+    kernel: tuple[str, ...] = ()
+    """Feature tables, those of the regression; by default those that it has by default."""
     normalize: bool = True
     """Scale every feature vector to unit length, as the regression does."""
     regression: str = "kernel_regression"
@@ -58,27 +61,25 @@ class KernelRepresenter(PairScores):
     speaks_for: ClassVar[str] = "prediction"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
-    def __post_init__(self) -> None:
-        """Refuses a kernel without feature tables.
+    def sized(self, size: Size) -> Stage:
+        """The features that the regression has by default."""
+        return replace(self, kernel=self.kernel or default_kernel(size))
 
-        Raises:
-            ConfigError: no feature table is named.
-        """
-        super().__post_init__()
-        if not self.kernel:
-            raise ConfigError(
-                "kernel: found no table, expected at least one. Name those of the regression."
-            )
+    @property
+    def _features(self) -> tuple[str, ...]:
+        """The feature tables."""
+        return self.kernel or NTK
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The feature tables, and the regression with the weights that it wrote."""
-        return (*self.kernel, self.regression, self._dual)
+        return (*self._features, self.regression, self._dual)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """A regression with this kernel."""
-        return {self.regression: {"kernel": list(self.kernel), "normalize": self.normalize}}
+        """A regression with this kernel, and the features that were chosen by size."""
+        fields = {"kernel": list(self._features), "normalize": self.normalize}
+        return {**asked_features(self._features), self.regression: fields}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses a regression with another kernel.
@@ -87,9 +88,10 @@ class KernelRepresenter(PairScores):
             ConfigError: it has another, or one for each class.
         """
         fitted = writers[self.regression]
-        own = {"kernel": self.kernel, "normalize": self.normalize, "per_class": False}
+        own = {"kernel": self._features, "normalize": self.normalize, "per_class": False}
         for name, value in own.items():
             other = getattr(fitted, name, value)
+            other = other if other != () else NTK
             if other != value:
                 raise ConfigError(
                     f"{self.regression}: found {name}: {other}, expected {value}, the kernel that "
@@ -104,12 +106,12 @@ class KernelRepresenter(PairScores):
             DataError: no query has features in all tables.
         """
         scales = self._scales(inputs)
-        queries = [inputs.vectors(name, "query") for name in self.kernel]
+        queries = [inputs.vectors(name, "query") for name in self._features]
         query_ids = np.sort(queries[0].ids)
-        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
+        query_ids = query_ids[has_features(inputs, self._features, "query", query_ids)]
         if len(query_ids) == 0:
             raise DataError(
-                f"{', '.join(self.kernel)}: found no query in all of these tables, expected at "
+                f"{', '.join(self._features)}: found no query in all of these tables, expected at "
                 "least one, as pairs are scored. Add `queries:`."
             )
         dim = inputs.details(self.regression).get("dim")
@@ -118,7 +120,7 @@ class KernelRepresenter(PairScores):
         at = np.searchsorted(outputs["id"].to_numpy(), query_ids)
         logits = torch.from_numpy(np.array(matrix_of(outputs["logits"].take(pa.array(at)))))
         chosen = one_hot(logits.argmax(1), logits.shape[1])
-        factors = (chosen.float(), self._features(queries, query_ids, scales, dim).float())
+        factors = (chosen.float(), self._rows(queries, query_ids, scales, dim).float())
         return FactorRows(query_ids, factors, shared=(scales, dim))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
@@ -128,7 +130,7 @@ class KernelRepresenter(PairScores):
     def examples(self, inputs: Inputs) -> FactorRows:
         """Alpha and features of a shard's examples that the regression was fitted on."""
         dual = inputs.table(self._dual)
-        tables = [inputs.table(name) for name in self.kernel]
+        tables = [inputs.table(name) for name in self._features]
         ids, at, _ = np.intersect1d(
             dual["id"].to_numpy(),
             tables[0]["id"].to_numpy(),
@@ -139,7 +141,7 @@ class KernelRepresenter(PairScores):
             return FactorRows(ids, ())
         own = [Vectors(table["id"].to_numpy(), matrix_of(table["vector"])) for table in tables]
         alpha = torch.from_numpy(np.array(matrix_of(dual["dual"].take(pa.array(at)))))
-        features = self._features(own, ids, *inputs.opened.shared)
+        features = self._rows(own, ids, *inputs.opened.shared)
         return FactorRows(ids, (alpha.float(), features.float()), alpha.abs().amax(1))
 
     def _scales(self, inputs: Inputs) -> list[float]:
@@ -147,11 +149,11 @@ class KernelRepresenter(PairScores):
 
         Over the examples of the regression.
         """
-        if self.normalize or len(self.kernel) == 1:
-            return [1.0] * len(self.kernel)
+        if self.normalize or len(self._features) == 1:
+            return [1.0] * len(self._features)
         fitted_on = inputs.table(self._dual)["id"].to_numpy()
-        squares = np.zeros(len(self.kernel))
-        for at, name in enumerate(self.kernel):
+        squares = np.zeros(len(self._features))
+        for at, name in enumerate(self._features):
             for rows in inputs.by_shard(name, "example"):
                 is_fitted_on = np.isin(rows["id"].to_numpy(), fitted_on)
                 if is_fitted_on.any():
@@ -162,13 +164,13 @@ class KernelRepresenter(PairScores):
 
     def width(self, work: Work) -> int:
         """Features of all tables, and outputs."""
-        return work.dim * len(self.kernel) + work.n_classes
+        return work.dim * len(self._features) + work.n_classes
 
     @property
     def _dual(self) -> str:
         return f"{self.regression}.{KERNEL_DUAL.name}"
 
-    def _features(
+    def _rows(
         self, tables: list[Vectors], ids: np.ndarray, scales: list[float], dim: int | None
     ) -> Float[Tensor, "rows dim"]:
         """Feature rows of `ids`, whose inner products are the kernel, in float64.

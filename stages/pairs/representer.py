@@ -16,15 +16,16 @@ lies on the query's side of the mean, or one of another class on the other side.
 Global: max_c |alpha_ic|, large for examples that the probe gets wrong or is unsure of; local: what
 is left. Of two classes |alpha_i0| = |alpha_i1|, and the local part is +-(x_i . x_t).
 
-A probe that was kept while labels were corrected, or rows appended, is not at that minimum: the
-values then miss the logit, and `details` says by how much on the queries.
+A probe that was kept while labels were corrected, or rows appended, is not at that minimum, nor is
+one that was fitted on a part of the examples: the values of all then miss the logit, and `details`
+says by how much on the queries.
 
 Source: Yeh et al. 2018, arXiv:1811.09720, eq. 2, in the units of our own probe and with its bias
 left out of the penalty.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores, left_out
-from stages.stage import Inputs, Role, Work
+from stages.stage import Cost, Inputs, Role, Work
 from stages.surrogate.probe_head import (
+    LABEL_BYTES,
     Head,
     ProbeExamples,
     all_examples,
@@ -66,7 +68,8 @@ def dual(head: Head, rows: ProbeExamples, n_examples: int) -> Float[Tensor, "row
 class Representer(PairScores):
     """Values of all examples that have a label and an embedding, for all queries.
 
-    A task holds the embeddings of one shard and of the queries, and 16 million scores.
+    A task holds the embeddings of one shard and of the queries, 16 million scores, and 40 bytes per
+    example for its label.
     """
 
     embedding: str = "embedding"
@@ -108,7 +111,8 @@ class Representer(PairScores):
         if shared.miss > LARGE_MISS and inputs.part.index == 0:
             facts["notices"] = [
                 f"values miss the logits of the queries by {shared.miss:.1%}, as the probe was "
-                "fitted on other labels or rows; artefacts.probe=refit fits it anew"
+                "fitted on other labels or rows, or on a part of them; artefacts.probe=refit fits "
+                "it anew, with stages.probe.rows on more of them"
             ]
         return facts
 
@@ -123,6 +127,13 @@ class Representer(PairScores):
     def width(self, work: Work) -> int:
         """Embeddings, and outputs."""
         return work.dim + work.n_classes
+
+    def cost(self, work: Work) -> Cost:
+        """One product of factors, and one pass over all embeddings, which every worker makes."""
+        pairs = super().cost(work)
+        passed = 4.0 * work.n_examples * work.dim * work.n_classes
+        memory_bytes = pairs.memory_bytes + LABEL_BYTES * work.n_examples
+        return replace(pairs, flops=pairs.flops + passed, memory_bytes=memory_bytes)
 
 
 STAGE = Representer

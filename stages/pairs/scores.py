@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import Merges
 from stages.ranking.top_k import Pairs, best, streamed
 from stages.reading.supervision import task_of
 from stages.reading.vectors import BLOCK
-from stages.stage import ConfigError, Cost, Inputs, Merges, Role, Rows, Split, Stage, Work
+from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
 ATTRIBUTION = TableSpec(
@@ -216,11 +217,15 @@ def pairs_cost(work: Work, dim: int, top_k: int | None) -> Cost:
     per_shard = work.n_examples / max(1, work.n_shards)
     kept = work.n_examples if top_k is None else min(2 * top_k * work.n_shards, work.n_examples)
     held = per_shard if top_k is None else min(per_shard, 2 * top_k)
+    scored_at_once = min(NUMBERS, work.n_queries * min(per_shard, BLOCK))
     return Cost(
         flops=2.0 * work.n_examples * work.n_queries * dim,
         written_bytes=round(24 * work.n_queries * kept),
         memory_bytes=round(
-            4 * dim * (work.n_queries + per_shard) + 16 * NUMBERS + 8 * 40 * work.n_queries * held
+            8 * dim * work.n_queries
+            + 16 * dim * per_shard
+            + 16 * scored_at_once
+            + 8 * 40 * work.n_queries * held
         ),
     )
 

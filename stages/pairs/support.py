@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from stages.capabilities import Merges
 from stages.ranking.spectrum import (
     Frontier,
     General,
@@ -30,20 +31,12 @@ from stages.ranking.spectrum import (
 )
 from stages.reading.logits import read_predicted
 from stages.reading.supervision import count_classes, read_labels
-from stages.stage import (
-    ConfigError,
-    Cost,
-    DataError,
-    Inputs,
-    Merges,
-    Role,
-    Rows,
-    Split,
-    Work,
-)
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Rows, Split, Work
 from stages.tables import GENERAL
 from storage.schema import TableSpec
 
+SET_COST = 5e6
+"""Time for one set of a shard, in operations of matrix products; seen on one core."""
 SUPPORT = TableSpec(
     name="support",
     schema=pa.schema(
@@ -68,6 +61,10 @@ SUPPORT_SIZE = TableSpec(
     key=("query_id", "contrast"),
 )
 """How many examples a support set has; 0 says that none lies between the query and the class."""
+
+
+SET_BYTES = 8000
+"""Memory of a support set of a shard with its spectrum, as seen on 64 numbers and two classes."""
 
 
 class SupportQueries(NamedTuple):
@@ -216,10 +213,14 @@ class Support(Merges):
         towards = work.n_classes if self.contrasts == "all" else 2
         pairs = work.n_queries * work.n_examples / max(1, work.n_classes)
         shard = work.n_examples / max(1, work.n_shards)
+        sets = work.n_queries * towards * work.n_shards
         return Cost(
-            flops=pairs * (2.0 * work.dim + 200.0 * towards),
-            written_bytes=work.n_queries * towards * work.n_shards * 8 * 40,
-            memory_bytes=round(8 * (shard + work.n_queries) * (work.dim + work.n_classes)),
+            flops=pairs * (2.0 * work.dim + 200.0 * towards) + SET_COST * sets,
+            written_bytes=sets * 2 * 40,
+            memory_bytes=round(
+                24 * (shard + work.n_queries) * (work.dim + work.n_classes)
+                + SET_BYTES * work.n_queries * towards
+            ),
         )
 
     def _contrasts(self, inputs: Inputs, logits: np.ndarray) -> list[list[int]]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from stages.capabilities import Merges
 from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward, load_measurement
 from stages.model.networks import TokenNetwork
@@ -28,7 +29,7 @@ from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.ranking.spectrum import Similarity, frontier, merged, scaled
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Merges, Rows, Split, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Work
 from storage.schema import TableSpec
 
 TOKEN_SUPPORT = TableSpec(

@@ -12,8 +12,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from stages.capabilities import Merges
 from stages.ranking.terms import words_of_rows
-from stages.stage import Cost, Inputs, Merges, Role, Rows, Split, Work
+from stages.stage import Cost, Inputs, Role, Rows, Split, Work
 from storage.schema import TableSpec
 
 WORD_FREQUENCY = TableSpec(

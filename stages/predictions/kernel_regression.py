@@ -30,26 +30,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import AnswersQueries
 from stages.reading.answered_rows import answered_rows
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.supervision import centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
-from stages.stage import (
-    AnswersQueries,
-    ConfigError,
-    Cost,
-    DataError,
-    Inputs,
-    Role,
-    Rows,
-    Size,
-    Split,
-    Stage,
-    Work,
-)
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Rows, Size, Split, Stage, Work
+from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
 from stages.surrogate.dual import DualFit, cut, fit_dual
 from stages.surrogate.kernel import RIDGE_GRID, to_queries
-from stages.surrogate.labelled_kernel import Ridge, check_fields, has_features, read_features
+from stages.surrogate.labelled_kernel import Ridge, check_ridge, has_features, read_features
 from stages.surrogate.primal import out_of_sample, predict, squared_errors
 from stages.surrogate.primal_tables import RIDGE_ERROR, PrimalRegression, read_fit
 from stages.tables import KERNEL_DUAL, PREDICTION
@@ -68,8 +58,9 @@ class KernelRegression(AnswersQueries):
     which holds its vectors of length d and 8 d^2 bytes.
     """
 
-    kernel: tuple[str, ...] = ("ntk",)
-    """Feature tables; with several, their kernels' mean."""
+    kernel: tuple[str, ...] = ()
+    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 10,000
+    examples the hidden states of all layers."""
     normalize: bool = True
     """Scale every feature vector to unit length."""
     ridge: Ridge = "auto"
@@ -93,9 +84,9 @@ class KernelRegression(AnswersQueries):
         """Refuses fields that no regression can be built from.
 
         Raises:
-            ConfigError: no feature table is named, or the ridge is not positive.
+            ConfigError: the ridge is not positive.
         """
-        check_fields(self.kernel, self.ridge)
+        check_ridge(self.ridge)
 
     @property
     def split(self) -> Split:
@@ -103,23 +94,30 @@ class KernelRegression(AnswersQueries):
         return "shard" if self.form == "primal" else "whole"
 
     def sized(self, size: Size) -> Stage:
-        """The form for so many examples."""
-        if self.form != "auto":
-            return self if self.parts else replace(self, parts=self._parts_of(size))
-        form: Literal["dual", "primal"]
-        form = "dual" if size.n_examples <= DUAL_EXAMPLES else "primal"
-        return replace(self, form=form, parts=self._parts_of(size))
+        """The form and the features for so many examples."""
+        form = self.form
+        if form == "auto":
+            form = "dual" if size.n_examples <= DUAL_EXAMPLES else "primal"
+        parts = self.parts or (max(1, size.n_classes) if self.per_class else 1)
+        kernel = self.kernel or default_kernel(size)
+        return replace(self, kernel=kernel, form=form, parts=parts)
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        """The feature tables."""
+        return self.kernel or NTK
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The feature tables and the labels, and in primal form the fit."""
-        return (*self.kernel, "label", *((self.fit,) if self.form == "primal" else ()))
+        return (*self._features, "label", *((self.fit,) if self.form == "primal" else ()))
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """A fit with this kernel."""
+        """A fit with this kernel, and the features that were chosen by size."""
         fields = {"normalize": self.normalize, "ridge": self.ridge, "parts": self.parts or 1}
-        return {self.fit: {"kernel": list(self.kernel), **fields}}
+        fit = {self.fit: {"kernel": list(self._features), **fields}}
+        return {**asked_features(self._features), **fit}
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -134,11 +132,12 @@ class KernelRegression(AnswersQueries):
             ConfigError: it has another.
         """
         fitted = writers.get(self.fit)
-        for name in ("kernel", "normalize", "ridge"):
-            if fitted is not None and getattr(fitted, name) != getattr(self, name):
+        own = {"kernel": self._features, "normalize": self.normalize, "ridge": self.ridge}
+        for name, value in own.items():
+            if fitted is not None and getattr(fitted, name) != value:
                 raise ConfigError(
-                    f"{self.fit}: found {name}: {getattr(fitted, name)}, expected "
-                    f"{getattr(self, name)}, as in the regression. Set {name} alike in both."
+                    f"{self.fit}: found {name}: {getattr(fitted, name)}, expected {value}, as in "
+                    f"the regression. Set {name} alike in both."
                 )
 
     def open(self, inputs: Inputs) -> Any:
@@ -154,7 +153,7 @@ class KernelRegression(AnswersQueries):
                 f"per_class: found true in a corpus with task: {task}, expected classes. Set "
                 "per_class: false."
             )
-        joined = read_features(inputs, self.kernel)
+        joined = read_features(inputs, self._features)
         answers, query_ids, features, left_out = joined
         n_parts = answers.targets.shape[1] if self.per_class else 1
         fitted = fit_dual(answers, query_ids, features, n_parts, self.normalize, self.ridge)
@@ -190,7 +189,7 @@ class KernelRegression(AnswersQueries):
 
     def _of_shard_examples(self, inputs: Inputs, opened: PrimalRegression) -> Rows:
         """Leave-one-out outputs, weights and errors of a shard's examples."""
-        label, tables = inputs.table("label"), [inputs.table(name) for name in self.kernel]
+        label, tables = inputs.table("label"), [inputs.table(name) for name in self._features]
         ids = np.zeros(0, np.int64)
         outputs, duals = [], []
         errors = torch.zeros(len(RIDGE_GRID), dtype=torch.float64)
@@ -223,7 +222,7 @@ class KernelRegression(AnswersQueries):
 
     def _of_shard_queries(self, inputs: Inputs, opened: PrimalRegression) -> pa.RecordBatch:
         """Outputs of a shard's queries."""
-        tables = [inputs.table(name, "query") for name in self.kernel]
+        tables = [inputs.table(name, "query") for name in self._features]
         n_parts = len(opened.parts)
         outputs = []
         for part, (fit, damping, scales) in enumerate(opened.parts):
@@ -251,14 +250,14 @@ class KernelRegression(AnswersQueries):
         )
         answered, columns = read_answers(inputs)
         offset = centre(ids, columns[torch.from_numpy(np.searchsorted(answered, ids))]).offset
-        query_ids = np.array(inputs.vectors(self.kernel[0], "query").ids)
-        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
+        query_ids = np.array(inputs.vectors(self._features[0], "query").ids)
+        query_ids = query_ids[has_features(inputs, self._features, "query", query_ids)]
         features = [
             (
                 aligned(inputs.vectors(name, "example"), ids),
                 aligned(inputs.vectors(name, "query"), query_ids),
             )
-            for name in self.kernel
+            for name in self._features
         ]
         n_parts = dual.shape[1] if self.per_class else 1
         outputs = [
@@ -271,7 +270,7 @@ class KernelRegression(AnswersQueries):
         """One inverse per kernel, and for `auto` one eigendecomposition; or products by shard."""
         n, m, n_classes = work.n_examples, work.n_queries, work.n_classes
         if self.form == "primal":
-            dim = min(LONGEST, work.dim * len(self.kernel))
+            dim = min(LONGEST, work.dim * len(self._features))
             ridges = len(RIDGE_GRID) if self.ridge == "auto" else 1
             per_row = 2.0 * dim**2 // (self.parts or 1) + 2.0 * dim * ridges * (n_classes + 1)
             return Cost(
@@ -287,10 +286,6 @@ class KernelRegression(AnswersQueries):
             memory_bytes=32 * n**2 + 8 * n * m + 8 * (n + m) * work.dim,
             note=f"dual form, as {n:,} examples are at most {DUAL_EXAMPLES:,}",
         )
-
-    def _parts_of(self, size: Size) -> int:
-        """Parts of the vectors in a corpus of this size."""
-        return max(1, size.n_classes) if self.per_class else 1
 
 
 def _dual_rows(

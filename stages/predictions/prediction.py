@@ -123,7 +123,12 @@ class Prediction(RunsModel, Stage):
             dim = work.dim
             if self.model is not None and self.embedding == "embedding":
                 dim = network_size(self.model, work.n_classes).dim
-            return Cost(flops=2.0 * n_rows * dim * work.n_classes, written_bytes=written)
+            shard = -(-work.n_examples // max(1, work.n_shards))
+            return Cost(
+                flops=2.0 * n_rows * dim * work.n_classes,
+                written_bytes=written,
+                memory_bytes=shard * (12 * dim + 24 * work.n_classes + 64),
+            )
         size = network_size(self._running, work.n_classes)
         return Cost(
             forward_rows=n_rows,

@@ -13,10 +13,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from stages.capabilities import Merges
 from stages.reading.answered_rows import answered_rows, shards_of_examples
 from stages.reading.feature_rows import LONGEST
 from stages.reading.outer_products import Sums, add, to_rows
-from stages.stage import Cost, DataError, Inputs, Merges, Rows, Split, Work
+from stages.stage import Cost, DataError, Inputs, Rows, Split, Work
 from stages.surrogate.primal_tables import (
     TARGET_SUMS,
     UNANSWERED_SUMS,

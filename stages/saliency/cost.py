@@ -6,7 +6,11 @@ from stages.stage import Cost, Work
 
 
 def gradient_cost(
-    model: ModelSpec, work: Work, n_gradients: float, token_budget: int, n_forward: float = 2
+    model: ModelSpec,
+    work: Work,
+    n_gradients: int | float,
+    token_budget: int,
+    n_forward: int | float = 2,
 ) -> Cost:
     """The cost of `n_gradients` gradients and `n_forward` forward passes alone for each query.
 

@@ -84,6 +84,18 @@ class LabelledKernel(NamedTuple):
     left_out: LeftOut = LeftOut()
 
 
+def check_ridge(ridge: Ridge) -> None:
+    """Refuses a ridge that no regression can have.
+
+    Raises:
+        ConfigError: it is not a positive number.
+    """
+    if ridge != "auto" and not 0 < ridge < float("inf"):
+        raise ConfigError(
+            f"ridge: found {ridge}, expected a positive number or auto. Set ridge: auto."
+        )
+
+
 def check_fields(kernel: tuple[str, ...], ridge: Ridge) -> None:
     """Refuses fields that no regression can be built from.
 
@@ -94,10 +106,7 @@ def check_fields(kernel: tuple[str, ...], ridge: Ridge) -> None:
         raise ConfigError(
             "kernel: found no table, expected at least one. Name feature tables, such as [ntk]."
         )
-    if ridge != "auto" and not 0 < ridge < float("inf"):
-        raise ConfigError(
-            f"ridge: found {ridge}, expected a positive number or auto. Set ridge: auto."
-        )
+    check_ridge(ridge)
 
 
 def read_labelled_kernel(

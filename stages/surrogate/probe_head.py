@@ -19,9 +19,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.model.heads.probe import read_probe
-from stages.reading.supervision import one_hot, read_labels, task_of
+from stages.reading.supervision import answered_rows_of, one_hot, read_labels, task_of
 from stages.reading.vectors import BLOCK, query_vectors, vectors_of
 from stages.stage import ConfigError, DataError, Inputs
+
+LABEL_BYTES = 40
+"""Memory per example while labels of all are read and matched with embeddings."""
 
 
 class Head(NamedTuple):
@@ -156,9 +159,12 @@ def all_examples(head: Head, inputs: Inputs, embedding: str) -> Iterator[ProbeEx
     """
     answered, answers = _answers(head, inputs)
     vectors = inputs.vectors(embedding, "example")
-    ids, in_answers, in_vectors = np.intersect1d(
-        answered, vectors.ids, assume_unique=True, return_indices=True
-    )
+    in_vectors, in_answers = answered_rows_of(vectors.ids, answered)
+    # Ascending by id, whatever the order of the corpus; mostly they are so already.
+    if (np.diff(in_answers) < 0).any():
+        order = np.argsort(in_answers)
+        in_vectors, in_answers = in_vectors[order], in_answers[order]
+    ids = answered[in_answers]
     if len(ids) == 0:
         raise DataError(
             f"{embedding}: found embeddings of none of the {len(answered)} examples with an "

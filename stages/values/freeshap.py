@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.capabilities import Samples
 from stages.game.coalitions import Design
 from stages.game.efficiency import of_units
 from stages.game.from_tables import (
@@ -35,7 +36,7 @@ from stages.game.game import Game, PlaysGame, Values
 from stages.game.sampling import Valuation
 from stages.game.stopping import StopRule, Watch
 from stages.game.sums import MarginalSums
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Samples, Split, Steps, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Steps, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
 
@@ -72,8 +73,8 @@ class FreeShap(Valuation, Samples, PlaysGame):
     """Semivalues of examples with standard errors, from sampled coalitions, round by round.
 
     Memory of a task with n examples, m queries and C classes (two count as one): 16 n^2 + 8 n m C
-    bytes for `prefix_cholesky`, and up to 16 n^2 while it computes; 24 d^2 + 8 d m bytes for
-    `least_squares`; and 40 n bytes per semivalue and utility.
+    bytes for `prefix_cholesky`, and up to 16 n^2 while it computes; 100 d^2 + 8 d m bytes for
+    `least_squares`, and 0.2 GB; 100 n + 8 n C bytes, and 200 n per semivalue and utility.
     """
 
     units_per_round: int = 2
@@ -157,8 +158,8 @@ class FreeShap(Valuation, Samples, PlaysGame):
         tables = read_game_tables(inputs, self)
         if query_id not in tables.query_ids:
             raise DataError(
-                f"{', '.join(self.kernel)}: found no features of query {query_id}, expected some. "
-                "Look into the view diagnostics for what happened to them."
+                f"{', '.join(self.features)}: found no features of query {query_id}, expected "
+                "some. Look into the view diagnostics for what happened to them."
             )
         of_all = labelled_game(inputs, self, tables).game
         design = self.design(of_all)
@@ -247,7 +248,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
         return Cost(
             flops=self.rounds * self.units_per_round * unit.flops,
             written_bytes=self.rounds * n_values * 32,
-            memory_bytes=unit.memory_bytes + 40 * n_values,
+            memory_bytes=unit.memory_bytes + 200 * n_values,
             note=unit.note,
         )
 

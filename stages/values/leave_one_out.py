@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.game.fields import GameFields
-from stages.game.from_tables import LabelledGame, read_game
+from stages.game.from_tables import RIDGE_EXAMPLES, LabelledGame, read_game
 from stages.game.game import Game, PlaysGame, Values
 from stages.game.regression import gains, join
+from stages.game.sampling import OUTPUT_COST
 from stages.game.utility import Utility
 from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
 from stages.tables import EXACT_VALUE
@@ -102,17 +103,19 @@ class LeaveOneOut(GameFields, Stage, PlaysGame):
     def cost(self, work: Work) -> Cost:
         """An inverse, a product with the queries, and for `ridge: auto` an eigendecomposition."""
         n, m, dim = work.n_examples, work.n_queries, work.dim
+        outputs = n * self.n_judged(work)
+        judged = 2.0 * outputs * sum(OUTPUT_COST[name] for name in self.utilities)
+        choice = 10.0 * min(n, RIDGE_EXAMPLES) ** 3 if self.ridge == "auto" else 0.0
         if self.engine_for(n) == "least_squares":
             return Cost(
-                flops=4.0 * n * dim * (dim + m),
-                written_bytes=n * len(self.utilities) * 24,
-                memory_bytes=24 * dim**2 + 8 * dim * m,
+                flops=4.0 * n * dim * (dim + m) + judged + choice,
+                written_bytes=n * len(self.utilities) * 8,
+                memory_bytes=24 * dim**2 + 8 * dim * m + 40 * NUMBERS,
                 note=self.how(n),
             )
-        solves = (11.0 if self.ridge == "auto" else 1.0) * n**3
         return Cost(
-            flops=solves + 2.0 * n * (n + m) * dim + 4.0 * n**2 * m,
-            written_bytes=n * len(self.utilities) * 24,
+            flops=n**3 + choice + 2.0 * n * (n + m) * dim + 4.0 * n**2 * m + judged,
+            written_bytes=n * len(self.utilities) * 8,
             memory_bytes=32 * n**2 + 16 * n * m + 8 * (n + m) * dim,
             note=self.how(n),
         )

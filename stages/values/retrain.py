@@ -26,7 +26,7 @@ Source: the reference of arXiv:2406.04606, Sec. 4 (methods.md 1.5 and 1.8).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -43,7 +43,7 @@ from stages.model.seeded import generator_of, permutations
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.model.training import Learner, Training, prefix_outputs
-from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
+from stages.stage import ConfigError, Cost, Inputs, Rows, Size, Split, Stage, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
 
@@ -77,6 +77,11 @@ SUBSET = TableSpec(
 """The examples of a subset, in the order in which they joined."""
 
 
+EACH_PREFIX, PREFIXES = 10_000, 100
+"""Most examples of whose permutations each prefix is trained on by default, and how many are of
+more."""
+
+
 def marginals(
     outputs: Float[Tensor, "prefixes classes queries"],
     labels: Int64[Tensor, " queries"],
@@ -104,7 +109,8 @@ class Retrain(RunsModel, Stage):
     """Outcomes of real trainings on subsets, and Shapley values from those on prefixes.
 
     Memory of a task: the model with two numbers of Adam and a gradient for every trained weight,
-    the activations of a batch, and with `last_blocks` the hidden states of all rows.
+    the activations of a batch, and with `last_blocks` the hidden states of all rows; or for a head
+    alone all vectors. Beside it the rows of a round: 8 bytes for each member of its subsets.
     """
 
     model: ModelSpec | None = None
@@ -120,8 +126,9 @@ class Retrain(RunsModel, Stage):
     """How the model is trained on a subset."""
     subsets: Literal["permutation", "random"] = "permutation"
     """All prefixes of a permutation, or random subsets of one size."""
-    every: int = 1
-    """Of a permutation every so many-th prefix is trained on, and the whole; see Blocks above."""
+    every: int | None = None
+    """Of a permutation every so many-th prefix is trained on, and the whole; see Blocks above. null
+    takes each of up to 10,000 examples, and of more so many that there are 100 prefixes."""
     share: float = 0.5
     """Part of the examples in a random subset."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
@@ -152,7 +159,12 @@ class Retrain(RunsModel, Stage):
                 "utilities: found loss, expected some of accuracy, cross_entropy, margin: loss is "
                 "that of the game of gradients. Name others."
             )
-        counts = (self.every, self.per_round, self.rounds, self.token_budget)
+        counts = (
+            1 if self.every is None else self.every,
+            self.per_round,
+            self.rounds,
+            self.token_budget,
+        )
         if min(counts) < 1 or self.seed < 0 or not 0 < self.share <= 1:
             raise ConfigError(
                 f"retrain: found every, per_round, rounds, token_budget: {counts}, seed: "
@@ -174,6 +186,13 @@ class Retrain(RunsModel, Stage):
                 f"retrain: found embedding: {self.embedding} where the text is read, expected "
                 "last_blocks: 0 with head: probe. Set model: null in this stage."
             )
+
+    def sized(self, size: Size) -> "Retrain":
+        """With all prefixes of few examples, and `PREFIXES` of many, where `every` is left open."""
+        if self.every is not None:
+            return self
+        is_small = size.n_examples <= EACH_PREFIX or self.subsets == "random"
+        return replace(self, every=1 if is_small else -(-size.n_examples // PREFIXES))
 
     @property
     def _read_model(self) -> ModelSpec | None:
@@ -242,7 +261,8 @@ class Retrain(RunsModel, Stage):
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
         predicted = len(sizes) * work.n_queries
-        flops, memory = 2.0 * work.dim * work.n_classes, 8 * work.dim * work.n_examples
+        flops, memory = 2.0 * work.dim * work.n_classes, 4 * work.dim * work.n_examples
+        rows = len(sizes) * work.n_queries * (4 * work.n_classes + 40) + 8 * sum(sizes)
         if self._read_model is not None:
             size = network_size(self._read_model, work.n_classes)
             n_tokens = work.n_tokens / max(1, work.n_examples + work.n_queries)
@@ -254,7 +274,8 @@ class Retrain(RunsModel, Stage):
             backward_rows=draws * seen,
             flops=draws * flops * (3 * seen + predicted),
             written_bytes=draws * (predicted * (4 * work.n_classes + 24) + 8 * sum(sizes)),
-            memory_bytes=memory,
+            memory_bytes=memory + 40 * work.n_examples + 2 * self.per_round * rows,
+            note=f"{len(sizes)} prefixes of a permutation" if (self.every or 1) > 1 else "",
         )
 
 
@@ -262,7 +283,8 @@ def sizes_of(stage: Retrain, n: int) -> tuple[int, ...]:
     """Sizes of the prefixes of one permutation of `n` examples that are trained on."""
     if stage.subsets == "random":
         return (max(1, round(stage.share * n)),)
-    return (*range(stage.every, n, stage.every), n)
+    every = stage.every or 1
+    return (*range(every, n, every), n)
 
 
 def _outcome(

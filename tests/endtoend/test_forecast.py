@@ -44,7 +44,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(config: Path, size: CorpusSize = MILLION, **cluster: Any) -> dict[str, Any]:
     """The forecast for a million rows, by default on one core of 10^10 FLOP/s, all else free."""
-    free = {"store_gb_s": 1e9, "request_ms": 1e-9, "task_ms": 1e-9, "ingest_us": 1e-9}
+    free = {
+        "store_gb_s": 1e9,
+        "request_ms": 1e-9,
+        "driver_ms": 1e-9,
+        "task_ms": 1e-9,
+        "ingest_us": 1e-9,
+    }
     assumed = {"core_flops": FLOPS, "efficiency": 1.0, "memory_gb": 1e6, **free}
     names = {name for name in cluster if name in Assumptions.__dataclass_fields__}
     assumed |= {name: cluster.pop(name) for name in names}
@@ -110,7 +116,7 @@ def test_memory_and_cores_per_worker_decide_how_many_work_at_once(config: Path) 
 
 @pytest.mark.parametrize(
     ("assumed", "limit", "slower"),
-    [("store_gb_s", "store", 1e-9), ("request_ms", "requests", 1e6), ("task_ms", "driver", 1e6)],
+    [("store_gb_s", "store", 1e-9), ("request_ms", "requests", 1e6), ("driver_ms", "driver", 1e6)],
 )
 def test_what_is_slowest_limits_a_stage(
     config: Path, assumed: str, limit: str, slower: float

@@ -20,10 +20,11 @@ from pipeline.plan import make_plan
 from pipeline.progress import Progress
 from pipeline.run import execute_run
 from pipeline.settings import Run
+from stages.capabilities import Merges
 from stages.features.curvature import Curvature
 from stages.features.ntk import NTK
 from stages.gradients.blocks import Block, read_curvature
-from stages.stage import DataError, Merges, Split, Stage
+from stages.stage import DataError, Split, Stage
 from stages.tables import DIAGNOSTICS, PREDICTION
 from storage.schema import TableSpec
 from storage.table import Store

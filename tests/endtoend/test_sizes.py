@@ -26,6 +26,7 @@ def many_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.predictions.kernel_regression.DUAL_EXAMPLES", 40)
     monkeypatch.setattr("stages.game.fields.KERNEL_EXAMPLES", 40)
     monkeypatch.setattr("stages.game.fields.DIRECTIONS", 6)
+    monkeypatch.setattr("stages.surrogate.default_kernel.FEW_EXAMPLES", 40)
     monkeypatch.setattr("pipeline.sizes.SMALL", 40)
 
 
@@ -79,7 +80,7 @@ def test_forms_and_directions_follow_the_number_of_rows(tmp_path: Path, assay: A
     assert {"feature_sums", "target_sums", "kernel_fit", "leading_directions"} <= set(stages)
     rows = {row["stage"]: row for row in plan_of(assay, many)["stages"]}
     assert all(row["tasks"] == 0 for row in rows.values())
-    assert "41 examples are more than 40" in rows["kernel_regression"]["note"]
+    assert "41 examples are more than 40" in rows["kernel_regression"]["how"]
     assay("run", many.parent / "run/config.yaml")
     assert resolved(many.parent) == stages
 
@@ -136,6 +137,22 @@ def test_both_forms_flag_the_same_labels(rows: int, tmp_path: Path, assay: Any) 
     np.testing.assert_allclose(*(found["label_score"] for found in scores.values()), atol=1e-6)
     np.testing.assert_allclose(*(found["queries"] for found in scores.values()), atol=1e-6)
     assert scores["dual"]["is_label_issue"].any()
+
+
+def test_many_texts_are_judged_by_the_hidden_states_of_all_layers(
+    tmp_path: Path, write_config: Any, assay: Any
+) -> None:
+    stages = {"label_issues": {}, "freeshap": {"rounds": 1, "utilities": ["margin"]}}
+    config = write_config(tmp_path / "run", n_examples=48, n_queries=4, stages=stages)
+    assay("run", config)
+    folder = Path(yaml.safe_load(config.read_text())["run"])
+    chosen = yaml.safe_load((folder / "config.yaml").read_text())["stages"]
+    assert chosen["embedding"]["layer"] == "all"
+    assert "ntk" not in chosen
+    for reader in ("kernel_regression", "feature_sums", "short_features", "freeshap"):
+        assert chosen[reader]["kernel"] == ["embedding"]
+    assert all(row["tasks"] == 0 for row in plan_of(assay, config)["stages"])
+    assert all(row["tasks"] == 0 for row in plan_of(assay, folder / "config.yaml")["stages"])
 
 
 def test_a_text_of_your_own_is_explained_in_primal_form(

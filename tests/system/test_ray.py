@@ -231,3 +231,52 @@ def test_resources_are_honoured_and_impossible_ones_refused(
     assert most == 1
     (manifest,) = (stored / "ntk").glob("*.json")
     assert json.loads(manifest.read_text())["threads"] == 2
+
+
+def test_stages_go_to_the_nodes_that_have_what_they_ask_for(
+    unbroken: Any, write_config: Any, start: Any, tables_of: Any, processes: Any, tmp_path: Path
+) -> None:
+    """The node for `ntk` comes when it is asked for, and takes one worker at a time."""
+    ray = {"wait_minutes": 5, "stages": {"ntk": {"resources": {"big_memory": 1}}}}
+    run = tmp_path / "run"
+    with two_nodes() as nodes:
+        config = on_ray(write_config, tmp_path, {"ntk": {}}, **ray)
+        with start("run", config, "--ray-address", nodes.address) as process:
+            while process.poll() is None and not list((run / "store/probe").glob("*.parquet")):
+                time.sleep(0.05)
+            assert process.poll() is None, process.communicate()
+            time.sleep(3)
+            assert list((run / "store").glob("ntk/*.parquet")) == []
+            nodes.add(num_cpus=2, resources={"big_memory": 1})
+            most = 0
+            while process.poll() is None:
+                at_work = workers(processes, nodes.session)
+                if list((run / "store").glob("ntk/*.parquet")):
+                    most = max(most, len(at_work))
+                time.sleep(0.05)
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert most == 1
+    found, expected = tables_of(run / "store"), tables_of(unbroken.folder / "store")
+    assert found.items() <= expected.items()
+    assert {"embedding", "ntk"} <= {name.split("/")[0] for name in found}
+
+
+@pytest.mark.slow
+def test_a_node_with_another_pyarrow_is_refused(
+    write_config: Any, start: Any, tmp_path: Path
+) -> None:
+    """Of the version that its metadata tells; the code is this machine's."""
+    other = tmp_path / "other" / "pyarrow-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: pyarrow\nVersion: 0.0.1\n")
+    with two_nodes(env_vars={"PYTHONPATH": str(other.parent)}) as nodes:
+        config = on_ray(write_config, tmp_path, {"embedding": {}}, default={"cpus": 2})
+        with start("run", config, "--ray-address", nodes.address) as process:
+            _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    message = " ".join(err[err.index("assay: ") :].split())
+    check_grammar(message)
+    assert "found pyarrow 0.0.1 on the node" in message
+    assert "pip install pyarrow==" in message
+    assert not list((tmp_path / "run/store").glob("embedding/*.parquet"))

@@ -13,11 +13,12 @@ import yaml
 import stages.tables as stages_tables
 from pipeline.cli import main
 from pipeline.config import metric_names, parse_metric, parse_stage, read_config, stage_names
+from stages.capabilities import AnswersQueries, Merges, Samples
 from stages.catalogue import head_names, load_head
 from stages.metrics.metric import Metric
 from stages.model.heads.head import Head
 from stages.model.spec import ModelSpec, RunsModel
-from stages.stage import TASKS, AnswersQueries, Merges, Samples, Stage
+from stages.stage import TASKS, Stage
 from storage.schema import TableSpec
 from storage.summed import VALUE
 

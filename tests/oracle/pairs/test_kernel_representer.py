@@ -12,7 +12,7 @@ from torch import Tensor
 from stages.pairs.kernel_representer import KernelRepresenter
 from stages.predictions.kernel_regression import KernelRegression
 from stages.reading.supervision import one_hot
-from stages.stage import ConfigError, DataError, Part
+from stages.stage import DataError, Part
 from stages.surrogate.kernel import gram
 
 N, M = 40, 5
@@ -102,5 +102,3 @@ def test_what_cannot_be_computed_is_refused(memory: Any, sharded: Any, rows: Any
     inputs.tables["ntk"] = inputs.tables["ntk"].filter(pc.less(inputs.tables["ntk"]["id"], 999))
     with pytest.raises(DataError, match="ntk: found no query in all of these tables"):
         inputs.run(KernelRepresenter())
-    with pytest.raises(ConfigError, match="kernel: found no table"):
-        KernelRepresenter(kernel=())

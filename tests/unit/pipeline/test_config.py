@@ -19,6 +19,7 @@ from pipeline.errors import ConfigFileError
 from pipeline.settings import Resources, Run
 from stages.corpus.source import FlipLabels
 from stages.model.spec import ModelSpec
+from storage.schema import StorageError
 
 RAW: dict[str, Any] = {
     "run": "runs/a",
@@ -218,6 +219,22 @@ def test_the_home_is_the_home(at: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert run.model is not None
     found = [run.run, run.model.path, run.corpus.path, *run.corpus.corrections]
     assert found == [str(at / "elsewhere" / name) for name in ("run", "m", "a.csv", "b.csv")]
+
+
+def test_reviews_and_vectors_at_urls_are_no_paths(at: Path) -> None:
+    urls = {"features": "https://h/x.npy?v=1", "corrections": ["s3://b/r.csv", "gs://b/[x].csv"]}
+    run = read_config(written(at / "own", corpus={"path": "https://h/a.csv", **urls}))
+    found = [run.corpus.features_file, *run.corpus.corrections]
+    assert found == [urls["features"], *urls["corrections"]]
+
+
+@pytest.mark.parametrize("field", ["path", "features", "corrections"])
+def test_credentials_in_urls_of_a_source_are_refused(at: Path, field: str) -> None:
+    secret = "s3://KEY:hidden@b/x.npy"
+    corpus = {"path": "a.csv", field: [secret] if field == "corrections" else secret}
+    with pytest.raises(StorageError, match=rf"corpus\.{field}: found credentials") as error:
+        read_config(written(at / "own", corpus=corpus))
+    assert "hidden" not in str(error.value)
 
 
 def test_overrides_are_yaml_and_make_what_is_missing(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_source_is_parsed_once(
         raise AssertionError("the source was read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.ingest, "read", fail)
+        patch.setattr(module.ingest, "survey", fail)
         assert read_corpus(run(tmp_path, rows(25)), store) == first
         with pytest.raises(AssertionError, match="read again"):
             read_corpus(run(tmp_path, rows(26)), store)
@@ -210,7 +210,7 @@ def test_vectors_lie_in_the_shards_of_their_rows(
     assert dry.tables["features"].key == corpus.tables["features"].key
     for role in ("example", "query"):
         assert ids(corpus, store, "features", role) == ids(corpus, store, "text", role)
-    monkeypatch.setattr(module.ingest, "read", None)  # Known by now, it is not read again.
+    monkeypatch.setattr(module.ingest, "survey", None)  # Known by now, it is not read again.
     assert read_corpus(given, store) == corpus
 
 

@@ -8,7 +8,7 @@ from runs import check_grammar
 
 from storage import remote
 from storage.credentials import masked, refuse_secrets
-from storage.remote import asked
+from storage.remote import SOURCE, asked
 from storage.schema import StorageError
 
 
@@ -103,6 +103,68 @@ def test_what_is_no_use_to_try_again_is_said_in_words(
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
     assert pauses == []
+
+
+class EndpointConnectionError(Exception):
+    """As botocore calls it."""
+
+
+class ClientConnectorDNSError(OSError):
+    """As aiohttp calls it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (EndpointConnectionError("http://s3: refused"), 3),
+        (translated(FileNotFoundError("x"), ClientConnectorDNSError("http://s3: no such name")), 1),
+    ],
+)
+def test_a_server_that_was_never_reached_is_soon_given_up(
+    error: Exception, tries: int, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a wrong address; once it has answered, it is waited for."""
+    monkeypatch.setattr(remote.time, "monotonic", lambda: sum(pauses))
+    request = Flaky(error, 100)
+    with pytest.raises(StorageError, match=r"found that its server cannot be .*s3: ") as e:
+        asked("s3://b/s", request, SOURCE, is_first=True)
+    check_grammar(str(e.value))
+    assert str(e.value).startswith("s3://b/s: ")
+    assert request.asked == tries
+    assert sum(pauses) < 5
+    if tries > 1:
+        request = Flaky(error, 4)
+        assert asked("s3://b/s", request, SOURCE) == "answer"
+
+
+class ClientResponseError(Exception):
+    """As aiohttp calls it."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+    @property
+    def code(self) -> int:
+        """Not to be read any more."""
+        raise DeprecationWarning("code")
+
+
+@pytest.mark.parametrize(
+    ("status", "found"),
+    [(403, "may not use it (403)"), (412, "found another file"), (418, "a request failed (418)")],
+)
+def test_a_client_of_http_that_calls_all_errors_missing_files(status: int, found: str) -> None:
+    error = translated(FileNotFoundError("x"), ClientResponseError(status))
+    with pytest.raises(StorageError) as raised:
+        asked("https://h/f.csv", Flaky(error, 1), SOURCE)
+    check_grammar(str(raised.value))
+    assert found in str(raised.value)
+    missing = translated(FileNotFoundError("x"), ClientResponseError(404))
+    with pytest.raises(FileNotFoundError):
+        asked("https://h/f.csv", Flaky(missing, 1), SOURCE)
+    busy = Flaky(translated(FileNotFoundError("x"), ClientResponseError(503)), 3)
+    assert asked("https://h/f.csv", busy, SOURCE) == "answer"
 
 
 def test_a_file_that_is_not_there_is_just_that() -> None:

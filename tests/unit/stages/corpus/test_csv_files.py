@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_corpus import Corpus, read
 
-from stages.corpus.ingest import Corpus, read
 from stages.corpus.source import Source
 from stages.stage import DataError
 

@@ -148,16 +148,17 @@ def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
 CODE = """
 import os
 from pathlib import Path
-from stages.corpus.ingest import read
-from stages.corpus.load import fingerprint
+from stages.corpus.ingest import survey
+from stages.corpus.load import fingerprint, load
 from stages.corpus.source import Source
 from stages.stage import DataError
 source = Source("someone/SET", split="train[:4]")
-corpus = read(source, "example")
-print(corpus.rows["text"].to_pylist(), corpus.rows["label"].to_pylist(), corpus.classes)
+rows = load(source).table
+classes = survey(source, "example").classes
+print(rows["text"].to_pylist(), rows["label"].to_pylist(), classes)
 print(sum(1 for _ in Path(os.environ["HF_HOME"]).rglob("*.arrow")))
-whole = read(Source("someone/SET", split="train"), "example")
-print(whole.rows["text"].to_pylist()[-2:], fingerprint(source) == fingerprint(source))
+whole = load(Source("someone/SET", split="train")).table
+print(whole["text"].to_pylist()[-2:], fingerprint(source) == fingerprint(source))
 print(fingerprint(source))
 print(fingerprint(Source("someone/SET", split="train[:5]")))
 for wrong in (
@@ -167,7 +168,7 @@ for wrong in (
     Source("someone/missing", split="train"),
 ):
     try:
-        read(wrong, "example")
+        survey(wrong, "example")
     except DataError as error:
         print(error)
 """

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from whole_corpus import Corpus, read
 
-from stages.corpus.ingest import EXTRA, LABEL, REASONS, REJECTED, TEXT, Corpus, read, tables
+from stages.corpus.ingest import EXTRA, LABEL, REASONS, REJECTED, TEXT, tables
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 from storage.schema import SchemaError

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from whole_corpus import Corpus, read
 
-from stages.corpus.ingest import Corpus, read
 from stages.corpus.labels import spelled
 from stages.corpus.source import Source
 from stages.stage import DataError

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from processes import run_code as run
+from whole_corpus import read
 
-from stages.corpus.ingest import read
 from stages.corpus.load import fingerprint, load
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError

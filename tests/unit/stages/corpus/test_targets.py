@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from whole_corpus import Corpus, read
 
-from stages.corpus.ingest import LABEL, Corpus, read, tables
+from stages.corpus.ingest import LABEL, tables
 from stages.corpus.source import Source
 from stages.stage import ConfigError, DataError, Role
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from whole_corpus import Corpus, read
 
-from stages.corpus.ingest import EXTRA, LABEL, TEXT, Corpus, read, tables
+from stages.corpus.ingest import EXTRA, LABEL, TEXT, tables
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 

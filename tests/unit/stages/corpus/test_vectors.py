@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from whole_corpus import Corpus, read
 
-from stages.corpus.ingest import Corpus, read, tables
+from stages.corpus.ingest import tables
 from stages.corpus.load import fingerprint
 from stages.corpus.source import Source
 from stages.corpus.vectors import FEATURES

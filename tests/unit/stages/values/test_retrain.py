@@ -15,7 +15,7 @@ from stages.model.seeded import permutations
 from stages.model.spec import ModelSpec
 from stages.model.training import Training, outputs, train
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, DataError, ModelError, Part, StageError, Vectors, Work
+from stages.stage import ConfigError, DataError, ModelError, Part, Size, StageError, Vectors, Work
 from stages.tables import SHAPLEY_ROUND
 from stages.values.retrain import OUTCOME, SUBSET, Retrain, sizes_of
 
@@ -221,3 +221,18 @@ def test_a_plan_counts_what_is_trained() -> None:
     assert cost.forward_rows == 3 * (4 * 150 + 2 * 10)
     once = Retrain(every=50, rounds=3, training=Training(kind="one_pass")).cost(work)
     assert once.backward_rows == 300
+
+
+def test_of_many_examples_a_hundred_prefixes_are_trained_on() -> None:
+    def size(n: int) -> Size:
+        return Size(n, n, n_queries=1, n_classes=2, lengths={})
+
+    assert Retrain().sized(size(10_000)) == Retrain(every=1)
+    many = Retrain().sized(size(10_001))
+    assert isinstance(many, Retrain)
+    assert len(sizes_of(many, 10_001)) == 100
+    assert sizes_of(many, 10_001)[-1] == 10_001
+    assert Retrain(every=3).sized(size(10**6)) == Retrain(every=3)
+    assert sizes_of(Retrain(), 3) == (1, 2, 3)
+    with pytest.raises(ConfigError, match="found every"):
+        Retrain(every=0)

