@@ -110,6 +110,11 @@ class GameFields:
         """The feature tables that the game is played on."""
         return (self.short,) if isinstance(self.directions, int) else self.kernel or NTK
 
+    def played_dim(self, work: Work) -> int:
+        """Length of the vectors that the game is played on; `work` has that of the kernel's."""
+        dim = min(work.dim, self.directions) if isinstance(self.directions, int) else work.dim
+        return max(1, dim)
+
     @property
     def is_unit(self) -> bool:
         """Whether feature vectors are scaled to unit length."""
