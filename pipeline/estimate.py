@@ -91,7 +91,7 @@ def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
     """
     store, folder = Store(run.store_url), RunFolder(Path(run.run))
     corpus = _read(run, store)
-    work = size.of(work_of(corpus, store), corpus.shard_size)
+    work = size.of(work_of(corpus, store), run.shard_size)
     chosen_for = dataclasses.replace(
         size_of(corpus, store),
         n_examples=work.n_examples,
@@ -128,7 +128,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
-        if name not in ("memory_bytes", "vector_length", "note")
+        if name not in ("memory_bytes", "vector_length", "read_bytes", "note")
     }
     return {
         "stage": node.instance,

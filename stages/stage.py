@@ -192,6 +192,8 @@ class Cost:
     """Peak of one task."""
     vector_length: int = 0
     """Numbers of each vector that is written; 0 where none are, or the fields say how many."""
+    read_bytes: int | None = None
+    """Of a whole: what it reads, where that is less than the tables in `reads`."""
     note: str = ""
     """A choice that follows from the size of the work, such as an algorithm."""
 
@@ -319,6 +321,11 @@ class Stage(ABC):
     def feature_dim(self) -> int | None:
         """Length of the feature vectors that it writes; None where the fields leave it open."""
         return None
+
+    @property
+    def chosen_share(self) -> float:
+        """Share of the examples that it chooses for the stages that read it; 1 for all others."""
+        return 1.0
 
     @property
     def speaks_for(self) -> str | None:

@@ -40,6 +40,7 @@ STAGES = "{label_issues: {}, freeshap: {}}"
 FLAGS = "{kernel_regression: {kernel: [features]}, label_issues: {}}"
 ONLY = "{random_score: {}}"
 """A run whose stages are never begun."""
+SURE = 0.9
 FLIPPED = {"flip_labels": {"fraction": 0.05, "seed": 0}}
 
 
@@ -167,7 +168,6 @@ def bytes_below(folder: Path) -> int:
 def looked_at(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """Areas under the ROC curve, flags, values and how long questions take."""
     from pipeline import open_run
-    from stages.metrics.support_size import auc
 
     start = time.time()
     finished = open_run(folder)
@@ -186,42 +186,64 @@ def looked_at(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     )
     views = {row[0] for row in finished.sql("SELECT view_name FROM duckdb_views()").fetchall()}
     if "label_issues" in views:
-        rows = finished.sql(
-            f"SELECT label_score, is_label_issue, {wrong} AS is_wrong "
-            "FROM label_issues JOIN examples USING (example_id)"
-        ).fetchnumpy()
-        flagged = np.asarray(rows["is_label_issue"], bool)
-        is_wrong = np.asarray(rows["is_wrong"], bool)
-        found["flags"] = {
-            "planted": int(is_wrong.sum()),
-            "auc": auc(-rows["label_score"], is_wrong),
-            "flagged": int(flagged.sum()),
-            "right": int((flagged & is_wrong).sum()),
-        }
+        found["flags"] = _flags(finished, wrong)
         found["worst_100_s"] = seconds(
             finished,
             "SELECT text, given_label, suggested_label, label_score FROM label_issues "
             "JOIN examples USING (example_id) ORDER BY label_score LIMIT 100",
         )
     if "shapley" in views:
-        found["values"] = {}
-        for (utility,) in finished.sql(
-            "SELECT DISTINCT utility FROM shapley ORDER BY 1"
-        ).fetchall():
-            rows = finished.sql(
-                f"SELECT value, p_helpful, n_samples, {wrong} AS is_wrong FROM shapley "
-                f"JOIN examples USING (example_id) WHERE utility = '{utility}'"
-            ).fetchnumpy()
-            sure = np.maximum(rows["p_helpful"], 1 - rows["p_helpful"])
-            found["values"][utility] = {
-                "units": int(rows["n_samples"][0]),
-                "auc": auc(-rows["value"], np.asarray(rows["is_wrong"], bool)),
-                "sure": float((sure >= 0.9).mean()),
-            }
+        found["values"] = _values(finished, wrong)
     by = "label_name" if "set" not in _columns(finished) else '"set"'
     found["by_source_s"] = seconds(
         finished, f"SELECT {by}, count(*), avg(({wrong})::INT) FROM examples GROUP BY ALL"
     )
+    return found
+
+
+def _flags(finished: Any, wrong: str) -> dict[str, Any]:
+    """How well each instance of `label_issues` finds planted labels."""
+    from stages.metrics.support_size import auc
+
+    found = {}
+    for (method,) in finished.sql("SELECT DISTINCT method FROM label_issues ORDER BY 1").fetchall():
+        rows = finished.sql(
+            f"SELECT label_score, is_label_issue, {wrong} AS is_wrong FROM label_issues "
+            f"JOIN examples USING (example_id) WHERE method = '{method}'"
+        ).fetchnumpy()
+        flagged = np.asarray(rows["is_label_issue"], bool)
+        is_wrong = np.asarray(rows["is_wrong"], bool)
+        found[method] = {
+            "planted": int(is_wrong.sum()),
+            "auc": auc(-rows["label_score"], is_wrong),
+            "flagged": int(flagged.sum()),
+            "right": int((flagged & is_wrong).sum()),
+        }
+    return found
+
+
+def _values(finished: Any, wrong: str) -> dict[str, Any]:
+    """Of each method and utility how sure signs are, and rank correlations with other methods."""
+    from stages.metrics.support_size import auc, spearman
+
+    found: dict[str, Any] = {}
+    seen: dict[str, dict[str, np.ndarray]] = {}
+    pairs = finished.sql("SELECT DISTINCT method, utility FROM shapley ORDER BY ALL").fetchall()
+    for method, utility in pairs:
+        rows = finished.sql(
+            f"SELECT value, p_helpful, n_samples, {wrong} AS is_wrong FROM shapley JOIN examples "
+            f"USING (example_id) WHERE method = '{method}' AND utility = '{utility}' "
+            "ORDER BY example_id"
+        ).fetchnumpy()
+        sure = np.maximum(rows["p_helpful"], 1 - rows["p_helpful"])
+        of_others = seen.setdefault(utility, {})
+        found[f"{method} {utility}"] = {
+            "units": int(rows["n_samples"][0]),
+            "auc": auc(-rows["value"], np.asarray(rows["is_wrong"], bool)),
+            "sure": float((sure >= SURE).mean()),
+            "spearman": {name: spearman(rows["value"], other) for name, other in of_others.items()},
+        }
+        of_others[method] = rows["value"]
     return found
 
 

@@ -1,6 +1,9 @@
 """Vectors that the user already has, as the corpus table `features`."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -90,23 +93,49 @@ def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
 
 def _header(path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of the array in a file."""
-    found = _opened(path)
-    return found.shape, found.dtype
-
-
-def _opened(path: str) -> np.ndarray:
-    """The array in a file: on disk it is mapped, at a URL it is read."""
-    try:
+    with _array_errors(path):
         if is_url(path):
             with open_file(path) as stream:
-                found = np.load(stream, allow_pickle=False)
-        else:
-            found = np.load(local(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: found no array that can be loaded ({error}), expected a .npy file of "
-            "numbers. Correct features, or write the file with numpy.save."
-        ) from error
+                shape, _, kind = _read_header(stream)
+            return shape, kind
+        found = _mapped(path)
+        return found.shape, found.dtype
+
+
+def _rows_of_file(path: str, start: int, stop: int) -> np.ndarray:
+    """Some rows of the array in a file; of one at a URL they alone are read."""
+    with _array_errors(path):
+        rows = _part(path, start, stop) if is_url(path) else _mapped(path)[start:stop]
+    return _float32(rows.reshape(stop - start, -1))
+
+
+def _part(path: str, start: int, stop: int) -> np.ndarray:
+    with open_file(path) as stream:
+        shape, is_fortran, kind = _read_header(stream)
+        if is_fortran and len(shape) > 1:  # A row lies all over the file.
+            stream.seek(0)
+            whole: np.ndarray = np.load(stream, allow_pickle=False)
+            return whole[start:stop]
+        row_bytes = kind.itemsize * int(np.prod(shape[1:]))
+        stream.seek(start * row_bytes, os.SEEK_CUR)
+        data = stream.read((stop - start) * row_bytes)
+    return np.frombuffer(data, kind).reshape(stop - start, *shape[1:])
+
+
+def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of the array that a stream begins with."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(stream)
+    else:
+        header = np.lib.format.read_array_header_2_0(stream)
+    if header[2].hasobject:
+        raise ValueError("objects of Python in it")
+    return header
+
+
+def _mapped(path: str) -> np.ndarray:
+    found = np.load(local(path), mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray):
         raise DataError(
             f"{path}: found an archive of arrays, expected one array. Write it with numpy.save."
@@ -114,8 +143,16 @@ def _opened(path: str) -> np.ndarray:
     return found
 
 
-def _rows_of_file(path: str, start: int, stop: int) -> np.ndarray:
-    return _float32(_opened(path)[start:stop].reshape(stop - start, -1))
+@contextmanager
+def _array_errors(path: str) -> Iterator[None]:
+    """Says of a file that cannot be read as an array what it should be."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: found no array that can be loaded ({error}), expected a .npy file of "
+            "numbers. Correct features, or write the file with numpy.save."
+        ) from error
 
 
 def _read_column(
