@@ -12,13 +12,14 @@ from pipeline.forecast import forecast
 from pipeline.model_check import check_models
 from pipeline.node import Node
 from pipeline.plan import Plan, make_plan, stages_in_order
+from pipeline.progress import seconds_text
 from pipeline.readers import Readers
 from pipeline.reasons import reasons_to_run
 from pipeline.run import artefacts_of_last_run
 from pipeline.run_record import last_record
 from pipeline.settings import Run
 from pipeline.sizes import size_of
-from pipeline.work_size import of_stage, vector_lengths, work_of
+from pipeline.work_size import TableSizes, of_stage, table_sizes, work_of
 from stages.model.calibration import flops_per_second
 from stages.stage import Size, Work
 from storage.table import Store
@@ -50,13 +51,14 @@ def estimate(run: Run) -> dict[str, Any]:
     corpus = _read(run, store)
     plan, notes = _planned(run, corpus, store, folder)
     work = work_of(corpus, store)
-    lengths = vector_lengths(plan, work)
+    sizes = table_sizes(plan, work)
     speed = flops_per_second()
     workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
     reasons = reasons_to_run(plan, store, last_record(folder, store))
     rows = [
         {
-            **_row(node, of_stage(work, node, lengths), speed, workers),
+            **_row(node, of_stage(work, node, sizes), speed, workers),
+            **_of_all_rows(node, work, sizes, speed, workers),
             "reasons": reasons.get(node.instance, {}),
         }
         for node in plan.nodes
@@ -100,7 +102,7 @@ def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
     )
     plan, notes = _planned(run, corpus, store, folder, chosen_for)
     speed = cluster.assumed.core_flops or flops_per_second()
-    return {**forecast(plan, work, vector_lengths(plan, work), cluster, speed), "notes": notes}
+    return {**forecast(plan, work, table_sizes(plan, work), cluster, speed), "notes": notes}
 
 
 def _read(run: Run, store: Store) -> Corpus:
@@ -117,6 +119,21 @@ def _planned(
     recorded = last_record(folder, store).get("tables", {})
     plan = make_plan(run, corpus, store, last_artefacts, size=size, recorded=recorded)
     return plan, [*plan.notes, *check_models(plan, store, is_dry=True)]
+
+
+def _of_all_rows(
+    node: Node, work: Work, sizes: TableSizes, speed: float, workers: int
+) -> dict[str, Any]:
+    """What a stage over chosen rows would take over all of them; empty for others."""
+    own = of_stage(work, node, sizes)
+    if own.n_examples == work.n_examples:
+        return {}
+    all_rows = dataclasses.replace(work, dim=own.dim)
+    seconds = _row(node, all_rows, speed, workers)["seconds"]
+    share = own.n_examples / work.n_examples
+    note = f"{share:.0%} of the examples; all would take {seconds_text(seconds)}"
+    cost = node.stage.cost(own)
+    return {"seconds_of_all_rows": seconds, "how": f"{cost.note}; {note}" if cost.note else note}
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.merge_tree import FAN_IN
 from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan
 from pipeline.settings import Resources
-from pipeline.work_size import CHARACTERS_PER_TOKEN, of_stage
+from pipeline.work_size import CHARACTERS_PER_TOKEN, TableSizes, of_stage
 from stages.capabilities import Merges
 from stages.corpus.pieces import PIECE_BYTES
 from stages.stage import Cost, Work
@@ -56,18 +56,18 @@ class _Table(NamedTuple):
 
 
 def forecast(
-    plan: Plan, work: Work, lengths: Mapping[str, int], cluster: Cluster, speed: float
+    plan: Plan, work: Work, sizes: TableSizes, cluster: Cluster, speed: float
 ) -> dict[str, Any]:
     """Time, bytes, tasks, memory and requests of a run on a cluster, by stage and in all.
 
     Args:
         plan: The run over its own corpus.
         work: The size of the corpus that is asked about.
-        lengths: Lengths of vectors, by instance (`work_size.vector_lengths`).
+        sizes: Of the tables of all instances (`work_size.table_sizes`).
         cluster: The machines.
         speed: FLOP/s of one core, where the assumptions name none.
     """
-    told = _Forecast(plan, work, lengths, cluster, speed)
+    told = _Forecast(plan, work, sizes, cluster, speed)
     rows = [told.ingest(), *map(told.row, plan.nodes)]
     assumed = dataclasses.asdict(cluster.assumed)
     return {
@@ -98,10 +98,8 @@ def forecast(
 class _Forecast:
     """The rows of a forecast, stage by stage in the order of the plan."""
 
-    def __init__(
-        self, plan: Plan, work: Work, lengths: Mapping[str, int], cluster: Cluster, speed: float
-    ):
-        self._plan, self._work, self._lengths, self._cluster = plan, work, lengths, cluster
+    def __init__(self, plan: Plan, work: Work, sizes: TableSizes, cluster: Cluster, speed: float):
+        self._plan, self._work, self._sizes, self._cluster = plan, work, sizes, cluster
         self.core_flops = cluster.assumed.core_flops or speed
         examples = [s for s in plan.corpus.tables["text"].shards if s.role == "example"]
         per_shard = -(-work.n_examples // work.n_shards) if examples else 1
@@ -136,7 +134,7 @@ class _Forecast:
 
     def row(self, node: Node) -> dict[str, Any]:
         """One stage; its tables are then there for those that read them."""
-        work = of_stage(self._work, node, self._lengths)
+        work = of_stage(self._work, node, self._sizes)
         cost = node.stage.cost(work)
         division = self._division(node)
         resources = self._plan.run.resources(node.instance)
@@ -265,7 +263,7 @@ class _Forecast:
         if name == "text":
             n_bytes = TEXT_SHARE * CHARACTERS_PER_TOKEN * work.n_tokens
         elif name == "features":
-            n_bytes = 4.0 * self._lengths[CORPUS_INSTANCE] * n_rows
+            n_bytes = 4.0 * self._sizes.lengths[CORPUS_INSTANCE] * n_rows
         else:
             n_bytes = ROW_BYTES.get(name, 0) * n_rows
         files = 1 if name == "rejected" else self.n_shards

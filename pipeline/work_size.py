@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pipeline.corpus import SOMETIMES, Corpus
 from pipeline.node import CORPUS_INSTANCE, Node
@@ -40,29 +41,49 @@ def work_of(corpus: Corpus, store: Store) -> Work:
     )
 
 
-def of_stage(work: Work, node: Node, lengths: Mapping[str, int]) -> Work:
-    """The work of one stage: with the longest vectors that it reads or writes as `dim`.
+class TableSizes(NamedTuple):
+    """What is known of the tables of every stage instance before any is computed."""
 
-    `lengths` are those of `vector_lengths`.
+    lengths: dict[str, int]
+    """Length of the vectors that they are made of; 0 where there are none. A table without vectors
+    of its own, such as logits, stands for those that it was made of."""
+    shares: dict[str, float]
+    """Share of the examples that they have rows of; less than 1 behind a choice of rows."""
+
+
+def of_stage(work: Work, node: Node, sizes: TableSizes) -> Work:
+    """The work of one stage: the examples that it reads, and as `dim` the longest vectors.
+
+    Those that it reads or writes.
     """
-    return dataclasses.replace(work, dim=_longest(node, lengths))
+    share = _share(node, sizes.shares)
+    rows = work.n_examples + work.n_queries
+    n_examples = round(share * work.n_examples)
+    return dataclasses.replace(
+        work,
+        n_examples=n_examples,
+        n_tokens=round(work.n_tokens * (n_examples + work.n_queries) / max(1, rows)),
+        dim=_longest(node, sizes.lengths),
+    )
 
 
-def vector_lengths(plan: Plan, work: Work) -> dict[str, int]:
-    """By instance, the length of the vectors that its tables are made of; 0 where there are none.
-
-    `work` is that over the corpus. A table without vectors of its own, such as logits, stands for
-    those that it was made of.
-    """
+def table_sizes(plan: Plan, work: Work) -> TableSizes:
+    """The sizes of the tables of all instances of a plan; `work` is that over the corpus."""
     tables = plan.corpus.tables
     known = [tables[name].vector_length or 0 for name in SOMETIMES & set(tables)]
-    lengths = {CORPUS_INSTANCE: max(known, default=0)}
+    sizes = TableSizes({CORPUS_INSTANCE: max(known, default=0)}, {CORPUS_INSTANCE: 1.0})
     for node in plan.nodes:
-        written = node.stage.feature_dim or node.stage.cost(of_stage(work, node, lengths))
-        lengths[node.instance] = (
+        written = node.stage.feature_dim or node.stage.cost(of_stage(work, node, sizes))
+        sizes.lengths[node.instance] = (
             written if isinstance(written, int) else written.vector_length
-        ) or _longest(node, lengths)
-    return lengths
+        ) or _longest(node, sizes.lengths)
+        sizes.shares[node.instance] = _share(node, sizes.shares) * node.stage.chosen_share
+    return sizes
+
+
+def _share(node: Node, shares: Mapping[str, float]) -> float:
+    """Share of the examples of which a stage has all that it reads."""
+    return min((shares[instance] for instance, _ in node.reads.values()), default=1.0)
 
 
 def _longest(node: Node, lengths: Mapping[str, int]) -> int:

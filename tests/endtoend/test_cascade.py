@@ -1,5 +1,6 @@
 """Gradients of the doubtful rows alone: cheap scores choose, dear features follow."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def test_only_chosen_rows_get_gradients_and_a_second_judgement(
     tmp_path: Path, write_config: Any, assay: Any
 ) -> None:
     config = write_config(tmp_path / "run", n_examples=96, n_queries=8, stages=STAGES)
+    planned = json.loads(assay("plan", config, "--json").stdout)["stages"]
+    rows = {row["stage"]: row for row in planned}
+    assert (rows["embedding"]["forward_rows"], rows["ntk"]["forward_rows"]) == (104, 56)
+    assert "50% of the examples; all would take" in rows["ntk"]["how"]
+    assert rows["ntk"]["seconds"] < rows["ntk"]["seconds_of_all_rows"]
     assay("run", config)
     run = open_run(yaml.safe_load(config.read_text())["run"])
     chosen = {row[0] for row in run.sql("SELECT id FROM tables.row_selection").fetchall()}
