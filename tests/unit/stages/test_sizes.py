@@ -1,6 +1,7 @@
 """What a task of each stage holds: the table of the page `stages/README.md` against `Stage.cost`.
 
-Written anew by `PYTHONPATH=. python tests/unit/stages/test_sizes.py`.
+A new stage gets a line with a sentence and any other cells; then, as after a change of costs,
+`PYTHONPATH=. python tests/unit/stages/test_sizes.py` writes the figures.
 """
 
 import re
