@@ -1,9 +1,6 @@
 """Vectors that the user already has, as the corpus table `features`."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -93,66 +90,66 @@ def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
 
 def _header(path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of the array in a file."""
-    with _array_errors(path):
-        if is_url(path):
-            with open_file(path) as stream:
-                shape, _, kind = _read_header(stream)
-            return shape, kind
-        found = _mapped(path)
-        return found.shape, found.dtype
+    if is_url(path):
+        with open_file(path) as stream:
+            begin = _begin(stream)
+        if begin is not None:
+            return begin[:2]
+    found = _opened(path)
+    return found.shape, found.dtype
 
 
 def _rows_of_file(path: str, start: int, stop: int) -> np.ndarray:
-    """Some rows of the array in a file; of one at a URL they alone are read."""
-    with _array_errors(path):
-        rows = _part(path, start, stop) if is_url(path) else _mapped(path)[start:stop]
-    return _float32(rows.reshape(stop - start, -1))
+    """Some rows of the array in a file; of one at a URL no others are read."""
+    if is_url(path):
+        with open_file(path) as stream:
+            begin = _begin(stream)
+            if begin is not None:
+                shape, kind, at = begin
+                width = int(np.prod(shape[1:]))
+                stream.seek(at + start * width * kind.itemsize)
+                data = stream.read((stop - start) * width * kind.itemsize)
+                if len(data) < (stop - start) * width * kind.itemsize:
+                    raise DataError(
+                        f"{path}: found that the file ends before row {stop}, expected the "
+                        f"{shape[0]} rows of its header. Write the file again."
+                    )
+                return _float32(np.frombuffer(data, dtype=kind).reshape(stop - start, width))
+    return _float32(_opened(path)[start:stop].reshape(stop - start, -1))
 
 
-def _part(path: str, start: int, stop: int) -> np.ndarray:
-    with open_file(path) as stream:
-        shape, is_fortran, kind = _read_header(stream)
-        if is_fortran and len(shape) > 1:  # A row lies all over the file.
-            stream.seek(0)
-            whole: np.ndarray = np.load(stream, allow_pickle=False)
-            return whole[start:stop]
-        row_bytes = kind.itemsize * int(np.prod(shape[1:]))
-        stream.seek(start * row_bytes, os.SEEK_CUR)
-        data = stream.read((stop - start) * row_bytes)
-    return np.frombuffer(data, kind).reshape(stop - start, *shape[1:])
-
-
-def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns come first, and type of the array that a stream begins with."""
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(stream)
-    else:
-        header = np.lib.format.read_array_header_2_0(stream)
-    if header[2].hasobject:
-        raise ValueError("objects of Python in it")
-    return header
-
-
-def _mapped(path: str) -> np.ndarray:
-    found = np.load(local(path), mmap_mode="r", allow_pickle=False)
-    if not isinstance(found, np.ndarray):
-        raise DataError(
-            f"{path}: found an archive of arrays, expected one array. Write it with numpy.save."
-        )
-    return found
-
-
-@contextmanager
-def _array_errors(path: str) -> Iterator[None]:
-    """Says of a file that cannot be read as an array what it should be."""
+def _begin(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any], int] | None:
+    """Shape and type of an array, and where its rows begin; None where they do not follow."""
     try:
-        yield
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, is_by_column, kind = read[version](stream)
+    except (ValueError, KeyError, EOFError):
+        return None
+    return None if is_by_column or kind.hasobject else (shape, kind, stream.tell())
+
+
+def _opened(path: str) -> np.ndarray:
+    """The array in a file: on disk it is mapped, at a URL it is read."""
+    try:
+        if is_url(path):
+            with open_file(path) as stream:
+                found = np.load(stream, allow_pickle=False)
+        else:
+            found = np.load(local(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path}: found no array that can be loaded ({error}), expected a .npy file of "
             "numbers. Correct features, or write the file with numpy.save."
         ) from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(
+            f"{path}: found an archive of arrays, expected one array. Write it with numpy.save."
+        )
+    return found
 
 
 def _read_column(

@@ -61,6 +61,11 @@ class GameFields:
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
 
+    def n_numbers(self, work: Work) -> int:
+        """Numbers of a feature vector that the game is played on."""
+        n = max(1, work.dim)
+        return min(n, self.directions) if isinstance(self.directions, int) else n
+
     def how(self, n_examples: int) -> str:
         """The engine for a game of `n_examples` players and why, for `Cost.note`."""
         is_dense = self.engine_for(n_examples) == "prefix_cholesky"
@@ -109,11 +114,6 @@ class GameFields:
     def features(self) -> tuple[str, ...]:
         """The feature tables that the game is played on."""
         return (self.short,) if isinstance(self.directions, int) else self.kernel or NTK
-
-    def played_dim(self, work: Work) -> int:
-        """Length of the vectors that the game is played on; `work` has that of the kernel's."""
-        dim = min(work.dim, self.directions) if isinstance(self.directions, int) else work.dim
-        return max(1, dim)
 
     @property
     def is_unit(self) -> bool:

@@ -148,6 +148,17 @@ def test_bytes_and_requests(config: Path) -> None:
     assert row["read_bytes"] == pytest.approx(2 * vectors + 6 * 6 * 1_000_020, rel=0.01)
 
 
+def test_a_game_on_short_features_costs_what_these_do(config: Path) -> None:
+    """Of 64 numbers, a game along 16 directions; most of it is then to judge the outputs."""
+    sized = [
+        dict(plan(config, (f"stages.freeshap.directions={n}",), Cluster(), CorpusSize(rows=10**6)))
+        for n in ("null", 16)
+    ]
+    long, short = (by_stage(one)["freeshap"] for one in sized)
+    assert short["flops"] < 0.8 * long["flops"]
+    assert short["memory_bytes"] < long["memory_bytes"]
+
+
 def test_a_stage_that_reads_a_part_of_its_tables_says_how_much(config: Path) -> None:
     """Of a million rows `kernel_fit` looks at a few shards, to choose the ridge."""
     row = by_stage(told(config))["kernel_fit"]
