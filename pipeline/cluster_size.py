@@ -5,8 +5,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.errors import ConfigFileError
+from pipeline.shard_sizes import chosen_size
+from pipeline.work_size import CHARACTERS_PER_TOKEN
 from stages.stage import Work
 
 
@@ -33,7 +36,7 @@ class Assumptions:
     """What a task costs the driver, which hands them out one by one."""
     task_ms: float = 20.0
     """What a task costs its worker beside arithmetic: to read, check, sort and write."""
-    ingest_us: float = 25.0
+    ingest_us: float = 10.0
     """Time of one core to read, check, hash and write one row of a corpus of short texts."""
 
 
@@ -63,7 +66,7 @@ class CorpusSize:
     queries: int | None = None
     tokens_per_row: float | None = None
 
-    def of(self, work: Work, shard_size: int) -> Work:
+    def of(self, work: Work, shard_size: int | Literal["auto"]) -> Work:
         """The work over a corpus of this size, where `work` is that over the run's own."""
         n_rows = work.n_examples + work.n_queries
         rows = work.n_examples if self.rows is None else self.rows
@@ -71,6 +74,8 @@ class CorpusSize:
         of_row = self.tokens_per_row
         if of_row is None:
             of_row = work.n_tokens / max(1, n_rows)
+        if not isinstance(shard_size, int):
+            shard_size = chosen_size(rows, round(of_row * rows * CHARACTERS_PER_TOKEN))
         return dataclasses.replace(
             work,
             n_examples=rows,

@@ -194,6 +194,9 @@ def _check(cls: type[Any], raw: Mapping[str, Any], name: str, where: tuple[str, 
 def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> str:
     """The message for one of pydantic's errors: found, expected, what to do."""
     loc = detail["loc"][1:]
+    # Of a field that may be of several types, the last part is the type that was tried.
+    if len(loc) > 1 and loc[-1] in ("int", "float", "str", "bool"):
+        loc = loc[:-1]
     place = [str(part) for part in (*where, *loc) if "[" not in str(part)]
     spot = f"{name}: {'.'.join(place)}"
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -22,6 +22,7 @@ EARLIER_CUTS = 20
 SAMPLE = 8
 """Shards that are compared first: where none is the same, the others are taken for others, too."""
 _SHARDS_AT_ONCE = 64
+_ROWS_AT_ONCE = 1 << 20
 TEXT = ingest.TEXT.name
 
 
@@ -37,13 +38,13 @@ class Cut(NamedTuple):
 
 def cut_afresh(survey: Survey, shard_size: int) -> Cut:
     """The kept rows in their order, in shards of one size, the last one shorter."""
-    kept = np.flatnonzero(survey.reasons == 0)
+    kept = _kept(survey)
     return Cut([kept[start : start + shard_size] for start in range(0, len(kept), shard_size)])
 
 
 def cut_as_before(survey: Survey, before: Sequence[np.ndarray], shard_size: int) -> Cut:
     """The rows in the shards where they were, by the ids of these, and new rows in new ones."""
-    kept, ids = _kept(survey)
+    kept, ids = _kept(survey), _kept_ids(survey)
     return Cut([kept[places] for places in cut(ids, before, shard_size)])
 
 
@@ -80,7 +81,7 @@ def best_cut(
     if best is None:
         return cut_afresh(survey, shard_size)
     shards = [s for s in best.shards if s.role == role]
-    kept, ids = _kept(survey)
+    kept, ids = _kept(survey), _kept_ids(survey)
     *places, _ = again = remaining(ids, looks.ids_of(shards))
     left = [shard for shard, of_shard in zip(shards, places, strict=True) if len(of_shard)]
     known = {
@@ -94,10 +95,21 @@ def best_cut(
     return Cut(numbers, known, best)
 
 
-def _kept(survey: Survey) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and ids of the rows that are kept."""
-    kept = np.flatnonzero(survey.reasons == 0)
-    return kept, survey.ids if len(kept) == len(survey.ids) else survey.ids[kept]
+def _kept(survey: Survey) -> np.ndarray:
+    """Numbers of the rows that are kept, in 4 bytes each where these do."""
+    reasons = survey.reasons
+    kind = np.int32 if len(reasons) < 2**31 else np.int64
+    kept = np.empty(len(reasons) - np.count_nonzero(reasons), dtype=kind)
+    done = 0
+    for start in range(0, len(reasons), _ROWS_AT_ONCE):
+        found = np.flatnonzero(reasons[start : start + _ROWS_AT_ONCE] == 0)
+        kept[done : done + len(found)] = start + found
+        done += len(found)
+    return kept
+
+
+def _kept_ids(survey: Survey) -> np.ndarray:
+    return survey.ids if not survey.reasons.any() else survey.ids[survey.reasons == 0]
 
 
 def ids_of_shards(
@@ -155,7 +167,7 @@ class _Looks:
 
     def _look_at(self, shards: Sequence[ShardRecord]) -> None:
         """Finds out which of the shards would be made again as they are."""
-        kept, ids = _kept(self._survey)
+        kept, ids = _kept(self._survey), _kept_ids(self._survey)
         *places, _ = remaining(ids, self.ids_of(shards))
         self._is_same |= {shard.key: False for shard in shards}
         whole = [

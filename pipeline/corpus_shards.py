@@ -5,7 +5,10 @@ comes back are records, and rejected rows with their reasons.
 """
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +34,8 @@ CORPUS = {
 }
 PARTS_AT_ONCE = 2
 """Rows that a task makes, in parts: its first and last part are read by its neighbours, too."""
+WRITERS = 4
+"""Files that a task writes at a time."""
 SCATTERED_BYTES = 256 << 20
 """Of text that a task keeps where the rows of its shards lie all over the source."""
 
@@ -92,7 +97,11 @@ def make_shards(making: Making, group: Group) -> Shards:
         stages.stage.DataError: a part cannot be read again as it was.
         storage.schema.StorageError: the store refuses a shard.
     """
-    writer = _Writer(making)
+    with _Writer(making) as writer:
+        return _made(making, group, writer)
+
+
+def _made(making: Making, group: Group, writer: "_Writer") -> Shards:
     waiting: dict[int, list[pa.Table]] = {index: [] for index, _ in group.shards}
     decided: list[list[np.ndarray]] = [[] for _ in making.recipe.reviews]
     rejected = {}
@@ -119,7 +128,7 @@ def make_shards(making: Making, group: Group) -> Shards:
                 writer.write(index, whole, group.known.get(index))
     nothing = np.zeros(0, dtype=np.int64)
     return Shards(
-        writer.records,
+        writer.finish(),
         rejected,
         n_unlabelled,
         tuple(np.concatenate([nothing, *found]) for found in decided),
@@ -185,7 +194,7 @@ def _numbers_in(group: Group, part: Part) -> list[tuple[int, np.ndarray]]:
     for index, numbers in group.shards:
         start, stop = np.searchsorted(numbers, (part.first, part.first + part.n_rows))
         if start < stop:
-            found.append((index, numbers[start:stop] - part.first))
+            found.append((index, numbers[start:stop].astype(np.int64) - part.first))
     return found
 
 
@@ -217,12 +226,23 @@ def _loaded(columns: Columns, part: Part) -> SourceRows:
 
 
 class _Writer:
-    """Writes shards that are keyed by their content; in a dry reading only computes the keys."""
+    """Writes shards that are keyed by their content; in a dry reading only computes the keys.
+
+    Files are written in threads: a disk that makes sure of a file takes longer than all else.
+    """
 
     def __init__(self, making: Making):
-        self.records: dict[str, list[ShardRecord]] = {table: [] for table in making.tables}
         self._making = making
-        self._store = Store(making.store_url)
+        self._records: dict[str, list[ShardRecord]] = {table: [] for table in making.tables}
+        self._pool = ThreadPoolExecutor(WRITERS)
+        self._due: deque[tuple[str, Future[ShardRecord]]] = deque()
+        self._own = threading.local()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def write(self, index: int, rows: pa.Table, text: ShardRecord | None) -> None:
         """Writes one shard of every table; `text` is that of the texts where it is known."""
@@ -232,17 +252,33 @@ class _Writer:
             if table not in making.tables:
                 continue
             if text is not None and table == ingest.TEXT.name:
-                self.records[table].append(text)
+                self._records[table].append(text)
                 continue
             key = shard_key(cells, making.salts[table])
-            spec = CORPUS[table]
             if making.is_dry:
-                record = planned(spec, key, role, index, cells)
-            else:
-                record = written(
-                    self._store, spec, key, role, index, cells, key in making.present[table]
-                )
-            self.records[table].append(record)
+                self._records[table].append(planned(CORPUS[table], key, role, index, cells))
+                continue
+            self._due.append(
+                (table, self._pool.submit(self._write, table, key, role, index, cells))
+            )
+            if len(self._due) > 2 * WRITERS:
+                self._take()
+
+    def finish(self) -> dict[str, list[ShardRecord]]:
+        """The records of all shards by table, once they are written."""
+        while self._due:
+            self._take()
+        return self._records
+
+    def _take(self) -> None:
+        table, record = self._due.popleft()
+        self._records[table].append(record.result())
+
+    def _write(self, table: str, key: str, role: str, index: int, rows: pa.Table) -> ShardRecord:
+        if not hasattr(self._own, "store"):
+            self._own.store = Store(self._making.store_url)
+        is_present = key in self._making.present[table]
+        return written(self._own.store, CORPUS[table], key, role, index, rows, is_present)
 
 
 def shard_key(rows: pa.Table, salt: Any) -> str:

@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster_size import Cluster, CorpusSize
 from pipeline.corpus import Corpus, read_corpus
-from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.forecast import forecast
 from pipeline.model_check import check_models
@@ -17,6 +15,7 @@ from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.readers import Readers
 from pipeline.reasons import reasons_to_run
 from pipeline.run import artefacts_of_last_run
+from pipeline.run_record import last_record
 from pipeline.settings import Run
 from pipeline.sizes import size_of
 from pipeline.work_size import of_stage, vector_lengths, work_of
@@ -54,7 +53,7 @@ def estimate(run: Run) -> dict[str, Any]:
     lengths = vector_lengths(plan, work)
     speed = flops_per_second()
     workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
-    reasons = reasons_to_run(plan, store, _last_record(folder, store))
+    reasons = reasons_to_run(plan, store, last_record(folder, store))
     rows = [
         {
             **_row(node, of_stage(work, node, lengths), speed, workers),
@@ -92,7 +91,7 @@ def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
     """
     store, folder = Store(run.store_url), RunFolder(Path(run.run))
     corpus = _read(run, store)
-    work = size.of(work_of(corpus, store), corpus.shard_size)
+    work = size.of(work_of(corpus, store), run.shard_size)
     chosen_for = dataclasses.replace(
         size_of(corpus, store),
         n_examples=work.n_examples,
@@ -115,16 +114,9 @@ def _planned(
 ) -> tuple[Plan, list[str]]:
     """The plan of a run, as for a corpus of another size where one is given, and its notes."""
     last_artefacts = artefacts_of_last_run(run, folder)
-    plan = make_plan(run, corpus, store, last_artefacts, size=size)
+    recorded = last_record(folder, store).get("tables", {})
+    plan = make_plan(run, corpus, store, last_artefacts, size=size, recorded=recorded)
     return plan, [*plan.notes, *check_models(plan, store, is_dry=True)]
-
-
-def _last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
-    """The record of the run's last execution in this store; empty where there is none."""
-    with suppress(RunFolderError):
-        record = folder.read_record()
-        return record if folder.store().url == store.url else {}
-    return {}
 
 
 def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
@@ -136,7 +128,7 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
-        if name not in ("memory_bytes", "vector_length", "note")
+        if name not in ("memory_bytes", "vector_length", "read_bytes", "note")
     }
     return {
         "stage": node.instance,

@@ -6,6 +6,7 @@
 <run>/catalog.duckdb     views over the tables that are whole
 <run>/assay.log          the log of its executions
 <run>/summary.json       what `assay run` shows at its end
+<run>/hashed/            which files of the store were compared with their hashes, in which state
 <run>/store/             the tables, unless `store:` says elsewhere
 """
 
@@ -50,6 +51,11 @@ class RunFolder:
     def catalog(self) -> Path:
         """Path of the catalog, a DuckDB file."""
         return self.path / "catalog.duckdb"
+
+    @property
+    def hashed(self) -> Path:
+        """Folder that remembers which files were hashed (`storage.hashed`)."""
+        return self.path / "hashed"
 
     def read_record(self) -> dict[str, Any]:
         """The record of tables, as `run.json` holds it.

@@ -20,6 +20,7 @@ from pipeline.plan import Plan
 from pipeline.settings import Resources
 from pipeline.work_size import CHARACTERS_PER_TOKEN, of_stage
 from stages.capabilities import Merges
+from stages.corpus.pieces import PIECE_BYTES
 from stages.stage import Cost, Work
 
 LISTED_AT_ONCE = 1000
@@ -28,6 +29,9 @@ ROW_BYTES = {"label": 6, "extra": 12, "rejected": 0}
 """Of a row of a corpus table in Parquet, about; seen on short texts."""
 TEXT_SHARE = 0.5
 """Size of texts in Parquet, as a share of their characters; seen on short texts."""
+
+DRIVER_ROW_BYTES, DRIVER_ROW_US = 20, 1.0
+"""What the driver holds of each row of a corpus while it is read, and the time that takes."""
 
 
 class _Division(NamedTuple):
@@ -106,26 +110,29 @@ class _Forecast:
         self._tables = {CORPUS_INSTANCE: {t: self._corpus_table(t) for t in plan.corpus.tables}}
 
     def ingest(self) -> dict[str, Any]:
-        """The reading of the corpus, by one process."""
-        n_rows = self._work.n_examples + self._work.n_queries
+        """The reading of the corpus: its pieces are looked through, and then made into shards."""
+        work, assumed = self._work, self._cluster.assumed
+        n_rows = work.n_examples + work.n_queries
         tables = self._tables[CORPUS_INSTANCE]
         written = sum(table.bytes for table in tables.values())
-        read = CHARACTERS_PER_TOKEN * self._work.n_tokens * TEXT_SHARE
-        files = sum(table.files for table in tables.values())
-        assumed = self._cluster.assumed
+        source = CHARACTERS_PER_TOKEN * work.n_tokens
+        n_pieces = max(1, round(source / PIECE_BYTES))
+        division = _Division(f"{n_pieces} pieces", n_pieces)
+        slots = self._cluster.nodes * self._cluster.cores
+        workers = min(slots, n_pieces)
+        n_tasks, files = n_pieces + self.n_shards, self.n_shards * len(tables)
+        nodes = min(self._cluster.nodes, -(-workers // self._cluster.cores))
+        of_task = n_rows * assumed.ingest_us / 1e6 / n_pieces + assumed.task_ms / 1e3
         limits = {
-            "one process": n_rows * assumed.ingest_us / 1e6,
-            "store": (read + written) / self._bandwidth(1),
-            "requests": files * assumed.request_ms / 1e3,
+            "compute" if n_pieces >= slots else division.what: of_task * -(-n_pieces // workers),
+            "store": (2 * source + written) / self._bandwidth(nodes),
+            "requests": (2 * n_pieces + files) / workers * assumed.request_ms / 1e3,
+            "driver": n_tasks * assumed.driver_ms / 1e3 + n_rows * DRIVER_ROW_US / 1e6,
         }
-        return self._told(
-            CORPUS_INSTANCE,
-            _Division("one process", 1),
-            Cost(written_bytes=round(written)),
-            limits,
-            read,
-            files + len(tables),
-        )
+        cost = Cost(written_bytes=round(written), memory_bytes=DRIVER_ROW_BYTES * n_rows)
+        requests = 2 * n_pieces + files + len(tables)
+        told = self._told(CORPUS_INSTANCE, division, cost, limits, 2 * source, requests)
+        return {**told, "tasks": n_tasks, "workers": workers}
 
     def row(self, node: Node) -> dict[str, Any]:
         """One stage; its tables are then there for those that read them."""
@@ -138,6 +145,9 @@ class _Forecast:
         nodes = min(self._cluster.nodes, -(-workers // max(1, slots // self._cluster.nodes)))
         self._tables[node.instance] = self._written(node, cost, division)
         read, requests = self._read(node, division, workers, nodes)
+        if cost.read_bytes is not None and cost.read_bytes < read:
+            requests = max(len(node.reads), round(requests * cost.read_bytes / read))
+            read = float(cost.read_bytes)
         waves = -(-division.tasks // workers)
         of_task = cost.flops / division.tasks / rate + self._cluster.assumed.task_ms / 1e3
         requests += (division.tasks + division.merges + 1) * len(node.stage.writes)

@@ -1,7 +1,7 @@
 """Where the calls of an ingest are made: here, or by the workers of the run's engine."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engine import Engine
@@ -22,7 +22,7 @@ class IngestCalls:
     engine: Callable[[], Engine]
     """Gives the engine, where one is needed."""
     resources: Resources
-    """Of one worker of a stage that names none; reading needs no GPU."""
+    """Of one worker of a stage that names none; reading takes their memory and their number."""
     progress: Progress
 
     def __call__(
@@ -32,7 +32,7 @@ class IngestCalls:
         if len(items) < FEW:
             results = in_turn(function, shared, items)
         else:
-            one = replace(self.resources, cpus=1, gpus=0.0)
+            one = Resources(memory_gb=self.resources.memory_gb, workers=self.resources.workers)
             results = self.engine().call_each("ingest", function, shared, items, one)
         doing = DOING.get(function.__name__)
         if doing is None or len(items) < FEW:

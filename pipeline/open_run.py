@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
-from pipeline.results import Answer, Rows
+from pipeline.results import Answer, Rows, rows_of
 from storage.sql import named, quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
@@ -53,7 +53,7 @@ class OpenedRun:
         """The files behind the views; listed when they are first asked for."""
         from storage.catalog_files import CatalogFiles
 
-        return CatalogFiles(self._connection, self._store)
+        return CatalogFiles(self._connection, self._store, self.folder.hashed)
 
     def __repr__(self) -> str:
         views = self.views()
@@ -168,16 +168,16 @@ class OpenedRun:
         """
         self.require("label_issues", "label_issues")
         instance = self._choice("label_issues", "method", method)
-        ends = f"LIMIT {int(top)}" if top is not None else ""
-        keep = "" if top is not None else "AND i.is_label_issue"
-        pairs = self.sql("SELECT count(text_b) FROM examples").fetchall()[0][0]
+        # The lowest scores first, so that the texts of these alone are read.
+        lowest = f"ORDER BY label_score, example_id LIMIT {int(top)}" if top is not None else ""
+        pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
         pair = "e.text_b, " if pairs else ""
         return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
-                FROM label_issues AS i JOIN examples AS e USING (example_id)
-                WHERE i.method = {quoted(instance)} {keep}
-                ORDER BY i.label_score, e.example_id {ends}"""
+                FROM (FROM label_issues WHERE method = {quoted(instance)}
+                      {lowest or "AND is_label_issue"}) AS i
+                JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
         )
 
     def select(
@@ -327,14 +327,6 @@ class OpenedRun:
         corpus = {table: self._store.read_manifest(table, key) for table, key in keys}
         return write_rows(source_rows(self._store, corpus, results, columns), path)
 
-    def kept_summary(self) -> dict[str, Any] | None:
-        """The summary of this state of the run, where an earlier command kept it."""
-        return self.folder.kept_summary(self.record)
-
-    def keep_summary(self, summary: dict[str, Any]) -> None:
-        """Keeps the summary of this state of the run for later commands."""
-        self.folder.keep_summary(self.record, summary)
-
     def _count(self, rows: str) -> int:
         return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
 
@@ -384,23 +376,3 @@ class OpenedRun:
             f"found {f'--{column} {requested}' if requested else f'no --{column}'}, expected one "
             f"of {', '.join(present)}. Name one with --{column}."
         )
-
-
-def rows_of(text: str, total: int) -> int:
-    """The number of rows that `text` stands for: a number, or a share of `total` such as `20%`.
-
-    Raises:
-        RunError: `text` is neither, or stands for more than `total` rows.
-    """
-    share = text.strip().endswith("%")
-    try:
-        number = float(text.strip().removesuffix("%"))
-    except ValueError:
-        number = -1.0
-    n_rows = total * number / 100 if share else number
-    if not 0 <= n_rows <= total or (not share and not number.is_integer()):
-        raise RunError(
-            f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
-            "20%. Correct the number."
-        )
-    return round(n_rows)

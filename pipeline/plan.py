@@ -15,6 +15,7 @@ from pipeline.artefact import choose_artefact
 from pipeline.config import plain, stage_name
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
+from pipeline.kept_rows import keep_judged
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
@@ -93,6 +94,7 @@ def make_plan(
     last_artefacts: Mapping[str, str] | None = None,
     is_dry: bool = True,
     size: Size | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of `run` over `corpus`; tasks whose shards lie in `store` are marked as done.
 
@@ -100,7 +102,8 @@ def make_plan(
     another `size` they choose as for a corpus of that.
 
     `last_artefacts` holds, by instance, the keys of the artefacts that the run used the last time;
-    they are used again where they still fit the corpus.
+    they are used again where they still fit the corpus. `recorded` holds, by instance and table,
+    the shards of that time, of which `old_rows: kept` keeps some.
 
     Raises:
         ConfigFileError: the stages do not fit together.
@@ -130,6 +133,9 @@ def make_plan(
             last = (last_artefacts or {}).get(instance)
             node, note = choose_artefact(node, run, planned, corpus, store, last)
             notes += [note] if note else []
+        if run.old_rows == "kept" and stage.judges_rows and not _is_read_beside(instance, stages):
+            node, note = keep_judged(node, planned, corpus, store, recorded or {})
+            notes += [note] if note else []
         present = [_whole_shards(node, spec.name, store) for spec in stage.writes]
         done = frozenset(t.key for t in node.tasks if all(t.key in keys for keys in present))
         if isinstance(stage, Merges):
@@ -138,6 +144,15 @@ def make_plan(
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
     return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
+
+
+def _is_read_beside(instance: str, stages: Mapping[str, Stage]) -> bool:
+    """Whether a stage reads another table of an instance than its first, such as a fit's weights.
+
+    These make sense together alone, and not beside those of an older fit.
+    """
+    beside = {(instance, spec.name) for spec in stages[instance].writes[1:]}
+    return any(beside & set(sources(other, stages).values()) for other in stages)
 
 
 def _whole_shards(node: Node, table: str, store: Store) -> set[str]:

@@ -86,7 +86,10 @@ class _History:
         self._corpus, self._store, self._recorded = plan.corpus, store, recorded
         self._before: dict[str, Manifest | None] = {}
         self._found: dict[tuple[str, str], Reason | None] = {}
-        self._cuts: dict[tuple[str, str], dict[str, Reason]] = {}
+        self._of_source: dict[tuple[str, str], dict[tuple[str, int], tuple[str, int, str]]] = {}
+        self._of_instance: dict[str, dict[str, Task]] = {}
+        self._listed: dict[int, tuple[Manifest, frozenset[str]]] = {}
+        self._cuts: dict[int, dict[str, Reason]] = {}
         self._whole: dict[tuple[str, str, tuple[str, ...] | None], Reason | None] = {}
 
     def counts(self, node: Node) -> Iterator[str]:
@@ -110,13 +113,13 @@ class _History:
         before = self.before(node)
         if before is None:
             return NOTHING_BEFORE
-        if task.key in {shard.key for shard in before.shards}:
+        if task.key in self._keys(before):
             return None
         own = _of_recipe(node, before)
         if own is not None:
             return own
         if task.parts:
-            below = {t.key: t for t in node.tasks}
+            below = self._tasks(node.instance)
             of_parts = _first(self.of(node, below[key]) for key in task.parts)
             return of_parts or _first(self._of_whole(node, read, None) for read in node.reads)
         reason = _first(self._of_read(node, read, task) for read in node.reads)
@@ -163,8 +166,9 @@ class _History:
     def _of_read(self, node: Node, read: str, task: Task) -> Reason | None:
         """Why what a task reads under a name is other than before."""
         stage, part = node.stage, task.part
+        shards = self._shards(node.reads[read])
         span = range(part.index, part.index + part.n_shards)
-        own = [s for s in self._shards(node.reads[read]) if s[0] == part.role and s[1] in span]
+        own = [shards[part.role, n] for n in span if (part.role, n) in shards]
         if stage.split in ("whole", "round") or not own:
             return self._of_whole(node, read, None)
         of_part = _first(self._of_shard(node, read, shard) for shard in own)
@@ -177,7 +181,7 @@ class _History:
         if place not in self._whole:
             of_roles = [
                 shard
-                for shard in self._shards(node.reads[read])
+                for shard in self._shards(node.reads[read]).values()
                 if roles is None or shard[0] in roles
             ]
             reason = _first(self._of_shard(node, read, shard) for shard in of_roles)
@@ -195,13 +199,12 @@ class _History:
         before = self._read_before(node, read)
         if before is None:
             return self._by_reading(node, read)
-        if shard[2] in {s.key for s in before.shards}:
+        if shard[2] in self._keys(before):
             return None
         if instance == CORPUS_INSTANCE:
             return self._of_cut(table, before)[shard[2]]
         writer = self._nodes[instance]
-        (task,) = (t for t in writer.whole if t.key == shard[2])
-        reason = self.of(writer, task)
+        reason = self.of(writer, self._tasks(instance)[shard[2]])
         is_by_shard = writer.stage.split == "shard" and not isinstance(writer.stage, Merges)
         if is_by_shard and reason is not None and reason.kind.is_of_rows:
             return reason
@@ -209,10 +212,9 @@ class _History:
 
     def _of_cut(self, table: str, before: Manifest) -> dict[str, Reason]:
         """By key, why shards of a corpus table are none of those of an earlier state of it."""
-        place = (table, before.key)
-        if place not in self._cuts:
-            self._cuts[place] = _changes(self._corpus.tables[table], before)
-        return self._cuts[place]
+        if id(before) not in self._cuts:
+            self._cuts[id(before)] = _changes(self._corpus.tables[table], before)
+        return self._cuts[id(before)]
 
     def _by_reading(self, node: Node, read: str) -> Reason:
         instance, table = node.reads[read]
@@ -226,8 +228,25 @@ class _History:
         key = before.inputs.get(read) if before is not None else None
         return self._readable(node.reads[read][1], key)
 
-    def _shards(self, source: tuple[str, str]) -> list[tuple[str, int, str]]:
-        return shards_of(source, self._nodes, self._corpus)
+    def _shards(self, source: tuple[str, str]) -> dict[tuple[str, int], tuple[str, int, str]]:
+        """Role, index and key of the shards of a table, by the first two."""
+        if source not in self._of_source:
+            shards = shards_of(source, self._nodes, self._corpus)
+            self._of_source[source] = {(role, n): (role, n, key) for role, n, key in shards}
+        return self._of_source[source]
+
+    def _keys(self, manifest: Manifest) -> frozenset[str]:
+        """Keys of the shards that a manifest lists; the store keeps manifests that were read."""
+        if id(manifest) not in self._listed:
+            keys = frozenset(shard.key for shard in manifest.shards)
+            self._listed[id(manifest)] = (manifest, keys)
+        return self._listed[id(manifest)][1]
+
+    def _tasks(self, instance: str) -> dict[str, Task]:
+        """The tasks of a stage by key."""
+        if instance not in self._of_instance:
+            self._of_instance[instance] = {t.key: t for t in self._nodes[instance].tasks}
+        return self._of_instance[instance]
 
     def _readable(self, table: str, key: str | None) -> Manifest | None:
         """A manifest; None where there is none of that key, or it is damaged."""

@@ -8,6 +8,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.errors import RunError
+
 
 class Rows:
     """A DuckDB relation, with `to_dataset()` beside its own methods.
@@ -81,3 +83,23 @@ class Answer(dict[str, Any]):
         from pipeline.terminal import shown
 
         return shown(functools.partial(self._show, self, is_json=False))
+
+
+def rows_of(text: str, total: int) -> int:
+    """The number of rows that `text` stands for: a number, or a share of `total` such as `20%`.
+
+    Raises:
+        RunError: `text` is neither, or stands for more than `total` rows.
+    """
+    share = text.strip().endswith("%")
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    n_rows = total * number / 100 if share else number
+    if not 0 <= n_rows <= total or (not share and not number.is_integer()):
+        raise RunError(
+            f"select: found {text!r}, expected a number of rows up to {total} or a share such as "
+            "20%. Correct the number."
+        )
+    return round(n_rows)

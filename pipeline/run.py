@@ -19,7 +19,7 @@ from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import Progress
 from pipeline.readers import Readers
 from pipeline.rounds import until_enough
-from pipeline.run_record import RunRecord
+from pipeline.run_record import RunRecord, last_record
 from pipeline.settings import Run
 from pipeline.task import Job
 from pipeline.unchanged import basis_of, kept_of
@@ -137,7 +137,14 @@ class _Attempt:
         readers = Readers(stages)
         calls = IngestCalls(self._engine_of_run, run.ray.default, progress)
         corpus = read_corpus(run, store, readers=readers, look=look.at_corpus, each=calls)
-        plan = self.plan = make_plan(run, corpus, store, last_artefacts, is_dry=False)
+        plan = self.plan = make_plan(
+            run,
+            corpus,
+            store,
+            last_artefacts,
+            is_dry=False,
+            recorded=last_record(folder, store).get("tables", {}),
+        )
         look.at_plan(plan)
         look.at_values(folder)
         for sentence in drop_damaged_maps(plan, store):

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import logging
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pipeline.code_version import PACKAGES, package_version
@@ -192,6 +193,14 @@ class RunRecord:
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+
+def last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
+    """The record of the folder's last execution in this store; empty where there is none."""
+    with suppress(RunFolderError):
+        record = folder.read_record()
+        return record if folder.store().url == store.url else {}
+    return {}
 
 
 def _last_record(folder: RunFolder) -> dict[str, Any]:

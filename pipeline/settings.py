@@ -75,6 +75,9 @@ class Run:
     """Stage instances by name."""
     ray: RaySettings = field(default_factory=RaySettings)
     """Where the tasks run."""
+    old_rows: Literal["again", "kept"] = "again"
+    """Whether rows that are judged by a fit on all rows are judged again when others are appended,
+    or keep what they have (`pipeline.kept_rows`)."""
     artefacts: Mapping[str, Any] = field(default_factory=dict)
     """Fitted artefacts by instance: `{key, labels}` pins one, `refit` asks for a new one."""
 

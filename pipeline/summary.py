@@ -177,10 +177,10 @@ def summarize(run: Any) -> dict[str, Any]:
 
     They are kept in the run's folder: to ask again reads every shard.
     """
-    kept: dict[str, Any] | None = run.kept_summary()
+    kept: dict[str, Any] | None = run.folder.kept_summary(run.record)
     if kept is None:
         kept = _summary(run)
-        run.keep_summary(kept)
+        run.folder.keep_summary(run.record, kept)
     return kept
 
 
@@ -233,10 +233,10 @@ def _summary(run: Any) -> dict[str, Any]:
             summary[key] = _dicts(
                 run.sql(
                     "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-                    "s.p_helpful FROM shapley AS s JOIN examples AS e USING (example_id) "
-                    f"WHERE s.utility = '{summary['utility']}' AND s.semivalue = 'shapley' "
-                    f"AND s.method = '{method}' "
-                    f"ORDER BY s.rank {order} LIMIT {EXTREMES}"
+                    f"s.p_helpful FROM (FROM shapley WHERE utility = '{summary['utility']}' "
+                    f"AND semivalue = 'shapley' AND method = '{method}' "
+                    f"ORDER BY rank {order} LIMIT {EXTREMES}) AS s "
+                    f"JOIN examples AS e USING (example_id) ORDER BY s.rank {order}"
                 )
             )
     if "predictions" in views:

@@ -243,7 +243,8 @@ def _wrong_keys(folder: RunFolder, store: Store, known: set[tuple[str, str]]) ->
             stage_name(stage),
             stage.version,
         )
-        if is_of_this_version and not stage.is_kept:
+        is_older = stage.judges_rows and finished.run.old_rows == "kept"
+        if is_of_this_version and not stage.is_kept and not is_older:
             expected = set(node.shards())
             for spec, manifest in zip(stage.writes, manifests, strict=True):
                 found += [

@@ -28,6 +28,7 @@
                                                              LAFA against what it smooths
     .venv/bin/python scripts/bench.py explanations --data ALL
                                                              spectra against other explanations
+    .venv/bin/python scripts/bench.py storage                vectors on disk, many shards, sums
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
@@ -71,6 +72,7 @@ CASES = (
     "token_speed",
     "token_quality",
     "token_smoothing",
+    "storage",
 )
 
 

@@ -192,6 +192,8 @@ class Cost:
     """Peak of one task."""
     vector_length: int = 0
     """Numbers of each vector that is written; 0 where none are, or the fields say how many."""
+    read_bytes: int | None = None
+    """Of a whole: what it reads, where that is less than the tables in `reads`."""
     note: str = ""
     """A choice that follows from the size of the work, such as an algorithm."""
 
@@ -210,6 +212,8 @@ class Stage(ABC):
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
+    judges_rows: ClassVar[bool] = False
+    """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
     was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.
@@ -317,6 +321,11 @@ class Stage(ABC):
     def feature_dim(self) -> int | None:
         """Length of the feature vectors that it writes; None where the fields leave it open."""
         return None
+
+    @property
+    def chosen_share(self) -> float:
+        """Share of the examples that it chooses for the stages that read it; 1 for all others."""
+        return 1.0
 
     @property
     def speaks_for(self) -> str | None:

@@ -40,6 +40,13 @@ DIRECTION = TableSpec(
 """Directions that feature vectors are longest along, the first the most: unit vectors, and the
 share of the kernel's trace that lies along each."""
 
+ROW_SELECTION = TableSpec(
+    name="row_selection",
+    schema=pa.schema([("id", pa.int64()), ("why", pa.string())]),
+    key=("id",),
+)
+"""Examples that features are computed of, and why: "top" or "beside"."""
+
 DIAGNOSTICS = TableSpec(
     name="diagnostics",
     schema=pa.schema(

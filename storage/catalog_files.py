@@ -1,20 +1,23 @@
 """The files behind the views of an open catalog, which are checked before their rows are shown."""
 
 import contextlib
+import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import duckdb
 
 from storage.files import KEPT_BYTES
+from storage.hashed import HashedFiles
 from storage.manifest import HEALS, ShardRecord
 from storage.schema import CorruptError, MissingError
 from storage.served import ServedFiles
 from storage.table import Store
 
 HASHED_BYTES = 1 << 30
-"""Of the files that a statement reads, this much is hashed; of all of them the size is compared."""
+"""Of the files that a statement reads and that were not hashed before, this much is hashed."""
 
 
 @contextlib.contextmanager
@@ -49,9 +52,15 @@ def damaged_catalog(error: duckdb.Error) -> CorruptError:
 class CatalogFiles:
     """The shards that a catalog lists, by table, with the size and hash of each."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store):
-        """Reads the list of files; a catalog without one is asked for its manifests."""
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, store: Store, memory: Path | None = None
+    ):
+        """Reads the list of files; a catalog without one is asked for its manifests.
+
+        `memory` is the folder that remembers which files were hashed (`storage.hashed`).
+        """
         self._connection, self._store = connection, store
+        self._hashed = HashedFiles(memory)
         self.by_table: dict[str, list[ShardRecord]] = {}
         with catalog_read():
             self._list(connection, store)
@@ -98,8 +107,9 @@ class CatalogFiles:
     def check(self, tables: Iterable[str], most_bytes: int | None = HASHED_BYTES) -> None:
         """Raises unless the files of some tables are those that were written.
 
-        Sizes are compared first, then at most `most_bytes` are hashed, all where it is None. Of an
-        object store DuckDB gets its bytes checked in any case, but for large shards.
+        Sizes are compared first. Then at most `most_bytes` are hashed, all where it is None, of
+        those that were not hashed before or were touched since. Of an object store DuckDB gets its
+        bytes checked in any case, but for large shards.
 
         Raises:
             storage.schema.MissingError: a shard is gone.
@@ -107,35 +117,58 @@ class CatalogFiles:
         """
         listed = [(table, shard) for table in tables for shard in self.by_table.get(table, ())]
         if self._store.is_local:
-            for table, shard in listed:
-                self._check_size(table, shard)
-        else:
-            # What is read here is kept for DuckDB, which can only say of an error what it was.
-            is_kept = sum(shard.bytes for _, shard in listed) <= KEPT_BYTES
-            listed = listed if is_kept or most_bytes is None else []
-        left = most_bytes
-        for table, shard in listed:
-            if left is not None:
-                left -= shard.bytes
-                if left < 0:
-                    break
-            self._store.check_shard(table, shard.key, shard)
+            self._check_local(listed, most_bytes)
+            return
+        # What is read here is kept for DuckDB, which can only say of an error what it was.
+        if most_bytes is None or sum(shard.bytes for _, shard in listed) <= KEPT_BYTES:
+            for table, shard in _first(listed, most_bytes):
+                self._store.check_shard(table, shard.key, shard)
 
-    def _check_size(self, table: str, shard: ShardRecord) -> None:
-        path = Path(self._store.path(table, f"{shard.key}.parquet"))
+    def _check_local(
+        self, listed: Sequence[tuple[str, ShardRecord]], most_bytes: int | None
+    ) -> None:
+        states = {(table, shard.key): self._state(table, shard) for table, shard in listed}
+        new = [
+            (table, shard)
+            for table, shard in listed
+            if not self._hashed.knows(table, shard, states[table, shard.key])
+        ]
+        began = time.time()
+        for table, shard in _first(new, most_bytes):
+            self._store.check_shard(table, shard.key, shard)
+            self._hashed.add(table, shard, states[table, shard.key], began)
+        self._hashed.save()
+
+    def _state(self, table: str, shard: ShardRecord) -> os.stat_result:
+        """The state of a shard's file, whose size is that of the shard."""
+        path = self._store.path(table, f"{shard.key}.parquet")
         file = (table, f"{shard.key}.parquet")
         try:
-            size = path.stat().st_size
+            state = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingError(
                 f"{path}: found nothing there, expected a file of table {table}. {HEALS}", file
             ) from None
-        if size != shard.bytes:
+        if state.st_size != shard.bytes:
             raise CorruptError(
-                f"{path}: found a file of {size} bytes, expected the {shard.bytes} that were "
-                f"written. {HEALS}",
+                f"{path}: found a file of {state.st_size} bytes, expected the {shard.bytes} that "
+                f"were written. {HEALS}",
                 file,
             )
+        return state
+
+
+def _first(
+    listed: Sequence[tuple[str, ShardRecord]], most_bytes: int | None
+) -> Iterator[tuple[str, ShardRecord]]:
+    """The first of some shards that have `most_bytes` together, all where it is None."""
+    left = most_bytes
+    for table, shard in listed:
+        if left is not None:
+            left -= shard.bytes
+            if left < 0:
+                return
+        yield table, shard
 
 
 def serve(

@@ -1,1 +1,1 @@
-"""Reading a source into the rows of a corpus; runs in the driver and is no stage."""
+"""Reading a source into the rows of a corpus, part by part; no stage."""

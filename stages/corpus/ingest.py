@@ -36,7 +36,7 @@ from stages.corpus.columns import (
 from stages.corpus.flips import flips
 from stages.corpus.labels import Labels, read_labels
 from stages.corpus.load import reading
-from stages.corpus.pieces import PIECE_BYTES, Each, Part, in_order, in_turn
+from stages.corpus.pieces import PIECE_BYTES, Each, Part, in_turn
 from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
 from stages.corpus.review import new_labels, read_review
 from stages.corpus.row_ids import written_type
@@ -160,16 +160,17 @@ def survey(
         length = length_of_file(source, read.n_rows)
         check_length(source, length, vector_length)
         columns = dataclasses.replace(columns, vector_length=length)
-    scanned: list[Scanned] = in_order(each, scan, columns, read.parts)
+    rows = _Rows(read.parts)
+    rows.scan(columns, each)
     if source.features is not None and source.features_file is None:
-        columns = _with_length(columns, scanned)
-        _scan_again(columns, scanned, read.parts, each)
-    reasons = np.concatenate([part.reasons for part in scanned])
-    ids = np.concatenate([part.ids for part in scanned])
+        columns = _with_length(columns, rows.scanned)
+        odd = [at for at, p in enumerate(rows.scanned) if set(p.lengths) - {columns.vector_length}]
+        rows.scan(columns, each, odd)
+    ids, reasons, scanned = rows.ids, rows.reasons, rows.scanned
     _check_usable(source, reasons, scanned)
     distinct, labels = None, None
     if source.task == "classification":
-        distinct, n_of, entries = _together(scanned)
+        distinct, n_of, entries = _together(scanned, read.parts)
         reviewed = frozenset[str]().union(*map(new_labels, source.corrections))
         labels = read_labels(source, empty, distinct, n_of, classes, role, keeps_absent, reviewed)
         _mark_labels(reasons, labels, entries, role)
@@ -216,6 +217,30 @@ def tables(rows: pa.Table) -> dict[str, pa.Table]:
     return cut
 
 
+class _Rows:
+    """What the parts of a source say of its rows, put together as they say it."""
+
+    def __init__(self, parts: Sequence[Part]):
+        n_rows = sum(part.n_rows for part in parts)
+        self.ids = np.zeros(n_rows, dtype=np.int64)
+        self.reasons = np.zeros(n_rows, dtype=np.int8)
+        self.scanned: list[Scanned] = []
+        """Of each part, without its ids and reasons."""
+        self._parts = parts
+
+    def scan(self, columns: Columns, each: Each, places: Sequence[int] | None = None) -> None:
+        """Scans the parts at these places, or all."""
+        places = range(len(self._parts)) if places is None else places
+        found: dict[int, Scanned] = dict(enumerate(self.scanned))
+        nothing = np.zeros(0, dtype=np.int8)
+        for at, said in each(scan, columns, [self._parts[place] for place in places]):
+            part = self._parts[places[at]]
+            rows = slice(part.first, part.first + part.n_rows)
+            self.ids[rows], self.reasons[rows] = said.ids, said.reasons
+            found[places[at]] = said._replace(ids=nothing, reasons=nothing)
+        self.scanned = [found[place] for place in range(len(self._parts))]
+
+
 def _with_length(columns: Columns, scanned: Sequence[Scanned]) -> Columns:
     """The columns with the length of their vectors: the most frequent one, if none is given."""
     lengths: Counter[int] = Counter()
@@ -226,18 +251,8 @@ def _with_length(columns: Columns, scanned: Sequence[Scanned]) -> Columns:
     return dataclasses.replace(columns, vector_length=length)
 
 
-def _scan_again(
-    columns: Columns, scanned: list[Scanned], parts: Sequence[Part], each: Each
-) -> None:
-    """Scans once more the parts with vectors of another length than most have."""
-    odd = [at for at, part in enumerate(scanned) if set(part.lengths) - {columns.vector_length}]
-    again = in_order(each, scan, columns, [parts[at] for at in odd])
-    for at, part in zip(odd, again, strict=True):
-        scanned[at] = part
-
-
 def _together(
-    scanned: list[Scanned],
+    scanned: Sequence[Scanned], parts: Sequence[Part]
 ) -> tuple[pa.Array | None, np.ndarray, list[np.ndarray]]:
     """The different labels of all usable rows, and how many have each, and each row's label.
 
@@ -245,7 +260,7 @@ def _together(
     label has, stands for null.
     """
     if scanned[0].distinct is None:
-        return None, np.zeros(0), [np.full(len(part.reasons), -1) for part in scanned]
+        return None, np.zeros(0), [np.full(part.n_rows, -1, np.int8) for part in parts]
     distinct = pa.concat_arrays([part.distinct for part in scanned]).unique()
     n_of = np.zeros(len(distinct), dtype=np.int64)
     entries = []

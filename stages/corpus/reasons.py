@@ -39,7 +39,7 @@ REASONS = (
 )
 """The reasons, in the order in which they are checked; the empty one is for usable rows."""
 
-_GROUP_ROWS = 1 << 20
+_GROUP_ROWS = 1 << 18
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """2^64 by the golden ratio: spreads numbers in a row over the groups."""
 

@@ -90,8 +90,46 @@ def as_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
 
 def _header(path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of the array in a file."""
+    if is_url(path):
+        with open_file(path) as stream:
+            begin = _begin(stream)
+        if begin is not None:
+            return begin[:2]
     found = _opened(path)
     return found.shape, found.dtype
+
+
+def _rows_of_file(path: str, start: int, stop: int) -> np.ndarray:
+    """Some rows of the array in a file; of one at a URL no others are read."""
+    if is_url(path):
+        with open_file(path) as stream:
+            begin = _begin(stream)
+            if begin is not None:
+                shape, kind, at = begin
+                width = int(np.prod(shape[1:]))
+                stream.seek(at + start * width * kind.itemsize)
+                data = stream.read((stop - start) * width * kind.itemsize)
+                if len(data) < (stop - start) * width * kind.itemsize:
+                    raise DataError(
+                        f"{path}: found that the file ends before row {stop}, expected the "
+                        f"{shape[0]} rows of its header. Write the file again."
+                    )
+                return _float32(np.frombuffer(data, dtype=kind).reshape(stop - start, width))
+    return _float32(_opened(path)[start:stop].reshape(stop - start, -1))
+
+
+def _begin(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any], int] | None:
+    """Shape and type of an array, and where its rows begin; None where they do not follow."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, is_by_column, kind = read[version](stream)
+    except (ValueError, KeyError, EOFError):
+        return None
+    return None if is_by_column or kind.hasobject else (shape, kind, stream.tell())
 
 
 def _opened(path: str) -> np.ndarray:
@@ -112,10 +150,6 @@ def _opened(path: str) -> np.ndarray:
             f"{path}: found an archive of arrays, expected one array. Write it with numpy.save."
         )
     return found
-
-
-def _rows_of_file(path: str, start: int, stop: int) -> np.ndarray:
-    return _float32(_opened(path)[start:stop].reshape(stop - start, -1))
 
 
 def _read_column(

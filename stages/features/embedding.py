@@ -14,6 +14,7 @@ from stages.model.batches import batches
 from stages.model.measurement import Measurement, load_embedder
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
+from stages.reading.chosen_rows import text_of
 from stages.reading.vectors import vector_rows
 from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
@@ -38,6 +39,9 @@ class Embedding(RunsModel, Stage):
     joins all of them, each scaled to unit length, which makes a better kernel and no probe."""
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
+    rows: str | None = None
+    """Instance of `row_selection` with the examples that are computed; by default all are. Others
+    have no features, and what reads these leaves them out."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
@@ -50,14 +54,15 @@ class Embedding(RunsModel, Stage):
             "model.reduction",
             "model.truncation_mode",
             "model.train",
+            "rows",
         }
     )
-    """The trunk is run without its head."""
+    """The trunk is run without its head; which rows are chosen says the key of what is read."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The text only."""
-        return ("text",)
+        """The text, and which rows are chosen."""
+        return ("text", *((self.rows,) if self.rows is not None else ()))
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -76,7 +81,7 @@ class Embedding(RunsModel, Stage):
     def compute(self, inputs: Inputs) -> Rows:
         """Vectors of one shard, one forward pass per row."""
         embedder: Measurement = inputs.opened
-        text = inputs.table("text")
+        text = text_of(inputs, self.rows)
         tokens = embedder.tokenise(text)
         for rows in batches(tokens.lengths, self.token_budget):
             with torch.no_grad():

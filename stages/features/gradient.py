@@ -37,6 +37,7 @@ from stages.gradients.rows import DType, diagnostic_rows, feature_rows
 from stages.model.batches import Tokens
 from stages.model.measurement import UNLABELLED, row_loss
 from stages.model.spec import ModelSpec, RunsModel
+from stages.reading.chosen_rows import text_of
 from stages.reading.logits import matched
 from stages.reading.supervision import task_of
 from stages.reading.vectors import matrix_of
@@ -112,6 +113,9 @@ class Gradient(RunsModel, Stage):
     """`bfloat16` runs the model in mixed precision, where the device has it."""
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
+    rows: str | None = None
+    """Instance of `row_selection` with the examples that are computed; by default all are. Others
+    have no features, and what reads these leaves them out."""
 
     ntk: str | None = None
     """Instance with the gradients of all logits (`logit: all`) of the same model, projected in the
@@ -120,10 +124,16 @@ class Gradient(RunsModel, Stage):
     """Instance with the model's logits, for `ntk`."""
 
     version: ClassVar[int] = 4
+    outside_key: ClassVar[frozenset[str]] = frozenset({"rows"})
     split: ClassVar[Split] = "shard"
 
     def __post_init__(self) -> None:
-        """Refuses tokens of a model that predicts none."""
+        """Refuses tokens of a model that predicts none, and rows chosen twice."""
+        if self.ntk is not None and self.rows is not None:
+            raise ConfigError(
+                f"rows: found {self.rows} with ntk: {self.ntk}, whose rows are taken, expected one "
+                "of the two. Set rows there."
+            )
         if self.per == "token" and self.model.kind.explains != "next_tokens":
             raise ConfigError(
                 f"per: found token with head: {self.model.head}, expected head: completion. "
@@ -167,7 +177,8 @@ class Gradient(RunsModel, Stage):
         """Labels and the text, with the probe where it is the head; or gradients of logits."""
         if self.ntk is not None:
             return (self.ntk, self.predictions, "label")
-        return ("text", "label", *self.model.kind.reads)
+        chosen = (self.rows,) if self.rows is not None else ()
+        return ("text", "label", *self.model.kind.reads, *chosen)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
@@ -239,7 +250,7 @@ class Gradient(RunsModel, Stage):
             return
         passes: Passes = inputs.opened
         text, answers = labelled_rows(
-            inputs.table("text"),
+            text_of(inputs, self.rows),
             inputs.table("label"),
             passes.measurement.n_outputs,
             task_of(inputs),

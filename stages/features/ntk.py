@@ -30,6 +30,7 @@ from stages.gradients.passes import Passes, make_features, open_passes, pass_cos
 from stages.gradients.projection import Precision, Projection
 from stages.gradients.rows import DType, feature_rows
 from stages.model.spec import ModelSpec, RunsModel
+from stages.reading.chosen_rows import text_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from stages.tables import DIAGNOSTICS
 from storage.schema import TableSpec
@@ -82,9 +83,13 @@ class Ntk(RunsModel, Stage):
     """`bfloat16` runs the model in mixed precision, where the device has it."""
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
+    rows: str | None = None
+    """Instance of `row_selection` with the examples that are computed; by default all are. Others
+    have no features, and what reads these leaves them out."""
 
     version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
+    outside_key: ClassVar[frozenset[str]] = frozenset({"rows"})
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
@@ -108,8 +113,8 @@ class Ntk(RunsModel, Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The text, and the probe where it is the head."""
-        return ("text", *self.model.kind.reads)
+        """The text, the probe where it is the head, and which rows are chosen."""
+        return ("text", *self.model.kind.reads, *((self.rows,) if self.rows is not None else ()))
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -144,7 +149,7 @@ class Ntk(RunsModel, Stage):
     def compute(self, inputs: Inputs) -> Rows:
         """Features of one shard, one forward pass per row and one backward pass per logit."""
         passes: Passes = inputs.opened
-        text = inputs.table("text")
+        text = text_of(inputs, self.rows)
         tokens = passes.measurement.tokenise(text)
 
         def measured(

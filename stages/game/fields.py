@@ -61,6 +61,11 @@ class GameFields:
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
 
+    def n_numbers(self, work: Work) -> int:
+        """Numbers of a feature vector that the game is played on."""
+        n = max(1, work.dim)
+        return min(n, self.directions) if isinstance(self.directions, int) else n
+
     def how(self, n_examples: int) -> str:
         """The engine for a game of `n_examples` players and why, for `Cost.note`."""
         is_dense = self.engine_for(n_examples) == "prefix_cholesky"

@@ -159,7 +159,7 @@ class Valuation(GameFields):
         """Operations and memory of one unit, with the engine that serves so many examples."""
         n, width = work.n_examples, self.n_judged(work)
         is_dense = self.engine_for(n) == "prefix_cholesky"
-        dim = None if is_dense else max(1, work.dim)
+        dim = None if is_dense else self.n_numbers(work)
         if self.sampling == "stratified":
             sizes, counts = _sizes(n)
             costs = coalition_costs(n, width, dim, self.utilities, sizes)

@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores, left_out, pairs_cost, whitened
+from stages.reading.vectors import BLOCK
 from stages.stage import Cost, DataError, Inputs, Role, Work
 from stages.surrogate.linear import BIAS_PENALTY, lower_factor
 from stages.surrogate.probe_head import (
@@ -102,8 +103,8 @@ class HeadInfluence(PairScores):
     """Scores of the pairs of all queries and all examples that have a label and an embedding.
 
     A task holds the Hessian's factor, 8 bytes for the square of the head's parameters, one shard's
-    gradients, 16 million scores, and 40 bytes per example for its label. Every worker makes the
-    factor anew, from all examples.
+    gradients, the embeddings of 65,536 examples, 16 million scores, and 40 bytes per example for
+    its label. Every worker makes the factor anew, from all examples.
     """
 
     embedding: str = "embedding"
@@ -166,7 +167,10 @@ class HeadInfluence(PairScores):
         return Cost(
             flops=pairs.flops + 2 * rows * size**2 + size**3 / 3,
             written_bytes=pairs.written_bytes,
-            memory_bytes=pairs.memory_bytes + 24 * size**2 + LABEL_BYTES * work.n_examples,
+            memory_bytes=pairs.memory_bytes
+            + 24 * size**2
+            + LABEL_BYTES * work.n_examples
+            + 44 * min(BLOCK, work.n_examples) * work.dim,
         )
 
 

@@ -33,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores, left_out
+from stages.reading.vectors import BLOCK
 from stages.stage import Cost, Inputs, Role, Work
 from stages.surrogate.probe_head import (
     LABEL_BYTES,
@@ -68,8 +69,8 @@ def dual(head: Head, rows: ProbeExamples, n_examples: int) -> Float[Tensor, "row
 class Representer(PairScores):
     """Values of all examples that have a label and an embedding, for all queries.
 
-    A task holds the embeddings of one shard and of the queries, 16 million scores, and 40 bytes per
-    example for its label.
+    A task holds the embeddings of one shard, of the queries and of 65,536 examples, 16 million
+    scores, and 40 bytes per example for its label.
     """
 
     embedding: str = "embedding"
@@ -132,7 +133,8 @@ class Representer(PairScores):
         """One product of factors, and one pass over all embeddings, which every worker makes."""
         pairs = super().cost(work)
         passed = 4.0 * work.n_examples * work.dim * work.n_classes
-        memory_bytes = pairs.memory_bytes + LABEL_BYTES * work.n_examples
+        block = 28 * min(BLOCK, work.n_examples) * work.dim
+        memory_bytes = pairs.memory_bytes + LABEL_BYTES * work.n_examples + block
         return replace(pairs, flops=pairs.flops + passed, memory_bytes=memory_bytes)
 
 

@@ -141,12 +141,15 @@ class KernelFit(Stage):
         dim = min(LONGEST, work.dim * len(self.kernel) // self.parts)
         n = min(work.n_examples, RIDGE_ROWS) if self.ridge == "auto" else 0
         n_outputs = max(1, work.n_classes)
+        n_shards = min(RIDGE_SHARDS, work.n_shards)
         ridges = 2.0 * n * dim * len(RIDGE_GRID) * (n_outputs + self.parts)
         return Cost(
             flops=self.parts * (10.0 * dim**3 + 2.0 * n * dim**2) + ridges,
             written_bytes=8 * self.parts * dim**2,
             memory_bytes=8 * dim**2 * (4 + 2 * self.parts) + 40 * RIDGE_ROWS // RIDGE_SHARDS * dim,
             note=f"primal: matrices of {dim:,} x {dim:,}",
+            read_bytes=16 * self.parts * dim**2
+            + 4 * work.dim * len(self.kernel) * work.n_examples * n_shards // work.n_shards,
         )
 
     def _nothing(self, inputs: Inputs) -> DataError:

@@ -77,6 +77,7 @@ class KernelRegression(AnswersQueries):
     """Parts of the primal form's vectors, one per class with `per_class`; the plan fills it in."""
 
     version: ClassVar[int] = 1
+    judges_rows: ClassVar[bool] = True
     outside_key: ClassVar[frozenset[str]] = frozenset({"form", "fit", "parts"})
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 

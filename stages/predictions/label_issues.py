@@ -62,6 +62,7 @@ class LabelIssues(Stage):
     """Instance of `label_noise` over the same predictions."""
 
     version: ClassVar[int] = 2
+    judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 

@@ -204,7 +204,10 @@ class Probe(Stage):
         return Cost(
             flops=4.0 * 200 * size * n_outputs,
             written_bytes=4 * n_outputs * (work.dim + 1),
-            memory_bytes=12 * size + 40 * n_rows * n_outputs + 40 * work.n_examples,
+            memory_bytes=12 * size
+            + 40 * n_rows * n_outputs
+            + 40 * work.n_examples
+            + 12 * work.dim * work.n_examples // max(1, work.n_shards),
             note=note,
         )
 

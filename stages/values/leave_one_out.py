@@ -102,7 +102,7 @@ class LeaveOneOut(GameFields, Stage, PlaysGame):
 
     def cost(self, work: Work) -> Cost:
         """An inverse, a product with the queries, and for `ridge: auto` an eigendecomposition."""
-        n, m, dim = work.n_examples, work.n_queries, work.dim
+        n, m, dim = work.n_examples, work.n_queries, self.n_numbers(work)
         outputs = n * self.n_judged(work)
         judged = 2.0 * outputs * sum(OUTPUT_COST[name] for name in self.utilities)
         choice = 10.0 * min(n, RIDGE_EXAMPLES) ** 3 if self.ridge == "auto" else 0.0

@@ -251,7 +251,7 @@ def test_rows_that_stop_on_the_way_say_so(opened: OpenedRun) -> None:
 
 
 def test_files_hold_the_rows_of_a_view(opened: OpenedRun) -> None:
-    views = ("attributions", "embeddings", "ntk", "rejected")
+    views = ("attributions", "embeddings", "ntk", "rejected", "shapley")
     found = {v: opened.files(v, "bm25" if v == "attributions" else None) for v in views}
     for view in set(opened.views()) - set(views):
         with pytest.raises(StorageError, match="whose rows are computed and lie in no file"):

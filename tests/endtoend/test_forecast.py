@@ -18,6 +18,7 @@ STAGES = {
     "similarity": {"features": "features"},
     "knn_shapley": {"features": "features"},
     "freeshap": {"kernel": ["features"], "rounds": 6},
+    "kernel_regression": {"kernel": ["features"]},
 }
 FLOPS = 1e10
 MILLION = CorpusSize(rows=1_000_000)
@@ -63,16 +64,23 @@ def by_stage(forecast: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_tasks_follow_from_how_the_work_divides(config: Path) -> None:
-    rows = by_stage(told(config))
+    tasks = {name: row["tasks"] for name, row in by_stage(told(config)).items()}
     merges = 125 + 16 + 2 + 1
-    assert {name: row["tasks"] for name, row in rows.items()} == {
-        "corpus": 1,
-        "probe": 1,
-        "prediction": 1001,
-        "similarity": 1000 + merges,
-        "knn_shapley": 1,
-        "freeshap": 6,
-    }
+    # A million rows are judged in another way than forty: by sums over groups of eight shards.
+    assert (
+        tasks.items()
+        >= {
+            "corpus": 2 + 1001,  # pieces of 16 MB are looked through, and then made into shards
+            "probe": 1,
+            "prediction": 1001,
+            "similarity": 1000 + merges,
+            "knn_shapley": 1,
+            "freeshap": 6,
+            "feature_sums": 125 + 16 + 2 + 1,
+            "kernel_fit": 1,
+            "kernel_regression": 1001,
+        }.items()
+    )
 
 
 def test_one_core_takes_as_long_as_the_operations(config: Path) -> None:
@@ -140,6 +148,24 @@ def test_bytes_and_requests(config: Path) -> None:
     assert row["read_bytes"] == pytest.approx(2 * vectors + 6 * 6 * 1_000_020, rel=0.01)
 
 
+def test_a_game_on_short_features_costs_what_these_do(config: Path) -> None:
+    """Of 64 numbers, a game along 16 directions; most of it is then to judge the outputs."""
+    sized = [
+        dict(plan(config, (f"stages.freeshap.directions={n}",), Cluster(), CorpusSize(rows=10**6)))
+        for n in ("null", 16)
+    ]
+    long, short = (by_stage(one)["freeshap"] for one in sized)
+    assert short["flops"] < 0.8 * long["flops"]
+    assert short["memory_bytes"] < long["memory_bytes"]
+
+
+def test_a_stage_that_reads_a_part_of_its_tables_says_how_much(config: Path) -> None:
+    """Of a million rows `kernel_fit` looks at a few shards, to choose the ridge."""
+    row = by_stage(told(config))["kernel_fit"]
+    assert 0 < row["read_bytes"] < 0.1 * 4 * 64 * 1_000_020
+    assert row["requests"] < 200
+
+
 def test_sums_and_the_longest_chain(config: Path) -> None:
     forecast = told(config, ingest_us=10.0)
     rows = by_stage(forecast)
@@ -166,6 +192,8 @@ def test_the_size_scales_the_work(config: Path) -> None:
     assert own["tokens"] == pytest.approx(60 * 41 / 4.2, rel=0.1)
     longer = told(config, CorpusSize(rows=100, queries=50, tokens_per_row=200))
     assert (longer["examples"], longer["tokens"]) == (100, 150 * 200)
+    chosen = plan(config, ("shard_size=auto",), None, CorpusSize(rows=10**8, tokens_per_row=200))
+    assert 2000 < dict(chosen)["shards"] < 2010
     # Of 10^8 rows nothing is held that grows with them.
     assert told(config, CorpusSize(rows=10**8))["examples"] == 10**8
 

@@ -117,6 +117,71 @@ def test_rows_appended_to_many_add_sums_and_keep_the_old_ones(tmp_path: Path, as
     assert (tasks["target_sums"]["tasks"], tasks["target_sums"]["reused"]) == (2, 1)
 
 
+def test_a_probe_of_many_rows_is_fitted_on_some_and_stays_when_rows_are_appended(
+    tmp_path: Path, assay: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.predictions.probe.MOST_ROWS", 40)
+    stages = {name: {"embedding": "features"} for name in ("probe", "prediction")}
+    grown, many = given(tmp_path / "run", 30, stages), given(tmp_path / "many", 60, stages)
+    assay("run", many)
+    assert resolved(many.parent)["probe"]["rows"] == 40
+    runs = open_run(many.parent / "run").sql("SELECT details FROM runs WHERE instance = 'probe'")
+    ((details,),) = runs.fetchall()
+    assert json.loads(details)["n_rows"] == 40
+    assay("run", grown)
+    assert resolved(grown.parent)["probe"]["rows"] is None
+    given(tmp_path / "run", 60, stages)
+    tasks = {row["stage"]: row["tasks"] for row in plan_of(assay, grown)["stages"]}
+    assert tasks == {"probe": 0, "prediction": 3}
+    assay("run", grown)
+    assert resolved(grown.parent)["probe"]["rows"] is None
+
+
+def test_old_rows_are_judged_again_only_when_asked(tmp_path: Path, assay: Any) -> None:
+    stages = {"kernel_regression": FEATURES, "label_issues": {}}
+    judged = "SELECT example_id, label_score, p_wrong FROM label_issues ORDER BY example_id"
+    config = given(tmp_path / "run", 60, stages)
+    assay("run", config)
+    before = open_run(tmp_path / "run/run").sql(judged).fetchall()
+    given(tmp_path / "run", 80, stages, old_rows="kept")
+    planned = plan_of(assay, config)
+    tasks = {row["stage"]: (row["tasks"], row["reused"]) for row in planned["stages"]}
+    # Two new shards of examples, and one of queries.
+    assert tasks["kernel_regression"] == (3, 6)
+    assert tasks["label_issues"] == (3, 6)
+    assert any("kernel_regression keeps the rows of 6 of 8 shards" in n for n in planned["notes"])
+    assay("run", config)
+    after = open_run(tmp_path / "run/run").sql(judged).fetchall()
+    assert after[:60] == before
+    assert len(after) == 80
+    assert all(row["tasks"] == 0 for row in plan_of(assay, config)["stages"])
+    assay("verify", tmp_path / "run/run")
+    anew = given(tmp_path / "anew", 80, stages)
+    assay("run", anew)
+    expected = open_run(tmp_path / "anew/run").sql(judged.replace("p_wrong", "0")).fetchall()
+    np.testing.assert_allclose(
+        [row[1] for row in after[60:]], [row[1] for row in expected[60:]], atol=0.05
+    )
+    given(tmp_path / "run", 80, stages, old_rows="again")
+    assay("run", config)
+    again = open_run(tmp_path / "run/run").sql(judged.replace("p_wrong", "0")).fetchall()
+    assert again == expected
+
+
+def test_a_corrected_label_is_judged_anew_beside_old_rows(tmp_path: Path, assay: Any) -> None:
+    stages = {"kernel_regression": FEATURES, "label_issues": {}}
+    config = given(tmp_path / "run", 60, stages)
+    assay("run", config)
+    path = tmp_path / "run/corpus.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3]["label"] = "c0" if rows[3]["label"] != "c0" else "c1"
+    write_lines(path, rows)
+    raw = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(raw | {"old_rows": "kept"}))
+    tasks = {row["stage"]: row["tasks"] for row in plan_of(assay, config)["stages"]}
+    assert (tasks["kernel_regression"], tasks["label_issues"]) == (2, 2)
+
+
 @pytest.mark.parametrize("rows", [41, 87])
 def test_both_forms_flag_the_same_labels(rows: int, tmp_path: Path, assay: Any) -> None:
     stages = {"kernel_regression": FEATURES, "label_issues": {}}

@@ -79,3 +79,23 @@ def test_it_says_how_far_a_kept_probe_is_from_adding_up(probed: Any, score_matri
     found = inputs.run(STAGE)
     assert 4 not in found["example_id"].to_pylist()
     assert inputs.facts[0]["n_examples"] == N - 1
+
+
+def test_it_says_how_far_a_probe_of_some_rows_is_from_adding_up(
+    probed: Any, score_matrix: Any
+) -> None:
+    e, y = problem("three")
+    inputs = probed(e, y, M, rows=60)
+    scores = score_matrix(inputs.run(STAGE), M, N)
+    weight = np.array(inputs.table("probe")["weight"].to_pylist())
+    centred = e[N:].numpy() - np.array(inputs.facts_of["probe"]["mean"])
+    bias = np.array(inputs.table("probe")["bias"].to_pylist())
+    chosen = (e[N:].numpy() @ weight.T + bias).argmax(1)
+    logits = (centred @ weight.T)[np.arange(M), chosen]
+    miss = inputs.facts[0]["miss"]
+    assert 0.01 < miss < 1
+    assert miss == pytest.approx(
+        np.linalg.norm(scores.sum(1) - logits) / np.linalg.norm(logits), rel=1e-3
+    )
+    (notice,) = [n for facts in inputs.facts for n in facts.get("notices", ())]
+    assert "or on a part of them" in notice

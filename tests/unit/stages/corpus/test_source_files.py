@@ -226,6 +226,36 @@ def test_features_and_reviews_at_urls(bucket: Any, web: Web, tmp_path: Path) -> 
     same(found[2], found[0])
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_of_vectors_at_a_url_the_rows_asked_for_are_read(
+    web: Web, monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    from stages.corpus import vectors
+
+    monkeypatch.setattr(remote_file, "FIRST_BYTES", 128)
+    found = np.random.default_rng(0).normal(size=(10_000, 3, 5)).astype(np.float32)
+    data = io.BytesIO()
+    np.save(data, np.asarray(found, order=order))
+    web.files["v.npy"] = data.getvalue()
+    sent: list[int] = []
+    part = remote_file.RemoteFile._part
+
+    def counted(self: Any, start: int, stop: int) -> bytes:
+        sent.append(stop - start)
+        return part(self, start, stop)
+
+    monkeypatch.setattr(remote_file.RemoteFile, "_part", counted)
+    url = f"{web.url}/v.npy"
+    assert vectors._header(url) == ((10_000, 3, 5), np.dtype(np.float32))
+    assert np.array_equal(vectors._rows_of_file(url, 500, 510), found[500:510].reshape(10, 15))
+    assert (sum(sent) < 200_000) == (order == "C")
+    np.save(data := io.BytesIO(), np.array([{}, {}], dtype=object), allow_pickle=True)
+    for wrong in (b"", b"text", data.getvalue()):
+        web.files["v.npy"] = wrong
+        with pytest.raises(DataError, match=r"found no array that can be loaded .* numpy\.save"):
+            vectors._header(url)
+
+
 def said(source: Source) -> str:
     """What is said of a source that cannot be had, within 10 s."""
     begun = time.monotonic()

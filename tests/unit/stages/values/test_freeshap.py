@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from memory_inputs import MemoryInputs, label_table
 from stages.catalogue import load
 from stages.game.utility import Judge
 from stages.model.seeded import permutations
-from stages.stage import ConfigError, Part, Vectors
+from stages.stage import ConfigError, Part, Vectors, Work
 from stages.tables import SHAPLEY_ROUND
 from stages.values.freeshap import SHAPLEY_STRATUM, FreeShap
 from stages.values.leave_one_out import LeaveOneOut
+from stages.values.shapley_by_query import ShapleyByQuery
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 
@@ -176,3 +178,13 @@ def test_leave_one_out_writes_one_value_per_utility_and_example() -> None:
     rows = rows_of(LeaveOneOut())
     assert rows["semivalue"].unique().to_pylist() == ["loo"]
     assert rows.num_rows == 2 * len(LABELS["example"])
+
+
+@pytest.mark.parametrize("stage", [FreeShap, ShapleyByQuery, LeaveOneOut])
+def test_a_game_on_short_features_costs_what_their_length_does(stage: Any) -> None:
+    work = Work(n_examples=100_000, n_queries=10, n_tokens=0, n_classes=2, dim=2688)
+    short = replace(work, dim=512)
+    assert stage(directions=512).cost(work).flops == stage(directions=None).cost(short).flops
+    assert stage(directions=512).cost(replace(work, dim=64)).flops < (
+        stage(directions=512).cost(short).flops
+    )
