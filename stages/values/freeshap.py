@@ -185,9 +185,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
         n_sampled = min(n, RIDGE_EXAMPLES)
         is_chosen = self.ridge == "auto" and self.utilities != ("loss",)
         held = n if self.engine_for(n) == "prefix_cholesky" else n_sampled
-        opening = 2.0 * held**2 * self.n_numbers(work) + (
-            10.0 * n_sampled**3 if is_chosen else 0.0
-        )
+        opening = 2.0 * held**2 * self.n_numbers(work) + (10.0 * n_sampled**3 if is_chosen else 0.0)
         pilot = self.unit_cost(work).flops if self.sampling == "stratified" else 0.0
         return Cost(
             flops=opening + pilot + n_rounds * self.units_per_round * unit.flops,
