@@ -119,8 +119,10 @@ def make_plan(
         )
     fingerprints: dict[ModelSpec, str] = {}
     planned: dict[str, Node] = {}
+    # First what a person has named: of what it would add they know nothing.
+    for instance in sorted(stages, key=added.__contains__):
+        check_fit(instance, stages[instance], corpus)
     for instance, stage in stages.items():
-        check_fit(instance, stage, corpus)
         reads = sources(instance, stages)
         check_reads(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}

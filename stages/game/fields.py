@@ -14,7 +14,8 @@ Engine = Literal["auto", "prefix_cholesky", "least_squares"]
 Precision = Literal["auto", "float32", "float64"]
 
 DIRECTIONS = 512
-"""What `directions: auto` takes."""
+"""What `directions: auto` takes for two classes, and twice as many for more: measured in
+`scripts/benchmarks/short_features.md`."""
 KERNEL_EXAMPLES = 10_000
 """Most examples for which `engine: auto` holds their kernel, 8 n^2 bytes."""
 
@@ -48,7 +49,7 @@ class GameFields:
 
     directions: int | Literal["auto"] | None = "auto"
     """Leading directions of the features that the game is played on, null for the features as they
-    are; `auto` takes 512 for more than 10,000 examples, where vectors may be longer."""
+    are; `auto` takes 512 for more than 10,000 examples of two classes, 1,024 for more classes."""
     short: str = "short_features"
     """Instance of `short_features`, with the features along these directions."""
 
@@ -104,10 +105,11 @@ class GameFields:
         """The features, and their directions, for so many examples."""
         kernel, directions = self.kernel or default_kernel(size), self.directions
         if directions == "auto":
-            longest = max(size.lengths.get(name, DIRECTIONS + 1) for name in kernel)
-            is_short = len(kernel) == 1 and longest <= DIRECTIONS
+            wanted = DIRECTIONS if size.n_classes <= 2 else 2 * DIRECTIONS
+            longest = max(size.lengths.get(name, wanted + 1) for name in kernel)
+            is_short = len(kernel) == 1 and longest <= wanted
             is_by_kernel = self.engine_for(size.first_examples) == "prefix_cholesky"
-            directions = None if is_short or is_by_kernel else DIRECTIONS
+            directions = None if is_short or is_by_kernel else wanted
         return replace(self, kernel=kernel, directions=directions)
 
     @property

@@ -58,7 +58,8 @@ def done(images: Path, assay: Any) -> Path:
         "prediction": 4,
         "kernel_regression": 1,
         "freeshap": 2,
-        "label_issues": 1,
+        "label_noise": 1,
+        "label_issues": 4,
     }
     ran = assay("run", images)
     assert "Accuracy of the kernel on the queries: 1.000" in ran.stdout

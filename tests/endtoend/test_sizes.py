@@ -25,7 +25,7 @@ def many_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty rows count as many, and six numbers as short."""
     monkeypatch.setattr("stages.predictions.kernel_regression.DUAL_EXAMPLES", 40)
     monkeypatch.setattr("stages.game.fields.KERNEL_EXAMPLES", 40)
-    monkeypatch.setattr("stages.game.fields.DIRECTIONS", 6)
+    monkeypatch.setattr("stages.game.fields.DIRECTIONS", 3)
     monkeypatch.setattr("stages.surrogate.default_kernel.FEW_EXAMPLES", 40)
     monkeypatch.setattr("pipeline.sizes.SMALL", 40)
 

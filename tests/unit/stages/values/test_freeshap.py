@@ -148,7 +148,6 @@ def test_outputs_that_tie_share_the_accuracy() -> None:
         {"units_per_round": 0},
         {"rounds": 0},
         {"seed": -1},
-        {"kernel": ()},
         {"ridge": 0.0},
         {"utilities": ("loss", "accuracy")},
         {"semivalues": ()},
