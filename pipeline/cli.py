@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 import pipeline.summary as report
-from pipeline import api, cluster_size, plan_summary, stopping
+from pipeline import api, plan_summary, stopping
 from pipeline.errors import told
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
@@ -119,6 +119,8 @@ def plan(config: Path, overrides: tuple[str, ...], is_json: bool, **asked: Any) 
 
     Example: assay plan configs/quickstart.yaml --nodes 64 --cores 64 --rows 100000000
     """
+    from pipeline import cluster_size  # it imports numpy, which `--help` should not pay for
+
     planned = api.plan(config, overrides, *cluster_size.asked_for(**asked))
     shown = plan_summary.print_forecast if any(asked.values()) else plan_summary.print_estimate
     shown(planned, is_json)

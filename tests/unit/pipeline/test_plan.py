@@ -631,7 +631,7 @@ def test_a_corpus_without_features_or_text_is_told_so(raw: Raw) -> None:
         features(raw, without="features", probe={"embedding": "features"})
     tables = dict(corpus().tables)
     tables["text"] = dataclasses.replace(tables["text"], details={"has_text": False})
-    with pytest.raises(ConfigFileError, match="stages.embedding: found that it reads the text"):
+    with pytest.raises(ConfigFileError, match="stages.gradient: found that it reads the text"):
         plan(raw, Corpus(tables))
 
 
