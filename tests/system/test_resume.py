@@ -86,10 +86,11 @@ def reader(folder: Path, *expected: str) -> Iterator[dict[str, Any]]:
 
 
 def states(folder: Path) -> set[tuple[str, int]]:
-    """Every file below `folder`, half-written ones too, but for notes, as it is now."""
+    """Every file below `folder`, half-written ones too, as it is now; notes and caches apart."""
     found = set()
-    for place, _, names in os.walk(folder):
-        for name in names if os.path.basename(place)[0] != "." else ():
+    for place, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if f[0] != "." and f != "hashed"]
+        for name in names:
             try:
                 found.add((f"{place}/{name}", os.stat(f"{place}/{name}").st_mtime_ns))
             except FileNotFoundError:
