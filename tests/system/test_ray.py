@@ -233,6 +233,7 @@ def test_resources_are_honoured_and_impossible_ones_refused(
     assert json.loads(manifest.read_text())["threads"] == 2
 
 
+@pytest.mark.slow
 def test_stages_go_to_the_nodes_that_have_what_they_ask_for(
     unbroken: Any, write_config: Any, start: Any, tables_of: Any, processes: Any, tmp_path: Path
 ) -> None:

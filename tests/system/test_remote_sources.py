@@ -72,6 +72,7 @@ def config(folder: Path, root: str, **changes: Any) -> Path:
     return write_run(folder, corpus=source, stages=stages, shard_size=1000, **changes)
 
 
+@pytest.mark.slow
 def test_a_corpus_in_s3_is_that_on_disk_and_costs_a_listing_when_unchanged(
     bucket: Any, requests: Counter[str], assay: Any, tmp_path: Path
 ) -> None:
