@@ -335,3 +335,22 @@ class Stage(ABC):
         predicted class; "likeness" is how alike two rows are. None leaves it to what is read.
         """
         return None
+
+
+def check_alike(instance: str, writer: Stage, wanted: Mapping[str, Any]) -> None:
+    """Refuses a stage whose fields are others than its reader's, of which `wanted` holds some.
+
+    Raises:
+        ConfigError: one differs; `instance` is the name of the stage `writer`.
+    """
+    for name, value in wanted.items():
+        found = getattr(writer, name)
+        if found != value:
+            raise ConfigError(
+                f"{instance}: found {name}: {_plain(found)}, expected {_plain(value)}, as in the "
+                f"stage that reads it. Set {name} alike in both."
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

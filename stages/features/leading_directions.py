@@ -18,7 +18,17 @@ from torch import Tensor
 
 from stages.reading.feature_rows import LONGEST
 from stages.reading.outer_products import read_sums
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.stage import (
+    ConfigError,
+    Cost,
+    DataError,
+    Inputs,
+    Rows,
+    Split,
+    Stage,
+    Work,
+    check_alike,
+)
 from stages.tables import DIRECTION
 from storage.schema import TableSpec
 
@@ -74,13 +84,7 @@ class LeadingDirections(Stage):
             ConfigError: they are.
         """
         wanted = {"kernel": self.kernel, "normalize": self.normalize, "parts": 1}
-        for name, value in wanted.items():
-            found = getattr(writers[self.sums], name)
-            if found != value:
-                raise ConfigError(
-                    f"{self.sums}: found {name}: {found}, expected {value}, the features whose "
-                    f"directions are wanted. Set {name} alike in both."
-                )
+        check_alike(self.sums, writers[self.sums], wanted)
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
+from stages.stage import Cost, Inputs, Rows, Split, Stage, Work, check_alike
 from stages.surrogate.default_kernel import asked_features
 from storage.schema import TableSpec
 
@@ -63,13 +63,8 @@ class ShortFeatures(Stage):
         Raises:
             ConfigError: they are.
         """
-        for name in ("kernel", "normalize", "dim"):
-            found = getattr(writers[self.directions], name)
-            if found != getattr(self, name):
-                raise ConfigError(
-                    f"{self.directions}: found {name}: {found}, expected {getattr(self, name)}, as "
-                    f"in the features that are shortened. Set {name} alike in both."
-                )
+        wanted = {name: getattr(self, name) for name in ("kernel", "normalize", "dim")}
+        check_alike(self.directions, writers[self.directions], wanted)
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

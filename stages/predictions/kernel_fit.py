@@ -20,7 +20,16 @@ from stages.reading.feature_rows import LONGEST, sketched_lengths
 from stages.reading.outer_products import read_sums
 from stages.reading.supervision import no_answer
 from stages.reading.vectors import evenly, matrix_of
-from stages.stage import Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.stage import (
+    Cost,
+    DataError,
+    Inputs,
+    Rows,
+    Split,
+    Stage,
+    Work,
+    check_alike,
+)
 from stages.surrogate.kernel import RIDGE_GRID
 from stages.surrogate.labelled_kernel import Ridge, check_fields
 from stages.surrogate.primal import PrimalFit, decompose, squared_errors
@@ -77,6 +86,16 @@ class KernelFit(Stage):
         """Sums over the same vectors."""
         fields = {"kernel": list(self.kernel), "normalize": self.normalize, "parts": self.parts}
         return {self.features: fields, self.targets: fields}
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses sums over other vectors.
+
+        Raises:
+            ConfigError: they are.
+        """
+        wanted = {name: getattr(self, name) for name in ("kernel", "normalize", "parts")}
+        for instance in (self.features, self.targets):
+            check_alike(instance, writers[instance], wanted)
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

@@ -35,7 +35,7 @@ from stages.reading.answered_rows import answered_rows
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.supervision import centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Rows, Size, Split, Stage, Work
+from stages.stage import Cost, DataError, Inputs, Role, Rows, Size, Split, Stage, Work, check_alike
 from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
 from stages.surrogate.dual import DualFit, cut, fit_dual
 from stages.surrogate.kernel import RIDGE_GRID, to_queries
@@ -132,14 +132,9 @@ class KernelRegression(AnswersQueries):
         Raises:
             ConfigError: it has another.
         """
-        fitted = writers.get(self.fit)
-        own = {"kernel": self._features, "normalize": self.normalize, "ridge": self.ridge}
-        for name, value in own.items():
-            if fitted is not None and getattr(fitted, name) != value:
-                raise ConfigError(
-                    f"{self.fit}: found {name}: {getattr(fitted, name)}, expected {value}, as in "
-                    f"the regression. Set {name} alike in both."
-                )
+        if self.fit in writers:
+            own = {"normalize": self.normalize, "ridge": self.ridge, "parts": self.parts or 1}
+            check_alike(self.fit, writers[self.fit], {"kernel": self._features, **own})
 
     def open(self, inputs: Inputs) -> Any:
         """The fitted regression, which `compute` and `details` share."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
+from stages.stage import Cost, Inputs, Rows, Split, Stage, Work, check_alike
 from stages.surrogate.noise_model import NoiseModel, judged_in, read_noise_model
 from storage.schema import TableSpec
 
@@ -82,12 +82,7 @@ class LabelIssues(Stage):
         Raises:
             ConfigError: it has others.
         """
-        fitted_to = writers[self.noise].predictions
-        if fitted_to != self.predictions:
-            raise ConfigError(
-                f"{self.noise}: found predictions: {fitted_to}, expected {self.predictions}, whose "
-                "labels are judged. Set predictions alike in both."
-            )
+        check_alike(self.noise, writers[self.noise], {"predictions": self.predictions})
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:

@@ -247,3 +247,37 @@ def test_a_text_of_your_own_is_explained_in_primal_form(
     np.testing.assert_allclose(list(pairs[0].values()), list(pairs[1].values()), atol=1e-6)
     (values,) = run.explain(text=text, methods=["freeshap"])["values"]
     assert values["helpful"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (
+            {"feature_sums": {**FEATURES, "normalize": False}},
+            "feature_sums: found normalize: False, expected True",
+        ),
+        (
+            {"kernel_fit": {**FEATURES, "ridge": 0.5}},
+            "kernel_fit: found ridge: 0.5, expected auto",
+        ),
+        (
+            {
+                "label_noise": {"predictions": "other"},
+                "other": {"stage": "kernel_regression"} | FEATURES,
+            },
+            "label_noise: found predictions: other, expected kernel_regression",
+        ),
+        (
+            {
+                "freeshap": {**FEATURES, "directions": 5},
+                "leading_directions": {**FEATURES, "dim": 4},
+            },
+            "leading_directions: found dim: 4, expected 5",
+        ),
+    ],
+)
+def test_stages_of_other_features_are_refused(
+    stages: dict[str, Any], expected: str, tmp_path: Path, complaint: Any
+) -> None:
+    primal = {"kernel_regression": {**FEATURES, "form": "primal"}, "label_issues": {}}
+    assert expected in complaint("plan", given(tmp_path / "run", 20, {**primal, **stages}))

@@ -210,7 +210,8 @@ def test_readers_keep_their_views_while_a_changed_run_is_made_and_killed(
     changed.write_text((run / "config.yaml").read_text().replace(str(unbroken.folder), str(run)))
     settings = ("--set", "stages.ntk.projection.seed=1")
     with reader(run, "shapley", "ntk", "predictions", "gradients") as seen:
-        for changes in (2, 4):
+        # The lock, a file under a temporary name, and the record: then the run is another.
+        for changes in (3, 5):
             process = start("run", changed, *settings)
             assert kill_after(process, run, changes, 0.1)
             settle(processes, process.pid)
