@@ -106,6 +106,7 @@ def test_a_corpus_in_s3_is_that_on_disk_and_costs_a_listing_when_unchanged(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_read_their_parts_from_s3(bucket: Any, cli: Any, tmp_path: Path) -> None:
     """By the driver's environment, and to the same shards as one process from disk."""
     files = written(tmp_path, 8)
