@@ -15,7 +15,6 @@ import pyarrow as pa
 from stages.capabilities import Merges
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.outer_products import Sums, add, to_rows
-from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Work
 from stages.surrogate.primal_tables import FEATURE_SUMS, add_rows
 from storage.schema import TableSpec
@@ -65,19 +64,18 @@ class FeatureSums(Merges):
     def compute(self, inputs: Inputs) -> Rows:
         """Sums over the examples of some shards; no rows where none has features."""
         total: dict[str, Sums] = {}
-        is_told = False
+        length = 0
         for tables in zip(*(inputs.by_shard(name, "example") for name in self.kernel), strict=True):
             for part in range(self.parts):
                 ids, rows = shard_features(tables, self.normalize, part, self.parts)
                 add_rows(total, str(part), rows)
-            length = sum(matrix_of(table["vector"]).shape[1] for table in tables if len(ids))
-            if length // self.parts > LONGEST and not is_told:
-                is_told = True
-                inputs.tell(
-                    f"vectors of {length // self.parts} numbers are sketched to {LONGEST}, which "
-                    f"moves their kernel by {(2 / LONGEST) ** 0.5:.1%} of its diagonal at most, on "
-                    "average"
-                )
+            if len(ids):
+                length = sum(table["vector"].type.list_size for table in tables) // self.parts
+        if length > LONGEST:
+            inputs.tell(
+                f"vectors of {length} numbers are sketched to {LONGEST}, which moves their kernel "
+                f"by {(2 / LONGEST) ** 0.5:.1%} of its diagonal at most, on average"
+            )
         if total:
             yield FEATURE_SUMS.name, to_rows(total)
 

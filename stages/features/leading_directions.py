@@ -91,11 +91,6 @@ class LeadingDirections(Stage):
         """One row per direction."""
         return (DIRECTION,)
 
-    @property
-    def feature_dim(self) -> int | None:
-        """Not a feature table."""
-        return None
-
     def open(self, inputs: Inputs) -> Directions:
         """The directions.
 

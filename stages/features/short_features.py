@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.vectors import matrix_of
-from stages.stage import Cost, Inputs, Rows, Split, Stage, Work, check_alike
+from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work, check_alike
 from stages.surrogate.default_kernel import asked_features
 from storage.schema import TableSpec
 
@@ -45,6 +45,19 @@ class ShortFeatures(Stage):
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
+
+    def __post_init__(self) -> None:
+        """Refuses several tables of which one would win by its units.
+
+        Raises:
+            ConfigError: there are several, and their vectors are not scaled.
+        """
+        if len(self.kernel) > 1 and not self.normalize:
+            raise ConfigError(
+                f"short_features: found normalize: false with kernel: {list(self.kernel)}, "
+                "expected one table, or vectors of unit length. Set normalize: true, or "
+                "directions: null in the game that is played on them."
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:

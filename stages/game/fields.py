@@ -103,14 +103,20 @@ class GameFields:
 
     def sized(self, size: Size) -> Any:
         """The features, and their directions, for so many examples."""
-        kernel, directions = self.kernel or default_kernel(size), self.directions
+        kernel = self.kernel or (NTK if self.utilities == ("loss",) else default_kernel(size))
+        directions = self.directions
         if directions == "auto":
-            wanted = DIRECTIONS if size.n_classes <= 2 else 2 * DIRECTIONS
-            longest = max(size.lengths.get(name, wanted + 1) for name in kernel)
-            is_short = len(kernel) == 1 and longest <= wanted
-            is_by_kernel = self.engine_for(size.first_examples) == "prefix_cholesky"
-            directions = None if is_short or is_by_kernel else wanted
+            directions = self._directions(kernel, size)
         return replace(self, kernel=kernel, directions=directions)
+
+    def _directions(self, kernel: tuple[str, ...], size: Size) -> int | None:
+        """What `directions: auto` means for so many examples; see `directions`."""
+        wanted = DIRECTIONS if size.n_classes <= 2 else 2 * DIRECTIONS
+        is_short = len(kernel) == 1 and size.lengths.get(kernel[0], wanted + 1) <= wanted
+        is_few = size.first_examples <= KERNEL_EXAMPLES or self.engine == "prefix_cholesky"
+        # Short features of several tables are of unit length alone.
+        is_scaled_by_table = len(kernel) > 1 and not self.is_unit
+        return None if is_short or is_few or is_scaled_by_table else wanted
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -91,7 +91,6 @@ class KernelRepresenter(PairScores):
         own = {"kernel": self._features, "normalize": self.normalize, "per_class": False}
         for name, value in own.items():
             other = getattr(fitted, name, value)
-            other = other if other != () else NTK
             if other != value:
                 raise ConfigError(
                     f"{self.regression}: found {name}: {other}, expected {value}, the kernel that "

@@ -8,7 +8,7 @@ primal form. [derived]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ from storage.schema import TableSpec
 
 RIDGE_ROWS, RIDGE_SHARDS = 32_768, 64
 """Most examples, and most shards of them, that the automatic ridge is chosen on."""
+
+
+class FittedSums(NamedTuple):
+    """The fits of all parts, and the facts of the regression for the manifest."""
+
+    fits: list[PrimalFit]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class KernelFit(Stage):
         """One row per part and direction."""
         return (KERNEL_FIT,)
 
-    def open(self, inputs: Inputs) -> dict[str, Any]:
+    def open(self, inputs: Inputs) -> FittedSums:
         """The fits of all parts, and the facts of the regression.
 
         Raises:
@@ -113,46 +120,41 @@ class KernelFit(Stage):
         answered = read_target_sums(inputs.table(self.targets))
         if not answered:
             raise self._nothing(inputs)
-        fits, scales, mean_diagonals, offsets = [], [], [], []
-        n = 0
+        n, of_constant = answered[0][0], answered[0][1][-1, 1:]
+        offset = float(of_constant.sum()) / (n * len(of_constant))
+        fits, scales, mean_diagonals = [], [], []
         for part in range(self.parts):
-            sums, (n, sums_of_targets) = all_sums[str(part)], answered[part]
-            products = sums.products
+            products, (_, target_sums) = all_sums[str(part)].products, answered[part]
             if str(part) in without:
                 products = products - without[str(part)].products
-            in_parts = sums_of_targets[:, 1:].chunk(self.parts, 1)[part]
-            offsets.append(
-                float(sums_of_targets[-1, 1:].sum()) / (n * (sums_of_targets.shape[1] - 1))
-            )
-            targets = in_parts[:-1] - offsets[-1] * sums_of_targets[:-1, :1]
+            in_part = target_sums[:, 1:].chunk(self.parts, 1)[part]
+            targets = in_part[:-1] - offset * target_sums[:-1, :1]
             found, column = self._scales(inputs, products, n)
             scales.append(found)
             products = products / column[:, None] / column
             fits.append(decompose(products, targets / column[:, None]))
             mean_diagonals.append(float(products.diagonal().sum()) / n)
-        ridge, errors = self._ridge(inputs, fits, scales, mean_diagonals, offsets[0])
+        ridge, errors = self._ridge(inputs, fits, scales, mean_diagonals, offset)
         tried = [{"ridge": r, "error": e} for r, e in zip(RIDGE_GRID, errors, strict=False)]
-        return {
-            "fits": fits,
-            "facts": {
-                "ridge": ridge,
-                "damping": [ridge * scale for scale in mean_diagonals],
-                "offset": offsets[0],
-                "scales": scales,
-                "n_examples": n,
-                "dim": len(fits[0].eigenvalues),
-                "ridge_errors": tried,
-            },
+        facts = {
+            "ridge": ridge,
+            "damping": [ridge * scale for scale in mean_diagonals],
+            "offset": offset,
+            "scales": scales,
+            "n_examples": n,
+            "dim": len(fits[0].eigenvalues),
+            "ridge_errors": tried,
         }
+        return FittedSums(fits, facts)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Ridge, damping and scales by part, the offset, and the error of each ridge tried."""
-        facts: dict[str, Any] = inputs.opened["facts"]
-        return facts
+        fitted: FittedSums = inputs.opened
+        return fitted.facts
 
     def compute(self, inputs: Inputs) -> Rows:
         """The directions of every part."""
-        for batch in fit_rows(inputs.opened["fits"]).to_batches():
+        for batch in fit_rows(inputs.opened.fits).to_batches():
             yield KERNEL_FIT.name, batch
 
     def cost(self, work: Work) -> Cost:

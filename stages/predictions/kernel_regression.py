@@ -137,18 +137,20 @@ class KernelRegression(AnswersQueries):
             check_alike(self.fit, writers[self.fit], {"kernel": self._features, **own})
 
     def open(self, inputs: Inputs) -> Any:
-        """The fitted regression, which `compute` and `details` share."""
-        if self.form == "primal":
-            return read_fit(inputs, self.fit)
-        return self._dual_fit(inputs)
+        """The fitted regression, which `compute` and `details` share.
 
-    def _dual_fit(self, inputs: Inputs) -> DualFit:
-        """The fit on all examples at once."""
+        Raises:
+            DataError: kernels are to be per class where there is none.
+        """
         if self.per_class and (task := task_of(inputs)) != "classification":
             raise DataError(
                 f"per_class: found true in a corpus with task: {task}, expected classes. Set "
                 "per_class: false."
             )
+        return read_fit(inputs, self.fit) if self.form == "primal" else self._dual_fit(inputs)
+
+    def _dual_fit(self, inputs: Inputs) -> DualFit:
+        """The fit on all examples at once."""
         joined = read_features(inputs, self._features)
         answers, query_ids, features, left_out = joined
         n_parts = answers.targets.shape[1] if self.per_class else 1
@@ -159,8 +161,8 @@ class KernelRegression(AnswersQueries):
         """Ridge, damping (per class with `per_class`), and the error of each ridge tried."""
         if self.form == "primal":
             facts = dict(inputs.details(self.fit))
-            facts.pop("scales"), facts.pop("offset")
-            return {**facts, "damping": facts["damping"] if self.per_class else facts["damping"][0]}
+            facts["damping"] = facts["damping"] if self.per_class else facts["damping"][0]
+            return {name: fact for name, fact in facts.items() if name not in ("scales", "offset")}
         opened: DualFit = inputs.opened
         tried = zip(RIDGE_GRID, opened.ridge_errors, strict=False)
         return {

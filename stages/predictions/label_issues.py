@@ -104,13 +104,13 @@ class LabelIssues(Stage):
         model, last_score, last_id = inputs.opened
         if inputs.part.role == "query":
             return
-        (ids, outputs, labels), _ = judged_in(
+        ids, outputs, labels = judged_in(
             inputs.table("label", "example"), inputs.table(self.predictions, "example")
         )
         if not len(ids):
             return
         clean = model.clean(outputs)
-        score, suggested = model.scores(outputs, labels), clean.argmax(dim=1)
+        score, suggested = clean[torch.arange(len(labels)), labels], clean.argmax(dim=1)
         is_low = (score < last_score) | ((score == last_score) & torch.from_numpy(ids <= last_id))
         columns = [
             labels,

@@ -1,8 +1,8 @@
 """Which features a kernel is of, where the configuration leaves it open.
 
-The NTK for few rows; for many the hidden states of all layers, which take a third of its time and a
-third of its bytes. What that costs is within the noise of measuring it: see
-`scripts/benchmarks/short_features.md`.
+The NTK for few rows; for many the hidden states of all layers, which take a third of its time and
+two thirds of its bytes. What that costs in the order of wrong labels is within the noise of
+measuring it: see `scripts/benchmarks/short_features.md`.
 """
 
 from collections.abc import Mapping

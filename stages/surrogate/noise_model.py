@@ -133,18 +133,8 @@ def fit_noise_model(
     return NoiseModel(float(temperature_), offsets_, float(noise_))
 
 
-def margins(
-    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
-) -> Float[Tensor, " rows"]:
-    """Output of the given class less the largest of the others; negative contradicts the label."""
-    rows = torch.arange(len(labels))
-    others = outputs.clone()
-    others[rows, labels] = -torch.inf
-    return outputs[rows, labels] - others.amax(dim=1)
-
-
-def judged_in(label: pa.Table, predictions: pa.Table) -> tuple[Judged, int]:
-    """The examples in both tables that have a label, and how many labelled ones lack a prediction.
+def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:
+    """The examples in both tables that have a label.
 
     Raises:
         DataError: an example has several predictions.
@@ -162,10 +152,10 @@ def judged_in(label: pa.Table, predictions: pa.Table) -> tuple[Judged, int]:
         )
     if not rows.num_rows:
         no_outputs = torch.zeros(0, 0, dtype=torch.float64)
-        return Judged(given[:0], no_outputs, torch.zeros(0, dtype=torch.int64)), len(given)
+        return Judged(given[:0], no_outputs, torch.zeros(0, dtype=torch.int64))
     outputs = torch.from_numpy(matrix_of(rows["logits"]).astype(np.float64))
     labels = torch.from_numpy(np.array(label["label"].to_numpy()))
-    return Judged(label["id"].to_numpy(), outputs, labels), len(given) - label.num_rows
+    return Judged(label["id"].to_numpy(), outputs, labels)
 
 
 def judged_by_shard(inputs: Inputs, predictions: str, most: int | None = None) -> Iterator[Judged]:
@@ -182,7 +172,7 @@ def judged_by_shard(inputs: Inputs, predictions: str, most: int | None = None) -
             read.append(more)
             n_missing -= int(np.isin(more["id"].to_numpy(), ids).sum())
         if read:
-            yield judged_in(pa.concat_tables(read), rows)[0]
+            yield judged_in(pa.concat_tables(read), rows)
 
 
 def read_noise_model(table: pa.Table) -> tuple[NoiseModel, float, int]:

@@ -10,6 +10,9 @@ import yaml
 from runs import write_lines, write_run
 
 from pipeline.open_run import open_run
+from stages.features.short_features import ShortFeatures
+from stages.stage import ConfigError, Size
+from stages.values.freeshap import FreeShap
 
 FEATURES = {"kernel": ["features"]}
 STAGES: dict[str, Any] = {
@@ -180,6 +183,31 @@ def test_a_corrected_label_is_judged_anew_beside_old_rows(tmp_path: Path, assay:
     config.write_text(yaml.safe_dump(raw | {"old_rows": "kept"}))
     tasks = {row["stage"]: row["tasks"] for row in plan_of(assay, config)["stages"]}
     assert (tasks["kernel_regression"], tasks["label_issues"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "expected"),
+    [
+        ({}, 40, None),
+        ({}, 41, 6),
+        ({"engine": "least_squares"}, 40, None),
+        ({"engine": "prefix_cholesky"}, 41, None),
+        ({"kernel": ("a", "b"), "normalize": False}, 41, None),
+        ({"kernel": ("a", "b")}, 41, 6),
+        ({"directions": 5}, 40, 5),
+        ({"kernel": ("short",)}, 41, None),
+    ],
+)
+def test_directions_are_chosen_for_many_rows_alone(
+    fields: dict[str, Any], rows: int, expected: int | None
+) -> None:
+    stage = FreeShap(**{"kernel": ("long",), **fields})
+    assert stage.sized(Size(rows, rows, 9, 3, {"long": 12, "short": 6})).directions == expected
+
+
+def test_unscaled_vectors_of_several_tables_are_not_shortened() -> None:
+    with pytest.raises(ConfigError, match=r"found normalize: false .* expected one table"):
+        ShortFeatures(kernel=("a", "b"), normalize=False)
 
 
 @pytest.mark.parametrize("rows", [41, 87])

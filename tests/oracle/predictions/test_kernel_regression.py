@@ -268,6 +268,8 @@ def test_what_per_class_cannot_cut_is_refused() -> None:
         KernelRegression(per_class=True).open(inputs)
     with pytest.raises(DataError, match="per_class: found true in a corpus with task: regression"):
         KernelRegression(per_class=True).open(Numbers())
+    with pytest.raises(DataError, match="per_class: found true in a corpus with task: regression"):
+        KernelRegression(per_class=True, form="primal").open(Numbers())
 
 
 def test_a_completion_has_nothing_to_regress_on() -> None:
