@@ -209,7 +209,7 @@ def last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
     """The record of the folder's last execution in this store; empty where there is none."""
     with suppress(RunFolderError):
         record = folder.read_record()
-        return record if folder.store().url == store.url else {}
+        return record if folder.store(record).url == store.url else {}
     return {}
 
 
