@@ -19,7 +19,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
-from pipeline.config import stage_name
 from pipeline.corpus import Corpus
 from pipeline.errors import ConfigFileError, RunError
 from pipeline.node import Node, Task, shards_of
@@ -120,11 +119,8 @@ def _labels_of(
     table = node.stage.writes[0].name
     manifest_key = _pinned(node, key, "").manifest_key(table)
     # Where the shard is gone, the manifest says what it was fitted on, and it is fitted again.
-    manifest = _readable(store, table, manifest_key)
-    if manifest is None:
-        return None
-    made_by = (manifest.stage, manifest.version, dict(manifest.fields))
-    if made_by != (stage_name(node.stage), node.stage.version, dict(node.fields)):
+    manifest = readable(store, table, manifest_key)
+    if manifest is None or not node.has_made(manifest):
         return None
     fitted_on = manifest.inputs.get("label", "")
     if not _same_label_question(fitted_on, corpus, store):
@@ -141,26 +137,27 @@ def _same_label_question(fitted_on: str, corpus: Corpus, store: Store) -> bool:
 
     Corrected labels have; `fitted_on` is the manifest key of the artefact's labels.
     """
-    manifest = _readable(store, "label", fitted_on)
+    manifest = readable(store, "label", fitted_on)
     if manifest is None:
         return False
     before, now = manifest.details, corpus.tables["label"].details
     return all(before.get(name) == now.get(name) for name in ("classes", "column", "flip_labels"))
 
 
-def _readable(store: Store, table: str, key: str) -> Manifest | None:
-    """A manifest; None where it is not in the store, or damaged."""
+def readable(store: Store, table: str, key: str | None) -> Manifest | None:
+    """A manifest; None where there is none of that key in the store, or it is damaged."""
     try:
-        return store.read_manifest(table, key) if store.has_manifest(table, key) else None
+        if key is not None and store.has_manifest(table, key):
+            return store.read_manifest(table, key)
     except FileError as error:
         LOG.warning("left out: %s", error)
-        return None
+    return None
 
 
 def _overlap(manifest: Manifest, read: str, keys: set[str], table: str, store: Store) -> float:
     """Share of the artefact's rows in the table `read` that lie in the corpus's shards `keys`."""
     key = manifest.inputs.get(read)
-    before = _readable(store, table, key) if key is not None else None
+    before = readable(store, table, key)
     if before is None:
         return 0.0
     shards = [s for s in before.shards if s.role != "query"]

@@ -216,7 +216,8 @@ def _needed(store: Store, runs: Iterable[User], tables: Mapping[str, str]) -> se
         for states in user.tables.values():
             for state in states.values():
                 needed |= {f"{key}.parquet" for key in state["shards"]}
-                manifests += [f"{state['manifest']}.json"] if state["manifest"] else []
+                key = state["manifest"] or state.get("before")
+                manifests += [f"{key}.json"] if key else []
     while manifests:
         name = manifests.pop()
         if name in needed or name not in tables:

@@ -6,6 +6,7 @@ plain dataclasses, checked here by pydantic, which no stage imports.
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,17 +179,23 @@ def _check(cls: type[Any], raw: Mapping[str, Any], name: str, where: tuple[str, 
             f"{name}: {'.'.join(where) or 'top level'}: found the key {odd!r}, expected words. "
             "Put quotes around it if it is a name."
         )
-    # A list around the class lets the settings reach plain dataclasses, which cannot carry them.
-    settings = pydantic.ConfigDict(extra="forbid", strict=True)
-    adapter = pydantic.TypeAdapter(list[cls], config=settings)  # type: ignore[valid-type]
     try:
         # JSON mode: strict about types, yet lists stand for tuples and mappings for dataclasses.
+        adapter = _adapter(cls)  # type: ignore[arg-type]  # a class is hashable
         return adapter.validate_json(json.dumps([raw], default=str))[0]
     except ConfigError as error:
         raise ConfigFileError(f"{name}: {'.'.join(where)}{': ' if where else ''}{error}") from error
     except pydantic.ValidationError as error:
         lines = [_explain(cls, detail, name, where) for detail in error.errors()]
         raise ConfigFileError("\n".join(lines)) from error
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> pydantic.TypeAdapter[list[Any]]:
+    """Checks lists of a dataclass; kept, as making it takes milliseconds and a check none."""
+    # A list around the class lets the settings reach plain dataclasses, which cannot carry them.
+    settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    return pydantic.TypeAdapter(list[cls], config=settings)  # type: ignore[valid-type]
 
 
 def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> str:

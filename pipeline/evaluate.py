@@ -41,7 +41,8 @@ def evaluate(
     configured = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
     configured = configured.with_models(lambda: _models(folder))
-    record, store = folder.read_record(), folder.store()
+    record = folder.read_record()
+    store = folder.store(record)
     tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
     inputs = StoredInputs(tables, "whole", store)
     task = str(inputs.details("label").get("task", "classification"))

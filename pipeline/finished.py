@@ -22,8 +22,9 @@ class Finished:
         """
         self.run = folder.read_run()
         self.stages, _ = stages_in_order(self.run)
-        self.store: Store = folder.store()
-        self._folder, self._tables = folder, folder.read_record()["tables"]
+        record = folder.read_record()
+        self.store: Store = folder.store(record)
+        self._folder, self._tables = folder, record["tables"]
 
     def sources(self, instance: str) -> dict[str, tuple[str, str]]:
         """For each name that an instance reads: the instance that writes it, and the table."""

@@ -1,8 +1,9 @@
 """The folder of a run: the resolved YAML, the catalog and the record of its tables.
 
 <run>/config.yaml        resolved; `assay run` on it repeats the run
-<run>/run.json           run id, for every table its shards and, once whole, its manifest, and the
-                         resolved YAML once more: of the two, each stands in for the other
+<run>/run.json           run id, for every table its shards and, once whole, its manifest (until
+                         then as `before` that of the last one that was whole), and the resolved
+                         YAML once more: of the two, each stands in for the other
 <run>/catalog.duckdb     views over the tables that are whole
 <run>/assay.log          the log of its executions
 <run>/summary.json       what `assay run` shows at its end

@@ -129,8 +129,8 @@ class _Forecast:
         }
         cost = Cost(written_bytes=round(written), memory_bytes=DRIVER_ROW_BYTES * n_rows)
         requests = 2 * n_pieces + files + len(tables)
-        told = self._told(CORPUS_INSTANCE, division, cost, limits, 2 * source, requests)
-        return {**told, "tasks": n_tasks, "workers": workers}
+        told = self._told(CORPUS_INSTANCE, division, cost, limits, 2 * source, requests, workers)
+        return {**told, "tasks": n_tasks}
 
     def row(self, node: Node) -> dict[str, Any]:
         """One stage; its tables are then there for those that read them."""
@@ -156,8 +156,7 @@ class _Forecast:
             "requests": requests / workers * assumed.request_ms / 1e3,
             "driver": (division.tasks + division.merges) * assumed.driver_ms / 1e3,
         }
-        told = self._told(node.instance, division, cost, limits, read, requests)
-        told["workers"] = workers
+        told = self._told(node.instance, division, cost, limits, read, requests, workers)
         if division.levels:
             part = cost.written_bytes / (division.tasks + division.merges)
             told["seconds"] += division.levels * (FAN_IN + 1) * part / self._bandwidth(1)
@@ -234,17 +233,11 @@ class _Forecast:
                 requests += table.files * times
             requests += -(-table.files // LISTED_AT_ONCE) * workers
         if division.merges:
-            n_bytes += sum(t.bytes for t in self._parts(node, division))
-            requests += (division.tasks + division.merges - 1) * len(stage.writes)
+            # The merges read every partial result but the root's.
+            n_parts = division.tasks + division.merges - 1
+            n_bytes += n_parts * sum(t.bytes for t in self._tables[node.instance].values())
+            requests += n_parts * len(stage.writes)
         return n_bytes, requests
-
-    def _parts(self, node: Node, division: _Division) -> list[_Table]:
-        """The partial results that the merges of a stage read, by table."""
-        n_parts = division.tasks + division.merges
-        return [
-            _Table(table.bytes * (n_parts - 1), n_parts - 1, 0.0, False)
-            for table in self._tables[node.instance].values()
-        ]
 
     def _written(self, node: Node, cost: Cost, division: _Division) -> dict[str, _Table]:
         """The tables of a stage; what it writes is counted to the first of them."""
@@ -281,6 +274,7 @@ class _Forecast:
         limits: Mapping[str, float],
         read: float,
         requests: int,
+        workers: int,
     ) -> dict[str, Any]:
         """One row of the forecast; the slowest of `limits` is the stage's."""
         limit = max(limits, key=lambda name: limits[name])
@@ -288,7 +282,7 @@ class _Forecast:
         return {
             "stage": instance,
             "tasks": division.tasks + division.merges,
-            "workers": 1,
+            "workers": workers,
             "flops": cost.flops,
             "read_bytes": round(read),
             "written_bytes": cost.written_bytes,

@@ -2,19 +2,19 @@
 
 A stage that judges rows one by one, by a fit on all of them, would judge every row anew when some
 are appended, for the fit is another. With `old_rows: kept` the shards of examples whose own inputs
-are as they were keep the rows that the run's last execution gave them: only new rows and corrected
-ones are judged, by the new fit. Queries always are.
+are as they were keep the rows that the run's last whole table gave them: only new rows and
+corrected ones are judged, by the new fit. Queries always are. Where a fit has other settings than
+it had, all rows are judged anew.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import stage_name
+from pipeline.artefact import readable
 from pipeline.corpus import Corpus
-from pipeline.node import Node, Task, shards_of
+from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from storage.manifest import Manifest
-from storage.schema import FileError
 from storage.table import Store
 
 
@@ -32,11 +32,13 @@ def keep_judged(
         planned: The nodes that come before, by instance.
         corpus: The corpus as it stands.
         store: Holds the shards that were computed before.
-        recorded: By instance and table, the shards of the run's last execution (`run.json`).
+        recorded: By instance and table, the state of the run's last execution (`run.json`).
     """
-    before = _manifest(store, node.stage.writes[0].name, recorded.get(node.instance, {}))
-    recipe = (stage_name(node.stage), node.stage.version, dict(node.fields))
-    if before is None or (before.stage, before.version, dict(before.fields)) != recipe:
+    table = node.stage.writes[0].name
+    state = recorded.get(node.instance, {}).get(table, {})
+    # One that was interrupted says which table was whole before it.
+    before = readable(store, table, state.get("manifest") or state.get("before"))
+    if before is None or not node.has_made(before):
         return node, None
     unchanged = _unchanged(node, planned, corpus, store, before)
     present = set.intersection(*(store.shard_keys(spec.name) for spec in node.stage.writes))
@@ -67,25 +69,29 @@ def _unchanged(
     store: Store,
     before: Manifest,
 ) -> set[int]:
-    """The shards of examples of which everything that is read shard by shard is as it was."""
-    unchanged = {task.part.index for task in node.tasks if task.part.role == "example"}
+    """The shards of examples of which everything that is read shard by shard is as it was.
+
+    A table that is none by shard, such as a fit, may be another where it was computed alike, from
+    the same rows of these shards.
+    """
+    unchanged = {s.index for s in corpus.tables["text"].shards if s.role == "example"}
     for read, source in node.reads.items():
-        now = {i: key for role, i, key in shards_of(source, planned, corpus) if role == "example"}
-        if not now:
+        key = before.inputs.get(read)
+        if key == node.inputs[read]:
             continue
-        then = _manifest(store, source[1], {source[1]: {"manifest": before.inputs.get(read)}})
-        was = {s.index: s.key for s in then.shards if s.role == "example"} if then else {}
-        unchanged &= {index for index, key in now.items() if was.get(index) == key}
+        instance, table = source
+        then = readable(store, table, key)
+        if then is None:
+            return set()
+        now = {i: key for role, i, key in shards_of(source, planned, corpus) if role == "example"}
+        if now or instance == CORPUS_INSTANCE:
+            was = {s.index: s.key for s in then.shards if s.role == "example"}
+            unchanged &= {index for index, key in now.items() if was.get(index) == key}
+        elif planned[instance].has_made(then):
+            unchanged &= _unchanged(planned[instance], planned, corpus, store, then)
+        else:
+            return set()
     return unchanged
-
-
-def _manifest(store: Store, table: str, tables: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of a table that a record lists; None where it cannot be read."""
-    key = tables.get(table, {}).get("manifest")
-    try:
-        return store.read_manifest(table, key) if key else None
-    except FileError:
-        return None
 
 
 def _of_examples(tasks: tuple[Task, ...]) -> int:

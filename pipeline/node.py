@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import stage_name
 from pipeline.corpus import Corpus
 from stages.capabilities import Samples
 from stages.stage import Part, Stage
-from storage.manifest import table_key
+from storage.manifest import Manifest, table_key
 
 CORPUS_INSTANCE = "corpus"
 
@@ -48,6 +49,11 @@ class Node:
     def missing(self) -> tuple[Task, ...]:
         """The tasks that must run."""
         return tuple(task for task in self.tasks if task.key not in self.done)
+
+    def has_made(self, manifest: Manifest) -> bool:
+        """Whether a table was computed by the same stage, of the same version and fields."""
+        made_by = (manifest.stage, manifest.version, dict(manifest.fields))
+        return made_by == (stage_name(self.stage), self.stage.version, dict(self.fields))
 
     def stop_rule(self) -> Any:
         """A fresh stopping rule; None runs all rounds."""

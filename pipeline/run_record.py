@@ -54,17 +54,14 @@ class RunRecord:
                 }
             },
         }
+        last = _last_record(folder)
         for node in plan.nodes:
             self.record["tables"][node.instance] = {
-                spec.name: {
-                    "manifest": self._manifest_if_whole(node, spec.name),
-                    "shards": [t.key for t in node.tasks],
-                }
+                spec.name: self._state(node, spec.name, last.get("tables", {}))
                 for spec in node.stage.writes
             }
         # Readers of a run that was whole keep its catalog until the new run is whole, too, over
         # any number of kills in between.
-        last = _last_record(folder)
         was_whole = bool(last) and (last.get("keeps_catalog") or _is_whole(last))
         self._keeps_catalog = folder.catalog.exists() and was_whole
         if self._keeps_catalog:
@@ -125,7 +122,9 @@ class RunRecord:
                 manifest = self._manifest(node, spec.name, shards, seconds)
                 self.store.write_manifest(manifest, replaces=True)
                 notices = notices or sentences(manifest.details)
-            self.record["tables"][node.instance][spec.name]["manifest"] = key
+            state = self.record["tables"][node.instance][spec.name]
+            state["manifest"] = key
+            state.pop("before", None)
         self._save()
         return notices
 
@@ -163,6 +162,17 @@ class RunRecord:
         key = node.manifest_key(table)
         return key if not node.missing and self.store.has_manifest(table, key) else None
 
+    def _state(self, node: Node, table: str, last: Mapping[str, Any]) -> dict[str, Any]:
+        """A table in the record; until it is whole, with the one that was whole `before`, if any.
+
+        `last` holds the tables of the last execution.
+        """
+        manifest = self._manifest_if_whole(node, table)
+        state = {"manifest": manifest, "shards": [task.key for task in node.tasks]}
+        was = last.get(node.instance, {}).get(table, {})
+        before = was.get("manifest") or was.get("before")
+        return state | ({"before": before} if manifest is None and before is not None else {})
+
     def _save(self) -> None:
         """Writes `run.json`, and the catalog where no older one is to be kept."""
         self.folder.write_record(self.record)
@@ -199,7 +209,7 @@ def last_record(folder: RunFolder, store: Store) -> dict[str, Any]:
     """The record of the folder's last execution in this store; empty where there is none."""
     with suppress(RunFolderError):
         record = folder.read_record()
-        return record if folder.store().url == store.url else {}
+        return record if folder.store(record).url == store.url else {}
     return {}
 
 

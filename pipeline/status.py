@@ -24,7 +24,7 @@ def run_status(path: Path) -> dict[str, Any]:
     """
     folder = RunFolder(path.expanduser().resolve())
     record = folder.read_record()
-    store = folder.store()
+    store = folder.store(record)
     if store.is_local and not Path(store.root).exists():
         raise RunFolderError(
             f"{folder.path}: found no store at {store.root}, expected the tables of this run. "

@@ -184,7 +184,7 @@ def verify_run(
     progress = progress or Progress()
     folder = RunFolder(path.expanduser().resolve())
     record = folder.read_record()
-    store = folder.store()
+    store = folder.store(record)
     claims = claims_of_record(record)
     total = sum(len(claim.shards) for claim in claims)
     done = 0
@@ -202,7 +202,7 @@ def verify_run(
     progress.stepped("verify", total, total)
     damages += _wrong_keys(folder, store, {(d.table, d.name) for d in damages})
     damages = list({(d.table, d.name): d for d in damages}.values())
-    in_folder = folder.faults()
+    in_folder = folder.faults(record)
     maps = damaged_maps(claims, store, None)
     if is_repair:
         repair(damages, store)

@@ -4,6 +4,7 @@ It loads data sets of the hub and saved folders, finds the splits of a folder of
 split expressions. Its errors become a DataError, and it prints nothing.
 """
 
+import hashlib
 import os
 import re
 import tempfile
@@ -19,6 +20,7 @@ import pyarrow as pa
 from stages.corpus.cells import SourceRows
 from stages.corpus.pieces import Layout, Reading, Split, select
 from stages.corpus.source import ENDINGS, KINDS, Source, ending
+from stages.corpus.source_files import list_files
 from stages.stage import DataError
 
 
@@ -58,15 +60,17 @@ def advice() -> str:
 
 def saved_splits(path: str, source: Source, piece_bytes: int) -> dict[str, Callable[[], Split]]:
     """The splits of a folder that `save_to_disk` wrote, as functions that cut them into pieces."""
+    version = hashlib.sha256(repr(list_files(path)).encode()).hexdigest()
     return {
-        name: partial(_split, DatasetPiece(source, path, name), rows, piece_bytes)
+        name: partial(_split, DatasetPiece(source, version, path, name), rows, piece_bytes)
         for name, rows in _saved(source, path).items()
     }
 
 
 def hub_split(source: Source, piece_bytes: int) -> Split:
     """The rows of a data set of the hub, or in its cache, as pieces; see `load_hub`."""
-    return _split(DatasetPiece(source), load_hub(source), piece_bytes)
+    dataset = load_hub(source)
+    return _split(DatasetPiece(source, dataset._fingerprint), dataset, piece_bytes)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class DatasetPiece:
     """Rows of a data set that `datasets` opens; they lie in Arrow files, which are mapped."""
 
     source: Source
+    version: str
+    """Changes with the data set, which may be written anew between two readings of a process."""
     folder: str | None = None
     """A folder that `save_to_disk` wrote; None for the hub."""
     split: str = ""
@@ -82,7 +88,7 @@ class DatasetPiece:
 
     def read(self, layout: Layout) -> SourceRows:
         """The rows; those with bytes that are not UTF-8 are among the faults."""
-        opened = _opened(self.source, self.folder)
+        opened = _opened(self.source, self.version, self.folder)
         dataset = opened[self.split] if self.folder is not None else opened
         with quiet(), as_data_error(self.source, "Write the data set again."):
             table = dataset.with_format("arrow")[self.start : self.start + self.n_rows]
@@ -103,7 +109,7 @@ def _split(piece: DatasetPiece, dataset: Any, piece_bytes: int) -> Split:
 
 
 @lru_cache(maxsize=1)
-def _opened(source: Source, folder: str | None) -> Any:
+def _opened(source: Source, version: str, folder: str | None) -> Any:
     """The data set of a source, which stays open for its next piece."""
     return load_hub(source) if folder is None else _saved(source, folder)
 

@@ -21,6 +21,7 @@ STAGES: dict[str, Any] = {
     "freeshap": {**FEATURES, "rounds": 2, "utilities": ["margin"]},
 }
 LONG = 12
+JUDGED = "SELECT example_id, label_score, p_wrong FROM label_issues ORDER BY example_id"
 
 
 @pytest.fixture(autouse=True)
@@ -142,10 +143,9 @@ def test_a_probe_of_many_rows_is_fitted_on_some_and_stays_when_rows_are_appended
 
 def test_old_rows_are_judged_again_only_when_asked(tmp_path: Path, assay: Any) -> None:
     stages = {"kernel_regression": FEATURES, "label_issues": {}}
-    judged = "SELECT example_id, label_score, p_wrong FROM label_issues ORDER BY example_id"
     config = given(tmp_path / "run", 60, stages)
     assay("run", config)
-    before = open_run(tmp_path / "run/run").sql(judged).fetchall()
+    before = open_run(tmp_path / "run/run").sql(JUDGED).fetchall()
     given(tmp_path / "run", 80, stages, old_rows="kept")
     planned = plan_of(assay, config)
     tasks = {row["stage"]: (row["tasks"], row["reused"]) for row in planned["stages"]}
@@ -154,20 +154,20 @@ def test_old_rows_are_judged_again_only_when_asked(tmp_path: Path, assay: Any) -
     assert tasks["label_issues"] == (3, 6)
     assert any("kernel_regression keeps the rows of 6 of 8 shards" in n for n in planned["notes"])
     assay("run", config)
-    after = open_run(tmp_path / "run/run").sql(judged).fetchall()
+    after = open_run(tmp_path / "run/run").sql(JUDGED).fetchall()
     assert after[:60] == before
     assert len(after) == 80
     assert all(row["tasks"] == 0 for row in plan_of(assay, config)["stages"])
     assay("verify", tmp_path / "run/run")
     anew = given(tmp_path / "anew", 80, stages)
     assay("run", anew)
-    expected = open_run(tmp_path / "anew/run").sql(judged.replace("p_wrong", "0")).fetchall()
+    expected = open_run(tmp_path / "anew/run").sql(JUDGED.replace("p_wrong", "0")).fetchall()
     np.testing.assert_allclose(
         [row[1] for row in after[60:]], [row[1] for row in expected[60:]], atol=0.05
     )
     given(tmp_path / "run", 80, stages, old_rows="again")
     assay("run", config)
-    again = open_run(tmp_path / "run/run").sql(judged.replace("p_wrong", "0")).fetchall()
+    again = open_run(tmp_path / "run/run").sql(JUDGED.replace("p_wrong", "0")).fetchall()
     assert again == expected
 
 
@@ -208,6 +208,53 @@ def test_directions_are_chosen_for_many_rows_alone(
 def test_unscaled_vectors_of_several_tables_are_not_shortened() -> None:
     with pytest.raises(ConfigError, match=r"found normalize: false .* expected one table"):
         ShortFeatures(kernel=("a", "b"), normalize=False)
+
+
+def test_old_rows_stay_when_the_run_that_appends_is_killed(
+    tmp_path: Path, assay: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = {"kernel_regression": FEATURES, "label_issues": {}}
+    config = given(tmp_path / "run", 60, stages)
+    assay("run", config)
+    before = open_run(tmp_path / "run/run").sql(JUDGED).fetchall()
+    given(tmp_path / "run", 80, stages, old_rows="kept")
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.run._StageTasks.run", killed)
+            assay("run", config, code=130)
+        assay("clean", tmp_path / "run/run", "--remove")
+    assay("run", config)
+    after = open_run(tmp_path / "run/run").sql(JUDGED).fetchall()
+    assert after[:60] == before
+    assert len(after) == 80
+    tables = json.loads((tmp_path / "run/run/run.json").read_text())["tables"]
+    assert set(tables["label_issues"]["label_issues"]) == {"manifest", "shards"}
+
+
+def killed(_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_no_row_stays_that_a_fit_with_other_settings_has_judged(tmp_path: Path, assay: Any) -> None:
+    stages = {"kernel_regression": {**FEATURES, "form": "dual"}, "label_issues": {}}
+    config = given(tmp_path / "run", 60, stages, old_rows="kept")
+    assay("run", config)
+    stages["kernel_regression"]["ridge"] = 5.0
+    given(tmp_path / "run", 60, stages, old_rows="kept")
+    tasks = {row["stage"]: row["tasks"] for row in plan_of(assay, config)["stages"]}
+    assert tasks["label_issues"] == 7
+
+
+def test_a_changed_vector_is_judged_anew_by_one_fit_on_all(tmp_path: Path, assay: Any) -> None:
+    stages = {"kernel_regression": {**FEATURES, "form": "dual"}, "label_issues": {}}
+    config = given(tmp_path / "run", 60, stages, old_rows="kept")
+    assay("run", config)
+    vectors = np.load(tmp_path / "run/corpus.npy")
+    vectors[3] = -vectors[3]
+    np.save(tmp_path / "run/corpus.npy", vectors)
+    tasks = {row["stage"]: row["tasks"] for row in plan_of(assay, config)["stages"]}
+    # The shard of the row, and the queries.
+    assert (tasks["kernel_regression"], tasks["label_issues"]) == (1, 2)
 
 
 @pytest.mark.parametrize("rows", [41, 87])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,20 @@ def test_saved_folders_keep_class_names(tmp_path: Path) -> None:
     assert reordered.rows["label"].to_pylist() == [0, 1]
     assert "found the splits train, test" in error(Source(str(tmp_path / "two")))
     assert "expected 'dev' among them" in error(replace(source, split="dev"))
+
+
+def test_a_saved_folder_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        for text in ("before", "after"):
+            rows = {"text": [f"{text} a", f"{text} b"], "label": [0, 1]}
+            shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+            datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+            assert texts(Source(str(tmp_path / "saved"))) == rows["text"]
+    finally:
+        datasets.enable_progress_bars()
 
 
 def test_local_files_are_never_stale_and_settings_are_restored(tmp_path: Path) -> None:
