@@ -14,7 +14,7 @@ import pytest
 from pipeline import corpus_writer
 from pipeline.corpus import Corpus, read_corpus
 from pipeline.settings import Run
-from stages.corpus import csv_quotes, parquet_files
+from stages.corpus import csv_quotes, parquet_files, source_files
 from stages.corpus.load import reading
 from stages.corpus.pieces import in_turn, read_part
 from stages.corpus.source import FlipLabels, Source
@@ -149,6 +149,22 @@ def test_a_file_that_changes_within_a_row_group_is_refused(tmp_path: Path) -> No
     path.write_bytes(data)
     with pytest.raises(DataError, match="changed since it was listed"):
         read_part((str(path), parts.empty), parts.parts[1])
+
+
+def test_rows_of_an_earlier_reading_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing tells one version of a file from another, as of some servers."""
+    same = source_files.SourceFile(str(tmp_path / "rows.jsonl"), 1, (0, 0, 0))
+    monkeypatch.setattr(source_files, "file_on_disk", lambda path: same)
+    monkeypatch.setattr(source_files, "_is_same", lambda listed, state: True)
+    path = tmp_path / "rows.jsonl"
+    for text in ("old", "new"):
+        path.write_text("".join(f'{{"text": "{text}", "label": {at}}}\n' for at in (0, 1)))
+        store = Store(str(tmp_path / text))
+        found = read_corpus(Run(str(tmp_path / "run"), Source(str(path))), store)
+        (shard,) = found.tables["text"].shards
+        assert store.read_shard("text", shard.key)["text"].to_pylist() == [text, text]
 
 
 def vectors(tmp_path: Path, is_file: bool) -> Run:
