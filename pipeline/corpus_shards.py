@@ -6,6 +6,7 @@ comes back are records, and rejected rows with their reasons.
 
 import logging
 import threading
+import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,8 @@ class Making:
     """Whether keys are computed, and nothing is written."""
     tables: tuple[str, ...]
     """The tables to make."""
+    reading: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this reading of the source from every other, for the parts that a process keeps."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _made(making: Making, group: Group, writer: "_Writer") -> Shards:
     rejected = {}
     n_unlabelled = 0
     for place, part in enumerate(group.parts):
-        loaded = _loaded(making.recipe.columns, part)
+        loaded = _loaded(making, part)
         if place in group.rejected:
             numbers, reasons = group.rejected[place]
             rejected[part.first] = reject_rows(making.recipe, part, loaded, numbers, reasons)
@@ -212,16 +215,17 @@ def _unlabelled(columns: Columns, rows: pa.Table) -> int:
     return int(rows["target" if is_number else "label"].null_count)
 
 
-_last_part: list[tuple[Columns, Part, SourceRows]] = []
-"""The part that was read last in this process: the next group begins with it."""
+_last_part: list[tuple[str, Part, SourceRows]] = []
+"""The part that was read last in this process, and for which reading: the next group begins with
+it. A later reading may find other rows there, and a server need not tell so."""
 
 
-def _loaded(columns: Columns, part: Part) -> SourceRows:
-    if _last_part and _last_part[0][1] == part and _last_part[0][0] == columns:
+def _loaded(making: Making, part: Part) -> SourceRows:
+    if _last_part and _last_part[0][:2] == (making.reading, part):
         return _last_part[0][2]
     _last_part.clear()
-    loaded = columns.read(part)
-    _last_part.append((columns, part, loaded))
+    loaded = making.recipe.columns.read(part)
+    _last_part.append((making.reading, part, loaded))
     return loaded
 
 

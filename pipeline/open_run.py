@@ -38,12 +38,12 @@ class OpenedRun:
 
     def __init__(self, folder: "RunFolder"):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
-        from storage import views
+        from storage import catalog
 
         self.folder = folder
-        self._views = views
+        self._catalog = catalog
         self.record = folder.read_record()
-        self._connection = views.open_catalog(folder.catalog)
+        self._connection = catalog.open_catalog(folder.catalog)
         self._store = folder.store(self.record)
         if not self._store.is_local:
             self._files.serve()
@@ -75,7 +75,7 @@ class OpenedRun:
 
     def views(self) -> list[str]:
         """Names of the views, those whose tables the run has."""
-        return self._views.view_names(self._connection)
+        return self._catalog.view_names(self._connection)
 
     def sql(self, statement: str) -> Rows:
         """The rows that `statement` gives over the run's views, as a DuckDB relation has them.
@@ -85,12 +85,12 @@ class OpenedRun:
             storage.schema.FileError: a file that it reads is damaged (`storage.catalog_files`).
         """
         self._files.check(self._files.tables_read(statement))
-        return Rows(self._views.query(self._connection, statement))
+        return Rows(self._catalog.query(self._connection, statement))
 
     def _decided(self, statement: str) -> Rows:
         """The rows of a statement that something is decided by: all files are hashed."""
         self._files.check(self._files.tables_read(statement), most_bytes=None)
-        return Rows(self._views.query(self._connection, statement))
+        return Rows(self._catalog.query(self._connection, statement))
 
     def files(self, view: str, method: str | None = None) -> list[str]:
         """The Parquet files that the rows of a view lie in, as absolute paths or URLs, in order.
@@ -297,7 +297,7 @@ class OpenedRun:
                 "Name another."
             )
         pair = "text_b, " if "text_b" in rows.columns else ""
-        return self._views.export(
+        return self._catalog.export(
             self._connection,
             f"SELECT source_id, NULL::VARCHAR AS decision, text, {pair}given_label, "
             "suggested_label AS new_label, round(label_score, 4) AS label_score, example_id "
@@ -307,7 +307,7 @@ class OpenedRun:
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""
-        return self._views.export(self._connection, rows.sql_query(), Path(path))
+        return self._catalog.export(self._connection, rows.sql_query(), Path(path))
 
     def write_corpus(self, path: str | Path) -> int:
         """Writes every example, in the source's order and as labelled now; returns how many."""
@@ -318,8 +318,8 @@ class OpenedRun:
         from storage.export import write_rows
 
         chosen = f"SELECT {', '.join(map(named, dict.fromkeys(['example_id', *columns])))}"
-        results = self._views.to_arrow(
-            self._views.query(self._connection, f"{chosen} FROM ({inner})")
+        results = self._catalog.to_arrow(
+            self._catalog.query(self._connection, f"{chosen} FROM ({inner})")
         )
         keys = self.sql(
             "SELECT \"table\", manifest FROM provenance.manifest WHERE stage = 'ingest'"

@@ -50,7 +50,7 @@ class Rows:
 
     def _explained(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """The method of the relation, with DuckDB's errors as StorageError."""
-        from storage.views import explained  # `assay --help` should not pay for DuckDB
+        from storage.catalog import explained  # `assay --help` should not pay for DuckDB
 
         @functools.wraps(method)
         def call(*arguments: Any, **named: Any) -> Any:

@@ -297,7 +297,7 @@ def _dicts(rows: Any) -> list[dict[str, Any]]:
 
 
 def _fetch(rows: Any) -> list[tuple[Any, ...]]:
-    from storage.views import fetch  # `assay --help` should not pay for DuckDB
+    from storage.catalog import fetch  # `assay --help` should not pay for DuckDB
 
     return fetch(rows)
 

@@ -4,9 +4,10 @@ import re
 
 import duckdb
 
+from storage.catalog import view_names
 from storage.schema import StorageError
 from storage.table import Store
-from storage.views import statements, tables_in, view_names
+from storage.views import statements, tables_in
 
 AS_IT_IS = re.compile(r'SELECT\s+"?\w+"?(?:,\s*"?\w+"?)*\s+FROM tables\.(\w+)')
 """Matches the SQL of a view that selects columns of one table, and all of its rows."""

@@ -11,8 +11,8 @@ from pipeline.errors import RunError
 from pipeline.explain.as_page import page
 from pipeline.explain.picture import Image, draw, image_of, largest, png
 from pipeline.explain.titles import lists_of_examples
+from storage.catalog import fetch
 from storage.files import write_whole
-from storage.views import fetch
 
 ENDINGS = (".html", ".json", ".png")
 Images = Mapping[int | None, Image]

@@ -18,7 +18,7 @@ from pipeline.finished import Finished
 from pipeline.progress import Progress
 from stages.capabilities import Samples
 from stages.tables import GENERAL
-from storage.views import fetch
+from storage.catalog import fetch
 
 
 def explain(

@@ -4,8 +4,8 @@ from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.explain.query import Rows
+from storage.catalog import fetch
 from storage.sql import quoted
-from storage.views import fetch
 
 COLUMNS = "source_id, text, text_b, coalesce(label_name, target::VARCHAR) AS label"
 """What is shown of an example or a query, selected from the view of that name."""

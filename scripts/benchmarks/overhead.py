@@ -27,7 +27,7 @@ from benchmarks.finished import Clock
 
 ROWS = 5
 """Of a shard of vectors."""
-IMPORTS = "import pipeline.cli, pipeline.unchanged, pipeline.open_run, storage.views, rich.table"
+IMPORTS = "import pipeline.cli, pipeline.unchanged, pipeline.open_run, storage.catalog, rich.table"
 PLANS = "from pipeline.config import read_config; from pipeline.run import execute_run; import sys"
 
 

@@ -4,7 +4,6 @@ It loads data sets of the hub and saved folders, finds the splits of a folder of
 split expressions. Its errors become a DataError, and it prints nothing.
 """
 
-import hashlib
 import os
 import re
 import tempfile
@@ -19,9 +18,11 @@ import pyarrow as pa
 
 from stages.corpus.cells import SourceRows
 from stages.corpus.pieces import Layout, Reading, Split, select
+from stages.corpus.remote_file import changed
 from stages.corpus.source import ENDINGS, KINDS, Source, ending
 from stages.corpus.source_files import list_files
 from stages.stage import DataError
+from storage.manifest import digest
 
 
 def load_hub(source: Source) -> Any:
@@ -60,7 +61,7 @@ def advice() -> str:
 
 def saved_splits(path: str, source: Source, piece_bytes: int) -> dict[str, Callable[[], Split]]:
     """The splits of a folder that `save_to_disk` wrote, as functions that cut them into pieces."""
-    version = hashlib.sha256(repr(list_files(path)).encode()).hexdigest()
+    version = _version(path)
     return {
         name: partial(_split, DatasetPiece(source, version, path, name), rows, piece_bytes)
         for name, rows in _saved(source, path).items()
@@ -70,7 +71,7 @@ def saved_splits(path: str, source: Source, piece_bytes: int) -> dict[str, Calla
 def hub_split(source: Source, piece_bytes: int) -> Split:
     """The rows of a data set of the hub, or in its cache, as pieces; see `load_hub`."""
     dataset = load_hub(source)
-    return _split(DatasetPiece(source, dataset._fingerprint), dataset, piece_bytes)
+    return _split(DatasetPiece(source, str(dataset._fingerprint)), dataset, piece_bytes)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class DatasetPiece:
 
     source: Source
     version: str
-    """Changes with the data set, which may be written anew between two readings of a process."""
+    """Another one where the data set is: what was opened before is not it."""
     folder: str | None = None
     """A folder that `save_to_disk` wrote; None for the hub."""
     split: str = ""
@@ -89,6 +90,8 @@ class DatasetPiece:
     def read(self, layout: Layout) -> SourceRows:
         """The rows; those with bytes that are not UTF-8 are among the faults."""
         opened = _opened(self.source, self.version, self.folder)
+        if self.folder is not None and _version(self.folder) != self.version:
+            raise changed(self.folder)
         dataset = opened[self.split] if self.folder is not None else opened
         with quiet(), as_data_error(self.source, "Write the data set again."):
             table = dataset.with_format("arrow")[self.start : self.start + self.n_rows]
@@ -112,6 +115,11 @@ def _split(piece: DatasetPiece, dataset: Any, piece_bytes: int) -> Split:
 def _opened(source: Source, version: str, folder: str | None) -> Any:
     """The data set of a source, which stays open for its next piece."""
     return load_hub(source) if folder is None else _saved(source, folder)
+
+
+def _version(folder: str) -> str:
+    """Another one where somebody has touched a file of a folder."""
+    return digest(list_files(folder))
 
 
 def _saved(source: Source, path: str) -> dict[str, Any]:

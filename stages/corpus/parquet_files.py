@@ -12,8 +12,9 @@ from stages.corpus.pieces import Each, Layout, Split, in_order
 from stages.corpus.source import Source
 from stages.corpus.source_files import SourceFile, open_file
 from stages.stage import DataError
+from storage.parquet_rows import RowGroups
 
-_BATCH_ROWS = 1 << 15
+_CHUNK_ROWS = 1 << 15
 _ROW_BYTES = 160
 """Taken for the size of a row that is shorter: as Python's objects it is not."""
 
@@ -35,8 +36,7 @@ class ParquetPiece:
     def read(self, layout: Layout) -> SourceRows:
         """The rows, in the types of the layout."""
         try:
-            with open_file(self.file) as stream:
-                table = self._table(stream)
+            table = self._whole() if self.is_whole else self._range()
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(self.file.path, error) from error
         try:
@@ -45,22 +45,44 @@ class ParquetPiece:
         except pa.ArrowException as error:
             raise _unlike(self.path, error) from error
 
-    def _table(self, stream: Any) -> pa.Table:
-        fragment = _fragment(stream).subset(row_group_ids=list(self.groups))
-        if self.is_whole:
+    def _whole(self) -> pa.Table:
+        with open_file(self.file) as stream:
+            fragment = _fragment(stream).subset(row_group_ids=list(self.groups))
             return fragment.to_table(use_threads=False)
-        batches, at = [], 0
-        for batch in fragment.to_batches(
-            batch_size=_BATCH_ROWS, batch_readahead=0, use_threads=False
-        ):
-            begin = max(self.start - at, 0)
-            end = min(self.start + self.n_rows - at, batch.num_rows)
-            if begin < end:
-                batches.append(batch.slice(begin, end - begin))
-            at += batch.num_rows
-            if at >= self.start + self.n_rows:
-                break
-        return pa.Table.from_batches(batches)
+
+    def _range(self) -> pa.Table:
+        reading = _reading_at(self)
+        stop = self.start + self.n_rows
+        is_left_open = False
+        try:
+            table = reading.read(self.start, stop).combine_chunks()
+            # Of a file without a version nobody would see that it has changed.
+            is_left_open = self.file.version is not None and reading.at < reading.n_rows
+        finally:
+            if is_left_open:
+                _left_open.append((self.file, self.groups, reading))
+            else:
+                reading.close()
+        # As Parquet is written, the bytes of a shard depend on the chunks of its cells.
+        cuts = range(self.start - self.start % _CHUNK_ROWS, stop, _CHUNK_ROWS)
+        parts = [(max(at, self.start), min(at + _CHUNK_ROWS, stop)) for at in cuts]
+        return pa.concat_tables(table.slice(a - self.start, b - a) for a, b in parts)
+
+
+_left_open: list[tuple[SourceFile, tuple[int, ...], RowGroups]] = []
+"""The last reading of a range of rows in this process: the next range often follows it."""
+
+
+def _reading_at(piece: ParquetPiece) -> RowGroups:
+    """A reading of the groups of a piece that is not beyond its first row."""
+    stream = open_file(piece.file)  # It raises where the file has changed.
+    if _left_open:
+        file, groups, reading = _left_open.pop()
+        if (file, groups) == (piece.file, piece.groups) and reading.at <= piece.start:
+            stream.close()
+            return reading
+        reading.close()
+    return RowGroups(stream, piece.groups)
 
 
 def parquet_split(

@@ -180,9 +180,12 @@ def _read_column(
     start = 0
     for chunk in column.chunks:
         rows = start + np.flatnonzero(lengths[start : start + len(chunk)] == length)
-        lists = chunk.take(pa.array(rows - start))
-        flat = pc.cast(lists.flatten(), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        vectors[rows] = _float32(flat.reshape(len(rows), length))
+        lists = chunk if len(rows) == len(chunk) else chunk.take(pa.array(rows - start))
+        flat = lists.flatten()
+        if flat.type != pa.float32():
+            flat = pc.cast(flat, pa.float64(), safe=False)
+        numbers = flat.to_numpy(zero_copy_only=False).reshape(len(rows), length)
+        vectors[rows] = numbers if numbers.dtype == np.float32 else _float32(numbers)
         start += len(chunk)
     return vectors, counted
 

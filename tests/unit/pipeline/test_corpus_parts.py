@@ -14,9 +14,12 @@ import pytest
 from pipeline import corpus_writer
 from pipeline.corpus import Corpus, read_corpus
 from pipeline.settings import Run
-from stages.corpus import csv_quotes
+from stages.corpus import csv_quotes, parquet_files, source_files
+from stages.corpus.load import reading
+from stages.corpus.pieces import in_turn, read_part
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import DataError
+from storage.parquet_rows import RowGroups
 from storage.table import Store
 
 WHOLE = 1 << 30
@@ -109,6 +112,59 @@ def test_neither_parts_nor_workers_change_a_byte(
         dry = read_corpus(given, Store(str(tmp_path / "none")), is_dry=True, piece_bytes=size)
         assert dry.tables["extra"].key == wanted.tables["extra"].key
     assert not (tmp_path / "none").exists()
+
+
+def test_a_large_row_group_is_decoded_once_a_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = rows(6000)
+    pq.write_table(pa.Table.from_pylist(lines), tmp_path / "rows.parquet")
+    run = Run(str(tmp_path / "run"), Source(str(tmp_path / "rows.parquet"), id="id"))
+    wanted = read_corpus(run, Store(str(tmp_path / "whole")), piece_bytes=WHOLE)
+    begun: list[RowGroups] = []
+
+    class Counted(RowGroups):
+        def __init__(self, stream: Any, groups: Sequence[int]):
+            super().__init__(stream, groups)
+            begun.append(self)
+
+    monkeypatch.setattr(parquet_files, "RowGroups", Counted)
+    monkeypatch.setattr(parquet_files, "_left_open", [])
+    monkeypatch.setattr(parquet_files, "_CHUNK_ROWS", 512)
+    found = read_corpus(run, Store(str(tmp_path / "parts")), piece_bytes=60_000)
+    assert {t: m.key for t, m in found.tables.items()} == {
+        t: m.key for t, m in wanted.tables.items()
+    }
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert len(begun) == 2
+    assert begun[1].at == len(lines)
+
+
+def test_a_file_that_changes_within_a_row_group_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows(6000)), path)
+    parts = reading(Source(str(path), id="id"), in_turn, 60_000)
+    read_part((str(path), parts.empty), parts.parts[0])
+    data = path.read_bytes()
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="changed since it was listed"):
+        read_part((str(path), parts.empty), parts.parts[1])
+
+
+def test_rows_of_an_earlier_reading_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing tells one version of a file from another, as of some servers."""
+    same = source_files.SourceFile(str(tmp_path / "rows.jsonl"), 1, (0, 0, 0))
+    monkeypatch.setattr(source_files, "file_on_disk", lambda path: same)
+    monkeypatch.setattr(source_files, "_is_same", lambda listed, state: True)
+    path = tmp_path / "rows.jsonl"
+    for text in ("old", "new"):
+        path.write_text("".join(f'{{"text": "{text}", "label": {at}}}\n' for at in (0, 1)))
+        store = Store(str(tmp_path / text))
+        found = read_corpus(Run(str(tmp_path / "run"), Source(str(path))), store)
+        (shard,) = found.tables["text"].shards
+        assert store.read_shard("text", shard.key)["text"].to_pylist() == [text, text]
 
 
 def vectors(tmp_path: Path, is_file: bool) -> Run:

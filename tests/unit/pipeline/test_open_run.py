@@ -15,9 +15,9 @@ from pipeline.folder import RunFolder
 from pipeline.open_run import OpenedRun, rows_of
 from pipeline.settings import Run
 from stages.corpus.source import Source
+from storage.catalog import fetch
 from storage.schema import StorageError
 from storage.table import Store
-from storage.views import fetch
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import pytest
 
 from stages.corpus.ingest import REJECTED
 from storage import catalog_files, hashed
+from storage.catalog import open_catalog
 from storage.catalog_files import CatalogFiles
 from storage.manifest import Manifest
 from storage.schema import CorruptError, MissingError
 from storage.table import Store
-from storage.views import Entry, build_catalog, open_catalog
+from storage.views import Entry, build_catalog
 
 TABLE = REJECTED.name
 

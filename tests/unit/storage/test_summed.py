@@ -12,11 +12,12 @@ import pytest
 
 from stages.tables import EXACT_VALUE, SHAPLEY_ROUND
 from storage import summed
+from storage.catalog import open_catalog
 from storage.manifest import Manifest, digest
 from storage.schema import CorruptError, StorageError
 from storage.summed import VALUE, sum_values
 from storage.table import Store
-from storage.views import SUMS, Entry, build_catalog, open_catalog
+from storage.views import SUMS, Entry, build_catalog
 
 N = 50
 

@@ -10,10 +10,11 @@ import pytest
 
 from stages.features.ntk import NTK
 from stages.tables import DIAGNOSTICS
+from storage.catalog import fetch, open_catalog
 from storage.manifest import Manifest
 from storage.schema import CorruptError
 from storage.table import Store
-from storage.views import Entry, build_catalog, fetch, open_catalog
+from storage.views import Entry, build_catalog
 
 
 def entry(store: Store, spec: Any, instance: str, *shards: pa.Table) -> Entry:
@@ -141,6 +142,6 @@ def test_a_catalog_that_is_replaced_while_it_is_opened_is_opened_again(
     with pytest.raises(CorruptError, match="found a file that DuckDB cannot open"):
         open_catalog(path)
     found: list[Any] = [Failing(path, whole), duckdb.connect()]
-    monkeypatch.setattr("storage.views.duckdb.connect", lambda: found.pop(0))
+    monkeypatch.setattr("storage.catalog.duckdb.connect", lambda: found.pop(0))
     open_catalog(path).close()
     assert found == []

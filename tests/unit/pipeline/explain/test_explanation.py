@@ -25,7 +25,7 @@ from stages.features.gradient import Gradient
 from stages.model.spec import ModelSpec
 from stages.pairs.similarity import Similarity
 from stages.pairs.tracin import TracIn
-from storage import views
+from storage import catalog
 
 VIEWS = """
 CREATE SCHEMA tables;
@@ -48,7 +48,7 @@ CREATE VIEW support AS SELECT * FROM (VALUES
 def run() -> OpenedRun:
     """A run of hand-made views."""
     made = OpenedRun.__new__(OpenedRun)
-    made._connection, made._views = duckdb.connect(), views
+    made._connection, made._catalog = duckdb.connect(), catalog
     made._files = SimpleNamespace(tables_read=lambda _: [], check=lambda _: None)
     for statement in VIEWS.split(";\n"):
         made._connection.execute(statement)

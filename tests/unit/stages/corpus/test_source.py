@@ -12,7 +12,8 @@ import pytest
 from processes import run_code as run
 from whole_corpus import read
 
-from stages.corpus.load import fingerprint, load
+from stages.corpus.load import fingerprint, load, reading
+from stages.corpus.pieces import read_all
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 
@@ -302,13 +303,17 @@ def test_saved_folders_keep_class_names(tmp_path: Path) -> None:
 def test_a_saved_folder_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     import datasets
 
+    folder = tmp_path / "saved"
     datasets.disable_progress_bars()
     try:
-        for text in ("before", "after"):
-            rows = {"text": [f"{text} a", f"{text} b"], "label": [0, 1]}
-            shutil.rmtree(tmp_path / "saved", ignore_errors=True)
-            datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
-            assert texts(Source(str(tmp_path / "saved"))) == rows["text"]
+        for text in ("old", "new"):
+            shutil.rmtree(folder, ignore_errors=True)
+            datasets.Dataset.from_dict({"text": [text], "label": [0]}).save_to_disk(folder)
+            split = reading(Source(str(folder)))
+            assert read_all(split).table["text"].to_pylist() == [text]
+        os.utime(folder / "state.json", (0, 0))
+        with pytest.raises(DataError, match="changed since it was listed"):
+            read_all(split)
     finally:
         datasets.enable_progress_bars()
 
