@@ -73,10 +73,10 @@ class FeatureSums(Merges):
             length = sum(matrix_of(table["vector"]).shape[1] for table in tables if len(ids))
             if length // self.parts > LONGEST and not is_told:
                 is_told = True
+                moved = (2 * len(self.kernel) / LONGEST) ** 0.5
                 inputs.tell(
                     f"vectors of {length // self.parts} numbers are sketched to {LONGEST}, which "
-                    f"moves their kernel by {(2 / LONGEST) ** 0.5:.1%} of its diagonal at most, on "
-                    "average"
+                    f"moves their kernel by {moved:.1%} of its diagonal at most, on average"
                 )
         if total:
             yield FEATURE_SUMS.name, to_rows(total)
