@@ -14,6 +14,7 @@ import torch
 from memory_inputs import WHOLE, MemoryInputs, ShardedInputs, label_table
 
 from stages.features.feature_sums import FeatureSums
+from stages.pairs.kernel_representer import KernelRepresenter
 from stages.predictions.kernel_fit import KernelFit
 from stages.predictions.kernel_regression import KernelRegression
 from stages.predictions.target_sums import TargetSums
@@ -135,6 +136,30 @@ def test_a_sketch_of_long_vectors_stands_for_them(
     stage = KernelRegression(**{**fields, "normalize": False}, form="dual")
     dual.run(stage)
     compare(found, told, dual.written, stage.details(dual))
+
+
+@pytest.mark.parametrize("longest", [10, 4096])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_what_examples_add_is_the_output(
+    longest: int, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whole vectors and of sketches, whose tables are scaled by the same numbers as in the fit.
+
+    To 1e-5 of the output: scores are products of float32 features.
+    """
+    monkeypatch.setattr("stages.reading.feature_rows.LONGEST", longest)
+    fields: dict[str, Any] = {"kernel": ("a", "b"), "normalize": normalize}
+    made, facts = tables("classification")
+    found, told = primal(made, facts, 4, **fields)
+    regression = ("kernel_regression", "kernel_regression.kernel_dual")
+    made |= zip(regression, (found["prediction"], found["kernel_dual"]), strict=True)
+    inputs = ShardedInputs(made, {**facts, "kernel_regression": told}, 4, whole=regression)
+    scores = inputs.run(KernelRepresenter(**fields, top_k=None))
+    added = scores.group_by("query_id").aggregate([("score", "sum")]).sort_by("query_id")
+    outputs = found["prediction"].filter(pa.compute.equal(found["prediction"]["role"], "query"))
+    ids, logits = sorted_rows(outputs, "logits")
+    np.testing.assert_array_equal(added["query_id"], ids)
+    np.testing.assert_allclose(added["score_sum"], logits.max(1) - 1 / 3, rtol=0, atol=1e-5)
 
 
 def cut(rows: torch.Tensor, length: int) -> torch.Tensor:
