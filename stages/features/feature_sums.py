@@ -72,9 +72,10 @@ class FeatureSums(Merges):
             if len(ids):
                 length = sum(table["vector"].type.list_size for table in tables) // self.parts
         if length > LONGEST:
+            moved = (2 * len(self.kernel) / LONGEST) ** 0.5
             inputs.tell(
                 f"vectors of {length} numbers are sketched to {LONGEST}, which moves their kernel "
-                f"by {(2 / LONGEST) ** 0.5:.1%} of its diagonal at most, on average"
+                f"by {moved:.1%} of its diagonal at most, on average"
             )
         if total:
             yield FEATURE_SUMS.name, to_rows(total)

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.pairs.scores import FactorRows, PairScores
-from stages.reading.feature_rows import FeatureRows, sketched
+from stages.reading.feature_rows import FeatureRows, sketched, sketched_lengths
 from stages.reading.supervision import one_hot
 from stages.reading.vectors import matrix_of
 from stages.stage import (
@@ -104,7 +104,8 @@ class KernelRepresenter(PairScores):
         Raises:
             DataError: no query has features in all tables.
         """
-        scales = self._scales(inputs)
+        dim = inputs.details(self.regression).get("dim")
+        scales = self._scales(inputs, dim)
         queries = [inputs.vectors(name, "query") for name in self._features]
         query_ids = np.sort(queries[0].ids)
         query_ids = query_ids[has_features(inputs, self._features, "query", query_ids)]
@@ -113,7 +114,6 @@ class KernelRepresenter(PairScores):
                 f"{', '.join(self._features)}: found no query in all of these tables, expected at "
                 "least one, as pairs are scored. Add `queries:`."
             )
-        dim = inputs.details(self.regression).get("dim")
         outputs = inputs.table(self.regression, "query")
         outputs = outputs.filter(pc.equal(outputs["role"], "query")).sort_by("id")
         at = np.searchsorted(outputs["id"].to_numpy(), query_ids)
@@ -143,21 +143,31 @@ class KernelRepresenter(PairScores):
         features = self._rows(own, ids, *inputs.opened.shared)
         return FactorRows(ids, (alpha.float(), features.float()), alpha.abs().amax(1))
 
-    def _scales(self, inputs: Inputs) -> list[float]:
+    def _scales(self, inputs: Inputs, dim: int | None) -> list[float]:
         """What each table's vectors are divided by: their mean length, where it matters.
 
-        Over the examples of the regression.
+        Over the examples of the regression; in primal form that of what a sketch leaves of them.
         """
-        if self.normalize or len(self._features) == 1:
-            return [1.0] * len(self._features)
+        n_tables = len(self._features)
+        if self.normalize or n_tables == 1:
+            return [1.0] * n_tables
         fitted_on = inputs.table(self._dual)["id"].to_numpy()
-        squares = np.zeros(len(self._features))
-        for at, name in enumerate(self._features):
-            for rows in inputs.by_shard(name, "example"):
-                is_fitted_on = np.isin(rows["id"].to_numpy(), fitted_on)
-                if is_fitted_on.any():
-                    matrix = matrix_of(rows["vector"])[is_fitted_on]
-                    squares[at] += float(np.square(matrix, dtype=np.float64).sum())
+        squares = np.zeros(n_tables)
+        for tables in zip(
+            *(inputs.by_shard(name, "example") for name in self._features), strict=True
+        ):
+            chosen = [np.isin(table["id"].to_numpy(), fitted_on) for table in tables]
+            if not chosen[0].any():
+                continue
+            own = [
+                matrix_of(table["vector"])[rows] for table, rows in zip(tables, chosen, strict=True)
+            ]
+            if dim is not None:
+                lengths = [matrix.shape[1] for matrix in own]
+                rows = sketched(torch.from_numpy(np.concatenate(own, 1, dtype=np.float64)), lengths)
+                parts = torch.split(rows, sketched_lengths(lengths), 1)
+                own = [part.numpy() for part in parts]
+            squares += [float(np.square(matrix, dtype=np.float64).sum()) for matrix in own]
         scales: list[float] = np.sqrt(squares / len(fitted_on)).tolist()
         return scales
 

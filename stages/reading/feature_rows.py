@@ -108,7 +108,8 @@ def sketched(
 
     Each number of a longer table is added, with a random sign, to one of the numbers that are left,
     to each of them as many: inner products stay what they are on average, with a standard deviation
-    of at most sqrt(2 / LONGEST) of the vectors' lengths. The draws depend on the length alone.
+    of at most sqrt(2 n / LONGEST) of the vectors' lengths, for n tables. The draws depend on the
+    length alone, so that tables of one length share theirs.
     Source: Charikar, Chen and Farach-Colton 2004, doi:10.1016/S0304-3975(03)00400-6.
     """
     parts = []

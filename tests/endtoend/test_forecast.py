@@ -194,7 +194,6 @@ def test_the_size_scales_the_work(config: Path) -> None:
     assert (longer["examples"], longer["tokens"]) == (100, 150 * 200)
     chosen = plan(config, ("shard_size=auto",), None, CorpusSize(rows=10**8, tokens_per_row=200))
     assert 2000 < dict(chosen)["shards"] < 2010
-    # Of 10^8 rows nothing is held that grows with them.
     assert told(config, CorpusSize(rows=10**8))["examples"] == 10**8
 
 

@@ -325,6 +325,8 @@ def test_a_busy_server_is_asked_again(web: Web, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StorageError, match=r"did not answer 6 times .*\(503\)"):
         list_files(f"{web.url}/a.csv")
     assert len(waited) == 5
+    monkeypatch.setattr(remote.time, "sleep", lambda _: web.refusals.clear())
+    assert [file.bytes for file in list_files(f"{web.url}/a.csv")] == [len(CSV.encode())]
 
 
 def test_a_file_that_changes_while_it_is_read(

@@ -11,11 +11,11 @@ IDS = np.arange(20)
 TEXT = pa.table({"id": IDS, "role": ["example"] * 20, "text": [f"text {i}" for i in IDS]})
 
 
-@pytest.mark.parametrize(("most", "n"), [(20, 20), (7, 7)])
+@pytest.mark.parametrize("n", [20, 7])
 def test_documents_are_those_drawn_from_the_whole_table(
-    most: int, n: int, monkeypatch: pytest.MonkeyPatch
+    n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.predictions.continuation.DOCUMENTS", most)
+    monkeypatch.setattr("stages.predictions.continuation.DOCUMENTS", n)
     whole = drawn_documents(MemoryInputs({"text": TEXT}), seed=3)
     drawn = np.sort(np.random.default_rng(3).permutation(20)[:n]) if n < 20 else IDS
     assert whole.equals(TEXT.take(pa.array(drawn)))
