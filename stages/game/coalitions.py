@@ -32,13 +32,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.game.game import Game
-from stages.game.regression import Blocks, Members, Regression, gains, join
+from stages.game.marginals import NUMBERS, block_gains, parts_of, single_gains
+from stages.game.regression import Blocks, Members, Regression, join
 from stages.game.sums import MarginalSums
 from stages.game.utility import Utility
 
-NUMBERS = 2**19
-"""Most outputs (blocks x rows x outputs x queries) held at a time; a few megabytes stay in the
-cache."""
 WIDE_NUMBERS = 2**22
 """Most numbers of a matrix product's result held at a time."""
 
@@ -127,10 +125,9 @@ def coalition(
     block = design.block if "accuracy" in utilities else 1
     for at in _cut(size, block, WIDE_NUMBERS // _numbers_per_row(game)):
         inside: Members = regression.inside(at)
-        blocks = inside.without() if "accuracy" in utilities else None
         first = size - at.shape[1]
         for utility, ids, start, gain in _marginals(
-            game, design, inside.singles(), blocks, members[at], first, utilities
+            game, design, inside, members[at], first, utilities
         ):
             yield utility, ids, start if utility == "accuracy" else size - 1, gain
 
@@ -152,7 +149,7 @@ def outside(
     for at in _cut(len(others), block, WIDE_NUMBERS // widest):
         ids = others[at]
         blocks = regression.outside(ids)
-        yield from _marginals(game, design, blocks.singles(), blocks, ids, size, utilities)
+        yield from _marginals(game, design, blocks, ids, size, utilities)
 
 
 def _numbers_per_row(game: Game) -> int:
@@ -163,32 +160,27 @@ def _numbers_per_row(game: Game) -> int:
 def _marginals(
     game: Game,
     design: Design,
-    singles: Blocks,
-    blocks: Blocks | None,
+    blocks: Blocks | Members,
     ids: Int64[Tensor, "blocks rows"],
     first: int,
     utilities: tuple[Utility, ...],
 ) -> Iterator[tuple[Utility, Int64[Tensor, "blocks rows"], int, Tensor]]:
-    """Marginals of the examples `ids`: of accuracy by `blocks`, of other utilities by `singles`.
+    """Marginals of the examples `ids`: of accuracy in their blocks, of other utilities alone.
 
     `first` is the coalition size that the first row of a block joins.
     """
     smooth = [name for name in utilities if name != "accuracy"]
-    flat = ids.reshape(-1, 1)
-    if smooth:
-        for part in _parts(len(flat), NUMBERS // game.width):
-            alone = singles.at(part)
-            by_utility = gains(join(alone), alone.outputs, [game.measure(name) for name in smooth])
-            for name, gain in zip(smooth, by_utility, strict=True):
-                yield name, flat[part], first, gain
-    if blocks is not None and "accuracy" in utilities:
-        measure, width = [game.measure("accuracy")], ids.shape[1]
+    for name, gain in zip(smooth, single_gains(game, blocks, smooth), strict=True):
+        yield name, ids.reshape(-1, 1), first, gain
+    if "accuracy" in utilities:
+        width = ids.shape[1]
         turns = min(design.orders, width)
-        for part in _parts(len(ids), NUMBERS // (game.width * width)):
-            together = blocks.at(part)
+        seen = blocks.without() if isinstance(blocks, Members) else blocks
+        for part in parts_of(len(ids), NUMBERS // (game.judge.n_queries * width)):
+            together = seen.at(part)
             for turn in range(turns):
                 order = torch.arange(width).roll(-(turn * width // turns))
-                (gain,) = gains(join(together, order), together.outputs, measure)
+                gain = block_gains(game, join(together, order), together.outputs)
                 yield "accuracy", ids[part][:, order], first, gain / turns
 
 
@@ -201,9 +193,3 @@ def _cut(count: int, block: int, most: int) -> Iterator[Int64[Tensor, "blocks ro
         yield torch.arange(start * block, stop * block).view(-1, block)
     if count % block:
         yield torch.arange(whole * block, count)[None]
-
-
-def _parts(count: int, most: int) -> Iterator[slice]:
-    """Slices of 0 to count - 1, each of at most `most`."""
-    for start in range(0, count, max(1, most)):
-        yield slice(start, start + max(1, most))

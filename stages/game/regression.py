@@ -49,13 +49,13 @@ class Blocks(NamedTuple):
     rows: tuple[Float[Tensor, "blocks rows columns"], ...] = ()
     """The engine's own intermediate rows, which `Regression.take_block` needs again."""
 
-    def singles(self) -> "Blocks":
-        """The same examples as blocks of one; all blocks must share one regression."""
+    def singles(self, part: slice) -> "Blocks":
+        """A slice of the same examples as blocks of one; all blocks must share one regression."""
         n = self.residual.shape[0] * self.residual.shape[1]
         return Blocks(
-            self.schur.diagonal(dim1=1, dim2=2).reshape(n, 1, 1),
-            self.to_queries.reshape(n, 1, -1),
-            self.residual.reshape(n, 1, -1),
+            self.schur.diagonal(dim1=1, dim2=2).reshape(n, 1, 1)[part],
+            self.to_queries.reshape(n, 1, -1)[part],
+            self.residual.reshape(n, 1, -1)[part],
             self.outputs,
         )
 
@@ -91,13 +91,13 @@ class Members(NamedTuple):
             to_queries, residual = schur @ self.to_queries, schur @ self.dual
         return Blocks(schur, to_queries, residual, self.outputs - residual.mT @ self.to_queries)
 
-    def singles(self) -> Blocks:
-        """Each member as a block, seen from all the others: leave-one-out in closed form."""
+    def singles(self, part: slice) -> Blocks:
+        """Each of a slice of members as a block, seen from all others: leave-one-out, exactly."""
         n = self.dual.shape[0] * self.dual.shape[1]
         return Members(
-            self.precision.diagonal(dim1=1, dim2=2).reshape(n, 1, 1),
-            self.to_queries.reshape(n, 1, -1),
-            self.dual.reshape(n, 1, -1),
+            self.precision.diagonal(dim1=1, dim2=2).reshape(n, 1, 1)[part],
+            self.to_queries.reshape(n, 1, -1)[part],
+            self.dual.reshape(n, 1, -1)[part],
             self.outputs,
         ).without()
 

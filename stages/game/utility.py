@@ -28,7 +28,7 @@ sign, so that many more joins than that fit in), while of outputs that differ tr
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -86,6 +86,11 @@ class Judge:
     temperature: float = 1.0
     scale: Float[Tensor, " queries"] | float = 1.0
     """The most that one example adds to an output of each query, which rounding is relative to."""
+
+    def of(self, queries: Int64[Tensor, " some"]) -> "Judge":
+        """The judge of some of the queries; a query may occur more than once."""
+        scale = self.scale[queries] if isinstance(self.scale, Tensor) else self.scale
+        return replace(self, labels=self.labels[queries], scale=scale)
 
     @property
     def n_queries(self) -> int:
