@@ -169,9 +169,9 @@ def _marginals(
 
     `first` is the coalition size that the first row of a block joins.
     """
-    smooth = [name for name in utilities if name != "accuracy"]
-    for name, gain in zip(smooth, single_gains(game, blocks, smooth), strict=True):
-        yield name, ids.reshape(-1, 1), first, gain
+    for name in utilities:
+        if name != "accuracy":
+            yield name, ids.reshape(-1, 1), first, single_gains(game, blocks, name)
     if "accuracy" in utilities:
         width = ids.shape[1]
         turns = min(design.orders, width)

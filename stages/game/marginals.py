@@ -22,8 +22,7 @@ the definition.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,7 +38,8 @@ cache."""
 TERMS = 6
 """Terms of the series of a cross-entropy's gain."""
 MOST_OPEN = 0.25
-"""Up to this share of queries are computed one by one; of more, all are."""
+"""Up to this share of a part's pairs of examples or blocks and queries are computed one by one; of
+more, all are, but for the accuracy of more than two classes, where that never was faster."""
 
 
 def parts_of(count: int, most: int) -> Iterator[slice]:
@@ -48,53 +48,76 @@ def parts_of(count: int, most: int) -> Iterator[slice]:
         yield slice(start, start + max(1, most))
 
 
-class Moves(NamedTuple):
-    """Examples that join one coalition, or leave it, each alone: outputs move by rank one."""
-
-    outputs: Float[Tensor, "outputs queries"]
-    """Of the coalition."""
-    to_queries: Float[Tensor, "examples queries"]
-    residual: Float[Tensor, "examples outputs"]
-    """An example moves the outputs of query t to outputs[:, t] + to_queries[:, t] residual."""
-    is_leaving: bool
-    """Whether the coalition has the examples, whose marginals are then what is lost."""
-
-    def at(self, part: slice) -> "Moves":
-        """A slice of the examples."""
-        return self._replace(to_queries=self.to_queries[part], residual=self.residual[part])
-
-
-def moves_of(blocks: Blocks | Members) -> Moves:
-    """The examples of all blocks, each moving the outputs alone; `Blocks` must share theirs."""
-    if isinstance(blocks, Blocks):
-        pivot = blocks.schur.diagonal(dim1=1, dim2=2).reshape(-1, 1)
-        residual = blocks.residual.flatten(0, 1) / pivot
-        return Moves(blocks.outputs[0], blocks.to_queries.flatten(0, 1), residual, False)
-    pivot = blocks.precision.diagonal(dim1=1, dim2=2).reshape(-1, 1)
-    residual = blocks.dual.flatten(0, 1) / -pivot
-    return Moves(blocks.outputs, blocks.to_queries.flatten(0, 1), residual, True)
-
-
 def single_gains(
-    game: Game, blocks: Blocks | Members, utilities: Sequence[Utility]
-) -> list[Float[Tensor, "examples one *queries"]]:
-    """Marginals of the examples of all blocks, each alone, to each of the utilities. Float64."""
-    judge, moves = game.judge, moves_of(blocks)
-    found: list[list[Tensor]] = [[] for _ in utilities]
-    for part in parts_of(len(moves.residual), NUMBERS // game.width):
-        for name, parts in zip(utilities, found, strict=True):
-            gain = None
-            if name == "cross_entropy" and isinstance(judge, Judge) and not judge.is_binary:
-                gain = _cross_entropy(judge, moves.at(part))
-            if gain is None:
-                alone = blocks.singles(part)
-                (by_definition,) = gains(join(alone), alone.outputs, [game.measure(name)])
-                parts.append(by_definition.to(torch.float64))
-            elif game.by_query:
-                parts.append(gain[:, None].to(torch.float64))
-            else:
-                parts.append(gain.mean(1, keepdim=True, dtype=torch.float64))
-    return [torch.cat(parts) for parts in found]
+    game: Game, blocks: Blocks | Members, utility: Utility
+) -> Float[Tensor, "examples one *queries"]:
+    """Marginals of the examples of all blocks, each alone. Float64.
+
+    `Blocks` must share one regression.
+    """
+    judge, n = game.judge, blocks.to_queries.shape[:2].numel()
+    if utility == "cross_entropy" and isinstance(judge, Judge) and not judge.is_binary:
+        step = _Step(judge, blocks)
+        return torch.cat(
+            [
+                _by_definition(game, blocks, utility, part) if gain is None else gain
+                for part in parts_of(n, NUMBERS // judge.n_queries)
+                for gain in [step.gains(part, game.by_query)]
+            ]
+        )
+    return _by_definition(game, blocks, utility, slice(0, n))
+
+
+def _by_definition(
+    game: Game, blocks: Blocks | Members, utility: Utility, part: slice
+) -> Float[Tensor, "examples one *queries"]:
+    """What `single_gains` gives for a slice of the examples, every output computed."""
+    found, measure = [], [game.measure(utility)]
+    for inner in parts_of(part.stop - part.start, NUMBERS // game.width):
+        alone = blocks.singles(slice(part.start + inner.start, part.start + inner.stop))
+        found.append(gains(join(alone), alone.outputs, measure)[0].to(torch.float64))
+    return torch.cat(found)
+
+
+class _Step:
+    """Cross-entropies of the queries where single examples join a coalition, or leave it."""
+
+    def __init__(self, judge: Judge, blocks: Blocks | Members):
+        if isinstance(blocks, Blocks):
+            outputs, square, residual = blocks.outputs[0], blocks.schur, blocks.residual
+            self._sign = 1.0
+        else:  # Their outputs are those with them, and what is lost is gained the other way.
+            outputs, square, residual = blocks.outputs, blocks.precision, blocks.dual
+            self._sign = -1.0
+        self._judge = judge
+        self._logs = (outputs / judge.temperature).log_softmax(0)
+        self._shares = self._logs.exp()
+        pivot = square.diagonal(dim1=1, dim2=2).reshape(-1, 1)
+        self._residual = residual.flatten(0, 1) / (self._sign * pivot * judge.temperature)
+        self._to_queries = blocks.to_queries.flatten(0, 1)
+        eps = torch.finfo(outputs.dtype).eps
+        self._furthest = (eps * math.factorial(TERMS + 1)) ** (1 / (TERMS + 1))
+
+    def gains(self, part: slice, by_query: bool) -> Float[Tensor, "examples one *queries"] | None:
+        """The gains by a slice of the examples; None where more than `MOST_OPEN` move far."""
+        x, residual = self._to_queries[part], self._residual[part]
+        is_far = x.abs() * residual.abs().amax(1, keepdim=True) > self._furthest
+        if is_far.count_nonzero() > MOST_OPEN * is_far.numel():
+            return None
+        powers = [residual]
+        for k in range(2, TERMS + 1):
+            powers.append(powers[-1] * (residual / k))
+        total = powers.pop() @ self._shares
+        while powers:
+            total.mul_(x).addmm_(powers.pop(), self._shares)
+        gain = x * residual[:, self._judge.labels] - total.mul_(x).log1p_()
+        for pairs in torch.split(is_far.nonzero(), max(1, NUMBERS // len(self._logs))):
+            example, query = pairs.T
+            move = x[example, query, None] * residual[example]
+            own = move.gather(1, self._judge.labels[query, None])[:, 0]
+            gain[example, query] = own - (self._logs.T[query] + move).logsumexp(1)
+        gain = gain.mul_(self._sign)[:, None]
+        return gain.double() if by_query else gain.mean(2, dtype=torch.float64)
 
 
 def block_gains(
@@ -107,14 +130,9 @@ def block_gains(
     judge = game.judge
     assert isinstance(judge, Judge), "only classes are right or wrong"
     n_blocks, n_rows = joined.residual.shape[:2]
-    is_open, measure = _may_turn(judge, joined, outputs), game.measure("accuracy")
-    if is_open.count_nonzero() > MOST_OPEN * is_open.numel():
-        return torch.cat(
-            [
-                gains(joined.at(part), outputs[part] if len(outputs) > 1 else outputs, [measure])[0]
-                for part in parts_of(n_blocks, NUMBERS // (game.width * n_rows))
-            ]
-        ).to(torch.float64)
+    is_open = _may_turn(judge, joined, outputs)
+    if judge.is_binary and is_open.count_nonzero() > MOST_OPEN * is_open.numel():
+        return gains(joined, outputs, [game.measure("accuracy")])[0].to(torch.float64)
     shape = (n_rows, n_blocks, judge.n_queries) if game.by_query else (n_rows, n_blocks)
     found = torch.zeros(shape, dtype=torch.float64)
     to_queries, residual = joined.to_queries.transpose(0, 1), joined.residual.permute(1, 2, 0)
@@ -144,31 +162,3 @@ def _may_turn(
         lead = judge.each(outputs, "margin")
     furthest = (spread[:, None] @ joined.to_queries.abs())[:, 0]
     return lead.abs() <= furthest + 2 * judge.tie(outputs.dtype)
-
-
-def _cross_entropy(judge: Judge, moves: Moves) -> Float[Tensor, "examples queries"] | None:
-    """Each query's gain by each example; None where more than `MOST_OPEN` move far."""
-    dtype = moves.outputs.dtype
-    sign = -1.0 if moves.is_leaving else 1.0
-    x = moves.to_queries / judge.temperature
-    furthest = (torch.finfo(dtype).eps * math.factorial(TERMS + 1)) ** (1 / (TERMS + 1))
-    is_far = x.abs() * moves.residual.abs().amax(1, keepdim=True) > furthest
-    if is_far.count_nonzero() > MOST_OPEN * is_far.numel():
-        return None
-    logs = (moves.outputs / judge.temperature).log_softmax(0)
-    shares, powers = logs.exp(), moves.residual
-    moments = [powers @ shares]
-    for k in range(2, TERMS + 1):
-        powers = powers * (moves.residual / k)
-        moments.append(powers @ shares)
-    total = moments.pop()
-    while moments:
-        total.mul_(x).add_(moments.pop())
-    gain = x * moves.residual[:, judge.labels] - total.mul_(x).log1p_()
-    for pairs in torch.split(is_far.nonzero(), max(1, NUMBERS // judge.n_outputs)):
-        example, query = pairs.T
-        step = x[example, query, None] * moves.residual[example]
-        after = (logs.T[query] + step).logsumexp(1)
-        own = step.gather(1, judge.labels[query, None])[:, 0]
-        gain[example, query] = own - after
-    return gain.mul_(sign)

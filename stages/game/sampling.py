@@ -93,7 +93,9 @@ class Valuation(GameFields):
         n, generator = game.n, np.random.default_rng([self.seed, 0, 2])
         flat = Design(n, np.full(n + 1, 1 / (n + 1)), self.coalitions, self.block, self.orders)
         spread = pilot(game, flat, self.utilities, generator)
-        cost = coalition_costs(n, game.width, game.dim, self.utilities)
+        cost = coalition_costs(
+            n, game.width, game.dim, self.utilities, is_binary=game.judge.n_outputs == 1
+        )
         law = size_law(n, list(spread.values()), self._semivalue_weights(n), cost)
         return replace(flat, law=law)
 
@@ -162,7 +164,9 @@ class Valuation(GameFields):
         dim = None if is_dense else self.n_numbers(work)
         if self.sampling == "stratified":
             sizes, counts = _sizes(n)
-            costs = coalition_costs(n, width, dim, self.utilities, sizes)
+            costs = coalition_costs(
+                n, width, dim, self.utilities, is_binary=work.n_classes <= 2, sizes=sizes
+            )
             # What a pilot says of a corpus is not known yet: between both ends of what was seen.
             usual = counts * (sizes + 1.0) ** -0.6 / np.sqrt(costs)
             flops = 2 * self.coalitions * float(usual @ costs / usual.sum())
@@ -182,7 +186,8 @@ class Valuation(GameFields):
 MANY_SIZES = 100_000
 """Sizes of coalitions whose costs are added up; of larger corpora a part stands for all."""
 OUTPUT_COST = {"accuracy": 1100, "cross_entropy": 400, "margin": 300, "loss": 300}
-"""Time to turn one output into a utility, in multiplications; seen on one core."""
+"""Time to turn one output into a utility by its definition, in multiplications; seen on one
+core."""
 ROW_COST = 120
 """Time to read one number of a feature vector, in multiplications; seen on one core, 100 for
 float32 and 150 for float16."""
@@ -193,6 +198,7 @@ def coalition_costs(
     width: int,
     dim: int | None,
     utilities: tuple[Utility, ...],
+    is_binary: bool,
     sizes: Float[np.ndarray, " sizes"] | None = None,
 ) -> Float[np.ndarray, " sizes"]:
     """Multiplications for the marginals of all examples to one coalition of each of the sizes.
@@ -200,12 +206,26 @@ def coalition_costs(
     By default of each size 0 to n.
     """
     sizes = np.arange(n + 1.0) if sizes is None else sizes
-    judged = n * width * sum(OUTPUT_COST[name] for name in utilities)
+    judged = n * width * sum(_judging(name, is_binary, sizes) for name in utilities)
     if dim is None:
         return np.asarray(judged + n * (sizes**2 / 2 + sizes * width) + sizes**3 / 2)
     rank = np.where(sizes < SHORT * dim, sizes, dim)
     seen = n * (dim * (rank + width + ROW_COST) + rank * width)
     return np.asarray(judged + seen + sizes * dim * rank)
+
+
+def _judging(
+    utility: Utility, is_binary: bool, sizes: Float[np.ndarray, " sizes"]
+) -> Float[np.ndarray, " sizes"]:
+    """Multiplications to turn one output into a marginal (`stages/game/marginals.py`).
+
+    Seen on one core with 2 and 20 classes of 45,000 tweets. The larger a coalition is, the fewer
+    queries can an example still turn.
+    """
+    turning = 1 / (1 + sizes / 500)
+    if utility == "accuracy":
+        return 750 + 350 * turning if is_binary else 100 + 1000 * turning
+    return np.full(len(sizes), 20.0 if utility == "cross_entropy" and not is_binary else 300.0)
 
 
 def _sizes(n: int) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, " sizes"]]:

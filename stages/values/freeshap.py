@@ -89,7 +89,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
     sign_confidence: float | None = None
     """Stop when half of the examples have a sign that is as sure, 0.5 to 1, for every utility."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     split: ClassVar[Split] = "round"
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ class ShapleyByQuery(Valuation, Stage):
     where all would be more than 2^25: for two utilities, those of 16,000 examples for 1,000
     queries."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "query"
     by_query: ClassVar[bool] = True
 

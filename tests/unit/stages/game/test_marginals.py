@@ -10,10 +10,12 @@ from stages.game.game import Game
 from stages.game.least_squares import RecursiveLeastSquares
 from stages.game.marginals import block_gains, single_gains
 from stages.game.regression import Blocks, Members, Regression, gains, join
-from stages.game.utility import Judge, fitted
+from stages.game.utility import Judge, Utility, fitted
 
 N, DIM, QUERIES = 400, 24, 90
 MEMBERS, OTHERS = torch.arange(300), torch.arange(300, 396).view(-1, 8)
+
+SMOOTH: tuple[Utility, ...] = ("cross_entropy", "margin")
 
 Made = Callable[[int, float, bool, torch.dtype], tuple[Game, Regression]]
 
@@ -32,7 +34,7 @@ def made() -> Made:
         rows = torch.nn.functional.normalize(rows, dim=1).to(dtype)
         rows[N - 5] = 0
         targets = torch.nn.functional.one_hot(labels[:N], n_classes).double() - 1 / n_classes
-        judge = Judge(labels[N:], n_classes)
+        judge = Judge(labels[N:], n_classes, temperature=0.7)
         queries = rows[N:] * judge.signs(dtype)[:, None]
 
         def regression() -> RecursiveLeastSquares:
@@ -48,9 +50,9 @@ def made() -> Made:
     return make
 
 
-def by_definition(game: Game, blocks: Blocks, utility: str) -> Tensor:
+def by_definition(game: Game, blocks: Blocks, utility: Utility) -> Tensor:
     """The differences of utilities, every output computed."""
-    (gain,) = gains(join(blocks), blocks.outputs, [game.measure(utility)])  # type: ignore[arg-type]
+    (gain,) = gains(join(blocks), blocks.outputs, [game.measure(utility)])
     return gain.double()
 
 
@@ -67,11 +69,8 @@ def test_marginals_are_those_of_the_definition(
     found: list[Blocks | Members] = [fit.outside(OTHERS), fit.inside(MEMBERS[:64].view(-1, 8))]
     for blocks in found:
         alone = blocks.singles(slice(None))
-        for utility, gain in zip(
-            ("cross_entropy", "margin"),
-            single_gains(game, blocks, ["cross_entropy", "margin"]),
-            strict=True,
-        ):
+        for utility in SMOOTH:
+            gain = single_gains(game, blocks, utility)
             expected = by_definition(game, alone, utility)
             assert gain.shape == expected.shape
             torch.testing.assert_close(gain, expected, rtol=1e-5, atol=error)
@@ -85,20 +84,30 @@ def test_marginals_are_those_of_the_definition(
 def test_an_example_without_features_adds_nothing(made: Made) -> None:
     game, fit = made(9, 30.0, True, torch.float32)
     blocks = fit.outside(torch.tensor([[N - 5, N - 4]]))
-    (gain,) = single_gains(game, blocks, ["cross_entropy"])
+    gain = single_gains(game, blocks, "cross_entropy")
     assert (gain[0] == 0).all()
     assert (gain[1] != 0).any()
     assert (block_gains(game, join(blocks), blocks.outputs)[0, 0] == 0).all()
 
 
-def test_the_quick_way_is_taken(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The definition must not be what is compared with itself.
+def test_both_ways_are_taken(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The definition must not be what is compared with itself alone.
     def never(*_: object) -> None:
-        raise AssertionError("the definition was computed")
+        raise ZeroDivisionError
 
-    game, fit = made(9, 30.0, False, torch.float32)
-    blocks = fit.outside(OTHERS)
-    joined = join(fit.outside(OTHERS[:, :1]))
     monkeypatch.setattr("stages.game.marginals.gains", never)
-    single_gains(game, blocks, ["cross_entropy"])
-    block_gains(game, joined, blocks.outputs)
+    game, fit = made(9, 30.0, False, torch.float32)
+    single_gains(game, fit.outside(OTHERS), "cross_entropy")
+    blocks = fit.outside(OTHERS)
+    block_gains(game, join(blocks), blocks.outputs)
+    game, fit = made(2, 0.3, False, torch.float64)
+    blocks = fit.outside(OTHERS)
+    block_gains(game, join(blocks), blocks.outputs)
+    few = game.regression()
+    few.take(MEMBERS[:5])
+    blocks = few.outside(OTHERS)
+    with pytest.raises(ZeroDivisionError):
+        block_gains(game, join(blocks), blocks.outputs)
+    game, fit = made(9, 0.3, False, torch.float64)
+    with pytest.raises(ZeroDivisionError):
+        single_gains(game, fit.outside(OTHERS), "cross_entropy")
