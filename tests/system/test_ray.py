@@ -61,6 +61,7 @@ def test_two_workers_on_two_nodes_give_the_bytes_of_this_process(
     assert tables_of(tmp_path / "run/store") == tables_of(unbroken.folder / "store")
 
 
+@pytest.mark.slow
 def test_a_tree_of_merges_on_two_workers_gives_the_bytes_of_this_process(
     write_config: Any, assay: Any, cli: Any, tables_of: Any, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_an_error_in_a_stage_is_one_message(
     assert is_gone(processes, cluster.session, "ray::Worker")
 
 
+@pytest.mark.slow
 def test_resources_are_honoured_and_impossible_ones_refused(
     write_config: Any, cli: Any, start: Any, cluster: Any, processes: Any, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_workers_read_their_parts_from_s3(bucket: Any, cli: Any, tmp_path: Path)
     assert shards[0] == shards[1]
 
 
+@pytest.mark.slow
 def test_a_host_that_never_answers(
     s3: None, complaint: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
