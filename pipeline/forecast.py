@@ -178,7 +178,7 @@ class _Forecast:
         if stage.split == "whole":
             return _Division("one task", 1)
         if stage.split == "round":
-            return _Division(f"{stage.rounds} rounds", stage.rounds)
+            return _Division(f"{stage.n_rounds} rounds", stage.n_rounds)
         if stage.split == "query":
             n_blocks = max(1, self._n_query_shards)
             return _Division(f"{n_blocks} blocks of queries", n_blocks)

@@ -238,7 +238,7 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
     if stage.split == "whole":
         return (Task(Part("", 0), recipe.key(table_keys)),)
     if stage.split == "round":
-        return tuple(Task(Part("", r), recipe.key(table_keys, r)) for r in range(stage.rounds))
+        return tuple(Task(Part("", r), recipe.key(table_keys, r)) for r in range(stage.n_rounds))
     shards_per_part = stage.shards_per_part if isinstance(stage, Merges) else 1
     shards = {read: shards_of(source, planned, corpus) for read, source in node.reads.items()}
     by_part = {read: {(role, i): key for role, i, key in cut} for read, cut in shards.items()}

@@ -303,7 +303,7 @@ class Stage(ABC):
         return Cost()
 
     @property
-    def rounds(self) -> int:
+    def n_rounds(self) -> int:
         """For `split="round"`, the number of rounds to run; outside the key."""
         return 1
 

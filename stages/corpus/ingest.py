@@ -181,7 +181,7 @@ def survey(
     names = labels.classes if labels is not None else ()
     flipped = None
     if source.flip_labels:
-        flipped = flips(ids[reasons == 0], source.flip_labels)
+        flipped = flips(ids, reasons == 0, source.flip_labels)
     reviews = tuple(read_review(path, source.task, names) for path in source.corrections)
     codes = labels.codes if labels is not None else np.array([-1])
     return Survey(

@@ -13,7 +13,7 @@ extend them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from torch import Tensor
 from stages.capabilities import Samples
 from stages.game.coalitions import Design
 from stages.game.efficiency import of_units
+from stages.game.fields import KERNEL_EXAMPLES
 from stages.game.from_tables import (
     RIDGE_EXAMPLES,
     LabelledGame,
@@ -36,7 +37,7 @@ from stages.game.game import Game, PlaysGame, Values
 from stages.game.sampling import Valuation
 from stages.game.stopping import StopRule, Watch
 from stages.game.sums import MarginalSums
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Steps, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Size, Split, Steps, Work
 from stages.tables import SHAPLEY_ROUND
 from storage.schema import TableSpec
 
@@ -56,6 +57,15 @@ SHAPLEY_STRATUM = TableSpec(
 )
 """Marginals of a round whose coalitions have `smallest` to 2 `smallest` examples: how many, the sum
 of their absolute values, and of their squares."""
+
+
+ROUNDS, LEAST_ROUNDS = 12, 4
+"""What `rounds: auto` takes of few and of many examples."""
+
+
+def rounds_for(n_examples: int) -> int:
+    """What `rounds: auto` takes: the work of 12 rounds of 10,000 examples, and at least 4."""
+    return min(ROUNDS, max(LEAST_ROUNDS, ROUNDS * KERNEL_EXAMPLES // max(1, n_examples)))
 
 
 class SampledGame(NamedTuple):
@@ -79,8 +89,9 @@ class FreeShap(Valuation, Samples, PlaysGame):
 
     units_per_round: int = 2
     """Independent estimates in a round; the standard error is taken over them."""
-    rounds: int = 12
-    """Rounds wanted at most; more can be added later."""
+    rounds: int | Literal["auto"] = "auto"
+    """Rounds wanted at most; more can be added later. `auto` is 12 and, where no rule stops them
+    earlier, for more than 10,000 examples the work of these: 12 x 10,000 / examples, at least 4."""
     minutes: float | None = None
     """Stop after the first round that ends later than this, in all executions together."""
     stderr: float | None = None
@@ -99,7 +110,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
             ConfigError: a field is empty, negative or not a number.
         """
         self.check()
-        if self.units_per_round < 1 or self.rounds < 1:
+        if self.units_per_round < 1 or self.n_rounds < 1:
             raise ConfigError(
                 f"freeshap: found units_per_round: {self.units_per_round}, rounds: {self.rounds}, "
                 "expected at least 1. Raise them."
@@ -116,6 +127,24 @@ class FreeShap(Valuation, Samples, PlaysGame):
         """Sums over the units of a round, and moments of its marginals by coalition size."""
         return (SHAPLEY_ROUND, SHAPLEY_STRATUM)
 
+    def sized(self, size: Size) -> "FreeShap":
+        """The game of so many examples, and how many rounds of it where `rounds` is left open."""
+        stage: FreeShap = super().sized(size)
+        if stage.rounds != "auto":
+            return stage
+        return replace(stage, rounds=ROUNDS if self.watch() else rounds_for(size.n_examples))
+
+    @property
+    def n_rounds(self) -> int:
+        """The rounds wanted at most; 12 where their number is still to be chosen by size."""
+        return ROUNDS if self.rounds == "auto" else self.rounds
+
+    def _how_many(self, n_examples: int) -> str:
+        """The number of rounds and why, for `Cost.note`."""
+        is_chosen = self.n_rounds == rounds_for(n_examples) < ROUNDS
+        why = f": the work of {ROUNDS} for {KERNEL_EXAMPLES:,}, at least {LEAST_ROUNDS}"
+        return f"{self.n_rounds} rounds{why if is_chosen else ''}"
+
     def _stop_rule(self) -> StopRule:
         """The limits of the fields `minutes`, `stderr` and `sign_confidence`."""
         return StopRule(self.minutes, self.stderr, self.sign_confidence)
@@ -128,7 +157,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
         """Values of all players, from all rounds; each number `draw` has rounds of its own."""
         design, ends = self.design(game), game.ends(self.utilities)
         tally = MarginalSums(self.utilities, self.weights(game, design))
-        for index in range(draw * self.rounds, (draw + 1) * self.rounds):
+        for index in range(draw * self.n_rounds, (draw + 1) * self.n_rounds):
             self.sample(game, design, tally, self.units_per_round, index, ends)
         return Values(self.semivalues, *tally.estimates(self.n_prior(game.n)))
 
@@ -246,10 +275,10 @@ class FreeShap(Valuation, Samples, PlaysGame):
         unit = self.unit_cost(work)
         n_values = work.n_examples * len(self.semivalues) * len(self.utilities)
         return Cost(
-            flops=self.rounds * self.units_per_round * unit.flops,
-            written_bytes=self.rounds * n_values * 32,
+            flops=self.n_rounds * self.units_per_round * unit.flops,
+            written_bytes=self.n_rounds * n_values * 32,
             memory_bytes=unit.memory_bytes + 200 * n_values,
-            note=unit.note,
+            note=f"{unit.note}; {self._how_many(work.n_examples)}",
         )
 
 

@@ -195,6 +195,11 @@ class Retrain(RunsModel, Stage):
         return replace(self, every=1 if is_small else -(-size.n_examples // PREFIXES))
 
     @property
+    def n_rounds(self) -> int:
+        """The rounds wanted."""
+        return self.rounds
+
+    @property
     def _read_model(self) -> ModelSpec | None:
         """The model, where it reads the text; None for a head alone."""
         is_head_alone = self.last_blocks == 0 and self.model and self.model.kind.is_fitted

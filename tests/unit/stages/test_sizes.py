@@ -58,7 +58,7 @@ def tasks(stage: Stage, n_shards: int) -> str:
     if stage.split == "shard":
         return f"{n_shards:,}"
     if stage.split == "round":
-        return f"{stage.rounds} rounds"
+        return f"{stage.n_rounds} rounds"
     return "blocks of queries" if stage.split == "query" else "1"
 
 

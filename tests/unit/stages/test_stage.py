@@ -42,7 +42,7 @@ def test_a_stage_needs_no_more_than_the_contract_asks_for() -> None:
     made = Plain()
     work = Work(n_examples=1, n_queries=1, n_tokens=1, n_classes=2, dim=1)
     assert (made.opens, made.asks, made.cost(work), made.seed) == ((), {}, Cost(), None)
-    assert (made.model_ref, made.feature_dim, made.speaks_for, made.rounds) == (None,) * 3 + (1,)
+    assert (made.model_ref, made.feature_dim, made.speaks_for, made.n_rounds) == (None,) * 3 + (1,)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from memory_inputs import MemoryInputs, label_table
 from stages.catalogue import load
 from stages.game.utility import Judge
 from stages.model.seeded import permutations
-from stages.stage import ConfigError, Part, Vectors, Work
+from stages.stage import ConfigError, Part, Size, Vectors, Work
 from stages.tables import SHAPLEY_ROUND
 from stages.values.freeshap import SHAPLEY_STRATUM, FreeShap
 from stages.values.leave_one_out import LeaveOneOut
@@ -177,6 +177,25 @@ def test_leave_one_out_writes_one_value_per_utility_and_example() -> None:
     rows = rows_of(LeaveOneOut())
     assert rows["semivalue"].unique().to_pylist() == ["loo"]
     assert rows.num_rows == 2 * len(LABELS["example"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "n", "expected"),
+    [
+        ({}, 10_000, 12),
+        ({}, 10_001, 11),
+        ({}, 20_000, 6),
+        ({}, 10**8, 4),
+        ({"rounds": 7}, 10**8, 7),
+        ({"stderr": 0.1}, 10**8, 12),
+    ],
+)
+def test_many_examples_have_fewer_rounds(fields: dict[str, Any], n: int, expected: int) -> None:
+    stage = FreeShap(**fields).sized(Size(n, n, 9, 2, {}))
+    assert stage.n_rounds == stage.rounds == expected
+    note = stage.cost(Work(n_examples=n, n_queries=9, n_tokens=0, n_classes=2, dim=9)).note
+    assert f"; {expected} rounds" in note
+    assert ("the work of 12" in note) == (not fields and expected < 12)
 
 
 @pytest.mark.parametrize("stage", [FreeShap, ShapleyByQuery, LeaveOneOut])
