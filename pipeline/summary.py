@@ -186,7 +186,7 @@ def summarize(run: Any) -> dict[str, Any]:
 
 def _summary(run: Any) -> dict[str, Any]:
     views = set(run.views())
-    count = _fetch(run.sql("SELECT count(*) FROM examples"))[0][0]
+    (count,) = _fetch(run.sql("SELECT count(*) FROM tables.label WHERE role = 'example'"))[0]
     summary: dict[str, Any] = {
         "run": str(run.folder.path),
         "run_id": run.record["run_id"],
@@ -217,12 +217,15 @@ def _summary(run: Any) -> dict[str, Any]:
             }
             for r in _with_true_names(run, rows)
         ]
-        summary["flagged"], planted, caught = run.sql(
-            "SELECT count(*) FILTER (i.is_label_issue), count(*) FILTER (e.true_label <> e.label), "
-            "count(*) FILTER (e.true_label <> e.label AND i.is_label_issue) "
-            "FROM examples AS e JOIN label_issues AS i USING (example_id) "
-            f"WHERE i.method = '{method}'"
-        ).fetchall()[0]
+        # Of many rows few are flagged, and few are planted: these alone are brought together.
+        flagged = f"FROM tables.label_issues WHERE method = '{method}' AND is_label_issue"
+        wrong = "FROM tables.label WHERE role = 'example' AND true_label <> label"
+        ((summary["flagged"], planted, caught),) = _fetch(
+            run.sql(
+                f"SELECT (SELECT count(*) {flagged}), (SELECT count(*) {wrong}), "
+                f"(SELECT count(*) {wrong} AND id IN (SELECT example_id {flagged}))"
+            )
+        )
         if planted:
             in_top = sum(row["planted"] for row in summary["suspicious"])
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
