@@ -229,6 +229,11 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="List as many as are expected to hold this part of wrong labels, such as 0.8.",
+)
 @method
 @out
 @click.option(
@@ -240,6 +245,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 def flag(
     run: Path,
     top: int | None,
+    precision: float | None,
     method: str | None,
     out: Path | None,
     review: Path | None,
@@ -250,7 +256,7 @@ def flag(
     Example: assay flag runs/quickstart --review review.csv
     """
     opened = open_run(run)
-    rows = opened.flag(top, method)
+    rows = opened.flag(top, method, precision)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     if review is not None:

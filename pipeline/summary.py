@@ -18,6 +18,10 @@ SUSPICIOUS = 20
 """Labels that `assay run` shows."""
 EXTREMES = 10
 """Examples that `assay run` shows as most helpful, and as most harmful."""
+LIKELIER = 4
+"""Labels are worth a look where another class is so many times as likely."""
+PAIRS = 3
+"""Pairs of classes that `assay run` names as confused."""
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -123,9 +127,11 @@ def print_summary(run: Any, is_json: bool) -> None:
             names.append("planted")
         show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
     if summary["flagged"] is not None:
+        show(_about_flags(summary))
+    for pair in summary["pairs"]:
         show(
-            f"{summary['flagged']} of {summary['examples']} labels are flagged as probably wrong; "
-            "the order is surer than this number: assay flag RUN --top 100 reads on."
+            f"{pair['expected']:.0f} labels {pair['given']!r} are expected to be rows of class "
+            f"{pair['class']!r}."
         )
     if summary["planted"]:
         planted = summary["planted"]
@@ -161,6 +167,27 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
 
 
+def _about_flags(summary: Mapping[str, Any]) -> str:
+    """How many labels are flagged, and how much weight the number has."""
+    flagged, n, doubtful = (summary[name] for name in ("flagged", "examples", "doubtful"))
+    if summary["agreement"] is None:
+        return f"{flagged} of {n} labels are flagged as probably wrong."
+    agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
+    if flagged:
+        return (
+            f"{flagged} of {n} labels are flagged as probably wrong; {agreement}. The order is "
+            "surer than this number: assay flag RUN --top 100 reads on."
+        )
+    look = (
+        f"{doubtful} labels are worth a look all the same, as another class is {LIKELIER} times as "
+        f"likely: assay flag RUN --top {doubtful}."
+    )
+    return (
+        f"No label of {n} is flagged: {agreement}, and none of the others is more likely wrong "
+        f"than hard. {look if doubtful else ''}".rstrip()
+    )
+
+
 def _command() -> str:
     """`assay`, or the path by which it was called where it is not on the PATH, for copied lines."""
     is_called_by_path = os.path.basename(sys.argv[0]) == "assay" and not shutil.which("assay")
@@ -194,6 +221,9 @@ def _summary(run: Any) -> dict[str, Any]:
         "examples": count,
         "suspicious": [],
         "flagged": None,
+        "doubtful": None,
+        "agreement": None,
+        "pairs": [],
         "planted": None,
         "helpful": [],
         "harmful": [],
@@ -226,6 +256,7 @@ def _summary(run: Any) -> dict[str, Any]:
                 f"(SELECT count(*) {wrong} AND id IN (SELECT example_id {flagged}))"
             )
         )
+        summary |= _noise(run, method)
         if planted:
             in_top = sum(row["planted"] for row in summary["suspicious"])
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
@@ -262,6 +293,46 @@ def _summary(run: Any) -> dict[str, Any]:
             )
         )
     return summary
+
+
+def _noise(run: Any, method: str) -> dict[str, Any]:
+    """What is known of the labels beside the flags of an instance of `label_issues`.
+
+    How many are contradicted by far, the share that the predictions agree with, and the pairs of
+    classes that are confused most, where some are confused more than others.
+    """
+    ((details, noise),) = _fetch(
+        run.sql(
+            "SELECT details, json_extract_string(fields, '$.noise') FROM runs "
+            f"WHERE instance = '{method}' AND \"table\" = 'label_issues'"
+        )
+    )
+    facts = json.loads(details)
+    if "rates" not in facts:  # of an earlier version
+        return {}
+    ((doubtful,),) = _fetch(
+        run.sql(
+            f"SELECT count(*) FROM tables.label_issues WHERE method = '{method}' "
+            f"AND suggested_label <> given_label AND confidence >= {LIKELIER} * label_score"
+        )
+    )
+    replaced = [
+        rate
+        for clean, rates in enumerate(facts["rates"])
+        for given, rate in enumerate(rates)
+        if clean != given
+    ]
+    pairs = []
+    if max(replaced) > 1.01 * min(replaced):
+        pairs = _dicts(
+            run.sql(
+                "SELECT class, given_label AS given, expected FROM label_noise "
+                f"WHERE method = '{noise}' AND class <> given_label AND expected >= 1 "
+                f"ORDER BY expected DESC LIMIT {PAIRS}"
+            )
+        )
+    agreement = facts["n_agreeing"] / facts["n_judged"]
+    return {"doubtful": doubtful, "agreement": agreement, "pairs": pairs}
 
 
 def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
