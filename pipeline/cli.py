@@ -314,6 +314,11 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
 @click.option("--by", default="shapley", help="shapley (the default) or label_score.")
 @click.option("--utility", help="The utility whose values count, when the run has several.")
+@click.option(
+    "--per-class/--overall",
+    default=True,
+    help="The same share of each class (the default), or the largest values of all.",
+)
 @method
 @out
 @as_json
@@ -323,6 +328,7 @@ def select(
     drop: str | None,
     by: str,
     utility: str | None,
+    per_class: bool,
     method: str | None,
     out: Path | None,
     is_json: bool,
@@ -337,7 +343,7 @@ def select(
             "Say for example --keep 20%."
         )
     opened = open_run(run)
-    rows = opened.select(keep, drop, by, utility, method)
+    rows = opened.select(keep, drop, by, utility, method, per_class)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:

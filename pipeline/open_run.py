@@ -205,10 +205,15 @@ class OpenedRun:
         by: str = "shapley",
         utility: str | None = None,
         method: str | None = None,
+        per_class: bool = True,
     ) -> Rows:
         """Examples to train on, the most valuable first.
 
         Columns: example_id, source_id, text, label, label_name, value (above 0 helps), rank.
+
+        The same share of each class is kept, those with the largest values of it: a mean utility
+        is raised most by the class that its queries lack, so the best rows of all together may be
+        of one class. Rows without a class are one together.
 
         Args:
             keep: How many to keep, a number of rows or a share such as `"20%"`.
@@ -216,6 +221,7 @@ class OpenedRun:
             by: `shapley`, or `label_score`.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
+            per_class: Whether values are compared within classes, or all together.
 
         Raises:
             RunError: neither or both of `keep` and `drop` are given, or the run lacks the values.
@@ -239,11 +245,21 @@ class OpenedRun:
         instance = self._choice(view, "method", method)
         total = self._count("examples")
         count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
+        # A row's place in its class, between 0 and 1: the first n have the same share of each.
+        of_class = "PARTITION BY l.label" if per_class else ""
+        place = (
+            f"(row_number() OVER ({of_class} ORDER BY {value} DESC, v.example_id) - 0.5) "
+            f"/ count(*) OVER ({of_class})"
+        )
         return self._decided(
-            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
-                       row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
-                FROM {view} AS v JOIN examples AS e USING (example_id)
-                WHERE v.method = {quoted(instance)} ORDER BY rank LIMIT {count}"""
+            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank
+                FROM (SELECT example_id, value,
+                             row_number() OVER (ORDER BY place, value DESC, example_id) AS rank
+                      FROM (SELECT v.example_id, {value} AS value, {place} AS place
+                            FROM {view} AS v JOIN tables.label AS l ON l.id = v.example_id
+                            WHERE v.method = {quoted(instance)} AND l.role = 'example')
+                      ORDER BY rank LIMIT {count}) AS c
+                JOIN examples AS e USING (example_id) ORDER BY c.rank"""
         )
 
     def explain(

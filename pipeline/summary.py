@@ -142,9 +142,17 @@ def print_summary(run: Any, is_json: bool) -> None:
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             utility = summary["utility"]
-            show(f"\nMost {key} examples (value {effect} predictions of the queries, by {utility})")
+            show(
+                f"\nMost {key} examples of each class (value {effect} predictions of the queries, "
+                f"by {utility})"
+            )
             names = ["text", "label", "value", "stderr", "p_helpful"]
             show(table(names, [[row[n] for n in names] for row in summary[key]]))
+    if summary["of_classes"] is not None:
+        show(
+            f"{summary['of_classes']:.0%} of the variance of values lies between classes, which "
+            "says which class the queries need more of, not which row."
+        )
     for line in summary["accuracy"]:
         show(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
     for line in summary["mismatch"]:
@@ -228,6 +236,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "helpful": [],
         "harmful": [],
         "utility": None,
+        "of_classes": None,
         "accuracy": [],
         "mismatch": [],
         "regression": [],
@@ -262,17 +271,7 @@ def _summary(run: Any) -> dict[str, Any]:
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
     shown_values = run.shown_values()
     if shown_values is not None:
-        method, summary["utility"] = shown_values
-        for key, order in (("helpful", "ASC"), ("harmful", "DESC")):
-            summary[key] = _dicts(
-                run.sql(
-                    "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-                    f"s.p_helpful FROM (FROM shapley WHERE utility = '{summary['utility']}' "
-                    f"AND semivalue = 'shapley' AND method = '{method}' "
-                    f"ORDER BY rank {order} LIMIT {EXTREMES}) AS s "
-                    f"JOIN examples AS e USING (example_id) ORDER BY s.rank {order}"
-                )
-            )
+        summary |= _values(run, *shown_values)
     if "predictions" in views:
         summary["accuracy"] = _dicts(
             run.sql(
@@ -293,6 +292,37 @@ def _summary(run: Any) -> dict[str, Any]:
             )
         )
     return summary
+
+
+def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
+    """The most helpful and harmful examples, by their places within their classes.
+
+    And the part of the values' variance that lies between classes.
+    """
+    values = (
+        "SELECT v.example_id, v.value, v.stderr, v.p_helpful, l.label FROM shapley AS v "
+        "JOIN tables.label AS l ON l.id = v.example_id AND l.role = 'example' "
+        f"WHERE v.utility = '{utility}' AND v.semivalue = 'shapley' AND v.method = '{method}'"
+    )
+    ((of_classes,),) = _fetch(
+        run.sql(
+            "SELECT 1 - sum(n * within) / nullif(sum(n) * any_value(total), 0) FROM "
+            f"(SELECT count(*) AS n, var_pop(value) AS within FROM ({values}) GROUP BY label), "
+            f"(SELECT var_pop(value) AS total FROM ({values}))"
+        )
+    )
+    found = {"utility": utility, "of_classes": of_classes}
+    for key, order in (("helpful", "DESC"), ("harmful", "ASC")):
+        found[key] = _dicts(
+            run.sql(
+                "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
+                f"s.p_helpful FROM (SELECT *, row_number() OVER (PARTITION BY label ORDER BY value "
+                f"{order}, example_id) AS place FROM ({values}) ORDER BY place, value {order}, "
+                f"example_id LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
+                f"ORDER BY s.place, s.value {order}, s.example_id"
+            )
+        )
+    return found
 
 
 def _noise(run: Any, method: str) -> dict[str, Any]:

@@ -57,6 +57,8 @@ are expected to be wrong."""
 
 STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 """Temperatures and noise rates that the search starts from; the likeliest result is kept."""
+LEAST_START = 0.05
+"""Noise rate that a search for uneven noise starts from at least."""
 OFFSET_PENALTY = 1e-4
 SPREADS = (0.5, 1.5)
 """Standard deviations of the d_jk that are tried."""
@@ -193,6 +195,8 @@ def _search(
     n_classes = outputs.shape[1]
     theta = start[: 2 + n_classes].clone()
     if spread is not None:
+        # From next to no noise on, no step would lead to any.
+        theta[1] = theta[1].clamp_min(math.log(LEAST_START / (1 - LEAST_START) / (n_classes - 1)))
         theta = torch.cat([theta, torch.zeros(n_classes**2, dtype=torch.float64)])
     theta.requires_grad_(True)
     search = torch.optim.LBFGS(

@@ -316,6 +316,7 @@ def test_a_review_goes_through_apply(run: Path, tmp_path: Path) -> None:
         (["--drop", "5%"], 46),
         (["--keep", "5", "--by", "label_score"], 5),
         (["--keep", "5", "--utility", "cross_entropy"], 5),
+        (["--keep", "5", "--utility", "cross_entropy", "--overall"], 5),
         (["--keep", "5", "--method", "freeshap"], 5),
     ],
 )
@@ -325,10 +326,16 @@ def test_select(run: Path, options: list[str], count: int) -> None:
     if not rows:
         return
     assert list(rows[0]) == "example_id source_id text label label_name value rank".split()
-    values = [row["value"] for row in rows]
-    assert values == sorted(values, reverse=True)
     assert [row["rank"] for row in rows] == list(range(1, count + 1))
-    if "--utility" in options:
+    is_overall = "--overall" in options
+    for label in {row["label"] for row in rows}:
+        values = [row["value"] for row in rows if is_overall or row["label"] == label]
+        assert values == sorted(values, reverse=True)
+    statement = "SELECT label_name, count(*) FROM examples GROUP BY ALL"
+    for name, n in open_run(run).sql(statement).fetchall():
+        kept = sum(row["label_name"] == name for row in rows)
+        assert is_overall or abs(kept - count * n / N_EXAMPLES) < 1
+    if is_overall:
         statement = "SELECT example_id FROM shapley WHERE utility = 'cross_entropy' AND rank <= 5"
         best = {row[0] for row in open_run(run).sql(statement).fetchall()}
         assert {row["example_id"] for row in rows} == best
