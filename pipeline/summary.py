@@ -191,8 +191,8 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
         f"likely: assay flag RUN --top {doubtful}."
     )
     return (
-        f"No label of {n} is flagged: {agreement}, and none of the others is more likely wrong "
-        f"than hard. {look if doubtful else ''}".rstrip()
+        f"None of {n} labels is flagged: {agreement}, and of the others none is surely wrong "
+        f"rather than hard to predict. {look if doubtful else ''}".rstrip()
     )
 
 
