@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _CONFUSION = """
-    SELECT p.method, p.role, p.predicted, e.label, count(*) FROM predictions AS p
-    JOIN (SELECT example_id AS id, 'example' AS role, label FROM examples
-          UNION ALL SELECT query_id, 'query', label FROM queries) AS e
-        ON e.id = p.id AND e.role = p.role
-    WHERE p.source = 'model' AND p.predicted IS NOT NULL AND e.label IS NOT NULL
+    SELECT p.method, p.role, list_position(p.logits, list_max(p.logits)) - 1 AS predicted, l.label,
+           count(*)
+    FROM tables.prediction AS p JOIN tables.label AS l ON l.id = p.id AND l.role = p.role
+    WHERE p.source = 'model' AND len(p.logits) > 1 AND l.label IS NOT NULL
     GROUP BY ALL ORDER BY ALL
 """
 """Counts of labelled rows that a model predicts, by both classes."""

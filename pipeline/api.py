@@ -194,9 +194,10 @@ def select(
     by: str = "shapley",
     utility: str | None = None,
     method: str | None = None,
+    per_class: bool = True,
 ) -> Rows:
     """Examples to train on, the most valuable first; see `OpenedRun.select`."""
-    return _opened(run).select(keep, drop, by, utility, method)
+    return _opened(run).select(keep, drop, by, utility, method, per_class)
 
 
 def explain(

@@ -229,6 +229,11 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="List as many as are expected to hold this part of wrong labels, such as 0.8.",
+)
 @method
 @out
 @click.option(
@@ -240,6 +245,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 def flag(
     run: Path,
     top: int | None,
+    precision: float | None,
     method: str | None,
     out: Path | None,
     review: Path | None,
@@ -250,7 +256,7 @@ def flag(
     Example: assay flag runs/quickstart --review review.csv
     """
     opened = open_run(run)
-    rows = opened.flag(top, method)
+    rows = opened.flag(top, method, precision)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     if review is not None:
@@ -308,6 +314,11 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
 @click.option("--by", default="shapley", help="shapley (the default) or label_score.")
 @click.option("--utility", help="The utility whose values count, when the run has several.")
+@click.option(
+    "--per-class/--overall",
+    default=True,
+    help="The same share of each class (the default), or the largest values of all.",
+)
 @method
 @out
 @as_json
@@ -317,6 +328,7 @@ def select(
     drop: str | None,
     by: str,
     utility: str | None,
+    per_class: bool,
     method: str | None,
     out: Path | None,
     is_json: bool,
@@ -331,7 +343,7 @@ def select(
             "Say for example --keep 20%."
         )
     opened = open_run(run)
-    rows = opened.select(keep, drop, by, utility, method)
+    rows = opened.select(keep, drop, by, utility, method, per_class)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:

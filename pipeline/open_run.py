@@ -155,7 +155,9 @@ class OpenedRun:
         """The `task` of the corpus (`stages.stage.CorpusTask`)."""
         return str(self.facts("label").get("task", "classification"))
 
-    def flag(self, top: int | None = None, method: str | None = None) -> Rows:
+    def flag(
+        self, top: int | None = None, method: str | None = None, precision: float | None = None
+    ) -> Rows:
         """Examples whose label is suspicious, the most suspicious first.
 
         Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
@@ -165,18 +167,34 @@ class OpenedRun:
         Args:
             top: How many of the lowest scores, flagged or not; by default all that are flagged.
             method: The stage instance, when the run has several.
+            precision: As many of the lowest scores as have this part of wrong labels, 0 to 1, by
+                the mean of their `p_wrong`; give this or `top`.
+
+        Raises:
+            RunError: both `top` and `precision` are given, or it is not between 0 and 1.
         """
+        if precision is not None and (top is not None or not 0 < precision <= 1):
+            raise RunError(
+                f"flag: found precision {precision:g}{f' with top {top}' if top else ''}, expected "
+                "a number above 0 and up to 1, and no top. Say for example precision=0.8."
+            )
         self.require("label_issues", "label_issues")
         instance = self._choice("label_issues", "method", method)
         # The lowest scores first, so that the texts of these alone are read.
-        lowest = f"ORDER BY label_score, example_id LIMIT {int(top)}" if top is not None else ""
+        lowest = "AND is_label_issue"
+        if top is not None:
+            lowest = f"ORDER BY label_score, example_id LIMIT {int(top)}"
+        elif precision is not None:
+            lowest = (
+                "QUALIFY avg(p_wrong) OVER (ORDER BY label_score, example_id ROWS UNBOUNDED "
+                f"PRECEDING) >= {float(precision)!r}"
+            )
         pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
         pair = "e.text_b, " if pairs else ""
         return self._decided(
             f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                        i.label_score, i.is_label_issue, i.method, e.true_label
-                FROM (FROM label_issues WHERE method = {quoted(instance)}
-                      {lowest or "AND is_label_issue"}) AS i
+                FROM (FROM label_issues WHERE method = {quoted(instance)} {lowest}) AS i
                 JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
         )
 
@@ -187,10 +205,15 @@ class OpenedRun:
         by: str = "shapley",
         utility: str | None = None,
         method: str | None = None,
+        per_class: bool = True,
     ) -> Rows:
         """Examples to train on, the most valuable first.
 
         Columns: example_id, source_id, text, label, label_name, value (above 0 helps), rank.
+
+        The same share of each class is kept, those with the largest values of it: a mean utility
+        is raised most by the class that its queries lack, so the best rows of all together may be
+        of one class. Rows without a class are one together.
 
         Args:
             keep: How many to keep, a number of rows or a share such as `"20%"`.
@@ -198,6 +221,7 @@ class OpenedRun:
             by: `shapley`, or `label_score`.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
+            per_class: Whether values are compared within classes, or all together.
 
         Raises:
             RunError: neither or both of `keep` and `drop` are given, or the run lacks the values.
@@ -221,11 +245,21 @@ class OpenedRun:
         instance = self._choice(view, "method", method)
         total = self._count("examples")
         count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
+        # A row's place in its class, between 0 and 1: the first n have the same share of each.
+        of_class = "PARTITION BY l.label" if per_class else ""
+        place = (
+            f"(row_number() OVER ({of_class} ORDER BY {value} DESC, v.example_id) - 0.5) "
+            f"/ count(*) OVER ({of_class})"
+        )
         return self._decided(
-            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, {value} AS value,
-                       row_number() OVER (ORDER BY {value} DESC, e.example_id) AS rank
-                FROM {view} AS v JOIN examples AS e USING (example_id)
-                WHERE v.method = {quoted(instance)} ORDER BY rank LIMIT {count}"""
+            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank
+                FROM (SELECT example_id, value,
+                             row_number() OVER (ORDER BY place, value DESC, example_id) AS rank
+                      FROM (SELECT v.example_id, {value} AS value, {place} AS place
+                            FROM {view} AS v JOIN tables.label AS l ON l.id = v.example_id
+                            WHERE v.method = {quoted(instance)} AND l.role = 'example')
+                      ORDER BY rank LIMIT {count}) AS c
+                JOIN examples AS e USING (example_id) ORDER BY c.rank"""
         )
 
     def explain(

@@ -13,7 +13,7 @@ from stages.stage import Size, Stage
 from storage.manifest import Manifest
 from storage.table import Store
 
-SMALL = 10_000
+SMALL = 5_000
 """Rows up to which all choices are the same."""
 NOTES = ".sizes"
 """Folder of the store with a note for each corpus, named by the key of its first shard."""

@@ -18,6 +18,10 @@ SUSPICIOUS = 20
 """Labels that `assay run` shows."""
 EXTREMES = 10
 """Examples that `assay run` shows as most helpful, and as most harmful."""
+LIKELIER = 4
+"""Labels are worth a look where another class is so many times as likely."""
+PAIRS = 3
+"""Pairs of classes that `assay run` names as confused."""
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -123,9 +127,11 @@ def print_summary(run: Any, is_json: bool) -> None:
             names.append("planted")
         show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
     if summary["flagged"] is not None:
+        show(_about_flags(summary))
+    for pair in summary["pairs"]:
         show(
-            f"{summary['flagged']} of {summary['examples']} labels are flagged as probably wrong; "
-            "the order is surer than this number: assay flag RUN --top 100 reads on."
+            f"{pair['expected']:.0f} labels {pair['given']!r} are expected to be rows of class "
+            f"{pair['class']!r}."
         )
     if summary["planted"]:
         planted = summary["planted"]
@@ -136,9 +142,17 @@ def print_summary(run: Any, is_json: bool) -> None:
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             utility = summary["utility"]
-            show(f"\nMost {key} examples (value {effect} predictions of the queries, by {utility})")
+            show(
+                f"\nMost {key} examples of each class (value {effect} predictions of the queries, "
+                f"by {utility})"
+            )
             names = ["text", "label", "value", "stderr", "p_helpful"]
             show(table(names, [[row[n] for n in names] for row in summary[key]]))
+    if summary["of_classes"] is not None:
+        show(
+            f"{summary['of_classes']:.0%} of the variance of values lies between classes, which "
+            "says which class the queries need more of, not which row."
+        )
     for line in summary["accuracy"]:
         show(f"Accuracy of the {line['source']} on the queries: {line['accuracy']:.3f}")
     for line in summary["mismatch"]:
@@ -159,6 +173,27 @@ def print_summary(run: Any, is_json: bool) -> None:
     show(f"\nCatalog: {_shell_path(summary['catalog'])}   Ask it in SQL, for example:")
     for statement in summary["try"]:
         show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
+
+
+def _about_flags(summary: Mapping[str, Any]) -> str:
+    """How many labels are flagged, and how much weight the number has."""
+    flagged, n, doubtful = (summary[name] for name in ("flagged", "examples", "doubtful"))
+    if summary["agreement"] is None:
+        return f"{flagged} of {n} labels are flagged as probably wrong."
+    agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
+    if flagged:
+        return (
+            f"{flagged} of {n} labels are flagged as probably wrong; {agreement}. The order is "
+            "surer than this number: assay flag RUN --top 100 reads on."
+        )
+    look = (
+        f"{doubtful} labels are worth a look all the same, as another class is {LIKELIER} times as "
+        f"likely: assay flag RUN --top {doubtful}."
+    )
+    return (
+        f"None of {n} labels is flagged: {agreement}, and of the others none is surely wrong "
+        f"rather than hard to predict. {look if doubtful else ''}".rstrip()
+    )
 
 
 def _command() -> str:
@@ -186,7 +221,7 @@ def summarize(run: Any) -> dict[str, Any]:
 
 def _summary(run: Any) -> dict[str, Any]:
     views = set(run.views())
-    count = _fetch(run.sql("SELECT count(*) FROM examples"))[0][0]
+    (count,) = _fetch(run.sql("SELECT count(*) FROM tables.label WHERE role = 'example'"))[0]
     summary: dict[str, Any] = {
         "run": str(run.folder.path),
         "run_id": run.record["run_id"],
@@ -194,10 +229,14 @@ def _summary(run: Any) -> dict[str, Any]:
         "examples": count,
         "suspicious": [],
         "flagged": None,
+        "doubtful": None,
+        "agreement": None,
+        "pairs": [],
         "planted": None,
         "helpful": [],
         "harmful": [],
         "utility": None,
+        "of_classes": None,
         "accuracy": [],
         "mismatch": [],
         "regression": [],
@@ -217,28 +256,22 @@ def _summary(run: Any) -> dict[str, Any]:
             }
             for r in _with_true_names(run, rows)
         ]
-        summary["flagged"], planted, caught = run.sql(
-            "SELECT count(*) FILTER (i.is_label_issue), count(*) FILTER (e.true_label <> e.label), "
-            "count(*) FILTER (e.true_label <> e.label AND i.is_label_issue) "
-            "FROM examples AS e JOIN label_issues AS i USING (example_id) "
-            f"WHERE i.method = '{method}'"
-        ).fetchall()[0]
+        # Of many rows few are flagged, and few are planted: these alone are brought together.
+        flagged = f"FROM tables.label_issues WHERE method = '{method}' AND is_label_issue"
+        wrong = "FROM tables.label WHERE role = 'example' AND true_label <> label"
+        ((summary["flagged"], planted, caught),) = _fetch(
+            run.sql(
+                f"SELECT (SELECT count(*) {flagged}), (SELECT count(*) {wrong}), "
+                f"(SELECT count(*) {wrong} AND id IN (SELECT example_id {flagged}))"
+            )
+        )
+        summary |= _noise(run, method)
         if planted:
             in_top = sum(row["planted"] for row in summary["suspicious"])
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
     shown_values = run.shown_values()
     if shown_values is not None:
-        method, summary["utility"] = shown_values
-        for key, order in (("helpful", "ASC"), ("harmful", "DESC")):
-            summary[key] = _dicts(
-                run.sql(
-                    "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-                    f"s.p_helpful FROM (FROM shapley WHERE utility = '{summary['utility']}' "
-                    f"AND semivalue = 'shapley' AND method = '{method}' "
-                    f"ORDER BY rank {order} LIMIT {EXTREMES}) AS s "
-                    f"JOIN examples AS e USING (example_id) ORDER BY s.rank {order}"
-                )
-            )
+        summary |= _values(run, *shown_values)
     if "predictions" in views:
         summary["accuracy"] = _dicts(
             run.sql(
@@ -259,6 +292,77 @@ def _summary(run: Any) -> dict[str, Any]:
             )
         )
     return summary
+
+
+def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
+    """The most helpful and harmful examples, by their places within their classes.
+
+    And the part of the values' variance that lies between classes.
+    """
+    values = (
+        "SELECT v.example_id, v.value, v.stderr, v.p_helpful, l.label FROM shapley AS v "
+        "JOIN tables.label AS l ON l.id = v.example_id AND l.role = 'example' "
+        f"WHERE v.utility = '{utility}' AND v.semivalue = 'shapley' AND v.method = '{method}'"
+    )
+    ((of_classes,),) = _fetch(
+        run.sql(
+            "SELECT 1 - sum(n * within) / nullif(sum(n) * any_value(total), 0) FROM "
+            f"(SELECT count(*) AS n, var_pop(value) AS within FROM ({values}) GROUP BY label), "
+            f"(SELECT var_pop(value) AS total FROM ({values}))"
+        )
+    )
+    found = {"utility": utility, "of_classes": of_classes}
+    for key, order in (("helpful", "DESC"), ("harmful", "ASC")):
+        found[key] = _dicts(
+            run.sql(
+                "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
+                f"s.p_helpful FROM (SELECT *, row_number() OVER (PARTITION BY label ORDER BY value "
+                f"{order}, example_id) AS place FROM ({values}) ORDER BY place, value {order}, "
+                f"example_id LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
+                f"ORDER BY s.place, s.value {order}, s.example_id"
+            )
+        )
+    return found
+
+
+def _noise(run: Any, method: str) -> dict[str, Any]:
+    """What is known of the labels beside the flags of an instance of `label_issues`.
+
+    How many are contradicted by far, the share that the predictions agree with, and the pairs of
+    classes that are confused most, where some are confused more than others.
+    """
+    ((details, noise),) = _fetch(
+        run.sql(
+            "SELECT details, json_extract_string(fields, '$.noise') FROM runs "
+            f"WHERE instance = '{method}' AND \"table\" = 'label_issues'"
+        )
+    )
+    facts = json.loads(details)
+    if "rates" not in facts:  # of an earlier version
+        return {}
+    ((doubtful,),) = _fetch(
+        run.sql(
+            f"SELECT count(*) FROM tables.label_issues WHERE method = '{method}' "
+            f"AND suggested_label <> given_label AND confidence >= {LIKELIER} * label_score"
+        )
+    )
+    replaced = [
+        rate
+        for clean, rates in enumerate(facts["rates"])
+        for given, rate in enumerate(rates)
+        if clean != given
+    ]
+    pairs = []
+    if max(replaced) > 1.01 * min(replaced):
+        pairs = _dicts(
+            run.sql(
+                "SELECT class, given_label AS given, expected FROM label_noise "
+                f"WHERE method = '{noise}' AND class <> given_label AND expected >= 1 "
+                f"ORDER BY expected DESC LIMIT {PAIRS}"
+            )
+        )
+    agreement = facts["n_agreeing"] / facts["n_judged"]
+    return {"doubtful": doubtful, "agreement": agreement, "pairs": pairs}
 
 
 def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Runs one named benchmark and appends its result to `benchmarks/results.jsonl`.
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
+    .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
     .venv/bin/python scripts/bench.py overhead               what all but the methods costs
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
@@ -51,6 +52,7 @@ from benchmarks.environment import ROOT, WORK
 
 CASES = (
     "flags",
+    "noise",
     "demo",
     "overhead",
     "features",

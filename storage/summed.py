@@ -43,7 +43,7 @@ VALUE = TableSpec(
 """An example's value with its standard error, over all rounds or blocks; see the view `shapley`."""
 SHARD_ROWS = 1 << 20
 """Examples in a shard of values, about."""
-MEMORY = "2GB"
+MEMORY = "1GB"
 """What DuckDB holds while it sums; the rest waits on the disk."""
 
 

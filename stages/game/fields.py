@@ -16,7 +16,7 @@ Precision = Literal["auto", "float32", "float64"]
 DIRECTIONS = 512
 """What `directions: auto` takes for two classes, and twice as many for more: measured in
 `scripts/benchmarks/short_features.md`."""
-KERNEL_EXAMPLES = 10_000
+KERNEL_EXAMPLES = 5_000
 """Most examples for which `engine: auto` holds their kernel, 8 n^2 bytes."""
 
 
@@ -25,7 +25,7 @@ class GameFields:
     """The fields that define the game: which regression is fitted on a coalition, which utility."""
 
     kernel: tuple[str, ...] = ()
-    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 10,000
+    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 5,000
     examples the hidden states of all layers. For the utility loss: [gradient]."""
     normalize: bool | None = None
     """Scale every feature vector to unit length, which the paper does not. By default so, but not
@@ -36,7 +36,7 @@ class GameFields:
     paper has 1e-6, absolute."""
     engine: Engine = "auto"
     """`prefix_cholesky` holds the kernel of all examples, `least_squares` matrices of the features;
-    `auto` takes the first for up to 10,000 examples."""
+    `auto` takes the first for up to 5,000 examples."""
     precision: Precision = "auto"
     """Of `least_squares`: `auto` is float32 where the ridge is at least 0.01, for accuracy 1."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
@@ -49,7 +49,7 @@ class GameFields:
 
     directions: int | Literal["auto"] | None = "auto"
     """Leading directions of the features that the game is played on, null for the features as they
-    are; `auto` takes 512 for more than 10,000 examples of two classes, 1,024 for more classes."""
+    are; `auto` takes 512 for more than 5,000 examples of two classes, 1,024 for more classes."""
     short: str = "short_features"
     """Instance of `short_features`, with the features along these directions."""
 

@@ -4,7 +4,7 @@ Out-of-sample predictions for every example without cross-validation, exact wher
 labels. Source: the regression of arXiv:2406.04606 (methods.md 1.4), the leave-one-out
 identity of linear smoothers. [derived]
 
-Up to 10,000 examples one task solves it in dual form, from the kernel of the examples. Beyond, each
+Up to 5,000 examples one task solves it in dual form, from the kernel of the examples. Beyond, each
 shard's predictions follow from a fit in primal form (`kernel_fit`), whose cost grows with the
 number of rows and the square of the vectors' length. Where both use the same ridge they give the
 same outputs, up to rounding.
@@ -45,7 +45,7 @@ from stages.surrogate.primal_tables import RIDGE_ERROR, PrimalRegression, read_f
 from stages.tables import KERNEL_DUAL, PREDICTION
 from storage.schema import TableSpec
 
-DUAL_EXAMPLES = 10_000
+DUAL_EXAMPLES = 5_000
 """Most examples for which `form: auto` holds their kernel: 3.2 GB while the ridge is chosen."""
 
 
@@ -59,7 +59,7 @@ class KernelRegression(AnswersQueries):
     """
 
     kernel: tuple[str, ...] = ()
-    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 10,000
+    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 5,000
     examples the hidden states of all layers."""
     normalize: bool = True
     """Scale every feature vector to unit length."""
@@ -70,7 +70,7 @@ class KernelRegression(AnswersQueries):
 
     form: Literal["auto", "dual", "primal"] = "auto"
     """`dual` holds the kernel of all examples, `primal` works by shard on a fit of their sums;
-    `auto` takes the first for up to 10,000 examples."""
+    `auto` takes the first for up to 5,000 examples."""
     fit: str = "kernel_fit"
     """Instance of `kernel_fit`, of the primal form."""
     parts: int | None = None

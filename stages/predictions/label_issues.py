@@ -61,7 +61,7 @@ class LabelIssues(Stage):
     noise: str = "label_noise"
     """Instance of `label_noise` over the same predictions."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
@@ -109,8 +109,8 @@ class LabelIssues(Stage):
         )
         if not len(ids):
             return
-        clean = model.clean(outputs)
-        score, suggested = clean[torch.arange(len(labels)), labels], clean.argmax(dim=1)
+        opinions = model.opinions(outputs, labels)
+        score, suggested = opinions[torch.arange(len(labels)), labels], opinions.argmax(dim=1)
         is_low = (score < last_score) | ((score == last_score) & torch.from_numpy(ids <= last_id))
         columns = [
             labels,
@@ -119,7 +119,7 @@ class LabelIssues(Stage):
             is_low & (suggested != labels),
             model.wrong(outputs, labels),
             margins(outputs, labels),
-            clean.amax(dim=1),
+            opinions.amax(dim=1),
         ]
         arrays = [pa.array(ids), *(pa.array(column.numpy()) for column in columns)]
         yield LABEL_ISSUES.name, pa.RecordBatch.from_arrays(arrays, schema=LABEL_ISSUES.schema)

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stages.reading.supervision import count_classes
 from stages.reading.vectors import evenly
@@ -27,12 +29,20 @@ class FittedNoise(NamedTuple):
     """The noise model, and what it says of all labels."""
 
     model: NoiseModel
-    expected_wrong: float
+    expected: Float[Tensor, "classes classes"]
+    """How many rows of each class (first axis) were given each class."""
     last_score: float
     last_id: int
     n_judged: int
+    n_agreeing: int
+    """Examples whose given label has the largest output."""
     n_without_features: int
     """Labelled examples without a prediction."""
+
+    @property
+    def expected_wrong(self) -> float:
+        """How many labels are expected to be wrong."""
+        return float(self.expected.sum() - self.expected.diagonal().sum())
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class LabelNoise(Stage):
     predictions: str = "kernel_regression"
     """Instance with the out-of-sample predictions that labels are compared with."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -79,28 +89,35 @@ class LabelNoise(Stage):
             torch.cat([j.labels for j in sample])[chosen],
         )
         del sample
-        ids, scores, expected = [], [], 0.0
+        ids, scores, n_agreeing = [], [], 0
+        expected = torch.zeros_like(model.rates)
         for judged in judged_by_shard(inputs, self.predictions):
             if len(judged.ids):
-                expected += float(model.wrong(judged.outputs, judged.labels).sum())
+                posterior = model.posterior(judged.outputs, judged.labels)
+                expected.T.index_add_(0, judged.labels, posterior)
+                n_agreeing += int((judged.outputs.argmax(1) == judged.labels).sum())
                 scores.append(model.scores(judged.outputs, judged.labels).numpy())
                 ids.append(judged.ids)
-        last_score, last_id = lowest(np.concatenate(scores), np.concatenate(ids), round(expected))
+        n_wrong = round(float(expected.sum() - expected.diagonal().sum()))
+        last_score, last_id = lowest(np.concatenate(scores), np.concatenate(ids), n_wrong)
         n_judged = sum(map(len, ids))
         n_labelled = sum(
             len(rows) - rows["label"].null_count for rows in inputs.by_shard("label", "example")
         )
-        return FittedNoise(model, expected, last_score, last_id, n_judged, n_labelled - n_judged)
+        n_without = n_labelled - n_judged
+        return FittedNoise(model, expected, last_score, last_id, n_judged, n_agreeing, n_without)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """The noise model, the expected number of wrong labels, and examples without prediction."""
         fitted: FittedNoise = inputs.opened
         facts: dict[str, Any] = {
-            "noise_rate": fitted.model.noise_rate,
+            "noise_rate": fitted.expected_wrong / fitted.n_judged,
+            "rates": fitted.model.rates.tolist(),
             "temperature": fitted.model.temperature,
             "offsets": fitted.model.offsets.tolist(),
             "expected_wrong": fitted.expected_wrong,
             "n_judged": fitted.n_judged,
+            "n_agreeing": fitted.n_agreeing,
             "n_without_features": fitted.n_without_features,
         }
         if fitted.n_without_features:
@@ -118,20 +135,23 @@ class LabelNoise(Stage):
             pa.array(np.arange(n)),
             pa.array(fitted.model.offsets.numpy()),
             pa.array(np.full(n, fitted.model.temperature)),
-            pa.array(np.full(n, fitted.model.noise_rate)),
+            *(
+                pa.array(matrix.tolist(), pa.list_(pa.float64(), n))
+                for matrix in (fitted.model.rates, fitted.expected)
+            ),
             pa.array(np.full(n, fitted.last_score)),
             pa.array(np.full(n, fitted.last_id)),
         ]
-        yield LABEL_NOISE.name, pa.RecordBatch.from_arrays(columns, schema=LABEL_NOISE.schema)
+        yield LABEL_NOISE.name, pa.RecordBatch.from_arrays(columns, LABEL_NOISE.schema.names)
 
     def cost(self, work: Work) -> Cost:
         """A few hundred passes over the predictions of some rows, and one over all."""
         n, n_classes = work.n_examples, work.n_classes
         sample = min(n, FIT_ROWS)
         return Cost(
-            flops=1000.0 * 10 * sample * n_classes + 40.0 * n * n_classes,
-            written_bytes=48 * n_classes,
-            memory_bytes=200 * sample * n_classes
+            flops=1000.0 * 10 * sample * n_classes**2 + 40.0 * n * n_classes,
+            written_bytes=48 * n_classes + 16 * n_classes**2,
+            memory_bytes=300 * sample * n_classes
             + (n // work.n_shards) * (FIT_SHARDS + 4) * 16 * n_classes
             + 40 * n,
         )

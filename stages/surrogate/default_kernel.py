@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.stage import Size
 
-FEW_EXAMPLES = 10_000
+FEW_EXAMPLES = 5_000
 """Most examples, when a corpus is first read, for which the NTK is taken."""
 NTK = ("ntk",)
 ALL_LAYERS = "all_layers"

@@ -1,17 +1,23 @@
 """The model of how given labels came to be, fitted to out-of-sample predictions.
 
 Every example has an out-of-sample prediction F. Its given label is modelled as a clean label drawn
-from q = softmax(t F + b) and then, with probability e, replaced by another class at random:
+from q = softmax(t F + b) and then replaced by chance, by a rate for each ordered pair of classes:
 
-    P(given = k) = (1 - e) q_k + e (1 - q_k) / (C - 1).
+    P(given = k) = sum_j q_j R[j, k],    R[j, k] = exp a_jk / sum_l exp a_jl,    a_jj = 0.
 
-Temperature t, offsets b and noise rate e maximise the likelihood of the given labels. Then q is a
-calibrated opinion about the clean label, P(wrong | given = y) = e (1 - q_y) / (C - 1) / P(given =
-y), and the sum of these is how many labels are wrong. On clean labels e goes to 0.
+Even noise has one number a for all pairs: a label is replaced with probability e, by any other
+class alike. Uneven noise has a_jk = a + d_jk, with a normal prior of the d_jk that shrinks them to
+even noise. How strong it is, and whether noise is even, is decided by the likelihood of labels that
+a fit has not seen: even noise, unless these are far more likely by another fit.
 
-It is a plain maximum-likelihood version of what confident learning estimates by counting
-(Northcutt, Jiang, Chuang 2021, arXiv:1911.00068), whose joint counts honest uncertainty as error:
-of 2,000 clean SST-2 labels it flagged 196, this one 4. Ours, not a paper's.
+Temperature t, offsets b and rates maximise the likelihood of the given labels, times the prior.
+Then q is a calibrated opinion about the clean label, P(clean = j | given = y) = q_j R[j, y] /
+P(given = y), and the sum of P(clean != y | given = y) is how many labels are wrong. On clean labels
+the rates go to 0.
+
+It is a maximum-likelihood version of what confident learning estimates by counting (Northcutt,
+Jiang, Chuang 2021, arXiv:1911.00068), whose joint counts honest uncertainty as error: of 2,000
+clean SST-2 labels it flagged 196, even noise 4. Ours, not a paper's.
 """
 
 import math
@@ -25,7 +31,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.reading.vectors import matrix_of
+from stages.reading.vectors import evenly, matrix_of
 from stages.stage import DataError, Inputs
 from storage.schema import TableSpec
 
@@ -36,19 +42,32 @@ LABEL_NOISE = TableSpec(
             ("label", pa.int64()),
             ("offset", pa.float64()),
             ("temperature", pa.float64()),
-            ("noise_rate", pa.float64()),
+            ("rates", pa.list_(pa.float64())),
+            ("expected", pa.list_(pa.float64())),
             ("last_score", pa.float64()),
             ("last_id", pa.int64()),
         ]
     ),
     key=("label",),
 )
-"""The noise model, a row per class. Labels up to the score `last_score`, and of those that have
-just this score up to the id `last_id`, are as many as are expected to be wrong."""
+"""The noise model, a row per class: `rates` are the probabilities that a row of this class was
+given each class, `expected` how many rows were, by the probabilities of all rows. Labels up to the
+score `last_score`, and of those that have just this score up to the id `last_id`, are as many as
+are expected to be wrong."""
 
 STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 """Temperatures and noise rates that the search starts from; the likeliest result is kept."""
+LEAST_GAIN = 2.0
+"""Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
+LEAST_START = 0.05
+"""Noise rate that a search for uneven noise starts from at least."""
 OFFSET_PENALTY = 1e-4
+SPREADS = (0.5, 1.0, 2.0)
+"""Standard deviations of the d_jk that are tried."""
+JUDGED_ROWS = 2**14
+"""Most rows that tell whether noise is even."""
+FOLDS = 4
+"""Parts of the rows, each judged by a fit to the others."""
 
 
 class NoiseModel(NamedTuple):
@@ -56,27 +75,52 @@ class NoiseModel(NamedTuple):
 
     temperature: float
     offsets: Float[Tensor, " classes"]
-    noise_rate: float
-    """Probability that a label was replaced by another."""
+    rates: Float[Tensor, "classes classes"]
+    """R[j, k], the probability that a row of class j was given class k; rows sum to 1."""
 
     def clean(self, outputs: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
-        """Probability q of each class being the clean label."""
+        """Probability q of each class being the clean label, before the given one is seen."""
         return torch.softmax(self.temperature * outputs + self.offsets, dim=1)
+
+    def opinions(
+        self, outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+    ) -> Float[Tensor, "rows classes"]:
+        """Of each class how likely it is the clean label, as if half of the labels were wrong.
+
+        That is q where noise is even; else q times the rate of the given label among rows of this
+        class, in the mean rate of all pairs. Within (0, 1) also where next to no label is wrong,
+        and for the given label in the same order as the probability that it is right.
+        """
+        n_classes = outputs.shape[1]
+        is_kept = torch.eye(n_classes, dtype=torch.bool)
+        kept, replaced = self.rates[is_kept], self.rates[~is_kept]
+        if not bool(replaced.any()):
+            return self.clean(outputs)
+        relative = self.rates / replaced.mean()
+        relative[is_kept] = kept / kept.mean()
+        weighed = self.clean(outputs) * relative.T[labels]
+        return weighed / weighed.sum(1, keepdim=True).clamp_min(1e-300)
 
     def scores(
         self, outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """Probability q of each given label being the clean one."""
-        return self.clean(outputs)[torch.arange(len(labels)), labels]
+        """The opinion about each given label."""
+        return self.opinions(outputs, labels)[torch.arange(len(labels)), labels]
+
+    def posterior(
+        self, outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+    ) -> Float[Tensor, "rows classes"]:
+        """Probability of each class being the clean label, given the label that was seen."""
+        joint = self.clean(outputs) * self.rates.T[labels]
+        return joint / joint.sum(1, keepdim=True).clamp_min(1e-300)
 
     def wrong(
         self, outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
         """Probability that each given label is wrong."""
-        own = self.scores(outputs, labels)
-        kept = (1 - self.noise_rate) * own
-        replaced = self.noise_rate * (1 - own) / (outputs.shape[1] - 1)
-        return replaced / (kept + replaced).clamp_min(1e-300)
+        others = self.posterior(outputs, labels)
+        others[torch.arange(len(labels)), labels] = 0
+        return others.sum(1)
 
 
 class Judged(NamedTuple):
@@ -90,47 +134,127 @@ class Judged(NamedTuple):
 def fit_noise_model(
     outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
 ) -> NoiseModel:
-    """The noise model of greatest likelihood. Cost O(rows * classes) per step, some 100 steps."""
-    n_classes = outputs.shape[1]
-    rows = torch.arange(len(labels))
-    ceiling = (n_classes - 1) / n_classes
+    """The noise model of greatest likelihood, even or not as unseen labels say.
 
-    def unpack(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return theta[0].exp(), ceiling * torch.sigmoid(theta[1]), theta[2:]
-
-    def objective(theta: Tensor) -> Tensor:
-        temperature, noise, offsets = unpack(theta)
-        own = torch.softmax(temperature * outputs + offsets, dim=1)[rows, labels]
-        seen = (1 - noise) * own + noise * (1 - own) / (n_classes - 1)
-        return -seen.clamp_min(1e-12).log().mean() + OFFSET_PENALTY * offsets.square().sum()
-
-    best: tuple[float, Tensor] | None = None
-    for temperature, noise in STARTS:
-        theta = torch.zeros(2 + n_classes, dtype=torch.float64)
-        theta[0], theta[1] = math.log(temperature), math.log(noise / (ceiling - noise))
-        theta.requires_grad_(True)
-        search = torch.optim.LBFGS(
-            [theta], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
-        )
-
-        def closure(theta: Tensor = theta, search: torch.optim.LBFGS = search) -> Tensor:
-            search.zero_grad()
-            value = objective(theta)
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
-
-        search.step(closure)  # type: ignore[no-untyped-call]
-        end = theta.detach()
-        value = float(objective(end))
-        if math.isfinite(value) and (best is None or value < best[0]):
-            best = (value, end)
-    if best is None:
+    Cost O(rows * classes^2) per step, some 1,000 steps.
+    """
+    even = _even(outputs, labels)
+    if even is None:
         raise DataError(
             "label_noise: found predictions that no noise model can be fitted to, expected finite "
             "ones that vary. Look at the view `predictions` with source = 'kernel'."
         )
-    temperature_, noise_, offsets_ = unpack(best[1])
-    return NoiseModel(float(temperature_), offsets_, float(noise_))
+    gained, best = _gains(outputs, labels, even).max(0)
+    uneven = None
+    if float(gained) > LEAST_GAIN:
+        uneven = _search(outputs, labels, even, SPREADS[int(best)])
+    return _model(even if uneven is None else uneven, outputs.shape[1])
+
+
+def _gains(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    even: Float[Tensor, " numbers"],
+) -> Float[Tensor, " spreads"]:
+    """How much likelier uneven noise of each spread makes labels that the fit has not seen.
+
+    Logarithms, over `JUDGED_ROWS` at most; `even` is where searches start.
+    """
+    chosen = torch.from_numpy(evenly(len(labels), JUDGED_ROWS))
+    outputs, labels = outputs[chosen], labels[chosen]
+    folds = torch.arange(len(labels)) % FOLDS
+    gains = torch.zeros(len(SPREADS), dtype=torch.float64)
+    for fold in range(FOLDS):
+        seen, unseen = folds != fold, folds == fold
+        start = _search(outputs[seen], labels[seen], even, None)
+        if start is None or not bool(unseen.any()):
+            continue
+        before = _log_likelihood(outputs[unseen], labels[unseen], start)
+        for row, spread in enumerate(SPREADS):
+            other = _search(outputs[seen], labels[seen], start, spread)
+            if other is not None:
+                after = _log_likelihood(outputs[unseen], labels[unseen], other)
+                gains[row] += float((after - before).sum())
+    return gains
+
+
+def _even(
+    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+) -> Float[Tensor, " numbers"] | None:
+    """The numbers of the likeliest even noise; None where no fit is finite."""
+    n_classes = outputs.shape[1]
+    best: tuple[float, Tensor] | None = None
+    for temperature, noise in STARTS:
+        theta = torch.zeros(2 + n_classes, dtype=torch.float64)
+        theta[0], theta[1] = math.log(temperature), math.log(noise / (1 - noise) / (n_classes - 1))
+        end = _search(outputs, labels, theta, None)
+        if end is not None:
+            value = -float(_log_likelihood(outputs, labels, end).mean())
+            if best is None or value < best[0]:
+                best = (value, end)
+    return None if best is None else best[1]
+
+
+def _search(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    start: Float[Tensor, " numbers"],
+    spread: float | None,
+) -> Float[Tensor, " found"] | None:
+    """The end of a search for the likeliest noise; None if it is not finite.
+
+    The numbers are log t, a, the offsets and, unless `spread` is None, the d_jk.
+    """
+    n_classes = outputs.shape[1]
+    theta = start[: 2 + n_classes].clone()
+    if spread is not None:
+        # From next to no noise on, no step would lead to any.
+        theta[1] = theta[1].clamp_min(math.log(LEAST_START / (1 - LEAST_START) / (n_classes - 1)))
+        theta = torch.cat([theta, torch.zeros(n_classes**2, dtype=torch.float64)])
+    theta.requires_grad_(True)
+    search = torch.optim.LBFGS(
+        [theta], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        value = -_log_likelihood(outputs, labels, theta).mean()
+        value = value + OFFSET_PENALTY * theta[2 : 2 + n_classes].square().sum()
+        if spread is not None:
+            value = value + theta[2 + n_classes :].square().sum() / (2 * spread**2 * len(labels))
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    end = theta.detach()
+    return end if bool(_log_likelihood(outputs, labels, end).isfinite().all()) else None
+
+
+def _log_likelihood(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    theta: Float[Tensor, " numbers"],
+) -> Float[Tensor, " rows"]:
+    """Logarithm of the probability of each given label."""
+    n_classes = outputs.shape[1]
+    clean = torch.softmax(theta[0].exp() * outputs + theta[2 : 2 + n_classes], dim=1)
+    seen = (clean * _rates(theta, n_classes).T[labels]).sum(1)
+    return seen.clamp_min(1e-12).log()
+
+
+def _model(theta: Float[Tensor, " numbers"], n_classes: int) -> NoiseModel:
+    """The model that the numbers of a search stand for."""
+    offsets = theta[2 : 2 + n_classes]
+    return NoiseModel(float(theta[0].exp()), offsets, _rates(theta, n_classes))
+
+
+def _rates(theta: Float[Tensor, " numbers"], n_classes: int) -> Float[Tensor, "classes classes"]:
+    """R of the numbers of a search."""
+    is_kept = torch.eye(n_classes, dtype=torch.bool)
+    logits = theta[1].expand(n_classes, n_classes)
+    if len(theta) > 2 + n_classes:
+        logits = logits + theta[2 + n_classes :].reshape(n_classes, n_classes)
+    return torch.softmax(logits.masked_fill(is_kept, 0), dim=1)
 
 
 def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:
@@ -179,7 +303,8 @@ def read_noise_model(table: pa.Table) -> tuple[NoiseModel, float, int]:
     """The model in rows of `LABEL_NOISE`, and its `last_score` and `last_id`."""
     table = table.sort_by("label")
     offsets = torch.from_numpy(np.array(table["offset"].to_numpy()))
-    temperature, noise_rate, last_score, last_id = (
-        table[name][0].as_py() for name in ("temperature", "noise_rate", "last_score", "last_id")
+    temperature, last_score, last_id = (
+        table[name][0].as_py() for name in ("temperature", "last_score", "last_id")
     )
-    return NoiseModel(temperature, offsets, noise_rate), last_score, last_id
+    rates = torch.from_numpy(np.array(matrix_of(table["rates"])))
+    return NoiseModel(temperature, offsets, rates), last_score, last_id

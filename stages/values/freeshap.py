@@ -24,7 +24,6 @@ from torch import Tensor
 from stages.capabilities import Samples
 from stages.game.coalitions import Design
 from stages.game.efficiency import of_units
-from stages.game.fields import KERNEL_EXAMPLES
 from stages.game.from_tables import (
     RIDGE_EXAMPLES,
     LabelledGame,
@@ -59,13 +58,13 @@ SHAPLEY_STRATUM = TableSpec(
 of their absolute values, and of their squares."""
 
 
-ROUNDS, LEAST_ROUNDS = 12, 4
-"""What `rounds: auto` takes of few and of many examples."""
+ROUNDS, LEAST_ROUNDS, ROUNDS_EXAMPLES = 12, 4, 10_000
+"""What `rounds: auto` takes of few examples, at least, and of how many the first is the work."""
 
 
 def rounds_for(n_examples: int) -> int:
     """What `rounds: auto` takes: the work of 12 rounds of 10,000 examples, and at least 4."""
-    return min(ROUNDS, max(LEAST_ROUNDS, ROUNDS * KERNEL_EXAMPLES // max(1, n_examples)))
+    return min(ROUNDS, max(LEAST_ROUNDS, ROUNDS * ROUNDS_EXAMPLES // max(1, n_examples)))
 
 
 class SampledGame(NamedTuple):
@@ -142,7 +141,7 @@ class FreeShap(Valuation, Samples, PlaysGame):
     def _how_many(self, n_examples: int) -> str:
         """The number of rounds and why, for `Cost.note`."""
         is_chosen = self.n_rounds == rounds_for(n_examples) < ROUNDS
-        why = f": the work of {ROUNDS} for {KERNEL_EXAMPLES:,}, at least {LEAST_ROUNDS}"
+        why = f": the work of {ROUNDS} for {ROUNDS_EXAMPLES:,}, at least {LEAST_ROUNDS}"
         return f"{self.n_rounds} rounds{why if is_chosen else ''}"
 
     def _stop_rule(self) -> StopRule:

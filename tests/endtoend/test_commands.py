@@ -44,6 +44,7 @@ VIEWS = {
     "support": "method query_id contrast rank example_id global_score local_score",
     "tokens": "method query_id token_index token char_start char_end score",
     "label_issues": "method example_id given_label suggested_label label_score is_label_issue",
+    "label_noise": "method class given_label rate expected",
     "runs": "stage version fields model revision seed rows bytes seconds packages",
 }
 
@@ -265,6 +266,26 @@ def test_flag_prints_and_writes_a_review(run: Path, tmp_path: Path) -> None:
     assert [row["new_label"] for row in found] == [row["suggested_label"] for row in rows]
 
 
+def test_flags_reach_as_far_as_their_expected_precision(run: Path) -> None:
+    statement = "SELECT label_score, p_wrong FROM label_issues ORDER BY label_score, example_id"
+    p_wrong = [p for _, p in open_run(run).sql(statement).fetchall()]
+    wanted = (p_wrong[0] + p_wrong[-1]) / 2
+    reached = [sum(p_wrong[: n + 1]) / (n + 1) >= wanted for n in range(len(p_wrong))]
+    rows = json.loads(assay("flag", run, "--precision", repr(wanted), "--json").stdout)
+    assert len(rows) == sum(reached)
+    failed = assay("flag", run, "--precision", "0.5", "--top", "3", code=1)
+    assert "found precision 0.5 with top 3, expected" in failed.stderr
+
+
+def test_pairs_of_classes_add_up_to_the_labels(run: Path) -> None:
+    statement = (
+        "SELECT sum(expected), sum(rate) FILTER (class <> given_label) >= 0 FROM label_noise"
+    )
+    assert open_run(run).sql(statement).fetchall() == [(pytest.approx(N_EXAMPLES), True)]
+    by_class = open_run(run).sql("SELECT sum(rate) FROM label_noise GROUP BY class").fetchall()
+    assert by_class == [(pytest.approx(1),)] * 2
+
+
 def test_a_review_goes_through_apply(run: Path, tmp_path: Path) -> None:
     review, out = tmp_path / "review.csv", tmp_path / "corrected.parquet"
     assay("flag", run, "--top", "3", "--review", review)
@@ -295,6 +316,7 @@ def test_a_review_goes_through_apply(run: Path, tmp_path: Path) -> None:
         (["--drop", "5%"], 46),
         (["--keep", "5", "--by", "label_score"], 5),
         (["--keep", "5", "--utility", "cross_entropy"], 5),
+        (["--keep", "5", "--utility", "cross_entropy", "--overall"], 5),
         (["--keep", "5", "--method", "freeshap"], 5),
     ],
 )
@@ -304,10 +326,16 @@ def test_select(run: Path, options: list[str], count: int) -> None:
     if not rows:
         return
     assert list(rows[0]) == "example_id source_id text label label_name value rank".split()
-    values = [row["value"] for row in rows]
-    assert values == sorted(values, reverse=True)
     assert [row["rank"] for row in rows] == list(range(1, count + 1))
-    if "--utility" in options:
+    is_overall = "--overall" in options
+    for label in {row["label"] for row in rows}:
+        values = [row["value"] for row in rows if is_overall or row["label"] == label]
+        assert values == sorted(values, reverse=True)
+    statement = "SELECT label_name, count(*) FROM examples GROUP BY ALL"
+    for name, n in open_run(run).sql(statement).fetchall():
+        kept = sum(row["label_name"] == name for row in rows)
+        assert is_overall or abs(kept - count * n / N_EXAMPLES) < 1
+    if is_overall:
         statement = "SELECT example_id FROM shapley WHERE utility = 'cross_entropy' AND rank <= 5"
         best = {row[0] for row in open_run(run).sql(statement).fetchall()}
         assert {row["example_id"] for row in rows} == best
@@ -352,7 +380,7 @@ def test_views_have_the_promised_columns(run: Path) -> None:
     opened = open_run(run)
     views = set(opened.views())
     wanted = {"examples", "queries", "rejected", "embeddings", "gradients", "ntk", "predictions"}
-    assert wanted | {"shapley", "label_issues", "runs"} <= views
+    assert wanted | {"shapley", "label_issues", "label_noise", "runs"} <= views
     assert views <= set(VIEWS)
     for view in sorted(views):
         relation = opened.sql(f"SELECT * FROM {view}")

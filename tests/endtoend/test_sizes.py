@@ -21,7 +21,7 @@ STAGES: dict[str, Any] = {
     "freeshap": {**FEATURES, "rounds": 2, "utilities": ["margin"]},
 }
 LONG = 12
-JUDGED = "SELECT example_id, label_score, p_wrong FROM label_issues ORDER BY example_id"
+JUDGED = "SELECT example_id, label_score, p_wrong, margin FROM label_issues ORDER BY example_id"
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_old_rows_are_judged_again_only_when_asked(tmp_path: Path, assay: Any) -
     assay("run", anew)
     expected = open_run(tmp_path / "anew/run").sql(JUDGED.replace("p_wrong", "0")).fetchall()
     np.testing.assert_allclose(
-        [row[1] for row in after[60:]], [row[1] for row in expected[60:]], atol=0.05
+        [row[3] for row in after[60:]], [row[3] for row in expected[60:]], atol=0.05
     )
     given(tmp_path / "run", 80, stages, old_rows="again")
     assay("run", config)

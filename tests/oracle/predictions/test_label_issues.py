@@ -12,11 +12,26 @@ from stages.stage import Part
 from stages.surrogate.noise_model import NoiseModel, fit_noise_model
 
 
+def even(n_classes, noise):
+    """Rates of noise that falls on all other classes alike."""
+    rates = torch.full((n_classes, n_classes), noise / (n_classes - 1), dtype=torch.float64)
+    return rates.fill_diagonal_(1 - noise)
+
+
+def rate_of(model):
+    """The noise rate of a model with even noise."""
+    replaced = 1 - model.rates.diagonal()
+    torch.testing.assert_close(model.rates, even(len(replaced), float(replaced[0])))
+    return float(replaced[0])
+
+
 def drawn(n, n_classes, temperature, noise, seed=0):
     """Outputs, given labels, which of them are wrong, and the model they were drawn from."""
     rng = np.random.default_rng(seed)
     outputs = torch.from_numpy(rng.normal(size=(n, n_classes)) * 0.4)
-    model = NoiseModel(temperature, torch.zeros(n_classes, dtype=torch.float64), noise)
+    model = NoiseModel(
+        temperature, torch.zeros(n_classes, dtype=torch.float64), even(n_classes, noise)
+    )
     clean = model.clean(outputs).numpy()
     labels = np.array([rng.choice(n_classes, p=row) for row in clean])
     wrong = rng.random(n) < noise
@@ -30,7 +45,7 @@ def test_the_model_that_drew_the_labels_is_found_again(n_classes, noise):
     outputs, given, _, _ = drawn(40_000, n_classes, 8.0, noise)
     fitted = fit_noise_model(outputs, given)
     # Standard errors at 40,000 rows are near 0.005 and 0.15.
-    assert fitted.noise_rate == pytest.approx(noise, abs=0.02)
+    assert rate_of(fitted) == pytest.approx(noise, abs=0.02)
     assert fitted.temperature == pytest.approx(8.0, abs=0.8)
     assert float(fitted.offsets.std()) < 0.1
 
@@ -41,12 +56,12 @@ def test_the_end_of_the_search_beats_its_neighbours():
 
     def loss(model):
         own = model.clean(outputs)[torch.arange(len(given)), given]
-        seen = (1 - model.noise_rate) * own + model.noise_rate * (1 - own) / 2
+        seen = (1 - rate_of(model)) * own + rate_of(model) * (1 - own) / 2
         return float(-seen.log().mean() + 1e-4 * model.offsets.square().sum())
 
     best = loss(fitted)
     for step in (-0.01, 0.01):
-        assert best <= loss(fitted._replace(noise_rate=fitted.noise_rate + step)) + 1e-9
+        assert best <= loss(fitted._replace(rates=even(3, rate_of(fitted) + step))) + 1e-9
         assert best <= loss(fitted._replace(temperature=fitted.temperature * (1 + step))) + 1e-9
         assert best <= loss(fitted._replace(offsets=fitted.offsets + step * torch.eye(3)[0])) + 1e-9
 
@@ -74,14 +89,55 @@ def test_clean_labels_are_left_alone():
 
 
 def test_wrong_follows_bayes_rule_by_enumeration():
-    model = NoiseModel(2.0, torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64), 0.2)
+    rates = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.9, 0.1], [0.3, 0.0, 0.7]]).double()
+    model = NoiseModel(2.0, torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64), rates)
     outputs = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.float64)
     q = model.clean(outputs)[0]
     for given in range(3):
-        joint = [q[k] * (0.8 if k == given else 0.1) for k in range(3)]
+        joint = [q[k] * rates[k, given] for k in range(3)]
         expected = 1 - joint[given] / sum(joint)
         found = model.wrong(outputs, torch.tensor([given]))
         assert float(found) == pytest.approx(float(expected), abs=1e-12)
+
+
+def one_way(n, rate, seed=0):
+    """Outputs, labels of three classes of which a part of class 0 was given class 1, and which."""
+    outputs, labels, _, model = drawn(n, 3, 8.0, 0.0, seed)
+    wrong = (labels == 0) & (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < rate)
+    return outputs, torch.where(wrong, 1, labels), wrong, model
+
+
+def test_the_rate_of_one_pair_of_classes_is_found_and_the_others_are_none() -> None:
+    outputs, given, wrong, _ = one_way(40_000, 0.25)
+    model = fit_noise_model(outputs, given)
+    expected = torch.tensor([[0.75, 0.25, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(model.rates, expected, atol=0.02, rtol=0)
+    said = model.wrong(outputs, given)
+    assert float(said.sum()) == pytest.approx(int(wrong.sum()), rel=0.05)
+
+
+def test_few_rows_with_one_way_noise_have_as_many_flags_as_wrong_labels() -> None:
+    for seed in range(5):
+        outputs, given, wrong, _ = one_way(2000, 0.2, seed)
+        p_wrong = fit_noise_model(outputs, given).wrong(outputs, given)
+        assert 0.6 < float(p_wrong.sum()) / int(wrong.sum()) < 1.5
+
+
+def test_a_score_orders_labels_as_the_probability_that_they_are_right() -> None:
+    outputs, given, _, _ = one_way(2000, 0.2)
+    model = fit_noise_model(outputs, given)
+    scores, wrong = model.scores(outputs, given), model.wrong(outputs, given)
+    assert bool((wrong[scores.argsort()].diff() <= 1e-12).all())
+    torch.testing.assert_close(
+        model.posterior(outputs, given).sum(1), torch.ones(len(given), dtype=torch.float64)
+    )
+
+
+def test_with_even_noise_the_score_is_the_opinion_before_the_label_is_seen() -> None:
+    outputs, given, _, model = drawn(100, 4, 8.0, 0.2)
+    for noise in (0.0, 1e-9, 0.2, 0.75):
+        opinions = model._replace(rates=even(4, noise)).opinions(outputs, given)
+        torch.testing.assert_close(opinions, model.clean(outputs))
 
 
 def flags(inputs: MemoryInputs) -> pa.Table:

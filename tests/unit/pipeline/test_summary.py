@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from pipeline import summary as report
@@ -45,3 +47,38 @@ def test_statements_to_try_use_only_views_that_are_there():
     assert report._statements({"examples"}) == [
         "SELECT label_name, count(*) FROM examples GROUP BY ALL"
     ]
+
+
+SUMMARY = {
+    **dict.fromkeys(("suspicious", "helpful", "harmful", "accuracy", "mismatch", "regression"), ()),
+    "examples": 200,
+    "flagged": 0,
+    "doubtful": 7,
+    "agreement": 0.68,
+    "pairs": [{"class": "good", "given": "bad", "expected": 12.4}],
+    "planted": None,
+    "of_classes": None,
+    "catalog": "catalog",
+    "run": "run",
+    "try": (),
+}
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({}, ["None of 200 labels is flagged", "agree with 68% of the labels", "RUN --top 7."]),
+        ({"doubtful": 0}, ["None of 200 labels is flagged", "rather than hard to predict. 12"]),
+        ({"flagged": 3}, ["3 of 200 labels are flagged", "agree with 68%", "--top 100 reads on"]),
+        ({"flagged": 3, "agreement": None}, ["3 of 200 labels are flagged as probably wrong. 12"]),
+        ({}, ["12 labels 'bad' are expected to be rows of class 'good'."]),
+    ],
+)
+def test_a_number_of_flags_is_told_with_its_weight(
+    known: dict[str, Any], told: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.summary.summarize", lambda run: {**SUMMARY, **known})
+    report.print_summary(None, is_json=False)
+    said = " ".join(capsys.readouterr().out.split())
+    for part in told:
+        assert part in said
