@@ -36,7 +36,7 @@ from stages.stage import DataError, Inputs
 from storage.schema import TableSpec
 
 LABEL_NOISE = TableSpec(
-    name="label_noise",
+    name="noise_rate",
     schema=pa.schema(
         [
             ("label", pa.int64()),

@@ -178,7 +178,7 @@ def test_rows_in_any_number_of_shards_are_judged_alike() -> None:
     cut = ShardedInputs(whole.tables, whole.facts_of, 3)
     cut.tables.pop("label_noise")
     cut.open(LabelNoise())
-    cut.tables["label_noise"] = cut.compute(LabelNoise(), Part("", 0))["label_noise"]
+    cut.tables["label_noise"] = cut.compute(LabelNoise(), Part("", 0))["noise_rate"]
     cut.open(LabelIssues())
     parts = [cut.compute(LabelIssues(), Part("example", i))["label_issues"] for i in range(3)]
     found = pa.concat_tables(parts).sort_by("example_id")
