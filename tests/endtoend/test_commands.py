@@ -45,6 +45,7 @@ VIEWS = {
     "tokens": "method query_id token_index token char_start char_end score",
     "label_issues": "method example_id given_label suggested_label label_score is_label_issue",
     "label_noise": "method class given_label rate expected",
+    "issues": "example_id issue other_id other_role",
     "runs": "stage version fields model revision seed rows bytes seconds packages",
 }
 

@@ -1,0 +1,45 @@
+-- What may be wrong with an example beside its label, a row per example and issue: texts that stand
+-- in the corpus more than once, with the same label or another one, or among the queries; texts
+-- without a letter or digit; classes with less than a tenth of an even share. Texts are compared
+-- without case and spacing; `other_id` is another row of `other_role` with the same text.
+WITH kept AS (
+    SELECT t.id, t.role, t.run_id, coalesce(l.label::DOUBLE, l.target) AS answer, t.text, t.text_b,
+           md5_number(lower(trim(regexp_replace(
+               concat_ws(chr(1), t.text, t.text_b), '\s+', ' ', 'g'
+           )))) AS content
+    FROM tables.text AS t
+    JOIN tables.label AS l ON l.id = t.id AND l.role = t.role
+    WHERE t.text IS NOT NULL
+), same AS (
+    SELECT content, min(id) FILTER (role = 'example') AS first_id,
+           max(id) FILTER (role = 'example') AS last_id,
+           min(id) FILTER (role = 'query') AS query_id,
+           count(DISTINCT answer) FILTER (role = 'example') AS n_labels
+    FROM kept
+    GROUP BY content
+    HAVING count(*) > 1
+), share AS (
+    SELECT label, count(*) * (count(*) OVER ()) * 10 < sum(count(*)) OVER () AS is_rare
+    FROM tables.label
+    WHERE role = 'example' AND label IS NOT NULL
+    GROUP BY label
+)
+SELECT id AS example_id,
+       CASE WHEN n_labels > 1 THEN 'duplicate with another label' ELSE 'duplicate' END AS issue,
+       CASE WHEN id = first_id THEN last_id ELSE first_id END AS other_id,
+       'example' AS other_role, run_id
+FROM kept JOIN same USING (content)
+WHERE role = 'example' AND first_id < last_id
+UNION ALL
+SELECT id, 'also a query', query_id, 'query', run_id
+FROM kept JOIN same USING (content)
+WHERE role = 'example' AND query_id IS NOT NULL
+UNION ALL
+SELECT id, 'no words', NULL, NULL, run_id
+FROM kept
+WHERE role = 'example'
+  AND NOT regexp_matches(concat_ws(' ', text, text_b), '[\p{L}\p{N}]')
+UNION ALL
+SELECT l.id, 'rare class', NULL, NULL, l.run_id
+FROM tables.label AS l JOIN share USING (label)
+WHERE l.role = 'example' AND is_rare

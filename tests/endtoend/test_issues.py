@@ -1,0 +1,49 @@
+"""What may be wrong with rows beside their labels: the view `issues`."""
+
+from pathlib import Path
+from typing import Any
+
+from runs import write_lines, write_run
+
+from pipeline.open_run import open_run
+
+EXAMPLES = [
+    (10, "A good film", "good"),
+    (11, " a  GOOD film ", "good"),
+    (12, "a bad film", "bad"),
+    (13, "a bad film", "good"),
+    (14, "a bad film", "bad"),
+    (15, "?! ...", "bad"),
+    (16, "asked of, too", "good"),
+    (17, "日本", "rare"),
+    *((number, f"film number {number}", "good") for number in range(20, 60)),
+]
+QUERIES = [(1, "Asked of,\ttoo", "bad"), (2, "never seen", "good"), (3, "never seen", "good")]
+
+
+def test_every_issue_of_a_row_is_listed(tmp_path: Path, assay: Any) -> None:
+    def source(name: str, rows: list[tuple[int, str, str]]) -> dict[str, Any]:
+        lines = [dict(zip(("id", "text", "label"), row, strict=True)) for row in rows]
+        return {"path": write_lines(tmp_path / name, lines), "id": "id"}
+
+    config = write_run(
+        tmp_path,
+        corpus=source("rows.jsonl", EXAMPLES),
+        queries=source("queries.jsonl", QUERIES),
+        stages={"bm25": {}},
+        shard_size=7,
+    )
+    assay("run", config)
+    found = open_run(tmp_path / "run").sql(
+        "SELECT example_id, issue, other_id, other_role FROM issues ORDER BY ALL"
+    )
+    assert found.fetchall() == [
+        (10, "duplicate", 11, "example"),
+        (11, "duplicate", 10, "example"),
+        (12, "duplicate with another label", 14, "example"),
+        (13, "duplicate with another label", 12, "example"),
+        (14, "duplicate with another label", 12, "example"),
+        (15, "no words", None, None),
+        (16, "also a query", 1, "query"),
+        (17, "rare class", None, None),
+    ]
