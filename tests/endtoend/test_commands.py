@@ -389,7 +389,7 @@ def test_views_have_the_promised_columns(run: Path) -> None:
         assert list(relation.columns)[: len(first)] == first, view
         assert "run_id" in relation.columns, view
         ids = {row[0] for row in opened.sql(f"SELECT DISTINCT run_id FROM {view}").fetchall()}
-        assert ids == {opened.record["run_id"]}, view
+        assert ids == ({opened.record["run_id"]} if view != "issues" else set()), view
     types = opened.sql("SELECT typeof(example_id), typeof(source_id) FROM examples LIMIT 1")
     assert types.fetchall() == [("BIGINT", "VARCHAR")]
     assert opened.sql("SELECT DISTINCT typeof(vector) FROM embeddings").fetchall()[0][0] in (
