@@ -229,11 +229,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
-@click.option(
-    "--precision",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="List as many as are expected to hold this part of wrong labels, such as 0.8.",
-)
+@click.option("--precision", type=float, help="List as many as hold this part of wrong labels.")
 @method
 @out
 @click.option(

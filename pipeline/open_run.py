@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.decisions import flagged, selected
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows, rows_of
 from storage.sql import named, quoted
@@ -180,23 +181,8 @@ class OpenedRun:
             )
         self.require("label_issues", "label_issues")
         instance = self._choice("label_issues", "method", method)
-        # The lowest scores first, so that the texts of these alone are read.
-        lowest = "AND is_label_issue"
-        if top is not None:
-            lowest = f"ORDER BY label_score, example_id LIMIT {int(top)}"
-        elif precision is not None:
-            lowest = (
-                "QUALIFY avg(p_wrong) OVER (ORDER BY label_score, example_id ROWS UNBOUNDED "
-                f"PRECEDING) >= {float(precision)!r}"
-            )
         pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
-        pair = "e.text_b, " if pairs else ""
-        return self._decided(
-            f"""SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
-                       i.label_score, i.is_label_issue, i.method, e.true_label
-                FROM (FROM label_issues WHERE method = {quoted(instance)} {lowest}) AS i
-                JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
-        )
+        return self._decided(flagged(instance, top, precision, has_pairs=bool(pairs)))
 
     def select(
         self,
@@ -245,22 +231,7 @@ class OpenedRun:
         instance = self._choice(view, "method", method)
         total = self._count("examples")
         count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
-        # A row's place in its class, between 0 and 1: the first n have the same share of each.
-        of_class = "PARTITION BY l.label" if per_class else ""
-        place = (
-            f"(row_number() OVER ({of_class} ORDER BY {value} DESC, v.example_id) - 0.5) "
-            f"/ count(*) OVER ({of_class})"
-        )
-        return self._decided(
-            f"""SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank
-                FROM (SELECT example_id, value,
-                             row_number() OVER (ORDER BY place, value DESC, example_id) AS rank
-                      FROM (SELECT v.example_id, {value} AS value, {place} AS place
-                            FROM {view} AS v JOIN tables.label AS l ON l.id = v.example_id
-                            WHERE v.method = {quoted(instance)} AND l.role = 'example')
-                      ORDER BY rank LIMIT {count}) AS c
-                JOIN examples AS e USING (example_id) ORDER BY c.rank"""
-        )
+        return self._decided(selected(view, value, instance, count, per_class))
 
     def explain(
         self,

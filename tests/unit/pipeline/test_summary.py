@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from pipeline import main_results, terminal
 from pipeline import summary as report
-from pipeline import terminal
 from pipeline.errors import TaskError
 from stages.stage import DataError
 from storage.schema import MissingError
@@ -43,8 +43,8 @@ def test_no_column_is_lost_off_a_terminal(capsys):
 
 
 def test_statements_to_try_use_only_views_that_are_there():
-    assert len(report._statements({"examples", "runs", "rejected", "shapley"})) == 3
-    assert report._statements({"examples"}) == [
+    assert len(main_results._statements({"examples", "runs", "rejected", "shapley"})) == 3
+    assert main_results._statements({"examples"}) == [
         "SELECT label_name, count(*) FROM examples GROUP BY ALL"
     ]
 

@@ -1,0 +1,214 @@
+"""The main results of a finished run, as plain values that its folder keeps."""
+
+import json
+from typing import Any
+
+from pipeline.agreement import mismatches
+
+SUSPICIOUS = 20
+"""Labels that `assay run` shows."""
+EXTREMES = 10
+"""Examples that `assay run` shows as most helpful, and as most harmful."""
+PAIRS = 3
+"""Pairs of classes that `assay run` names as confused."""
+LIKELIER = 4
+"""Labels are worth a look where another class is so many times as likely."""
+
+
+def summarize(run: Any) -> dict[str, Any]:
+    """The main results of a run as plain values; a key is empty where its stage did not run.
+
+    They are kept in the run's folder: to ask again reads every shard.
+    """
+    kept: dict[str, Any] | None = run.folder.kept_summary(run.record)
+    if kept is None:
+        kept = _summary(run)
+        run.folder.keep_summary(run.record, kept)
+    return kept
+
+
+def _summary(run: Any) -> dict[str, Any]:
+    views = set(run.views())
+    (count,) = _fetch(run.sql("SELECT count(*) FROM tables.label WHERE role = 'example'"))[0]
+    summary: dict[str, Any] = {
+        "run": str(run.folder.path),
+        "run_id": run.record["run_id"],
+        "catalog": str(run.folder.catalog),
+        "examples": count,
+        "suspicious": [],
+        "flagged": None,
+        "doubtful": None,
+        "agreement": None,
+        "pairs": [],
+        "planted": None,
+        "helpful": [],
+        "harmful": [],
+        "utility": None,
+        "of_classes": None,
+        "accuracy": [],
+        "mismatch": [],
+        "regression": [],
+        "try": _statements(views, run.task()),
+    }
+    # Of several instances of a stage the first is shown; the views hold them all.
+    for method in run.methods("label_issues")[:1]:
+        rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
+        summary["suspicious"] = [
+            {
+                "example_id": r["example_id"],
+                "text": r["text"],
+                "given": r["given_label"],
+                "suggested": r["suggested_label"],
+                "score": r["label_score"],
+                "planted": r["true_label"] is not None and r["true_name"] != r["given_label"],
+            }
+            for r in _with_true_names(run, rows)
+        ]
+        # Of many rows few are flagged, and few are planted: these alone are brought together.
+        flagged = f"FROM tables.label_issues WHERE method = '{method}' AND is_label_issue"
+        wrong = "FROM tables.label WHERE role = 'example' AND true_label <> label"
+        ((summary["flagged"], planted, caught),) = _fetch(
+            run.sql(
+                f"SELECT (SELECT count(*) {flagged}), (SELECT count(*) {wrong}), "
+                f"(SELECT count(*) {wrong} AND id IN (SELECT example_id {flagged}))"
+            )
+        )
+        summary |= _noise(run, method)
+        if planted:
+            in_top = sum(row["planted"] for row in summary["suspicious"])
+            summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
+    shown_values = run.shown_values()
+    if shown_values is not None:
+        summary |= _values(run, *shown_values)
+    if "predictions" in views:
+        summary["accuracy"] = _dicts(
+            run.sql(
+                "SELECT p.source, avg((p.predicted = q.label)::INT) AS accuracy "
+                "FROM predictions AS p JOIN queries AS q ON q.query_id = p.id "
+                "WHERE p.role = 'query' AND q.label IS NOT NULL GROUP BY ALL ORDER BY 1"
+            )
+        )
+        summary["mismatch"] = mismatches(run)
+        # R^2 has no value where all targets are equal.
+        summary["regression"] = _dicts(
+            run.sql(
+                "SELECT p.source, p.method, avg(p.loss) AS mean_squared_error, "
+                "1 - avg(p.loss) / nullif(var_pop(q.target), 0) AS r_squared "
+                "FROM predictions AS p JOIN queries AS q ON q.query_id = p.id "
+                "WHERE p.role = 'query' AND q.target IS NOT NULL AND p.loss IS NOT NULL "
+                "GROUP BY ALL ORDER BY 1, 2"
+            )
+        )
+    return summary
+
+
+def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
+    """The most helpful and harmful examples, by their places within their classes.
+
+    And the part of the values' variance that lies between classes.
+    """
+    values = (
+        "SELECT v.example_id, v.value, v.stderr, v.p_helpful, l.label FROM shapley AS v "
+        "JOIN tables.label AS l ON l.id = v.example_id AND l.role = 'example' "
+        f"WHERE v.utility = '{utility}' AND v.semivalue = 'shapley' AND v.method = '{method}'"
+    )
+    ((of_classes,),) = _fetch(
+        run.sql(
+            "SELECT 1 - sum(n * within) / nullif(sum(n) * any_value(total), 0) FROM "
+            f"(SELECT count(*) AS n, var_pop(value) AS within FROM ({values}) GROUP BY label), "
+            f"(SELECT var_pop(value) AS total FROM ({values}))"
+        )
+    )
+    found = {"utility": utility, "of_classes": of_classes}
+    for key, order in (("helpful", "DESC"), ("harmful", "ASC")):
+        found[key] = _dicts(
+            run.sql(
+                "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
+                f"s.p_helpful FROM (SELECT *, row_number() OVER (PARTITION BY label ORDER BY value "
+                f"{order}, example_id) AS place FROM ({values}) ORDER BY place, value {order}, "
+                f"example_id LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
+                f"ORDER BY s.place, s.value {order}, s.example_id"
+            )
+        )
+    return found
+
+
+def _noise(run: Any, method: str) -> dict[str, Any]:
+    """What is known of the labels beside the flags of an instance of `label_issues`.
+
+    How many are contradicted by far, the share that the predictions agree with, and the pairs of
+    classes that are confused most, where some are confused more than others.
+    """
+    ((details, noise),) = _fetch(
+        run.sql(
+            "SELECT details, json_extract_string(fields, '$.noise') FROM runs "
+            f"WHERE instance = '{method}' AND \"table\" = 'label_issues'"
+        )
+    )
+    facts = json.loads(details)
+    if "rates" not in facts:  # of an earlier version
+        return {}
+    ((doubtful,),) = _fetch(
+        run.sql(
+            f"SELECT count(*) FROM tables.label_issues WHERE method = '{method}' "
+            f"AND suggested_label <> given_label AND confidence >= {LIKELIER} * label_score"
+        )
+    )
+    replaced = [
+        rate
+        for clean, rates in enumerate(facts["rates"])
+        for given, rate in enumerate(rates)
+        if clean != given
+    ]
+    pairs = []
+    if max(replaced) > 1.01 * min(replaced):
+        pairs = _dicts(
+            run.sql(
+                "SELECT class, given_label AS given, expected FROM label_noise "
+                f"WHERE method = '{noise}' AND class <> given_label AND expected >= 1 "
+                f"ORDER BY expected DESC LIMIT {PAIRS}"
+            )
+        )
+    agreement = facts["n_agreeing"] / facts["n_judged"]
+    return {"doubtful": doubtful, "agreement": agreement, "pairs": pairs}
+
+
+def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `true_name`, the class that a planted wrong label had before."""
+    names = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
+    return [{**row, "true_name": names.get(row["true_label"])} for row in rows]
+
+
+def _statements(views: set[str], task: str = "classification") -> list[str]:
+    """Up to three SQL statements to try, over views that the run has."""
+    of_examples = {
+        "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
+        "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
+        "completion": "SELECT text, text_b FROM examples LIMIT 20",
+        "question_answering": "SELECT text_b AS question, text FROM examples LIMIT 20",
+    }
+    statements = {
+        "label_issues": "SELECT text, given_label, suggested_label, label_score FROM label_issues "
+        "JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
+        "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "
+        "USING (example_id) GROUP BY ALL",
+        "predictions": "SELECT text, target, logits[1] AS predicted FROM predictions JOIN "
+        "examples ON id = example_id WHERE role = 'example' ORDER BY loss DESC LIMIT 20",
+        "runs": "SELECT instance, stage, rows, bytes, seconds FROM runs",
+        "rejected": "SELECT reason, count(*) FROM rejected GROUP BY ALL",
+        "answers": "SELECT question, answer, probability FROM answers LIMIT 20",
+        "examples": of_examples[task],
+    }
+    if task != "regression":
+        del statements["predictions"]
+    return [text for view, text in statements.items() if view in views][:3]
+
+
+def _dicts(rows: Any) -> list[dict[str, Any]]:
+    return [dict(zip(rows.columns, row, strict=True)) for row in _fetch(rows)]
+
+
+def _fetch(rows: Any) -> list[tuple[Any, ...]]:
+    from storage.catalog import fetch  # `assay --help` should not pay for DuckDB
+
+    return fetch(rows)
