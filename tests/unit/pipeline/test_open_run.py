@@ -127,7 +127,7 @@ def test_ids_in_csv_that_are_numbers_come_back_as_numbers(tmp_path: Path) -> Non
 def test_a_view_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\na,x\nb,y\n")
     run = opened(tmp_path, Source(str(tmp_path / "rows.csv")))
-    assert run.views() == ["examples", "queries", "rejected", "runs"]
+    assert run.views() == ["examples", "issues", "queries", "rejected", "runs"]
     with pytest.raises(RunError, match=r"found no view label_issues.*Add `label_issues: \{\}`"):
         run.flag()
     with pytest.raises(RunError, match=r"found no view shapley.*Add `freeshap: \{\}`"):
