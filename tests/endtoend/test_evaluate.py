@@ -95,7 +95,7 @@ def test_help_shows_an_example(assay: Any) -> None:
         (
             ["robustnes"],
             "found no metric 'robustnes', expected one of agreement, contamination, "
-            "faithfulness, removal, robustness, specificity, support_size. Did you mean "
+            "faithfulness, removal, robustness, selection, specificity, support_size. Did you mean "
             "robustness?",
         ),
         (["robustness", "--set", "exampls=3"], "exampls: found an unknown key"),

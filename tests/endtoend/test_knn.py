@@ -58,7 +58,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
     assert [(row["stage"], row["tasks"]) for row in planned] == [("knn_shapley", 3)]
     ran = assay("run", config)
     assert (
-        "Most harmful examples (value below 0: worsens predictions of the queries, by knn)"
+        "Most harmful examples of each class (value below 0: worsens predictions of the queries, by knn)"
         in ran.stdout
     )
     return config.parent / "run"
