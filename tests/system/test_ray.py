@@ -195,6 +195,7 @@ def test_a_task_whose_worker_is_killed_each_time_tells_what_to_lower(
         assert fragment in message
 
 
+@pytest.mark.slow
 def test_an_error_in_a_stage_is_one_message(
     write_config: Any, cli: Any, cluster: Any, processes: Any, tmp_path: Path
 ) -> None:

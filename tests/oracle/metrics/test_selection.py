@@ -90,12 +90,12 @@ def test_the_table_is_the_mean_of_the_parts_and_says_how_random_rows_vary() -> N
 
 def test_a_query_has_no_say_in_the_choice_that_it_judges() -> None:
     def chosen(answers: dict[int, int | None]) -> list[dict[str, Any]]:
-        found = Selection(**{**FIELDS, "utilities": ("accuracy",)})
+        found = Selection(**{**FIELDS, "utilities": ("accuracy",), "rounds": 1})
         details = found.compute(Rows(answers), lambda done, total: None).details
         return [d for d in details if d["by"] == "accuracy"]
 
     before = chosen({})
-    for query in range(M):
+    for query in (0, 5, 11):
         label = Rows().labels["query"][query]
         assert label is not None
         after = chosen({query: (label + 1) % CLASSES})
