@@ -34,7 +34,7 @@ SETS = ("sst2", "mr", "subj", "trec", "tweeteval_hate", "tweeteval_emotion", "tw
 ROWS, ROWS_OF = 2000, {"tweeteval_emoji": 5000}
 DIRECTIONS = 512
 PEER = """
-import json, sys
+import sys
 import numpy as np
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
@@ -42,24 +42,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 
-for line in sys.stdin:
-    data = np.load(line.strip())
-    given, rows, n_classes = data["given"], data["rows"], int(data["n_classes"])
-    best = None
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    for strength in (0.1, 1.0, 10.0, 100.0):
-        p = np.full((len(given), n_classes), 1e-9)
-        for train, test in folds.split(rows, given):
-            model = LogisticRegression(C=strength, max_iter=300).fit(rows[train], given[train])
-            p[np.ix_(test, model.classes_)] += model.predict_proba(rows[test])
-        p /= p.sum(1, keepdims=True)
-        loss = log_loss(given, p, labels=np.arange(n_classes))
-        if best is None or loss < best[0]:
-            best = (loss, p)
-    score = get_label_quality_scores(given, best[1], method="normalized_margin")
-    flagged = find_label_issues(given, best[1], n_jobs=1)
-    np.savez(line.strip() + ".found.npz", score=score, flagged=flagged)
-    print("done", flush=True)
+data = np.load(sys.argv[1])
+given, rows, n_classes = data["given"], data["rows"], int(data["n_classes"])
+best = None
+folds = StratifiedKFold(5, shuffle=True, random_state=0)
+for strength in (0.1, 1.0, 10.0, 100.0):
+    p = np.full((len(given), n_classes), 1e-9)
+    for train, test in folds.split(rows, given):
+        model = LogisticRegression(C=strength, max_iter=300).fit(rows[train], given[train])
+        p[np.ix_(test, model.classes_)] += model.predict_proba(rows[test])
+    p /= p.sum(1, keepdims=True)
+    loss = log_loss(given, p, labels=np.arange(n_classes))
+    if best is None or loss < best[0]:
+        best = (loss, p)
+score = get_label_quality_scores(given, best[1], method="normalized_margin")
+flagged = find_label_issues(given, best[1], n_jobs=1)
+np.savez(sys.argv[1] + ".found.npz", score=score, flagged=flagged)
 """
 
 
@@ -195,8 +193,7 @@ def peer(
     place = work / "peer.npz"
     rows = fit.examples[:, :DIRECTIONS].float().numpy()
     np.savez(place, given=given, rows=rows, n_classes=n_classes)
-    command = [environment("peers", PEERS), "-c", PEER]
-    subprocess.run(command, input=f"{place}\n", text=True, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([environment("peers", PEERS), "-c", PEER, place], check=True)
     held = np.load(f"{place}.found.npz")
     return judged(held["score"], held["flagged"], given != truth)
 

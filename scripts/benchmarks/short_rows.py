@@ -194,11 +194,10 @@ def judged(fit: Fitted, drawn: Drawn) -> dict[str, float]:
 
 
 def score(fit: Fitted, given: Tensor) -> np.ndarray:
-    """`label_score`: the probability of each given label, low where it is doubted."""
+    """`label_score`: the opinion about each given label, low where it is doubted."""
     from stages.surrogate.noise_model import fit_noise_model
 
-    clean = fit_noise_model(fit.left_out, given).clean(fit.left_out)
-    return clean[torch.arange(len(given)), given].numpy()
+    return fit_noise_model(fit.left_out, given).scores(fit.left_out, given).numpy()
 
 
 def shortened(fit: Fitted, k: int, is_unit: bool) -> Rows:

@@ -1,10 +1,10 @@
 """Label issues: which labels are probably wrong, and the classes they should probably be.
 
 Every example has an out-of-sample prediction (leave-one-out, from `kernel_regression`). A noise
-model (`label_noise`) turns it into q, a calibrated opinion about the clean label, and into the
-probability that the given label is wrong. The sum of these is how many labels are wrong: that many
-are flagged, the lowest scores first, where the prediction contradicts the label. On clean labels
-next to nothing is flagged. Source: `stages/surrogate/noise_model.py`; ours, not a paper's.
+model (`label_noise`) turns it into an opinion about the clean label, and into the probability that
+the given label is wrong. The sum of these is how many labels are wrong: that many are flagged, the
+lowest scores first, where the opinion contradicts the label. On clean labels next to nothing is
+flagged. Source: `stages/surrogate/noise_model.py`; ours, not a paper's.
 """
 
 from collections.abc import Mapping
@@ -52,8 +52,9 @@ def margins(
 class LabelIssues(Stage):
     """A score in [0, 1] for every label (low = suspicious), a suggestion and a decision.
 
-    `label_score` is q of the given label, `p_wrong` the probability that it is wrong, `margin` the
-    raw out-of-sample margin, `confidence` q of the suggested label. A task holds one shard.
+    `label_score` is the opinion about the given label (`NoiseModel.opinions`), `confidence` that
+    about the suggested one, `p_wrong` the probability that the given label is wrong, `margin` the
+    raw out-of-sample margin. A task holds one shard.
     """
 
     predictions: str = "kernel_regression"

@@ -49,7 +49,7 @@ class FittedNoise(NamedTuple):
 class LabelNoise(Stage):
     """A noise model, fitted to 65,536 examples at most, evenly spread.
 
-    One task, O(rows * classes); it holds one shard of predictions, and 16 bytes a row.
+    One task, O(rows * classes^2); it holds one shard of predictions, and 16 bytes a row.
     """
 
     predictions: str = "kernel_regression"

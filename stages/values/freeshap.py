@@ -131,7 +131,8 @@ class FreeShap(Valuation, Samples, PlaysGame):
         stage: FreeShap = super().sized(size)
         if stage.rounds != "auto":
             return stage
-        return replace(stage, rounds=ROUNDS if self.watch() else rounds_for(size.n_examples))
+        is_ruled = self._stop_rule().is_open
+        return replace(stage, rounds=ROUNDS if is_ruled else rounds_for(size.n_examples))
 
     @property
     def n_rounds(self) -> int:
