@@ -20,9 +20,14 @@ KERNEL_EXAMPLES = 5_000
 """Most examples for which `engine: auto` holds their kernel, 8 n^2 bytes."""
 
 
+def n_directions(n_classes: int) -> int:
+    """The directions that are enough for so many classes."""
+    return DIRECTIONS if n_classes <= 2 else 2 * DIRECTIONS
+
+
 @dataclass(frozen=True)
-class GameFields:
-    """The fields that define the game: which regression is fitted on a coalition, which utility."""
+class FeatureFields:
+    """The fields that say which features a regression is fitted on, and with which ridge."""
 
     kernel: tuple[str, ...] = ()
     """Feature tables; with several, their kernels' mean. By default the NTK, for more than 5,000
@@ -34,6 +39,74 @@ class GameFields:
     """Relative to the kernel's mean diagonal, the same for every subset; `auto` takes the least
     leave-one-out error on the labels of 2,048 examples at most, and 1 for the utility loss. The
     paper has 1e-6, absolute."""
+    directions: int | Literal["auto"] | None = "auto"
+    """Leading directions of the features that are taken, null for the features as they are; `auto`
+    takes 512 for more than 5,000 examples of two classes, 1,024 for more classes."""
+    short: str = "short_features"
+    """Instance of `short_features`, with the features along these directions."""
+
+    def sized(self, size: Size) -> Any:
+        """The features, and their directions, for so many examples."""
+        kernel = self.kernel or self._kernel(size)
+        directions = self.directions
+        if directions == "auto":
+            directions = self._directions(kernel, size)
+        return replace(self, kernel=kernel, directions=directions)
+
+    def _kernel(self, size: Size) -> tuple[str, ...]:
+        """The feature tables for so many examples, where none are named."""
+        return default_kernel(size)
+
+    def _is_few(self, size: Size) -> bool:
+        """Whether the features are taken as they are."""
+        return size.first_examples <= KERNEL_EXAMPLES
+
+    def _directions(self, kernel: tuple[str, ...], size: Size) -> int | None:
+        """What `directions: auto` means for so many examples; see `directions`."""
+        wanted = n_directions(size.n_classes)
+        is_short = len(kernel) == 1 and size.lengths.get(kernel[0], wanted + 1) <= wanted
+        # Short features of several tables are of unit length alone.
+        is_scaled_by_table = len(kernel) > 1 and not self.is_unit
+        return None if is_short or self._is_few(size) or is_scaled_by_table else wanted
+
+    def n_numbers(self, work: Work) -> int:
+        """Numbers of a feature vector that a fit is made on."""
+        n = max(1, work.dim)
+        return min(n, self.directions) if isinstance(self.directions, int) else n
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The feature tables that a fit is made on."""
+        return (self.short,) if isinstance(self.directions, int) else self.kernel or NTK
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether feature vectors are scaled to unit length."""
+        return self.normalize is not False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The feature tables and their short form, and labels."""
+        short = self.features if isinstance(self.directions, int) else ()
+        return (*(self.kernel or NTK), *short, "label")
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Features that were chosen by size, and short ones of the kernel."""
+        fields = {"normalize": self.is_unit, "dim": self.directions}
+        short = {self.short: {"kernel": list(self.kernel or NTK), **fields}}
+        return {**asked_features(self.kernel), **short}
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """The directions, which the key of the features that are read says."""
+        return frozenset({"directions", "short"})
+
+
+@dataclass(frozen=True)
+class GameFields(FeatureFields):
+    """The fields that define the game: which regression is fitted on a coalition, which utility."""
+
     engine: Engine = "auto"
     """`prefix_cholesky` holds the kernel of all examples, `least_squares` matrices of the features;
     `auto` takes the first for up to 5,000 examples."""
@@ -47,12 +120,6 @@ class GameFields:
     target: Literal["one", "loss"] = "one"
     """Of the utility loss: what the regression on the gradients predicts for an example."""
 
-    directions: int | Literal["auto"] | None = "auto"
-    """Leading directions of the features that the game is played on, null for the features as they
-    are; `auto` takes 512 for more than 5,000 examples of two classes, 1,024 for more classes."""
-    short: str = "short_features"
-    """Instance of `short_features`, with the features along these directions."""
-
     by_query: ClassVar[bool] = False
     """Whether the utility of a coalition is one number per query instead of their mean."""
 
@@ -61,11 +128,6 @@ class GameFields:
         if self.engine == "auto":
             return "prefix_cholesky" if n_examples <= KERNEL_EXAMPLES else "least_squares"
         return self.engine
-
-    def n_numbers(self, work: Work) -> int:
-        """Numbers of a feature vector that the game is played on."""
-        n = max(1, work.dim)
-        return min(n, self.directions) if isinstance(self.directions, int) else n
 
     def how(self, n_examples: int) -> str:
         """The engine for a game of `n_examples` players and why, for `Cost.note`."""
@@ -101,27 +163,13 @@ class GameFields:
             return ("classification", "regression", "completion")
         return ("classification",)
 
-    def sized(self, size: Size) -> Any:
-        """The features, and their directions, for so many examples."""
-        kernel = self.kernel or (NTK if self.utilities == ("loss",) else default_kernel(size))
-        directions = self.directions
-        if directions == "auto":
-            directions = self._directions(kernel, size)
-        return replace(self, kernel=kernel, directions=directions)
+    def _kernel(self, size: Size) -> tuple[str, ...]:
+        """The feature tables for so many examples, where none are named."""
+        return NTK if self.utilities == ("loss",) else default_kernel(size)
 
-    def _directions(self, kernel: tuple[str, ...], size: Size) -> int | None:
-        """What `directions: auto` means for so many examples; see `directions`."""
-        wanted = DIRECTIONS if size.n_classes <= 2 else 2 * DIRECTIONS
-        is_short = len(kernel) == 1 and size.lengths.get(kernel[0], wanted + 1) <= wanted
-        is_few = size.first_examples <= KERNEL_EXAMPLES or self.engine == "prefix_cholesky"
-        # Short features of several tables are of unit length alone.
-        is_scaled_by_table = len(kernel) > 1 and not self.is_unit
-        return None if is_short or is_few or is_scaled_by_table else wanted
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The feature tables that the game is played on."""
-        return (self.short,) if isinstance(self.directions, int) else self.kernel or NTK
+    def _is_few(self, size: Size) -> bool:
+        """Whether the game is played on the features as they are."""
+        return super()._is_few(size) or self.engine == "prefix_cholesky"
 
     @property
     def is_unit(self) -> bool:
@@ -131,18 +179,4 @@ class GameFields:
     @property
     def reads(self) -> tuple[str, ...]:
         """The feature tables and their short form, labels, with `target: loss` examples' losses."""
-        losses = ("diagnostics",) if self.target == "loss" else ()
-        short = self.features if isinstance(self.directions, int) else ()
-        return (*(self.kernel or NTK), *short, "label", *losses)
-
-    @property
-    def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Features that were chosen by size, and short ones of the kernel."""
-        fields = {"normalize": self.is_unit, "dim": self.directions}
-        short = {self.short: {"kernel": list(self.kernel or NTK), **fields}}
-        return {**asked_features(self.kernel), **short}
-
-    @property
-    def outside_key(self) -> frozenset[str]:
-        """The directions, which the key of the features that are read says."""
-        return frozenset({"directions", "short"})
+        return (*super().reads, *(("diagnostics",) if self.target == "loss" else ()))

@@ -32,7 +32,7 @@ from stages.reading.supervision import count_classes, one_hot, read_labels
 from stages.reading.vectors import aligned
 from stages.stage import DataError, Inputs
 from stages.surrogate.kernel import auto_ridge, gram, mean_diagonal, query_lengths
-from stages.surrogate.labelled_kernel import LeftOut, has_features
+from stages.surrogate.labelled_kernel import LeftOut, Ridge, has_features
 
 RIDGE_EXAMPLES = 2048
 """Most examples that the automatic ridge is chosen on; of more, a random sample of that size. The
@@ -317,6 +317,15 @@ def _check_rounding(fields: GameFields, ridge: float, dtype: torch.dtype) -> Non
         f"expected at least {least:.1g}, below which rounding is taken for votes. Set {advice}, "
         "raise the ridge, or leave the utility accuracy out."
     )
+
+
+def chosen_damping(rows: FeatureRows, targets: Tensor, ridge: Ridge) -> float:
+    """The damping of a regression on these rows; `auto` is chosen on `RIDGE_EXAMPLES` at most."""
+    sample = _sample(len(targets))
+    sampled = rows(sample)
+    if ridge == "auto":
+        ridge = auto_ridge(sampled @ sampled.T, targets[sample])[0]
+    return ridge * float(sampled.square().sum(1).mean())
 
 
 def _sample(n: int) -> Int64[Tensor, " sample"]:
