@@ -191,13 +191,21 @@ def select(
     run: AnyRun,
     keep: str | int | None = None,
     drop: str | int | None = None,
-    by: str = "shapley",
+    by: str | None = None,
     utility: str | None = None,
     method: str | None = None,
     per_class: bool = True,
+    quota: Mapping[str, str | int] | None = None,
+    soft: float | None = None,
 ) -> Rows:
-    """Examples to train on, the most valuable first; see `OpenedRun.select`."""
-    return _opened(run).select(keep, drop, by, utility, method, per_class)
+    """Examples to train on, the best first; see `OpenedRun.select`."""
+    opened = _opened(run)
+    return opened.select(keep, drop, by, utility, method, per_class, quota, soft)
+
+
+def expected(run: AnyRun, progress: "Progress | None" = None, **asked: Any) -> Answer:
+    """What training on the rows of `select(run, **asked)` is expected to give, as it prints."""
+    return _opened(run).expected(progress, **asked)
 
 
 def explain(

@@ -16,6 +16,7 @@ from pipeline import api, plan_summary
 from pipeline.cli_group import Assay
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from pipeline.terminal import shown
 
 
 @click.group(cls=Assay)
@@ -256,38 +257,35 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--keep", help="Rows to keep: a number, or a share such as 20%.")
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
-@click.option("--by", default="shapley", help="shapley (the default) or label_score.")
+@click.option("--quota", multiple=True, metavar="CLASS=ROWS", help="Rows of one class to keep.")
+@click.option("--soft", type=float, help="All rows, with sampling weights: lower is stricter.")
+@click.option("--by", help="coreset (the default where the run has one), shapley or label_score.")
 @click.option("--utility", help="The utility whose values count, when the run has several.")
 @click.option(
     "--per-class/--overall",
     default=True,
-    help="The same share of each class (the default), or the largest values of all.",
+    help="The same share of each class (the default), or the best rows of all.",
+)
+@click.option(
+    "--forecast/--no-forecast",
+    default=True,
+    help="Say first what training on them is expected to give, against random rows.",
 )
 @method
 @out
 @as_json
-def select(
-    run: Path,
-    keep: str | None,
-    drop: str | None,
-    by: str,
-    utility: str | None,
-    per_class: bool,
-    method: str | None,
-    out: Path | None,
-    is_json: bool,
-) -> None:
-    """Choose the most valuable examples to train on.
+def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: Any) -> None:
+    """Choose the best examples to train on, and say what that is expected to give.
 
     Example: assay select runs/quickstart --keep 20% --out best.jsonl
     """
-    if (keep is None) == (drop is None):
-        raise click.UsageError(
-            f"found {'both' if keep else 'neither'} of --keep and --drop, expected one. "
-            "Say for example --keep 20%."
-        )
     opened = open_run(run)
-    rows = opened.select(keep, drop, by, utility, method, per_class)
+    asked["quota"] = dict(pair.rpartition("=")[::2] for pair in asked["quota"])
+    rows = opened.select(**asked)
+    if forecast:
+        with Screen("Reading the run ...") as screen:
+            expected = opened.expected(**asked, progress=screen)
+        click.echo(shown(lambda: report.print_expected(expected)), err=True)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:

@@ -3,7 +3,26 @@
 Rows are chosen by scores and values alone, and the texts of these few read then.
 """
 
+from typing import NamedTuple
+
 from storage.sql import quoted
+
+
+class Source(NamedTuple):
+    """What rows are chosen by."""
+
+    by: str
+    """`shapley`, `coreset` or `label_score`."""
+    called: str
+    """What the metric `selection` calls it: a utility for `shapley`, else the same."""
+    instance: str
+    """The stage instance."""
+    view: str
+    """A view or subquery, to be named v."""
+    value: str
+    """The column that is shown: above 0 helps, but for `label_score`."""
+    score: str
+    """The expression that is highest for the best row."""
 
 
 def flagged(instance: str, top: int | None, precision: float | None, has_pairs: bool) -> str:
@@ -27,23 +46,27 @@ def flagged(instance: str, top: int | None, precision: float | None, has_pairs: 
         JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
 
 
-def selected(view: str, value: str, instance: str, count: int, per_class: bool) -> str:
-    """The `count` rows of the largest `value`, a column of `view AS v`, for an instance.
+def selected(source: "Source", per_class: bool, limit: str, soft: float | None = None) -> str:
+    """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 
-    With `per_class` by their places in their classes, between 0 and 1, so that the first of any
-    number have the same share of each class.
+    It may name `rank`, the row's place among all, and `in_class`, that among its class. With
+    `per_class` ranks go by places in classes, between 0 and 1, so that the first of any number have
+    the same share of each class. `soft` adds a column `weight`, of mean 1 in every class: the best
+    row of a class has exp(2 / soft) times that of its last.
     """
-    of_class = "PARTITION BY l.label" if per_class else ""
-    place = (
-        f"(row_number() OVER ({of_class} ORDER BY {value} DESC, v.example_id) - 0.5) "
-        f"/ count(*) OVER ({of_class})"
-    )
+    of_class = "PARTITION BY label" if per_class else ""
+    weights = f"exp((1 - 2 * place) / {float(soft or 1)!r})"
+    weight = f", {weights} / avg({weights}) OVER ({of_class}) AS weight" if soft is not None else ""
     return f"""
         SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank
-        FROM (SELECT example_id, value,
-                     row_number() OVER (ORDER BY place, value DESC, example_id) AS rank
-              FROM (SELECT v.example_id, {value} AS value, {place} AS place
-                    FROM {view} AS v JOIN tables.label AS l ON l.id = v.example_id
-                    WHERE v.method = {quoted(instance)} AND l.role = 'example')
-              ORDER BY rank LIMIT {count}) AS c
+               {", c.weight" if soft is not None else ""}
+        FROM (SELECT *, row_number() OVER (ORDER BY place, score DESC, example_id) AS rank{weight}
+              FROM (SELECT *, (in_class - 0.5) / count(*) OVER ({of_class}) AS place
+                    FROM (SELECT v.example_id, l.label, {source.value} AS value,
+                                 {source.score} AS score,
+                                 row_number() OVER ({of_class.replace("label", "l.label")}
+                                     ORDER BY {source.score} DESC, v.example_id) AS in_class
+                          FROM {source.view} AS v JOIN tables.label AS l ON l.id = v.example_id
+                          WHERE v.method = {quoted(source.instance)} AND l.role = 'example'))
+              QUALIFY {limit}) AS c
         JOIN examples AS e USING (example_id) ORDER BY c.rank"""

@@ -2,13 +2,14 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decisions import flagged, selected
+from pipeline.decisions import flagged
 from pipeline.errors import RunError
-from pipeline.results import Answer, Rows, rows_of
+from pipeline.results import Answer, Rows
+from pipeline.selection import PREFERRED_UTILITY, SHAPLEY, choose, expected
 from storage.sql import named, quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
@@ -16,10 +17,6 @@ if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for 
     from pipeline.progress import Progress
     from pipeline.settings import Run
     from storage.catalog_files import CatalogFiles
-
-SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
-"""Shapley values proper, without the leave-one-out values that share their view."""
-PREFERRED_UTILITY = "cross_entropy"
 
 
 def open_run(path: str | Path) -> "OpenedRun":
@@ -117,7 +114,7 @@ class OpenedRun:
         writers = (
             f'SELECT instance AS method FROM provenance.manifest WHERE "table" = {quoted(table)}'
         )
-        instance = self._choice(f"({writers})", "method", method)
+        instance = self.choice(f"({writers})", "method", method)
         self._files.check([table])
         return files_of(self._connection, self._store, table, instance)
 
@@ -180,7 +177,7 @@ class OpenedRun:
                 "a number above 0 and up to 1, and no top. Say for example precision=0.8."
             )
         self.require("label_issues", "label_issues")
-        instance = self._choice("label_issues", "method", method)
+        instance = self.choice("label_issues", "method", method)
         pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
         return self._decided(flagged(instance, top, precision, has_pairs=bool(pairs)))
 
@@ -188,14 +185,17 @@ class OpenedRun:
         self,
         keep: str | int | None = None,
         drop: str | int | None = None,
-        by: str = "shapley",
+        by: str | None = None,
         utility: str | None = None,
         method: str | None = None,
         per_class: bool = True,
+        quota: Mapping[str, str | int] | None = None,
+        soft: float | None = None,
     ) -> Rows:
-        """Examples to train on, the most valuable first.
+        """Examples to train on, the best first.
 
-        Columns: example_id, source_id, text, label, label_name, value (above 0 helps), rank.
+        Columns: example_id, source_id, text, label, label_name, value (above 0 helps), rank; with
+        `soft` also weight.
 
         The same share of each class is kept, those with the largest values of it: a mean utility
         is raised most by the class that its queries lack, so the best rows of all together may be
@@ -203,35 +203,34 @@ class OpenedRun:
 
         Args:
             keep: How many to keep, a number of rows or a share such as `"20%"`.
-            drop: How many of the least valuable to leave out; give this or `keep`.
-            by: `shapley`, or `label_score`.
+            drop: How many of the least valuable to leave out.
+            by: `coreset` (the default where the run has one; the value is the gain), `shapley`, or
+                `label_score`.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
             per_class: Whether values are compared within classes, or all together.
+            quota: How many of each class to keep, by its name; classes that are not named have
+                none. Give one of `keep`, `drop`, `quota` and `soft`.
+            soft: All rows with a sampling weight, of mean 1 in every class; the first row of a
+                class has exp(2 / soft) times the weight of its last.
 
         Raises:
-            RunError: neither or both of `keep` and `drop` are given, or the run lacks the values.
+            RunError: none or several of the four are given, or the run lacks the values.
         """
-        if (keep is None) == (drop is None):
-            raise RunError(
-                f"select: found {'neither' if keep is None else 'both'} of keep and drop, expected "
-                'one. Say for example keep="20%".'
-            )
-        if by not in ("shapley", "label_score"):
-            raise RunError(
-                f"select: found by={by!r}, expected shapley or label_score. Correct the name."
-            )
-        if by == "shapley":
-            self.require("shapley", "freeshap")
-            chosen = self._choice(SHAPLEY, "utility", utility, preferred=PREFERRED_UTILITY)
-            view, value = f"(FROM {SHAPLEY} WHERE utility = {quoted(chosen)})", "v.value"
-        else:
-            self.require("label_issues", "label_issues")
-            view, value = "label_issues", "v.label_score"
-        instance = self._choice(view, "method", method)
-        total = self._count("examples")
-        count = rows_of(str(keep), total) if drop is None else total - rows_of(str(drop), total)
-        return self._decided(selected(view, value, instance, count, per_class))
+        chosen = choose(self, keep, drop, by, utility, method, per_class, quota, soft)
+        return self._decided(chosen.statement)
+
+    def expected(self, progress: "Progress | None" = None, **asked: Any) -> Answer:
+        """What training on the rows of `select(**asked)` is expected to give, as plain values.
+
+        Against random rows and all rows, by the surrogate, on queries that had no say in the
+        choice; with the shares of the classes. See `pipeline.selection.expected`.
+        """
+        from pipeline.summary import print_expected
+
+        stepped = progress.stepped if progress is not None else None
+        found = expected(self, choose(self, **asked), stepped)
+        return Answer(found, lambda values, is_json: print_expected(values))
 
     def explain(
         self,
@@ -363,7 +362,7 @@ class OpenedRun:
         ).fetchall()
         return rows[0] if rows else None
 
-    def _choice(
+    def choice(
         self, view: str, column: str, requested: str | None, preferred: str | None = None
     ) -> str:
         """The value of `column` to use: `requested`, or else `preferred`, or the only one.

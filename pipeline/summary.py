@@ -93,6 +93,10 @@ def print_verified(found: Mapping[str, Any], is_json: bool) -> None:
     )
 
 
+MOST_CLASSES = 20
+"""Most classes whose shares are shown."""
+
+
 def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
     """Prints the rows of a metric, its fields and what it was computed from.
 
@@ -105,6 +109,47 @@ def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
     show(table(list(rows[0]), [list(row.values()) for row in rows]))
     for name in ("fields", "facts"):
         show(f"\n{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in evaluation[name].items()))
+
+
+def print_expected(expected: Mapping[str, Any]) -> None:
+    """Prints what training on selected rows is expected to give, beside random rows and all."""
+    show(f"{expected['n_rows']} of {expected['n_examples']} rows are kept, by {expected['by']}.")
+    classes = expected["classes"][:MOST_CLASSES]
+    if len(classes) > 1:
+        names = ["class", "share of all", "share of kept"]
+        show(
+            table(names, [[c["class"], f"{c['before']:.1%}", f"{c['kept']:.1%}"] for c in classes])
+        )
+    if expected["why_not"]:
+        show(f"No forecast of what they train: {expected['why_not']}.".replace("..", "."))
+        return
+    rows = expected["rows"]
+    utilities = [name.removesuffix("_sd") for name in rows[0] if name.endswith("_sd")]
+    called = {"all": "all rows", "random": "random rows"}
+    show("\nThe surrogate trained on them, judged on queries that had no say:")
+    show(
+        table(
+            ["trained on", *utilities],
+            [
+                [called.get(row["by"], f"kept, by {expected['by']}")]
+                + [_with_interval(row, name) for name in utilities]
+                for row in rows
+            ],
+        )
+    )
+    kept = next(row for row in rows if row["by"] not in called)
+    for name in utilities:
+        low, high = (kept[f"{name}_over_random_{end}"] for end in ("low", "high"))
+        told = "better than random rows" if low > 0 else "worse than random rows"
+        if low <= 0 <= high:
+            told = "no better than random rows, as far as these queries tell"
+        gain = kept[f"{name}_over_random"]
+        show(f"{name}: {told} ({gain:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}).")
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    """A number of the metric `selection` with its 95 % interval."""
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
 
 
 def print_summary(run: Any, is_json: bool) -> None:

@@ -31,6 +31,8 @@ class Pool(NamedTuple):
     labels: Int64[np.ndarray, " examples"]
     right: Float[Tensor, "examples classes"]
     """Probability of each class being the right one."""
+    score: Float[np.ndarray, " examples"]
+    """`label_score`: the opinion about the given label, low where it is doubted."""
 
     @property
     def is_doubted(self) -> Bool[np.ndarray, " examples"]:
@@ -41,7 +43,8 @@ class Pool(NamedTuple):
 
     def at(self, rows: Int64[np.ndarray, " rows"]) -> "Pool":
         """These rows of it."""
-        return Pool(self.ids[rows], self.labels[rows], self.right[torch.from_numpy(rows)])
+        right = self.right[torch.from_numpy(rows)]
+        return Pool(self.ids[rows], self.labels[rows], right, self.score[rows])
 
 
 class Known(NamedTuple):
@@ -64,7 +67,8 @@ def read_pool(inputs: Inputs, fields: FeatureFields, predictions: str, noise: st
         order = np.argsort(ids)
         right = torch.cat([model.posterior(j.outputs, j.labels) for j in judged])
         labels = torch.cat([j.labels for j in judged]).numpy()
-        pool = Pool(ids[order], labels[order], right[torch.from_numpy(order)])
+        scores = [model.scores(j.outputs, j.labels).numpy() for j in judged]
+        pool = Pool(ids, labels, right, np.concatenate(scores)).at(order)
         usable = has_features(inputs, fields.features, "example", pool.ids)
         if usable.any():
             return pool.at(np.flatnonzero(usable))

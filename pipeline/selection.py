@@ -1,0 +1,187 @@
+"""What `select` chooses by, and what training on it is expected to give.
+
+A `run` is an `OpenedRun` everywhere, whose methods call these.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.decisions import Source, selected
+from pipeline.errors import RunError
+from pipeline.results import rows_of
+from storage.sql import quoted
+
+if TYPE_CHECKING:
+    pass
+
+BY = ("coreset", "shapley", "label_score")
+PREFERRED_UTILITY = "cross_entropy"
+SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
+"""Shapley values proper, without the leave-one-out values that share their view."""
+
+
+class Chosen(NamedTuple):
+    """What rows are chosen by, and the statement that gives them."""
+
+    source: Source
+    statement: str
+    per_class: bool
+    """Whether they are the same share of each class."""
+    is_by_quota: bool = False
+    """Whether the numbers of each class are given."""
+
+
+def choose(
+    run: Any,
+    keep: str | int | None = None,
+    drop: str | int | None = None,
+    by: str | None = None,
+    utility: str | None = None,
+    method: str | None = None,
+    per_class: bool = True,
+    quota: Mapping[str, str | int] | None = None,
+    soft: float | None = None,
+) -> Chosen:
+    """See `OpenedRun.select`.
+
+    Raises:
+        RunError: none or several of `keep`, `drop`, `quota` and `soft` are given, a number is out
+            of range, or the run lacks what rows are to be chosen by.
+    """
+    asked = {"keep": keep, "drop": drop, "quota": quota or None, "soft": soft}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) != 1:
+        raise RunError(
+            f"select: found {' and '.join(given) if given else 'none'} of {', '.join(asked)}, "
+            "expected one. Say for example --keep 20%."
+        )
+    if soft is not None and not soft > 0:
+        raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")
+    chosen = _source(run, by, utility, method)
+    if quota:
+        return Chosen(chosen, selected(chosen, True, _of_classes(run, quota)), False, True)
+    count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
+    if keep is not None:
+        count = rows_of(str(keep), total)
+    elif drop is not None:
+        count = total - rows_of(str(drop), total)
+    return Chosen(chosen, selected(chosen, per_class, f"rank <= {count}", soft), per_class)
+
+
+def _source(run: Any, by: str | None, utility: str | None, method: str | None) -> Source:
+    """What rows are chosen by: `by`, or the order of a coreset where the run has one, or values.
+
+    Raises:
+        RunError: the run lacks it.
+    """
+    if by is not None and by not in BY:
+        raise RunError(f"select: found by={by!r}, expected one of {', '.join(BY)}. Correct it.")
+    if by is None:
+        is_named = method is not None and method not in run.methods("coreset")
+        by = "coreset" if run.methods("coreset") and not is_named and utility is None else "shapley"
+    if by == "coreset":
+        run.require("coreset", "coreset")
+        instance = run.choice("coreset", "method", method)
+        return Source(by, by, instance, "coreset", "v.gain", "-v.rank")
+    if by == "label_score":
+        run.require("label_issues", "label_issues")
+        instance = run.choice("label_issues", "method", method)
+        return Source(by, by, instance, "label_issues", "v.label_score", "v.label_score")
+    run.require("shapley", "freeshap")
+    chosen = run.choice(SHAPLEY, "utility", utility, preferred=PREFERRED_UTILITY)
+    view = f"(FROM {SHAPLEY} WHERE utility = {quoted(chosen)})"
+    instance = run.choice(view, "method", method)
+    return Source(by, chosen, instance, view, "v.value", "v.value")
+
+
+def _of_classes(run: Any, quota: Mapping[str, str | int]) -> str:
+    """The condition that a row is among the first so many of its class."""
+    sizes = {
+        str(name): (label, n)
+        for label, name, n in run.sql(
+            "SELECT label, label_name, count(*) FROM examples WHERE label IS NOT NULL GROUP BY ALL"
+        ).fetchall()
+    }
+    for name in quota:
+        if name not in sizes:
+            raise RunError(
+                f"select: found quota of {name!r}, expected classes of the run: "
+                f"{', '.join(sizes)}. Correct the name."
+            )
+    limits = [
+        f"label = {sizes[name][0]} AND in_class <= {rows_of(str(count), sizes[name][1])}"
+        for name, count in quota.items()
+    ]
+    return f"({' OR '.join(limits)})"
+
+
+def expected(
+    run: Any, chosen: Chosen, stepped: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
+    """What training on the rows is expected to give, before they are used.
+
+    Keys:
+        by: What chose: coreset, shapley or label_score.
+        n_rows, n_examples: How many rows are kept, of how many.
+        classes: For each class its name, and its shares of all rows (`before`) and of those kept.
+        rows: As the metric `selection` has them: of what is kept, of random rows and of all;
+            empty where `why_not` says why there is no forecast.
+        n_queries: Queries that it is judged on.
+        why_not: A sentence, or None.
+    """
+    from pipeline.evaluate import evaluate
+    from stages.stage import StageError
+
+    classes = run.sql(
+        f"SELECT examples.label_name, count(*) / sum(count(*)) OVER () AS before, "
+        f"count(k.example_id) / greatest(1, sum(count(k.example_id)) OVER ()) AS kept "
+        f"FROM examples LEFT JOIN ({chosen.statement}) AS k USING (example_id) "
+        "GROUP BY ALL ORDER BY before DESC, 1"
+    ).fetchall()
+    (n_examples, n_rows) = run.sql(
+        f"SELECT (SELECT count(*) FROM examples), (SELECT count(*) FROM ({chosen.statement}))"
+    ).fetchall()[0]
+    found: dict[str, Any] = {
+        "by": chosen.source.by,
+        "n_rows": n_rows,
+        "n_examples": n_examples,
+        "classes": [{"class": c, "before": b, "kept": k} for c, b, k in classes],
+        "rows": [],
+        "n_queries": 0,
+        "why_not": None,
+    }
+    try:
+        if not 0 < n_rows < n_examples:
+            raise RunError("all rows are kept" if n_rows else "no row is kept")
+        if chosen.is_by_quota:
+            raise RunError("the numbers of each class are your own")
+        overrides = _as_chosen(run, chosen, n_rows / n_examples)
+        evaluation = evaluate(run.folder.path, "selection", overrides, stepped)
+    except (RunError, StageError) as error:
+        return found | {"why_not": str(error)}
+    kept = [
+        row for row in evaluation["rows"] if row["by"] in ("all", "random", chosen.source.called)
+    ]
+    return found | {"rows": kept, "n_queries": evaluation["facts"]["n_queries"]}
+
+
+def _as_chosen(run: Any, chosen: Chosen, share: float) -> list[str]:
+    """Fields of the metric `selection`, by which it chooses as the stage behind `chosen` does."""
+    from pipeline.config import parse_metric, plain, stage_name
+    from pipeline.finished import Finished
+
+    by = chosen.source.by
+    stages = Finished(run.folder).stages
+    stage = stages[chosen.source.instance]
+    if by == "shapley" and stage_name(stage) != "freeshap":
+        raise RunError(f"the values of {stage_name(stage)} have seen all queries")
+    metric = plain(parse_metric("selection"))
+    fields = plain(stage)
+    if by == "label_score":
+        fields |= plain(stages[fields["predictions"]])
+    own = {"seed", "rounds", "keep", "share"}
+    fields = {name: value for name, value in fields.items() if name in metric and name not in own}
+    method = "freeshap" if by == "shapley" else by
+    fields |= {"methods": [method], "keep": [share], "per_class": chosen.per_class}
+    return [f"{name}={json.dumps(value)}" for name, value in fields.items()]
