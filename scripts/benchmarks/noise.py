@@ -190,12 +190,20 @@ def peer(
     fit: Fitted, given: np.ndarray, truth: np.ndarray, n_classes: int, work: Path
 ) -> dict[str, Any]:
     """What confident learning makes of the leading directions of the same features."""
-    place = work / "peer.npz"
     rows = fit.examples[:, :DIRECTIONS].float().numpy()
+    held = confident_learning(rows, given, n_classes, work)
+    return judged(held["score"], held["flagged"], given != truth)
+
+
+def confident_learning(
+    rows: np.ndarray, given: np.ndarray, n_classes: int, work: Path
+) -> dict[str, np.ndarray]:
+    """Cleanlab's `score` of each label (low is doubted), and which it has `flagged`."""
+    place = work / "peer.npz"
     np.savez(place, given=given, rows=rows, n_classes=n_classes)
     subprocess.run([environment("peers", PEERS), "-c", PEER, place], check=True)
     held = np.load(f"{place}.found.npz")
-    return judged(held["score"], held["flagged"], given != truth)
+    return {name: held[name] for name in ("score", "flagged")}
 
 
 def judged(score: np.ndarray, flagged: np.ndarray, is_wrong: np.ndarray) -> dict[str, Any]:
