@@ -279,6 +279,14 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
 
     Example: assay select runs/quickstart --keep 20% --out best.jsonl
     """
+    given = [
+        f"--{name}" for name in ("keep", "drop", "quota", "soft") if asked[name] not in (None, ())
+    ]
+    if len(given) != 1:
+        raise click.UsageError(
+            f"found {' and '.join(given) or 'none'} of --keep, --drop, --quota and --soft, "
+            "expected one. Say for example --keep 20%."
+        )
     opened = open_run(run)
     asked["quota"] = dict(pair.rpartition("=")[::2] for pair in asked["quota"])
     rows = opened.select(**asked)

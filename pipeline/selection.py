@@ -53,8 +53,8 @@ def choose(
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
         raise RunError(
-            f"select: found {' and '.join(given) if given else 'none'} of {', '.join(asked)}, "
-            "expected one. Say for example --keep 20%."
+            f"select: found {' and '.join(given) or 'none'} of {', '.join(asked)}, expected one. "
+            'Say for example keep="20%".'
         )
     if soft is not None and not soft > 0:
         raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")

@@ -15,7 +15,11 @@ whatever the size of T. Each step takes the row that lowers it most, among those
 lags furthest behind its share. Within a batch of rows all u and their products are kept up to date
 by rank-one updates: a step costs 6 dim operations a row of the batch. Values of single rows
 (Shapley) say what a row is worth beside a random set; this is what it is worth beside the rows that
-are taken already, so that of two alike the second is worth little. [ours]
+are taken already, so that of two alike the second is worth little.
+
+Beyond a tenth of the rows the damping grows with the share that is taken: the more rows there are,
+the less is left to say for one, and by then a small damping chases the oddities of single ones. It
+was chosen on draws of six sets that are not reported. [ours]
 """
 
 from collections.abc import Callable
@@ -29,7 +33,9 @@ from torch import Tensor
 ALONE, BATCH = 4096, 1024
 """Most rows that compete all together, and in a batch where there are more."""
 FIRST_SHARE = 1 / 64
-"""Share of the rows that the first pass over several batches takes; each later one doubles it."""
+"""Share of the rows that the first pass takes; each later one doubles it."""
+FULL_SHARE = 0.1
+"""Share up to which the damping is as given; beyond, it grows in proportion."""
 
 
 RowsAt = Callable[[Int64[Tensor, " rows"]], Float[Tensor, "rows dim"]]
@@ -152,8 +158,9 @@ def take_greedily(
 ) -> Order:
     """A `share` of the rows, all of them among the `candidates`, the same share of each class.
 
-    Up to `ALONE` rows compete all together. More are cut into batches at random, and passes over
-    them take 1/64 of the rows, 1/32 and so on, so that the first of any number are spread over all.
+    Up to `ALONE` rows compete all together. More are cut into batches at random. Passes take 1/64
+    of the rows, 1/32 and so on, so that the first of any number are spread over all batches; the
+    damping is that of the pass.
     The rows that are not taken follow by their gains, the candidates before all others.
 
     `features` gives the vectors of rows, `targets` are what each row says. A class that has too few
@@ -167,7 +174,7 @@ def take_greedily(
     n_batches = -(-n // BATCH) if n > ALONE else 1
     batches = np.array_split(generator.permutation(n), n_batches)
     shares = [share]
-    while len(batches) > 1 and shares[0] > FIRST_SHARE:
+    while shares[0] > FIRST_SHARE:
         shares.insert(0, shares[0] / 2)
     regression, pace = _Regression(wanted, damping), _Pace(n_classes)
     rows: list[int] = []
@@ -176,6 +183,7 @@ def take_greedily(
     before = 0.0
     for end in shares:
         due = 0.0
+        regression.damping = damping * max(1.0, end / FULL_SHARE)
         for batch in batches:
             n_of = np.bincount(classes[batch], minlength=n_classes)
             due += (end - before) * len(batch)

@@ -214,9 +214,11 @@ def test_a_run_that_cannot_be_read_says_nothing_else(file: Path) -> None:
     assert len(told.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("given", "found"), [({}, "neither"), ({"keep": 1, "drop": 1}, "both")])
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "none"), ({"keep": 1, "drop": 1}, "keep and drop")]
+)
 def test_select_wants_one_number(opened: OpenedRun, given: dict[str, Any], found: str) -> None:
-    with pytest.raises(RunError, match=f"found {found} of keep and drop, expected one"):
+    with pytest.raises(RunError, match=f"found {found} of keep, drop, quota, soft, expected one"):
         api.select(opened, **given)
 
 

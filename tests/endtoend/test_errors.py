@@ -127,7 +127,7 @@ COMMAND_CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown order": (
         ["select", "RUN", "--keep", "3", "--by", "beauty"],
-        ["by='beauty'", "expected shapley or label_score"],
+        ["by='beauty'", "expected one of coreset, shapley, label_score"],
     ),
     "keep more than there are": (
         ["select", "RUN", "--keep", "17"],
@@ -286,8 +286,8 @@ def test_folders_that_may_not_be_written(finished: Path, tmp_path: Path, reader:
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["select", "RUN"], ["neither of --keep and --drop", "--keep 20%"]),
-        (["select", "RUN", "--keep", "3", "--drop", "3"], ["both of --keep and --drop"]),
+        (["select", "RUN"], ["none of --keep, --drop, --quota and --soft", "--keep 20%"]),
+        (["select", "RUN", "--keep", "3", "--drop", "3"], ["--keep and --drop of --keep"]),
         (["flag", "RUN", "--top", "0"], ["--top", "0"]),
         (["sql", "RUN"], ["STATEMENT"]),
         (["plann"], ["plann"]),
