@@ -255,7 +255,7 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--keep", help="Rows to keep: a number, or a share such as 20%.")
+@click.option("--keep", help='A number of rows, a share such as 20%, or "50000 tokens".')
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
 @click.option("--quota", multiple=True, metavar="CLASS=ROWS", help="Rows of one class to keep.")
 @click.option("--soft", type=float, help="All rows, with sampling weights: lower is stricter.")

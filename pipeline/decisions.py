@@ -46,27 +46,40 @@ def flagged(instance: str, top: int | None, precision: float | None, has_pairs: 
         JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
 
 
-def selected(source: "Source", per_class: bool, limit: str, soft: float | None = None) -> str:
+def selected(
+    source: Source,
+    per_class: bool,
+    limit: str,
+    soft: float | None = None,
+    is_by_tokens: bool = False,
+) -> str:
     """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 
-    It may name `rank`, the row's place among all, and `in_class`, that among its class. With
-    `per_class` ranks go by places in classes, between 0 and 1, so that the first of any number have
-    the same share of each class. `soft` adds a column `weight`, of mean 1 in every class: the best
-    row of a class has exp(2 / soft) times that of its last.
+    It may name `rank`, the row's place among all, `in_class`, that among its class, and where it
+    `is_by_tokens` also `tokens`, of all rows up to this one. With `per_class` ranks go by places in
+    classes, between 0 and 1, so that the first of any number have the same share of each class.
+    `soft` adds a column `weight`, of mean 1 in every class: the best row of a class has
+    exp(2 / soft) times that of its last.
     """
     of_class = "PARTITION BY label" if per_class else ""
     weights = f"exp((1 - 2 * place) / {float(soft or 1)!r})"
     weight = f", {weights} / avg({weights}) OVER ({of_class}) AS weight" if soft is not None else ""
+    ranked = f"""
+        SELECT *, row_number() OVER (ORDER BY place, score DESC, example_id) AS rank{weight}
+        FROM (SELECT *, (in_class - 0.5) / count(*) OVER ({of_class}) AS place
+              FROM (SELECT v.example_id, l.label, {source.value} AS value, {source.score} AS score,
+                           row_number() OVER ({of_class.replace("label", "l.label")}
+                               ORDER BY {source.score} DESC, v.example_id) AS in_class
+                    FROM {source.view} AS v JOIN tables.label AS l ON l.id = v.example_id
+                    WHERE v.method = {quoted(source.instance)} AND l.role = 'example'))"""
+    if is_by_tokens:
+        ranked = f"""
+            SELECT r.*, sum(t.n) OVER (ORDER BY rank ROWS UNBOUNDED PRECEDING) AS tokens
+            FROM ({ranked}) AS r
+            JOIN (SELECT id, max(n_tokens) AS n FROM diagnostics
+                  WHERE role = 'example' GROUP BY id) AS t ON t.id = r.example_id"""
     return f"""
         SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank
                {", c.weight" if soft is not None else ""}
-        FROM (SELECT *, row_number() OVER (ORDER BY place, score DESC, example_id) AS rank{weight}
-              FROM (SELECT *, (in_class - 0.5) / count(*) OVER ({of_class}) AS place
-                    FROM (SELECT v.example_id, l.label, {source.value} AS value,
-                                 {source.score} AS score,
-                                 row_number() OVER ({of_class.replace("label", "l.label")}
-                                     ORDER BY {source.score} DESC, v.example_id) AS in_class
-                          FROM {source.view} AS v JOIN tables.label AS l ON l.id = v.example_id
-                          WHERE v.method = {quoted(source.instance)} AND l.role = 'example'))
-              QUALIFY {limit}) AS c
+        FROM (FROM ({ranked}) WHERE {limit}) AS c
         JOIN examples AS e USING (example_id) ORDER BY c.rank"""

@@ -202,7 +202,8 @@ class OpenedRun:
         of one class. Rows without a class are one together.
 
         Args:
-            keep: How many to keep, a number of rows or a share such as `"20%"`.
+            keep: How many to keep: a number of rows, a share such as `"20%"`, or as many of the
+                first as have no more tokens than `"50000 tokens"`.
             drop: How many of the least valuable to leave out.
             by: `coreset` (the default where the run has one; the value is the gain), `shapley`, or
                 `label_score`.

@@ -61,6 +61,8 @@ def choose(
     chosen = _source(run, by, utility, method)
     if quota:
         return Chosen(chosen, selected(chosen, True, _of_classes(run, quota)), False, True)
+    if str(keep).strip().endswith("tokens"):
+        return Chosen(chosen, _of_tokens(run, chosen, str(keep), per_class), per_class)
     count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
     if keep is not None:
         count = rows_of(str(keep), total)
@@ -93,6 +95,23 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
     view = f"(FROM {SHAPLEY} WHERE utility = {quoted(chosen)})"
     instance = run.choice(view, "method", method)
     return Source(by, chosen, instance, view, "v.value", "v.value")
+
+
+def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool) -> str:
+    """The statement for the first rows that have so many tokens together."""
+    number = keep.strip().removesuffix("tokens").strip()
+    if not number.isdecimal():
+        raise RunError(
+            f"select: found {keep!r}, expected a number such as '50000 tokens'. Say for "
+            "example --keep '50000 tokens'."
+        )
+    counted = "SELECT 1 FROM diagnostics WHERE role = 'example' AND n_tokens IS NOT NULL LIMIT 1"
+    if "diagnostics" not in run.views() or not run.sql(counted).fetchall():
+        raise RunError(
+            "select: found no counts of tokens, expected a run with a stage that reads texts, such "
+            "as embedding. Name a number of rows or a share."
+        )
+    return selected(chosen, per_class, f"tokens <= {number}", is_by_tokens=True)
 
 
 def _of_classes(run: Any, quota: Mapping[str, str | int]) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from runs import DATA, Rows, assay, write_lines, write_run
+from runs import DATA, Rows, assay, complaint, write_lines, write_run
 
 from pipeline import OpenedRun, open_run
 from pipeline.cli import main
@@ -340,6 +340,19 @@ def test_select(run: Path, options: list[str], count: int) -> None:
         statement = "SELECT example_id FROM shapley WHERE utility = 'cross_entropy' AND rank <= 5"
         best = {row[0] for row in open_run(run).sql(statement).fetchall()}
         assert {row["example_id"] for row in rows} == best
+
+
+def test_select_keeps_as_many_rows_as_have_so_many_tokens(run: Path) -> None:
+    rows = json.loads(assay("select", run, "--keep", "150 tokens", "--json").stdout)
+    every = json.loads(assay("select", run, "--keep", "100%", "--no-forecast", "--json").stdout)
+    counted = open_run(run).sql("SELECT id, max(n_tokens) FROM diagnostics GROUP BY id").fetchall()
+    tokens = [dict(counted)[row["example_id"]] for row in every]
+    assert rows == every[: len(rows)]
+    assert sum(tokens[: len(rows)]) <= 150 < sum(tokens[: len(rows) + 1])
+    assert complaint("select", run, "--keep", "few tokens") == (
+        "assay: select: found 'few tokens', expected a number such as '50000 tokens'. Say for "
+        "example --keep '50000 tokens'."
+    )
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])

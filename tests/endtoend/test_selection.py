@@ -1,0 +1,131 @@
+"""Choosing rows to train on, and what is said about them before they are used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import DATA, assay, complaint, write_run
+
+from pipeline.api import expected, select
+from pipeline.open_run import OpenedRun, open_run
+
+
+def points(role: str) -> dict[str, Any]:
+    return {
+        "path": str(DATA / f"points_{role}.csv"),
+        "features": str(DATA / f"points_{role}.npy"),
+        "text": None,
+        "label": "cloud",
+        "id": "point",
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Points of three clouds, every tenth label of them wrong."""
+    config = write_run(
+        tmp_path_factory.mktemp("selection"),
+        corpus=points("train"),
+        queries=points("queries"),
+        stages={
+            "kernel_regression": {"kernel": ["features"]},
+            "label_issues": {},
+            "coreset": {"kernel": ["features"]},
+            "freeshap": {"kernel": ["features"], "rounds": 1},
+        },
+    )
+    assay("run", config)
+    return config.parent / "run"
+
+
+@pytest.fixture
+def opened(run: Path) -> OpenedRun:
+    return open_run(run)
+
+
+def test_a_coreset_is_what_rows_are_chosen_by(opened: OpenedRun) -> None:
+    ranks = opened.sql("SELECT example_id FROM coreset ORDER BY rank").fetchall()
+    assert len(ranks) == 300
+    rows = select(opened, keep="10%").fetchall()
+    assert len(rows) == 30
+    first = [row[0] for row in ranks[:60]]
+    assert {row[0] for row in rows} <= set(first)
+    by_value = select(opened, keep="10%", by="shapley").fetchall()
+    assert select(opened, keep="10%", method="freeshap").fetchall() == by_value != rows
+    doubted = opened.sql(
+        "SELECT min(c.rank) FROM coreset AS c JOIN label_issues AS i USING (example_id) "
+        "WHERE p_wrong > 0.5"
+    ).fetchall()[0][0]
+    n_doubted = opened.sql("FROM label_issues WHERE p_wrong > 0.5").fetchall()
+    assert doubted == 300 - len(n_doubted) + 1
+
+
+def test_a_quota_keeps_the_best_of_each_class(opened: OpenedRun) -> None:
+    names = [row[0] for row in opened.sql("SELECT DISTINCT label_name FROM examples").fetchall()]
+    kept = select(opened, quota={names[0]: 4, names[1]: "5%"}, by="label_score")
+    n_second = opened.sql(f"FROM examples WHERE label_name = '{names[1]}'").fetchall()
+    found = kept.df()
+    assert found["label_name"].value_counts().to_dict() == {
+        names[0]: 4,
+        names[1]: round(0.05 * len(n_second)),
+    }
+    scores = opened.sql(
+        "SELECT example_id FROM label_issues JOIN examples USING (example_id) WHERE label_name = "
+        f"'{names[0]}' ORDER BY label_score DESC, example_id LIMIT 4"
+    ).fetchall()
+    assert set(found[found["label_name"] == names[0]]["example_id"]) == {row[0] for row in scores}
+
+
+def test_an_unknown_class_has_no_quota(run: Path) -> None:
+    assert "found quota of 'nobody'" in complaint("select", run, "--quota", "nobody=3")
+
+
+def test_weights_fall_with_the_place_in_a_class(opened: OpenedRun) -> None:
+    rows = select(opened, soft=0.5, by="shapley").df()
+    assert len(rows) == 300
+    for _, of_class in rows.groupby("label"):
+        weights = of_class.sort_values(["value", "example_id"], ascending=[False, True])["weight"]
+        n = len(weights)
+        places = (np.arange(n) + 0.5) / n
+        np.testing.assert_allclose(
+            weights, np.exp((1 - 2 * places) / 0.5) / np.exp((1 - 2 * places) / 0.5).mean()
+        )
+    assert rows["weight"].mean() == pytest.approx(1)
+
+
+def test_what_rows_train_is_said_before_they_are_written(run: Path, tmp_path: Path) -> None:
+    told = assay("select", run, "--keep", "10%", "--out", tmp_path / "best.csv")
+    assert told.stdout == ""
+    said = " ".join(told.stderr.split())
+    assert "30 of 300 rows are kept, by coreset." in said
+    found = expected(run, keep="10%")
+    assert [row["by"] for row in found["rows"]] == ["all", "coreset", "random"]
+    assert (found["n_rows"], found["n_examples"], found["n_queries"]) == (30, 300, 100)
+    for share in ("before", "kept"):
+        assert sum(of_class[share] for of_class in found["classes"]) == pytest.approx(1)
+    kept = next(row for row in found["rows"] if row["by"] == "coreset")
+    assert f"{kept['accuracy']:.3f} ({kept['accuracy_low']:.3f} to" in said
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"keep": "100%"}, "all rows are kept"),
+        ({"quota": {"left": 3}}, "the numbers of each class are your own"),
+    ],
+)
+def test_no_forecast_says_why(opened: OpenedRun, asked: dict[str, Any], why: str) -> None:
+    if "quota" in asked:
+        name = opened.sql("SELECT min(label_name) FROM examples").fetchall()[0][0]
+        asked = {"quota": {name: 3}}
+    found = expected(opened, **asked)
+    assert found["rows"] == []
+    assert found["why_not"] == why
+    assert f"No forecast of what they train: {why}." in repr(found)
+
+
+def test_rows_of_vectors_have_no_tokens(run: Path) -> None:
+    assert "found no counts of tokens" in complaint("select", run, "--keep", "50 tokens")
