@@ -45,7 +45,7 @@ more, all are, but for the accuracy of more than two classes, where that never w
 def parts_of(count: int, most: int) -> Iterator[slice]:
     """Slices of 0 to count - 1, each of at most `most`."""
     for start in range(0, count, max(1, most)):
-        yield slice(start, start + max(1, most))
+        yield slice(start, min(count, start + max(1, most)))
 
 
 def single_gains(

@@ -81,6 +81,21 @@ def test_marginals_are_those_of_the_definition(
         torch.testing.assert_close(gain, expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("numbers", [90 * 19, 90 * 25, 90 * 60])
+@pytest.mark.parametrize("damping", [1e-4, 0.3, 30.0])
+def test_a_last_part_that_is_not_full_has_no_more_rows(
+    numbers: int, damping: float, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.game.marginals.NUMBERS", numbers)
+    game, fit = made(9, damping, False, torch.float64)
+    found: list[Blocks | Members] = [fit.outside(OTHERS), fit.inside(MEMBERS[:64].view(-1, 8))]
+    for blocks in found:
+        gain = single_gains(game, blocks, "cross_entropy")
+        expected = by_definition(game, blocks.singles(slice(None)), "cross_entropy")
+        assert gain.shape == expected.shape
+        torch.testing.assert_close(gain, expected, rtol=1e-5, atol=1e-13)
+
+
 def test_an_example_without_features_adds_nothing(made: Made) -> None:
     game, fit = made(9, 30.0, True, torch.float32)
     blocks = fit.outside(torch.tensor([[N - 5, N - 4]]))
