@@ -22,11 +22,10 @@ one epoch in the order of the permutation, so that a permutation costs a single 
 Ghorbani and Zou 2019, arXiv:1904.02868, and no truth, for the last to join has always moved the
 model last.
 
-**Reused coalitions** (`subsets: regression_msr` or `adalina`) are of drawn sizes, each trained on
-alone, and each outcome counts for all examples (`stages/game/sample_reuse.py`), where a marginal
-along a permutation counts for one and has the noise of two trainings. A unit, the independent
-estimate, is `coalitions` of them and one training on all; a coalition and its complement are
-visited in one order.
+**Reused coalitions** (`regression_msr`, `adalina`) are of drawn sizes, and each outcome counts for
+all examples (`stages/game/sample_reuse.py`); a marginal along a permutation counts for one and has
+the noise of two trainings. A unit is `coalitions` of them and one training on all; a coalition and
+its complement are visited in one order.
 
 Source: the reference of arXiv:2406.04606, Sec. 4 (methods.md 1.5 and 1.8).
 """
@@ -85,11 +84,15 @@ SUBSET = TableSpec(
 """The examples of a subset, in the order in which they joined."""
 
 
+Subsets = Literal["auto", "permutation", "random", "regression_msr", "adalina"]
+ROUNDS = 20
+"""Permutations that are trained on by default, or a quarter as many units of coalitions."""
+MOST_REUSED = 1_000
+"""Most examples of which `subsets: auto` takes coalitions, of which a unit has thousands then."""
 PER_EXAMPLE = 4
 """Coalitions of a unit for each example, by default."""
 EACH_PREFIX, PREFIXES = 10_000, 100
-"""Most examples of whose permutations each prefix is trained on by default, and how many are of
-more."""
+"""Most examples of whose permutations each prefix is trained on, and how many are of more."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,11 @@ class Retrain(RunsModel, Stage):
     """Feature table that a head alone is trained on: an instance of `embedding`, or `features`."""
     training: Training = field(default_factory=Training)
     """How the model is trained on a subset."""
-    subsets: Literal["permutation", "random", "regression_msr", "adalina"] = "permutation"
+    subsets: Subsets = "auto"
     """All prefixes of a permutation; random subsets of one size; or coalitions of drawn sizes, from
-    which values are estimated as the name says; see Reused coalitions above."""
+    which values are estimated as the name says; see Reused coalitions above. `auto` is
+    regression_msr for up to 1,000 examples that are trained on anew, where `every` and `rounds` are
+    left open, and else permutation."""
     every: int | None = None
     """Of a permutation every so many-th prefix is trained on, and the whole; see Blocks above. null
     takes each of up to 10,000 examples, and of more so many that there are 100 prefixes."""
@@ -125,16 +130,15 @@ class Retrain(RunsModel, Stage):
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
     """Utilities of a prefix, means over the labelled queries."""
     per_round: int = 1
-    """Permutations, random subsets, or units of coalitions in a round, which is the most that an
-    interruption loses."""
-    rounds: int = 20
-    """Rounds wanted; more can be added later."""
+    """Permutations, random subsets or units of coalitions in a round, all that is lost at once."""
+    rounds: int | Literal["auto"] = "auto"
+    """Rounds wanted; more can be added later. `auto` is 20; 5 of coalitions, as many trainings."""
     seed: int = 0
     """Seed of permutations and visiting orders, together with the round's number."""
     token_budget: int = 2048
     """Padded tokens per batch, where nothing is trained."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "round"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -153,7 +157,7 @@ class Retrain(RunsModel, Stage):
         counts = (
             1 if self.every is None else self.every,
             self.per_round,
-            self.rounds,
+            self.n_rounds,
             self.token_budget,
         )
         if min(counts) < 1 or self.seed < 0 or not 0 < self.share <= 1:
@@ -187,15 +191,24 @@ class Retrain(RunsModel, Stage):
             )
 
     def sized(self, size: Size) -> "Retrain":
-        """With all prefixes of few examples, and `PREFIXES` of many, where `every` is left open."""
-        if self.every is not None:
-            return self
+        """Which subsets of so many examples, and where `every` is left open how many prefixes."""
         is_small = size.n_examples <= EACH_PREFIX or self.subsets == "random"
-        return replace(self, every=1 if is_small else -(-size.n_examples // PREFIXES))
+        every = 1 if is_small else -(-size.n_examples // PREFIXES)
+        stage = replace(self, subsets=self._subsets_of(size.n_examples))
+        return replace(stage, rounds=stage.n_rounds, every=self.every or every)
+
+    def _subsets_of(self, n: int) -> Subsets:
+        """`subsets`, or what `auto` is for `n` examples."""
+        if self.subsets != "auto":
+            return self.subsets
+        is_open = self.every is None and self.rounds == "auto" and self.training.kind == "anew"
+        return "regression_msr" if is_open and n <= MOST_REUSED else "permutation"
 
     @property
     def n_rounds(self) -> int:
         """The rounds wanted."""
+        if self.rounds == "auto":
+            return ROUNDS // PER_EXAMPLE if self.subsets in REUSING else ROUNDS
         return self.rounds
 
     @property
@@ -223,12 +236,11 @@ class Retrain(RunsModel, Stage):
 
     def open(self, inputs: Inputs) -> tuple[Players, Learner]:
         """Examples and queries; the untrained model, with what its frozen part gives of them."""
-        if self._read_model is None:
+        model, budget = self._read_model, self.token_budget
+        if model is None:
             players, learner = read_vectors(inputs, self.embedding)
         else:
-            players, learner = read_texts(
-                inputs, self._read_model, self.last_blocks, self.token_budget
-            )
+            players, learner = read_texts(inputs, model, self.last_blocks, budget)
         check_size(self.subsets, players.n)
         return players, learner
 
@@ -266,10 +278,9 @@ class Retrain(RunsModel, Stage):
                 stacked = torch.stack(outputs)[..., has_label]
                 units.append(self._values(unit, stacked, labels))
         if units:
-            n_prior = prior_units(n, "uniform") if self.subsets == "permutation" else 0
-            yield from _sums(
-                index, players.example_ids, self.utilities, torch.stack(units), n_prior
-            )
+            n_prior = 0 if self.subsets in REUSING else prior_units(n, "uniform")
+            ids, stacked = players.example_ids, torch.stack(units)
+            yield from _sums(index, ids, self.utilities, stacked, n_prior)
 
     def _units(self, n: int, index: int) -> Iterator[list[Walk]]:
         """What the units of round `index` are trained on, from seed and index alone."""
@@ -289,7 +300,7 @@ class Retrain(RunsModel, Stage):
         outputs: Float[Tensor, "trainings classes queries"],
         labels: Int64[Tensor, " queries"],
     ) -> Float[Tensor, "utilities examples"]:
-        """The values that a unit estimates, from the outputs of its trainings."""
+        """The values that a unit estimates."""
         if self.subsets in REUSING:
             return reused(unit, outputs, labels, self.utilities, cast(Reuse, self.subsets))
         ((order, sizes, _),) = unit
@@ -299,15 +310,20 @@ class Retrain(RunsModel, Stage):
         """Coalitions of a unit, beside all examples."""
         return self.coalitions or max(4, PER_EXAMPLE * n)
 
+    def _how(self, n_trainings: int) -> str:
+        """What the trainings of a unit are, for `Cost.note`."""
+        if self.subsets in REUSING:
+            return f"{self.subsets}: units of {n_trainings:,} trainings"
+        return f"{n_trainings} prefixes of a permutation" if (self.every or 1) > 1 else ""
+
     def cost(self, work: Work) -> Cost:
         """Every epoch of every training forward and backward, and the queries after each."""
         sizes = sizes_of(self, work.n_examples)
-        if self.subsets in REUSING:  # by a law that is the same for a coalition and its complement
-            sizes = (work.n_examples // 2,) * self._n_coalitions(work.n_examples)
-            sizes = (*sizes, work.n_examples)
-        is_regressed = self.subsets == "regression_msr"
-        regressed = regression_bytes(work.n_examples) if is_regressed else 0
-        draws = self.rounds * self.per_round
+        if self.subsets in REUSING:  # half of the examples on average
+            half = (work.n_examples // 2,) * self._n_coalitions(work.n_examples)
+            sizes = (*half, work.n_examples)
+        regressed = regression_bytes(work.n_examples) if self.subsets == "regression_msr" else 0
+        draws = self.n_rounds * self.per_round
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
         predicted = len(sizes) * work.n_queries
@@ -325,7 +341,7 @@ class Retrain(RunsModel, Stage):
             flops=draws * flops * (3 * seen + predicted),
             written_bytes=draws * (predicted * (4 * work.n_classes + 24) + 8 * sum(sizes)),
             memory_bytes=memory + regressed + 40 * work.n_examples + 2 * self.per_round * rows,
-            note=f"{len(sizes)} prefixes of a permutation" if (self.every or 1) > 1 else "",
+            note=self._how(len(sizes)),
         )
 
 

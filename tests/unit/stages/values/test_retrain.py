@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -292,12 +293,42 @@ def test_of_many_examples_a_hundred_prefixes_are_trained_on() -> None:
     def size(n: int) -> Size:
         return Size(n, n, n_queries=1, n_classes=2, lengths={})
 
-    assert Retrain().sized(size(10_000)) == Retrain(every=1)
+    kept = Retrain(every=1, subsets="permutation", rounds=20)
+    assert Retrain().sized(size(10_000)) == kept
     many = Retrain().sized(size(10_001))
     assert isinstance(many, Retrain)
     assert len(sizes_of(many, 10_001)) == 100
     assert sizes_of(many, 10_001)[-1] == 10_001
-    assert Retrain(every=3).sized(size(10**6)) == Retrain(every=3)
+    assert Retrain(every=3).sized(size(10**6)) == replace(kept, every=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "n", "subsets", "rounds"),
+    [
+        ({}, 1_000, "regression_msr", 5),
+        ({}, 1_001, "permutation", 20),
+        ({"every": 2}, 100, "permutation", 20),
+        ({"rounds": 7}, 100, "permutation", 7),
+        ({"training": Training(kind="one_pass")}, 100, "permutation", 20),
+        ({"subsets": "random"}, 100, "random", 20),
+        ({"subsets": "adalina", "rounds": 7}, 10**4, "adalina", 7),
+        ({"subsets": "regression_msr"}, 5_000, "regression_msr", 5),
+    ],
+)
+def test_few_examples_are_valued_by_whole_utilities(
+    fields: dict[str, Any], n: int, subsets: str, rounds: int
+) -> None:
+    """At as many trainings: 20 permutations are 5 units of 4 coalitions for each example."""
+    chosen = Retrain(**fields).sized(Size(n, n, n_queries=1, n_classes=2, lengths={}))
+    assert (chosen.subsets, chosen.rounds, chosen.n_rounds) == (subsets, rounds, rounds)
+
+
+def test_a_plan_counts_the_trainings_of_a_unit() -> None:
+    work = Work(n_examples=100, n_queries=10, n_tokens=1000, n_classes=2, dim=8)
+    cost = Retrain(subsets="regression_msr").cost(work)
+    assert cost.backward_rows == 5 * 10 * (400 * 50 + 100)
+    assert cost.note == "regression_msr: units of 401 trainings"
+    assert cost.memory_bytes > Retrain(subsets="adalina").cost(work).memory_bytes
     assert sizes_of(Retrain(), 3) == (1, 2, 3)
     with pytest.raises(ConfigError, match="found every"):
         Retrain(every=0)
