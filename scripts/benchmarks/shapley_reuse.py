@@ -144,6 +144,7 @@ def trained(rows: dict[str, torch.Tensor], n: int, arguments: argparse.Namespace
             "cpu_s": time.process_time() - start,
             "stderr": dict(zip(UTILITIES, np.sqrt(noise).tolist(), strict=True)),
             "value_sd": dict(zip(UTILITIES, truth.std(1).tolist(), strict=True)),
+            "coverage": dict(zip(UTILITIES, covered(np.array(units)).tolist(), strict=True)),
         }
     }
     errors: dict[str, list[tuple[np.ndarray, float]]] = {}
@@ -190,6 +191,24 @@ def trained(rows: dict[str, torch.Tensor], n: int, arguments: argparse.Namespace
             line[f"spearman_{utility}"] = float(np.mean(ranks))
         found[name] = line
         print(json.dumps({"n": n, "estimator": name, **line}), file=sys.stderr, flush=True)
+    return found
+
+
+def covered(units: np.ndarray, count: int = 5) -> np.ndarray:
+    """How often 95 % intervals of `count` units hold the mean of the other units, by utility.
+
+    The error of that mean, from the spread of all units, widens the intervals.
+    """
+    from stages.game.uncertainty import student_t_quantile
+
+    held, own = [], units.var(0, ddof=1)
+    for start in range(0, len(units) - count + 1, count):
+        some = units[start : start + count]
+        others = np.delete(units, range(start, start + count), 0)
+        error = np.sqrt(some.var(0, ddof=1) / count + own / len(others))
+        far = student_t_quantile(0.975, count - 1)
+        held.append(np.abs(some.mean(0) - others.mean(0)) <= far * error)
+    found: np.ndarray = np.mean(held, (0, 2))
     return found
 
 
