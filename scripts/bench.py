@@ -11,6 +11,8 @@
     .venv/bin/python scripts/bench.py language_model --data ALL
                                                              a real causal language model
     .venv/bin/python scripts/bench.py shapley --data DIR     Shapley values: speed, error, size
+    .venv/bin/python scripts/bench.py shapley_reuse --data DIR
+                                                             whole utilities against marginals
     .venv/bin/python scripts/bench.py coverage               how often intervals hold the value
     .venv/bin/python scripts/bench.py generation --data ALL  what stands behind generated words
     .venv/bin/python scripts/bench.py million                Shapley values of a million rows
@@ -62,6 +64,7 @@ CASES = (
     "variants",
     "language_model",
     "shapley",
+    "shapley_reuse",
     "coverage",
     "generation",
     "million",

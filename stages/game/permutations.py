@@ -10,7 +10,7 @@ weights. [paper; design.md 5.3]
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,14 +19,28 @@ from torch import Tensor
 
 from stages.game.game import Game
 from stages.game.regression import Measure, Regression, gains, join
-from stages.game.sums import MarginalSums
 from stages.game.utility import Utility
 
-Sampling = Literal["stratified", "uniform", "paired", "quasi_random"]
+Sampling = Literal["stratified", "uniform", "paired", "quasi_random", "regression_msr", "adalina"]
 Truncation = Literal["none", "tolerance", "random"]
 
 JoinedBlock = tuple[Int64[Tensor, "blocks rows"], int, list[Tensor]]
 """Ids of examples, the coalition size that their first row joins, and marginals per utility."""
+
+
+@runtime_checkable
+class TakesMarginals(Protocol):
+    """What marginals along permutations are added to, such as `MarginalSums`."""
+
+    def add(
+        self,
+        utility: Utility,
+        ids: Int64[Tensor, "blocks rows"],
+        first: int,
+        gains: Float[Tensor, "blocks rows *queries"],
+    ) -> None:
+        """See `MarginalSums.add`."""
+
 
 ROTATIONS = 4
 PRIOR_ORDERS = 16
@@ -71,7 +85,7 @@ def walk(
     orders: list[Int64[Tensor, " n"]],
     lengths: list[int],
     utilities: tuple[Utility, ...],
-    tally: MarginalSums,
+    tally: TakesMarginals,
     ends: Float[Tensor, "utilities ends *queries"],
     tolerance: float | None = None,
 ) -> Iterator[int]:

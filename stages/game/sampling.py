@@ -1,8 +1,10 @@
 """Sampling of coalitions, and its cost: what all stages that value examples by sampling share."""
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +22,18 @@ from stages.game.permutations import (
     walk,
 )
 from stages.game.pilot import pilot, size_law
+from stages.game.sample_reuse import (
+    FOLDS,
+    REUSING,
+    Drawn,
+    Prefixes,
+    Reuse,
+    check_coalitions,
+    check_size,
+    draw_orders,
+    regression_bytes,
+    values_of,
+)
 from stages.game.semivalue import parse_semivalue, size_weights
 from stages.game.sums import MarginalSums
 from stages.game.utility import Utility
@@ -35,9 +49,12 @@ class Valuation(GameFields):
     """`shapley`, and `beta(a,b)` such as beta(16,1), which weighs small coalitions more."""
     sampling: Sampling = "stratified"
     """`stratified`: every example's marginals to coalitions of drawn sizes
-    (`stages/game/coalitions.py`); or permutations: `uniform`, `paired`, `quasi_random`."""
+    (`stages/game/coalitions.py`); or permutations: `uniform`, `paired`, `quasi_random`; or whole
+    utilities of the prefixes of permutations: `regression_msr`, for up to 5,000 examples, and
+    `adalina` (`stages/game/sample_reuse.py`)."""
     coalitions: int = 8
-    """Of `stratified`: coalitions in a unit; `stages/game/pilot.py` says of which sizes."""
+    """Of `stratified`: coalitions in a unit; `stages/game/pilot.py` says of which sizes. Of
+    `regression_msr` and `adalina`: permutations in a unit."""
     block: int = 32
     """Of `stratified`: examples that join together where accuracy is measured."""
     orders: int = 4
@@ -81,13 +98,25 @@ class Valuation(GameFields):
                 f"truncation: found {self.truncation} with sampling: stratified, expected none, "
                 "which is cut short by nature. Leave it out, or set sampling: uniform."
             )
+        if self.sampling in REUSING:
+            check_coalitions(cast(Reuse, self.sampling), self.coalitions)
+            if self.truncation != "none":
+                raise ConfigError(
+                    f"truncation: found {self.truncation} with sampling: {self.sampling}, expected "
+                    "none: it takes the utilities of all prefixes. Leave it out, or set sampling: "
+                    "uniform."
+                )
 
     def design(self, game: Game) -> Design | None:
         """How coalitions of `sampling: stratified` are drawn; None for permutations.
 
         A pilot chooses the law of sizes from the game and the seed; rounds have it in common. The
         utilities of `game` must be means over the queries (`by_query` false).
+
+        Raises:
+            DataError: there are more examples than `regression_msr` fits a regression to.
         """
+        check_size(self.sampling, game.n)
         if self.sampling != "stratified":
             return None
         n, generator = game.n, np.random.default_rng([self.seed, 0, 2])
@@ -104,6 +133,8 @@ class Valuation(GameFields):
     ) -> dict[str, Float[np.ndarray, "semivalues sizes"]]:
         """The weight of a marginal at each coalition size, by utility, for `MarginalSums`."""
         by_size = self._semivalue_weights(game.n)
+        if self.sampling in REUSING:
+            return dict.fromkeys(self.utilities, by_size)
         if design is None:
             n_orders = orders_per_unit(game.n, self.sampling)
             expected = survival_of(game.n, self.truncation, self.survival) * n_orders / game.n
@@ -116,7 +147,8 @@ class Valuation(GameFields):
 
     def n_prior(self, n: int) -> int:
         """`n_prior` of the units of n players (`stages.game.uncertainty.moderated`)."""
-        return 0 if self.sampling == "stratified" else prior_units(n, self.sampling)
+        is_alike = self.sampling == "stratified" or self.sampling in REUSING
+        return 0 if is_alike else prior_units(n, self.sampling)
 
     def _semivalue_weights(self, n: int) -> Float[np.ndarray, "semivalues sizes"]:
         """w_k of each semivalue (`stages.game.semivalue`)."""
@@ -141,6 +173,12 @@ class Valuation(GameFields):
                 add_unit(game, design, self.utilities, tally, generator)
                 tally.close_unit()
             return
+        if self.sampling in REUSING:
+            generator = np.random.default_rng([self.seed, index])
+            for _ in range(n_units):
+                tally.add_values(self._reused(game, generator, ends))
+                tally.close_unit()
+            return
         orders = [
             order
             for first in permutations(game.n, n_units, self.seed, index)
@@ -157,6 +195,26 @@ class Valuation(GameFields):
             if at % per_unit == per_unit - 1:
                 tally.close_unit()
 
+    def _reused(
+        self,
+        game: Game,
+        generator: np.random.Generator,
+        ends: Float[Tensor, "utilities ends *queries"],
+    ) -> Float[Tensor, "semivalues utilities n *queries"]:
+        """The values of a unit, from the utilities of all prefixes of its permutations."""
+        kind, n = cast(Reuse, self.sampling), game.n
+        orders = draw_orders(n, self.coalitions, kind, generator)
+        prefixes = Prefixes(self.utilities)
+        for _ in walk(game, list(orders), [n] * len(orders), self.utilities, prefixes, ends):
+            prefixes.close_order(ends)
+        sizes = torch.arange(1, n).expand(len(orders), -1)
+        of_ends = ends.movedim(1, 0).flatten(1)
+        law = np.full(n - 1, 1 / max(1, n - 1))
+        drawn = Drawn(orders, sizes, prefixes.worth)
+        values = values_of(drawn, of_ends, self._semivalue_weights(n), law, kind)
+        shape = (*values.shape[:2], len(self.utilities), *ends.shape[2:])
+        return values.view(shape).movedim(2, 1)
+
     def unit_cost(self, work: Work) -> Cost:
         """Operations and memory of one unit, with the engine that serves so many examples."""
         n, width = work.n_examples, self.n_judged(work)
@@ -171,15 +229,22 @@ class Valuation(GameFields):
             usual = counts * (sizes + 1.0) ** -0.6 / np.sqrt(costs)
             flops = 2 * self.coalitions * float(usual @ costs / usual.sum())
         else:
+            in_unit = orders_per_unit(n, self.sampling)
+            if self.sampling in REUSING:
+                in_unit = self.coalitions
             reach, sizes = survival_of(n, self.truncation, self.survival), np.arange(n)
             steps = sizes**2 + 2.0 * sizes * width if dim is None else 2.0 * dim * (dim + width)
             judged = width * sum(OUTPUT_COST[name] for name in self.utilities)
             each = float((reach * (steps + judged)).sum())
-            flops = 2 * orders_per_unit(n, self.sampling) * each
+            flops = 2 * in_unit * each
+        regressed = 0
+        if self.sampling == "regression_msr":
+            flops += 2 * self.coalitions * n**3 + 2 * FOLDS * n**3 / 3
+            regressed = regression_bytes(n)
         memory = 32 * n**2 + 8 * n * width
         if dim is not None:
             memory = 100 * dim**2 + 8 * dim * width + 40 * WIDE_NUMBERS
-        memory += n * (100 + 8 * work.n_classes)
+        memory += n * (100 + 8 * work.n_classes) + regressed
         return Cost(flops=flops, memory_bytes=memory, note=self.how(n))
 
 

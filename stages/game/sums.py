@@ -66,6 +66,11 @@ class MarginalSums:
             moments = [counts, gains.abs().sum(0), gains.square().sum(0)]
             self.strata[row].index_add_(0, stratum, torch.stack(moments, 1))
 
+    def add_values(self, values: Float[Tensor, "semivalues utilities examples *queries"]) -> None:
+        """Adds an unbiased estimate of all semivalues, by coalitions that show every example."""
+        self._unit += values
+        self._seen[:] = True
+
     def estimates(self, n_prior: int = 0) -> tuple[Tensor, Tensor]:
         """The values, means over the units, and their standard errors: NaN of one unit.
 

@@ -22,12 +22,17 @@ one epoch in the order of the permutation, so that a permutation costs a single 
 Ghorbani and Zou 2019, arXiv:1904.02868, and no truth, for the last to join has always moved the
 model last.
 
+**Reused coalitions** (`regression_msr`, `adalina`) are of drawn sizes, and each outcome counts for
+all examples (`stages/game/sample_reuse.py`); a marginal along a permutation counts for one and has
+the noise of two trainings. A unit is `coalitions` of them and one training on all; a coalition and
+its complement are visited in one order.
+
 Source: the reference of arXiv:2406.04606, Sec. 4 (methods.md 1.5 and 1.8).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +41,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stages.game.permutations import prior_units
-from stages.game.utility import Utility, mean_utilities
+from stages.game.sample_reuse import REUSING, Reuse, check_coalitions, check_size, regression_bytes
+from stages.game.trainings import Walk, coalition_unit, marginals, reused
+from stages.game.utility import Utility
 from stages.game.utility import check_fields as check_utilities
 from stages.model.learners import LastBlocks, Players, read_texts, read_vectors
 from stages.model.seeded import generator_of, permutations
@@ -77,31 +84,15 @@ SUBSET = TableSpec(
 """The examples of a subset, in the order in which they joined."""
 
 
+Subsets = Literal["auto", "permutation", "random", "regression_msr", "adalina"]
+ROUNDS = 20
+"""Permutations that are trained on by default, or a quarter as many units of coalitions."""
+MOST_REUSED = 1_000
+"""Most examples of which `subsets: auto` takes coalitions, of which a unit has thousands then."""
+PER_EXAMPLE = 4
+"""Coalitions of a unit for each example, by default."""
 EACH_PREFIX, PREFIXES = 10_000, 100
-"""Most examples of whose permutations each prefix is trained on by default, and how many are of
-more."""
-
-
-def marginals(
-    outputs: Float[Tensor, "prefixes classes queries"],
-    labels: Int64[Tensor, " queries"],
-    order: Int64[np.ndarray, " examples"],
-    sizes: tuple[int, ...],
-    utilities: tuple[Utility, ...],
-) -> Float[Tensor, "utilities examples"]:
-    """Marginals of each example for each utility, from the `outputs` for prefixes of `order`.
-
-    `sizes` are those of the prefixes. The gain between two sizes is shared equally by the examples
-    that joined. Column i is example i, whatever its place in `order`; a row sums to
-    U(all) - U(empty).
-    """
-    first = torch.zeros_like(outputs[:1])
-    gains = mean_utilities(torch.cat([first, outputs]), labels, utilities).diff(dim=1)
-    joined = torch.tensor(sizes).diff(prepend=torch.tensor([0]))
-    shared = (gains / joined).repeat_interleave(joined, dim=1)
-    scattered = torch.empty(len(utilities), len(order), dtype=torch.float64)
-    scattered[:, torch.from_numpy(order)] = shared
-    return scattered
+"""Most examples of whose permutations each prefix is trained on, and how many are of more."""
 
 
 @dataclass(frozen=True)
@@ -124,28 +115,32 @@ class Retrain(RunsModel, Stage):
     """Feature table that a head alone is trained on: an instance of `embedding`, or `features`."""
     training: Training = field(default_factory=Training)
     """How the model is trained on a subset."""
-    subsets: Literal["permutation", "random"] = "permutation"
-    """All prefixes of a permutation, or random subsets of one size."""
+    subsets: Subsets = "auto"
+    """All prefixes of a permutation; random subsets of one size; or coalitions of drawn sizes, from
+    which values are estimated as the name says; see Reused coalitions above. `auto` is
+    regression_msr for up to 1,000 examples that are trained on anew, where `every` and `rounds` are
+    left open, and else permutation."""
     every: int | None = None
     """Of a permutation every so many-th prefix is trained on, and the whole; see Blocks above. null
     takes each of up to 10,000 examples, and of more so many that there are 100 prefixes."""
+    coalitions: int | None = None
+    """Coalitions in a unit of `regression_msr` and `adalina`; null takes 4 for each example."""
     share: float = 0.5
     """Part of the examples in a random subset."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
     """Utilities of a prefix, means over the labelled queries."""
     per_round: int = 1
-    """Permutations, or random subsets, in a round, which is the most that an interruption loses."""
-    rounds: int = 20
-    """Rounds wanted; more can be added later."""
+    """Permutations, random subsets or units of coalitions in a round, all that is lost at once."""
+    rounds: int | Literal["auto"] = "auto"
+    """Rounds wanted; more can be added later. `auto` is 20; 5 of coalitions, as many trainings."""
     seed: int = 0
     """Seed of permutations and visiting orders, together with the round's number."""
     token_budget: int = 2048
     """Padded tokens per batch, where nothing is trained."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "round"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    outside_key: ClassVar[frozenset[str]] = frozenset({"rounds", "model.train"})
 
     def __post_init__(self) -> None:
         """Refuses fields that nothing can be trained or drawn with.
@@ -162,7 +157,7 @@ class Retrain(RunsModel, Stage):
         counts = (
             1 if self.every is None else self.every,
             self.per_round,
-            self.rounds,
+            self.n_rounds,
             self.token_budget,
         )
         if min(counts) < 1 or self.seed < 0 or not 0 < self.share <= 1:
@@ -176,6 +171,14 @@ class Retrain(RunsModel, Stage):
                 f"retrain: found last_blocks: {self.last_blocks}, expected 0 or more, or all. "
                 "Raise it."
             )
+        if self.subsets in REUSING:
+            if self.coalitions is not None:
+                check_coalitions(cast(Reuse, self.subsets), self.coalitions)
+            if self.training.kind == "one_pass":
+                raise ConfigError(
+                    f"training: found kind: one_pass with subsets: {self.subsets}, expected anew: "
+                    "one pass is looked at along a permutation. Set subsets: permutation."
+                )
         if self.model is None and self.last_blocks != 0:
             raise ConfigError(
                 f"retrain: found last_blocks: {self.last_blocks} without a model, expected 0, for "
@@ -188,16 +191,31 @@ class Retrain(RunsModel, Stage):
             )
 
     def sized(self, size: Size) -> "Retrain":
-        """With all prefixes of few examples, and `PREFIXES` of many, where `every` is left open."""
-        if self.every is not None:
-            return self
+        """Which subsets of so many examples, and where `every` is left open how many prefixes."""
         is_small = size.n_examples <= EACH_PREFIX or self.subsets == "random"
-        return replace(self, every=1 if is_small else -(-size.n_examples // PREFIXES))
+        every = 1 if is_small else -(-size.n_examples // PREFIXES)
+        stage = replace(self, subsets=self._subsets_of(size.n_examples))
+        return replace(stage, rounds=stage.n_rounds, every=self.every or every)
+
+    def _subsets_of(self, n: int) -> Subsets:
+        """`subsets`, or what `auto` is for `n` examples."""
+        if self.subsets != "auto":
+            return self.subsets
+        is_open = self.every is None and self.rounds == "auto" and self.training.kind == "anew"
+        return "regression_msr" if is_open and n <= MOST_REUSED else "permutation"
 
     @property
     def n_rounds(self) -> int:
         """The rounds wanted."""
+        if self.rounds == "auto":
+            return ROUNDS // PER_EXAMPLE if self.subsets in REUSING else ROUNDS
         return self.rounds
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """What changes no row of a round: their number, and fields of other subsets."""
+        unused = set() if self.subsets in REUSING else {"coalitions"}
+        return frozenset({"rounds", "model.train", *unused})
 
     @property
     def _read_model(self) -> ModelSpec | None:
@@ -212,15 +230,19 @@ class Retrain(RunsModel, Stage):
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
-        """Outcomes, subsets, and for permutations the sums of their marginals."""
+        """Outcomes, subsets, and but for random ones the sums of units."""
         tables = (OUTCOME, SUBSET)
-        return (*tables, SHAPLEY_ROUND) if self.subsets == "permutation" else tables
+        return tables if self.subsets == "random" else (*tables, SHAPLEY_ROUND)
 
     def open(self, inputs: Inputs) -> tuple[Players, Learner]:
         """Examples and queries; the untrained model, with what its frozen part gives of them."""
-        if self._read_model is None:
-            return read_vectors(inputs, self.embedding)
-        return read_texts(inputs, self._read_model, self.last_blocks, self.token_budget)
+        model, budget = self._read_model, self.token_budget
+        if model is None:
+            players, learner = read_vectors(inputs, self.embedding)
+        else:
+            players, learner = read_texts(inputs, model, self.last_blocks, budget)
+        check_size(self.subsets, players.n)
+        return players, learner
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Counts of examples, queries, labelled queries and trained weights."""
@@ -233,36 +255,75 @@ class Retrain(RunsModel, Stage):
         }
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Outcomes, subsets, and sums of marginals of one round."""
+        """Outcomes, subsets, and sums of the units of one round."""
         players, learner = inputs.opened
         index, n = inputs.part.index, players.n
         queries = n + np.arange(len(players.query_ids))
         has_label = players.labels[n:] >= 0
-        sizes, units = sizes_of(self, n), []
-        for draw, joining in enumerate(permutations(n, self.per_round, self.seed, index)):
-            drawn = generator_of(f"retrain/{self.seed}/{index}/{draw}")
-            visits = torch.randperm(n, generator=drawn).numpy()
-            order, outputs = joining.numpy(), []
-            by_size = prefix_outputs(
-                *(learner, players.labels, order, visits, sizes, queries),
-                *(self.training, self.token_budget),
-            )
-            for at, (size, logits) in enumerate(zip(sizes, by_size, strict=True)):
-                name = (index, draw * len(sizes) + at, size)
-                yield OUTCOME.name, _outcome(name, players.query_ids, logits)
-                yield SUBSET.name, _subset(name, players.example_ids[order[:size]])
-                outputs.append(logits)
-            if self.subsets == "permutation":
-                labels = players.labels[n:][has_label]
+        labels, units, count = players.labels[n:][has_label], [], 0
+        for unit in self._units(n, index):
+            outputs = []
+            for order, sizes, visits in unit:
+                by_size = prefix_outputs(
+                    *(learner, players.labels, order, visits, sizes, queries),
+                    *(self.training, self.token_budget),
+                )
+                for size, logits in zip(sizes, by_size, strict=True):
+                    name = (index, count, size)
+                    yield OUTCOME.name, _outcome(name, players.query_ids, logits)
+                    yield SUBSET.name, _subset(name, players.example_ids[order[:size]])
+                    outputs.append(logits)
+                    count += 1
+            if self.subsets != "random":
                 stacked = torch.stack(outputs)[..., has_label]
-                units.append(marginals(stacked, labels, order, sizes, self.utilities))
+                units.append(self._values(unit, stacked, labels))
         if units:
-            yield from _sums(index, players.example_ids, self.utilities, torch.stack(units))
+            n_prior = 0 if self.subsets in REUSING else prior_units(n, "uniform")
+            ids, stacked = players.example_ids, torch.stack(units)
+            yield from _sums(index, ids, self.utilities, stacked, n_prior)
+
+    def _units(self, n: int, index: int) -> Iterator[list[Walk]]:
+        """What the units of round `index` are trained on, from seed and index alone."""
+        if self.subsets not in REUSING:
+            for draw, order in enumerate(permutations(n, self.per_round, self.seed, index)):
+                drawn = generator_of(f"retrain/{self.seed}/{index}/{draw}")
+                visits = torch.randperm(n, generator=drawn).numpy()
+                yield [Walk(order.numpy(), sizes_of(self, n), visits)]
+            return
+        kind, generator = cast(Reuse, self.subsets), np.random.default_rng([self.seed, index])
+        for _ in range(self.per_round):
+            yield coalition_unit(n, self._n_coalitions(n), kind, generator)
+
+    def _values(
+        self,
+        unit: list[Walk],
+        outputs: Float[Tensor, "trainings classes queries"],
+        labels: Int64[Tensor, " queries"],
+    ) -> Float[Tensor, "utilities examples"]:
+        """The values that a unit estimates."""
+        if self.subsets in REUSING:
+            return reused(unit, outputs, labels, self.utilities, cast(Reuse, self.subsets))
+        ((order, sizes, _),) = unit
+        return marginals(outputs, labels, order, sizes, self.utilities)
+
+    def _n_coalitions(self, n: int) -> int:
+        """Coalitions of a unit, beside all examples."""
+        return self.coalitions or max(4, PER_EXAMPLE * n)
+
+    def _how(self, n_trainings: int) -> str:
+        """What the trainings of a unit are, for `Cost.note`."""
+        if self.subsets in REUSING:
+            return f"{self.subsets}: units of {n_trainings:,} trainings"
+        return f"{n_trainings} prefixes of a permutation" if (self.every or 1) > 1 else ""
 
     def cost(self, work: Work) -> Cost:
         """Every epoch of every training forward and backward, and the queries after each."""
         sizes = sizes_of(self, work.n_examples)
-        draws = self.rounds * self.per_round
+        if self.subsets in REUSING:  # half of the examples on average
+            half = (work.n_examples // 2,) * self._n_coalitions(work.n_examples)
+            sizes = (*half, work.n_examples)
+        regressed = regression_bytes(work.n_examples) if self.subsets == "regression_msr" else 0
+        draws = self.n_rounds * self.per_round
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
         predicted = len(sizes) * work.n_queries
@@ -279,8 +340,8 @@ class Retrain(RunsModel, Stage):
             backward_rows=draws * seen,
             flops=draws * flops * (3 * seen + predicted),
             written_bytes=draws * (predicted * (4 * work.n_classes + 24) + 8 * sum(sizes)),
-            memory_bytes=memory + 40 * work.n_examples + 2 * self.per_round * rows,
-            note=f"{len(sizes)} prefixes of a permutation" if (self.every or 1) > 1 else "",
+            memory_bytes=memory + regressed + 40 * work.n_examples + 2 * self.per_round * rows,
+            note=self._how(len(sizes)),
         )
 
 
@@ -316,8 +377,9 @@ def _sums(
     ids: Int64[np.ndarray, " examples"],
     utilities: tuple[Utility, ...],
     units: Float[Tensor, "units utilities examples"],
+    n_prior: int,
 ) -> Rows:
-    """Rows of `SHAPLEY_ROUND` for round `index`, from the marginals of each permutation."""
+    """Rows of `SHAPLEY_ROUND` for round `index`, from the values that each unit estimates."""
     counts = pa.array(np.full(len(ids), len(units), dtype=np.int64))
     for name, of_units in zip(utilities, units.unbind(1), strict=True):
         columns = [
@@ -329,7 +391,7 @@ def _sums(
             pa.array(of_units.square().sum(0).numpy()),
             counts,
             counts,
-            pa.array(np.full(len(ids), prior_units(len(ids), "uniform"))),
+            pa.array(np.full(len(ids), n_prior)),
         ]
         yield SHAPLEY_ROUND.name, pa.RecordBatch.from_arrays(columns, schema=SHAPLEY_ROUND.schema)
 

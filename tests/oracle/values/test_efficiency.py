@@ -47,7 +47,13 @@ def told(inputs: MemoryInputs, stage: Any, parts: int = 1) -> tuple[dict[str, An
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
-    "fields", [{}, {"sampling": "paired"}, {"sampling": "uniform", "truncation": "random"}]
+    "fields",
+    [
+        {},
+        {"sampling": "paired"},
+        {"sampling": "uniform", "truncation": "random"},
+        {"sampling": "regression_msr"},
+    ],
 )
 def test_the_gap_is_that_of_the_values_and_within_its_error(
     inputs: MemoryInputs, fields: dict[str, Any], seed: int

@@ -493,6 +493,8 @@ def test_the_game_of_gradients_is_a_damped_gauss_newton_step(engine: str) -> Non
         {"sampling": "uniform"},
         {"sampling": "paired"},
         {"sampling": "uniform", "truncation": "random", "survival": 6.0},
+        pytest.param({"sampling": "regression_msr", "coalitions": 4}, marks=pytest.mark.slow),
+        pytest.param({"sampling": "adalina", "coalitions": 4}, marks=pytest.mark.slow),
         pytest.param({"coalitions": 3}, marks=pytest.mark.slow),
     ],
 )

@@ -73,13 +73,15 @@ def stored(stage: FreeShap, inputs: Any) -> np.ndarray:
         (2, {"semivalues": ("shapley", "beta(4,1)"), "utilities": ("margin",)}),
         (3, {"sampling": "paired", "truncation": "random", "survival": 3.0}),
         (2, {"engine": "least_squares", "precision": "float64", "normalize": False}),
+        (3, {"sampling": "regression_msr", "coalitions": 4}),
+        (2, {"sampling": "adalina"}),
     ],
 )
 def test_the_mean_over_labelled_queries_is_what_the_rounds_say(
     n_classes: int, fields: dict[str, Any]
 ) -> None:
     inputs = Rows(n_classes)
-    stage = FreeShap(ridge=0.3, units_per_round=2, coalitions=2, **fields)
+    stage = FreeShap(ridge=0.3, units_per_round=2, **{"coalitions": 2, **fields})
     labelled = [10 * at for at, label in enumerate(LABELS["query"]) if label is not None]
     mean = np.mean([replayed(stage, inputs, query) for query in labelled], axis=0)
     np.testing.assert_allclose(mean, stored(stage, inputs), atol=1e-9)

@@ -19,13 +19,14 @@ import torch
 from memory_inputs import MemoryInputs, label_table
 from torch import Tensor, nn
 
+from stages.game.trainings import marginals
 from stages.model.learners import load_start, text_learner, vector_learner
 from stages.model.measurement import Measurement
 from stages.model.seeded import permutations
 from stages.model.spec import ModelSpec, Prompt
 from stages.model.training import Learner, Training, outputs, prefix_outputs, train
 from stages.stage import ModelError, Part
-from stages.values.retrain import OUTCOME, Retrain, marginals
+from stages.values.retrain import OUTCOME, Retrain
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 1])

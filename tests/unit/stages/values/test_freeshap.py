@@ -11,7 +11,7 @@ from memory_inputs import MemoryInputs, label_table
 from stages.catalogue import load
 from stages.game.utility import Judge
 from stages.model.seeded import permutations
-from stages.stage import ConfigError, Part, Size, Vectors, Work
+from stages.stage import ConfigError, DataError, Part, Size, Vectors, Work
 from stages.tables import SHAPLEY_ROUND
 from stages.values.freeshap import SHAPLEY_STRATUM, FreeShap
 from stages.values.leave_one_out import LeaveOneOut
@@ -156,6 +156,9 @@ def test_outputs_that_tie_share_the_accuracy() -> None:
         {"coalitions": 0},
         {"truncation": "random"},
         {"sampling": "uniform", "truncation": "random", "survival": 0.0},
+        {"sampling": "regression_msr", "truncation": "random"},
+        {"sampling": "regression_msr", "coalitions": 3},
+        {"sampling": "adalina", "coalitions": 1},
         {"minutes": 0.0},
         {"stderr": -1.0},
         {"sign_confidence": 0.4},
@@ -164,6 +167,13 @@ def test_outputs_that_tie_share_the_accuracy() -> None:
 def test_unusable_fields_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         FreeShap(**fields)
+
+
+def test_a_regression_on_too_many_examples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.game.sample_reuse.MOST_REGRESSED", 5)
+    with pytest.raises(DataError, match="regression_msr: found 6 examples, expected at most 5"):
+        rows_of(FreeShap(sampling="regression_msr"))
+    assert len(rows_of(FreeShap(sampling="adalina"))) > 0
 
 
 def test_stages_declare_what_they_read_and_write() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,64 @@ def test_random_subsets_have_one_size_and_no_values() -> None:
     assert sizes_of(Retrain(subsets="random", share=0.01), 6) == (1,)
 
 
+@pytest.mark.parametrize("kind", ["regression_msr", "adalina"])
+def test_reused_coalitions_are_trained_on_alone_and_count_for_all(kind: Any) -> None:
+    """Rounds repeat; a pair is one coalition and the rest; a unit's values sum to U(all) - U(0)."""
+    stage = Retrain(subsets=kind, coalitions=8, per_round=2, utilities=("cross_entropy", "margin"))
+    found = tables_of(stage, 3)
+    assert tables_of(stage, 0, 3) == found != tables_of(stage, 4)
+    subsets = [set(row["example_ids"]) for row in found["subset"].to_pylist()]
+    assert [row["size"] for row in found["subset"].to_pylist()] == [len(s) for s in subsets]
+    assert len(subsets) == 2 * 9
+    for unit in (subsets[:9], subsets[9:]):
+        assert unit[-1] == set(EXAMPLES)
+        assert all(0 < len(coalition) < 6 for coalition in unit[:-1])
+        is_paired = [
+            a | b == set(EXAMPLES) and not a & b
+            for a, b in zip(unit[0:8:2], unit[1:8:2], strict=True)
+        ]
+        assert all(is_paired) == (kind == "regression_msr")
+    logits = torch.from_numpy(matrix_of(found["outcome"]["logits"]).copy()).double()
+    said = logits.reshape(18, 4, 3)[:, [0, 2, 3]].transpose(1, 2)
+    worth = mean_utilities(said, torch.tensor([0, 1, 2]), ("margin",))[0]
+    rows = [row for row in found["shapley_round"].to_pylist() if row["utility"] == "margin"]
+    total = sum(row["total"] for row in rows)
+    assert total == pytest.approx(float(worth[8] + worth[17]), abs=1e-6)
+    assert {(row["n_units"], row["n_observed"], row["n_prior"]) for row in rows} == {(2, 2, 0)}
+    if kind == "adalina":
+        expected = np.zeros(6)
+        for at in (0, 9):
+            expected += covariances(subsets[at : at + 8], worth[at : at + 9].numpy())
+        np.testing.assert_allclose([row["total"] for row in rows], expected, rtol=0, atol=1e-6)
+
+
+def covariances(coalitions: list[set[int]], worth: np.ndarray) -> np.ndarray:
+    """8 / 7 times the covariance of c_i and utilities, and a sixth of U(all) - U(0), by example."""
+    law = np.array([1 / (s * (6 - s)) ** 0.5 for s in range(1, 6)])
+    law /= law.sum()
+    c = np.array(
+        [
+            [(1 / len(s) if i in s else -1 / (6 - len(s))) / law[len(s) - 1] for i in EXAMPLES]
+            for s in coalitions
+        ]
+    )
+    found: np.ndarray = (c - c.mean(0)).T @ (worth[:8] - worth[:8].mean()) / 7 + worth[8] / 6
+    return found
+
+
+def test_reused_coalitions_of_one_example() -> None:
+    """Nothing is drawn: the value is what the example is worth."""
+    inputs = InMemory({"example": {1: 0}, "query": LABELS["query"]})
+    stage = Retrain(subsets="regression_msr", utilities=("margin",))
+    inputs.opened, inputs.part = stage.open(inputs), Part("", 0)
+    batches = dict(stage.compute(inputs))
+    assert batches["subset"].to_pylist()[0]["example_ids"] == [1]
+    logits = torch.tensor(batches["outcome"]["logits"].to_pylist(), dtype=torch.float64).T[None]
+    expected = mean_utilities(logits[..., [0, 2, 3]], torch.tensor([0, 1, 2]), ("margin",))
+    (row,) = batches["shapley_round"].to_pylist()
+    assert row["total"] == pytest.approx(float(expected), abs=1e-6)
+
+
 def test_one_pass_moves_on_from_where_it_was() -> None:
     """After the same examples in the same order the model is the same, however often looked at."""
     once = Training(kind="one_pass")
@@ -140,7 +199,10 @@ def test_what_is_read_and_written() -> None:
     random = ModelSpec("owner/name", head="random", num_labels=2)
     assert Retrain(random).reads == ("text", "label")
     assert Retrain().writes == (OUTCOME, SUBSET, SHAPLEY_ROUND)
-    assert {"rounds", "model.train"} <= Retrain.outside_key
+    assert Retrain().outside_key == {"rounds", "model.train", "coalitions"}
+    reused = Retrain(subsets="adalina")
+    assert reused.outside_key == {"rounds", "model.train"}
+    assert reused.writes == (OUTCOME, SUBSET, SHAPLEY_ROUND)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +217,10 @@ def test_what_is_read_and_written() -> None:
         {"seed": -1},
         {"share": 0.0},
         {"share": 1.5},
+        {"subsets": "regression_msr", "coalitions": 2},
+        {"subsets": "regression_msr", "coalitions": 9},
+        {"subsets": "adalina", "coalitions": 1},
+        {"subsets": "adalina", "training": Training(kind="one_pass")},
         {"last_blocks": -1, "model": ModelSpec("owner/name")},
         {"last_blocks": 1},
         {"last_blocks": "all"},
@@ -227,12 +293,42 @@ def test_of_many_examples_a_hundred_prefixes_are_trained_on() -> None:
     def size(n: int) -> Size:
         return Size(n, n, n_queries=1, n_classes=2, lengths={})
 
-    assert Retrain().sized(size(10_000)) == Retrain(every=1)
+    kept = Retrain(every=1, subsets="permutation", rounds=20)
+    assert Retrain().sized(size(10_000)) == kept
     many = Retrain().sized(size(10_001))
     assert isinstance(many, Retrain)
     assert len(sizes_of(many, 10_001)) == 100
     assert sizes_of(many, 10_001)[-1] == 10_001
-    assert Retrain(every=3).sized(size(10**6)) == Retrain(every=3)
+    assert Retrain(every=3).sized(size(10**6)) == replace(kept, every=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "n", "subsets", "rounds"),
+    [
+        ({}, 1_000, "regression_msr", 5),
+        ({}, 1_001, "permutation", 20),
+        ({"every": 2}, 100, "permutation", 20),
+        ({"rounds": 7}, 100, "permutation", 7),
+        ({"training": Training(kind="one_pass")}, 100, "permutation", 20),
+        ({"subsets": "random"}, 100, "random", 20),
+        ({"subsets": "adalina", "rounds": 7}, 10**4, "adalina", 7),
+        ({"subsets": "regression_msr"}, 5_000, "regression_msr", 5),
+    ],
+)
+def test_few_examples_are_valued_by_whole_utilities(
+    fields: dict[str, Any], n: int, subsets: str, rounds: int
+) -> None:
+    """At as many trainings: 20 permutations are 5 units of 4 coalitions for each example."""
+    chosen = Retrain(**fields).sized(Size(n, n, n_queries=1, n_classes=2, lengths={}))
+    assert (chosen.subsets, chosen.rounds, chosen.n_rounds) == (subsets, rounds, rounds)
+
+
+def test_a_plan_counts_the_trainings_of_a_unit() -> None:
+    work = Work(n_examples=100, n_queries=10, n_tokens=1000, n_classes=2, dim=8)
+    cost = Retrain(subsets="regression_msr").cost(work)
+    assert cost.backward_rows == 5 * 10 * (400 * 50 + 100)
+    assert cost.note == "regression_msr: units of 401 trainings"
+    assert cost.memory_bytes > Retrain(subsets="adalina").cost(work).memory_bytes
     assert sizes_of(Retrain(), 3) == (1, 2, 3)
     with pytest.raises(ConfigError, match="found every"):
         Retrain(every=0)
