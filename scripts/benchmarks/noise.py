@@ -11,7 +11,8 @@ Sets of ALL (folders with train.parquet, columns id, text, label), 2,000 rows a 
 
 Kernel regression on the hidden states of all layers (frozen MiniLM), leave-one-out, and the noise
 model of `label_issues`; the peer is cleanlab's confident learning over logistic regressions on 512
-directions of the same features, 5 folds, C by their log-loss.
+directions of the same features, 5 folds, C by their log-loss. Beside them SimiFeat, the stage
+`neighbour_vote` on the hidden states of the last layer: flags by vote and by rank, one order.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from benchmarks.environment import MODEL, environment
 from benchmarks.finished import run_config
-from benchmarks.short_rows import Fitted, Rows, fitted, unit
+from benchmarks.short_rows import STATE, Fitted, Rows, directions, solved, unit
 
 PEERS = ("cleanlab==2.9.0", "scikit-learn")
 KINDS = ("clean", "even 10", "even 20", "even 40", "one-way", "pairs", "boundary")
@@ -80,12 +81,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             truth, features = drawn(Path(arguments.data).resolve() / name, work, seed)
             n_classes = int(truth.max()) + 1
             rows = unit(features)
+            basis, near = directions(Rows(rows, rows[:1])), neighbours(features)
             for kind in arguments.kinds:
-                given = planted(kind, truth, rows, n_classes, seed)
+                given = planted(kind, truth, rows, n_classes, seed, basis)
                 cell = {"set": name, "seed": seed, "noise": kind, "rows": len(truth)}
                 cell["planted"] = int((given != truth).sum())
-                fit = fitted(Rows(rows, rows[:1]), torch.from_numpy(given), n_classes)
+                fit = solved(*basis, torch.from_numpy(given), n_classes)
                 cell["assay"] = ours(fit, given, truth)
+                cell |= votes(near, given, truth, n_classes)
                 if not arguments.no_peer:
                     cell["cleanlab"] = peer(fit, given, truth, n_classes, work)
                 cells.append(cell)
@@ -127,9 +130,14 @@ def drawn(source: Path, work: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def planted(
-    kind: str, truth: np.ndarray, rows: torch.Tensor, n_classes: int, seed: int
+    kind: str,
+    truth: np.ndarray,
+    rows: torch.Tensor,
+    n_classes: int,
+    seed: int,
+    basis: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> np.ndarray:
-    """The labels with some of them moved, as `kind` says."""
+    """The labels with some of them moved, as `kind` says; `basis` are the rows' directions."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     given, n = truth.copy(), len(truth)
     if kind.startswith("even"):
@@ -145,7 +153,7 @@ def planted(
         moved = rng.random(n) < rates[truth]
         given[moved] = targets[truth[moved]]
     elif kind == "boundary":
-        fit = fitted(Rows(rows, rows[:1]), torch.from_numpy(truth), n_classes)
+        fit = solved(*basis, torch.from_numpy(truth), n_classes)
         outputs = fit.left_out.clone()
         own = outputs[torch.arange(n), torch.from_numpy(truth)].clone()
         outputs[torch.arange(n), torch.from_numpy(truth)] = -torch.inf
@@ -168,7 +176,7 @@ def nearest(rows: torch.Tensor, truth: np.ndarray, n_classes: int) -> np.ndarray
 def ours(fit: Fitted, given: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """What `label_issues` makes of the leave-one-out predictions."""
     from stages.predictions.label_noise import lowest
-    from stages.surrogate.noise_model import fit_noise_model
+    from stages.surrogate.noise_fit import fit_noise_model
 
     labels = torch.from_numpy(given)
     model = fit_noise_model(fit.left_out, labels)
@@ -184,6 +192,42 @@ def ours(fit: Fitted, given: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     found["is_even"] = bool(replaced.max() <= 1.01 * replaced.min())
     found["calibration"] = calibration(p_wrong.numpy(), given != truth)
     return found
+
+
+def neighbours(features: np.ndarray) -> np.ndarray:
+    """Of each row the nearest others by the hidden states of the last layer, nearest first."""
+    from stages.predictions.neighbour_vote import NeighbourVote
+    from stages.ranking.nearest import blocks_of_distances, nearest, place_points
+
+    last = np.ascontiguousarray(features[:, -STATE:])
+    points = place_points(last, np.arange(len(last)), True)
+    distances = (row for block in blocks_of_distances(points, last) for row in block)
+    found = []
+    for place, of_row in enumerate(distances):
+        of_row[place] = np.inf
+        found.append(nearest(of_row, NeighbourVote().neighbours))
+    return np.stack(found)
+
+
+def votes(
+    near: np.ndarray, given: np.ndarray, truth: np.ndarray, n_classes: int
+) -> dict[str, dict[str, Any]]:
+    """What `neighbour_vote` makes of the labels of the nearest others."""
+    from stages.predictions.neighbour_vote import (
+        last_of_each,
+        likeliest_rates,
+        scores,
+        winners,
+        wrong_of_each,
+    )
+
+    counts = (given[near][:, :, None] == np.arange(n_classes)).sum(1)
+    score, ids = scores(counts, given), np.arange(len(given))
+    rates = likeliest_rates(np.column_stack([given, given[near[:, :2]]]), n_classes)
+    last, last_id = last_of_each(score, ids, given, wrong_of_each(*rates))
+    is_low = (score < last[given]) | ((score == last[given]) & (ids <= last_id[given]))
+    flagged = {"simifeat_vote": winners(counts, given) != given, "simifeat_rank": is_low}
+    return {name: judged(score, flags, given != truth) for name, flags in flagged.items()}
 
 
 def peer(

@@ -147,16 +147,21 @@ def unit(rows: np.ndarray | Tensor) -> Tensor:
 
 def fitted(rows: Rows, given: Tensor, n_classes: int) -> Fitted:
     """The regression with the ridge of least leave-one-out error, from one eigendecomposition."""
+    return solved(*directions(rows), given, n_classes)
+
+
+def directions(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues, the largest first, and examples and queries in the basis of the directions."""
     examples, queries = rows
     n, dim = examples.shape
     if n < dim:
         values, basis = torch.linalg.eigh(examples @ examples.T)
         values, basis = values.flip(0).clamp_min(1e-12), basis.flip(1)
         found, length = basis * values.sqrt(), values.rsqrt()
-        return solved(values, found, queries @ (examples.T @ basis * length), given, n_classes)
+        return values, found, queries @ (examples.T @ basis * length)
     values, basis = torch.linalg.eigh(examples.T @ examples)
     values, basis = values.flip(0).clamp_min(0), basis.flip(1)
-    return solved(values, examples @ basis, queries @ basis, given, n_classes)
+    return values, examples @ basis, queries @ basis
 
 
 def solved(
@@ -195,7 +200,7 @@ def judged(fit: Fitted, drawn: Drawn) -> dict[str, float]:
 
 def score(fit: Fitted, given: Tensor) -> np.ndarray:
     """`label_score`: the opinion about each given label, low where it is doubted."""
-    from stages.surrogate.noise_model import fit_noise_model
+    from stages.surrogate.noise_fit import fit_noise_model
 
     return fit_noise_model(fit.left_out, given).scores(fit.left_out, given).numpy()
 

@@ -4,7 +4,7 @@ Every example has an out-of-sample prediction (leave-one-out, from `kernel_regre
 model (`label_noise`) turns it into an opinion about the clean label, and into the probability that
 the given label is wrong. The sum of these is how many labels are wrong: that many are flagged, the
 lowest scores first, where the opinion contradicts the label. On clean labels next to nothing is
-flagged. Source: `stages/surrogate/noise_model.py`; ours, not a paper's.
+flagged. Source: `stages/surrogate/noise_model.py` and `noise_fit.py`; ours, not a paper's.
 """
 
 from collections.abc import Mapping

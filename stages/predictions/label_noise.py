@@ -17,7 +17,8 @@ from torch import Tensor
 from stages.reading.supervision import count_classes
 from stages.reading.vectors import evenly
 from stages.stage import Cost, DataError, Inputs, Rows, Split, Stage, Work
-from stages.surrogate.noise_model import LABEL_NOISE, NoiseModel, fit_noise_model, judged_by_shard
+from stages.surrogate.noise_fit import fit_noise_model
+from stages.surrogate.noise_model import LABEL_NOISE, NoiseModel, judged_by_shard
 from storage.schema import TableSpec
 
 FIT_ROWS, FIT_SHARDS = 2**16, 64
@@ -55,7 +56,7 @@ class LabelNoise(Stage):
     predictions: str = "kernel_regression"
     """Instance with the out-of-sample predictions that labels are compared with."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 

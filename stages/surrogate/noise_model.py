@@ -6,21 +6,16 @@ from q = softmax(t F + b) and then replaced by chance, by a rate for each ordere
     P(given = k) = sum_j q_j R[j, k],    R[j, k] = exp a_jk / sum_l exp a_jl,    a_jj = 0.
 
 Even noise has one number a for all pairs: a label is replaced with probability e, by any other
-class alike. Uneven noise has a_jk = a + d_jk, with a normal prior of the d_jk that shrinks them to
-even noise. How strong it is, and whether noise is even, is decided by the likelihood of labels that
-a fit has not seen: even noise, unless these are far more likely by another fit.
+class alike. Uneven noise has a_jk = a + d_jk.
 
-Temperature t, offsets b and rates maximise the likelihood of the given labels, times the prior.
-Then q is a calibrated opinion about the clean label, P(clean = j | given = y) = q_j R[j, y] /
-P(given = y), and the sum of P(clean != y | given = y) is how many labels are wrong. On clean labels
-the rates go to 0.
+`stages/surrogate/noise_fit.py` finds temperature t, offsets b and rates. Then q is a calibrated
+opinion about the clean label, P(clean = j | given = y) = q_j R[j, y] / P(given = y), and the sum of
+P(clean != y | given = y) is how many labels are wrong. On clean labels next to none are.
 
-It is a maximum-likelihood version of what confident learning estimates by counting (Northcutt,
-Jiang, Chuang 2021, arXiv:1911.00068), whose joint counts honest uncertainty as error: of 2,000
-clean SST-2 labels it flagged 196, even noise 4. Ours, not a paper's.
+It is a likelihood version of what confident learning estimates by counting (Northcutt, Jiang,
+Chuang 2021, arXiv:1911.00068), whose joint counts honest uncertainty as error. Ours, not a paper's.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -31,7 +26,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stages.reading.vectors import evenly, matrix_of
+from stages.reading.vectors import matrix_of
 from stages.stage import DataError, Inputs
 from storage.schema import TableSpec
 
@@ -54,20 +49,6 @@ LABEL_NOISE = TableSpec(
 given each class, `expected` how many rows were, by the probabilities of all rows. Labels up to the
 score `last_score`, and of those that have just this score up to the id `last_id`, are as many as
 are expected to be wrong."""
-
-STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
-"""Temperatures and noise rates that the search starts from; the likeliest result is kept."""
-LEAST_GAIN = 2.0
-"""Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
-LEAST_START = 0.05
-"""Noise rate that a search for uneven noise starts from at least."""
-OFFSET_PENALTY = 1e-4
-SPREADS = (0.5, 1.0, 2.0)
-"""Standard deviations of the d_jk that are tried."""
-JUDGED_ROWS = 2**14
-"""Most rows that tell whether noise is even."""
-FOLDS = 4
-"""Parts of the rows, each judged by a fit to the others."""
 
 
 class NoiseModel(NamedTuple):
@@ -129,132 +110,6 @@ class Judged(NamedTuple):
     ids: Int64[np.ndarray, " rows"]
     outputs: Float[Tensor, "rows classes"]
     labels: Int64[Tensor, " rows"]
-
-
-def fit_noise_model(
-    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
-) -> NoiseModel:
-    """The noise model of greatest likelihood, even or not as unseen labels say.
-
-    Cost O(rows * classes^2) per step, some 1,000 steps.
-    """
-    even = _even(outputs, labels)
-    if even is None:
-        raise DataError(
-            "label_noise: found predictions that no noise model can be fitted to, expected finite "
-            "ones that vary. Look at the view `predictions` with source = 'kernel'."
-        )
-    gained, best = _gains(outputs, labels, even).max(0)
-    uneven = None
-    if float(gained) > LEAST_GAIN:
-        uneven = _search(outputs, labels, even, SPREADS[int(best)])
-    return _model(even if uneven is None else uneven, outputs.shape[1])
-
-
-def _gains(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
-    even: Float[Tensor, " numbers"],
-) -> Float[Tensor, " spreads"]:
-    """How much likelier uneven noise of each spread makes labels that the fit has not seen.
-
-    Logarithms, over `JUDGED_ROWS` at most; `even` is where searches start.
-    """
-    chosen = torch.from_numpy(evenly(len(labels), JUDGED_ROWS))
-    outputs, labels = outputs[chosen], labels[chosen]
-    folds = torch.arange(len(labels)) % FOLDS
-    gains = torch.zeros(len(SPREADS), dtype=torch.float64)
-    for fold in range(FOLDS):
-        seen, unseen = folds != fold, folds == fold
-        start = _search(outputs[seen], labels[seen], even, None)
-        if start is None or not bool(unseen.any()):
-            continue
-        before = _log_likelihood(outputs[unseen], labels[unseen], start)
-        for row, spread in enumerate(SPREADS):
-            other = _search(outputs[seen], labels[seen], start, spread)
-            if other is not None:
-                after = _log_likelihood(outputs[unseen], labels[unseen], other)
-                gains[row] += float((after - before).sum())
-    return gains
-
-
-def _even(
-    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
-) -> Float[Tensor, " numbers"] | None:
-    """The numbers of the likeliest even noise; None where no fit is finite."""
-    n_classes = outputs.shape[1]
-    best: tuple[float, Tensor] | None = None
-    for temperature, noise in STARTS:
-        theta = torch.zeros(2 + n_classes, dtype=torch.float64)
-        theta[0], theta[1] = math.log(temperature), math.log(noise / (1 - noise) / (n_classes - 1))
-        end = _search(outputs, labels, theta, None)
-        if end is not None:
-            value = -float(_log_likelihood(outputs, labels, end).mean())
-            if best is None or value < best[0]:
-                best = (value, end)
-    return None if best is None else best[1]
-
-
-def _search(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
-    start: Float[Tensor, " numbers"],
-    spread: float | None,
-) -> Float[Tensor, " found"] | None:
-    """The end of a search for the likeliest noise; None if it is not finite.
-
-    The numbers are log t, a, the offsets and, unless `spread` is None, the d_jk.
-    """
-    n_classes = outputs.shape[1]
-    theta = start[: 2 + n_classes].clone()
-    if spread is not None:
-        # From next to no noise on, no step would lead to any.
-        theta[1] = theta[1].clamp_min(math.log(LEAST_START / (1 - LEAST_START) / (n_classes - 1)))
-        theta = torch.cat([theta, torch.zeros(n_classes**2, dtype=torch.float64)])
-    theta.requires_grad_(True)
-    search = torch.optim.LBFGS(
-        [theta], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        search.zero_grad()
-        value = -_log_likelihood(outputs, labels, theta).mean()
-        value = value + OFFSET_PENALTY * theta[2 : 2 + n_classes].square().sum()
-        if spread is not None:
-            value = value + theta[2 + n_classes :].square().sum() / (2 * spread**2 * len(labels))
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    search.step(closure)  # type: ignore[no-untyped-call]
-    end = theta.detach()
-    return end if bool(_log_likelihood(outputs, labels, end).isfinite().all()) else None
-
-
-def _log_likelihood(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
-    theta: Float[Tensor, " numbers"],
-) -> Float[Tensor, " rows"]:
-    """Logarithm of the probability of each given label."""
-    n_classes = outputs.shape[1]
-    clean = torch.softmax(theta[0].exp() * outputs + theta[2 : 2 + n_classes], dim=1)
-    seen = (clean * _rates(theta, n_classes).T[labels]).sum(1)
-    return seen.clamp_min(1e-12).log()
-
-
-def _model(theta: Float[Tensor, " numbers"], n_classes: int) -> NoiseModel:
-    """The model that the numbers of a search stand for."""
-    offsets = theta[2 : 2 + n_classes]
-    return NoiseModel(float(theta[0].exp()), offsets, _rates(theta, n_classes))
-
-
-def _rates(theta: Float[Tensor, " numbers"], n_classes: int) -> Float[Tensor, "classes classes"]:
-    """R of the numbers of a search."""
-    is_kept = torch.eye(n_classes, dtype=torch.bool)
-    logits = theta[1].expand(n_classes, n_classes)
-    if len(theta) > 2 + n_classes:
-        logits = logits + theta[2 + n_classes :].reshape(n_classes, n_classes)
-    return torch.softmax(logits.masked_fill(is_kept, 0), dim=1)
 
 
 def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:

@@ -9,7 +9,8 @@ from memory_inputs import MemoryInputs, ShardedInputs, label_table
 from stages.predictions.label_issues import LabelIssues, margins
 from stages.predictions.label_noise import LabelNoise, lowest
 from stages.stage import Part
-from stages.surrogate.noise_model import NoiseModel, fit_noise_model
+from stages.surrogate.noise_fit import fit_noise_model
+from stages.surrogate.noise_model import NoiseModel
 
 
 def even(n_classes, noise):
@@ -64,6 +65,33 @@ def test_the_end_of_the_search_beats_its_neighbours():
         assert best <= loss(fitted._replace(rates=even(3, rate_of(fitted) + step))) + 1e-9
         assert best <= loss(fitted._replace(temperature=fitted.temperature * (1 + step))) + 1e-9
         assert best <= loss(fitted._replace(offsets=fitted.offsets + step * torch.eye(3)[0])) + 1e-9
+
+
+def test_the_rate_of_even_noise_is_its_posterior_mean_by_summation() -> None:
+    outputs, given, _, _ = drawn(800, 2, 5.0, 0.25)
+    given_rows = torch.arange(len(given)), given
+    logs, rates = [], torch.linspace(0.005, 0.495, 50, dtype=torch.float64)
+    # Offsets (d/2, -d/2); their common part changes nothing. The prior is flat in log t and d.
+    for log_t in torch.linspace(0.0, 3.4, 30, dtype=torch.float64):
+        for d in torch.linspace(-1.2, 1.2, 17, dtype=torch.float64):
+            offsets = torch.stack([d / 2, -d / 2])
+            own = torch.softmax(log_t.exp() * outputs + offsets, 1)[given_rows][:, None]
+            seen = ((1 - rates) * own + rates * (1 - own)).log().sum(0)
+            logs.append(seen - 1e-4 * len(given) * d**2 / 2)
+    at_rates = torch.logsumexp(torch.stack(logs), 0)
+    weights = torch.softmax(at_rates, 0)
+    mean = float((weights * rates).sum())
+    spread = float((weights * (rates - mean) ** 2).sum().sqrt())
+    assert spread > 0.05
+    # Laplace's approximation, and a sum over ten rates for an integral.
+    assert rate_of(fit_noise_model(outputs, given)) == pytest.approx(mean, abs=0.2 * spread)
+
+
+def test_where_few_predictions_are_sure_the_number_of_wrong_labels_is_still_about_right() -> None:
+    for seed in range(2):
+        outputs, given, wrong, _ = drawn(1500, 2, 4.0, 0.4, seed)
+        expected = fit_noise_model(outputs, given).wrong(outputs, given).sum()
+        assert 2 / 3 < float(expected) / int(wrong.sum()) < 1.5
 
 
 def test_p_wrong_is_calibrated():

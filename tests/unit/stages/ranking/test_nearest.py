@@ -105,3 +105,11 @@ def test_fewer_queries_at_a_time_find_the_same_order(monkeypatch: pytest.MonkeyP
     blocks = list(blocks_of_distances(place_points(examples, np.arange(50), True), queries))
     assert [len(block) for block in blocks] == [2, 2, 2, 2, 1]
     assert order_of(examples, queries, True) == expected
+
+
+def test_the_nearest_few_are_the_first_of_the_order() -> None:
+    g = np.random.default_rng(5)
+    block = g.integers(-3, 4, size=(20, 50)).astype(np.float32) / 2
+    block[:, 7] = np.inf
+    for distances, order in zip(block, nearest.orders(block), strict=True):
+        assert nearest.nearest(distances, 9).tolist() == order[:9].tolist()

@@ -1,0 +1,266 @@
+"""The noise model that given labels and out-of-sample predictions tell of.
+
+Uneven noise has a normal prior of the d_jk (`stages/surrogate/noise_model.py`) that shrinks them to
+even noise. How strong it is, and whether noise is even, is decided by the likelihood of labels that
+a fit has not seen: even noise, unless these are far more likely by another fit. Temperature,
+offsets and uneven rates maximise the likelihood of the given labels, times the prior.
+
+The rate e of even noise is its posterior mean, under a prior that holds every rate up to that of
+labels drawn at random for equally likely, and temperature and offsets w for flat in (log t, b):
+
+    p(e) = integral of L(e, w) dw = about L(e, w_e) det(J_e)^(-1/2),
+
+Laplace's approximation around the likeliest w_e, with J the sum of outer products of each row's
+gradient of the log-likelihood (Tierney and Kadane 1986, doi:10.1080/01621459.1986.10478240). Where
+few predictions are sure, L(e, w_e) hardly differs between no noise and much: the likeliest rate is
+then nearly any, and a mean by L(e, w_e) alone too low, since at much noise more w explain the
+labels. What it changed: `scripts/benchmarks/noise.md`.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.reading.vectors import evenly
+from stages.stage import DataError
+from stages.surrogate.noise_model import NoiseModel
+
+STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
+"""Temperatures and noise rates that the search starts from; the likeliest result is kept."""
+LEAST_GAIN = 2.0
+"""Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
+LEAST_START = 0.05
+"""Noise rate that a search for uneven noise starts from at least."""
+OFFSET_PENALTY = 1e-4
+SPREADS = (0.5, 1.0, 2.0)
+"""Standard deviations of the d_jk that are tried."""
+JUDGED_ROWS = 2**14
+"""Most rows that tell whether noise is even."""
+FOLDS = 4
+"""Parts of the rows, each judged by a fit to the others."""
+RATES = 10
+"""Noise rates at which the posterior is computed, evenly spread over a range."""
+LEAST_RATES, WITHIN = 5, 8.0
+"""The range is made narrower until the logarithms at so many rates are within this of the best."""
+ZOOMS = 8
+"""Ranges that are tried, at most."""
+
+
+def fit_noise_model(
+    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+) -> NoiseModel:
+    """The noise model, even at its expected rate or uneven, as unseen labels say.
+
+    Cost O(rows * classes^2) per step, some 1,500 steps.
+
+    Raises:
+        DataError: no fit is finite.
+    """
+    even = _even(outputs, labels)
+    if even is None:
+        raise DataError(
+            "label_noise: found predictions that no noise model can be fitted to, expected finite "
+            "ones that vary. Look at the view `predictions` with source = 'kernel'."
+        )
+    gained, best = _gains(outputs, labels, even).max(0)
+    found = None
+    if float(gained) > LEAST_GAIN:
+        found = _search(outputs, labels, even, SPREADS[int(best)])
+    if found is None:
+        found = _at_expected_rate(outputs, labels, even)
+    return _model(found, outputs.shape[1])
+
+
+def _gains(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    even: Float[Tensor, " numbers"],
+) -> Float[Tensor, " spreads"]:
+    """How much likelier uneven noise of each spread makes labels that the fit has not seen.
+
+    Logarithms, over `JUDGED_ROWS` at most; `even` is where searches start.
+    """
+    chosen = torch.from_numpy(evenly(len(labels), JUDGED_ROWS))
+    outputs, labels = outputs[chosen], labels[chosen]
+    folds = torch.arange(len(labels)) % FOLDS
+    gains = torch.zeros(len(SPREADS), dtype=torch.float64)
+    for fold in range(FOLDS):
+        seen, unseen = folds != fold, folds == fold
+        start = _search(outputs[seen], labels[seen], even, None)
+        if start is None or not bool(unseen.any()):
+            continue
+        before = _log_likelihood(outputs[unseen], labels[unseen], start)
+        for row, spread in enumerate(SPREADS):
+            other = _search(outputs[seen], labels[seen], start, spread)
+            if other is not None:
+                after = _log_likelihood(outputs[unseen], labels[unseen], other)
+                gains[row] += float((after - before).sum())
+    return gains
+
+
+def _even(
+    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+) -> Float[Tensor, " numbers"] | None:
+    """The numbers of the likeliest even noise; None where no fit is finite."""
+    n_classes = outputs.shape[1]
+    best: tuple[float, Tensor] | None = None
+    for temperature, noise in STARTS:
+        theta = torch.zeros(2 + n_classes, dtype=torch.float64)
+        theta[0], theta[1] = math.log(temperature), math.log(noise / (1 - noise) / (n_classes - 1))
+        end = _search(outputs, labels, theta, None)
+        if end is not None:
+            value = -float(_log_likelihood(outputs, labels, end).mean())
+            if best is None or value < best[0]:
+                best = (value, end)
+    return None if best is None else best[1]
+
+
+def _at_expected_rate(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    even: Float[Tensor, " numbers"],
+) -> Float[Tensor, " numbers"]:
+    """The likeliest numbers at the posterior mean of the noise rate; `even` if there is none.
+
+    `even` are those at the likeliest rate, where searches start.
+    """
+    n_classes = outputs.shape[1]
+    low, high = 0.0, (n_classes - 1) / n_classes
+    mean = None
+    for _ in range(ZOOMS):
+        step = (high - low) / RATES
+        rates = low + step * (torch.arange(RATES, dtype=torch.float64) + 0.5)
+        evidence = _evidence(outputs, labels, even, rates)
+        if not bool(evidence.isfinite().any()):
+            break
+        mean = float((torch.softmax(evidence, 0) * rates).sum())
+        near = rates[evidence > evidence.max() - WITHIN]
+        if len(near) >= LEAST_RATES:
+            break
+        low, high = max(low, float(near[0]) - step), min(high, float(near[-1]) + step)
+    if mean is None:
+        return even
+    found = _search(outputs, labels, _with_rate(even, mean, n_classes), None, is_rate_kept=True)
+    return even if found is None else found
+
+
+def _evidence(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    even: Float[Tensor, " numbers"],
+    rates: Float[Tensor, " rates"],
+) -> Float[Tensor, " rates"]:
+    """Logarithm of the likelihood of each rate, all else integrated out; -inf where none is found.
+
+    Each search starts where that of the rate before ended, from the rate of `even` outwards.
+    """
+    n_classes = outputs.shape[1]
+    own = 1 - float(_rates(even, n_classes)[0, 0])
+    nearest = int((rates - own).abs().argmin())
+    found = torch.full_like(rates, -torch.inf)
+    for places in (range(nearest, len(rates)), range(nearest - 1, -1, -1)):
+        start = even
+        for place in places:
+            start = _with_rate(start, float(rates[place]), n_classes)
+            end = _search(outputs, labels, start, None, is_rate_kept=True)
+            if end is not None:
+                start = end
+                found[place] = _laplace(outputs, labels, end)
+    return found.nan_to_num(-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+
+
+def _laplace(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    theta: Float[Tensor, " numbers"],
+) -> Float[Tensor, ""]:
+    """Logarithm of the likelihood of a rate, integrated over log t and the offsets around these."""
+    n, n_classes = outputs.shape
+    offsets = theta[2 : 2 + n_classes]
+    clean = torch.softmax(theta[0].exp() * outputs + offsets, dim=1)
+    of_given = _rates(theta, n_classes).T[labels]
+    seen = (clean * of_given).sum(1, keepdim=True).clamp_min(1e-12)
+    gradients = clean * (of_given - seen) / seen
+    of_temperature = (theta[0].exp() * outputs * gradients).sum(1, keepdim=True)
+    rows = torch.cat([of_temperature, gradients], 1)
+    precision = rows.T @ rows
+    precision[1:, 1:] += 2 * n * OFFSET_PENALTY * torch.eye(n_classes, dtype=torch.float64)
+    value = _log_likelihood(outputs, labels, theta).sum()
+    return value - n * OFFSET_PENALTY * offsets.square().sum() - torch.logdet(precision) / 2
+
+
+def _with_rate(
+    theta: Float[Tensor, " numbers"], rate: float, n_classes: int
+) -> Float[Tensor, " numbers"]:
+    """The same numbers with another rate of even noise."""
+    changed = theta.clone()
+    changed[1] = math.log(rate / (1 - rate) / (n_classes - 1))
+    return changed
+
+
+def _search(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    start: Float[Tensor, " numbers"],
+    spread: float | None,
+    is_rate_kept: bool = False,
+) -> Float[Tensor, " found"] | None:
+    """The end of a search for the likeliest noise; None if it is not finite.
+
+    The numbers are log t, a, the offsets and, unless `spread` is None, the d_jk. With
+    `is_rate_kept` a stays what it is.
+    """
+    n_classes = outputs.shape[1]
+    theta = start[: 2 + n_classes].clone()
+    if spread is not None:
+        # From next to no noise on, no step would lead to any.
+        theta[1] = theta[1].clamp_min(math.log(LEAST_START / (1 - LEAST_START) / (n_classes - 1)))
+        theta = torch.cat([theta, torch.zeros(n_classes**2, dtype=torch.float64)])
+    theta.requires_grad_(True)
+    search = torch.optim.LBFGS(
+        [theta], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        value = -_log_likelihood(outputs, labels, theta).mean()
+        value = value + OFFSET_PENALTY * theta[2 : 2 + n_classes].square().sum()
+        if spread is not None:
+            value = value + theta[2 + n_classes :].square().sum() / (2 * spread**2 * len(labels))
+        value.backward()  # type: ignore[no-untyped-call]
+        if is_rate_kept and theta.grad is not None:
+            theta.grad[1] = 0
+        return value
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    end = theta.detach()
+    return end if bool(_log_likelihood(outputs, labels, end).isfinite().all()) else None
+
+
+def _log_likelihood(
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    theta: Float[Tensor, " numbers"],
+) -> Float[Tensor, " rows"]:
+    """Logarithm of the probability of each given label."""
+    n_classes = outputs.shape[1]
+    clean = torch.softmax(theta[0].exp() * outputs + theta[2 : 2 + n_classes], dim=1)
+    seen = (clean * _rates(theta, n_classes).T[labels]).sum(1)
+    return seen.clamp_min(1e-12).log()
+
+
+def _model(theta: Float[Tensor, " numbers"], n_classes: int) -> NoiseModel:
+    """The model that the numbers of a search stand for."""
+    offsets = theta[2 : 2 + n_classes]
+    return NoiseModel(float(theta[0].exp()), offsets, _rates(theta, n_classes))
+
+
+def _rates(theta: Float[Tensor, " numbers"], n_classes: int) -> Float[Tensor, "classes classes"]:
+    """R of the numbers of a search."""
+    is_kept = torch.eye(n_classes, dtype=torch.bool)
+    logits = theta[1].expand(n_classes, n_classes)
+    if len(theta) > 2 + n_classes:
+        logits = logits + theta[2 + n_classes :].reshape(n_classes, n_classes)
+    return torch.softmax(logits.masked_fill(is_kept, 0), dim=1)
