@@ -9,7 +9,8 @@ Path methods take 31 gradients (left rule) or 32 (any other) for each explained 
 mask or from padding, and in each block the same token stands in for what is taken away; `sig_10`
 takes ten for every token and `occlusion` a pass for every token, as both are meant. Measures are
 those of `assay evaluate RUN faithfulness`, on the top 20 % of the tokens (50 % of a question with
-its text), with 95 % intervals; differences to `ig` are of the same queries.
+its text), with 95 % intervals; differences to `ig` are of the same queries. `cpu_s` is what a query
+costs in CPU-seconds, with loading the model once for all queries.
 """
 
 import argparse
@@ -21,13 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.finished import run_config
+from benchmarks.finished import Clock, run_config
 from finetune import normalised
 
 BASELINES = ("mask", "pad")
 M = 30
 N = M + 2
-FREE = ("grad_input", "simple_grad", "smooth_grad", "lafa", "attention", "random_token")
+FREE = ("attn_lrp", "grad_input", "simple_grad", "smooth_grad", "lafa", "attention", "random_token")
 """Methods without a baseline."""
 PATHS: dict[str, dict[str, Any]] = {
     "ig": {"steps": N},
@@ -56,7 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     for rule in ("left", "trapezoid")
 }
 """UDIG at the same number of gradients: denser or sparser anchors, more or fewer candidates."""
-MEASURES = ("log_odds", "comprehensiveness", "sufficiency", "aopc")
+MEASURES = ("log_odds", "comprehensiveness", "sufficiency", "aopc", "soft_nc", "soft_ns")
+ORDERS = ("signed", "absolute")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=int, default=200, help="0 takes all")
     parser.add_argument("--methods", nargs="+", help="by default all but the variants of udig")
     parser.add_argument("--baselines", nargs="+", default=list(BASELINES), choices=BASELINES)
+    parser.add_argument("--by", nargs="+", default=list(ORDERS), choices=ORDERS)
     parser.add_argument("--far", action="store_true", help="distances of paths to words, too")
     parser.add_argument("--seed", type=int, default=0, help="of the queries")
 
@@ -101,11 +104,14 @@ def measured(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, 
         stages[method] = {"samples": N} if method == "smooth_grad" else {}
     if "lafa" in stages:
         stages["embedding"] = {"layer": 2}
-    finished = run_config({**raw, "run": str(work / "run"), "stages": stages})
+    clock = Clock()
+    finished = run_config({**raw, "run": str(work / "run"), "stages": stages}, clock)
     found: dict[str, Any] = {**facts, "methods": methods}
+    n_queries = pq.read_metadata(work / "queries.parquet").num_rows
+    found["cpu_s"] = {stage: round(clock.cpu_s[stage] / n_queries, 4) for stage in clock.cpu_s}
     for baseline in arguments.baselines:
         own = [method if method in FREE else f"{method}_{baseline}" for method in methods]
-        for by in ("signed", "absolute"):
+        for by in arguments.by:
             fields = [f"by={by}", f"baseline={baseline}"]
             found[f"{baseline}_{by}"] = judged(finished, own, fields, f"ig_{baseline}")
     return found
