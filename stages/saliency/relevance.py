@@ -50,14 +50,14 @@ TRUE_GRADIENT = frozenset(
 FACTORS = {
     **dict.fromkeys(("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"), (0, 1)),
     **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm", "linear", "conv1d"), (0, 1)),
-    **dict.fromkeys(("addmm", "baddbmm", "einsum"), (1, 2)),
+    **dict.fromkeys(("addmm", "baddbmm"), (1, 2)),
 }
-"""Products: the places of their two factors among the arguments."""
+"""Products: the places of their two factors among the arguments; that of `einsum`, too, of two."""
 QUOTIENTS = frozenset({"div", "div_", "__truediv__", "__itruediv__", "divide"})
 ACTIVATIONS = frozenset({"gelu", "silu", "relu", "leaky_relu", "elu", "mish", "tanh"})
 """Functions of one element, 0 at 0."""
 ROOTS = frozenset({"rsqrt", "sqrt"})
-"""What a normalisation divides by."""
+"""What a normalisation divides by: a constant for gradients."""
 SMALL = 1e-6
 """Where the ratio output / input of an activation is taken for an input of 0."""
 
@@ -89,17 +89,19 @@ class _Rules(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs, name = kwargs or {}, func.__name__
+        kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
         moving = list(_moving([*args, *kwargs.values()])) if torch.is_grad_enabled() else []
         if not moving or name in TRUE_GRADIENT:
             return func(*args, **kwargs)
         if name in FACTORS and len(args) > FACTORS[name][1]:
             return _product(func, args, kwargs, FACTORS[name])
+        if name == "einsum" and len(args) == 3:
+            return _product(func, args, kwargs, (1, 2))
         if name in QUOTIENTS and len(args) > 1 and not _moves(args[1]):
             return func(*args, **kwargs)
         if name in ROOTS:
             return func(*args, **kwargs).detach()
-        if name in ACTIVATIONS and len(moving) == 1 and moving[0] is args[0]:
+        if name in ACTIVATIONS and args and len(moving) == 1 and moving[0] is args[0]:
             return _identity(lambda x: func(x, *args[1:], **kwargs), args[0])
         if name in NORMS:
             return NORMS[name](*args, **kwargs)
@@ -236,19 +238,19 @@ def _refused(
     kwargs: dict[str, Any],
     moving: list[Tensor],
 ) -> Any:
-    """The result of an operation without a rule; its numbers refuse every gradient."""
-    with torch.no_grad():
-        result = func(*args, **kwargs)
+    """The result of an operation without a rule; numbers that depend on the input refuse gradients.
+
+    Others, such as sizes, comparisons and zeros, are constants.
+    """
+    result = func(*args, **kwargs)
     if any(result is tensor for tensor in moving):
         raise _without_rule(name)
 
     def refusing(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return _Refusing.apply(name, value, *moving)  # type: ignore[no-untyped-call]
-        return value
+        return _Refusing.apply(name, value.detach(), *moving) if _moves(value) else value  # type: ignore[no-untyped-call]
 
-    if isinstance(result, tuple | list) and any(isinstance(value, Tensor) for value in result):
-        return tuple(refusing(value) for value in result)
+    if isinstance(result, tuple | list) and any(map(_moves, result)):
+        return type(result)([refusing(value) for value in result])
     return refusing(result)
 
 
