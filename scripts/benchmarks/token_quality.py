@@ -90,13 +90,11 @@ FOLDERS = {"sst2": "sst2", "mr": "mr", "answers": "squad_xquad_en"}
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every measure of every method on every set, a block for each baseline."""
-    result: dict[str, Any] = {"queries": arguments.queries, "seed": arguments.seed}
+    told = {name: getattr(arguments, name) for name in ("queries", "seed", "head", "examples")}
+    result: dict[str, Any] = dict(told)
     for name in arguments.sets:
-        work = (
-            Path(arguments.work).resolve()
-            / "token_quality"
-            / f"{name}-{arguments.head}-{arguments.seed}"
-        )
+        folder = f"{name}-{arguments.head}-{arguments.seed}"
+        work = Path(arguments.work).resolve() / "token_quality" / folder
         work.mkdir(parents=True, exist_ok=True)
         result[name] = measured(arguments, name, work)
         print(markdown(name, result[name]), file=sys.stderr, flush=True)
@@ -118,9 +116,14 @@ def measured(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, 
     for method in (method for method in methods if method in FREE):
         stages[method] = {"samples": N} if method == "smooth_grad" else {}
     if "lafa" in stages:
-        stages["embedding"] = {"layer": 2}
+        # A probe is fitted on `embedding`, that of the last layer.
+        stages["embedding"] = {"layer": -1}
+        stages["second_layer"] = {"stage": "embedding", "layer": 2}
+        stages["lafa"] = {"source": "second_layer"}
     clock = Clock()
-    finished = run_config({**raw, "run": str(work / "run"), "stages": stages}, clock)
+    finished = run_config(
+        {**raw, "run": str(work / "run"), "ray": {"engine": "in_process"}, "stages": stages}, clock
+    )
     found: dict[str, Any] = {**facts, "methods": methods}
     n_queries = pq.read_metadata(work / "queries.parquet").num_rows
     found["cpu_s"] = {stage: round(clock.cpu_s[stage] / n_queries, 4) for stage in clock.cpu_s}
