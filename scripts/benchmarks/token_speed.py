@@ -1,4 +1,4 @@
-"""What UDIG costs beside the bare passes that it needs, per sentence and in CPU-seconds.
+"""What token methods cost per sentence in CPU-seconds, and UDIG beside the passes that it needs.
 
 Sentences of SST-2's validation set, MiniLM with a random head of two classes (its numbers do not
 matter for the time), m = 30 anchors, k = 50 candidates, f = 1, hence 63 path points a sentence.
@@ -7,6 +7,8 @@ matter for the time), m = 30 anchors, k = 50 candidates, f = 1, hence 63 path po
   batches of the same padded tokens, longest first, nothing else;
 - udig: `assay`'s stage over the same sentences, with the trapezoid rule, which takes a gradient at
   all 63 points; tokenisation, paths, predictions, sums, word merging and rows included;
+- attn_lrp, grad_input, ig with 32 steps, occlusion and random_token (the passes that find what is
+  explained, which every method takes): the stages, likewise;
 - word_path: the anchors of all words of all sentences, once, and the search of the whole vocabulary
   for comparison.
 
@@ -64,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """CPU-seconds per sentence, and their ratio in every round."""
     from stages.model.spec import ModelSpec
+    from stages.tokens.attn_lrp import AttnLrp
+    from stages.tokens.grad_input import GradInput
+    from stages.tokens.ig import IntegratedGradients
+    from stages.tokens.occlusion import Occlusion
+    from stages.tokens.random_token import RandomToken
     from stages.tokens.udig import Udig
     from stages.tokens.word_path import WordPath
 
@@ -90,10 +97,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     inputs.opened = stage.open(inputs)  # type: ignore[arg-type]
     embedded = inputs.opened
     tokens = embedded.measurement.tokenise(text)
+    methods: dict[str, Any] = {
+        "attn_lrp": AttnLrp(spec, token_budget=budget),
+        "grad_input": GradInput(spec, token_budget=budget),
+        "ig": IntegratedGradients(spec, 32, token_budget=budget),
+        "occlusion": Occlusion(spec, token_budget=budget),
+        "random_token": RandomToken(spec, token_budget=budget),
+    }
     bare, udig = [], []
+    seconds_of: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(arguments.rounds):
         bare.append(_timed(lambda: _bare(embedded, tokens, budget))[0] / n)
         udig.append(_timed(lambda: list(stage.compute(inputs)))[0] / n)  # type: ignore[arg-type]
+        for name, method in methods.items():
+            seconds_of[name].append(_timed(lambda m=method: list(m.compute(inputs)))[0] / n)
     ratios = [mine / floor for mine, floor in zip(udig, bare, strict=True)]
     result = {
         "sentences": n,
@@ -103,6 +120,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "bare_cpu_s": _spread(bare),
         "udig_cpu_s": _spread(udig),
         "ratio": _spread(ratios),
+        "cpu_s": {name: _spread(seconds) for name, seconds in seconds_of.items()},
         "word_path_cpu_s": round(search_s, 1),
         "words": paths.num_rows,
         "versions": {"torch": torch.__version__},

@@ -12,6 +12,13 @@ them in a row of L tokens, special ones counted:
 | delta_percent | abs(delta) in percent of abs(F(query) - F(baseline)), median | lower |
 | word_distance | mean distance of a path's points to the nearest word | lower |
 | correlation | Pearson correlation with the scores of `reference` | higher |
+| soft_nc | D(the more important, the less is kept) / D(nothing is kept) | higher |
+| soft_ns | 1 - D(the more important, the more is kept) / D(nothing is kept) | higher |
+
+The soft measures read the whole scores, not T alone: each token of the text keeps a share of the
+elements of its embedding, drawn at random, the others become 0; on average a text keeps `retention`
+of its elements, for every method (`retention` in `stages/saliency/soft_ablation.py`). D is the mean
+over outputs and draws of max(0, p(all) - p(what is kept)).
 
 For a regression p is the predicted number, differences are absolute and relative to it (the rise of
 the error, of arXiv:2204.10893), and there are no log-odds. An answer is a position in the text, so
@@ -21,6 +28,11 @@ Source: DeYoung et al. 2020, arXiv:1911.03429 (comprehensiveness, sufficiency), 
 2017, arXiv:1704.02685 (log-odds), Samek et al. 2017, arXiv:1509.06321 (the area), in the form of
 methods.md 3.5. Other than in the code of arXiv:2108.13654 special tokens and templates are always
 kept, as a classifier may read the hidden state of the first token, and T has at least one token.
+
+Soft measures: Zhao and Aletras 2023, arXiv:2305.10496, at one expected retention for all methods as
+in the pi-Soft-NC and pi-Soft-NS of Huang and Chan 2026, arXiv:2601.03089. Of the latter only the
+abstract could be read: the map from scores to shares is ours. So is the ratio of means; the former
+takes the mean of ratios, in which texts rule whose prediction hardly needs their words.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,6 +54,7 @@ from stages.saliency.outputs import (
     tables_read,
     with_probe,
 )
+from stages.saliency.soft_ablation import retention, softly_ablated
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 Key = tuple[int, int]
@@ -75,6 +88,10 @@ class Faithfulness(Methods):
     """The model; by default that of the methods."""
     continuation: str = "continuation"
     """Instance of `continuation` that chose the explained tokens, for `head: completion`."""
+    draws: int = 5
+    """Random draws for each soft measure, each a forward pass; 0 leaves these measures out."""
+    retention: float = 0.5
+    """Mean share of the elements of a text's embeddings that soft measures keep."""
     token_budget: int = 2048
     """Padded tokens per batch."""
 
@@ -89,7 +106,7 @@ class Faithfulness(Methods):
         """Refuses fields out of range.
 
         Raises:
-            ConfigError: `top` or `curve` is no share, or see `Methods.check`.
+            ConfigError: `top`, `curve` or `retention` is no share, or see `Methods.check`.
         """
         super().check()
         top = TOP if self.top is None else self.top
@@ -97,6 +114,11 @@ class Faithfulness(Methods):
             raise ConfigError(
                 f"top: found {self.top} and curve: {list(self.curve)}, expected shares of the "
                 "tokens in (0, 1]. Correct them."
+            )
+        if self.draws < 0 or not 0 < self.retention < 1:
+            raise ConfigError(
+                f"draws: found {self.draws} and retention: {self.retention}, expected 0 or more "
+                "draws and a share between 0 and 1. Correct them."
             )
 
     @property
@@ -143,10 +165,17 @@ class Faithfulness(Methods):
         )
         whole = [unchanged(row) for row in range(explained.n)]
         p, log_p = (self._outputs_of(embedded, explained, whole, kind) for kind in KINDS)
+        none_kept = [1.0 - np.array(offsets.is_text) for offsets in explained.offsets]
+        whole_fall = float(
+            self._falls(embedded, explained, none_kept, p, min(1, self.draws)).mean()
+        )
         stepped(0, len(self.methods))
         rows, details = [], []
         for nth, name in enumerate(self.methods):
             measures = self._measures(embedded, explained, scores[name], p, log_p)
+            soft = self._soft_measures(embedded, explained, scores[name], p, whole_fall)
+            for of_output, of_soft in zip(measures, soft, strict=True):
+                of_output |= of_soft
             facts = _facts(inputs.table(f"{name}.explained"))
             for of_output in measures:
                 key = (of_output["query_id"], of_output["output"])
@@ -238,6 +267,48 @@ class Faithfulness(Methods):
             for row in range(explained.n)
         ]
 
+    def _soft_measures(
+        self,
+        embedded: FromEmbeddings,
+        explained: ExplainedOutputs,
+        scores: dict[Key, dict[int, float]],
+        p: np.ndarray,
+        whole_fall: float,
+    ) -> list[dict[str, float | None]]:
+        """The soft measures of every explained output; `whole_fall` is D(nothing is kept)."""
+        if not self.draws or not whole_fall:
+            return [{"soft_nc": None, "soft_ns": None}] * explained.n
+        falls = []
+        for sign in (-1, 1):
+            kept = [np.ones(int(n)) for n in explained.tokens.lengths]
+            for row, shares in enumerate(kept):
+                own = scores[int(explained.query_ids[row]), int(explained.outputs[row])]
+                values = np.array(list(own.values()))
+                values = np.abs(values) if self.by == "absolute" else values
+                shares[list(own)] = retention(sign * values, self.retention)
+            falls.append(self._falls(embedded, explained, kept, p, self.draws) / whole_fall)
+        return [
+            {"soft_nc": float(without), "soft_ns": 1 - float(with_them)}
+            for without, with_them in zip(*falls, strict=True)
+        ]
+
+    def _falls(
+        self,
+        embedded: FromEmbeddings,
+        explained: ExplainedOutputs,
+        kept: list[np.ndarray],
+        p: np.ndarray,
+        n_draws: int,
+    ) -> np.ndarray:
+        """How far each output falls where its tokens keep these shares, the mean over draws."""
+        if not n_draws:
+            return np.zeros(explained.n)
+        outputs = softly_ablated(embedded, explained, kept, n_draws, self.seed, self.token_budget)
+        falls: np.ndarray = p[:, None] - outputs
+        falls = np.abs(falls) if embedded.is_regression else falls.clip(0)
+        means: np.ndarray = falls.mean(1)
+        return means
+
     def _order(self, scores: dict[int, float]) -> np.ndarray:
         """Positions of the scored tokens, the top one first, equal ones by position."""
         key = abs if self.by == "absolute" else float
@@ -246,7 +317,7 @@ class Faithfulness(Methods):
     def _row(self, name: str, outputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The result row of one method: means and medians over its explained outputs."""
         row: dict[str, Any] = {"method": name, "outputs": len(outputs)}
-        measures = ["log_odds", "comprehensiveness", "sufficiency", "aopc"]
+        measures = ["log_odds", "comprehensiveness", "sufficiency", "aopc", "soft_nc", "soft_ns"]
         for measure in [*measures, *(["correlation"] if self.reference else [])]:
             values = [of[measure] for of in outputs if of[measure] is not None]
             row |= self.mean(values).named(measure)

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from stages.model.batches import Tokens, batches
 from stages.saliency.from_embeddings import BaselineName, FromEmbeddings, Targets
@@ -73,13 +74,22 @@ def variant_outputs(
             embeddings[batch_row, torch.from_numpy(replaced)] = baseline_vector
         batch_targets = targets.take(batch)
         with torch.no_grad():
-            logits = embedded.choices(arguments, batch_targets.distribution, embeddings).double()
-            is_number = kind == "logit" or logits.shape[1] == 1
-            values = logits if is_number else logits.log_softmax(1)
-            values = values[torch.arange(len(batch)), torch.from_numpy(batch_targets.choice)]
-            values = values.exp() if kind == "probability" and not is_number else values
-        outputs[batch] = values.cpu().numpy()
+            logits = embedded.choices(arguments, batch_targets.distribution, embeddings)
+        outputs[batch] = chosen_values(logits, batch_targets, kind)
     return outputs
+
+
+def chosen_values(
+    logits: Float[Tensor, "rows choices"], targets: Targets, kind: Kind
+) -> Float[np.ndarray, " rows"]:
+    """The probability, its logarithm or the logit of each row's target; a regression's number."""
+    logits = logits.double()
+    is_number = kind == "logit" or logits.shape[1] == 1
+    values = logits if is_number else logits.log_softmax(1)
+    values = values[torch.arange(len(values)), torch.from_numpy(targets.choice)]
+    values = values.exp() if kind == "probability" and not is_number else values
+    chosen: np.ndarray = values.cpu().numpy()
+    return chosen
 
 
 def _without_deleted(explained: ExplainedOutputs, variant: Variant) -> dict[str, list[int]]:

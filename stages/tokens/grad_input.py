@@ -7,12 +7,9 @@ Source: Shrikumar et al. 2016, arXiv:1605.01713.
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Int
-from torch import Tensor
-
 from stages.saliency.cost import gradient_cost
-from stages.saliency.from_embeddings import FromEmbeddings, differentiate
+from stages.saliency.from_embeddings import FromEmbeddings
+from stages.saliency.gradient_input import gradient_times_input
 from stages.saliency.outputs import ExplainedOutputs, ScoredOutput
 from stages.stage import Cost, Work
 from stages.tokens.scores import TokenScores
@@ -24,29 +21,7 @@ class GradInput(TokenScores):
 
     def score(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """See `TokenScores`."""
-        scored = [ScoredOutput(np.zeros(0))] * explained.n
-
-        def points(row: int, _: Int[np.ndarray, " points"]) -> Tensor:
-            return embedded.vectors(explained.tokens.columns["input_ids"][row])[None]
-
-        def accumulate(
-            row: int, _: Int[np.ndarray, " points"], gradient: Tensor, __: Tensor
-        ) -> None:
-            products = gradient[0].double() * points(row, _)[0].double()
-            text_tokens = explained.offsets[row].is_text
-            scored[row] = ScoredOutput(products.sum(1).cpu().numpy() * text_tokens, 1)
-
-        ones = [1] * explained.n
-        differentiate(
-            embedded,
-            explained.tokens,
-            explained.targets,
-            ones,
-            points,
-            accumulate,
-            self.token_budget,
-        )
-        return scored
+        return gradient_times_input(embedded, explained, self.token_budget)
 
     def cost(self, work: Work) -> Cost:
         """The cost of one forward and one backward pass for each query."""

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from stages.metrics.faithfulness import Faithfulness
+from stages.model.seeded import generator_of
 from stages.model.spec import ModelSpec
 from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.outputs import load_embedded
+from stages.saliency.soft_ablation import retention
 from stages.stage import ConfigError, DataError
 from stages.tokens.attention import Attention
 from stages.tokens.occlusion import Occlusion
@@ -104,6 +106,91 @@ def test_measures_equal_editing_by_hand(
     mean = np.mean([one["aopc"] for one in wanted.values()])
     assert row["aopc"] == pytest.approx(mean, abs=1e-6)
     assert row["aopc_low"] <= row["aopc"] <= row["aopc_high"]
+
+
+@pytest.mark.parametrize("mean", [0.2, 0.5, 0.9])
+def test_every_method_keeps_the_same_share(mean: float) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [rng.standard_normal(7), rng.standard_cauchy(30), np.array([0.0, 0.0, 5.0])]
+    for scores in (*drawn, 1e-9 * drawn[0]):
+        shares = retention(scores, mean)
+        assert shares.mean() == pytest.approx(mean, abs=1e-12)
+        assert 0 <= shares.min() < shares.max() <= 1
+        assert shares.min() == pytest.approx(0, abs=1e-9) or shares.max() == pytest.approx(1)
+        steps = np.diff(shares[np.argsort(scores, kind="stable")])
+        assert (steps > -1e-12).all()
+        np.testing.assert_allclose(retention(1e6 * scores - 3e-4, mean), shares, atol=1e-6)
+        np.testing.assert_allclose(retention(-scores, 1 - mean), 1 - shares, atol=1e-12)
+    for same in (np.zeros(4), np.full(3, 0.1), np.array([2.0])):
+        np.testing.assert_allclose(retention(same, mean), mean)
+
+
+@pytest.mark.parametrize("by", ["signed", "absolute"])
+def test_soft_measures_equal_a_plain_loop(
+    memory: Any, spec: Any, queries: pa.Table, by: Any
+) -> None:
+    scored = memory({"text": queries})
+    table = scored.run(RandomToken(spec, seed=4))
+    other = table.set_column(
+        table.column_names.index("score"), "score", pc.multiply(table["score"], 1000.0)
+    )
+    told = scored.written["explained"]
+    tables = {"text": queries, "one": table, "one.explained": told}
+    tables |= {"large": other, "large.explained": told}
+    stage = Faithfulness(
+        ("one", "large"), model=spec, by=by, draws=3, retention=0.3, seed=2, resamples=5
+    )
+    result = stage.compute(memory(tables), lambda *_: None)
+    embedded = load_embedded(spec, memory(tables))
+    tokens = embedded.measurement.tokenise(queries)
+    falls: dict[str, list[float]] = {"none": [], "less": [], "more": []}
+    for row, query in enumerate(queries["id"].to_pylist()):
+        own = {
+            r["token_index"]: abs(r["score"]) if by == "absolute" else r["score"]
+            for r in table.to_pylist()
+            if r["query_id"] == query
+        }
+        batch = embedded.batch(tokens, np.array([row]))
+        words = embedded.table[batch["input_ids"][0]]
+
+        def p(given: torch.Tensor, batch: Any = batch) -> torch.Tensor:
+            with torch.no_grad():
+                logits = embedded.choices(batch, np.zeros(1, np.int64), given[None])[0]
+            return logits.double().softmax(0)
+
+        choice = int(p(words).argmax())
+        full = float(p(words)[choice])
+        nothing = words.clone()
+        nothing[list(own)] = 0
+        falls["none"].append(max(0.0, full - float(p(nothing)[choice])))
+        for name, sign in (("less", -1), ("more", 1)):
+            values = [sign * own[at] for at in own]
+            middle = sum(values) / len(values)
+            up, down = max(values) - middle, middle - min(values)
+            slope = min(0.7 / up, 0.3 / down) if up > 0 else 0.0
+            total = 0.0
+            for draw in range(3):
+                uniform = torch.rand(
+                    words.shape, generator=generator_of(f"2/{query}/{choice}/{draw}")
+                )
+                kept = words.clone()
+                for at, value in zip(own, values, strict=True):
+                    for element in range(words.shape[1]):
+                        if uniform[at, element] >= 0.3 + slope * (value - middle):
+                            kept[at, element] = 0
+                total += max(0.0, full - float(p(kept)[choice]))
+            falls[name].append(total / 3)
+    whole = np.mean(falls["none"])
+    assert whole > 0.01
+    for row in result.rows:
+        assert row["soft_nc"] == pytest.approx(np.mean(falls["less"]) / whole, abs=1e-5)
+        assert row["soft_ns"] == pytest.approx(1 - np.mean(falls["more"]) / whole, abs=1e-5)
+    assert result.rows[0]["soft_nc"] == pytest.approx(result.rows[1]["soft_nc"], abs=1e-9)
+    without = Faithfulness(("one",), model=spec, draws=0, resamples=5)
+    assert without.compute(memory(tables), lambda *_: None).rows[0]["soft_nc"] is None
+    for wrong in ({"draws": -1}, {"retention": 1.0}):
+        with pytest.raises(ConfigError, match="expected 0 or more draws and a share"):
+            Faithfulness(("one",), **wrong)  # type: ignore[arg-type]
 
 
 def test_only_queries_that_count(memory: Any, spec: Any, queries: pa.Table) -> None:

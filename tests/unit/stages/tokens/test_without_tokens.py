@@ -9,6 +9,7 @@ import transformers
 
 from stages.model.spec import ModelSpec, Prompt
 from stages.tokens.attention import Attention
+from stages.tokens.attn_lrp import AttnLrp
 from stages.tokens.grad_input import GradInput
 from stages.tokens.gradient_shap import GradientShap
 from stages.tokens.ig import IntegratedGradients
@@ -20,6 +21,7 @@ from stages.tokens.smooth_grad import SmoothGrad
 
 METHODS = [
     Attention,
+    AttnLrp,
     GradInput,
     GradientShap,
     IntegratedGradients,
