@@ -67,7 +67,8 @@ def explain_set(
             "the others out."
         )
     finished = Finished(run.folder)
-    chosen = read_query_set(run, queries, progress)
+    source = finished.run.queries
+    chosen = read_query_set(run, queries, source.id if source is not None else None, progress)
     found: dict[str, Any] = {
         "run_id": run.record["run_id"],
         "file": chosen.name,

@@ -30,12 +30,12 @@ class QuerySet(NamedTuple):
 
 
 def read_query_set(
-    run: Any, given: str | Path | Iterable[str | int], progress: Progress
+    run: Any, given: str | Path | Iterable[str | int], id_column: str | None, progress: Progress
 ) -> QuerySet:
     """The queries of `run` that a file (CSV, Parquet, JSONL) or a list names.
 
-    A file has a column `query_id` or `source_id`, or the column that the run's configuration names
-    as the id of the queries; the first of these that it has counts. A list holds query_ids or
+    A file has a column `query_id` or `source_id`, or the column `id_column` that the source of the
+    queries has its ids in; the first of these that it has counts. A list holds query_ids or
     source_ids, as `--query` takes them. A query that is named twice counts once, which is said.
 
     Raises:
@@ -45,7 +45,7 @@ def read_query_set(
     """
     if isinstance(given, str | Path):
         name = str(given)
-        key, wanted = _named_in(name, run.config().queries)
+        key, wanted = _named_in(name, id_column)
     else:
         name, key, wanted = "queries", None, [str(one) for one in given]
     if not wanted:
@@ -55,7 +55,7 @@ def read_query_set(
         )
     ids = _ids_of(run, name, key, wanted)
     if len(set(ids)) < len(ids):
-        progress.say(f"{name}: {len(ids) - len(set(ids))} rows name a query again; it counts once")
+        progress.say(f"{name}: {len(ids) - len(set(ids))} named again; a query counts once")
     id_list = ", ".join(map(str, sorted(set(ids))))
     rows = dicts(
         run.sql(
@@ -73,11 +73,14 @@ def read_query_set(
     return QuerySet(name, rows)
 
 
-def _named_in(path: str, queries: Any) -> tuple[str, list[str]]:
+def _named_in(path: str, id_column: str | None) -> tuple[str, list[str]]:
     """The kind of id in a file, "query_id" or "source_id", and the ids as text, in its order."""
     read = load_file(path)
-    own = queries.id if queries is not None and queries.id else "source_id"
-    columns = {"query_id": "query_id", "source_id": "source_id", own: "source_id"}
+    columns = {
+        "query_id": "query_id",
+        "source_id": "source_id",
+        id_column or "source_id": "source_id",
+    }
     names = [name for name in columns if name in read.table.column_names]
     if not names:
         raise RunError(

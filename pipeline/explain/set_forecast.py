@@ -21,6 +21,8 @@ from stages.stage import Part, Role
 from stages.tables import KERNEL_DUAL
 from storage.sql import quoted
 
+DEFAULT = "kernel_regression"
+"""The regression that is taken of several."""
 FEWEST = 10
 """Queries of a set that is cut in halves."""
 DRAWS = 10
@@ -63,16 +65,17 @@ def forecast(
         suggested: By example_id the label that is suggested, of flagged examples.
         n_removed: How many examples a cure changes at most.
     """
-    regression = next((i for i in finished.stages if finished.has(i, KERNEL_DUAL.name)), None)
-    if regression is None:
+    fitted = [name for name in run.record["tables"] if finished.has(name, KERNEL_DUAL.name)]
+    if not fitted:
         return {
             "rows": [],
             "reason": "no forecast: the run has no kernel_regression. Add `kernel_regression: {}` "
             "under `stages:` and run again.",
         }
+    regression = DEFAULT if DEFAULT in fitted else fitted[0]
     drawn = _drawn(run, regression, n_removed)
     named = {i for lists in worst.values() for ids in lists.values() for i in ids}
-    refit = _refit(run, finished, regression, sorted(named.union(*map(set, drawn))))
+    refit = refit_of(run, finished, regression, sorted(named.union(*map(set, drawn))))
     answer_of = dict(
         run.sql(
             "SELECT id, coalesce(label::DOUBLE, target) FROM tables.label WHERE role = 'query' "
@@ -170,8 +173,11 @@ def _drawn(run: Any, regression: str, count: int) -> list[list[int]]:
     ]
 
 
-def _refit(run: Any, finished: Finished, regression: str, candidates: Sequence[int]) -> Any:
-    """The regression, ready to be fitted without some of the candidates."""
+def refit_of(run: Any, finished: Finished, regression: str, candidates: Sequence[int]) -> Any:
+    """The regression, ready to be fitted without some of the candidates, ids that ascend.
+
+    In primal form the shards that hold candidates are read alone.
+    """
     from stages.surrogate.refit import dual_refit, primal_refit
 
     stage: Any = finished.stages[regression]

@@ -12,8 +12,8 @@ query whose list of that sign is full and lacks the example.
 A query belongs to the others of its label as much as the cosine between its scores and the mean of
 the others' scores, each scaled to unit length, with which it has no part. An outlier has nothing in
 common with them (a cosine of 0 or below), or lies below the median by more than three standard
-deviations, taken from the median absolute deviation. [Leys et al. 2013,
-doi:10.1016/j.jesp.2013.03.013; the mean without the query is ours]
+deviations, taken from the median absolute deviation, with less than half the square of the median.
+[Leys et al. 2013, doi:10.1016/j.jesp.2013.03.013; the mean without the query and the half are ours]
 """
 
 from collections.abc import Mapping, Sequence
@@ -237,8 +237,10 @@ def _cosines(
         members = [i for i in ids if group_of[i] == group and in_label.get(i) is not None]
         if len(members) >= FEWEST:
             values = np.array([in_label[i] for i in members])
-            spread = 1.4826 * np.median(np.abs(values - np.median(values)))
-            is_out = (values <= 0) | (values < np.median(values) - DEVIATIONS * spread)
+            middle = np.median(values)
+            spread = 1.4826 * np.median(np.abs(values - middle))
+            is_far = (values < middle - DEVIATIONS * spread) & (values**2 < middle**2 / 2)
+            is_out = (values <= 0) | is_far
             outliers |= {i for i, out in zip(members, is_out.tolist(), strict=True) if out}
     return [
         {
