@@ -34,7 +34,7 @@ def explain_set(
     """The examples behind the predictions of several queries together, as plain values.
 
     Keys:
-        run_id, file: The run, and the file that named the queries.
+        run_id, task, file: The run, the task of its corpus, and the file that named the queries.
         queries: query_id, source_id, text, text_b, label of each.
         predictions: For each model and label of the set: method, source, label, n, and n_right.
         methods: For each pairwise method `speaks_for`, `top_k` (scores of each sign that are stored
@@ -71,13 +71,16 @@ def explain_set(
     chosen = read_query_set(run, queries, source.id if source is not None else None, progress)
     found: dict[str, Any] = {
         "run_id": run.record["run_id"],
+        "task": run.task(),
         "file": chosen.name,
         "queries": [{k: v for k, v in row.items() if k != "answer"} for row in chosen.rows],
         "predictions": _predictions(run, chosen),
         "methods": [],
         "values": [],
     }
-    label_of = {row["query_id"]: row["label"] for row in chosen.rows}
+    # Targets of a regression and texts of completions are no kinds that queries could be of.
+    has_classes = found["task"] == "classification"
+    label_of = {row["query_id"]: row["label"] if has_classes else None for row in chosen.rows}
     half_of = halves(chosen)
     worst: dict[tuple[str, str], Mapping[str, list[int]]] = {}
     for entry, scores, signs in _entries(run, finished, chosen, methods, progress):
@@ -169,16 +172,15 @@ def _predicted(
     """By query_id whether the class that `method` explains is the label; None if none is known.
 
     The class is that of the predictions that the method reads or, where it reads none, as of
-    gradients and of a probe, of the first model or probe of the run. Of a regression the one output
-    is explained, whatever the target.
+    gradients and of a probe, of the first model or probe of the run. Of a regression, whose one
+    output is explained, whether a larger output is nearer to the target.
     """
-    if run.task() != "classification":
-        return dict.fromkeys(chosen.ids, True)
     if "predictions" not in run.views():
         return None
     writers = [writer for writer, _ in finished.sources(method).values()]
     rows = run.sql(
-        "SELECT p.id, p.predicted = q.label FROM predictions AS p JOIN tables.label AS q ON "
+        "SELECT p.id, coalesce(p.predicted = q.label, p.logits[1] < q.target) "
+        "FROM predictions AS p JOIN tables.label AS q ON "
         "q.id = p.id AND q.role = p.role WHERE p.role = 'query' AND p.method = (SELECT method FROM "
         "predictions WHERE role = 'query' AND (source <> 'kernel' OR method IN "
         f"({', '.join(map(quoted, writers))})) ORDER BY method NOT IN "

@@ -30,7 +30,7 @@ def set_page(found: Mapping[str, Any]) -> str:
         sides = "".join(
             f'<div class="{listed.side}"><h3>{escape(sentence(listed.title))}</h3>'
             f"{_cards(listed, entry['top_k'])}</div>"
-            for listed in set_titles.lists_of(entry)
+            for listed in set_titles.lists_of(entry, found)
         )
         out = [
             [_text(row), row["label"], f"{row['cosine']:.2f}", row["source_id"]]

@@ -21,7 +21,7 @@ def print_set(found: Mapping[str, Any], top: int, is_json: bool) -> None:
         show(line)
     show(f"\n{set_titles.legend(found)}")
     for entry in [*found["methods"], *found["values"]]:
-        for listed in set_titles.lists_of(entry):
+        for listed in set_titles.lists_of(entry, found):
             show(f"\n{method_title(entry)}: {listed.title}")
             _print_examples(listed, entry["top_k"])
         show(f"\n{method_title(entry)}: {set_titles.common(entry)}")

@@ -3,7 +3,8 @@
 All of it is added up by DuckDB over the stored scores of the set's queries; what is held here are
 the rows that are shown. A score is above 0 where the example speaks for the query's label. Where a
 method explains the predicted class and that is not the label, the sign is turned: of two classes
-the margin of the label is meant exactly, of more the wrong prediction alone.
+the margin of the label is meant exactly, of more the wrong prediction alone. So it is where a
+regression's output, which the method explains, lies above the target.
 
 A query's list of scores may be cut (`top_k` of the method). What is not stored counts 0, and
 `unseen` bounds what that may hide: at most the smallest stored size of the same sign, for each
@@ -79,8 +80,9 @@ def set_scores(
     Args:
         run: The `pipeline.open_run.OpenedRun`.
         scores: The scores of the method.
-        sign_of: By query_id: -1 where scores speak for a class that is not the label, else 1.
-        label_of: By query_id its label.
+        sign_of: By query_id: -1 where scores speak for a class that is not the label, or for an
+            output that is too large already, else 1.
+        label_of: By query_id its label; None where there are no classes.
         half_of: By query_id the half of the set that it is in; empty where there are no halves.
         top: Examples of each sign; as many again are the farthest from 0 in their own class.
         n_worst: How many examples of the lowest means to name.
@@ -222,14 +224,13 @@ def _cosines(
     label_of: Mapping[int, Any],
 ) -> Rows:
     """The rows `cosines` of `SetScores`."""
-    ids = columns["query_id"]
+    # Of a query whose scores are all 0 there is no direction.
+    at = [place for place, norm in enumerate(norms) if norm]
+    ids = [columns["query_id"][place] for place in at]
     labels = list(dict.fromkeys(label_of.get(query_id) for query_id in ids))
     group_of = {query_id: labels.index(label_of.get(query_id)) for query_id in ids}
-    scale = [
-        weight / norm if norm else 0.0
-        for weight, norm in zip(columns["weight"], norms, strict=True)
-    ]
-    in_set = _to_others(run, pairs, ids, scale, [0] * len(ids))
+    scale = [columns["weight"][place] / norms[place] for place in at]
+    in_set = _to_others(run, pairs, ids, scale, [0] * len(ids)) if ids else {}
     groups = [group_of[query_id] for query_id in ids]
     in_label = _to_others(run, pairs, ids, scale, groups) if len(labels) > 1 else in_set
     outliers: set[int] = set()
@@ -249,7 +250,7 @@ def _cosines(
             "cosine_in_label": in_label.get(query_id),
             "is_outlier": query_id in outliers,
         }
-        for query_id in ids
+        for query_id in columns["query_id"]
     ]
 
 

@@ -22,7 +22,7 @@ def heading(found: Mapping[str, Any]) -> str:
     labels = [row["label"] for row in found["queries"] if row["label"] is not None]
     n = len(found["queries"])
     count = "1 query" if n == 1 else f"{n} queries"
-    if not found["predictions"]:
+    if found["task"] != "classification":
         return f"{count} of {found['file']}"
     names = sorted(set(labels), key=lambda name: (-labels.count(name), name))
     return f"{count} of {found['file']}: {', '.join(f'{labels.count(n)} {n}' for n in names)}"
@@ -38,7 +38,7 @@ def prediction_lines(found: Mapping[str, Any]) -> list[str]:
     return [f"{model} is right on {', '.join(parts)}" for model, parts in lines.items()]
 
 
-def side_title(entry: Mapping[str, Any], side: str) -> str:
+def side_title(entry: Mapping[str, Any], side: str, found: Mapping[str, Any]) -> str:
     """What the examples of a list do for the queries of the set."""
     is_for = side == "helpful"
     measured = "label" if "utility" in entry else entry["speaks_for"]
@@ -46,10 +46,12 @@ def side_title(entry: Mapping[str, Any], side: str) -> str:
         return "examples most like the queries"
     if measured is None:
         return "largest mean scores" if is_for else "lowest mean scores"
+    task = found["task"]
+    noun = {"classification": "labels", "regression": "targets"}.get(task, "texts")
     if is_for:
-        return "examples that speak for the queries' labels"
+        return f"examples that speak for the queries' {noun}"
     cause = ", for the wrong predictions" if measured == "prediction" else ""
-    return f"examples that speak against the queries' labels{cause}"
+    return f"examples that speak against the queries' {noun}{cause}"
 
 
 class Listed(NamedTuple):
@@ -62,14 +64,16 @@ class Listed(NamedTuple):
     n_queries: int
 
 
-def lists_of(entry: Mapping[str, Any]) -> list[Listed]:
+def lists_of(entry: Mapping[str, Any], found: Mapping[str, Any]) -> list[Listed]:
     """The lists of a method: over all queries, and the harmful ones of its most frequent labels."""
     n = entry["n_queries"]
-    lists = [Listed(side, side_title(entry, side), entry[side], n) for side in reversed(SIDES)]
+    lists = [
+        Listed(side, side_title(entry, side, found), entry[side], n) for side in reversed(SIDES)
+    ]
     if entry.get("speaks_for") == "likeness":
         return lists[1:]
     for part in entry["of_labels"][:LABELS]:
-        title = f"{side_title(entry, 'harmful')}, of the {part['n_queries']} {part['label']} alone"
+        title = f"{lists[0].title}, of the {part['n_queries']} {part['label']} alone"
         lists.insert(-1, Listed("harmful", title, part["harmful"], part["n_queries"]))
     return lists
 
@@ -100,7 +104,7 @@ def doubts(row: Mapping[str, Any]) -> str:
 def legend(found: Mapping[str, Any]) -> str:
     """How to read the numbers."""
     entries = [*found["methods"], *found["values"]]
-    lines = ["mean: the mean score over the queries; above 0 an example speaks for their labels."]
+    lines = ["mean: the mean score over the queries; above 0 an example helps them."]
     if cut := [e for e in entries if e["top_k"] is not None]:
         largest = ", ".join(f"{e['top_k']} ({method_title(e)})" for e in cut)
         lines.append(
@@ -113,9 +117,9 @@ def legend(found: Mapping[str, Any]) -> str:
 
 def common(entry: Mapping[str, Any]) -> str:
     """How alike the queries' scores are, and how many do not belong."""
-    rows = [row for row in entry["cosines"] if row["cosine_in_label"] is not None]
+    rows = [r for r in entry["cosines"] if None not in (r["cosine"], r["cosine_in_label"])]
     if not rows:
-        return "one query of each label: nothing to compare"
+        return "no two queries of a label, whose scores could be compared."
     in_set = np.mean([row["cosine"] for row in rows])
     in_label = np.mean([row["cosine_in_label"] for row in rows])
     text = f"mean cosine of a query's scores to those of the others: {in_set:.2f}"

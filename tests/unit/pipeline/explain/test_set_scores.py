@@ -143,6 +143,20 @@ def test_a_single_query_has_nothing_to_be_like(scores: np.ndarray) -> None:
     assert found.worst["all"] == np.argsort(scores[4])[:WORST].tolist()
 
 
+def test_a_query_whose_scores_are_all_0_has_no_direction(scores: np.ndarray) -> None:
+    expected = {row["query_id"]: row for row in asked(scores, None, [0, 1, 2, 3]).cosines}
+    more = np.vstack([scores, np.zeros(N_EXAMPLES)])
+    run = made_run(more, None)
+    run._connection.execute("INSERT INTO attributions SELECT 12, i, 0.0 FROM range(90) AS t(i)")
+    ids = [0, 1, 2, 3, 12]
+    given = dict.fromkeys(ids, 1.0), dict.fromkeys(ids, "a"), {}
+    found = set_scores(run, Scores(PAIRS, None, True), *given, TOP, WORST)
+    assert found is not None
+    for row in found.cosines[:4]:
+        assert row["cosine"] == pytest.approx(expected[row["query_id"]]["cosine"], abs=1e-12)
+    assert found.cosines[4]["cosine"] is None
+
+
 def test_queries_without_scores_give_nothing(scores: np.ndarray) -> None:
     run = made_run(scores, None)
     stored = Scores(PAIRS, None, has_sign=True)
