@@ -21,6 +21,9 @@ from pipeline.finished import Finished
 from pipeline.progress import Progress
 from storage.sql import quoted
 
+MOST_REMOVED = 1000
+"""Examples that a forecast leaves out at most."""
+
 
 def explain_set(
     run: Any,
@@ -59,12 +62,18 @@ def explain_set(
         alone: A single query or a text, which no set may stand beside: all None.
 
     Raises:
-        RunError: the queries cannot be told, or the run lacks a method.
+        RunError: the queries cannot be told, the run lacks a method, or too many examples are to
+            be left out.
     """
     if any(value is not None for value in alone):
         raise RunError(
             "explain: found queries beside a single query or a text, expected one of them. Leave "
             "the others out."
+        )
+    if not 1 <= n_removed <= MOST_REMOVED:
+        raise RunError(
+            f"explain: found remove: {n_removed}, expected 1 to {MOST_REMOVED} examples, whose "
+            "effects on each other are held in memory. Name another number."
         )
     finished = Finished(run.folder)
     source = finished.run.queries

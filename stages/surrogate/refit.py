@@ -141,8 +141,8 @@ def primal_refit(
     """The regression in primal form, by the instance `fit` of `kernel_fit`.
 
     `at_shard` gives the tables of one shard, of which `shards` names those of all queries and those
-    that hold candidates: no others are read. Memory: the fit, the vectors of a shard, and the
-    numbers of queries and candidates along the fit's directions.
+    that hold candidates: no others are read. Memory: the fit, the vectors of a shard, the numbers
+    of queries and candidates along the fit's directions, and 8 bytes for each pair of candidates.
 
     Raises:
         DataError: the labels or vectors cannot be used.
