@@ -109,7 +109,8 @@ def legend(found: Mapping[str, Any]) -> str:
         largest = ", ".join(f"{e['top_k']} ({method_title(e)})" for e in cut)
         lines.append(
             f"±: how far it may be off, as of a query no more scores of each sign are stored than "
-            f"{largest}; `top_k: null` stores all."
+            f"{largest}; where it is larger than the mean, not even the sign is sure. "
+            "`top_k: null` stores all."
         )
     lines.append("in top: of how many queries it is among the 20 farthest from 0 on that side.")
     return " ".join(lines)
@@ -193,7 +194,7 @@ def verdict(forecast: Mapping[str, Any]) -> str:
         for side, whom in (("set", "the set"), ("others", "the others"))
         if best[side][name] is not None
     ]
-    return f"Best for the set: {cure(best, forecast)}: {', '.join(changes)}."
+    return f"Best for the set ({cure(best, forecast)}): {', '.join(changes)}."
 
 
 def _measured(forecast: Mapping[str, Any]) -> list[str]:
@@ -211,4 +212,4 @@ def cure(row: Mapping[str, Any], forecast: Mapping[str, Any]) -> str:
     by = f"{row['by']}, of each label" if row["of"] == "labels" else row["by"]
     if row["action"] == "remove":
         return f"without the {count} worst of {by}"
-    return f"{count} of {by} relabelled, as flagged"
+    return f"relabelled: {count} flagged of {by}"

@@ -135,7 +135,7 @@ def test_the_terminal_and_the_page_say_so(
     title = "examples that speak against the queries' labels, for the wrong predictions"
     assert f"kernel_representer: {title}" in said
     assert "similarity: examples most like the queries" in said
-    assert "Best for the set: without the 8 worst of " in said
+    assert "Best for the set (without the 8 worst of " in said
     assert "accuracy" in said
     assert "row train-2-0" in said
     for name in ("why.html", "why.json"):
@@ -143,7 +143,7 @@ def test_the_terminal_and_the_page_say_so(
     page = (tmp_path / "why.html").read_text()
     HTMLParser().feed(page)
     assert page.count("<html") == page.count("</html>") == 1
-    assert "Best for the set: without the 8 worst of " in page
+    assert "Best for the set (without the 8 worst of " in page
     assert "row train-2-0" in page
     assert json.loads((tmp_path / "why.json").read_text())["file"] == str(failing)
     said = complaint("explain", folder, *asked, "--out", tmp_path / "why.png")
@@ -165,7 +165,7 @@ def test_a_set_may_be_a_list_or_any_table_of_ids(
         assert read_query_set(run, given, None, Progress()).rows == expected
     found = explain(run, queries=names, methods=["kernel_representer"], remove=PLANTED)
     assert [row["source_id"] for row in found["queries"]] == [row["source_id"] for row in expected]
-    assert "Best for the set: without the 8 worst of kernel_representer" in repr(found)
+    assert "Best for the set (without the 8 worst of kernel_representer" in repr(found)
 
 
 def test_the_forecast_is_a_fit_without_these_rows(run: OpenedRun) -> None:

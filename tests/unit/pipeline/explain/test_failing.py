@@ -91,8 +91,8 @@ def test_a_cure_must_do_more_than_random_rows_by_chance() -> None:
         before, ("remove", "x", -0.19, 0.4, None), ("remove", "y", -0.3, 0.5, None), random
     )
     assert verdict(good) == (
-        "Best for the set: without the 3 worst of x: margin of the set -0.500 -> -0.190, margin of "
-        "the others 0.500 -> 0.400."
+        "Best for the set (without the 3 worst of x): margin of the set -0.500 -> -0.190, margin "
+        "of the others 0.500 -> 0.400."
     )
     assert forecast_table(good)[1][-1] == [
         "without 3 random ones (10 draws)",
