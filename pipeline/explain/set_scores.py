@@ -29,6 +29,8 @@ WORST_OF_A_QUERY = 20
 """Among so many of a query's examples of one sign a row is when `in_top` counts the query."""
 FEWEST = 4
 """Queries of one label among which one may be an outlier."""
+ALIKE = 0.1
+"""The least median cosine of queries that share something, without which none stands out."""
 DEVIATIONS = 3.0
 
 
@@ -241,7 +243,7 @@ def _cosines(
             middle = np.median(values)
             spread = 1.4826 * np.median(np.abs(values - middle))
             is_far = (values < middle - DEVIATIONS * spread) & (values**2 < middle**2 / 2)
-            is_out = (values <= 0) | is_far
+            is_out = ((values <= 0) | is_far) & (middle >= ALIKE)
             outliers |= {i for i, out in zip(members, is_out.tolist(), strict=True) if out}
     return [
         {

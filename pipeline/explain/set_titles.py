@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.explain.query import Rows
+from pipeline.explain.set_scores import ALIKE
 from pipeline.explain.titles import SIDES, method_title
 
 LABELS = 4
@@ -130,7 +131,7 @@ def common(entry: Mapping[str, Any]) -> str:
             text += ". Failures of different labels have different causes here: read them apart"
     n_out = sum(row["is_outlier"] for row in entry["cosines"])
     if not n_out:
-        return f"{text}. No query stands out."
+        return f"{text}. {'No query stands out' if in_label >= ALIKE else 'They share little'}."
     verb = "query does" if n_out == 1 else "queries do"
     return f"{text}. {n_out} {verb} not belong to the others:"
 
@@ -189,10 +190,13 @@ def verdict(forecast: Mapping[str, Any]) -> str:
             "No cure does more for the set than random examples by chance: these failures do not "
             "come from few examples that a method of the run names."
         )
+    told = [(name, "set", "the set"), (name, "others", "the others")]
+    if _measured(forecast)[0] != name:
+        told.append((_measured(forecast)[0], "all", "all labelled queries"))
     changes = [
-        f"{name.replace('_', ' ')} of {whom} {before[side][name]:.3f} -> {best[side][name]:.3f}"
-        for side, whom in (("set", "the set"), ("others", "the others"))
-        if best[side][name] is not None
+        f"{one.replace('_', ' ')} of {whom} {before[side][one]:.3f} -> {best[side][one]:.3f}"
+        for one, side, whom in told
+        if best[side][one] is not None
     ]
     return f"Best for the set ({cure(best, forecast)}): {', '.join(changes)}."
 
