@@ -216,9 +216,11 @@ def explain(
     methods: Sequence[str] = (),
     top: int = 5,
     progress: "Progress | None" = None,
+    queries: str | Path | Sequence[str | int] | None = None,
+    remove: int = 20,
 ) -> Answer:
-    """The examples and words behind the prediction of a query or text; see `OpenedRun.explain`."""
-    return _opened(run).explain(query, text, text_b, methods, top, progress)
+    """The examples and words behind predictions; see `OpenedRun.explain`."""
+    return _opened(run).explain(query, text, text_b, methods, top, progress, queries, remove)
 
 
 def _opened(run: AnyRun) -> OpenedRun:

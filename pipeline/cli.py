@@ -303,6 +303,11 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--query", metavar="ID", help="A query of the run, by query_id or source_id.")
+@click.option(
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="Several queries, such as those that fail: a file with a column query_id or source_id.",
+)
 @click.option("--text", help="A new text, for which the run's model is used; nothing is stored.")
 @click.option("--text-b", help="The second text, in a corpus of pairs.")
 @click.option(
@@ -315,6 +320,12 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
     "--top", type=click.IntRange(min=1), default=5, help="Examples for, and as many against."
 )
 @click.option(
+    "--remove",
+    type=COUNT,
+    default=20,
+    help="With --queries: examples that the forecast leaves out.",
+)
+@click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write .html, .json, or .png where rows have images.",
@@ -323,32 +334,38 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
 def explain(
     run: Path,
     query: str | None,
+    queries: Path | None,
     text: str | None,
     text_b: str | None,
     methods: tuple[str, ...],
     top: int,
+    remove: int,
     out: Path | None,
     is_json: bool,
 ) -> None:
     """Show the training examples and words behind a prediction, of a query or of any text.
 
+    With --queries: the examples behind the failures of several queries together, and a forecast of
+    what it would give to leave out or relabel them.
+
     Example: assay explain runs/quickstart --query 0 --out why.html
     """
     from pipeline.explain.as_file import check_ending, write_explanation
-    from pipeline.explain.on_terminal import print_explanation
 
-    if (query is None) == (text is None):
+    given = {"--query": query, "--queries": queries, "--text": text}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
         raise click.UsageError(
-            f"found {'both' if text and query else 'neither'} of --query and --text, expected "
+            f"found {len(named) or 'none'} of --query, --queries and --text, expected "
             "one. Say for example --query 0."
         )
     if out is not None:
         check_ending(out)
     opened = open_run(run)
     with Screen("Reading the run ...") as screen:
-        found = opened.explain(query, text, text_b, methods, top, screen)
+        found = opened.explain(query, text, text_b, methods, top, screen, queries, remove)
     if out is not None:
         write_explanation(opened, found, out)
         click.echo(f"Explanation written to {out}", err=True)
     else:
-        print_explanation(found, top, is_json)
+        found.show(is_json)

@@ -241,8 +241,13 @@ class OpenedRun:
         methods: Sequence[str] = (),
         top: int = 5,
         progress: "Progress | None" = None,
+        queries: "str | Path | Sequence[str | int] | None" = None,
+        remove: int = 20,
     ) -> Answer:
         """The examples and words behind a prediction, by every method, as plain values.
+
+        With `queries`, a file or a list of ids, what causes these predictions together: see
+        `pipeline.explain.failing.explain_set`. Of a single query or text the keys are:
 
         Keys:
             run_id: The run.
@@ -267,11 +272,19 @@ class OpenedRun:
                 are drawn again for this query alone.
             top: How many examples above 0, and how many below.
             progress: Hears how far the work is, and what long work will cost.
+            queries: Several queries, in place of one or of a text.
+            remove: With `queries`: how many examples the forecast leaves out.
         """
         from pipeline.explain.explanation import explain
+        from pipeline.explain.failing import explain_set
         from pipeline.explain.on_terminal import print_explanation
+        from pipeline.explain.set_on_terminal import print_set
         from pipeline.progress import Progress
 
+        if queries is not None:
+            alone = (query, text, text_b)
+            found = explain_set(self, queries, methods, top, remove, progress or Progress(), alone)
+            return Answer(found, functools.partial(print_set, top=top))
         found = explain(self, query, text, text_b, methods, top, progress or Progress())
         return Answer(found, functools.partial(print_explanation, top=top))
 

@@ -79,6 +79,10 @@ class Answer(dict[str, Any]):
         """The same as a plain dict."""
         return dict(self)
 
+    def show(self, is_json: bool = False) -> None:
+        """Prints what the command prints, with `is_json` as for programs."""
+        self._show(self, is_json=is_json)
+
     def __repr__(self) -> str:
         from pipeline.terminal import shown
 

@@ -10,6 +10,7 @@ import PIL.Image
 from pipeline.errors import RunError
 from pipeline.explain.as_page import page
 from pipeline.explain.picture import Image, draw, image_of, largest, png
+from pipeline.explain.set_as_page import set_page
 from pipeline.explain.titles import lists_of_examples
 from storage.catalog import fetch
 from storage.files import write_whole
@@ -39,10 +40,16 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
         RunError: the file cannot be written, or a .png is wanted of rows without images.
     """
     check_ending(path)
+    is_set = "queries" in found
     if path.suffix == ".json":
         data = (json.dumps(found, indent=1) + "\n").encode()
+    elif is_set and path.suffix == ".png":
+        raise RunError(
+            f"{path}: found a set of queries, expected a single one for a picture. Write .html or "
+            ".json instead."
+        )
     elif path.suffix == ".html":
-        data = page(found, images_of(run, found)).encode()
+        data = (set_page(found) if is_set else page(found, images_of(run, found))).encode()
     else:
         data = png(_picture(found, images_of(run, found), path))
     try:

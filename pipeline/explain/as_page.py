@@ -1,6 +1,6 @@
 """An explanation as one page of HTML: no network, no scripts, for narrow screens, light or dark."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -52,7 +52,7 @@ def page(found: Mapping[str, Any], images: Images) -> str:
         body.append(f'<p class="soft">{escape(note)}</p>')
     for entry in [*found["methods"], *found["values"]]:
         sides = "".join(
-            f'<div class="{side}"><h3>{escape(_sentence(side_title(entry, side, found)))}</h3>'
+            f'<div class="{side}"><h3>{escape(sentence(side_title(entry, side, found)))}</h3>'
             f"{_examples(entry[side], images, white)}</div>"
             for side in shown_sides(entry)
         )
@@ -69,10 +69,15 @@ def page(found: Mapping[str, Any], images: Images) -> str:
                 )
                 body.append(_examples(contrast["examples"], images, white, "spectrum"))
             body.append("</section>")
+    return document(heading[:80], body, STYLE)
+
+
+def document(title: str, body: Sequence[str], style: str) -> str:
+    """A whole HTML document of some parts, without those that are empty."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(heading[:80])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body>\n</html>\n"
     )
@@ -102,7 +107,8 @@ def _image(example_id: int | None, images: Images, white: float) -> str:
     return "" if image is None else f'<img alt="" src="{data_url(image, white)}">'
 
 
-def _sentence(words: str) -> str:
+def sentence(words: str) -> str:
+    """The words with a capital letter at their beginning."""
     return words[:1].upper() + words[1:]
 
 

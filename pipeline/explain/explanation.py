@@ -79,7 +79,7 @@ def explain(
                 raise
             progress.say(f"left out: {error}")
             continue
-        name = {"method": method, "speaks_for": _speaks_for(finished, method)}
+        name = {"method": method, "speaks_for": speaks_for(finished, method)}
         found["methods"].append({**name, **_extremes(scores, "score", top)})
     drawn = {name: replay(finished, name, explained, progress) for name in replayed}
     for method, rows in {**drawn, **explained.values()}.items():
@@ -154,7 +154,7 @@ def _words(
     return entries
 
 
-def _speaks_for(finished: Finished, method: str) -> str | None:
+def speaks_for(finished: Finished, method: str) -> str | None:
     """The `speaks_for` of the method's stage, or else of a stage that it reads, as of gradients."""
     writers = (writer for writer, _ in finished.sources(method).values())
     stages = (finished.stages.get(name) for name in (method, *writers))
