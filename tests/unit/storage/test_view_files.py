@@ -9,6 +9,7 @@ PLAIN = {
     "embeddings": "embedding",
     "features": "features",
     "gradients": "gradient",
+    "near_duplicates": "near_duplicate",
     "ntk": "ntk",
     "rejected": "rejected",
     "shapley": "shapley_value",
