@@ -93,3 +93,28 @@ def test_near_duplicates_are_issues_once_their_stage_has_run(tmp_path: Path, ass
     ]
     clusters = run.sql("SELECT example_id, cluster FROM near_duplicates ORDER BY ALL").fetchall()
     assert clusters == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 5), (8, 8), (9, 9)]
+
+
+def test_outliers_and_texts_that_are_cut_are_issues_once_their_stages_have_run(
+    tmp_path: Path, assay: Any, encoder_folder: Path
+) -> None:
+    lines = [{"id": n, "text": "good film " * (1 + n % 5), "label": "good"} for n in range(40)]
+    lines.append({"id": 90, "text": "bad", "label": "bad"})
+    config = write_run(
+        tmp_path,
+        model={"path": str(encoder_folder), "max_length": 8},
+        corpus={"path": write_lines(tmp_path / "rows.jsonl", lines), "id": "id"},
+        stages={"outliers": {"fence": 0.0}, "text_length": {}},
+    )
+    assay("run", config)
+    run = open_run(tmp_path / "run")
+
+    def ids(sql: str) -> list[int]:
+        return [row for (row,) in run.sql(f"{sql} ORDER BY 1").fetchall()]
+
+    is_cut = ids("SELECT example_id FROM issues WHERE issue = 'cut off'")
+    # Two words a turn, beside [CLS] and [SEP].
+    assert is_cut == [n for n in range(40) if 2 * (1 + n % 5) + 2 > 8]
+    is_outlier = ids("SELECT example_id FROM issues WHERE issue = 'outlier'")
+    assert is_outlier == ids("SELECT example_id FROM outliers WHERE outlier_score < 0.5")
+    assert 0 < len(is_outlier) < 20

@@ -11,6 +11,7 @@ PLAIN = {
     "gradients": "gradient",
     "near_duplicates": "near_duplicate",
     "ntk": "ntk",
+    "outliers": "outlier",
     "rejected": "rejected",
     "shapley": "shapley_value",
     "shapley_by_query": "shapley_query",
