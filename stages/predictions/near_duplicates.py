@@ -5,6 +5,9 @@ without case and signs, reaches a threshold; MinHash finds them without comparin
 (`stages/ranking/near_texts.py`), and no pair is told that was not compared. Clusters are what such
 pairs connect, so that two texts of one cluster may themselves be less alike.
 
+Both texts of a pair count as one, which the longer rules; so questions about texts, of which all
+about one text would be near duplicates, are refused.
+
 In a sentence of 85 characters another word of five moves the similarity to 0.79, in one of 50 to
 0.69.
 """
@@ -96,6 +99,7 @@ class NearDuplicates(Stage):
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion")
 
     def __post_init__(self) -> None:
         """Refuses a threshold that the bands are not made for.
