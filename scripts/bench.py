@@ -33,6 +33,7 @@
     .venv/bin/python scripts/bench.py explanations --data ALL
                                                              spectra against other explanations
     .venv/bin/python scripts/bench.py storage                vectors on disk, many shards, sums
+    .venv/bin/python scripts/bench.py duplicates --data ALL  near duplicates and outliers
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
@@ -80,6 +81,7 @@ CASES = (
     "token_quality",
     "token_smoothing",
     "storage",
+    "duplicates",
 )
 
 

@@ -162,8 +162,11 @@ def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
 
 
 def statements(tables: set[str]) -> dict[str, list[str]]:
-    """The SQL of every view over `tables`; one view may have several, whose rows it unites."""
-    files = [(file.stem, file) for file in sorted(SQL.glob("*.sql"))]
+    """The SQL of every view over `tables`; one view may have several, whose rows it unites.
+
+    `VIEW.sql` and `VIEW.PART.sql` are of the view VIEW.
+    """
+    files = [(file.name.split(".")[0], file) for file in sorted(SQL.glob("*.sql"))]
     if SUMS not in tables:
         files += [("shapley", file) for file in sorted(SUMMED.glob("*.sql"))]
     parts: dict[str, list[str]] = {}

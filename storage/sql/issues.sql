@@ -4,9 +4,7 @@
 -- without case and spacing; `other_id` is another row of `other_role` with the same text.
 WITH kept AS (
     SELECT t.id, t.role, t.run_id, coalesce(l.label::DOUBLE, l.target) AS answer, t.text, t.text_b,
-           md5_number(lower(trim(regexp_replace(
-               concat_ws(chr(1), t.text, t.text_b), '\s+', ' ', 'g'
-           )))) AS content
+           md5_number(bare_text(t.text, t.text_b)) AS content
     FROM tables.text AS t
     JOIN tables.label AS l ON l.id = t.id AND l.role = t.role
     WHERE t.text IS NOT NULL

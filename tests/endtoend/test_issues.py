@@ -47,3 +47,74 @@ def test_every_issue_of_a_row_is_listed(tmp_path: Path, assay: Any) -> None:
         (16, "also a query", 1, "query"),
         (17, "rare class", None, None),
     ]
+
+
+NEARLY = [
+    (1, "a rather good film about two brothers and the sea", "good"),
+    (2, "A rather good film about two brothers, and the sea!", "good"),
+    (3, "a rather good film about two sisters and the sea", "bad"),
+    (4, "a rather good film about two sisters and  the sea", "good"),
+    (5, "the same plot as in every other film of this director", "bad"),
+    (6, "the same plot as in every other film by this director", "bad"),
+    (7, "nothing like any of the other texts that are here", "bad"),
+    (8, "who would have thought that it could end so well", "good"),
+    (9, "asked in the very same words, without any change", "bad"),
+]
+ASKED = [
+    (1, "who would have thought that it could end as well", "good"),
+    (2, "asked in the very same words, without any change", "good"),
+]
+
+
+def test_near_duplicates_are_issues_once_their_stage_has_run(tmp_path: Path, assay: Any) -> None:
+    def source(name: str, rows: list[tuple[int, str, str]]) -> dict[str, Any]:
+        lines = [dict(zip(("id", "text", "label"), row, strict=True)) for row in rows]
+        return {"path": write_lines(tmp_path / name, lines), "id": "id"}
+
+    config = write_run(
+        tmp_path,
+        corpus=source("rows.jsonl", NEARLY),
+        queries=source("queries.jsonl", ASKED),
+        stages={"near_duplicates": {}},
+        shard_size=4,
+    )
+    assay("run", config)
+    run = open_run(tmp_path / "run")
+    found = run.sql("SELECT example_id, issue, other_id, other_role FROM issues ORDER BY ALL")
+    assert found.fetchall() == [
+        (1, "near duplicate with another label", 3, "example"),
+        (2, "near duplicate with another label", 3, "example"),
+        (3, "duplicate with another label", 4, "example"),
+        (4, "duplicate with another label", 3, "example"),
+        (5, "near duplicate", 6, "example"),
+        (6, "near duplicate", 5, "example"),
+        (8, "near a query", 1, "query"),
+        (9, "also a query", 2, "query"),
+    ]
+    clusters = run.sql("SELECT example_id, cluster FROM near_duplicates ORDER BY ALL").fetchall()
+    assert clusters == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 5), (8, 8), (9, 9)]
+
+
+def test_outliers_and_texts_that_are_cut_are_issues_once_their_stages_have_run(
+    tmp_path: Path, assay: Any, encoder_folder: Path
+) -> None:
+    lines = [{"id": n, "text": "good film " * (1 + n % 5), "label": "good"} for n in range(40)]
+    lines.append({"id": 90, "text": "bad", "label": "bad"})
+    config = write_run(
+        tmp_path,
+        model={"path": str(encoder_folder), "max_length": 8},
+        corpus={"path": write_lines(tmp_path / "rows.jsonl", lines), "id": "id"},
+        stages={"outliers": {"fence": 0.0}, "text_length": {}},
+    )
+    assay("run", config)
+    run = open_run(tmp_path / "run")
+
+    def ids(sql: str) -> list[int]:
+        return [row for (row,) in run.sql(f"{sql} ORDER BY 1").fetchall()]
+
+    is_cut = ids("SELECT example_id FROM issues WHERE issue = 'cut off'")
+    # Two words a turn, beside [CLS] and [SEP].
+    assert is_cut == [n for n in range(40) if 2 * (1 + n % 5) + 2 > 8]
+    is_outlier = ids("SELECT example_id FROM issues WHERE issue = 'outlier'")
+    assert is_outlier == ids("SELECT example_id FROM outliers WHERE outlier_score < 0.5")
+    assert 0 < len(is_outlier) < 20

@@ -1,0 +1,181 @@
+"""Near duplicates against the Jaccard similarity of all pairs, by sets of pieces of text."""
+
+import functools
+import json
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from memory_inputs import ShardedInputs
+
+from stages.predictions.near_duplicates import NearDuplicates
+from stages.ranking import near_texts
+from stages.stage import ConfigError
+
+WORDS = "film plot good bad actor a the of with scene ending slow müde très 東京 कहानी 3.5".split()
+FIRST_QUERY = 5
+
+
+@functools.cache
+def pieces(text: str) -> set[str]:
+    """The definition: five characters from each one on, those beyond the end being empty."""
+    lower = unicodedata.normalize("NFKC", text).lower()
+    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in lower)
+    bare = " ".join("".join(kept).split())
+    return {bare[at : at + 5].ljust(5, "\0") for at in range(len(bare))}
+
+
+def jaccard(one: str, other: str) -> float:
+    both, either = pieces(one) & pieces(other), pieces(one) | pieces(other)
+    return len(both) / len(either)
+
+
+def found(
+    examples: Sequence[str], queries: Sequence[str] = (), n_shards: int = 3, **fields: float
+) -> list[dict[str, object]]:
+    """Rows for examples with ids from 0 and queries with ids from 5, which are stored backwards."""
+    ids = [*range(len(examples)), *range(FIRST_QUERY, FIRST_QUERY + len(queries))]
+    roles = ["example"] * len(examples) + ["query"] * len(queries)
+    columns = {"id": ids[::-1], "role": roles[::-1], "text": [*examples, *queries][::-1]}
+    table = pa.table({**columns, "text_b": pa.nulls(len(ids), pa.string())})
+    inputs = ShardedInputs({"text": table}, {"text": {"format": "text"}}, n_shards)
+    return super(ShardedInputs, inputs).run(NearDuplicates(**fields)).to_pylist()
+
+
+def by_definition(
+    examples: Sequence[str], queries: Sequence[str], similarity: float
+) -> list[dict[str, object]]:
+    alike = {
+        (i, j): jaccard(one, other)
+        for i, one in enumerate(examples)
+        for j, other in enumerate(examples)
+        if i != j
+    }
+    cluster = list(range(len(examples)))
+    for _ in examples:
+        for (i, j), likeness in alike.items():
+            if likeness >= similarity:
+                cluster[i] = cluster[j] = min(cluster[i], cluster[j])
+    rows = []
+    for i, text in enumerate(examples):
+        near = {j: alike[i, j] for j in range(len(examples)) if i != j}
+        asked = {FIRST_QUERY + q: jaccard(text, query) for q, query in enumerate(queries)}
+        row: dict[str, object] = {"example_id": i, "cluster": cluster[i]}
+        for names, likeness in (
+            (("other_id", "similarity"), near),
+            (("query_id", "query_similarity"), asked),
+        ):
+            best = max(likeness, key=lambda at: (likeness[at], -at))
+            is_near = likeness[best] >= similarity
+            row |= dict(
+                zip(names, (best, likeness[best]) if is_near else (None, None), strict=True)
+            )
+        if row["other_id"] is not None or row["query_id"] is not None:
+            rows.append(row)
+    return rows
+
+
+def sentences(n: int, seed: int) -> list[str]:
+    """Random sentences; every second one is an earlier one with a word or a letter changed."""
+    g, made = np.random.default_rng(seed), []
+    for at in range(n):
+        words = g.choice(WORDS, size=g.integers(6, 16)).tolist()
+        if at % 2:
+            words = made[g.integers(len(made))].split()
+            place = int(g.integers(len(words)))
+            words[place] = [
+                "",
+                words[place].upper(),
+                words[place] + "!",
+                "new",
+                words[place][::-1],
+            ][int(g.integers(5))]
+        made.append(" ".join(filter(None, words)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("seed", "similarity", "n_shards"), [(0, 0.7, 1), (1, 0.8, 4), (2, 1.0, 2)]
+)
+def test_all_pairs_that_are_near_and_no_other(seed: int, similarity: float, n_shards: int) -> None:
+    """Bands miss one pair in a thousand of similarity 0.7, but none of these."""
+    texts = sentences(150, seed)
+    examples, queries = texts[:120], texts[120:]
+    rows = found(examples, queries, n_shards, similarity=similarity)
+    assert rows == by_definition(examples, queries, similarity)
+    assert len(rows) > 20
+
+
+def test_many_texts_of_a_bucket_meet_their_neighbours_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is told is so, all the same; and that not all were compared is told."""
+    monkeypatch.setattr(near_texts, "WINDOW", 2)
+    examples = [f"the same words in front of every number of them all {n:03}" for n in range(60)]
+    ids = list(range(60))
+    texts = {
+        "id": ids,
+        "role": ["example"] * 60,
+        "text": examples,
+        "text_b": pa.nulls(60, "string"),
+    }
+    inputs = ShardedInputs({"text": pa.table(texts)}, {"text": {"format": "text"}})
+    rows = super(ShardedInputs, inputs).run(NearDuplicates()).to_pylist()
+    assert len(rows) == 60
+    for row in rows:
+        likeness = jaccard(examples[row["example_id"]], examples[row["other_id"]])
+        assert row["similarity"] == likeness >= 0.7
+    assert {row["cluster"] for row in rows} == {0}
+    assert "60 texts" in inputs.told.details()["notices"][0]
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = sentences(80, 3)
+    expected = found(texts)
+    monkeypatch.setattr(near_texts, "SHINGLES", 50)
+    monkeypatch.setattr("stages.predictions.near_duplicates.TEXTS", 7)
+    assert found(texts, n_shards=5) == expected
+
+
+@pytest.mark.parametrize("texts", [[], ["?!"], ["?!", "...", "good film"], ["a", "b"]])
+def test_nothing_to_find(texts: list[str]) -> None:
+    assert found(texts) == []
+
+
+def test_copies_are_one_text_whose_rows_point_to_each_other() -> None:
+    copy, near = "a rather good film of two hours", "a rather good film of two hourz"
+    rows = found([copy, near, copy.upper(), f"{copy}!"], [f"  {copy}"])
+    likeness = jaccard(copy, near)
+    assert [tuple(row.values()) for row in rows] == [
+        (0, 0, 2, 1.0, 5, 1.0),
+        (1, 0, 0, likeness, 5, likeness),
+        (2, 0, 0, 1.0, 5, 1.0),
+        (3, 0, 0, 1.0, 5, 1.0),
+    ]
+
+
+def test_both_texts_of_a_pair_and_all_that_is_said_count() -> None:
+    def rows_of(texts: list[str], pairs: list[str | None], form: str) -> list[int]:
+        columns = {"id": [*range(len(texts))], "role": ["example"] * len(texts), "text": texts}
+        table = pa.table({**columns, "text_b": pa.array(pairs, pa.string())})
+        inputs = ShardedInputs({"text": table}, {"text": {"format": form}}, 1)
+        return super(ShardedInputs, inputs).run(NearDuplicates())["example_id"].to_pylist()
+
+    def talk(*turns: str) -> str:
+        return json.dumps([{"role": "assistant", "content": turn} for turn in turns])
+
+    assert rows_of(["one two", "one two", "one two"], ["x y z", "a b c", "x y z"], "text") == [0, 2]
+    said = [
+        talk("a good film", "yes"),
+        talk("a good film", "no not really"),
+        talk("a good", "film yes"),
+    ]
+    assert rows_of(said, [None] * 3, "messages") == [0, 2]
+
+
+@pytest.mark.parametrize("similarity", [0.59, 1.01, float("nan")])
+def test_thresholds_that_the_bands_are_not_made_for(similarity: float) -> None:
+    with pytest.raises(ConfigError, match="expected a share"):
+        NearDuplicates(similarity=similarity)
