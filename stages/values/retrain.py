@@ -131,6 +131,9 @@ class Retrain(RunsModel, Stage):
     takes each of up to 10,000 examples, and of more so many that there are 100 prefixes."""
     share: float = 0.5
     """Part of the examples in a random subset."""
+    repeats: int = 1
+    """Trainings on each random subset, each visiting its examples in an order of its own: what
+    differs between them is the noise of training."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
     """Utilities of a prefix, means over the labelled queries."""
     per_round: int = 1
@@ -145,7 +148,6 @@ class Retrain(RunsModel, Stage):
     version: ClassVar[int] = 2
     split: ClassVar[Split] = "round"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    outside_key: ClassVar[frozenset[str]] = frozenset({"rounds", "model.train"})
 
     def __post_init__(self) -> None:
         """Refuses fields that nothing can be trained or drawn with.
@@ -164,12 +166,19 @@ class Retrain(RunsModel, Stage):
             self.per_round,
             self.rounds,
             self.token_budget,
+            self.repeats,
         )
         if min(counts) < 1 or self.seed < 0 or not 0 < self.share <= 1:
             raise ConfigError(
-                f"retrain: found every, per_round, rounds, token_budget: {counts}, seed: "
+                f"retrain: found every, per_round, rounds, token_budget, repeats: {counts}, seed: "
                 f"{self.seed}, share: {self.share}, expected at least 1 and 0, and a share in "
                 "(0, 1]. Correct them."
+            )
+        if self.repeats > 1 and (self.subsets != "random" or self.training.kind == "one_pass"):
+            raise ConfigError(
+                f"retrain: found repeats: {self.repeats} with subsets: {self.subsets} and "
+                f"training.kind: {self.training.kind}, expected random subsets trained on anew, "
+                "which an order of visits tells apart. Set subsets: random, or repeats: 1."
             )
         if self.last_blocks != "all" and self.last_blocks < 0:
             raise ConfigError(
@@ -193,6 +202,12 @@ class Retrain(RunsModel, Stage):
             return self
         is_small = size.n_examples <= EACH_PREFIX or self.subsets == "random"
         return replace(self, every=1 if is_small else -(-size.n_examples // PREFIXES))
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """`repeats` of one training, as rows were before there was the field."""
+        more = {"repeats"} if self.repeats == 1 else set()
+        return frozenset({"rounds", "model.train"} | more)
 
     @property
     def n_rounds(self) -> int:
@@ -239,7 +254,9 @@ class Retrain(RunsModel, Stage):
         queries = n + np.arange(len(players.query_ids))
         has_label = players.labels[n:] >= 0
         sizes, units = sizes_of(self, n), []
-        for draw, joining in enumerate(permutations(n, self.per_round, self.seed, index)):
+        joinings = permutations(n, self.per_round, self.seed, index)
+        repeated = (joining for joining in joinings for _ in range(self.repeats))
+        for draw, joining in enumerate(repeated):
             drawn = generator_of(f"retrain/{self.seed}/{index}/{draw}")
             visits = torch.randperm(n, generator=drawn).numpy()
             order, outputs = joining.numpy(), []
@@ -262,7 +279,7 @@ class Retrain(RunsModel, Stage):
     def cost(self, work: Work) -> Cost:
         """Every epoch of every training forward and backward, and the queries after each."""
         sizes = sizes_of(self, work.n_examples)
-        draws = self.rounds * self.per_round
+        draws = self.rounds * self.per_round * self.repeats
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
         predicted = len(sizes) * work.n_queries
