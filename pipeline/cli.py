@@ -242,8 +242,9 @@ def apply(
 def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) -> None:
     """Measure how far the results of a run can be trusted.
 
-    METRIC is robustness or selection, of the values of examples; faithfulness, of words; or
-    agreement, contamination, removal, specificity, support_size, of explanations by examples.
+    METRIC is robustness or selection, of the values of examples; curves, flags, lds or quantiles,
+    of scores; faithfulness, of words; or agreement, contamination, removal, specificity,
+    support_size, of explanations by examples.
     Nothing is stored.
 
     Example: assay evaluate runs/quickstart robustness --set examples=300 --set rounds=24

@@ -14,7 +14,7 @@ from pipeline.finished import Finished
 from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.task import StoredInputs
-from stages.model.spec import ModelSpec
+from stages.metrics.metric import Instance
 
 Stepped = Callable[[str, int, int], None]
 """Hears the metric's name, and how many steps of how many are done."""
@@ -40,7 +40,7 @@ def evaluate(
     """
     configured = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
-    configured = configured.with_models(lambda: _models(folder))
+    configured = configured.with_instances(lambda: _instances(folder))
     record = folder.read_record()
     store = folder.store(record)
     tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
@@ -68,9 +68,15 @@ def evaluate(
     }
 
 
-def _models(folder: RunFolder) -> dict[str, ModelSpec | None]:
-    """The model that each instance of a run runs."""
-    return {name: stage.model_ref for name, stage in Finished(folder).stages.items()}
+def _instances(folder: RunFolder) -> dict[str, Instance]:
+    """What each instance of a run writes, runs and speaks for."""
+    finished = Finished(folder)
+    return {
+        name: Instance(
+            stage.model_ref, tuple(spec.name for spec in stage.writes), finished.speaks_for(name)
+        )
+        for name, stage in finished.stages.items()
+    }
 
 
 def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, str]:

@@ -30,6 +30,16 @@ class Finished:
         """For each name that an instance reads: the instance that writes it, and the table."""
         return sources(instance, self.stages)
 
+    def speaks_for(self, instance: str) -> str | None:
+        """The `speaks_for` of an instance's stage, or else of one that it reads, as of gradients.
+
+        See `stages.stage.Stage`.
+        """
+        writers = (writer for writer, _ in self.sources(instance).values())
+        stages = (self.stages.get(name) for name in (instance, *writers))
+        declared = (stage.speaks_for for stage in stages if stage is not None)
+        return next((output for output in declared if output is not None), None)
+
     def manifest(self, instance: str, table: str) -> Manifest:
         """The manifest of a table of an instance.
 

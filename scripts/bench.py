@@ -20,6 +20,7 @@
     .venv/bin/python scripts/bench.py pairs                  the best of many pairs, against peers
     .venv/bin/python scripts/bench.py robustness --data ALL  how often values change their sign
     .venv/bin/python scripts/bench.py retrain --data DIR     values against real trainings
+    .venv/bin/python scripts/bench.py lds --data ALL         scores against real trainings
     .venv/bin/python scripts/bench.py scale --data ALL --corpus emoji
                                                              the main job at any size
     .venv/bin/python scripts/bench.py short_features --data ALL
@@ -75,6 +76,7 @@ CASES = (
     "scale",
     "short_features",
     "retrain",
+    "lds",
     "unlabelled",
     "explanations",
     "token_speed",

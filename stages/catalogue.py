@@ -18,7 +18,9 @@ METHODS = ("features", "predictions", "pairs", "values", "tokens")
 """Folders of `stages/` in which every file is a stage, but for `CONTRACTS`."""
 CONTRACTS = frozenset(
     {"pairs.scores", "tokens.scores", "tokens.anchored_path", "metrics.metric"}
-    | {"metrics.explanations", "metrics.bootstrap", "model/heads.head"}
+    | {"metrics.explanations", "metrics.bootstrap", "metrics.ranks", "metrics.scored"}
+    | {"metrics.outcomes", "metrics.true_labels", "metrics.refitted"}
+    | {"model/heads.head"}
 )
 """Files in folders of methods, metrics and heads that hold what these share, and are none."""
 HERE = Path(__file__).parent

@@ -79,7 +79,7 @@ def explain(
                 raise
             progress.say(f"left out: {error}")
             continue
-        name = {"method": method, "speaks_for": speaks_for(finished, method)}
+        name = {"method": method, "speaks_for": finished.speaks_for(method)}
         found["methods"].append({**name, **_extremes(scores, "score", top)})
     drawn = {name: replay(finished, name, explained, progress) for name in replayed}
     for method, rows in {**drawn, **explained.values()}.items():
@@ -152,14 +152,6 @@ def _words(
         words = words_of(tokens, query.facts)
         entries.append({"method": method, "output": output, "output_name": name, "words": words})
     return entries
-
-
-def speaks_for(finished: Finished, method: str) -> str | None:
-    """The `speaks_for` of the method's stage, or else of a stage that it reads, as of gradients."""
-    writers = (writer for writer, _ in finished.sources(method).values())
-    stages = (finished.stages.get(name) for name in (method, *writers))
-    declared = (stage.speaks_for for stage in stages if stage is not None)
-    return next((output for output in declared if output is not None), None)
 
 
 def _check_pairs(run: Any, text_b: str | None) -> None:

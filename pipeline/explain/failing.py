@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.explain.explanation import speaks_for
 from pipeline.explain.query import Rows
 from pipeline.explain.query_set import QuerySet, read_query_set
 from pipeline.explain.set_forecast import forecast, halves
@@ -143,7 +142,7 @@ def _entries(
         )
     taken = list(dict.fromkeys(wanted)) or known
     for method in (name for name in pairwise if name in taken):
-        output = speaks_for(finished, method)
+        output = finished.speaks_for(method)
         signs = dict.fromkeys(chosen.ids, 1.0)
         if output == "prediction":
             predicted = _predicted(run, finished, method, chosen)

@@ -115,7 +115,7 @@ def configured(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def looked_at(finished: Any) -> dict[str, Any]:
     """Shares of sure signs after each number of units, and areas under ROC curves."""
     from stages.game.uncertainty import student_t_quantile
-    from stages.metrics.support_size import auc
+    from stages.metrics.ranks import auc
 
     flipped = finished.sql(
         "SELECT label != true_label AS is_flipped FROM examples ORDER BY example_id"

@@ -252,16 +252,13 @@ def confident_learning(
 
 def judged(score: np.ndarray, flagged: np.ndarray, is_wrong: np.ndarray) -> dict[str, Any]:
     """Order and flags against the labels that were planted."""
-    from stages.metrics.support_size import auc
+    from stages.metrics.ranks import auc, average_precision
 
     right = int((flagged & is_wrong).sum())
     found: dict[str, Any] = {"flagged": int(flagged.sum()), "right": right}
     if is_wrong.any():
-        order = np.argsort(score, kind="stable")
-        hits = is_wrong[order]
-        precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
         found["auc"] = round(auc(-score, is_wrong), 4)
-        found["average_precision"] = round(float(precision[hits].mean()), 4)
+        found["average_precision"] = round(average_precision(-score, is_wrong), 4)
         found["f1"] = round(2 * right / max(1, int(flagged.sum()) + int(is_wrong.sum())), 4)
     return found
 

@@ -190,7 +190,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of ranks, those of equal values being their mean."""
-    from stages.metrics.support_size import ranks
+    from stages.metrics.ranks import ranks
 
     return pearson(ranks(a), ranks(b))
 

@@ -203,7 +203,7 @@ def looked_at(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _flags(finished: Any, wrong: str) -> dict[str, Any]:
     """How well each instance of `label_issues` finds planted labels."""
-    from stages.metrics.support_size import auc
+    from stages.metrics.ranks import auc
 
     found = {}
     for (method,) in finished.sql("SELECT DISTINCT method FROM label_issues ORDER BY 1").fetchall():
@@ -224,7 +224,7 @@ def _flags(finished: Any, wrong: str) -> dict[str, Any]:
 
 def _values(finished: Any, wrong: str) -> dict[str, Any]:
     """Of each method and utility how sure signs are, and rank correlations with other methods."""
-    from stages.metrics.support_size import auc, spearman
+    from stages.metrics.ranks import auc, spearman
 
     found: dict[str, Any] = {}
     seen: dict[str, dict[str, np.ndarray]] = {}

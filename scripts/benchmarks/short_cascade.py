@@ -58,7 +58,7 @@ def _first(cheap: np.ndarray, doubted: np.ndarray, scores: np.ndarray) -> np.nda
 
 
 def _top(scores: np.ndarray, full: np.ndarray, is_planted: np.ndarray) -> dict[str, float]:
-    from stages.metrics.support_size import auc
+    from stages.metrics.ranks import auc
 
     n = int(is_planted.sum())
     top, expected = np.argsort(scores)[:n], np.argsort(full)[:n]

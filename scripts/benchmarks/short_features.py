@@ -114,7 +114,7 @@ def measured_values(drawn: Drawn, arguments: argparse.Namespace) -> dict[str, An
 
     Of rows of unit length before they are cut, from the same coalitions.
     """
-    from stages.metrics.support_size import auc, spearman
+    from stages.metrics.ranks import auc, spearman
 
     found: dict[str, Any] = {}
     for name in arguments.features:

@@ -189,7 +189,7 @@ def solved(
 
 def judged(fit: Fitted, drawn: Drawn) -> dict[str, float]:
     """Area under the ROC curve of planted labels, and accuracy on the queries."""
-    from stages.metrics.support_size import auc
+    from stages.metrics.ranks import auc
 
     return {
         "auc": round(auc(-score(fit, drawn.given), drawn.is_planted), 4),

@@ -216,7 +216,7 @@ def judged(found: list[dict[str, Any]], bad: np.ndarray) -> dict[str, Any]:
     A resample takes the same rows in all patterns and for all scores, so that differences between
     scores have intervals as well.
     """
-    from stages.metrics.support_size import auc
+    from stages.metrics.ranks import auc
 
     rng = np.random.default_rng(0)
     picked = [rng.integers(bad.shape[1], size=bad.shape[1]) for _ in range(RESAMPLES)]

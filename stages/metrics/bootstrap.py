@@ -1,11 +1,11 @@
-"""The bootstrap interval of a number that is computed from a sample of queries.
+"""The bootstrap interval of a number that is computed from a sample, mostly of queries.
 
-The interval holds the middle 95 % of what the number is when as many queries are drawn again from
-those there are, with replacement (Efron 1979, percentile method). It says what other queries would
-have given, not what other training rows would.
+The interval holds the middle 95 % of what the number is when as many are drawn again from those
+there are, with replacement (Efron 1979, percentile method). Over queries it says what other queries
+would have given, not what other training rows would.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +30,18 @@ class Estimate(NamedTuple):
 def bootstrap(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimate:
     """The statistic of `n` rows; draws for which it is NaN are left out of the interval."""
     whole = statistic(np.arange(n)) if n else float("nan")
-    if np.isnan(whole):
+    return estimated(whole, (statistic(rows) for rows in draws(n, resamples, seed)))
+
+
+def estimated(value: float, drawn: Iterable[float]) -> Estimate:
+    """A number with the middle 95 % of what it is in the draws; NaN among these are left out."""
+    if np.isnan(value):
         return Estimate(None)
-    drawn = [value for rows in draws(n, resamples, seed) if not np.isnan(value := statistic(rows))]
-    if not drawn:
-        return Estimate(float(whole))
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Estimate(float(whole), float(low), float(high))
+    known = [of_draw for of_draw in drawn if not np.isnan(of_draw)]
+    if not known:
+        return Estimate(float(value))
+    low, high = np.quantile(known, (0.025, 0.975))
+    return Estimate(float(value), float(low), float(high))
 
 
 def mean_of(
@@ -47,8 +52,11 @@ def mean_of(
     return bootstrap(lambda rows: float(array[rows].mean()), len(array), resamples, seed)
 
 
-def draws(n: int, resamples: int, seed: int) -> Iterator[Int64[np.ndarray, " n"]]:
-    """Numbers of `n` rows, drawn from n with replacement, `resamples` times."""
-    generator = np.random.default_rng([seed, 0, 3])
+def draws(n: int, resamples: int, seed: int, stream: int = 3) -> Iterator[Int64[np.ndarray, " n"]]:
+    """Numbers of `n` rows, drawn from n with replacement, `resamples` times.
+
+    What is drawn beside it, such as subsets beside queries, takes another `stream`.
+    """
+    generator = np.random.default_rng([seed, 0, stream])
     for _ in range(resamples):
         yield generator.integers(0, n, n)

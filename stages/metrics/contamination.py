@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Float, Int64
 
 from stages.metrics.bootstrap import Estimate
 from stages.metrics.explanations import Explanations, mean_length, read_logits
 from stages.metrics.metric import Result
+from stages.metrics.true_labels import known_labels
 from stages.reading.supervision import count_classes, read_labels
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
@@ -73,7 +73,8 @@ class Contamination(Explanations):
         Raises:
             DataError: no labelled example has a prediction.
         """
-        wrong, n_known, n_labelled = wrong_labels(inputs)
+        known = known_labels(inputs)
+        wrong, n_known, n_labelled = known.ids[known.is_wrong], len(known.ids), known.n_labelled
         outliers, n_predicted = self._outliers(inputs)
         stepped(0, len(self.methods))
         rows, details = [], []
@@ -121,19 +122,6 @@ class Contamination(Explanations):
                 "Name an instance that predicts examples."
             )
         return ids[is_outlier(logits[of_logits], labels[of_labels], self.outliers)], len(ids)
-
-
-def wrong_labels(inputs: Inputs) -> tuple[Int64[np.ndarray, " wrong"], int, int]:
-    """Ids of the examples whose label is not the true one.
-
-    Beside them the number of labelled examples with a known true label, and of all labelled ones.
-    """
-    table = inputs.table("label", "example")
-    table = table.filter(pc.equal(table["role"], "example")).select(["id", "label", "true_label"])
-    labelled = table.filter(pc.is_valid(table["label"]))
-    known = labelled.drop_null()
-    wrong = known.filter(pc.not_equal(known["label"], known["true_label"]))
-    return wrong["id"].to_numpy(), known.num_rows, labelled.num_rows
 
 
 METRIC = Contamination

@@ -43,7 +43,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.metrics.explanations import Methods
-from stages.metrics.metric import Result
+from stages.metrics.metric import Instance, Result
 from stages.model.spec import ModelSpec
 from stages.saliency.ablation import Kind, Variant, unchanged, variant_outputs
 from stages.saliency.from_embeddings import BaselineName, FromEmbeddings
@@ -131,14 +131,14 @@ class Faithfulness(Methods):
         needs = with_probe(self.model, tables_read(self.model, self.continuation))
         return (*tables, *needs, "label")
 
-    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> "Faithfulness":
+    def with_instances(self, instances: Callable[[], Mapping[str, Instance]]) -> "Faithfulness":
         """The metric with the model that its methods explain.
 
         Raises:
             ConfigError: they explain several, or none.
         """
-        of_run = models()
-        of_methods = {name: of_run[name] for name in self.methods if name in of_run}
+        of_run = instances()
+        of_methods = {name: of_run[name].model for name in self.methods if name in of_run}
         different = list(dict.fromkeys(of_methods.values()))
         if len(different) > 1 or different == [None]:
             raise ConfigError(

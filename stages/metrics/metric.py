@@ -28,6 +28,17 @@ class Result(NamedTuple):
     """Values for single queries, examples or outputs, from which the rows can be computed again."""
 
 
+class Instance(NamedTuple):
+    """What a metric may know of a stage of the run before it reads tables."""
+
+    model: Any
+    """The `stages.model.spec.ModelSpec` that it runs; None where it runs none."""
+    tables: tuple[str, ...]
+    """Names of the tables that it writes; the first is its own."""
+    speaks_for: str | None
+    """`stages.stage.Stage.speaks_for`, of the stage or else of one that it reads."""
+
+
 @dataclass(frozen=True)
 class Metric(ABC):
     """A measure of the quality of methods, predictions or explanations, from tables of a run."""
@@ -45,11 +56,13 @@ class Metric(ABC):
         An instance stands for its first table; INSTANCE.TABLE is another one of its.
         """
 
-    def with_models(self, models: Callable[[], Mapping[str, Any]]) -> "Metric":
-        """The metric with the model that it runs; `models` gives those of the run's instances.
+    def with_instances(self, instances: Callable[[], Mapping[str, Instance]]) -> "Metric":
+        """The metric with what it takes over from the run, such as the model that it runs.
+
+        `instances` gives the run's stages by the names of their instances.
 
         Raises:
-            ConfigError: no model of these will do.
+            ConfigError: none of these will do.
         """
         return self
 

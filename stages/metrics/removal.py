@@ -34,15 +34,14 @@ from torch import Tensor
 
 from stages.metrics.explanations import Explanations, read_logits
 from stages.metrics.metric import Result
+from stages.metrics.refitted import trained_on
 from stages.model.learners import read_vectors
 from stages.model.seeded import generator_of
-from stages.model.training import Training, prefix_outputs
+from stages.model.training import Training
 from stages.stage import ConfigError, DataError, Inputs, Steps
 from stages.surrogate.kernel import Solution, solve
 from stages.surrogate.labelled_kernel import Ridge, check_fields, read_labelled_kernel
 
-TOKENS = 2048
-"""Rows of vectors in one forward pass of the head."""
 RETRAINED = 20
 """The default number of queries with `by: retrain`, where each costs a training per method."""
 
@@ -197,11 +196,7 @@ class Removal(Explanations):
         ) -> Tensor:
             gone = np.searchsorted(players.example_ids, removed)
             rest = visits[~np.isin(visits, gone)]
-            (outputs,) = prefix_outputs(
-                *(learner, players.labels, rest, rest, (len(rest),), rows),
-                *(self.training, TOKENS),
-            )
-            return outputs.T
+            return trained_on(players, learner, rest, rows, self.training).T
 
         everything = players.n + np.arange(len(players.query_ids))
         on_all = trained(np.zeros(0, np.int64), everything)

@@ -22,25 +22,13 @@ from stages.game.pool import Known, order_of, read_pool
 from stages.game.sampling import Valuation
 from stages.metrics.bootstrap import mean_of
 from stages.metrics.metric import Metric, Result
+from stages.metrics.refitted import best_rows
 from stages.reading.supervision import read_labels
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 Method = Literal["freeshap", "coreset", "label_score"]
 Choice = tuple[float, str, Int64[np.ndarray, " chosen"]]
 """A share of the rows, what chose them, and their positions."""
-
-
-def best_rows(
-    value: Float[np.ndarray, " rows"], labels: Int64[np.ndarray, " rows"], count: int
-) -> Int64[np.ndarray, " chosen"]:
-    """The `count` rows with the largest values, the same share of each class; ties by number."""
-    place = np.empty(len(value))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = members[np.argsort(-value[members], kind="stable")]
-        place[order] = (np.arange(len(order)) + 0.5) / len(order)
-    chosen: np.ndarray = np.lexsort((np.arange(len(value)), -value, place))[:count]
-    return chosen
 
 
 @dataclass(frozen=True)

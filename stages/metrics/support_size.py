@@ -22,39 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Int64
 
 from stages.metrics.bootstrap import bootstrap
 from stages.metrics.explanations import Methods, read_logits
 from stages.metrics.metric import Result
+from stages.metrics.ranks import auc, spearman
 from stages.ranking.spectrum import runner_up
 from stages.reading.supervision import count_classes, read_labels
 from stages.stage import DataError, Inputs, Steps
 from stages.tables import GENERAL
-
-
-def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The rank of each value in ascending order, from 1; equal values share their mean rank."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranked: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[group]
-    return ranked
-
-
-def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Spearman's rank correlation; NaN where `a` or `b` is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
-def auc(values: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:
-    """Area under the ROC curve of `values`; NaN where all rows are positive, or none is."""
-    n_positive = int(is_positive.sum())
-    n_negative = len(values) - n_positive
-    if not n_positive or not n_negative:
-        return float("nan")
-    above = ranks(values)[is_positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(above / (n_positive * n_negative))
 
 
 @dataclass(frozen=True)

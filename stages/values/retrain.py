@@ -127,6 +127,9 @@ class Retrain(RunsModel, Stage):
     """Coalitions in a unit of `regression_msr` and `adalina`; null takes 4 for each example."""
     share: float = 0.5
     """Part of the examples in a random subset."""
+    repeats: int = 1
+    """Trainings on each random subset, each visiting its examples in an order of its own: what
+    differs between them is the noise of training."""
     utilities: tuple[Utility, ...] = ("accuracy", "cross_entropy")
     """Utilities of a prefix, means over the labelled queries."""
     per_round: int = 1
@@ -159,12 +162,19 @@ class Retrain(RunsModel, Stage):
             self.per_round,
             self.n_rounds,
             self.token_budget,
+            self.repeats,
         )
         if min(counts) < 1 or self.seed < 0 or not 0 < self.share <= 1:
             raise ConfigError(
-                f"retrain: found every, per_round, rounds, token_budget: {counts}, seed: "
+                f"retrain: found every, per_round, rounds, token_budget, repeats: {counts}, seed: "
                 f"{self.seed}, share: {self.share}, expected at least 1 and 0, and a share in "
                 "(0, 1]. Correct them."
+            )
+        if self.repeats > 1 and (self.subsets != "random" or self.training.kind == "one_pass"):
+            raise ConfigError(
+                f"retrain: found repeats: {self.repeats} with subsets: {self.subsets} and "
+                f"training.kind: {self.training.kind}, expected random subsets trained on anew, "
+                "which an order of visits tells apart. Set subsets: random, or repeats: 1."
             )
         if self.last_blocks != "all" and self.last_blocks < 0:
             raise ConfigError(
@@ -213,9 +223,13 @@ class Retrain(RunsModel, Stage):
 
     @property
     def outside_key(self) -> frozenset[str]:
-        """What changes no row of a round: their number, and fields of other subsets."""
-        unused = set() if self.subsets in REUSING else {"coalitions"}
-        return frozenset({"rounds", "model.train", *unused})
+        """What changes no row of a round: their number, and fields of other subsets.
+
+        `repeats` of one training, as rows were before there was the field.
+        """
+        unused = {"coalitions": self.subsets not in REUSING, "repeats": self.repeats == 1}
+        named = (name for name, is_unused in unused.items() if is_unused)
+        return frozenset({"rounds", "model.train", *named})
 
     @property
     def _read_model(self) -> ModelSpec | None:
@@ -285,7 +299,9 @@ class Retrain(RunsModel, Stage):
     def _units(self, n: int, index: int) -> Iterator[list[Walk]]:
         """What the units of round `index` are trained on, from seed and index alone."""
         if self.subsets not in REUSING:
-            for draw, order in enumerate(permutations(n, self.per_round, self.seed, index)):
+            orders = permutations(n, self.per_round, self.seed, index)
+            repeated = (order for order in orders for _ in range(self.repeats))
+            for draw, order in enumerate(repeated):
                 drawn = generator_of(f"retrain/{self.seed}/{index}/{draw}")
                 visits = torch.randperm(n, generator=drawn).numpy()
                 yield [Walk(order.numpy(), sizes_of(self, n), visits)]
@@ -323,7 +339,7 @@ class Retrain(RunsModel, Stage):
             half = (work.n_examples // 2,) * self._n_coalitions(work.n_examples)
             sizes = (*half, work.n_examples)
         regressed = regression_bytes(work.n_examples) if self.subsets == "regression_msr" else 0
-        draws = self.n_rounds * self.per_round
+        draws = self.n_rounds * self.per_round * self.repeats
         is_once = self.training.kind == "one_pass"
         seen = work.n_examples if is_once else self.training.epochs * sum(sizes)
         predicted = len(sizes) * work.n_queries

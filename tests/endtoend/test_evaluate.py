@@ -94,9 +94,9 @@ def test_help_shows_an_example(assay: Any) -> None:
     [
         (
             ["robustnes"],
-            "found no metric 'robustnes', expected one of agreement, contamination, "
-            "faithfulness, removal, robustness, selection, specificity, support_size. Did you mean "
-            "robustness?",
+            "found no metric 'robustnes', expected one of agreement, contamination, curves, "
+            "faithfulness, flags, lds, quantiles, removal, robustness, selection, specificity, "
+            "support_size. Did you mean robustness?",
         ),
         (["robustness", "--set", "exampls=3"], "exampls: found an unknown key"),
         (["robustness", "--set", "examples=x"], "robustness: examples: found 'x', expected"),
@@ -119,6 +119,15 @@ def explained(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
         "probe": {"embedding": "features"},
         "prediction": {"embedding": "features"},
         "support": {"features": "features"},
+        "tracin": {"layer": "last", "embedding": "features", "top_k": None},
+        "similarity": {"features": "features", "top_k": None},
+        "kernel_regression": {"kernel": ["features"]},
+        "label_issues": {},
+        "leave_one_out": {"kernel": ["features"]},
+        "retrain": {
+            **{"embedding": "features", "subsets": "random", "rounds": 6, "repeats": 2},
+            "training": {"epochs": 2},
+        },
         "cosine": {"stage": "support", "features": "features", "similarity": "cosine"},
     }
     return made(folder, assay, corpus=corpus, stages=stages)
@@ -149,6 +158,35 @@ def test_metrics_of_explanations(
             assert low <= value <= high
     shown = assay("evaluate", explained, metric, *wanted)
     assert shown.stdout.splitlines()[0].split()[0] == "method"
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "said"),
+    [
+        ("lds", ("predictions=prediction", "kernel=[features]"), "lds"),
+        ("flags", (), "auc"),
+        ("curves", ("methods=[tracin, leave_one_out]", "kernel=[features]"), "accuracy"),
+        ("quantiles", ("methods=[tracin]", "kernel=[features]", "quantiles=3"), "loss"),
+    ],
+)
+def test_metrics_of_scores(
+    explained: Path, assay: Any, metric: str, fields: tuple[str, ...], said: str
+) -> None:
+    found = json.loads(
+        assay("evaluate", explained, metric, *settings("resamples=5", *fields), "--json").stdout
+    )
+    assert all(isinstance(row[said], float) for row in found["rows"])
+    named = {row["method"] for row in found["rows"]}
+    if metric == "lds":
+        # Methods are those of the run, and each speaks for what its stage declares.
+        kernel = {"kernel_leave_one_out", "kernel_refit"}
+        assert named == {"tracin", "similarity", "leave_one_out", *kernel}
+        speaks = {"tracin": "prediction", "similarity": "likeness", "leave_one_out": "label"}
+        assert found["fields"]["explained"] == speaks
+        assert (found["facts"]["n_subsets"], found["facts"]["repeats"]) == (6, 2)
+    if metric == "flags":
+        assert named == {"label_issues", "leave_one_out"}
+        assert found["facts"]["n_wrong"] == 7
 
 
 def test_a_table_beside_an_instances_first(explained: Path, complaint: Any) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from memory_inputs import MemoryInputs, label_table
 
-from stages.metrics.selection import Selection, best_rows
+from stages.metrics.refitted import best_rows
+from stages.metrics.selection import Selection
 from stages.stage import ConfigError, DataError, Vectors
 
 N, M, CLASSES, RIDGE = 40, 12, 3, 0.2

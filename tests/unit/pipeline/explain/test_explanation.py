@@ -15,11 +15,12 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.explain.as_file import check_ending, write_explanation
 from pipeline.explain.as_page import page
-from pipeline.explain.explanation import _spectra, speaks_for
+from pipeline.explain.explanation import _spectra
 from pipeline.explain.on_terminal import _spread, print_explanation
 from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
 from pipeline.explain.stored_query import StoredQuery
 from pipeline.explain.titles import legend, lists_of_examples, shown_sides, side_title
+from pipeline.finished import Finished
 from pipeline.open_run import OpenedRun
 from stages.features.gradient import Gradient
 from stages.model.spec import ModelSpec
@@ -145,8 +146,8 @@ def test_scores_of_gradients_speak_for_what_these_were_taken_at(
     finished: Any = SimpleNamespace(
         stages=stages, sources=lambda name: {reads[name]: (reads[name], reads[name])}
     )
-    assert speaks_for(finished, "tracin") == expected
-    assert speaks_for(finished, "similarity") == "likeness"
+    assert Finished.speaks_for(finished, "tracin") == expected
+    assert Finished.speaks_for(finished, "similarity") == "likeness"
 
 
 def test_a_set_without_examples_is_a_result(run: OpenedRun) -> None:

@@ -9,9 +9,10 @@ from stages.metrics.agreement import Agreement
 from stages.metrics.bootstrap import bootstrap, draws, mean_of
 from stages.metrics.contamination import Contamination, is_outlier
 from stages.metrics.explanations import read_logits, spread
+from stages.metrics.ranks import auc, ranks, spearman
 from stages.metrics.removal import Removal
 from stages.metrics.specificity import Specificity
-from stages.metrics.support_size import SupportSize, auc, ranks, spearman
+from stages.metrics.support_size import SupportSize
 from stages.pairs.scores import ATTRIBUTION
 from stages.pairs.support import SUPPORT
 from stages.stage import ConfigError, DataError

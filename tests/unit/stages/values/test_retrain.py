@@ -171,6 +171,22 @@ def test_reused_coalitions_of_one_example() -> None:
     assert row["total"] == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_repeats_train_on_the_same_subset_in_other_orders() -> None:
+    stage = Retrain(subsets="random", per_round=2, repeats=3, training=Training(batch_size=1))
+    found = tables_of(stage, 1)
+    subsets = [row["example_ids"] for row in found["subset"].to_pylist()]
+    drawn = [[EXAMPLES[at] for at in order[:3]] for order in permutations(6, 2, 0, 1)]
+    assert subsets == [drawn[0]] * 3 + [drawn[1]] * 3
+    logits = matrix_of(found["outcome"]["logits"]).reshape(6, -1)
+    assert len({row.tobytes() for row in logits}) == 6
+    # The first training of the first subset is that of a stage without repeats.
+    alone = tables_of(Retrain(subsets="random", per_round=2, training=stage.training), 1)
+    assert (matrix_of(alone["outcome"]["logits"]).reshape(2, -1)[0] == logits[0]).all()
+    work = Work(n_examples=100, n_queries=10, n_tokens=1000, n_classes=2, dim=8)
+    once = Retrain(subsets="random", per_round=2, training=stage.training)
+    assert stage.cost(work).backward_rows == 3 * once.cost(work).backward_rows
+
+
 def test_one_pass_moves_on_from_where_it_was() -> None:
     """After the same examples in the same order the model is the same, however often looked at."""
     once = Training(kind="one_pass")
@@ -199,9 +215,11 @@ def test_what_is_read_and_written() -> None:
     random = ModelSpec("owner/name", head="random", num_labels=2)
     assert Retrain(random).reads == ("text", "label")
     assert Retrain().writes == (OUTCOME, SUBSET, SHAPLEY_ROUND)
-    assert Retrain().outside_key == {"rounds", "model.train", "coalitions"}
+    assert Retrain().outside_key == {"rounds", "model.train", "coalitions", "repeats"}
+    repeated = Retrain(subsets="random", repeats=2)
+    assert repeated.outside_key == {"rounds", "model.train", "coalitions"}
     reused = Retrain(subsets="adalina")
-    assert reused.outside_key == {"rounds", "model.train"}
+    assert reused.outside_key == {"rounds", "model.train", "repeats"}
     assert reused.writes == (OUTCOME, SUBSET, SHAPLEY_ROUND)
 
 
@@ -221,6 +239,9 @@ def test_what_is_read_and_written() -> None:
         {"subsets": "regression_msr", "coalitions": 9},
         {"subsets": "adalina", "coalitions": 1},
         {"subsets": "adalina", "training": Training(kind="one_pass")},
+        {"repeats": 0, "subsets": "random"},
+        {"repeats": 2},
+        {"repeats": 2, "subsets": "random", "training": Training(kind="one_pass")},
         {"last_blocks": -1, "model": ModelSpec("owner/name")},
         {"last_blocks": 1},
         {"last_blocks": "all"},
