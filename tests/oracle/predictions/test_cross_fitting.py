@@ -8,7 +8,6 @@ import copy
 import itertools
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from hypothesis import strategies as st
 from memory_inputs import MemoryInputs, label_table
 from torch import Tensor
 
-from pipeline.errors import ConfigFileError
-from pipeline.plan_checks import check_fit
 from stages.model.fine_tuning import POOL, FineTuning, shuffled
 from stages.model.learners import load_start
 from stages.model.spec import ModelSpec
@@ -235,6 +232,3 @@ def test_what_it_cannot_work_with_is_refused(tables: MemoryInputs, encoder_folde
     for fields in ({"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"weight_decay": -1.0}):
         with pytest.raises(ConfigError, match="fine_tuning: found epochs"):
             FineTuning(**fields)
-    corpus: Any = SimpleNamespace(task="regression")
-    with pytest.raises(ConfigFileError, match="task: regression, expected classification"):
-        check_fit("cross_fitting", CrossFitting(model), corpus)
