@@ -2,6 +2,8 @@
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
+    .venv/bin/python scripts/bench.py tuned_flags --data ALL
+                                                             flags by a fine-tuned model
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
     .venv/bin/python scripts/bench.py overhead               what all but the methods costs
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
@@ -53,6 +55,7 @@ from benchmarks.environment import ROOT, WORK
 CASES = (
     "flags",
     "noise",
+    "tuned_flags",
     "demo",
     "overhead",
     "features",

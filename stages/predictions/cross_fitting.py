@@ -157,7 +157,7 @@ class CrossFitting(RunsModel, Stage):
         return Opened(ids, torch.from_numpy(labels), fold, untrained)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """Counts of examples, of those that this part predicts, and of trained weights."""
+        """Counts of examples and of trained weights."""
         opened: Opened = inputs.opened
         return {
             "n_examples": len(opened.ids),
