@@ -15,8 +15,8 @@ after one epoch, before a wrong one can be learned by heart; and how often a row
 right to wrong between two visits (Toneva et al. 2019, arXiv:1812.05159, definition 1). A large
 margin and a small loss speak for the label.
 
-Wrong labels that follow a rule, such as a part of one class that was given another, are learned from
-the other folds like any rule: then frozen features find them far better, and `label_issues` on
+Wrong labels that follow a rule, such as a part of one class that was given another, are learned
+from the other folds like any rule: then frozen features find them far better, and `label_issues` on
 these predictions may flag none (`scripts/benchmarks/tuned_flags.md`).
 """
 
