@@ -3,6 +3,8 @@
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
     .venv/bin/python scripts/bench.py selection --data ALL  what training on selected rows gives
+    .venv/bin/python scripts/bench.py tuned_flags --data ALL
+                                                             flags by a fine-tuned model
     .venv/bin/python scripts/bench.py demo                   time and memory of the quickstart
     .venv/bin/python scripts/bench.py overhead               what all but the methods costs
     .venv/bin/python scripts/bench.py features --data DIR    speed of gradients, against peers
@@ -59,6 +61,7 @@ CASES = (
     "flags",
     "noise",
     "selection",
+    "tuned_flags",
     "demo",
     "overhead",
     "features",

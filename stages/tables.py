@@ -19,8 +19,8 @@ PREDICTION = TableSpec(
     ),
     key=("source", "role", "id"),
 )
-"""The outputs for a row, one per class or the predicted target, by `source`: 'model', 'probe' or
-'kernel'."""
+"""The outputs for a row, one per class or the predicted target, by `source`: 'model', 'probe',
+'kernel' or 'cross_fitting'."""
 
 KERNEL_DUAL = TableSpec(
     name="kernel_dual",

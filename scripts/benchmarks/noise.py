@@ -96,13 +96,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"cells": cells}
 
 
-def drawn(source: Path, work: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right labels of a draw of rows, and the hidden states of all layers."""
+def drawn(
+    source: Path, work: Path, seed: int, n_rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right labels of a draw of rows, and the hidden states of all layers.
+
+    As many rows as `ROWS` and `ROWS_OF` say, or `n_rows`; the rows lie in `work`.
+    """
     saved = work / f"{source.name}-{seed}.npz"
     if not saved.exists():
         train = pq.read_table(source / "train.parquet", columns=["id", "text", "label"])
         order = np.random.default_rng(seed).permutation(train.num_rows)
-        train = train.take(np.sort(order[: ROWS_OF.get(source.name, ROWS)]))
+        n_rows = n_rows or ROWS_OF.get(source.name, ROWS)
+        train = train.take(np.sort(order[:n_rows]))
         folder = work / f"{source.name}-{seed}"
         folder.mkdir(exist_ok=True)
         pq.write_table(train, folder / "train.parquet")

@@ -104,11 +104,11 @@ def train(learner: Learner, labels: Int[Tensor, " all_rows"], order: Rows, how: 
 
     A step lowers the mean cross-entropy of a batch; the last batch may be smaller.
     """
-    _reset(learner)
-    optimiser = torch.optim.Adam(_groups(learner, how), fused=True)
+    reset(learner)
+    optimiser = torch.optim.Adam(groups(learner, how.rates), fused=True)
     for _ in range(how.epochs):
         for start in range(0, len(order), how.batch_size):
-            _step(learner, optimiser, labels, order[start : start + how.batch_size])
+            step(learner, optimiser, labels, order[start : start + how.batch_size])
 
 
 def one_pass(
@@ -122,12 +122,12 @@ def one_pass(
 
     Source: G-Shapley, Ghorbani and Zou 2019, arXiv:1904.02868, algorithm 2.
     """
-    _reset(learner)
-    optimiser = torch.optim.SGD(_groups(learner, how))
+    reset(learner)
+    optimiser = torch.optim.SGD(groups(learner, how.rates))
     start = 0
     for size in sizes:
         for row in range(start, size):
-            _step(learner, optimiser, labels, order[row : row + 1])
+            step(learner, optimiser, labels, order[row : row + 1])
         start = size
         yield
 
@@ -178,25 +178,35 @@ def prefix_outputs(
         yield outputs(learner, queries, token_budget)
 
 
-def _reset(learner: Learner) -> None:
+def reset(learner: Learner) -> None:
+    """Gives the trained weights their initial values."""
     with torch.no_grad():
         for parameter, value in zip((*learner.body, *learner.head), learner.start, strict=True):
             parameter.copy_(value)
 
 
-def _groups(learner: Learner, how: Training) -> list[dict[str, object]]:
-    pairs = zip((learner.body, learner.head), how.rates, strict=True)
+def groups(learner: Learner, rates: tuple[float, float]) -> list[dict[str, Any]]:
+    """Parameters for an optimiser, with the learning rates of body and head."""
+    pairs = zip((learner.body, learner.head), rates, strict=True)
     return [{"params": list(weights), "lr": rate} for weights, rate in pairs if weights]
 
 
-def _step(
+def step(
     learner: Learner,
     optimiser: torch.optim.Optimizer,
     labels: Int[Tensor, " all_rows"],
     rows: Rows,
-) -> None:
+    longest: float | None = None,
+) -> Float[Tensor, "rows classes"]:
+    """The outputs for a batch before a step that lowers its mean cross-entropy.
+
+    A gradient longer than `longest`, where that is given, is cut to this length.
+    """
     optimiser.zero_grad()
     logits = forward(learner.network, learner.batch(rows))
     loss: Any = cross_entropy(logits, labels[torch.from_numpy(rows)].to(logits.device)).mean()
     loss.backward()
+    if longest is not None:
+        torch.nn.utils.clip_grad_norm_((*learner.body, *learner.head), longest)
     optimiser.step()
+    return logits.detach()

@@ -13,11 +13,9 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
 
 from stages.stage import Cost, Inputs, Rows, Split, Stage, Work, check_alike
-from stages.surrogate.noise_model import NoiseModel, judged_in, read_noise_model
+from stages.surrogate.noise_model import NoiseModel, judged_in, margins, read_noise_model
 from storage.schema import TableSpec
 
 LABEL_ISSUES = TableSpec(
@@ -36,16 +34,6 @@ LABEL_ISSUES = TableSpec(
     ),
     key=("example_id",),
 )
-
-
-def margins(
-    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
-) -> Float[Tensor, " rows"]:
-    """Output of the given class less the largest of the others; negative contradicts the label."""
-    rows = torch.arange(len(labels))
-    others = outputs.clone()
-    others[rows, labels] = -torch.inf
-    return outputs[rows, labels] - others.amax(dim=1)
 
 
 @dataclass(frozen=True)

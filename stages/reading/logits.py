@@ -46,7 +46,7 @@ def read_predicted(inputs: Inputs, features: str, predictions: str, role: Role) 
     In a stage's `compute` those of the part's own shard.
 
     Raises:
-        DataError: the predictions are a kernel's, or have another number of classes.
+        DataError: the predictions are of no one model, or have another number of classes.
     """
     vectors = _of_role(inputs, features, role)
     predicted = _of_role(inputs, predictions, role)
@@ -77,10 +77,10 @@ def matched(
 
     Raises:
         DataError: the predictions, read from the instance `read`, are those of a kernel, whose
-            outputs are no logits.
+            outputs are no logits, or of `cross_fitting`, which are of several models.
     """
     sources = set(predictions["source"].to_pylist())
-    if "kernel" in sources or len(sources) > 1:
+    if not sources <= {"model", "probe"} or len(sources) > 1:
         raise DataError(
             f"{read}: found predictions of {', '.join(sorted(sources))}, expected the logits of "
             "one model or probe. Name an instance of the stage prediction."

@@ -62,7 +62,7 @@ def fit_noise_model(
     if even is None:
         raise DataError(
             "label_noise: found predictions that no noise model can be fitted to, expected finite "
-            "ones that vary. Look at the view `predictions` with source = 'kernel'."
+            "ones that vary. Look at the view `predictions`."
         )
     gained, best = _gains(outputs, labels, even).max(0)
     found = None

@@ -16,6 +16,7 @@ It is a likelihood version of what confident learning estimates by counting (Nor
 Chuang 2021, arXiv:1911.00068), whose joint counts honest uncertainty as error. Ours, not a paper's.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -112,6 +113,16 @@ class Judged(NamedTuple):
     labels: Int64[Tensor, " rows"]
 
 
+def margins(
+    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """Output of the given class less the largest of the others; negative contradicts the label."""
+    rows = torch.arange(len(labels))
+    others = outputs.clone()
+    others[rows, labels] = -torch.inf
+    return outputs[rows, labels] - others.amax(dim=1)
+
+
 def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:
     """The examples in both tables that have a label.
 
@@ -140,16 +151,21 @@ def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:
 def judged_by_shard(inputs: Inputs, predictions: str, most: int | None = None) -> Iterator[Judged]:
     """Examples with a label and a prediction, shard by shard; `most` as in `Inputs.by_shard`.
 
-    The table of predictions may be cut into shards as the labels are, or come as one.
+    The table of predictions may be cut into shards as the labels are, come as one, or come in parts
+    whose ids lie among each other, such as folds: for each of these the labels are read again.
     """
-    labels = inputs.by_shard("label", "example", most)
+    labels, n_read = inputs.by_shard("label", "example", most), 0
     for rows in inputs.by_shard(predictions, "example", most):
         ids = rows["id"].to_numpy()
         read: list[pa.Table] = []
-        n_missing = len(ids)
+        n_missing, n_before = len(ids), n_read
         while n_missing and (more := next(labels, None)) is not None:
             read.append(more)
+            n_read += 1
             n_missing -= int(np.isin(more["id"].to_numpy(), ids).sum())
+        if n_missing and n_before:
+            labels, n_read = inputs.by_shard("label", "example", most), n_before
+            read += itertools.islice(labels, n_before)
         if read:
             yield judged_in(pa.concat_tables(read), rows)
 

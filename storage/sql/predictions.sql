@@ -1,6 +1,6 @@
 -- The predictions of the model, the probe and the kernel regression for every row. The kernel's
 -- logits are the raw regression outputs; those of training rows are leave-one-out, hence out of
--- sample. A row with one output is of a regression: it has no class, and its loss is the squared
+-- sample, as are those of cross_fitting, which has training rows alone. A row with one output is of a regression: it has no class, and its loss is the squared
 -- error.
 WITH softmax AS (
     SELECT *, list_max(logits) AS top,

@@ -6,11 +6,12 @@ import pytest
 import torch
 from memory_inputs import MemoryInputs, ShardedInputs, label_table
 
-from stages.predictions.label_issues import LabelIssues, margins
+from stages.predictions.label_issues import LabelIssues
 from stages.predictions.label_noise import LabelNoise, lowest
+from stages.reading.vectors import evenly
 from stages.stage import Part
 from stages.surrogate.noise_fit import fit_noise_model
-from stages.surrogate.noise_model import NoiseModel
+from stages.surrogate.noise_model import NoiseModel, judged_by_shard, margins
 
 
 def even(n_classes, noise):
@@ -214,6 +215,33 @@ def test_rows_in_any_number_of_shards_are_judged_alike() -> None:
         assert found[name].equals(expected[name])
     # The model is fitted to the same rows in another order.
     np.testing.assert_allclose(found["label_score"], expected["label_score"], atol=1e-6)
+
+
+class InFolds(ShardedInputs):
+    """Labels in shards, predictions in two parts whose ids lie among each other."""
+
+    def by_shard(self, name, role, most=None):
+        if name == "kernel_regression":
+            rows = self.tables[name]
+            parts = rows["id"].to_numpy() * 7 % 5 < 2
+            yield from (rows.filter(pa.array(parts)), rows.filter(pa.array(~parts)))
+        else:
+            yield from super().by_shard(name, role, most)
+
+
+@pytest.mark.parametrize(("n_shards", "most"), [(1, None), (3, None), (4, 2)])
+def test_rows_in_folds_are_judged_each_once(n_shards: int, most: int | None) -> None:
+    outputs, given, _, _ = drawn(90, 4, 8.0, 0.3)
+    whole = predicted(outputs, given, 4)
+    cut = InFolds(whole.tables, whole.facts_of, n_shards)
+    parts = list(judged_by_shard(cut, "kernel_regression", most))
+    assert len(parts) == 2
+    ids = np.concatenate([part.ids for part in parts])
+    shards = evenly(n_shards, most or n_shards)
+    assert sorted(ids) == [i for i in range(90) if i % n_shards in shards]
+    assert torch.cat([part.labels for part in parts]).equal(given[torch.from_numpy(ids)])
+    found = torch.cat([part.outputs for part in parts])
+    assert found.equal(outputs.float().double()[torch.from_numpy(ids)])
 
 
 @pytest.mark.parametrize(
