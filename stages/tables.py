@@ -124,6 +124,35 @@ estimates, `total_sq` of their squares, `n_units` units, and `n_observed` of the
 the example. `n_prior` is how many units' worth of the examples' mean variance its own is mixed with
 (`stages.game.uncertainty.moderated`)."""
 
+OUTCOME = TableSpec(
+    name="outcome",
+    schema=pa.schema(
+        [
+            ("round", pa.int64()),
+            ("subset", pa.int64()),
+            ("size", pa.int64()),
+            ("query_id", pa.int64()),
+            ("logits", pa.list_(pa.float32())),
+        ]
+    ),
+    key=("subset", "query_id"),
+)
+"""The logits of a query after training on a subset, which `round` and `subset` name."""
+
+SUBSET = TableSpec(
+    name="subset",
+    schema=pa.schema(
+        [
+            ("round", pa.int64()),
+            ("subset", pa.int64()),
+            ("size", pa.int64()),
+            ("example_ids", pa.list_(pa.int64())),
+        ]
+    ),
+    key=("subset",),
+)
+"""The examples of a subset, in the order in which they joined."""
+
 
 GENERAL = -1
 """The value of `contrast` for a general support set, which has no class k."""

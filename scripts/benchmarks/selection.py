@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--flips", nargs="+", type=float, default=[0.0, 0.2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="draws of rows")
+    parser.add_argument("--keep", nargs="+", type=float, help="shares of the rows")
     parser.add_argument("--draws", type=int, help="random choices; by default 10, tuned 3")
     parser.add_argument("--tuned", action="store_true", help="fine-tune MiniLM")
 
@@ -76,7 +77,7 @@ def judged(
     test_ids, test_rows, _ = of["query"]
     is_test = np.isin(test_ids, list(truth))
     answers = torch.tensor([truth[i] for i in test_ids[is_test].tolist()])
-    labels = torch.from_numpy(given)
+    labels = torch.from_numpy(given.copy())
     generator = np.random.default_rng([seed, 1])
 
     def train(chosen: np.ndarray, draw: int = 0) -> float:
@@ -89,7 +90,7 @@ def judged(
 
     confident = confident_learning(rows.float().numpy(), given, n_classes, folder)["score"]
     everything = train(np.arange(len(ids)))
-    shares = TUNED_KEEP if arguments.tuned else KEEP
+    shares = arguments.keep or (TUNED_KEEP if arguments.tuned else KEEP)
     forecast = {} if arguments.tuned else forecasts(done, ids, test_ids[is_test], answers)
     for share in shares:
         count = round(share * len(ids))

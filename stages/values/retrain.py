@@ -51,38 +51,8 @@ from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.model.training import Learner, Training, prefix_outputs
 from stages.stage import ConfigError, Cost, Inputs, Rows, Size, Split, Stage, Work
-from stages.tables import SHAPLEY_ROUND
+from stages.tables import OUTCOME, SHAPLEY_ROUND, SUBSET
 from storage.schema import TableSpec
-
-OUTCOME = TableSpec(
-    name="outcome",
-    schema=pa.schema(
-        [
-            ("round", pa.int64()),
-            ("subset", pa.int64()),
-            ("size", pa.int64()),
-            ("query_id", pa.int64()),
-            ("logits", pa.list_(pa.float32())),
-        ]
-    ),
-    key=("subset", "query_id"),
-)
-"""The logits of a query after training on a subset, which `round` and `subset` name."""
-
-SUBSET = TableSpec(
-    name="subset",
-    schema=pa.schema(
-        [
-            ("round", pa.int64()),
-            ("subset", pa.int64()),
-            ("size", pa.int64()),
-            ("example_ids", pa.list_(pa.int64())),
-        ]
-    ),
-    key=("subset",),
-)
-"""The examples of a subset, in the order in which they joined."""
-
 
 Subsets = Literal["auto", "permutation", "random", "regression_msr", "adalina"]
 ROUNDS = 20

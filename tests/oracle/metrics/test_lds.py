@@ -15,7 +15,7 @@ from stages.metrics.metric import Instance
 from stages.metrics.outcomes import log_odds, read_outcomes
 from stages.pairs.scores import ATTRIBUTION
 from stages.stage import ConfigError, DataError, Vectors
-from stages.values.retrain import OUTCOME, SUBSET
+from stages.tables import OUTCOME, SUBSET
 
 N, M, C, SUBSETS, REPEATS, SIZE = 14, 6, 3, 8, 2, 7
 RIDGE = 0.3

@@ -26,7 +26,8 @@ from stages.model.seeded import permutations
 from stages.model.spec import ModelSpec, Prompt
 from stages.model.training import Learner, Training, outputs, prefix_outputs, train
 from stages.stage import ModelError, Part
-from stages.values.retrain import OUTCOME, Retrain
+from stages.tables import OUTCOME
+from stages.values.retrain import Retrain
 
 UTILITIES = ("accuracy", "cross_entropy", "margin")
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 1])

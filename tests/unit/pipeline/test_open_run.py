@@ -12,7 +12,8 @@ from pipeline import open_run
 from pipeline.corpus import read_corpus
 from pipeline.errors import RunError
 from pipeline.folder import RunFolder
-from pipeline.open_run import OpenedRun, rows_of
+from pipeline.open_run import OpenedRun
+from pipeline.results import rows_of
 from pipeline.settings import Run
 from stages.corpus.source import Source
 from storage.catalog import fetch

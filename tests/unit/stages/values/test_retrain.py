@@ -17,8 +17,8 @@ from stages.model.spec import ModelSpec
 from stages.model.training import Training, outputs, train
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, DataError, ModelError, Part, Size, StageError, Vectors, Work
-from stages.tables import SHAPLEY_ROUND
-from stages.values.retrain import OUTCOME, SUBSET, Retrain, sizes_of
+from stages.tables import OUTCOME, SHAPLEY_ROUND, SUBSET
+from stages.values.retrain import Retrain, sizes_of
 
 LABELS = {"example": {1: 0, 2: 1, 4: 1, 7: 0, 8: 1, 9: 2}, "query": {0: 0, 1: None, 2: 1, 3: 2}}
 EXAMPLES = sorted(LABELS["example"])
