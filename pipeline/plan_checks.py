@@ -166,9 +166,8 @@ def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
 
 def needs_queries(stage: Stage) -> bool:
     """Whether a stage has nothing to do without queries: it scores pairs, or values examples."""
-    is_of_pairs = any("query_id" in spec.key for spec in stage.writes)
-    is_value = type(stage).__module__.startswith("stages.values.")
-    return stage.split == "query" or is_of_pairs or is_value
+    is_of_queries = any({"query_id", "utility"} & set(spec.key) for spec in stage.writes)
+    return stage.split == "query" or is_of_queries
 
 
 def check_rounds(

@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from stages.game.fields import FeatureFields
+from stages.game.fields import FeatureFields, n_directions
 from stages.game.pool import order_of, read_pool, usable_queries
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work, check_alike
 from stages.surrogate.greedy import ALONE, BATCH
 from stages.surrogate.labelled_kernel import check_ridge
+from stages.surrogate.short_basis import SAMPLE
 from storage.schema import TableSpec
 
 CORESET = TableSpec(
@@ -119,13 +120,18 @@ class Coreset(FeatureFields, Stage):
 
     def cost(self, work: Work) -> Cost:
         """Passes over the features, and the rows of a batch at every step."""
-        n, dim = work.n_examples, self.n_numbers(work)
-        competing = n if n <= ALONE else BATCH
+        n, long = work.n_examples, self.n_numbers(work)
+        dim = min(long, n_directions(work.n_classes))
+        competing, sample = n if n <= ALONE else BATCH, min(n, SAMPLE)
+        shortens = 12.0 * sample * long * dim + 2.0 * n * long * dim if long > dim else 0.0
         return Cost(
-            flops=28.0 * n * dim**2 + 12.0 * self.share * n * competing * dim,
+            flops=shortens + 28.0 * n * dim**2 + 12.0 * self.share * n * competing * dim,
             written_bytes=25 * n,
-            memory_bytes=60 * dim**2 + 48 * min(n, ALONE) * dim + n * (100 + 16 * work.n_classes),
-            note=f"{'all examples compete' if n <= ALONE else f'batches of {BATCH:,}'}",
+            memory_bytes=60 * dim**2
+            + 48 * min(n, ALONE) * dim
+            + 16 * sample * long
+            + n * (100 + 16 * work.n_classes),
+            note="all examples compete" if n <= ALONE else f"batches of {BATCH:,}",
         )
 
 

@@ -127,5 +127,21 @@ def test_no_forecast_says_why(opened: OpenedRun, asked: dict[str, Any], why: str
     assert f"No forecast of what they train: {why}." in repr(found)
 
 
+def test_rows_are_chosen_without_queries_but_not_forecast(tmp_path: Path) -> None:
+    config = write_run(
+        tmp_path,
+        corpus=points("train"),
+        stages={
+            "kernel_regression": {"kernel": ["features"]},
+            "coreset": {"kernel": ["features"]},
+        },
+    )
+    assay("run", config)
+    told = assay("select", tmp_path / "run", "--keep", "10%", "--json")
+    assert len(json.loads(told.stdout)) == 30
+    assert "No forecast of what they train" in told.stderr
+    assert "found 0 labelled queries" in " ".join(told.stderr.split())
+
+
 def test_rows_of_vectors_have_no_tokens(run: Path) -> None:
     assert "found no counts of tokens" in complaint("select", run, "--keep", "50 tokens")
