@@ -100,12 +100,20 @@ def order_of(
 
     What the regression should say is known of the queries; of the pool it is `Pool.right`. Rows
     whose label is doubted come last.
+
+    Raises:
+        DataError: all features are zero.
     """
     n_classes = pool.right.shape[1]
     tables = [inputs.vectors(name, "example") for name in fields.features]
     rows = FeatureRows(tables, pool.ids, fields.is_unit, torch.float64)
     targets = one_hot(torch.from_numpy(pool.labels), n_classes) - 1 / n_classes
     damping = chosen_damping(rows, targets, fields.ridge)
+    if damping == 0:
+        raise DataError(
+            f"{', '.join(fields.features)}: found only zero vectors, expected features that tell "
+            "examples apart. Check the stage that writes them."
+        )
     short = shortened(rows, len(pool.ids), n_directions(n_classes))
     wanted = Wanted.of(short, pool.right - 1 / n_classes)
     if len(queries.ids):

@@ -134,17 +134,6 @@ class _Batch:
         self.weight = (self.weight - shrinks * to_u).clamp_min(1.0)
 
 
-class _Pace:
-    """Whose turn it is: of the classes that have rows left, the one furthest behind its share."""
-
-    def __init__(self, n_classes: int) -> None:
-        self.due, self.taken = np.zeros(n_classes), np.zeros(n_classes)
-
-    def turn(self, n_left: np.ndarray) -> int:
-        behind = np.where(n_left > 0, self.due - self.taken, -np.inf)
-        return int(behind.argmax())
-
-
 def take_greedily(
     features: RowsAt,
     targets: Float[Tensor, "rows outputs"],
@@ -154,14 +143,13 @@ def take_greedily(
     share: float,
     candidates: Bool[np.ndarray, " rows"],
     generator: np.random.Generator,
-    stepped: Callable[[int, int], None] = lambda done, total: None,
 ) -> Order:
     """A `share` of the rows, all of them among the `candidates`, the same share of each class.
 
     Up to `ALONE` rows compete all together. More are cut into batches at random. Passes take 1/64
     of the rows, 1/32 and so on, so that the first of any number are spread over all batches; the
-    damping is that of the pass.
-    The rows that are not taken follow by their gains, the candidates before all others.
+    damping is that of the pass. The rows that are not taken follow by their gains, the candidates
+    before all others.
 
     `features` gives the vectors of rows, `targets` are what each row says. A class that has too few
     candidates is taken whole, and its share is left to others. Cost, for n rows and k passes:
@@ -176,10 +164,10 @@ def take_greedily(
     shares = [share]
     while shares[0] > FIRST_SHARE:
         shares.insert(0, shares[0] / 2)
-    regression, pace = _Regression(wanted, damping), _Pace(n_classes)
+    regression = _Regression(wanted, damping)
+    behind = np.zeros(n_classes)  # rows of each class that are due and not taken
     rows: list[int] = []
     gains: list[float] = []
-    stepped(0, total)
     before = 0.0
     for end in shares:
         due = 0.0
@@ -190,7 +178,7 @@ def take_greedily(
             goal = min(total, round(before * n + due))
             chosen = batch[is_left[batch]]
             if not len(chosen) or len(rows) >= goal:
-                pace.due += (end - before) * n_of
+                behind += (end - before) * n_of
                 continue
             at = torch.from_numpy(chosen)
             now = _Batch(features(at), targets[at], regression)
@@ -200,8 +188,8 @@ def take_greedily(
             n_here = min(goal - len(rows), len(chosen))
             taken: list[int] = []
             for _ in range(n_here):
-                pace.due += (end - before) * n_of / n_here
-                turn = pace.turn(n_left)
+                behind += (end - before) * n_of / n_here
+                turn = int(np.where(n_left > 0, behind, -np.inf).argmax())
                 open_rows = torch.from_numpy(left & (of_class == turn))
                 gain = torch.where(open_rows, now.gains(), -torch.inf)
                 row = int(gain.argmax())
@@ -209,12 +197,11 @@ def take_greedily(
                 gains.append(float(gain[row]))
                 left[row] = False
                 n_left[turn] -= 1
-                pace.taken[turn] += 1
+                behind[turn] -= 1
                 now.take(row)
             rows += chosen[taken].tolist()
             is_left[chosen[taken]] = False
             regression.add(now.x[taken], now.y[taken])
-            stepped(len(rows), total)
         before = end
     others = np.setdiff1d(np.arange(n), rows)
     would_add = np.zeros(len(others))
