@@ -31,6 +31,9 @@ STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 """Temperatures and noise rates that the search starts from; the likeliest result is kept."""
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
+MOST_UNEVEN = 0.4
+"""Share of the labels that uneven noise may have made wrong. More of it explains classes that the
+predictions cannot tell apart, not noise."""
 LEAST_START = 0.05
 """Noise rate that a search for uneven noise starts from at least."""
 OFFSET_PENALTY = 1e-4
@@ -68,6 +71,9 @@ def fit_noise_model(
     found = None
     if float(gained) > LEAST_GAIN:
         found = _search(outputs, labels, even, SPREADS[int(best)])
+        if found is not None:
+            wrong = _model(found, outputs.shape[1]).wrong(outputs, labels)
+            found = found if float(wrong.mean()) <= MOST_UNEVEN else None
     if found is None:
         found = _at_expected_rate(outputs, labels, even)
     return _model(found, outputs.shape[1])

@@ -152,6 +152,18 @@ def test_few_rows_with_one_way_noise_have_as_many_flags_as_wrong_labels() -> Non
         assert 0.6 < float(p_wrong.sum()) / int(wrong.sum()) < 1.5
 
 
+def test_uneven_noise_that_leaves_few_labels_right_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs, given, wrong, _ = one_way(2000, 0.2)
+    share = float(wrong.double().mean())
+    for most, is_even in ((share * 2, False), (share / 2, True)):
+        monkeypatch.setattr("stages.surrogate.noise_fit.MOST_UNEVEN", most)
+        rates = fit_noise_model(outputs, given).rates
+        replaced = rates[~torch.eye(3, dtype=torch.bool)]
+        assert bool(replaced.max() <= 1.01 * replaced.min()) == is_even
+
+
 def test_a_score_orders_labels_as_the_probability_that_they_are_right() -> None:
     outputs, given, _, _ = one_way(2000, 0.2)
     model = fit_noise_model(outputs, given)
