@@ -147,11 +147,11 @@ def test_rows_are_those_of_the_commands(opened: OpenedRun, folder: Path) -> None
     asked: list[tuple[Rows, tuple[object, ...]]] = [
         (api.flag(opened), ("flag", folder)),
         (api.flag(str(folder), 7), ("flag", folder, "--top", 7)),
-        (api.select(folder, 5), ("select", folder, "--keep", 5)),
+        (api.select(folder, 5), ("select", folder, "--keep", 5, "--no-forecast")),
         (api.select(opened, "20%"), ("select", folder, "--keep", "20%")),
         (
             api.select(opened, drop=3, by="label_score"),
-            ("select", folder, "--drop", 3, "--by", "label_score"),
+            ("select", folder, "--drop", 3, "--by", "label_score", "--no-forecast"),
         ),
         (api.sql(opened, statement), ("sql", folder, statement)),
     ]

@@ -322,7 +322,7 @@ def test_a_review_goes_through_apply(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_select(run: Path, options: list[str], count: int) -> None:
-    rows = json.loads(assay("select", run, *options, "--json").stdout)
+    rows = json.loads(assay("select", run, *options, "--no-forecast", "--json").stdout)
     assert len(rows) == count
     if not rows:
         return
@@ -343,8 +343,9 @@ def test_select(run: Path, options: list[str], count: int) -> None:
 
 
 def test_select_keeps_as_many_rows_as_have_so_many_tokens(run: Path) -> None:
-    rows = json.loads(assay("select", run, "--keep", "150 tokens", "--json").stdout)
-    every = json.loads(assay("select", run, "--keep", "100%", "--no-forecast", "--json").stdout)
+    asked = ("select", run, "--no-forecast", "--json", "--keep")
+    rows = json.loads(assay(*asked, "150 tokens").stdout)
+    every = json.loads(assay(*asked, "100%").stdout)
     counted = open_run(run).sql("SELECT id, max(n_tokens) FROM diagnostics GROUP BY id").fetchall()
     tokens = [dict(counted)[row["example_id"]] for row in every]
     assert rows == every[: len(rows)]
@@ -358,7 +359,7 @@ def test_select_keeps_as_many_rows_as_have_so_many_tokens(run: Path) -> None:
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
 def test_select_writes_a_corpus_that_can_be_run(run: Path, tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"best.{ending}"
-    assay("select", run, "--keep", "25%", "--out", out)
+    assay("select", run, "--keep", "25%", "--no-forecast", "--out", out)
     rows = read(out)
     assert len(rows) == N_EXAMPLES // 4
     assert list(rows[0])[: len(COLUMNS)] == COLUMNS

@@ -243,6 +243,7 @@ def test_files_of_the_folder_are_verified_and_mended(whole: Path, folder: Path) 
     assert assay("verify", run).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_text_manifest_of_another_run_blocks_no_corpus(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     assay("run", write(tmp_path / "first", store=store))

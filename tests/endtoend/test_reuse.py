@@ -358,6 +358,7 @@ def test_integer_labels_and_ids_come_back_as_integers(
     assert (folder / "numbers-corrected" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_resolved_config_over_an_empty_store(
     folder: Path, again: dict[str, Any], forwards: Counter[str]
 ) -> None:

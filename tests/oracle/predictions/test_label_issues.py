@@ -42,7 +42,9 @@ def drawn(n, n_classes, temperature, noise, seed=0):
     return outputs, torch.from_numpy(given), torch.from_numpy(wrong), model
 
 
-@pytest.mark.parametrize(("n_classes", "noise"), [(2, 0.15), (3, 0.1), (6, 0.3)])
+@pytest.mark.parametrize(
+    ("n_classes", "noise"), [(2, 0.15), (3, 0.1), pytest.param(6, 0.3, marks=pytest.mark.slow)]
+)
 def test_the_model_that_drew_the_labels_is_found_again(n_classes, noise):
     outputs, given, _, _ = drawn(40_000, n_classes, 8.0, noise)
     fitted = fit_noise_model(outputs, given)
