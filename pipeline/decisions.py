@@ -51,15 +51,15 @@ def selected(
     per_class: bool,
     limit: str,
     soft: float | None = None,
-    is_by_tokens: bool = False,
+    counts: str | None = None,
 ) -> str:
     """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 
-    It may name `rank`, the row's place among all, `in_class`, that among its class, and where it
-    `is_by_tokens` also `tokens`, of all rows up to this one. With `per_class` ranks go by places in
-    classes, between 0 and 1, so that the first of any number have the same share of each class.
-    `soft` adds a column `weight`, of mean 1 in every class: the best row of a class has
-    exp(2 / soft) times that of its last.
+    It may name `rank`, the row's place among all, `in_class`, that among its class, and with
+    `counts`, a view of numbers of tokens, also `tokens`, of all rows up to this one. With
+    `per_class` ranks go by places in classes, between 0 and 1, so that the first of any number have
+    the same share of each class. `soft` adds a column `weight`, of mean 1 in every class: the best
+    row of a class has exp(2 / soft) times that of its last.
     """
     of_class = "PARTITION BY label" if per_class else ""
     weights = f"exp((1 - 2 * place) / {float(soft or 1)!r})"
@@ -72,11 +72,11 @@ def selected(
                                ORDER BY {source.score} DESC, v.example_id) AS in_class
                     FROM {source.view} AS v JOIN tables.label AS l ON l.id = v.example_id
                     WHERE v.method = {quoted(source.instance)} AND l.role = 'example'))"""
-    if is_by_tokens:
+    if counts is not None:
         ranked = f"""
             SELECT r.*, sum(t.n) OVER (ORDER BY rank ROWS UNBOUNDED PRECEDING) AS tokens
             FROM ({ranked}) AS r
-            JOIN (SELECT id, max(n_tokens) AS n FROM diagnostics
+            JOIN (SELECT id, max(n_tokens) AS n FROM {counts}
                   WHERE role = 'example' GROUP BY id) AS t ON t.id = r.example_id"""
     return f"""
         SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank

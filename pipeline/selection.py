@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     pass
 
 BY = ("coreset", "shapley", "label_score")
+COUNTS = ("text_lengths", "diagnostics")
+"""Views with the tokens of rows: whole, or of what gradients were taken of."""
 PREFERRED_UTILITY = "cross_entropy"
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
@@ -105,13 +107,15 @@ def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool) -> str:
             f"select: found {keep!r}, expected a number such as '50000 tokens'. Say for "
             "example --keep '50000 tokens'."
         )
-    counted = "SELECT 1 FROM diagnostics WHERE role = 'example' AND n_tokens IS NOT NULL LIMIT 1"
-    if "diagnostics" not in run.views() or not run.sql(counted).fetchall():
+    views = [view for view in COUNTS if view in run.views()]
+    counted = "SELECT 1 FROM {} WHERE role = 'example' AND n_tokens IS NOT NULL LIMIT 1"
+    view = next((view for view in views if run.sql(counted.format(view)).fetchall()), None)
+    if view is None:
         raise RunError(
-            "select: found no counts of tokens, expected a run with a stage that reads texts, such "
-            "as embedding. Name a number of rows or a share."
+            "select: found no counts of tokens, expected those of a stage that reads texts. Add "
+            "`text_length: {}` under `stages:` and run again, or name a number of rows or a share."
         )
-    return selected(chosen, per_class, f"tokens <= {number}", is_by_tokens=True)
+    return selected(chosen, per_class, f"tokens <= {number}", counts=view)
 
 
 def _of_classes(run: Any, quota: Mapping[str, str | int]) -> str:
