@@ -191,7 +191,10 @@ def tools(start: Any, cli: Any, tables_of: Any, processes: Any) -> tuple[Any, An
     return start, cli, tables_of, processes
 
 
-@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.smoke), 3])
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(1, marks=pytest.mark.smoke), pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_a_killed_run_ends_as_an_unbroken_one(
     kills: int, unbroken: Any, write_config: Any, tools: Any, tables_of: Any, tmp_path: Path
 ) -> None:
