@@ -156,20 +156,19 @@ def expected(
     from pipeline.evaluate import evaluate
     from stages.stage import StageError
 
-    classes = run.sql(
-        f"SELECT examples.label_name, count(*) / sum(count(*)) OVER () AS before, "
-        f"count(k.example_id) / greatest(1, sum(count(k.example_id)) OVER ()) AS kept "
-        f"FROM examples LEFT JOIN ({chosen.statement}) AS k USING (example_id) "
-        "GROUP BY ALL ORDER BY before DESC, 1"
+    counted = run.sql(
+        "SELECT examples.label_name, count(*), count(k.example_id) FROM examples "
+        f"LEFT JOIN ({chosen.statement}) AS k USING (example_id) GROUP BY 1 ORDER BY 2 DESC, 1"
     ).fetchall()
-    (n_examples, n_rows) = run.sql(
-        f"SELECT (SELECT count(*) FROM examples), (SELECT count(*) FROM ({chosen.statement}))"
-    ).fetchall()[0]
+    n_examples, n_rows = (sum(row[column] for row in counted) for column in (1, 2))
     found: dict[str, Any] = {
         "by": chosen.source.by,
         "n_rows": n_rows,
         "n_examples": n_examples,
-        "classes": [{"class": c, "before": b, "kept": k} for c, b, k in classes],
+        "classes": [
+            {"class": name, "before": before / n_examples, "kept": kept / max(1, n_rows)}
+            for name, before, kept in counted
+        ],
         "rows": [],
         "n_queries": 0,
         "why_not": None,

@@ -121,7 +121,7 @@ def print_expected(expected: Mapping[str, Any]) -> None:
             table(names, [[c["class"], f"{c['before']:.1%}", f"{c['kept']:.1%}"] for c in classes])
         )
     if expected["why_not"]:
-        show(f"No forecast of what they train: {expected['why_not']}.".replace("..", "."))
+        show(f"No forecast of what they train: {expected['why_not'].rstrip('.')}.")
         return
     rows = expected["rows"]
     utilities = [name.removesuffix("_sd") for name in rows[0] if name.endswith("_sd")]

@@ -249,8 +249,9 @@ def _kernel_engine(
         for name in fields.features
     ]
     kernel, to_examples = gram(features, fields.is_unit)
-    sample = _sample(len(ids))
-    ridge = _ridge(fields, kernel[sample[:, None], sample], targets[sample])
+    sample, ridge = _sample(len(ids)), _asked(fields)
+    if ridge == "auto":
+        ridge = auto_ridge(kernel[sample[:, None], sample], targets[sample])[0]
     damping = ridge * mean_diagonal(kernel)
 
     def begin(rows: Tensor) -> Callable[[], Regression]:
@@ -269,15 +270,7 @@ def _feature_engine(
     tables = [inputs.vectors(name, "example") for name in fields.features]
     query_tables = [inputs.vectors(name, "query") for name in fields.features]
     rows = FeatureRows(tables, ids, is_unit, torch.float64)
-    sample = _sample(len(ids))
-    sampled = rows(sample)
-    ridge = _ridge(fields, sampled @ sampled.T, targets[sample])
-    damping = ridge * float(sampled.square().sum(1).mean())
-    if damping == 0:
-        raise DataError(
-            f"{', '.join(fields.features)}: found only zero vectors among {len(sampled)} examples, "
-            "expected features that tell examples apart. Check the stage that writes them."
-        )
+    ridge, damping = chosen_ridge(fields.features, rows, targets, _asked(fields))
     precision = fields.precision
     if precision == "auto":
         least = FLOAT32_ACCURACY_RIDGE if "accuracy" in fields.utilities else FLOAT32_RIDGE
@@ -319,13 +312,25 @@ def _check_rounding(fields: GameFields, ridge: float, dtype: torch.dtype) -> Non
     )
 
 
-def chosen_damping(rows: FeatureRows, targets: Tensor, ridge: Ridge) -> float:
-    """The damping of a regression on these rows; `auto` is chosen on `RIDGE_EXAMPLES` at most."""
+def chosen_ridge(
+    features: tuple[str, ...], rows: FeatureRows, targets: Tensor, ridge: Ridge
+) -> tuple[float, float]:
+    """Ridge and damping of a regression on these rows; `auto` by `RIDGE_EXAMPLES` at most.
+
+    Raises:
+        DataError: all of these are zero vectors.
+    """
     sample = _sample(len(targets))
     sampled = rows(sample)
     if ridge == "auto":
         ridge = auto_ridge(sampled @ sampled.T, targets[sample])[0]
-    return ridge * float(sampled.square().sum(1).mean())
+    damping = ridge * float(sampled.square().sum(1).mean())
+    if damping == 0:
+        raise DataError(
+            f"{', '.join(features)}: found only zero vectors among {len(sampled)} examples, "
+            "expected features that tell examples apart. Check the stage that writes them."
+        )
+    return ridge, damping
 
 
 def _sample(n: int) -> Int64[Tensor, " sample"]:
@@ -333,8 +338,8 @@ def _sample(n: int) -> Int64[Tensor, " sample"]:
     return torch.from_numpy(np.sort(np.random.default_rng(0).permutation(n)[:RIDGE_EXAMPLES]))
 
 
-def _ridge(fields: GameFields, kernel: Tensor, targets: Tensor) -> float:
-    """The ridge, relative to the kernel's mean diagonal; `auto` is chosen on these examples."""
+def _asked(fields: GameFields) -> Ridge:
+    """The ridge that the fields ask for."""
     if fields.ridge != "auto":
         return float(fields.ridge)
-    return LOSS_RIDGE if fields.utilities == ("loss",) else auto_ridge(kernel, targets)[0]
+    return LOSS_RIDGE if fields.utilities == ("loss",) else "auto"

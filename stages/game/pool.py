@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from stages.game.fields import FeatureFields, n_directions
-from stages.game.from_tables import chosen_damping, labelled_queries
+from stages.game.from_tables import chosen_ridge, labelled_queries
 from stages.reading.feature_rows import FeatureRows
 from stages.reading.supervision import one_hot
 from stages.stage import DataError, Inputs
@@ -108,12 +108,7 @@ def order_of(
     tables = [inputs.vectors(name, "example") for name in fields.features]
     rows = FeatureRows(tables, pool.ids, fields.is_unit, torch.float64)
     targets = one_hot(torch.from_numpy(pool.labels), n_classes) - 1 / n_classes
-    damping = chosen_damping(rows, targets, fields.ridge)
-    if damping == 0:
-        raise DataError(
-            f"{', '.join(fields.features)}: found only zero vectors, expected features that tell "
-            "examples apart. Check the stage that writes them."
-        )
+    _, damping = chosen_ridge(fields.features, rows, targets, fields.ridge)
     short = shortened(rows, len(pool.ids), n_directions(n_classes))
     wanted = Wanted.of(short, pool.right - 1 / n_classes)
     if len(queries.ids):

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 
 from stages.metrics.bootstrap import draws, estimated
 from stages.metrics.metric import Result
-from stages.metrics.refitted import Ordered, Refit, Refitted, best_rows, weights_of
+from stages.metrics.refitted import Ordered, Refittable, Refitted, best_rows, weights_of
 from stages.metrics.scored import Scores
 from stages.stage import ConfigError, Inputs, Steps
 
@@ -97,11 +97,11 @@ class Curves(Refitted):
         """The share that is trained on, for each share of an action."""
         return self.keep if action == "keep" else tuple(1 - share for share in self.remove)
 
-    def _count(self, kept: float, made: Refit) -> int:
+    def _count(self, kept: float, made: Refittable) -> int:
         return max(1, round(kept * len(made.example_ids)))
 
     def _random(
-        self, made: Refit, kept: list[float]
+        self, made: Refittable, kept: list[float]
     ) -> dict[float, Float[np.ndarray, "draws utilities queries"]]:
         """What fits on random rows say of every query, for each share that is kept."""
         generator = self._generator(2)
@@ -110,13 +110,13 @@ class Curves(Refitted):
             count, each = self._count(share, made), []
             for _ in range(self.draws):
                 order = generator.random(len(made.example_ids))
-                each.append(made.judged(best_rows(order, made.labels, count, self.balance)))
+                each.append(made.judged(best_rows(order, made.labels, count, self.per_class)))
             found[share] = np.stack(each)
         return found
 
     def _curve(
         self,
-        made: Refit,
+        made: Refittable,
         scores: Scores,
         ranked: list[Ordered],
         action: str,
@@ -129,7 +129,7 @@ class Curves(Refitted):
             for order in ranked:
                 score = -order.score if action == "remove_helpful" else order.score
                 count = self._count(share, made)
-                said = made.judged(best_rows(score, made.labels, count, self.balance))
+                said = made.judged(best_rows(score, made.labels, count, self.per_class))
                 own[at][:, order.judges] = said[:, order.judges]
         others = np.stack([random[share] for share in kept])
         named = {**scores.named(), "action": action}

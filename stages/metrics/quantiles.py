@@ -8,7 +8,7 @@ rows fell into a tenth: random rankings stand beside, with the middle 95 % of `d
 correlation that lies among theirs says nothing.
 
 Tenths of one class are worthless whatever their scores; so each has its share of every class,
-unless `balance: false`. A ranking by pairs is that of other queries than judge it; values of
+unless `per_class: false`. A ranking by pairs is that of other queries than judge it; values of
 examples alone are judged by queries that had a say in them, and `held_out` says so.
 
 Source: Nayak et al. 2026, arXiv:2602.14696, the test of quantiles of distance, there by fine-tuning
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from stages.metrics.bootstrap import Estimate, draws, estimated
 from stages.metrics.metric import Result
 from stages.metrics.ranks import spearman
-from stages.metrics.refitted import Ordered, Refit, Refitted, places
+from stages.metrics.refitted import Ordered, Refittable, Refitted, places
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 
@@ -92,12 +92,12 @@ class Quantiles(Refitted):
         self, score: Float[np.ndarray, " examples"], labels: Int64[np.ndarray, " examples"]
     ) -> Int64[np.ndarray, " examples"]:
         """The quantile of each example, 0 the one of the largest scores."""
-        at = places(score, labels, self.balance) * self.quantiles
+        at = places(score, labels, self.per_class) * self.quantiles
         found: np.ndarray = at.astype(np.int64).clip(max=self.quantiles - 1)
         return found
 
     def _by_quantile(
-        self, made: Refit, ranked: list[Ordered]
+        self, made: Refittable, ranked: list[Ordered]
     ) -> tuple[Float[np.ndarray, "quantiles numbers queries"], list[int]]:
         """What a fit on each quantile says of every query, and the rows of each."""
         said = np.empty((self.quantiles, 2, len(made.query_ids)))
@@ -145,7 +145,7 @@ class Quantiles(Refitted):
         }
         return [*rows, whole]
 
-    def _random(self, made: Refit) -> list[dict[str, Any]]:
+    def _random(self, made: Refittable) -> list[dict[str, Any]]:
         """The same of random rankings: the mean of each number over the draws, and its spread."""
         generator, everyone = self._generator(2), np.ones(len(made.query_ids), bool)
         orders = [

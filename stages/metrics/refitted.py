@@ -33,7 +33,7 @@ RIDGE_EXAMPLES = 2048
 """Most examples that the automatic ridge is chosen on."""
 
 
-class Refit(NamedTuple):
+class Refittable(NamedTuple):
     """Examples to choose from, labelled queries to judge by, and the fit on a choice."""
 
     example_ids: Int64[np.ndarray, " examples"]
@@ -73,7 +73,7 @@ class Refitted(Metric):
     """Instances that score pairs or examples, or `label_issues`."""
     by: Literal["kernel", "retrain"] = "kernel"
     """Whether the kernel regression is solved anew or a model is really trained anew."""
-    balance: bool = True
+    per_class: bool = True
     """Whether the same share of each class is chosen."""
     parts: int = 2
     """Parts of the queries. A ranking by pairs that judges a part is that of the other parts."""
@@ -140,7 +140,7 @@ class Refitted(Metric):
             return (*self.methods, *self.kernel, "label")
         return (*self.methods, "text" if self.model else self.embedding, "label")
 
-    def refit(self, inputs: Inputs) -> Refit:
+    def refit(self, inputs: Inputs) -> Refittable:
         """Examples, queries and the fit.
 
         Raises:
@@ -155,7 +155,7 @@ class Refitted(Metric):
         return made
 
     def ranked(
-        self, inputs: Inputs, method: str, made: Refit
+        self, inputs: Inputs, method: str, made: Refittable
     ) -> Iterator[tuple[Scores, list[Ordered]]]:
         """Each set of scores of a method with its rankings of the examples.
 
@@ -195,7 +195,7 @@ class Refitted(Metric):
         """Places, ascending, of the examples to choose from."""
         return np.sort(self._generator(0).permutation(len(ids))[: self.examples])
 
-    def _of_kernel(self, inputs: Inputs) -> Refit:
+    def _of_kernel(self, inputs: Inputs) -> Refittable:
         n_classes = count_classes(inputs)
         ids, labels = read_labels(inputs, "example", n_classes)
         has_row = has_features(inputs, self.kernel, "example", ids)
@@ -206,7 +206,7 @@ class Refitted(Metric):
         has_row = has_features(inputs, self.kernel, "query", query_ids)
         query_ids, answers = query_ids[has_row], answers[has_row]
         if not len(ids) or not len(query_ids):
-            return Refit(ids, labels, query_ids, answers, lambda rows: np.zeros((0, 0)), {})
+            return Refittable(ids, labels, query_ids, answers, lambda rows: np.zeros((0, 0)), {})
         features = [
             (
                 aligned(inputs.vectors(name, "example"), ids),
@@ -230,9 +230,9 @@ class Refitted(Metric):
             return said
 
         facts = {"by": "kernel", "ridge": ridge, "damping": damping}
-        return Refit(ids, labels, query_ids, answers, fit, facts)
+        return Refittable(ids, labels, query_ids, answers, fit, facts)
 
-    def _trained(self, inputs: Inputs) -> Refit:
+    def _trained(self, inputs: Inputs) -> Refittable:
         if self.model is None:
             players, learner = read_vectors(inputs, self.embedding)
         else:
@@ -251,7 +251,7 @@ class Refitted(Metric):
 
         facts = {"by": "retrain", "n_trained": sum(w.numel() for w in learner.start)}
         ids, query_ids = players.example_ids[kept], players.query_ids[asked]
-        return Refit(ids, labels[: players.n][kept], query_ids, of_queries[asked], fit, facts)
+        return Refittable(ids, labels[: players.n][kept], query_ids, of_queries[asked], fit, facts)
 
 
 def trained_on(
@@ -270,14 +270,14 @@ def trained_on(
 
 
 def places(
-    score: Float[np.ndarray, " rows"], labels: Int64[np.ndarray, " rows"], balance: bool
+    score: Float[np.ndarray, " rows"], labels: Int64[np.ndarray, " rows"], per_class: bool
 ) -> Float[np.ndarray, " rows"]:
-    """Where each row stands in (0, 1), the largest score first, within its class if `balance`.
+    """Where each row stands in (0, 1), the largest score first, within its class if `per_class`.
 
     Ties by number. The k-th of n rows stands at (k - 1/2) / n.
     """
     found = np.empty(len(score))
-    for label in np.unique(labels) if balance else (None,):
+    for label in np.unique(labels) if per_class else (None,):
         members = np.arange(len(score)) if label is None else np.flatnonzero(labels == label)
         order = members[np.argsort(-score[members], kind="stable")]
         found[order] = (np.arange(len(order)) + 0.5) / len(order)
@@ -288,10 +288,10 @@ def best_rows(
     score: Float[np.ndarray, " rows"],
     labels: Int64[np.ndarray, " rows"],
     count: int,
-    balance: bool = True,
+    per_class: bool = True,
 ) -> Int64[np.ndarray, " chosen"]:
     """The `count` rows with the largest scores, the same share of each class; ties by number."""
-    place = places(score, labels, balance)
+    place = places(score, labels, per_class)
     chosen: np.ndarray = np.lexsort((np.arange(len(score)), -score, place))[:count]
     return chosen
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from stages.catalogue import load
 from stages.game.from_tables import GameTables, labelled_queries, player_ids, read_game_tables
 from stages.game.game import Game, PlaysGame
-from stages.game.pool import Known, order_of, read_pool
+from stages.game.pool import Known, Pool, order_of, read_pool
 from stages.game.sampling import Valuation
 from stages.metrics.bootstrap import mean_of
 from stages.metrics.metric import Metric, Result
@@ -88,10 +88,8 @@ class Selection(Valuation, Metric):
     @property
     def reads(self) -> tuple[str, ...]:
         """Features and labels, and what methods read beside them."""
-        reads = super().reads
-        if set(self.methods) - {"freeshap"}:
-            reads = (*reads, self.predictions, self.noise)
-        return reads
+        more = () if set(self.methods) <= {"freeshap"} else (self.predictions, self.noise)
+        return (*super().reads, *more)
 
     def compute(self, inputs: Inputs, stepped: Steps) -> Result:
         """A row for each share and choice of rows; details are the parts' own numbers.
@@ -109,7 +107,6 @@ class Selection(Valuation, Metric):
         chosen = np.sort(generator.permutation(pool)[: self.examples])
         tables = read_game_tables(inputs, self, chosen)
         labels = self._labels(inputs, tables.example_ids, tables.n_classes)
-        labels = labels if self.per_class else np.zeros_like(labels)
         query_ids, answers = labelled_queries(inputs, tables.n_classes)
         is_usable = np.isin(query_ids, tables.query_ids)
         query_ids, answers = query_ids[is_usable], answers[is_usable]
@@ -120,6 +117,7 @@ class Selection(Valuation, Metric):
             )
         n = len(tables.example_ids)
         part_of = generator.permutation(len(query_ids)) % self.parts
+        candidates = self._candidates(inputs, tables)
         found: dict[tuple[float, str], np.ndarray] = {}
         details = []
         stepped(0, self.parts)
@@ -128,10 +126,13 @@ class Selection(Valuation, Metric):
             known = Known(query_ids[~is_own], answers[~is_own])
             judging = tables.game(query_ids[is_own], answers[is_own], by_query=True)
             choices: list[Choice] = [(1.0, "all", np.arange(n))]
-            scores = self._scores(inputs, tables, known, part)
+            scores = self._scores(inputs, tables, candidates, known, part)
             for share in self.keep:
                 count = max(1, round(share * n))
-                choices += [(share, by, best_rows(s, labels, count)) for by, s in scores.items()]
+                choices += [
+                    (share, by, best_rows(s, labels, count, self.per_class))
+                    for by, s in scores.items()
+                ]
                 choices += [
                     (share, "random", generator.permutation(n)[:count]) for _ in range(self.draws)
                 ]
@@ -180,24 +181,29 @@ class Selection(Valuation, Metric):
         found: np.ndarray = labels[np.searchsorted(labelled, ids)]
         return found
 
+    def _candidates(self, inputs: Inputs, tables: GameTables) -> Pool | None:
+        """The examples of the game that have predictions, where a method asks for these."""
+        if set(self.methods) <= {"freeshap"}:
+            return None
+        pool = read_pool(inputs, self, self.predictions, self.noise)
+        return pool.at(np.flatnonzero(np.isin(pool.ids, tables.example_ids)))
+
     def _scores(
-        self, inputs: Inputs, tables: GameTables, known: Known, part: int
+        self, inputs: Inputs, tables: GameTables, candidates: Pool | None, known: Known, part: int
     ) -> dict[str, Float[np.ndarray, " examples"]]:
         """Scores of the examples by what chooses, the best highest, from these queries alone."""
         scores: dict[str, np.ndarray] = {}
         if "freeshap" in self.methods:
             value = self._valued(tables.game(known.ids, known.labels), part)
             scores |= dict(zip(self.utilities, value, strict=True))
-        if not set(self.methods) - {"freeshap"}:
+        if candidates is None:
             return scores
-        pool = read_pool(inputs, self, self.predictions, self.noise)
-        pool = pool.at(np.flatnonzero(np.isin(pool.ids, tables.example_ids)))
-        at = np.searchsorted(tables.example_ids, pool.ids)
+        at = np.searchsorted(tables.example_ids, candidates.ids)
         if "label_score" in self.methods:
             scores["label_score"] = np.full(len(tables.example_ids), -np.inf)
-            scores["label_score"][at] = pool.score
+            scores["label_score"][at] = candidates.score
         if "coreset" in self.methods:
-            order = order_of(inputs, self, pool, known, max(self.keep))
+            order = order_of(inputs, self, candidates, known, max(self.keep))
             scores["coreset"] = np.full(len(tables.example_ids), -np.inf)
             scores["coreset"][at[order.rows]] = -np.arange(len(order.rows), dtype=np.float64)
         return scores

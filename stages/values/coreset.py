@@ -47,8 +47,9 @@ class Coreset(FeatureFields, Stage):
     """An order of the examples to train on: `assay select --by coreset`.
 
     One task. Up to 4,096 examples compete with each other; more in batches of 1,024. Cost, for n
-    examples of d numbers: 28 n d^2 + 6,000 `share` n d operations. Memory: 60 d^2 bytes, 200,000 d,
-    and 100 n + 8 n C.
+    examples of d numbers: 28 n d^2 + 12 `share` n d operations times those that compete. Memory:
+    60 d^2 bytes, 200,000 d, and 100 n + 16 n C. Longer vectors are taken along 512 directions,
+    1,024 for more than two classes.
     """
 
     share: float = 0.5

@@ -34,9 +34,9 @@ def ranked(score: np.ndarray, labels: np.ndarray | None) -> list[int]:
     return sorted(range(N), key=lambda i: (places[i], -score[i]))
 
 
-def expected(rows: ScoredRows, method: str, balance: bool, action: str, count: int) -> np.ndarray:
+def expected(rows: ScoredRows, method: str, per_class: bool, action: str, count: int) -> np.ndarray:
     """Right and log-probability of each labelled query, judged by rankings of other queries."""
-    labels = rows.labels if balance else None
+    labels = rows.labels if per_class else None
     sign = -1 if action == "remove_helpful" else 1
     if method != "pairs":
         return np.stack(rows.solved(ranked(sign * rows.values, labels)[:count]))
@@ -49,17 +49,17 @@ def expected(rows: ScoredRows, method: str, balance: bool, action: str, count: i
     return found
 
 
-@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("per_class", [True, False])
 @pytest.mark.parametrize("method", ["pairs", "values"])
-def test_a_curve_is_that_of_regressions_solved_anew(method: str, balance: bool) -> None:
+def test_a_curve_is_that_of_regressions_solved_anew(method: str, per_class: bool) -> None:
     rows = ScoredRows()
-    found = Curves(methods=(method,), balance=balance, **FIELDS).compute(rows, quiet)
+    found = Curves(methods=(method,), per_class=per_class, **FIELDS).compute(rows, quiet)
     cases = {("keep", 0.2): 8, ("keep", 0.5): 20}
     cases |= {("remove_harmful", 0.25): 30, ("remove_helpful", 0.25): 30}
     named = {(row["action"], row["share"]): row for row in found.rows}
     assert len(named) == len(found.rows) == 7
     for (action, share), count in cases.items():
-        row, said = named[action, share], expected(rows, method, balance, action, count)
+        row, said = named[action, share], expected(rows, method, per_class, action, count)
         assert row["n_rows"] == count
         assert row["held_out"] == (method == "pairs")
         assert row["accuracy"] == pytest.approx(said[0].mean())

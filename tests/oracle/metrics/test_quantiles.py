@@ -34,12 +34,12 @@ def cut(score: np.ndarray, labels: np.ndarray | None) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("per_class", [True, False])
 @pytest.mark.parametrize("method", ["pairs", "values", "issues"])
-def test_losses_are_those_of_fits_on_each_quantile(method: str, balance: bool) -> None:
+def test_losses_are_those_of_fits_on_each_quantile(method: str, per_class: bool) -> None:
     rows = ScoredRows()
-    found = Quantiles(methods=(method,), balance=balance, **FIELDS).compute(rows, quiet)
-    labels = rows.labels if balance else None
+    found = Quantiles(methods=(method,), per_class=per_class, **FIELDS).compute(rows, quiet)
+    labels = rows.labels if per_class else None
     part_of = np.random.default_rng([0, 1, 4]).permutation(len(rows.judging)) % 2
     said = np.empty((CUTS, 2, len(rows.judging)))
     for part in range(2):
@@ -70,7 +70,7 @@ def test_a_ranking_turned_round_has_the_correlation_less() -> None:
     losses = {}
     for name, values in (("values", rows.values), ("reversed", -rows.values)):
         rows.values = values
-        metric = Quantiles(methods=("values",), balance=False, **FIELDS)
+        metric = Quantiles(methods=("values",), per_class=False, **FIELDS)
         found = metric.compute(rows, quiet).rows
         own = [row for row in found if row["method"] == "values"]
         losses[name] = [row["loss"] for row in own[:-1]], own[-1]["spearman"]
