@@ -144,7 +144,7 @@ class _AddedStages:
         if read in CORPUS or writers_of(read, self._run.stages):
             return read
         fields = dict(stage.asks.get(read, {}))
-        kind = fields.pop("stage", None) or self._kind(read)
+        kind = self._kind(read)
         of_kind = [instance for instance in self._requested if self._kind(instance) == kind]
         # What was added for another reader writes this table, too, and is not the stage of its
         # name: served with it, rows would depend on the order of the file.

@@ -265,10 +265,9 @@ class Stage(ABC):
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
         """Fields for the stages in `reads` that the run does not name and that are hence added.
 
-        By the name in `reads`, which names the stage, unless there is a field `stage` as in a YAML;
-        a name that is not here gets the defaults. Readers that ask for different fields get a stage
-        instance each, and the field that holds the name then points to it. The fields may name
-        instances that stand earlier in `reads`.
+        By the name in `reads`, which names the stage; a name that is not here gets the defaults.
+        Readers that ask for different fields get a stage instance each, and the field that holds
+        the name then points to it. The fields may name instances that stand earlier in `reads`.
         """
         return {}
 

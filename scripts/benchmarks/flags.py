@@ -15,6 +15,7 @@ from benchmarks.environment import MODEL, environment
 from benchmarks.finished import accuracy, run_config
 
 PEERS = ("cleanlab==2.9.0", "scikit-learn")
+VIEWS = {"embedding": "embeddings", "hidden_states": "hidden_states"}
 
 AREA = """
 SELECT (sum(rank) FILTER (bad) - count(*) FILTER (bad) * (count(*) FILTER (bad) + 1) / 2.0)
@@ -36,7 +37,7 @@ from sklearn.model_selection import StratifiedKFold
 data = np.load(sys.argv[1])
 given, wrong = data["given"], data["wrong"]
 found = {}
-for name in ("embedding", "all_layers"):
+for name in ("embedding", "hidden_states"):
     best = None
     for strength in 10.0 ** np.arange(-4, 2.01, 0.5):
         p = np.zeros((len(given), given.max() + 1))
@@ -149,12 +150,12 @@ def one_seed(
     everything = issues(
         ntk_kernel=["ntk"],
         embedding_kernel=["embedding"],
-        all_layers_kernel=["all_layers"],
-        ntk_and_all_layers=["ntk", "all_layers"],
+        all_layers_kernel=["hidden_states"],
+        ntk_and_all_layers=["ntk", "hidden_states"],
     )
     stages = {
         "embedding": {},
-        "all_layers": {"stage": "embedding", "layer": "all"},
+        "hidden_states": {},
         "ntk": {},
         "prediction": {},
         **everything,
@@ -195,11 +196,11 @@ def one_seed(
 def peer_scores(run: Any, work: Path, python: Path) -> dict[str, dict[str, float]]:
     """The peer's figures on the run's own embeddings, 5 folds, C by the folds' log-loss."""
     arrays = {}
-    for name in ("embedding", "all_layers"):
+    for name, view in VIEWS.items():
         rows = run.sql(
-            "SELECT v.vector, e.label, e.label <> e.true_label AS wrong FROM embeddings AS v "
-            f"JOIN examples AS e ON e.example_id = v.id WHERE v.role = 'example' "
-            f"AND v.method = '{name}' ORDER BY v.id"
+            "SELECT v.vector, e.label, e.label <> e.true_label AS wrong "
+            f"FROM {view} AS v JOIN examples AS e ON e.example_id = v.id "
+            "WHERE v.role = 'example' ORDER BY v.id"
         ).fetchall()
         arrays[name] = np.array([row[0] for row in rows], np.float32)
         given = np.array([row[1] for row in rows])

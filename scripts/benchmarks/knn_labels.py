@@ -19,7 +19,8 @@ from benchmarks.flags import PEERS as CLEANLAB
 from benchmarks.flags import area, sd
 
 NEIGHBOURS = (1, 5, 10, 50)
-FEATURES = ("embedding", "all_layers", "ntk")
+FEATURES = ("embedding", "hidden_states", "ntk")
+VIEWS = {"embedding": "embeddings", "hidden_states": "hidden_states"}
 ROWS = 2000
 
 PEER = """
@@ -57,7 +58,7 @@ def one_draw(source: Path, work: Path, seed: int) -> dict[str, float]:
     features = FEATURES if source.name == "sst2" else FEATURES[:2]
     kinds = {
         "embedding": {"embedding": {}},
-        "all_layers": {"all_layers": {"stage": "embedding", "layer": "all"}},
+        "hidden_states": {"hidden_states": {}},
         "ntk": {"ntk": {}},
     }
     stages: dict[str, Any] = {}
@@ -94,9 +95,8 @@ def by_cleanlab(run: Any, work: Path) -> dict[str, float]:
     arrays = {}
     for name in FEATURES[:2]:
         rows = run.sql(
-            "SELECT v.vector, e.label, e.label <> e.true_label FROM embeddings AS v JOIN examples "
-            "AS e ON e.example_id = v.id WHERE v.role = 'example' "
-            f"AND v.method = '{name}' ORDER BY v.id"
+            f"SELECT v.vector, e.label, e.label <> e.true_label FROM {VIEWS[name]} AS v JOIN "
+            "examples AS e ON e.example_id = v.id WHERE v.role = 'example' ORDER BY v.id"
         ).fetchall()
         arrays[name] = np.array([row[0] for row in rows], np.float32)
         arrays["given"] = np.array([row[1] for row in rows])

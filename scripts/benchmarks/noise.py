@@ -120,12 +120,12 @@ def drawn(
                 "model": {"path": MODEL},
                 "corpus": {"path": str(folder / "train.parquet"), **columns},
                 "queries": {"path": str(folder / "queries.parquet"), **columns},
-                "stages": {"embedding": {"layer": "all"}},
+                "stages": {"hidden_states": {}},
                 "ray": {"engine": "in_process"},
             }
         )
         rows = done.sql(
-            "SELECT e.label, v.vector FROM embeddings AS v JOIN examples AS e ON "
+            "SELECT e.label, v.vector FROM hidden_states AS v JOIN examples AS e ON "
             "e.example_id = v.id WHERE v.role = 'example' ORDER BY v.id"
         ).to_arrow_table()
         flat = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

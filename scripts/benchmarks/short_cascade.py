@@ -23,7 +23,7 @@ def measured_cascade(drawn: Drawn, arguments: argparse.Namespace) -> dict[str, A
     of_all = score(fitted(ntk, drawn.given, drawn.n_classes), drawn.given)
     found: dict[str, Any] = {"all": _top(of_all, of_all, drawn.is_planted)}
     rng = np.random.default_rng(0)
-    for name in ("all_layers", "lower_layers", "embedding"):
+    for name in ("hidden_states", "lower_layers", "embedding"):
         rows = drawn.features[name]
         cheap = score(fitted(rows, drawn.given, drawn.n_classes), drawn.given)
         order = np.argsort(cheap, kind="stable")

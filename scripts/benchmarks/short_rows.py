@@ -15,10 +15,10 @@ from benchmarks.planted import planted
 from torch import Tensor
 
 STATE = 384
-"""Numbers of a hidden state of MiniLM, of which `layer: all` joins seven."""
+"""Numbers of a hidden state of MiniLM, of which `hidden_states` joins seven."""
 LOWER = 3
 """States of the features `lower_layers`: the word embeddings and the first two layers."""
-FEATURES = ("all_layers", "lower_layers", "embedding", "ntk")
+FEATURES = ("hidden_states", "lower_layers", "embedding", "ntk")
 
 
 class Rows(NamedTuple):
@@ -77,14 +77,14 @@ def read(arguments: argparse.Namespace, name: str, draw: int, flips: str) -> Dra
         arrays = {"given": given}
         for key, view in (
             ("embedding", "embeddings"),
-            ("all_layers", "embeddings"),
+            ("hidden_states", "hidden_states"),
             ("ntk", "ntk"),
         ):
             for role in ("example", "query"):
                 arrays[f"{role}_ids"], arrays[f"{key}_{role}"] = _vectors(done, view, key, role)
         rates = {
             key: 1 / clock.rows_per_cpu_s(key)
-            for key in ("embedding", "all_layers", "ntk")
+            for key in ("embedding", "hidden_states", "ntk")
             if clock.steady.get(key, (0, 0))[0]
         }
         np.savez(saved, **arrays, rates=json.dumps(rates))
@@ -93,10 +93,10 @@ def read(arguments: argparse.Namespace, name: str, draw: int, flips: str) -> Dra
     is_answered = np.isin(queries["id"].to_numpy(), held["query_ids"])
     features = {
         key: Rows(*(unit(held[f"{key}_{role}"]) for role in ("example", "query")))
-        for key in ("all_layers", "embedding", "ntk")
+        for key in ("hidden_states", "embedding", "ntk")
     }
     features["lower_layers"] = Rows(
-        *(unit(rows[:, : LOWER * STATE].numpy()) for rows in features["all_layers"])
+        *(unit(rows[:, : LOWER * STATE].numpy()) for rows in features["hidden_states"])
     )
     return Drawn(
         torch.from_numpy(held["given"][is_used]),
@@ -121,7 +121,7 @@ def _run(work: Path, train: pa.Table, name: str, clock: Clock) -> Any:
             "shard_size": 250,
             "stages": {
                 "embedding": {},
-                "all_layers": {"stage": "embedding", "layer": "all"},
+                "hidden_states": {},
                 "probe": {},
                 "ntk": {},
             },

@@ -4,8 +4,9 @@ Sets of ALL (folders with train.parquet, columns id, text, label); labels are mo
 `noise`, whose names of noise these are. Every cell is one run of assay. Its signals, of which low
 ones are suspicious:
 
-    default       label_score of label_issues as it is: leave-one-out predictions of the NTK
-    all_layers    the same by the hidden states of all layers, the default of many rows
+    default       label_score of label_issues as it is: leave-one-out predictions by
+                  hidden_states
+    ntk           the same by the NTK at a fitted probe
     tuned         label_score of label_issues on the out-of-sample predictions of cross_fitting
     loss          minus the out-of-sample loss of cross_fitting
     aum           the area under the margin in training
@@ -36,7 +37,7 @@ from benchmarks.short_rows import unit
 
 SETS = ("mr", "trec", "tweeteval_emotion")
 NOISES = ("even 20", "one-way", "even 40")
-ISSUES = {"default": "label_issues", "all_layers": "by_layers", "tuned": "by_tuned"}
+ISSUES = {"default": "label_issues", "ntk": "by_ntk", "tuned": "by_tuned"}
 SIGNALS = {"loss": "-loss", "aum": "area_under_margin", "early_loss": "-early_loss"}
 """Columns of the view `training_dynamics` by signal."""
 PEER = """
@@ -106,14 +107,13 @@ def one_cell(
             },
             "stages": {
                 "embedding": {},
-                "layers": {"stage": "embedding", "layer": "all"},
-                "of_layers": {"stage": "kernel_regression", "kernel": ["layers"]},
+                "of_ntk": {"stage": "kernel_regression", "kernel": ["ntk"]},
                 "cross_fitting": {
                     "folds": arguments.folds,
                     "training": {"epochs": arguments.epochs},
                 },
                 "label_issues": {},
-                "by_layers": {"stage": "label_issues", "predictions": "of_layers"},
+                "by_ntk": {"stage": "label_issues", "predictions": "of_ntk"},
                 "by_tuned": {"stage": "label_issues", "predictions": "cross_fitting"},
             },
             "ray": {"engine": "in_process"},

@@ -37,7 +37,7 @@ VARIANTS = {
     "random head": Variant(("random_head",)),
     "probe and random head": Variant(("logit", "random_head"), PROBE),
     "embedding, last layer": Variant(("embedding",)),
-    "embedding, all layers": Variant(("all_layers",)),
+    "embedding, all layers": Variant(("hidden_states",)),
 }
 
 
@@ -83,7 +83,7 @@ def on_dataset(source: Path, work: Path, n_rows: int, seed: int) -> dict[str, An
     random = {"path": MODEL, "head": "random", "num_labels": n_classes, "seed": seed}
     stages: dict[str, Any] = {
         "embedding": {},
-        "all_layers": {"stage": "embedding", "layer": "all"},
+        "hidden_states": {},
         "probe": {},
         "prediction": {},
         "logit": {"stage": "ntk"},
@@ -132,7 +132,7 @@ def on_dataset(source: Path, work: Path, n_rows: int, seed: int) -> dict[str, An
         "majority": round(majority, 4),
         "rows_per_cpu_s": {
             instance: round(clock.rows_per_cpu_s(instance), 1)
-            for instance in ("embedding", "all_layers", "logit", "margin", "all", "random_head")
+            for instance in ("embedding", "hidden_states", "logit", "margin", "all", "random_head")
         },
         "variants": found,
     }

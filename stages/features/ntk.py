@@ -6,7 +6,8 @@ gradients with respect to the trained weights (`stages.model.layers`,
 
 - `logit: 0` (the default): one class logit, one kernel for all classes, as in the paper.
 - `logit: all`: every class, one after the other in the vector. Its inner product is the sum of the
-  classes' kernels; `kernel_regression: {per_class: true}` gives each class its own.
+  classes' kernels; `kernel_regression: {kernel: [ntk], per_class: true}` gives each its
+  own.
 - `output: margin`: the class's logit less the log-sum-exp of the others, its log-odds, instead of
   the logit alone. With two classes the kernel of a margin is that of the logits' difference.
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work, check_alike
-from stages.surrogate.default_kernel import asked_features
 from storage.schema import TableSpec
 
 SHORT_FEATURES = TableSpec(
@@ -66,9 +65,9 @@ class ShortFeatures(Stage):
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Directions of these tables, and features that were chosen by size."""
+        """Directions of these tables."""
         fields = {"kernel": list(self.kernel), "normalize": self.normalize, "dim": self.dim}
-        return {**asked_features(self.kernel), self.directions: fields}
+        return {self.directions: fields}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses directions of other vectors.

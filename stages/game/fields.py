@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from stages.game.utility import Utility
 from stages.game.utility import check_fields as check_utilities
 from stages.stage import Size, Work
-from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
+from stages.surrogate.default_kernel import NTK, default_kernel
 from stages.surrogate.labelled_kernel import Ridge, check_ridge
 
 Engine = Literal["auto", "prefix_cholesky", "least_squares"]
@@ -92,10 +92,9 @@ class FeatureFields:
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Features that were chosen by size, and short ones of the kernel."""
+        """Short features of the kernel."""
         fields = {"normalize": self.is_unit, "dim": self.directions}
-        short = {self.short: {"kernel": list(self.kernel or NTK), **fields}}
-        return {**asked_features(self.kernel), **short}
+        return {self.short: {"kernel": list(self.kernel or NTK), **fields}}
 
     @property
     def outside_key(self) -> frozenset[str]:

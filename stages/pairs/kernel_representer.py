@@ -14,7 +14,7 @@ Source: the dual form of kernel ridge regression; global and local as in methods
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,12 +32,10 @@ from stages.stage import (
     ConfigError,
     DataError,
     Inputs,
-    Size,
-    Stage,
     Vectors,
     Work,
 )
-from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
+from stages.surrogate.default_kernel import LABEL_FREE
 from stages.surrogate.labelled_kernel import has_features
 from stages.tables import KERNEL_DUAL
 
@@ -50,8 +48,8 @@ class KernelRepresenter(PairScores):
     no label or no features are those that the regression left out, and counts.
     """
 
-    kernel: tuple[str, ...] = ()
-    """Feature tables, those of the regression; by default those that it has by default."""
+    kernel: tuple[str, ...] = LABEL_FREE
+    """Feature tables, those of the regression."""
     normalize: bool = True
     """Scale every feature vector to unit length, as the regression does."""
     regression: str = "kernel_regression"
@@ -61,25 +59,16 @@ class KernelRepresenter(PairScores):
     speaks_for: ClassVar[str] = "prediction"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
-    def sized(self, size: Size) -> Stage:
-        """The features that the regression has by default."""
-        return replace(self, kernel=self.kernel or default_kernel(size))
-
-    @property
-    def _features(self) -> tuple[str, ...]:
-        """The feature tables."""
-        return self.kernel or NTK
-
     @property
     def reads(self) -> tuple[str, ...]:
         """The feature tables, and the regression with the weights that it wrote."""
-        return (*self._features, self.regression, self._dual)
+        return (*self.kernel, self.regression, self._dual)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """A regression with this kernel, and the features that were chosen by size."""
-        fields = {"kernel": list(self._features), "normalize": self.normalize}
-        return {**asked_features(self._features), self.regression: fields}
+        """A regression with this kernel."""
+        fields = {"kernel": list(self.kernel), "normalize": self.normalize}
+        return {self.regression: fields}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses a regression with another kernel.
@@ -88,7 +77,7 @@ class KernelRepresenter(PairScores):
             ConfigError: it has another, or one for each class.
         """
         fitted = writers[self.regression]
-        own = {"kernel": self._features, "normalize": self.normalize, "per_class": False}
+        own = {"kernel": self.kernel, "normalize": self.normalize, "per_class": False}
         for name, value in own.items():
             other = getattr(fitted, name, value)
             if other != value:
@@ -106,12 +95,12 @@ class KernelRepresenter(PairScores):
         """
         dim = inputs.details(self.regression).get("dim")
         scales = self._scales(inputs, dim)
-        queries = [inputs.vectors(name, "query") for name in self._features]
+        queries = [inputs.vectors(name, "query") for name in self.kernel]
         query_ids = np.sort(queries[0].ids)
-        query_ids = query_ids[has_features(inputs, self._features, "query", query_ids)]
+        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
         if len(query_ids) == 0:
             raise DataError(
-                f"{', '.join(self._features)}: found no query in all of these tables, expected at "
+                f"{', '.join(self.kernel)}: found no query in all of these tables, expected at "
                 "least one, as pairs are scored. Add `queries:`."
             )
         outputs = inputs.table(self.regression, "query")
@@ -129,7 +118,7 @@ class KernelRepresenter(PairScores):
     def examples(self, inputs: Inputs) -> FactorRows:
         """Alpha and features of a shard's examples that the regression was fitted on."""
         dual = inputs.table(self._dual)
-        tables = [inputs.table(name) for name in self._features]
+        tables = [inputs.table(name) for name in self.kernel]
         ids, at, _ = np.intersect1d(
             dual["id"].to_numpy(),
             tables[0]["id"].to_numpy(),
@@ -148,14 +137,12 @@ class KernelRepresenter(PairScores):
 
         Over the examples of the regression; in primal form that of what a sketch leaves of them.
         """
-        n_tables = len(self._features)
+        n_tables = len(self.kernel)
         if self.normalize or n_tables == 1:
             return [1.0] * n_tables
         fitted_on = inputs.table(self._dual)["id"].to_numpy()
         squares = np.zeros(n_tables)
-        for tables in zip(
-            *(inputs.by_shard(name, "example") for name in self._features), strict=True
-        ):
+        for tables in zip(*(inputs.by_shard(name, "example") for name in self.kernel), strict=True):
             chosen = [np.isin(table["id"].to_numpy(), fitted_on) for table in tables]
             if not chosen[0].any():
                 continue
@@ -173,7 +160,7 @@ class KernelRepresenter(PairScores):
 
     def width(self, work: Work) -> int:
         """Features of all tables, and outputs."""
-        return work.dim * len(self._features) + work.n_classes
+        return work.dim * len(self.kernel) + work.n_classes
 
     @property
     def _dual(self) -> str:

@@ -35,11 +35,23 @@ from stages.reading.answered_rows import answered_rows
 from stages.reading.feature_rows import LONGEST, shard_features
 from stages.reading.supervision import centre, read_answers, task_of
 from stages.reading.vectors import aligned, matrix_of
-from stages.stage import Cost, DataError, Inputs, Role, Rows, Size, Split, Stage, Work, check_alike
-from stages.surrogate.default_kernel import NTK, asked_features, default_kernel
+from stages.stage import (
+    ConfigError,
+    Cost,
+    DataError,
+    Inputs,
+    Role,
+    Rows,
+    Size,
+    Split,
+    Stage,
+    Work,
+    check_alike,
+)
+from stages.surrogate.default_kernel import LABEL_FREE
 from stages.surrogate.dual import DualFit, cut, fit_dual
 from stages.surrogate.kernel import RIDGE_GRID, to_queries
-from stages.surrogate.labelled_kernel import Ridge, check_ridge, has_features, read_features
+from stages.surrogate.labelled_kernel import Ridge, check_fields, has_features, read_features
 from stages.surrogate.primal import out_of_sample, predict, squared_errors
 from stages.surrogate.primal_tables import RIDGE_ERROR, PrimalRegression, read_fit
 from stages.tables import KERNEL_DUAL, PREDICTION
@@ -58,9 +70,9 @@ class KernelRegression(AnswersQueries):
     which holds its vectors of length d and 8 d^2 bytes.
     """
 
-    kernel: tuple[str, ...] = ()
-    """Feature tables; with several, their kernels' mean. By default the NTK, for more than 5,000
-    examples the hidden states of all layers."""
+    kernel: tuple[str, ...] = LABEL_FREE
+    """Feature tables; with several, their kernels' mean. The hidden states of all layers have seen
+    no label, so that leave-one-out predictions are out of sample; `[ntk]` is at a fitted probe."""
     normalize: bool = True
     """Scale every feature vector to unit length."""
     ridge: Ridge = "auto"
@@ -85,9 +97,16 @@ class KernelRegression(AnswersQueries):
         """Refuses fields that no regression can be built from.
 
         Raises:
-            ConfigError: the ridge is not positive.
+            ConfigError: no feature table is named, the ridge is not positive, or `per_class` is set
+                for the hidden states.
         """
-        check_ridge(self.ridge)
+        check_fields(self.kernel, self.ridge)
+        if self.per_class and set(LABEL_FREE) & set(self.kernel):
+            raise ConfigError(
+                f"per_class: found true with kernel: {list(self.kernel)}, expected vectors of one "
+                "part per class, which hidden states do not have. Set kernel: [ntk] and "
+                "ntk: {logit: all}, or per_class: false."
+            )
 
     @property
     def split(self) -> Split:
@@ -95,30 +114,24 @@ class KernelRegression(AnswersQueries):
         return "shard" if self.form == "primal" else "whole"
 
     def sized(self, size: Size) -> Stage:
-        """The form and the features for so many examples."""
+        """The form for so many examples."""
         form = self.form
         if form == "auto":
             form = "dual" if size.n_examples <= DUAL_EXAMPLES else "primal"
         parts = self.parts or (max(1, size.n_classes) if self.per_class else 1)
-        kernel = self.kernel or default_kernel(size)
-        return replace(self, kernel=kernel, form=form, parts=parts)
-
-    @property
-    def _features(self) -> tuple[str, ...]:
-        """The feature tables."""
-        return self.kernel or NTK
+        return replace(self, form=form, parts=parts)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The feature tables and the labels, and in primal form the fit."""
-        return (*self._features, "label", *((self.fit,) if self.form == "primal" else ()))
+        return (*self.kernel, "label", *((self.fit,) if self.form == "primal" else ()))
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """A fit with this kernel, and the features that were chosen by size."""
+        """A fit with this kernel."""
         fields = {"normalize": self.normalize, "ridge": self.ridge, "parts": self.parts or 1}
-        fit = {self.fit: {"kernel": list(self._features), **fields}}
-        return {**asked_features(self._features), **fit}
+        fit = {self.fit: {"kernel": list(self.kernel), **fields}}
+        return fit
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -134,7 +147,7 @@ class KernelRegression(AnswersQueries):
         """
         if self.fit in writers:
             own = {"normalize": self.normalize, "ridge": self.ridge, "parts": self.parts or 1}
-            check_alike(self.fit, writers[self.fit], {"kernel": self._features, **own})
+            check_alike(self.fit, writers[self.fit], {"kernel": self.kernel, **own})
 
     def open(self, inputs: Inputs) -> Any:
         """The fitted regression, which `compute` and `details` share.
@@ -151,7 +164,7 @@ class KernelRegression(AnswersQueries):
 
     def _dual_fit(self, inputs: Inputs) -> DualFit:
         """The fit on all examples at once."""
-        joined = read_features(inputs, self._features)
+        joined = read_features(inputs, self.kernel)
         answers, query_ids, features, left_out = joined
         n_parts = answers.targets.shape[1] if self.per_class else 1
         fitted = fit_dual(answers, query_ids, features, n_parts, self.normalize, self.ridge)
@@ -187,7 +200,7 @@ class KernelRegression(AnswersQueries):
 
     def _of_shard_examples(self, inputs: Inputs, opened: PrimalRegression) -> Rows:
         """Leave-one-out outputs, weights and errors of a shard's examples."""
-        label, tables = inputs.table("label"), [inputs.table(name) for name in self._features]
+        label, tables = inputs.table("label"), [inputs.table(name) for name in self.kernel]
         ids = np.zeros(0, np.int64)
         outputs, duals = [], []
         errors = torch.zeros(len(RIDGE_GRID), dtype=torch.float64)
@@ -220,7 +233,7 @@ class KernelRegression(AnswersQueries):
 
     def _of_shard_queries(self, inputs: Inputs, opened: PrimalRegression) -> pa.RecordBatch:
         """Outputs of a shard's queries."""
-        tables = [inputs.table(name, "query") for name in self._features]
+        tables = [inputs.table(name, "query") for name in self.kernel]
         n_parts = len(opened.parts)
         outputs = []
         for part, (fit, damping, scales) in enumerate(opened.parts):
@@ -248,14 +261,14 @@ class KernelRegression(AnswersQueries):
         )
         answered, columns = read_answers(inputs)
         offset = centre(ids, columns[torch.from_numpy(np.searchsorted(answered, ids))]).offset
-        query_ids = np.array(inputs.vectors(self._features[0], "query").ids)
-        query_ids = query_ids[has_features(inputs, self._features, "query", query_ids)]
+        query_ids = np.array(inputs.vectors(self.kernel[0], "query").ids)
+        query_ids = query_ids[has_features(inputs, self.kernel, "query", query_ids)]
         features = [
             (
                 aligned(inputs.vectors(name, "example"), ids),
                 aligned(inputs.vectors(name, "query"), query_ids),
             )
-            for name in self._features
+            for name in self.kernel
         ]
         n_parts = dual.shape[1] if self.per_class else 1
         outputs = [
@@ -268,7 +281,7 @@ class KernelRegression(AnswersQueries):
         """One inverse per kernel, and for `auto` one eigendecomposition; or products by shard."""
         n, m, n_classes = work.n_examples, work.n_queries, work.n_classes
         if self.form == "primal":
-            dim = min(LONGEST, work.dim * len(self._features))
+            dim = min(LONGEST, work.dim * len(self.kernel))
             ridges = len(RIDGE_GRID) if self.ridge == "auto" else 1
             per_row = 2.0 * dim**2 // (self.parts or 1) + 2.0 * dim * ridges * (n_classes + 1)
             return Cost(

@@ -242,7 +242,7 @@ def test_rows_outlive_the_run_they_were_asked_of(folder: Path) -> None:
     rows = api.flag(folder, 3)
     gc.collect()
     assert len(rows.df()) == 3
-    assert "label_score" in repr(rows)
+    assert "example_id" in repr(rows)
 
 
 def test_rows_that_stop_on_the_way_say_so(opened: OpenedRun) -> None:
@@ -253,7 +253,7 @@ def test_rows_that_stop_on_the_way_say_so(opened: OpenedRun) -> None:
 
 
 def test_files_hold_the_rows_of_a_view(opened: OpenedRun) -> None:
-    views = ("attributions", "embeddings", "ntk", "rejected", "shapley")
+    views = ("attributions", "embeddings", "hidden_states", "ntk", "rejected", "shapley")
     found = {v: opened.files(v, "bm25" if v == "attributions" else None) for v in views}
     for view in set(opened.views()) - set(views):
         with pytest.raises(StorageError, match="whose rows are computed and lie in no file"):

@@ -30,6 +30,7 @@ VIEWS = {
     "queries": "query_id source_id text label label_name split shard",
     "rejected": "source row_number source_id reason raw",
     "embeddings": "id role vector",
+    "hidden_states": "id role vector",
     "gradients": "id role vector",
     "features": "id role vector",
     "ntk": "id role vector",

@@ -114,7 +114,7 @@ def test_what_vectors_alone_cannot_do_is_said_at_once(
 ) -> None:
     plan = ("plan", images, "--set")
     said = complaint(*plan, "stages={label_issues: {}}")
-    assert "reads 'ntk', which needs a model" in said
+    assert "reads 'hidden_states', which needs a model" in said
     assert "kernel: [features]" in said
     said = complaint(*plan, "stages={prediction: {embedding: features}}")
     assert "stages.probe: found that it reads 'embedding', which needs a model" in said

@@ -26,4 +26,4 @@ def test_planted_labels_come_first(assay: Any, tmp_path: Path) -> None:
     assert len(wrong) == 15
     flagged = {row[0] for row in run.flag(top=15).fetchall()}
     found = len(flagged & {row[0] for row in wrong})
-    assert found >= 6, found
+    assert found >= 5, found

@@ -22,7 +22,7 @@ from pipeline.task import Job, Worker
 from stages.stage import Part
 from storage.manifest import ShardRecord
 
-FEATURES = ("embedding", "gradient", "ntk")
+FEATURES = ("embedding", "hidden_states", "gradient", "ntk")
 N_EXAMPLES, N_QUERIES, SHARD = 64, 20, 16
 
 

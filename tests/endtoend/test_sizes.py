@@ -287,10 +287,10 @@ def test_many_texts_are_judged_by_the_hidden_states_of_all_layers(
     assay("run", config)
     folder = Path(yaml.safe_load(config.read_text())["run"])
     chosen = yaml.safe_load((folder / "config.yaml").read_text())["stages"]
-    assert chosen["embedding"]["layer"] == "all"
+    assert "embedding" not in chosen
     assert "ntk" not in chosen
     for reader in ("kernel_regression", "feature_sums", "short_features", "freeshap"):
-        assert chosen[reader]["kernel"] == ["embedding"]
+        assert chosen[reader]["kernel"] == ["hidden_states"]
     assert all(row["tasks"] == 0 for row in plan_of(assay, config)["stages"])
     assert all(row["tasks"] == 0 for row in plan_of(assay, folder / "config.yaml")["stages"])
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, BertModel
 
 import stages.model.measurement
 from stages.features.embedding import Embedding
+from stages.features.hidden_states import HiddenStates
 from stages.model.spec import ModelSpec
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Work
@@ -87,7 +88,7 @@ def test_loading_says_nothing(
 def test_all_layers_give_the_mean_of_their_cosines(
     encoder_folder: Path, text: pa.Table, memory: Any
 ) -> None:
-    stage = Embedding(ModelSpec(str(encoder_folder)), layer="all")
+    stage = HiddenStates(ModelSpec(str(encoder_folder)))
     vectors = matrix_of(memory({"text": text}).run(stage)["vector"])
     layers = [by_loop(encoder_folder, text, layer) for layer in range(3)]
     unit = [states / np.linalg.norm(states, axis=1, keepdims=True) for states in layers]

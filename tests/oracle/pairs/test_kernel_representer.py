@@ -13,6 +13,7 @@ from stages.pairs.kernel_representer import KernelRepresenter
 from stages.predictions.kernel_regression import KernelRegression
 from stages.reading.supervision import one_hot
 from stages.stage import DataError, Part
+from stages.surrogate.default_kernel import NTK
 from stages.surrogate.kernel import gram
 
 N, M = 40, 5
@@ -86,7 +87,9 @@ def test_values_add_up_to_the_output_less_the_offset(
 
 
 def test_each_class_has_weights_by_its_own_kernel(memory: Any, sharded: Any, rows: Any) -> None:
-    inputs, x, known = regressed(memory, sharded, rows, "classification", per_class=True, ridge=0.3)
+    inputs, x, known = regressed(
+        memory, sharded, rows, "classification", kernel=NTK, per_class=True, ridge=0.3
+    )
     kept = [i for i in range(N) if i != 3]
     dual = np.array(inputs.tables[DUAL]["dual"].to_pylist())
     for c in range(3):
@@ -98,7 +101,7 @@ def test_each_class_has_weights_by_its_own_kernel(memory: Any, sharded: Any, row
 
 
 def test_what_cannot_be_computed_is_refused(memory: Any, sharded: Any, rows: Any) -> None:
-    inputs, _, _ = regressed(memory, sharded, rows, "classification")
+    inputs, _, _ = regressed(memory, sharded, rows, "classification", kernel=NTK)
     inputs.tables["ntk"] = inputs.tables["ntk"].filter(pc.less(inputs.tables["ntk"]["id"], 999))
     with pytest.raises(DataError, match="ntk: found no query in all of these tables"):
-        inputs.run(KernelRepresenter())
+        inputs.run(KernelRepresenter(NTK))

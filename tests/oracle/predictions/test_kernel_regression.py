@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.predictions.kernel_regression import KernelRegression
 from stages.reading.supervision import one_hot
 from stages.stage import DataError, Vectors
+from stages.surrogate.default_kernel import NTK
 from stages.surrogate.kernel import (
     RIDGE_GRID,
     auto_ridge,
@@ -85,7 +86,7 @@ class InMemory(MemoryInputs):
 
 
 def test_the_stage_writes_out_of_sample_outputs_of_every_row() -> None:
-    stage, inputs = KernelRegression(normalize=False), InMemory()
+    stage, inputs = KernelRegression(NTK, normalize=False), InMemory()
     inputs.opened = stage.open(inputs)
     batches = [batch for name, batch in stage.compute(inputs) if name == "prediction"]
     rows = stage.writes[0].check(pa.Table.from_batches(batches))
@@ -135,7 +136,7 @@ def outputs(stage: KernelRegression, inputs: InMemory) -> tuple[pa.Table, Any]:
 @pytest.mark.parametrize("ridge", [0.5, "auto"])
 def test_a_regression_is_fitted_to_centred_targets_and_judged_by_retraining(ridge: Any) -> None:
     inputs = Numbers()
-    rows, facts = outputs(KernelRegression(normalize=False, ridge=ridge), inputs)
+    rows, facts = outputs(KernelRegression(NTK, normalize=False, ridge=ridge), inputs)
     known = [i for i in range(20) if i not in (3, 4)]
     assert rows["id"].to_pylist() == [*known, 0, 1, 2, 3]
     features, queries = (
@@ -223,9 +224,9 @@ def test_per_class_is_one_regression_for_each_class(
 def test_equal_parts_are_one_kernel(normalize: bool) -> None:
     inputs = Parts()
     inputs.replace_matrices(lambda matrix: np.tile(matrix[:, :4], 3))
-    parts, of_parts = outputs(KernelRegression(normalize=normalize, per_class=True), inputs)
+    parts, of_parts = outputs(KernelRegression(NTK, normalize, per_class=True), inputs)
     inputs.replace_matrices(lambda matrix: matrix[:, :4])
-    whole, of_whole = outputs(KernelRegression(normalize=normalize), inputs)
+    whole, of_whole = outputs(KernelRegression(NTK, normalize), inputs)
     assert of_parts["ridge"] == of_whole["ridge"]
     np.testing.assert_allclose(
         np.array(parts["logits"].to_pylist()), np.array(whole["logits"].to_pylist()), atol=1e-6
@@ -246,7 +247,7 @@ def test_queries_alone_get_what_they_get_with_all(
     inputs: InMemory, fields: dict[str, Any], normalize: bool
 ) -> None:
     """From the weights that were written, which are all that is left of the fit."""
-    stage = KernelRegression(normalize=normalize, **fields)
+    stage = KernelRegression(**{"kernel": NTK, "normalize": normalize, **fields})
     inputs.opened = stage.open(inputs)
     written = dict(stage.compute(inputs))
     whole = pa.Table.from_batches([b for name, b in stage.compute(inputs) if name == "prediction"])
@@ -265,15 +266,15 @@ def test_what_per_class_cannot_cut_is_refused() -> None:
     inputs = Parts()
     inputs.replace_matrices(lambda matrix: matrix[:, :11])
     with pytest.raises(DataError, match="found vectors of length 11, expected a multiple of 3"):
-        KernelRegression(per_class=True).open(inputs)
+        KernelRegression(NTK, per_class=True).open(inputs)
     with pytest.raises(DataError, match="per_class: found true in a corpus with task: regression"):
-        KernelRegression(per_class=True).open(Numbers())
+        KernelRegression(NTK, per_class=True).open(Numbers())
     with pytest.raises(DataError, match="per_class: found true in a corpus with task: regression"):
-        KernelRegression(per_class=True, form="primal").open(Numbers())
+        KernelRegression(NTK, per_class=True, form="primal").open(Numbers())
 
 
 def test_a_completion_has_nothing_to_regress_on() -> None:
     inputs = Numbers()
     inputs.facts_of["label"] = {"classes": [], "task": "completion"}
     with pytest.raises(DataError, match="found 0 classes in a corpus with task: completion"):
-        KernelRegression().open(inputs)
+        KernelRegression(NTK).open(inputs)

@@ -21,7 +21,7 @@ from storage.manifest import Manifest, ShardRecord
 from storage.table import Store
 
 SHARDS = (("example", 0), ("example", 1), ("query", 0))
-FEATURES = {"embedding", "gradient", "ntk"}
+FEATURES = {"embedding", "hidden_states", "gradient", "ntk"}
 Raw = dict[str, Any]
 
 
@@ -79,6 +79,7 @@ def test_stages_follow_what_they_read_and_missing_ones_are_added(raw: Raw) -> No
         "embedding",
         "probe",
         "ntk",
+        "hidden_states",
         "kernel_regression",
         "label_noise",
     }
@@ -123,8 +124,10 @@ def same_weights_elsewhere(raw: Raw) -> None:
 
 
 FLAGS = {"label_noise", "label_issues"}
-SCORES = {"kernel_regression", *FLAGS, "freeshap"}
-ALL = {*FEATURES, "probe", *SCORES}
+JUDGED = {"kernel_regression", *FLAGS}
+ALL = {*FEATURES, "probe", *JUDGED, "freeshap"}
+LABEL_FREE = {"embedding", "hidden_states"}
+BY_PROBE = {"gradient", "ntk", "freeshap"}
 
 
 @pytest.mark.parametrize(
@@ -141,12 +144,12 @@ ALL = {*FEATURES, "probe", *SCORES}
         (put("stages", "freeshap", "utilities", value=["margin"]), {"freeshap"}),
         (put("stages", "freeshap", "units_per_round", value=3), {"freeshap"}),
         (put("stages", "gradient", "projection", value={"seed": 1}), {"gradient"}),
-        (put("stages", "ntk", value={"projection": {"seed": 1}}), {"ntk", *SCORES}),
-        (put("stages", "kernel_regression", value={"ridge": 0.5}), {"kernel_regression"}),
-        (put("stages", "embedding", value={"layer": -2}), ALL),
-        (put("stages", "probe", value={"regularization": 0.5}), ALL - {"embedding"}),
+        (put("stages", "ntk", value={"projection": {"seed": 1}}), {"ntk", "freeshap"}),
+        (put("stages", "kernel_regression", value={"ridge": 0.5}), JUDGED),
+        (put("stages", "embedding", value={"layer": -2}), {"embedding", "probe", *BY_PROBE}),
+        (put("stages", "probe", value={"regularization": 0.5}), {"probe", *BY_PROBE}),
         (put("model", "max_length", value=64), ALL),
-        (put("model", "train", value={"last_blocks": 1}), {"gradient", "ntk", *SCORES}),
+        (put("model", "train", value={"last_blocks": 1}), BY_PROBE),
         (other_weights, ALL),
     ],
 )
@@ -157,8 +160,6 @@ def test_keys_change_with_the_fields_that_change_rows(
     changed = deepcopy(raw)
     change(changed)
     after = moved(before, plan(changed))
-    if expected == {"kernel_regression"}:
-        expected = expected | FLAGS
     assert after == expected
 
 
@@ -167,8 +168,8 @@ def test_keys_change_with_the_fields_that_change_rows(
     [
         ({"text:0": "x"}, ALL),
         ({"text:2": "x"}, ALL),
-        ({"label:0": "x"}, ALL - {"embedding"}),
-        ({"label:2": "x"}, ALL - {"embedding"}),
+        ({"label:0": "x"}, ALL - LABEL_FREE),
+        ({"label:2": "x"}, ALL - LABEL_FREE),
         ({"extra:0": "x"}, set()),
         ({"rejected:0": "x"}, set()),
     ],
@@ -238,7 +239,7 @@ def test_the_probe_of_the_last_execution_is_kept_and_the_plan_says_so(
     assert any(key in note and "artefacts.probe=refit" in note for note in after.notes)
     if over is not APPENDED:
         # With the probe kept, only what reads labels itself is moved.
-        assert moved(before, after) == {"gradient", *SCORES}
+        assert moved(before, after) == BY_PROBE
         first, second = keys(before)["gradient"], keys(after)["gradient"]
         assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True]
 
@@ -683,8 +684,10 @@ def test_a_stage_can_read_another_table_of_an_instance_than_its_first(raw: Raw) 
     alone = {"kernel_representer": {"kernel": ["embedding"]}}
     made = plan({**raw, "stages": alone})
     assert set(made.added) == {"embedding", "kernel_regression"}
-    for fields in ({"per_class": True}, {"normalize": False}, {"kernel": ["embedding"]}):
-        stages = {"kernel_regression": fields, "kernel_representer": {}}
+    ntk = {"kernel": ["ntk"]}
+    for fields in ({"per_class": True, **ntk}, {"normalize": False}, {"kernel": ["embedding"]}):
+        own = ntk if "per_class" in fields else {}
+        stages = {"kernel_regression": fields, "kernel_representer": own}
         with pytest.raises(ConfigFileError, match="kernel_representer: kernel_regression: found"):
             plan({**raw, "stages": stages})
 
