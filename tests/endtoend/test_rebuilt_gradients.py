@@ -12,7 +12,7 @@ STAGES = {"gradient": {"ntk": "ntk", "projection": {"inputs": 4, "outputs": 4, "
 LOADERS = (
     "stages.gradients.passes.load_measurement",
     "stages.predictions.prediction.load_measurement",
-    "stages.features.embedding.load_embedder",
+    "stages.model.averaged.load_embedder",
 )
 
 

@@ -7,6 +7,7 @@ PLAIN = {
     "attributions": "attribution",
     "continuations": "continuation",
     "embeddings": "embedding",
+    "hidden_states": "hidden_states",
     "features": "features",
     "gradients": "gradient",
     "near_duplicates": "near_duplicate",
