@@ -46,6 +46,29 @@ def flagged(instance: str, top: int | None, precision: float | None, has_pairs: 
         JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
 
 
+def flagged_answers(instance: str, top: int | None, precision: float | None) -> str:
+    """The rows whose answers an instance of `answer_issues` flags, the worst first.
+
+    Or the worst `top`, or as many as have a mean `p_wrong` of `precision`. Texts that are no prompt
+    and answer stand as answers whole.
+    """
+    lowest = "AND is_answer_issue"
+    if top is not None:
+        lowest = f"ORDER BY p_wrong DESC, example_id LIMIT {int(top)}"
+    elif precision is not None:
+        lowest = (
+            "QUALIFY avg(p_wrong) OVER (ORDER BY p_wrong DESC, example_id ROWS UNBOUNDED "
+            f"PRECEDING) >= {float(precision)!r}"
+        )
+    return f"""
+        SELECT e.example_id, e.source_id, c.prompt, coalesce(c.answer, e.text) AS answer,
+               i.reason, i.p_wrong, i.p_reason, i.is_answer_issue, i.method
+        FROM (FROM answer_issues WHERE method = {quoted(instance)} {lowest}) AS i
+        JOIN examples AS e USING (example_id)
+        LEFT JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
+        ORDER BY i.p_wrong DESC, e.example_id"""
+
+
 def selected(
     source: Source,
     per_class: bool,

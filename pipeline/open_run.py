@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decisions import flagged
+from pipeline.decisions import flagged, flagged_answers
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
 from pipeline.selection import PREFERRED_UTILITY, SHAPLEY, choose, expected
@@ -118,14 +118,14 @@ class OpenedRun:
         self._files.check([table])
         return files_of(self._connection, self._store, table, instance)
 
-    def require(self, view: str, stage: str) -> None:
+    def require(self, view: str, stage: str, works_on: str = "classification") -> None:
         """Raises unless `view` has rows, naming the stage to add.
 
         Raises:
-            RunError: the view has no rows, or the corpus has no classes.
+            RunError: the view has no rows, or the corpus has another task than `works_on`.
         """
         task = self.task()
-        if task != "classification":
+        if task != works_on:
             raise RunError(
                 f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
                 f"which {stage} works on. "
@@ -156,11 +156,12 @@ class OpenedRun:
     def flag(
         self, top: int | None = None, method: str | None = None, precision: float | None = None
     ) -> Rows:
-        """Examples whose label is suspicious, the most suspicious first.
+        """Examples whose label, or in a corpus of completions answer, is suspicious, worst first.
 
         Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
         label_score (in [0, 1], low = suspicious), is_label_issue, method, and true_label, the label
-        before a wrong one was planted.
+        before a wrong one was planted. Of completions: example_id, source_id, prompt, answer,
+        reason, p_wrong, p_reason, is_answer_issue, method; see `stages/predictions/answer_issues`.
 
         Args:
             top: How many of the lowest scores, flagged or not; by default all that are flagged.
@@ -176,6 +177,10 @@ class OpenedRun:
                 f"flag: found precision {precision:g}{f' with top {top}' if top else ''}, expected "
                 "a number above 0 and up to 1, and no top. Say for example precision=0.8."
             )
+        if self.task() == "completion":
+            self.require("answer_issues", "answer_issues", "completion")
+            instance = self.choice("answer_issues", "method", method)
+            return self._decided(flagged_answers(instance, top, precision))
         self.require("label_issues", "label_issues")
         instance = self.choice("label_issues", "method", method)
         pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]

@@ -156,3 +156,15 @@ SUBSET = TableSpec(
 
 GENERAL = -1
 """The value of `contrast` for a general support set, which has no class k."""
+
+ANSWER_COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
+    ("n_tokens", pa.int64()),
+    ("loss", pa.float64()),
+    ("text_loss", pa.float64()),
+    ("text_loss_alone", pa.float64()),
+    ("end_loss", pa.float64()),
+    ("worst_loss", pa.float64()),
+    ("vector", pa.list_(pa.float32())),
+)
+"""What is measured of an answer of a corpus of completions: `stages.model.answers.Losses`, null
+where not known, and the mean last hidden states of its prompt and of itself alone, side by side."""

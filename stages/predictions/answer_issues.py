@@ -1,0 +1,210 @@
+"""Bad answers in a corpus of completions, each with the reason.
+
+Every example is compared with bad answers that were made of the corpus's own rows
+(`planted_answers`); `stages/surrogate/answer_mixture.py` has the formulas. Reasons are the kinds
+planted, and what needs no model:
+
+    another answer   it may answer a prompt much like this one, but not this one
+    off topic        it has nothing to do with the prompt
+    cut off          it ends in the middle
+    garbled          it is not what anyone writes
+    empty            it has no letter or digit
+
+Kinds that a model cannot tell from right answers, such as the other class's word where a task has
+few answers, are found by no score; their share comes out near 0, and no such row is flagged.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float64, Int64
+
+from stages.model.answers import answer_of
+from stages.reading.drawn import is_drawn
+from stages.reading.vectors import matrix_of
+from stages.stage import Cost, DataError, Inputs, Role, Rows, Split, Stage, Work, check_alike
+from stages.surrogate.answer_mixture import (
+    NUMBERS,
+    Measured,
+    Mixture,
+    Reference,
+    features_of,
+    fit_mixture,
+    reference_of,
+)
+from storage.schema import TableSpec
+
+ANSWER_ISSUE = TableSpec(
+    name="answer_issue",
+    schema=pa.schema(
+        [
+            ("example_id", pa.int64()),
+            ("p_wrong", pa.float64()),
+            ("reason", pa.string()),
+            ("p_reason", pa.float64()),
+            ("is_answer_issue", pa.bool_()),
+        ]
+    ),
+    key=("example_id",),
+)
+"""The probability that an answer is bad, the likeliest reason and its probability if it is bad."""
+
+EMPTY = "empty"
+
+
+class Judge(NamedTuple):
+    """What rows are compared with, and what tells bad ones."""
+
+    reference: Reference
+    mixture: Mixture
+    n_planted: int
+
+
+@dataclass(frozen=True)
+class AnswerIssues(Stage):
+    """The probability that each answer is bad, the reason, and a decision.
+
+    Flagged are those that are likelier bad than right. A task holds the vectors of `compared`
+    examples and of a shard; cost: an inner product for every row and row compared with.
+    """
+
+    losses: str = "answer_loss"
+    """Instance of `answer_loss`."""
+    planted: str = "planted_answers"
+    """Instance of `planted_answers` over the same losses."""
+    compared: int = 8192
+    """Most examples that others are compared with, drawn by a hash of their ids."""
+    random_seed: int = 0
+    """Of the parts that fits leave out."""
+
+    version: ClassVar[int] = 1
+    judges_rows: ClassVar[bool] = True
+    split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("example",)
+    tasks: ClassVar[tuple[str, ...]] = ("completion",)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the parts."""
+        return self.random_seed
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The texts, and what is measured of rows and of planted ones."""
+        return ("text", self.losses, self.planted)
+
+    @property
+    def asks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Planted answers measured alike."""
+        return {self.planted: {"losses": self.losses}}
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses planted answers beside other losses.
+
+        Raises:
+            ConfigError: they are.
+        """
+        if self.planted in writers:
+            check_alike(self.planted, writers[self.planted], {"losses": self.losses})
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """One row per example with an answer of which a token is read."""
+        return (ANSWER_ISSUE,)
+
+    def open(self, inputs: Inputs) -> Judge:
+        """What tells bad answers, learned once per worker.
+
+        Raises:
+            DataError: nothing was planted.
+        """
+        parts = [table for table in inputs.by_shard(self.losses, "example") if table.num_rows]
+        every = pa.concat_tables([_answered(table) for table in parts])
+        few = every.filter(pa.array(is_drawn(every["id"].to_numpy(), self.compared)))
+        few = few.sort_by("id")
+        ids, measured = _measured(few)
+        reference = reference_of(ids, measured)
+        planted = _answered(inputs.table(self.planted))
+        if not planted.num_rows:
+            raise DataError(
+                f"{self.planted}: found no planted answer, expected some to learn from. Raise "
+                "rows, or leave answer_issues out."
+            )
+        of, bad = _measured(planted)
+        is_known = np.isin(of, ids)
+        sources = np.searchsorted(ids, of).clip(max=len(ids) - 1)
+        mixture = fit_mixture(
+            features_of(ids, measured, reference),
+            features_of(of, bad, reference)[is_known],
+            [str(kind) for kind in np.array(planted["kind"].to_pylist())[is_known]],
+            sources[is_known],
+            self.random_seed,
+        )
+        return Judge(reference, mixture, int(is_known.sum()))
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """The estimated share of each kind among all rows, and how much was planted."""
+        judge: Judge = inputs.opened
+        kinds = dict(zip(judge.mixture.kinds, judge.mixture.shares[1:].tolist(), strict=True))
+        return {"shares": kinds, "n_planted": judge.n_planted}
+
+    def compute(self, inputs: Inputs) -> Rows:
+        """The judgements of one shard."""
+        if inputs.part.role == "query":
+            return
+        judge: Judge = inputs.opened
+        table = _answered(inputs.table(self.losses, "example")).sort_by("id")
+        if not table.num_rows:
+            return
+        ids, measured = _measured(table)
+        posterior = judge.mixture.posterior(features_of(ids, measured, judge.reference))
+        p_wrong = 1 - posterior[:, 0]
+        kinds = np.array(judge.mixture.kinds)
+        reasons = kinds[posterior[:, 1:].argmax(1)].tolist()
+        p_reason = posterior[:, 1:].max(1) / np.maximum(p_wrong, 1e-300)
+        for row, is_empty in enumerate(self._are_empty(inputs, ids)):
+            if is_empty:
+                p_wrong[row], reasons[row], p_reason[row] = 1.0, EMPTY, 1.0
+        columns = [ids, p_wrong, reasons, np.clip(p_reason, 0, 1), p_wrong > 0.5]
+        batch = pa.RecordBatch.from_arrays(list(map(pa.array, columns)), schema=ANSWER_ISSUE.schema)
+        yield ANSWER_ISSUE.name, batch
+
+    def cost(self, work: Work) -> Cost:
+        """An inner product for every row and row compared with."""
+        n, most = work.n_examples, min(self.compared, work.n_examples)
+        per_shard = n // max(1, work.n_shards)
+        return Cost(
+            flops=float(n) * most * work.dim,
+            written_bytes=40 * n,
+            memory_bytes=8 * work.dim * (most + per_shard) + 8 * most * per_shard + 60 * n,
+        )
+
+    def _are_empty(self, inputs: Inputs, ids: Int64[np.ndarray, " rows"]) -> list[bool]:
+        """Whether the answer of each row has no letter or digit."""
+        form = str(inputs.details("text").get("format", "text"))
+        text = inputs.table("text", "example").sort_by("id")
+        text = text.filter(pc.is_in(text["id"], pa.array(ids)))
+        rows = zip(text["text"].to_pylist(), text["text_b"].to_pylist(), strict=True)
+        return [not any(map(str.isalnum, answer_of(*row, form))) for row in rows]
+
+
+def _answered(table: pa.Table) -> pa.Table:
+    """The rows with an answer of which a token is read."""
+    return table.filter(pc.greater(table["n_tokens"], 0))
+
+
+def _measured(table: pa.Table) -> tuple[Int64[np.ndarray, " rows"], Measured]:
+    """Ids of the rows, and what was measured of them."""
+    numbers: Float64[np.ndarray, "rows five"] = np.column_stack(
+        [pc.cast(table[name], pa.float64()).to_numpy() for name in NUMBERS]
+    )
+    vectors = matrix_of(table["vector"]).astype(np.float32)
+    half = vectors.shape[1] // 2
+    return table["id"].to_numpy(), Measured(numbers, vectors[:, :half], vectors[:, half:])
+
+
+STAGE = AnswerIssues

@@ -1,0 +1,280 @@
+"""Bad answers made of a corpus's own rows, for `answer_issues` to know what bad looks like there.
+
+Of each drawn example:
+
+    another answer   that of an example with a prompt much like it
+    off topic        that of an example with quite another prompt
+    cut off          its own, which ends after a part of its tokens
+    garbled          its own, a fifth of its letters replaced by others
+
+What is measured of them is what `answer_loss` measures of the rows as they are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int64
+
+from stages.model.answers import (
+    Answered,
+    Reader,
+    TokenLosses,
+    answer_columns,
+    answer_of,
+    cut_after,
+    told,
+    with_answer,
+)
+from stages.model.measurement import load_measurement
+from stages.model.size import network_size
+from stages.model.spec import ModelSpec, RunsModel
+from stages.reading.drawn import is_drawn
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.tables import ANSWER_COLUMNS
+from storage.schema import TableSpec
+
+PLANTED_ANSWER = TableSpec(
+    name="planted_answer",
+    schema=pa.schema([("id", pa.int64()), ("kind", pa.string()), *ANSWER_COLUMNS]),
+    key=("kind", "id"),
+)
+"""What is measured of example `id` with a bad answer of this kind."""
+
+DONORS = 4096
+"""Most examples whose answers are given to others."""
+NEAREST = 15
+"""Prompts that are much like one: so many nearest ones."""
+SHORTEST = 6
+"""Tokens of an answer that can be cut off."""
+PARTS = (0.2, 0.8)
+"""Between these shares of its tokens it is cut."""
+GARBLED = 0.2
+"""Share of letters and digits that are replaced."""
+
+
+class Row(NamedTuple):
+    """The text columns of an example."""
+
+    text: str
+    pair: str | None
+
+
+@dataclass(frozen=True)
+class PlantedAnswers(RunsModel, Stage):
+    """Four bad answers for each drawn example. One task; eight forward passes an example drawn.
+
+    It holds the vectors of 4,096 examples, and reads every text once.
+    """
+
+    model: ModelSpec
+    """The language model of `answer_loss`."""
+    losses: str = "answer_loss"
+    """Instance of `answer_loss`."""
+    rows: int = 96
+    """Examples that are given bad answers, drawn by a hash of their ids."""
+    random_seed: int = 0
+    """Of what they are given."""
+    token_budget: int = 2048
+    """Padded tokens per batch."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "whole"
+    tasks: ClassVar[tuple[str, ...]] = ("completion",)
+    outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})
+
+    def __post_init__(self) -> None:
+        """Refuses too few rows to learn from.
+
+        Raises:
+            ConfigError: there are fewer than 10.
+        """
+        if self.rows < 10:
+            raise ConfigError(
+                f"planted_answers: found rows: {self.rows}, expected at least 10 to tell bad "
+                "answers by. Set rows: 96."
+            )
+
+    @property
+    def seed(self) -> int:
+        """The seed of what rows are given."""
+        return self.random_seed
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The texts, and the states of prompts."""
+        return ("text", self.losses)
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """One row per drawn example and kind."""
+        return (PLANTED_ANSWER,)
+
+    def open(self, inputs: Inputs) -> Reader:
+        """The model."""
+        return Reader(load_measurement(self.model, inputs), self.token_budget)
+
+    def compute(self, inputs: Inputs) -> Rows:
+        """What is measured of the bad answers.
+
+        Raises:
+            DataError: too few examples have an answer.
+        """
+        form = str(inputs.details("text").get("format", "text"))
+        ids, prompts = self._prompts(inputs)
+        if len(ids) < 2 * NEAREST:
+            raise DataError(
+                f"planted_answers: found {len(ids)} examples with an answer of which a token is "
+                f"read, expected at least {2 * NEAREST}. Raise max_length, or leave this stage out."
+            )
+        generator = np.random.default_rng([self.random_seed, 0])
+        drawn = np.flatnonzero(is_drawn(ids, self.rows))
+        near, far = neighbours(prompts, drawn, generator)
+        texts = self._texts(inputs, ids, np.unique([*drawn, *near.ravel(), *far.ravel()]))
+        said = {place: answer_of(*row, form) for place, row in texts.items()}
+
+        def other(place: int, choices: Int64[np.ndarray, " choices"]) -> str | None:
+            own = said[place].strip()
+            found = (said[c] for c in generator.permutation(choices).tolist())
+            return next((text for text in found if text.strip() not in ("", own)), None)
+
+        given: dict[str, list[tuple[int, Row]]] = {"another answer": [], "off topic": []}
+        given["garbled"] = []
+        for row, place in enumerate(drawn.tolist()):
+            answers = {
+                "another answer": other(place, near[row]),
+                "off topic": other(place, far[row]),
+                "garbled": garbled(said[place], generator),
+            }
+            for kind, answer in answers.items():
+                if answer is not None:
+                    changed = with_answer(*texts[place], form, answer)
+                    given[kind].append((place, Row(*changed)))
+        reader: Reader = inputs.opened
+        for kind, rows in given.items():
+            if rows:
+                places = np.array([place for place, _ in rows])
+                read = reader.read([r.text for _, r in rows], [r.pair for _, r in rows])
+                yield PLANTED_ANSWER.name, _batch(kind, ids[places], read)
+        own = [texts[place] for place in drawn.tolist()]
+        read = reader.read([r.text for r in own], [r.pair for r in own])
+        cut, rows_cut = _cut(read, generator)
+        if rows_cut:
+            yield PLANTED_ANSWER.name, _batch("cut off", ids[drawn[rows_cut]], cut)
+
+    def cost(self, work: Work) -> Cost:
+        """Eight passes of each drawn row."""
+        size = network_size(self.model, None)
+        n = max(1, work.n_examples + work.n_queries)
+        drawn = min(self.rows, work.n_examples)
+        return Cost(
+            forward_rows=8 * drawn,
+            flops=8 * size.forward_flops(round(work.n_tokens / n * drawn)),
+            written_bytes=4 * drawn * (8 * size.dim + 60),
+            memory_bytes=size.forward_bytes(self.token_budget)
+            + 8 * size.dim * min(DONORS, work.n_examples)
+            + 8 * work.n_examples,
+            read_bytes=n * (8 * size.dim + 60) + 4 * work.n_tokens,
+        )
+
+    def _prompts(
+        self, inputs: Inputs
+    ) -> tuple[Int64[np.ndarray, " rows"], Float[np.ndarray, "rows dim"]]:
+        """Ids, ascending, of the examples that may give and be given answers, and their prompts.
+
+        These are mean states, less the mean of all and of unit length.
+        """
+        able = [
+            table["id"].to_numpy()[table["n_tokens"].to_numpy() > 0]
+            for table in inputs.by_shard(self.losses, "example")
+        ]
+        answered = np.sort(np.concatenate(able)) if able else np.zeros(0, np.int64)
+        answered = answered[is_drawn(answered, DONORS)]
+        ids, vectors = inputs.vectors(self.losses, "example")
+        order = np.argsort(ids)
+        at = order[np.searchsorted(np.asarray(ids)[order], answered)]
+        prompts = np.asarray(vectors[at], dtype=np.float32)
+        prompts = prompts[:, : prompts.shape[1] // 2]
+        return answered, unit(prompts - prompts.mean(0))
+
+    def _texts(
+        self, inputs: Inputs, ids: Int64[np.ndarray, " rows"], places: Int64[np.ndarray, " wanted"]
+    ) -> dict[int, Row]:
+        """The texts of some of the rows, by place."""
+        wanted = {int(ids[place]): int(place) for place in places}
+        found: dict[int, Row] = {}
+        for table in inputs.by_shard("text", "example"):
+            rows = np.flatnonzero(np.isin(table["id"].to_numpy(), list(wanted)))
+            if len(rows):
+                few = table.select(["id", "text", "text_b"]).take(pa.array(rows))
+                for key, text, pair in _rows(few):
+                    found[wanted[key]] = Row(text, pair)
+        return found
+
+
+def _rows(table: pa.Table) -> Iterator[tuple[int, str, str | None]]:
+    yield from zip(*(table[name].to_pylist() for name in ("id", "text", "text_b")), strict=True)
+
+
+def unit(rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
+    """The rows, each of unit length; a zero row stays."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    found: np.ndarray = rows / np.where(lengths > 0, lengths, 1)
+    return found
+
+
+def neighbours(
+    prompts: Float[np.ndarray, "rows dim"],
+    drawn: Int64[np.ndarray, " drawn"],
+    generator: np.random.Generator,
+) -> tuple[Int64[np.ndarray, "drawn near"], Int64[np.ndarray, "drawn far"]]:
+    """For each drawn row the nearest others, and as many at random of the further half."""
+    likeness = prompts[drawn] @ prompts.T
+    likeness[np.arange(len(drawn)), drawn] = np.inf
+    order = np.argsort(-likeness, axis=1, kind="stable")
+    near = order[:, 1 : NEAREST + 1]
+    half = order[:, len(prompts) // 2 :]
+    columns = np.argsort(generator.random(half.shape), axis=1)[:, :NEAREST]
+    return near, np.take_along_axis(half, columns, axis=1)
+
+
+def garbled(text: str, generator: np.random.Generator) -> str | None:
+    """The text with a fifth of its letters and digits replaced; None where it has too few."""
+    letters = [at for at, sign in enumerate(text) if sign.isalnum()]
+    if len(letters) < SHORTEST:
+        return None
+    changed = list(text)
+    for at in generator.permutation(letters)[: max(2, round(GARBLED * len(letters)))].tolist():
+        changed[at] = chr(ord("a") + int(generator.integers(26)))
+    return "".join(changed)
+
+
+def _cut(read: Answered, generator: np.random.Generator) -> tuple[Answered, list[int]]:
+    """The rows whose answers are long enough, as if they ended early, and their numbers."""
+    rows: list[int] = []
+    tokens: list[TokenLosses | None] = []
+    alone: list[TokenLosses | None] = []
+    for row, (own, bare) in enumerate(zip(read.tokens, read.alone, strict=True)):
+        if own is None or np.isnan(own.end_losses).any():
+            continue
+        n_text = len(own.losses) - own.n_ends
+        if n_text < SHORTEST:
+            continue
+        n = max(2, int(n_text * generator.uniform(*PARTS)))
+        rows.append(row)
+        tokens.append(cut_after(own, n))
+        fits = bare is not None and len(bare.losses) > n
+        alone.append(cut_after(bare, n) if bare is not None and fits else None)
+    return Answered(tokens, alone, read.prompts[rows], read.answers[rows]), rows
+
+
+def _batch(kind: str, ids: Int64[np.ndarray, " rows"], read: Answered) -> pa.RecordBatch:
+    found = [told(*row) for row in zip(read.tokens, read.alone, strict=True)]
+    columns = [pa.array(ids), pa.array([kind] * len(ids))]
+    columns += answer_columns(found, read.prompts, read.answers)
+    return pa.RecordBatch.from_arrays(columns, PLANTED_ANSWER.schema.names)
+
+
+STAGE = PlantedAnswers
