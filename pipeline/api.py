@@ -197,10 +197,11 @@ def select(
     per_class: bool = True,
     quota: Mapping[str, str | int] | None = None,
     soft: float | None = None,
+    keep_flagged: bool = False,
 ) -> Rows:
     """Examples to train on, the best first; see `OpenedRun.select`."""
     opened = _opened(run)
-    return opened.select(keep, drop, by, utility, method, per_class, quota, soft)
+    return opened.select(keep, drop, by, utility, method, per_class, quota, soft, keep_flagged)
 
 
 def expected(run: AnyRun, progress: "Progress | None" = None, **asked: Any) -> Answer:

@@ -260,12 +260,19 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
 @click.option("--quota", multiple=True, metavar="CLASS=ROWS", help="Rows of one class to keep.")
 @click.option("--soft", type=float, help="All rows, with sampling weights: lower is stricter.")
-@click.option("--by", help="coreset (the default where the run has one), shapley or label_score.")
+@click.option(
+    "--by", help="coreset, shapley, label_score; of completions relevance, answer_issues."
+)
 @click.option("--utility", help="The utility whose values count, when the run has several.")
 @click.option(
     "--per-class/--overall",
     default=True,
     help="The same share of each class (the default), or the best rows of all.",
+)
+@click.option(
+    "--keep-flagged",
+    is_flag=True,
+    help="Of completions: choose also among flagged answers and near duplicates.",
 )
 @click.option(
     "--forecast/--no-forecast",

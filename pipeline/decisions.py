@@ -3,8 +3,9 @@
 Rows are chosen by scores and values alone, and the texts of these few read then.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pipeline.errors import RunError
 from storage.sql import quoted
 
 
@@ -12,7 +13,7 @@ class Source(NamedTuple):
     """What rows are chosen by."""
 
     by: str
-    """`shapley`, `coreset` or `label_score`."""
+    """One of `pipeline.selection.BY`."""
     called: str
     """What the metric `selection` calls it: a utility for `shapley`, else the same."""
     instance: str
@@ -23,6 +24,27 @@ class Source(NamedTuple):
     """The column that is shown: above 0 helps, but for `label_score`."""
     score: str
     """The expression that is highest for the best row."""
+
+
+def suspicious(run: Any, top: int | None, method: str | None, precision: float | None) -> str:
+    """The rows of `run`, an `OpenedRun`, whose labels or answers are suspicious: see its `flag`.
+
+    Raises:
+        RunError: both `top` and `precision` are given, or it is not between 0 and 1; or the run
+            lacks the results.
+    """
+    if precision is not None and (top is not None or not 0 < precision <= 1):
+        raise RunError(
+            f"flag: found precision {precision:g}{f' with top {top}' if top else ''}, expected "
+            "a number above 0 and up to 1, and no top. Say for example precision=0.8."
+        )
+    if run.task() == "completion":
+        run.require("answer_issues", "answer_issues", "completion")
+        return flagged_answers(run.choice("answer_issues", "method", method), top, precision)
+    run.require("label_issues", "label_issues")
+    instance = run.choice("label_issues", "method", method)
+    pairs = run.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
+    return flagged(instance, top, precision, has_pairs=bool(pairs))
 
 
 def flagged(instance: str, top: int | None, precision: float | None, has_pairs: bool) -> str:
@@ -75,6 +97,7 @@ def selected(
     limit: str,
     soft: float | None = None,
     counts: str | None = None,
+    without: str | None = None,
 ) -> str:
     """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 
@@ -82,7 +105,8 @@ def selected(
     `counts`, a view of numbers of tokens, also `tokens`, of all rows up to this one. With
     `per_class` ranks go by places in classes, between 0 and 1, so that the first of any number have
     the same share of each class. `soft` adds a column `weight`, of mean 1 in every class: the best
-    row of a class has exp(2 / soft) times that of its last.
+    row of a class has exp(2 / soft) times that of its last. Rows of `without`, a statement that
+    gives example_id, are as if they were not there.
     """
     of_class = "PARTITION BY label" if per_class else ""
     weights = f"exp((1 - 2 * place) / {float(soft or 1)!r})"
@@ -94,7 +118,8 @@ def selected(
                            row_number() OVER ({of_class.replace("label", "l.label")}
                                ORDER BY {source.score} DESC, v.example_id) AS in_class
                     FROM {source.view} AS v JOIN tables.label AS l ON l.id = v.example_id
-                    WHERE v.method = {quoted(source.instance)} AND l.role = 'example'))"""
+                    WHERE v.method = {quoted(source.instance)} AND l.role = 'example'
+                      {f"AND v.example_id NOT IN ({without})" if without else ""}))"""
     if counts is not None:
         ranked = f"""
             SELECT r.*, sum(t.n) OVER (ORDER BY rank ROWS UNBOUNDED PRECEDING) AS tokens

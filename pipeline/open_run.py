@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decisions import flagged, flagged_answers
+from pipeline.decisions import suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
 from pipeline.selection import PREFERRED_UTILITY, SHAPLEY, choose, expected
@@ -118,14 +118,14 @@ class OpenedRun:
         self._files.check([table])
         return files_of(self._connection, self._store, table, instance)
 
-    def require(self, view: str, stage: str, works_on: str = "classification") -> None:
+    def require(self, view: str, stage: str, works_on: str | None = "classification") -> None:
         """Raises unless `view` has rows, naming the stage to add.
 
         Raises:
             RunError: the view has no rows, or the corpus has another task than `works_on`.
         """
         task = self.task()
-        if task != works_on:
+        if works_on is not None and task != works_on:
             raise RunError(
                 f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
                 f"which {stage} works on. "
@@ -172,19 +172,7 @@ class OpenedRun:
         Raises:
             RunError: both `top` and `precision` are given, or it is not between 0 and 1.
         """
-        if precision is not None and (top is not None or not 0 < precision <= 1):
-            raise RunError(
-                f"flag: found precision {precision:g}{f' with top {top}' if top else ''}, expected "
-                "a number above 0 and up to 1, and no top. Say for example precision=0.8."
-            )
-        if self.task() == "completion":
-            self.require("answer_issues", "answer_issues", "completion")
-            instance = self.choice("answer_issues", "method", method)
-            return self._decided(flagged_answers(instance, top, precision))
-        self.require("label_issues", "label_issues")
-        instance = self.choice("label_issues", "method", method)
-        pairs = self.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
-        return self._decided(flagged(instance, top, precision, has_pairs=bool(pairs)))
+        return self._decided(suspicious(self, top, method, precision))
 
     def select(
         self,
@@ -196,6 +184,7 @@ class OpenedRun:
         per_class: bool = True,
         quota: Mapping[str, str | int] | None = None,
         soft: float | None = None,
+        keep_flagged: bool = False,
     ) -> Rows:
         """Examples to train on, the best first.
 
@@ -210,8 +199,9 @@ class OpenedRun:
             keep: How many to keep: a number of rows, a share such as `"20%"`, or as many of the
                 first as have no more tokens than `"50000 tokens"`.
             drop: How many of the least valuable to leave out.
-            by: `coreset` (the default where the run has one; the value is the gain), `shapley`, or
-                `label_score`.
+            by: `coreset` (the default where the run has one; the value is the gain), `shapley` or
+                `label_score`; of completions `query_relevance` (the default where there is one; the
+                value is the similarity) or `answer_issues`.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
             per_class: Whether values are compared within classes, or all together.
@@ -219,11 +209,13 @@ class OpenedRun:
                 none. Give one of `keep`, `drop`, `quota` and `soft`.
             soft: All rows with a sampling weight, of mean 1 in every class; the first row of a
                 class has exp(2 / soft) times the weight of its last.
+            keep_flagged: Of completions, whether to choose also among rows whose answers are
+                flagged, and all near duplicates.
 
         Raises:
             RunError: none or several of the four are given, or the run lacks the values.
         """
-        chosen = choose(self, keep, drop, by, utility, method, per_class, quota, soft)
+        chosen = choose(self, keep, drop, by, utility, method, per_class, quota, soft, keep_flagged)
         return self._decided(chosen.statement)
 
     def expected(self, progress: "Progress | None" = None, **asked: Any) -> Answer:

@@ -15,7 +15,7 @@ from storage.sql import quoted
 if TYPE_CHECKING:
     pass
 
-BY = ("coreset", "shapley", "label_score")
+BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues")
 COUNTS = ("text_lengths", "diagnostics")
 """Views with the tokens of rows: whole, or of what gradients were taken of."""
 PREFERRED_UTILITY = "cross_entropy"
@@ -32,6 +32,10 @@ class Chosen(NamedTuple):
     """Whether they are the same share of each class."""
     is_by_quota: bool = False
     """Whether the numbers of each class are given."""
+    n_flagged: int = 0
+    """Rows that are left out because their answers are flagged."""
+    n_repeated: int = 0
+    """Rows that are left out as near duplicates of one that is not."""
 
 
 def choose(
@@ -44,6 +48,7 @@ def choose(
     per_class: bool = True,
     quota: Mapping[str, str | int] | None = None,
     soft: float | None = None,
+    keep_flagged: bool = False,
 ) -> Chosen:
     """See `OpenedRun.select`.
 
@@ -61,6 +66,8 @@ def choose(
     if soft is not None and not soft > 0:
         raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")
     chosen = _source(run, by, utility, method)
+    if run.task() == "completion" and not keep_flagged:
+        return _of_completions(run, chosen, given[0], asked[given[0]], soft)
     if quota:
         return Chosen(chosen, selected(chosen, True, _of_classes(run, quota)), False, True)
     if str(keep).strip().endswith("tokens"):
@@ -73,6 +80,45 @@ def choose(
     return Chosen(chosen, selected(chosen, per_class, f"rank <= {count}", soft), per_class)
 
 
+def _of_completions(run: Any, source: Source, name: str, asked: Any, soft: float | None) -> Chosen:
+    """The choice among rows whose answers are not flagged, near duplicates once.
+
+    Raises:
+        RunError: there is a quota, though there are no classes.
+    """
+    if name == "quota":
+        raise RunError(
+            "select: found a quota of classes in a corpus of completions, expected keep, drop or "
+            "soft. Say for example --keep 20%."
+        )
+    flagged, repeated = "SELECT NULL::BIGINT AS example_id WHERE false", None
+    if run.methods("answer_issues"):
+        flagged = "SELECT example_id FROM answer_issues WHERE is_answer_issue"
+    if run.methods("near_duplicates"):
+        # The first of a cluster that is not flagged stands for it.
+        repeated = (
+            f"SELECT example_id FROM near_duplicates WHERE example_id NOT IN ({flagged}) QUALIFY "
+            "row_number() OVER (PARTITION BY method, cluster ORDER BY example_id) > 1"
+        )
+    without = f"{flagged} UNION {repeated}" if repeated else flagged
+    counts = [
+        run.sql(f"SELECT count(DISTINCT example_id) FROM ({rows})").fetchall()[0][0]
+        for rows in (flagged, without)
+    ]
+    left = f"SELECT count(*) FROM examples WHERE example_id NOT IN ({without})"
+    total = run.sql(left).fetchall()[0][0]
+    view = None
+    if name == "soft":
+        limit = "true"
+    elif str(asked).strip().endswith("tokens"):
+        view, limit = _counts(run), f"tokens <= {_n_tokens(str(asked))}"
+    else:
+        count = rows_of(str(asked), run.sql("SELECT count(*) FROM examples").fetchall()[0][0])
+        limit = f"rank <= {min(total, count) if name == 'keep' else max(0, total - count)}"
+    statement = selected(source, False, limit, soft, view, without)
+    return Chosen(source, statement, False, False, counts[0], counts[1] - counts[0])
+
+
 def _source(run: Any, by: str | None, utility: str | None, method: str | None) -> Source:
     """What rows are chosen by: `by`, or the order of a coreset where the run has one, or values.
 
@@ -81,9 +127,19 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
     """
     if by is not None and by not in BY:
         raise RunError(f"select: found by={by!r}, expected one of {', '.join(BY)}. Correct it.")
+    if by is None and run.task() == "completion":
+        by = "query_relevance" if run.methods("query_relevance") else "answer_issues"
     if by is None:
         is_named = method is not None and method not in run.methods("coreset")
         by = "coreset" if run.methods("coreset") and not is_named and utility is None else "shapley"
+    if by == "query_relevance":
+        run.require("query_relevance", "query_relevance", None)
+        instance = run.choice("query_relevance", "method", method)
+        return Source(by, by, instance, "query_relevance", "v.similarity", "-v.rank")
+    if by == "answer_issues":
+        run.require("answer_issues", "answer_issues", "completion")
+        instance = run.choice("answer_issues", "method", method)
+        return Source(by, by, instance, "answer_issues", "1 - v.p_wrong", "-v.p_wrong")
     if by == "coreset":
         run.require("coreset", "coreset")
         instance = run.choice("coreset", "method", method)
@@ -101,12 +157,31 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
 
 def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool) -> str:
     """The statement for the first rows that have so many tokens together."""
+    limit = f"tokens <= {_n_tokens(keep)}"
+    return selected(chosen, per_class, limit, counts=_counts(run))
+
+
+def _n_tokens(keep: str) -> str:
+    """The number in `50000 tokens`.
+
+    Raises:
+        RunError: it is none.
+    """
     number = keep.strip().removesuffix("tokens").strip()
     if not number.isdecimal():
         raise RunError(
             f"select: found {keep!r}, expected a number such as '50000 tokens'. Say for "
             "example --keep '50000 tokens'."
         )
+    return number
+
+
+def _counts(run: Any) -> str:
+    """The view with the tokens of rows.
+
+    Raises:
+        RunError: no stage counted them.
+    """
     views = [view for view in COUNTS if view in run.views()]
     counted = "SELECT 1 FROM {} WHERE role = 'example' AND n_tokens IS NOT NULL LIMIT 1"
     view = next((view for view in views if run.sql(counted.format(view)).fetchall()), None)
@@ -115,7 +190,7 @@ def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool) -> str:
             "select: found no counts of tokens, expected those of a stage that reads texts. Add "
             "`text_length: {}` under `stages:` and run again, or name a number of rows or a share."
         )
-    return selected(chosen, per_class, f"tokens <= {number}", counts=view)
+    return view
 
 
 def _of_classes(run: Any, quota: Mapping[str, str | int]) -> str:
@@ -152,6 +227,8 @@ def expected(
             empty where `why_not` says why there is no forecast.
         n_queries: Queries that it is judged on.
         why_not: A sentence, or None.
+        n_flagged, n_repeated: Rows of a corpus of completions that are not chosen among: answers
+            that are flagged, and near duplicates of others.
     """
     from pipeline.evaluate import evaluate
     from stages.stage import StageError
@@ -172,10 +249,14 @@ def expected(
         "rows": [],
         "n_queries": 0,
         "why_not": None,
+        "n_flagged": chosen.n_flagged,
+        "n_repeated": chosen.n_repeated,
     }
     try:
         if not 0 < n_rows < n_examples:
             raise RunError("all rows are kept" if n_rows else "no row is kept")
+        if run.task() != "classification":
+            raise RunError("the surrogate is one of classes, which this corpus has none of")
         if chosen.is_by_quota:
             raise RunError("the numbers of each class are your own")
         overrides = _as_chosen(run, chosen, n_rows / n_examples)

@@ -114,6 +114,10 @@ def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
 def print_expected(expected: Mapping[str, Any]) -> None:
     """Prints what training on selected rows is expected to give, beside random rows and all."""
     show(f"{expected['n_rows']} of {expected['n_examples']} rows are kept, by {expected['by']}.")
+    left_out = {"flagged answers": "n_flagged", "near duplicates of others": "n_repeated"}
+    left = [f"{expected[key]} {name}" for name, key in left_out.items() if expected[key]]
+    if left:
+        show(f"Not chosen among: {' and '.join(left)}. With --keep-flagged they are.")
     classes = expected["classes"][:MOST_CLASSES]
     if len(classes) > 1:
         names = ["class", "share of all", "share of kept"]

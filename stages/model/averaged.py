@@ -59,6 +59,11 @@ class Averaged(RunsModel, Stage, contract=True):
         """The hidden state that is averaged, or all of them."""
 
     @property
+    def _by_position(self) -> bool:
+        """Whether the t-th token of a row has weight t."""
+        return False
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The text, and which rows are chosen."""
         return ("text", *((self.rows,) if self.rows is not None else ()))
@@ -66,7 +71,7 @@ class Averaged(RunsModel, Stage, contract=True):
     def open(self, inputs: Inputs) -> Measurement:
         """The trunk and its tokenizer."""
         form = str(inputs.details("text").get("format", "text"))
-        return load_embedder(self.model, self._layer, form=form)
+        return load_embedder(self.model, self._layer, form=form, by_position=self._by_position)
 
     def compute(self, inputs: Inputs) -> Rows:
         """Vectors of one shard, one forward pass per row."""

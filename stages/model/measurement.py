@@ -197,10 +197,12 @@ def load_embedder(
     layer: int | Literal["all"],
     device: str | None = None,
     form: str = "text",
+    by_position: bool = False,
 ) -> Measurement:
     """The trunk alone; its output is the mean over tokens of one hidden state, or of all.
 
-    `layer` numbers the hidden states; `all` concatenates their means.
+    `layer` numbers the hidden states; `all` concatenates their means. With `by_position` the t-th
+    token of a row has weight t in it.
 
     Raises:
         ConfigError: the trunk has no such layer.
@@ -212,7 +214,7 @@ def load_embedder(
             f"embedding: found layer: {layer}, expected all, or {-n_states} to {n_states - 1} for "
             f"{model.path}. Name one of its {n_states} hidden states; -1 is the last."
         )
-    network = PooledNetwork(trunk, nn.Identity(), layer)
+    network = PooledNetwork(trunk, nn.Identity(), layer, by_position)
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
     # Embeddings are of the plain text, whichever head the model has in other stages.
     plain = head_of(ModelSpec(model.path, max_length=model.max_length))

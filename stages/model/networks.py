@@ -25,8 +25,18 @@ def mean_pool(
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
+def weighted_pool(
+    hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows dim"]:
+    """The same, the t-th token of a row with weight t."""
+    weight = (mask.cumsum(1) * mask).to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
 class PooledNetwork(nn.Module):
     """A trunk, the mean over tokens of one of its hidden states, and a head on top.
+
+    With `by_position` later tokens weigh more, see `weighted_pool`.
 
     `layer="all"` concatenates the means of all layers' hidden states, each of unit length, scaled
     so that an inner product of two outputs is the mean over layers of their cosines.
@@ -34,8 +44,15 @@ class PooledNetwork(nn.Module):
 
     trained_head = ("head",)
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, layer: int | Literal["all"] = -1) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        layer: int | Literal["all"] = -1,
+        by_position: bool = False,
+    ) -> None:
         super().__init__()
+        self.by_position = by_position
         self.trunk = trunk
         self.head = head
         self.layer = layer
@@ -52,7 +69,8 @@ class PooledNetwork(nn.Module):
             vectors = torch.cat(unit, dim=1) / len(unit) ** 0.5
         else:
             hidden = output.hidden_states[self.layer] if every else output.last_hidden_state
-            vectors = mean_pool(hidden, attention_mask)
+            pool = weighted_pool if self.by_position else mean_pool
+            vectors = pool(hidden, attention_mask)
         pooled: Tensor = self.head(vectors)
         return pooled
 

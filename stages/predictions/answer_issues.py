@@ -28,6 +28,7 @@ from stages.reading.drawn import is_drawn
 from stages.reading.vectors import matrix_of
 from stages.stage import Cost, DataError, Inputs, Role, Rows, Split, Stage, Work, check_alike
 from stages.surrogate.answer_mixture import (
+    BLOCK,
     NUMBERS,
     Measured,
     Mixture,
@@ -54,6 +55,8 @@ ANSWER_ISSUE = TableSpec(
 """The probability that an answer is bad, the likeliest reason and its probability if it is bad."""
 
 EMPTY = "empty"
+LEAST = 30
+"""Examples below which there is nothing to compare with."""
 
 
 class Judge(NamedTuple):
@@ -122,11 +125,19 @@ class AnswerIssues(Stage):
         Raises:
             DataError: nothing was planted.
         """
-        parts = [table for table in inputs.by_shard(self.losses, "example") if table.num_rows]
-        every = pa.concat_tables([_answered(table) for table in parts])
-        few = every.filter(pa.array(is_drawn(every["id"].to_numpy(), self.compared)))
-        few = few.sort_by("id")
-        ids, measured = _measured(few)
+        every = [_answered(t)["id"].to_numpy() for t in inputs.by_shard(self.losses, "example")]
+        drawn = np.concatenate(every) if every else np.zeros(0, np.int64)
+        drawn = drawn[is_drawn(drawn, self.compared)]
+        if len(drawn) < LEAST:
+            raise DataError(
+                f"{self.losses}: found {len(drawn)} examples with an answer of which a token is "
+                f"read, expected at least {LEAST}. Raise max_length, or leave answer_issues out."
+            )
+        few = [
+            table.filter(pc.is_in(table["id"], pa.array(drawn)))
+            for table in inputs.by_shard(self.losses, "example")
+        ]
+        ids, measured = _measured(pa.concat_tables(few).sort_by("id"))
         reference = reference_of(ids, measured)
         planted = _answered(inputs.table(self.planted))
         if not planted.num_rows:
@@ -180,7 +191,7 @@ class AnswerIssues(Stage):
         return Cost(
             flops=float(n) * most * work.dim,
             written_bytes=40 * n,
-            memory_bytes=8 * work.dim * (most + per_shard) + 8 * most * per_shard + 60 * n,
+            memory_bytes=12 * work.dim * (most + per_shard) + 8 * most * BLOCK + 8 * n,
         )
 
     def _are_empty(self, inputs: Inputs, ids: Int64[np.ndarray, " rows"]) -> list[bool]:

@@ -36,6 +36,8 @@ SOFT, STEEP = 0.05, 0.15
 FURTHEST = 6.0
 """Numbers beyond so many spreads count as these."""
 EM_STEPS = 500
+BLOCK = 1024
+"""Rows that are compared at a time."""
 
 
 class Measured(NamedTuple):
@@ -103,10 +105,19 @@ def reference_of(ids: Int64[np.ndarray, " rows"], measured: Measured) -> Referen
 def features_of(
     ids: Int64[np.ndarray, " rows"], measured: Measured, reference: Reference
 ) -> Float64[np.ndarray, "rows features"]:
-    """The vector of each answer; `ids` are not compared with themselves. NaN stands as 0 in it.
+    """The vector of each answer; `ids` are not compared with themselves. NaN is what is not known.
 
-    Cost: an inner product for every row and row of the reference.
+    At least one row. Cost: an inner product for every row and row of the reference.
     """
+    blocks = [slice(first, first + BLOCK) for first in range(0, len(ids), BLOCK)]
+    return np.concatenate(
+        [_features(ids[b], Measured(*(part[b] for part in measured)), reference) for b in blocks]
+    )
+
+
+def _features(
+    ids: Int64[np.ndarray, " rows"], measured: Measured, reference: Reference
+) -> Float64[np.ndarray, "rows features"]:
     signals = signals_of(measured.numbers)
     answers = _unit(measured.answers - reference.answer_mean)
     likeness = _unit(measured.prompts - reference.prompt_mean) @ reference.prompts.T
@@ -119,8 +130,7 @@ def features_of(
     spread = _median(np.abs(beside - middle[:, None])) + STEEP * np.nan_to_num(overall) + 1e-9
     away = np.clip((signals - middle) / spread, -FURTHEST, FURTHEST)
     alike = np.einsum("ij,ikj->ik", answers, reference.answers[near])
-    found = np.column_stack([signals, away, alike.mean(1), alike.max(1), np.abs(away[:, -1])])
-    return found
+    return np.column_stack([signals, away, alike.mean(1), alike.max(1), np.abs(away[:, -1])])
 
 
 def fit_mixture(

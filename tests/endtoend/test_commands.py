@@ -26,6 +26,11 @@ COLUMNS = ["method", "review", "stars", "id", "Text", "tags"]
 
 # The first columns of every view, design.md 3.3.
 VIEWS = {
+    "position_weighted": "id role vector",
+    "query_relevance": "method example_id rank similarity query_id is_taken",
+    "completions": "id role prompt answer n_turns",
+    "answer_losses": "id role n_tokens loss difficulty gain end_loss worst_loss",
+    "answer_issues": "method example_id p_wrong reason p_reason is_answer_issue",
     "examples": "example_id source_id text label label_name split shard",
     "queries": "query_id source_id text label label_name split shard",
     "rejected": "source row_number source_id reason raw",

