@@ -2,12 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SHARE = 0.99
 """Of the rows, that should be whole."""
+
+
+class Left(NamedTuple):
+    """How many measured rows are whole, or have an answer that is cut or lost wholly."""
+
+    n_whole: int
+    n_cut: int
+    n_lost: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Lengths:
         """Rows of which the chat template leaves out what an answer says as reasoning."""
         return sum(row[-1] for row in self.counts if row[3])
 
-    def left(self, max_length: int, keeps_end: bool) -> "Left":
+    def left(self, max_length: int, keeps_end: bool) -> Left:
         """What is left of the measured rows by a `max_length` that keeps their start or end."""
         n_whole = n_cut = n_lost = 0
         for n_tokens, first, last, _, count in self.counts:
@@ -68,12 +76,3 @@ class Lengths:
             if n_whole >= wanted:
                 return n_tokens
         return 0
-
-
-@dataclass(frozen=True)
-class Left:
-    """How many measured rows are whole, or have an answer that is cut or lost wholly."""
-
-    n_whole: int
-    n_cut: int
-    n_lost: int
