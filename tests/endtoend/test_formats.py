@@ -12,7 +12,6 @@ import transformers
 import yaml
 from runs import write_lines, write_run
 
-from pipeline.api import plan
 from pipeline.config import read_config
 from pipeline.corpus import read_corpus
 from pipeline.open_run import open_run
@@ -59,6 +58,14 @@ def talker(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 @pytest.fixture(scope="module")
 def plain(talker: Callable[[str], Path]) -> Path:
     return talker(TEMPLATE)
+
+
+def plan_of(config: Path, *overrides: str) -> Plan:
+    """The plan of a run, of which nothing is written."""
+    run = read_config(config, overrides)
+    store = Store(run.store_url)
+    readers = Readers(stages_in_order(run)[0].values())
+    return make_plan(run, read_corpus(run, store, is_dry=True, readers=readers), store)
 
 
 def planned(folder: Path, model: Path, rows: list[Any], **corpus: Any) -> tuple[Plan, list[str]]:
@@ -150,12 +157,11 @@ def cut(tmp_path: Path, plain: Path) -> Path:
 
 
 def test_what_max_length_cuts_is_said_before_anything_is_computed(cut: Path) -> None:
-    run = read_config(cut)
-    store = Store(run.store_url)
-    corpus = read_corpus(run, store, is_dry=True, readers=Readers(run.stages.values()))
+    corpus = plan_of(cut).corpus  # its lengths are those of whole rows
 
     def said(*overrides: str) -> str:
-        return " ".join(make_plan(read_config(cut, overrides), corpus, store).notes)
+        run = read_config(cut, overrides)
+        return " ".join(make_plan(run, corpus, Store(run.store_url)).notes)
 
     found = said("model.max_length=64")
     assert "max_length: 64 keeps 96 and 0 of 100 examples and 2 queries whole; " in found
@@ -165,7 +171,7 @@ def test_what_max_length_cuts_is_said_before_anything_is_computed(cut: Path) -> 
     assert "keeps 96 and 0 of 100 examples" in found
     assert "all of the answer is cut off of 0 and 0, a part of it of 0 and 0" in found
     assert "whole" not in said("model.max_length=160")
-    assert not store.fs.exists(store.root)
+    assert not (cut.parent / "run").exists()
 
 
 def test_max_length_is_chosen_from_the_corpus_and_kept(cut: Path, assay: Any) -> None:
@@ -176,17 +182,16 @@ def test_max_length_is_chosen_from_the_corpus_and_kept(cut: Path, assay: Any) ->
     assert resolved["model"]["max_length"] == 128
     assert resolved["stages"]["text_length"]["model"]["max_length"] == 128
     # What is resolved repeats the run.
-    again = plan(folder / "config.yaml")
-    assert [row["tasks"] for row in again["stages"]] == [0]
-    assert "is chosen" not in " ".join(again["notes"])
+    again = plan_of(folder / "config.yaml")
+    assert [len(node.missing) for node in again.nodes] == [0]
+    assert "is chosen" not in " ".join(again.notes)
     # Rows that are appended leave the choice, and so the shards of the earlier rows, as they are.
     lines = (cut.parent / "rows.jsonl").read_text().splitlines(keepends=True)
     (cut.parent / "rows.jsonl").write_text("".join([*lines, *(lines[-1:] * 9)]))
-    grown = plan(cut)
-    assert "max_length: 128 is kept, chosen from this corpus" in " ".join(grown["notes"])
-    assert "160 would now be chosen" in " ".join(grown["notes"])
-    (row,) = grown["stages"]
-    assert (row["tasks"], row["reused"]) == (1, 4)
+    grown = plan_of(cut)
+    assert "max_length: 128 is kept, chosen from this corpus" in " ".join(grown.notes)
+    assert "160 would now be chosen" in " ".join(grown.notes)
+    assert [(len(node.missing), len(node.tasks)) for node in grown.nodes] == [(1, 5)]
 
 
 def test_the_positions_of_a_model_bound_the_choice(tmp_path: Path, plain: Path) -> None:
