@@ -59,6 +59,11 @@ def parse_config(
             not in the folder and is in the working directory.
     """
     raw = dict(raw)
+    for key in {f.name for f in dataclasses.fields(Run)}.intersection(raw) - set(_names(Run)):
+        raise ConfigFileError(
+            f"{name}: {key}: found an unknown key, expected one of {', '.join(_names(Run))}. "
+            "Remove the key."
+        )
     entries = raw.pop("stages", None)
     corpus, queries = raw.get("corpus"), raw.get("queries")
     if isinstance(corpus, Mapping) and isinstance(queries, Mapping):
@@ -147,8 +152,7 @@ def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
 
 def dump_config(run: Run) -> str:
     """The YAML that repeats `run`, with every default written out."""
-    left_out = ("stages", "open_lengths")
-    raw = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in left_out}
+    raw = {name: getattr(run, name) for name in _names(Run) if name != "stages"}
     values = {key: plain(value) for key, value in raw.items()}
     values["stages"] = {
         instance: {"stage": stage_name(stage), **plain(stage)}
@@ -230,7 +234,12 @@ def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
         options = getattr(hints.get(str(part)), "__args__", (hints.get(str(part)),))
         inner = [option for option in options if dataclasses.is_dataclass(option)]
         cls = inner[0] if inner else cls
-    return [f.name for f in dataclasses.fields(cls)]
+    return _names(cls)
+
+
+def _names(cls: Any) -> list[str]:
+    """The names of a dataclass's fields, those that no YAML has left out."""
+    return [f.name for f in dataclasses.fields(cls) if f.metadata.get("in_yaml", True)]
 
 
 def _check_names(by_stage: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:

@@ -100,7 +100,7 @@ def _lengths(model: ModelSpec, corpus: Corpus) -> dict[str, Lengths]:
 def _choose(model: ModelSpec, corpus: Corpus, store: Store, is_dry: bool) -> _Choice | None:
     """The choice for a model; None where nothing is known of its rows."""
     examples = _lengths(model, corpus).get("example")
-    if examples is None:
+    if examples is None or not examples.n_measured:
         return None
     needed = examples.long_enough()
     longest = _most_tokens(model)

@@ -8,6 +8,7 @@ import pytest
 from pipeline import max_length
 from pipeline.config import dump_config, parse_config
 from pipeline.corpus import Corpus
+from pipeline.errors import ConfigFileError
 from pipeline.lengths import Lengths
 from pipeline.max_length import with_max_lengths
 from stages.model.refusals import reading_fingerprint
@@ -140,7 +141,15 @@ def test_only_what_the_yaml_leaves_open_is_chosen(raw: Raw, folder: str) -> None
 
 def test_without_lengths_the_default_stays(raw: Raw, folder: str) -> None:
     run = parse_config(raw, "test")
-    nothing = Corpus(corpus(folder, 5).tables)
-    chosen, notes = with_max_lengths(run, nothing, Store(run.store_url))
-    assert chosen.model is not None
-    assert (chosen.model.max_length, notes) == (128, [])
+    for nothing in (Corpus(corpus(folder, 5).tables), corpus(folder, n_rows=3)):
+        chosen, notes = with_max_lengths(run, nothing, Store(run.store_url))
+        assert chosen.model is not None
+        assert (chosen.model.max_length, notes) == (128, [])
+
+
+def test_what_is_left_open_is_no_key_of_the_yaml(raw: Raw) -> None:
+    with pytest.raises(
+        ConfigFileError, match="open_lengths: found an unknown key, expected one of"
+    ) as caught:
+        parse_config({**raw, "open_lengths": ["model"]}, "test")
+    assert str(caught.value).count("open_lengths") == 1

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from tiny_models import TALKING
 
-from stages.model.chats import Messages, lay_out, leaves_out_reasoning, tokenise_chat
+from stages.corpus.conversations import read_conversation
+from stages.model.chats import Messages, lay_out, leaves_out_reasoning, parsed, tokenise_chat
 from stages.stage import RefusedRow
 
 MARKED = (
@@ -149,3 +150,16 @@ DROPS = PLAIN.replace(
 def test_reasoning_that_a_template_leaves_out(template: str, talk: Any, wanted: bool) -> None:
     assert leaves_out_reasoning(tokenizer("bytes", template), talk) == wanted
     assert ("well" in "".join(answers(template, talk))) == (talk in (THINKS, KEYED) and not wanted)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_completion_of_messages_is_learned_as_in_trl(before: int) -> None:
+    """There the prompt's tokens, with the opening of an answer, are masked, and no others."""
+    made = tokenizer("bytes", PLAIN)
+    talk = said("so good", "no film", "it was", "not bad")[: before + 1]
+    row = read_conversation(talk[before:], prompt=talk[:before])
+    ids, is_answer = tokenise_chat(made, *parsed(str(row.text), row.tools))
+    opening = made.apply_chat_template(talk[:before], add_generation_prompt=True)["input_ids"]
+    assert ids == made.apply_chat_template(talk)["input_ids"]
+    assert ids[: len(opening)] == opening
+    assert is_answer == [at >= len(opening) for at in range(len(ids))]
