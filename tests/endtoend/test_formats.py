@@ -216,7 +216,9 @@ def test_reasoning_that_the_template_leaves_out_is_told(tmp_path: Path, plain: P
 def test_columns_that_are_guessed_are_said_and_written_as_they_were(
     tmp_path: Path, plain: Path, assay: Any
 ) -> None:
-    rows = [{"id": n, "conversations": GPT, "score": n} for n in range(3)]
+    unlearned = {"from": "gpt", "value": "not bad", "weight": 0}
+    talks = [GPT, [*GPT, GPT[0], unlearned], [GPT[0], unlearned, *GPT]]
+    rows = [{"id": n, "conversations": talk, "score": n} for n, talk in enumerate(talks)]
     source = {"path": write_lines(tmp_path / "rows.jsonl", rows), "task": "completion", "id": "id"}
     config = write_run(
         tmp_path,
@@ -232,6 +234,12 @@ def test_columns_that_are_guessed_are_said_and_written_as_they_were(
     ids = tokenizer("user\nso good</s>assistant\na film</s>")["input_ids"]
     found = opened.sql("SELECT token_index FROM token_gradients WHERE id = 0 ORDER BY ALL")
     assert tokenizer.decode([ids[at] for (at,) in found.fetchall()]) == "a film</s>"
+    # A view for people has the last message that is learned, and what stands before.
+    assert opened.sql("SELECT prompt, answer, n_turns FROM completions ORDER BY id").fetchall() == [
+        ("so good", "a film", 2),
+        ("so good", "a film", 4),
+        ("user: so good\nassistant: not bad\nuser: so good", "a film", 4),
+    ]
     out = tmp_path / "out.jsonl"
     opened.write_corpus(out)
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
