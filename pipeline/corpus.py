@@ -115,7 +115,7 @@ def read_corpus(
     keeps_absent = _has_own_outputs(run)
     refuses = readers.key if readers is not None else []
     refusals = readers.refusals if readers is not None and refuses else None
-    measures = readers.lengths if readers is not None and readers.learn_completions else None
+    measures = readers.lengths if readers is not None and readers.learns_completions else None
     fingerprints = [fingerprint(source, store, is_dry) for source in sources]
 
     def name_of(shard_size: int | str) -> str:

@@ -59,7 +59,7 @@ class Readers:
         return refused
 
     @property
-    def learn_completions(self) -> bool:
+    def learns_completions(self) -> bool:
         """Whether one of the models is trained to write completions."""
         return any(map(_learns_completions, self._models.values()))
 
