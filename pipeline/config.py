@@ -59,10 +59,16 @@ def parse_config(
             not in the folder and is in the working directory.
     """
     raw = dict(raw)
+    for key in {f.name for f in dataclasses.fields(Run)}.intersection(raw) - set(_names(Run)):
+        raise ConfigFileError(
+            f"{name}: {key}: found an unknown key, expected one of {', '.join(_names(Run))}. "
+            "Remove the key."
+        )
     entries = raw.pop("stages", None)
     corpus, queries = raw.get("corpus"), raw.get("queries")
-    if isinstance(corpus, Mapping) and isinstance(queries, Mapping) and "task" in corpus:
-        raw["queries"] = {"task": corpus["task"], **queries}
+    if isinstance(corpus, Mapping) and isinstance(queries, Mapping):
+        taken_over = {key: corpus[key] for key in ("task", "turns") if key in corpus}
+        raw["queries"] = {**taken_over, **queries}
     inputs = Inputs(name, local(str(folder or ".")), tuple(overridden))
     checked: Run = _placed(_check(Run, raw, name, ()), inputs)
     if entries is None or not isinstance(entries, Mapping) or not entries:
@@ -71,9 +77,13 @@ def parse_config(
             "fields. Add for example `stages: {label_issues: {}, freeshap: {}}`."
         )
     stages = {}
+    open_lengths = ["model"] if _leaves_length_open(raw.get("model"), checked.model) else []
     for instance, fields in entries.items():
         stage = parse_stage(str(instance), fields, checked.model, name)
         stages[str(instance)] = _with_own_model(stage, fields, str(instance), inputs)
+        own = fields.get("model", raw.get("model")) if fields else raw.get("model")
+        if _leaves_length_open(own, stage.model_ref):
+            open_lengths.append(str(instance))
     for by_stage, key in ((checked.ray.stages, "ray.stages"), (checked.artefacts, "artefacts")):
         # Stages that the YAML does not name are added where another reads them.
         _check_names(by_stage, {**dict.fromkeys(stage_names()), **stages}, f"{name}: {key}")
@@ -82,7 +92,7 @@ def parse_config(
             f"{name}: shard_size: found {checked.shard_size}, expected at least 1. "
             "Leave it out for the default, auto."
         )
-    return dataclasses.replace(checked, stages=stages)
+    return dataclasses.replace(checked, stages=stages, open_lengths=tuple(open_lengths))
 
 
 def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) -> Any:
@@ -142,7 +152,7 @@ def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
 
 def dump_config(run: Run) -> str:
     """The YAML that repeats `run`, with every default written out."""
-    raw = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "stages"}
+    raw = {name: getattr(run, name) for name in _names(Run) if name != "stages"}
     values = {key: plain(value) for key, value in raw.items()}
     values["stages"] = {
         instance: {"stage": stage_name(stage), **plain(stage)}
@@ -224,7 +234,12 @@ def _fields_at(cls: Any, loc: Sequence[Any]) -> list[str]:
         options = getattr(hints.get(str(part)), "__args__", (hints.get(str(part)),))
         inner = [option for option in options if dataclasses.is_dataclass(option)]
         cls = inner[0] if inner else cls
-    return [f.name for f in dataclasses.fields(cls)]
+    return _names(cls)
+
+
+def _names(cls: Any) -> list[str]:
+    """The names of a dataclass's fields, those that no YAML has left out."""
+    return [f.name for f in dataclasses.fields(cls) if f.metadata.get("in_yaml", True)]
 
 
 def _check_names(by_stage: Mapping[str, Any], stages: Mapping[str, Any], where: str) -> None:
@@ -256,6 +271,12 @@ def _placed(run: Run, inputs: Inputs) -> Run:
         corpus=inputs.source(run.corpus, "corpus"),
         queries=inputs.source(run.queries, "queries") if run.queries is not None else None,
     )
+
+
+def _leaves_length_open(raw: Any, model: ModelSpec | None) -> bool:
+    """Whether a model that learns completions has no `max_length` in the YAML."""
+    is_left_out = isinstance(raw, Mapping) and "max_length" not in raw
+    return is_left_out and model is not None and "completion" in model.kind.tasks
 
 
 def _with_own_model(stage: Any, fields: Any, instance: str, inputs: Inputs) -> Any:

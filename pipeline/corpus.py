@@ -13,7 +13,7 @@ source of one part is read in the driver.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.corpus_cuts import best_cut, cut_as_before, ids_of_shards
 from pipeline.corpus_shards import CORPUS as CORPUS
 from pipeline.corpus_writer import INGEST_VERSION, CorpusShards
+from pipeline.lengths import Lengths
 from pipeline.readers import Readers
 from pipeline.settings import Run
 from pipeline.shard_sizes import AUTO, SMALL_SIZE, ShardSize
@@ -48,6 +49,9 @@ class Corpus:
     """Manifests by table name; `features` only where the sources have vectors."""
     notices: tuple[str, ...] = ()
     """Sentences for the user about how the sources were read, and about their labels."""
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    """Lengths of completions in a model's tokens, by how the model reads and the rows' role:
+    `reading/role`."""
 
     @property
     def task(self) -> CorpusTask:
@@ -111,6 +115,7 @@ def read_corpus(
     keeps_absent = _has_own_outputs(run)
     refuses = readers.key if readers is not None else []
     refusals = readers.refusals if readers is not None and refuses else None
+    measures = readers.lengths if readers is not None and readers.learns_completions else None
     fingerprints = [fingerprint(source, store, is_dry) for source in sources]
 
     def name_of(shard_size: int | str) -> str:
@@ -118,13 +123,14 @@ def read_corpus(
         return digest(read_as + ([refuses] if refuses else []))
 
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]
-    known, notices = _known(store, name_of(run.shard_size), wanted, is_dry)
+    known, note = _known(store, name_of(run.shard_size), wanted, is_dry)
     if not known and run.shard_size == AUTO:
         # Once the only size.
-        known, notices = _known(store, name_of(SMALL_SIZE), wanted, is_dry)
+        known, note = _known(store, name_of(SMALL_SIZE), wanted, is_dry)
     look(known)
     if set(known) == set(wanted) and all(_lies_whole(m, store) for m in known.values()):
-        return Corpus(known, notices)
+        kept = {name: Lengths.read(written) for name, written in note.get("lengths", {}).items()}
+        return Corpus(known, tuple(note.get("notices", ())), kept)
     examples = ingest.survey(
         run.corpus,
         "example",
@@ -132,6 +138,7 @@ def read_corpus(
         keeps_absent=keeps_absent,
         each=each,
         piece_bytes=piece_bytes,
+        measures=measures,
     )
     surveys = [examples]
     if run.queries is not None:
@@ -143,6 +150,7 @@ def read_corpus(
             refusals,
             each=each,
             piece_bytes=piece_bytes,
+            measures=measures,
         )
         surveys.append(queries)
         _check_same_form(run, examples, queries)
@@ -186,13 +194,20 @@ def read_corpus(
     manifests = {
         table: shards.manifest(table, size.fields, details.get(table, {})) for table in wanted
     }
-    notices = (*(notice for part in surveys for notice in part.notices), *size.notes)
+    said = dict.fromkeys(notice for part in surveys for notice in part.notices)
+    notices = (*said, *size.notes)
+    lengths = {
+        f"{reading}/{part.recipe.columns.role}": Lengths.of(found, int((part.reasons == 0).sum()))
+        for part in surveys
+        for reading, found in part.lengths.items()
+    }
     if not is_dry:
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
         # The run's resolved YAML has the size.
         for name in sorted({name_of(run.shard_size), name_of(size.rows)}):
-            store.write_note(NOTES, name, {**keys, "notices": notices})
-    return Corpus(manifests, notices)
+            written = {name: found.written() for name, found in lengths.items()}
+            store.write_note(NOTES, name, {**keys, "notices": notices, "lengths": written})
+    return Corpus(manifests, notices, lengths)
 
 
 def _has_own_outputs(run: Run) -> bool:
@@ -204,8 +219,8 @@ def _has_own_outputs(run: Run) -> bool:
 
 def _known(
     store: Store, name: str, wanted: list[str], is_dry: bool
-) -> tuple[dict[str, Manifest], tuple[str, ...]]:
-    """The manifests that an earlier reading of the same sources gave, and its notices.
+) -> tuple[dict[str, Manifest], dict[str, Any]]:
+    """The manifests that an earlier reading of the same sources gave, and the note of it.
 
     Those that are still there.
 
@@ -222,7 +237,7 @@ def _known(
     except FileError:
         if not is_dry:
             raise
-    return found, tuple(note.get("notices", ()))
+    return found, note
 
 
 def _lies_whole(manifest: Manifest, store: Store) -> bool:

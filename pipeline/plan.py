@@ -16,6 +16,7 @@ from pipeline.config import plain, stage_name
 from pipeline.corpus import CORPUS, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.kept_rows import keep_judged
+from pipeline.max_length import length_notes, with_max_lengths
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
 from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
@@ -110,8 +111,10 @@ def make_plan(
         RunError: a pinned artefact is not in the store.
     """
     size = size or size_of(corpus, store, is_dry)
+    run, chosen = with_max_lengths(run, corpus, store, is_dry)
     stages, added = stages_in_order(run, size=size)
     stages, notes = with_class_order(stages, corpus)
+    notes = [*chosen, *notes]
     if size.first_examples < size.n_examples:
         as_new = dataclasses.replace(size, first_examples=size.n_examples)
         notes += choice_notes(
@@ -145,6 +148,7 @@ def make_plan(
         planned[instance] = dataclasses.replace(node, done=done)
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
+    notes += length_notes(plan.nodes, corpus)
     return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
 
 

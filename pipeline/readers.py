@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from stages.model.refusals import reading_fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError, Stage
@@ -47,16 +49,47 @@ class Readers:
 
         `form` is the content of the text columns: "text", "prompt_completion" or "messages".
         """
-        if _LOADED.get("models") != self._models:
-            _LOADED.update(models=self._models, loaded=_load(self._models.values()))
-        loaded: list[tuple[ModelSpec, Any, Any]] = _LOADED["loaded"]
         refused: list[str | None] = [None] * len(texts)
+        loaded = self._loaded()
         for model, head, tokenizer in loaded:
             where = f"{model.path}: " if len(loaded) > 1 else ""
             for row, reason in enumerate(head.refusals(tokenizer, texts, pairs, form)):
                 if reason is not None and refused[row] is None:
                     refused[row] = where + reason
         return refused
+
+    @property
+    def learns_completions(self) -> bool:
+        """Whether one of the models is trained to write completions."""
+        return any(map(_learns_completions, self._models.values()))
+
+    def lengths(
+        self, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> dict[str, np.ndarray]:
+        """The lengths of completions (`stages.model.lengths`), by the `reading` of each model.
+
+        Only models that are trained to write them measure them.
+        """
+        from stages.model.lengths import row_lengths  # as in `_load`
+
+        return {
+            reading: row_lengths(model, tokenizer, texts, pairs, form)
+            for (_, reading), (model, _, tokenizer) in zip(
+                self._models, self._loaded(), strict=True
+            )
+            if _learns_completions(model)
+        }
+
+    def _loaded(self) -> list[tuple[ModelSpec, Any, Any]]:
+        """Each model with its head and tokenizer."""
+        if _LOADED.get("models") != self._models:
+            _LOADED.update(models=self._models, loaded=_load(self._models.values()))
+        loaded: list[tuple[ModelSpec, Any, Any]] = _LOADED["loaded"]
+        return loaded
+
+
+def _learns_completions(model: ModelSpec) -> bool:
+    return "completion" in model.kind.tasks
 
 
 def _load(models: Iterable[ModelSpec]) -> list[tuple[ModelSpec, Any, Any]]:

@@ -78,6 +78,10 @@ class Run:
     old_rows: Literal["again", "kept"] = "again"
     """Whether rows that are judged by a fit on all rows are judged again when others are appended,
     or keep what they have (`pipeline.kept_rows`)."""
+    open_lengths: tuple[str, ...] = field(default=(), metadata={"in_yaml": False})
+    """Places with a `model` whose `max_length` the corpus decides, since the YAML leaves it open:
+    `model`, and instances of stages. The run has none any more once it is chosen
+    (`pipeline.max_length`)."""
     artefacts: Mapping[str, Any] = field(default_factory=dict)
     """Fitted artefacts by instance: `{key, labels}` pins one, `refit` asks for a new one."""
 

@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
 from stages.capabilities import AnswersQueries, Merges
 from stages.corpus.cells import is_broken, show
-from stages.corpus.texts import read_conversation
+from stages.corpus.conversations import read_conversation
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
 from stages.stage import Part, Role, Stage, Vectors
@@ -320,7 +320,8 @@ def _checked_form(finished: Finished, text: str, text_b: str | None) -> tuple[st
             'Add --text-b "…".'
         )
     if form == "messages":
-        conversation = read_conversation(text, text_b)
+        source = finished.run.queries or finished.run.corpus
+        conversation = read_conversation(text, text_b, source.turns)
         if conversation.text is None:
             raise RunError(
                 f"--text: found {conversation.reason}, expected a conversation in JSON as in the "

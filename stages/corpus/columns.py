@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from stages.corpus.cells import SourceRows
+from stages.corpus.forms import CARRIED, CONVERSATIONS, Form, completion_columns
 from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError, Role
 from storage.schema import FILE_COLUMN
@@ -40,20 +41,7 @@ def with_columns(source: Source, found: list[str]) -> Source:
         is_given = source.text != "text" or "text" in found
         text = source.text if is_given else "context"
         return replace(source, text=text, text_b=source.text_b or "question")
-    if source.prompt or source.messages:
-        return replace(source, text=None)
-    if source.text not in (None, "text"):
-        return source
-    if {"prompt", "completion"} <= set(found):
-        return replace(source, prompt="prompt", completion="completion", text=None)
-    if "messages" in found:
-        return replace(source, messages="messages", text=None)
-    if source.text in found:
-        return source
-    raise DataError(
-        f"{source.path}: found the columns {', '.join(found)}, expected prompt and completion, "
-        "messages, or text among them for task: completion. Name the columns of one of these forms."
-    )
+    return completion_columns(source, found)
 
 
 def check_columns(source: Source, role: Role, found: list[str]) -> None:
@@ -80,24 +68,33 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
 
 
 def used_columns(source: Source) -> set[str]:
-    """Names of the columns that are read as text, vector, label or id; others are carried along."""
+    """Names of the columns that are read as text, vector, label or id; others are carried along.
+
+    The input of Alpaca's rows is carried along, too.
+    """
     own = (source.text, source.text_b, source.prompt, source.completion, source.messages)
     features = None if source.features_file else source.features
     return {name for name in (*own, features, source.label, source.id) if name}
 
 
-def stored_columns(source: Source, empty: SourceRows, type_of_ids: str) -> list[dict[str, Any]]:
+def stored_columns(
+    source: Source, form: Form, empty: SourceRows, type_of_ids: str
+) -> list[dict[str, Any]]:
     """The columns of the source as `Survey.stored` has them, without the cells of labels.
 
     `type_of_ids` is the name of the type of ids as the source has them. Names are compared without
     case: SQL does not tell Text from text. An id column of several types is carried along as well,
-    for its cells are not to be had from the ids as text.
+    for its cells are not to be had from the ids as text, and so are columns of which a row's text
+    is made, where they are not the text itself.
     """
     found = empty.table.column_names
     own = {source.id: "source_id", source.features: VECTOR}
     own |= {source.label: "target" if source.task == "regression" else "label"}
-    own |= {source.text_b: "text_b", source.completion: "text_b"}
-    own |= {source.messages: "text", source.prompt: "text", source.text: "text"}
+    own |= {source.text_b: "text_b", source.text: "text"}
+    if form not in CARRIED and source.turns == "all":
+        own |= {source.messages: "text", source.prompt: "text"}
+    if form not in CONVERSATIONS:
+        own |= {source.completion: "text_b"}
     if source.id in empty.mixed:
         del own[source.id]
     taken = {*_RESERVED, *(n.lower() for n in found if n.lower() not in _RESERVED)}

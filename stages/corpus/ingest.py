@@ -16,7 +16,9 @@ which row of an id is the first, is known at its end.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,14 +36,15 @@ from stages.corpus.columns import (
     with_columns,
 )
 from stages.corpus.flips import flips
+from stages.corpus.forms import CONVERSATIONS, Form, form_of, notice
 from stages.corpus.labels import Labels, read_labels
 from stages.corpus.load import reading
-from stages.corpus.pieces import PIECE_BYTES, Each, Part, in_turn
+from stages.corpus.pieces import PIECE_BYTES, Each, Part, Reading, in_turn, read_part
 from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
 from stages.corpus.review import new_labels, read_review
 from stages.corpus.row_ids import written_type
 from stages.corpus.rows import REJECTED, Recipe
-from stages.corpus.scan import Columns, Refusals, Scanned, scan
+from stages.corpus.scan import Columns, Measures, Refusals, Scanned, scan
 from stages.corpus.source import LABELLED, Source
 from stages.corpus.texts import Format
 from stages.corpus.vectors import FEATURES, check_length, length_of_file, most_frequent
@@ -109,6 +112,8 @@ class Survey(NamedTuple):
     """Of the texts of usable rows."""
     notices: tuple[str, ...] = ()
     """What a person should know of how the source was read, and of its labels."""
+    lengths: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Of usable rows, or at most `MEASURED` evenly spread ones, what `Measures` gives."""
 
     @property
     def task(self) -> CorpusTask:
@@ -135,13 +140,15 @@ def survey(
     keeps_absent: bool = False,
     each: Each = in_turn,
     piece_bytes: int = PIECE_BYTES,
+    measures: Measures | None = None,
 ) -> Survey:
     """What becomes of every row of a source: it is usable, or rejected with a reason.
 
     `classes` fixes the classes: for queries they are those of the corpus. Without it they are
     those of `source.classes`, of the names of a `ClassLabel`, or of the distinct labels that rows
     have, or with `keeps_absent` all of them. `vector_length` is that of the corpus, for queries
-    with features. `refusals` says which rows no model could read. `each` reads the parts of about
+    with features. `refusals` says which rows no model could read, `measures` how long completions
+    are in a model's tokens. `each` reads the parts of about
     `piece_bytes`; neither it nor their size changes anything. Memory: 17 bytes a row, and the parts
     that are read here.
 
@@ -153,9 +160,11 @@ def survey(
     _check_role(source, role)
     read = reading(source, each, piece_bytes)
     empty = read.empty
-    source = with_columns(source, empty.table.column_names)
+    given, source = source, with_columns(source, empty.table.column_names)
     check_columns(source, role, empty.table.column_names)
-    columns = Columns(source, role, empty, refusals, vector_length)
+    form = form_of(given, source, empty, partial(_first_cell, read))
+    measures = measures if source.task == "completion" else None
+    columns = Columns(source, role, empty, form, refusals, vector_length, measures, read.n_rows)
     if source.features_file is not None:
         length = length_of_file(source, read.n_rows)
         check_length(source, length, vector_length)
@@ -192,9 +201,14 @@ def survey(
         names,
         labels.kind if labels is not None else "float" if source.task == "regression" else "none",
         stored,
-        _format(source),
+        _format(form),
         sum(part.text_bytes for part in scanned),
-        (*read.notices, *(labels.notices if labels is not None else ())),
+        (
+            *read.notices,
+            *filter(None, [notice(given, source, form, empty.table.column_names)]),
+            *(labels.notices if labels is not None else ()),
+        ),
+        rows.measures(),
     )
 
 
@@ -239,6 +253,15 @@ class _Rows:
             self.ids[rows], self.reasons[rows] = said.ids, said.reasons
             found[places[at]] = said._replace(ids=nothing, reasons=nothing)
         self.scanned = [found[place] for place in range(len(self._parts))]
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """What was measured of the rows that are kept, in the order of the source."""
+        found: dict[str, list[np.ndarray]] = {}
+        for said in self.scanned:
+            is_kept = self.reasons[said.measured] == 0
+            for name, lengths in said.measures.items():
+                found.setdefault(name, []).append(lengths[is_kept])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _with_length(columns: Columns, scanned: Sequence[Scanned]) -> Columns:
@@ -291,7 +314,8 @@ def _stored(columns: Columns, labels: Labels | None, ids_are_numbers: bool) -> l
     """The columns of the source, as `Survey.stored` has them."""
     source = columns.source
     empty = decoded(columns.empty, used_columns(source))
-    stored = stored_columns(source, empty, written_type(source, empty, ids_are_numbers))
+    type_of_ids = written_type(source, empty, ids_are_numbers)
+    stored = stored_columns(source, columns.form, empty, type_of_ids)
     written = labels.written if labels is not None else ()
     for column in stored:
         if column["stored"] == "label":
@@ -303,10 +327,19 @@ def _stored(columns: Columns, labels: Labels | None, ids_are_numbers: bool) -> l
     return stored
 
 
-def _format(source: Source) -> Format:
-    if source.messages:
+def _format(form: Form) -> Format:
+    if form in CONVERSATIONS:
         return "messages"
-    return "prompt_completion" if source.prompt and source.completion else "text"
+    return "text" if form == "text" else "prompt_completion"
+
+
+def _first_cell(read: Reading, name: str) -> Any:
+    """The first cell of a column that is not null, of the first part that has one."""
+    for part in read.parts:
+        for cell in read_part((read.path, read.empty), part).values(name):
+            if cell is not None:
+                return cell
+    return None
 
 
 def _check_role(source: Source, role: Role) -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.corpus.conversations import REASONS as CONVERSATION_REASONS
+
 REFUSED = "refused by a model"
 """Stands for the reason that a model gave."""
 REASONS = (
@@ -19,13 +21,11 @@ REASONS = (
     "empty second text",
     "null prompt",
     "null completion",
+    "null instruction",
+    "empty instruction",
     "empty completion",
     "null messages",
-    "messages are not a list of {role, content}",
-    "messages without an assistant's",
-    "messages with a part that is no text, such as an image",
-    "messages of the assistant are empty",
-    "tools are not a list of functions",
+    *CONVERSATION_REASONS,
     REFUSED,
     "missing vector",
     "vector is not a list of numbers",

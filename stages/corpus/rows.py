@@ -81,7 +81,7 @@ def make_rows(recipe: Recipe, part: Part, loaded: SourceRows, numbers: np.ndarra
     else:
         ids, source_ids = read_ids(source, loaded)
     ignored = np.zeros(n_rows, dtype=np.int8)
-    texts = read_texts(source, loaded, ignored)
+    texts = read_texts(source, columns.form, loaded, ignored)
     codes, true_codes = _codes(recipe, loaded), np.full(n_rows, -1)
     if recipe.flips is not None:
         codes, true_codes = recipe.flips.of(codes, ids, recipe.n_classes), codes
@@ -127,7 +127,7 @@ def reject_rows(
     told = [REASONS[reason] for reason in reasons.tolist()]
     of_model = numbers[reasons == REASONS.index(REFUSED)]
     if len(of_model) and columns.refusals is not None:
-        texts = read_texts(source, loaded, np.zeros(part.n_rows, dtype=np.int8))
+        texts = read_texts(source, columns.form, loaded, np.zeros(part.n_rows, dtype=np.int8))
         refused = refusals_of(columns.refusals, texts, of_model)
         told = [refused.get(row, why) for row, why in zip(numbers.tolist(), told, strict=True)]
     raws = [

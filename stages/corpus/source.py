@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from stages.corpus.conversations import Turns
 from stages.stage import ConfigError, CorpusTask, DataError
 
 KINDS = {
@@ -63,13 +64,17 @@ class Source:
     """Column of the second text of a pair; of question answering, of the question, by itself
     `question`."""
     prompt: str | None = None
-    """Completion: column of the prompt; a row's may be empty. Goes with `completion`."""
+    """Completion: column of the prompt; a row's may be empty. Goes with `completion`. Both hold
+    texts, or both lists of messages."""
     completion: str | None = None
     """Completion: column of the text that the model should write after the prompt."""
     messages: str | None = None
     """Completion: column of a conversation, each cell a list of {role, content} or its JSON. If no
-    column is named, prompt and completion are taken where both are there, else messages, else text.
-    """
+    column is named, prompt and completion are taken where both are there, else messages, else text,
+    else `conversations`, else `instruction`, `input` and `output` (`stages.corpus.forms`)."""
+    turns: Turns = "all"
+    """Completion: which messages of the assistant are learned of a conversation, `all` or the
+    `last`; of these, those that no mark of their own leaves out. Queries take it over."""
     features: str | None = None
     """Vectors that the user already has: a column of lists of numbers, or a `.npy` file with one
     row per row of the source as the split expression gives them. They are kept in float32."""
@@ -135,6 +140,11 @@ class Source:
                     f"{name}: found it with task: {self.task}, expected it with task: {task} only. "
                     f"Remove {name}, or set task: {task}."
                 )
+        if self.turns != "all" and self.task != "completion":
+            raise ConfigError(
+                f"turns: found {self.turns} with task: {self.task}, expected it with task: "
+                "completion only. Remove turns, or set task: completion."
+            )
 
     def _check_completion(self) -> None:
         if self.text_b is not None:

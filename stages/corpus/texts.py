@@ -1,25 +1,24 @@
 """The text of a row: one text, a pair, a prompt with its completion, or a conversation.
 
 Each of these is stored in two columns, `text` and `text_b`. A conversation is stored in `text` as
-compact JSON: a list of objects with role and content first, then any other key that is not null. In
-`text_b` are the tools that the assistant may call, from a column `tools`, which is carried along,
-too; null without any.
+compact JSON (`stages.corpus.conversations`). In `text_b` are the tools that the assistant may call,
+from a column `tools`, which is carried along, too; null without any.
 """
 
-import json
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.corpus.cells import SourceRows, is_broken, is_text
+from stages.corpus.cells import SourceRows, is_text
+from stages.corpus.conversations import TOOLS, read_conversation
+from stages.corpus.forms import ALPACA, ALPACA_WITH_INPUT, CONVERSATIONS, INPUT, Form
 from stages.corpus.reasons import mark
 from stages.corpus.source import Source
 
-TOOLS = "tools"
-"""Column of the functions that a conversation may call, by the name that trainers give it."""
 Format = Literal["text", "prompt_completion", "messages"]
+"""Content of the two columns."""
 
 
 class Texts(NamedTuple):
@@ -30,18 +29,22 @@ class Texts(NamedTuple):
     format: Format
 
 
-def read_texts(source: Source, loaded: SourceRows, reasons: np.ndarray) -> Texts:
+def read_texts(source: Source, form: Form, loaded: SourceRows, reasons: np.ndarray) -> Texts:
     """The texts of every row; rows whose texts are missing or malformed are marked in `reasons`.
 
-    `source` names exactly the columns to read, as `stages.corpus.columns.with_columns` returns it.
-    Rows of a source without a text column get the empty text.
+    `source` names exactly the columns to read, which hold `form`
+    (`stages.corpus.columns.with_columns`, `stages.corpus.forms.form_of`). Rows of a source without
+    a text column get the empty text.
     """
     n_rows = loaded.table.num_rows
     none = pa.chunked_array([pa.nulls(n_rows, pa.string())])
-    if source.messages:
-        return Texts(*_conversations(loaded, source.messages, reasons), "messages")
+    if form in CONVERSATIONS:
+        return Texts(*_conversations(source, form, loaded, reasons), "messages")
     if source.prompt and source.completion:
-        prompt = _strings(loaded, source.prompt, reasons, "prompt", may_be_empty=True)
+        if form == "alpaca":
+            prompt = _alpaca_prompts(source, loaded, reasons)
+        else:
+            prompt = _strings(loaded, source.prompt, reasons, "prompt", may_be_empty=True)
         completion = _strings(loaded, source.completion, reasons, "completion")
         return Texts(prompt, completion, "prompt_completion")
     text_b = none
@@ -81,94 +84,42 @@ def _strings(
     return column
 
 
-class Conversation(NamedTuple):
-    """The conversation in a cell, with its tools, as they are stored."""
-
-    text: str | None
-    """None where there is none."""
-    tools: str | None = None
-    reason: str = ""
-    """Why it is no row to learn from; empty where it is one."""
-
-
-def read_conversation(messages: Any, tools: Any = None) -> Conversation:
-    """The conversation in a cell: a list of messages or its JSON; `tools` likewise.
-
-    In every message role and content come first, and null values are left out. Content that is a
-    list of parts is the text of all parts; of a message that only calls tools it is empty.
-    """
-    if messages is None:
-        return Conversation(None, reason="null messages")
-    found = _parsed(messages)
-    if not found or not all(_is_message(message) for message in found):
-        return Conversation(None, reason="messages are not a list of {role, content}")
-    contents = [_content(message) for message in found]
-    if None in contents:
-        reason = "messages with a part that is no text, such as an image"
-        return Conversation(None, reason=reason)
-    has_tools = tools is not None and tools not in ("", "null")
-    read_tools = _parsed(tools) if has_tools else []
-    if read_tools is None or not all(isinstance(tool, dict) for tool in read_tools):
-        return Conversation(None, reason="tools are not a list of functions")
-    stored = [
-        {"role": m["role"], "content": content}
-        | {key: value for key, value in m.items() if value is not None and key != "content"}
-        for m, content in zip(found, contents, strict=True)
-    ]
-    dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    text, text_of_tools = dump(stored), dump(read_tools) if read_tools else None
-    if is_broken(text + (text_of_tools or "")):
-        return Conversation(None, reason="not UTF-8")
-    said = [
-        bool(m["content"].strip() or m.get("tool_calls"))
-        for m in stored
-        if m["role"] == "assistant"
-    ]
-    reason = "messages of the assistant are empty" if said else "messages without an assistant's"
-    return Conversation(text, text_of_tools, "" if any(said) else reason)
-
-
 def _conversations(
-    loaded: SourceRows, name: str, reasons: np.ndarray
+    source: Source, form: Form, loaded: SourceRows, reasons: np.ndarray
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Conversations and their tools, where there is a column `tools`; marks unusable rows."""
-    cells = loaded.values(name)
-    tools = loaded.values(TOOLS) if TOOLS in loaded.table.column_names else [None] * len(cells)
-    read = [read_conversation(*row) for row in zip(cells, tools, strict=True)]
+    nothing: list[Any] = [None] * loaded.table.num_rows
+    prompts, name = nothing, source.messages
+    if form == "prompt_and_messages":
+        prompts, name = loaded.values(str(source.prompt)), source.completion
+        for what, column in (("prompt", source.prompt), ("completion", name)):
+            mark(reasons, loaded.table[column].is_null(), f"null {what}")
+    cells = loaded.values(str(name))
+    tools = loaded.values(TOOLS) if TOOLS in loaded.table.column_names else nothing
+    read = [
+        read_conversation(cell, of_tools, source.turns, prompt)
+        for cell, of_tools, prompt in zip(cells, tools, prompts, strict=True)
+    ]
     found = np.array([conversation.reason for conversation in read], dtype=object)
     for reason in sorted({conversation.reason for conversation in read} - {""}):
         mark(reasons, found == reason, reason)
     texts = pa.array([conversation.text for conversation in read], pa.string())
-    of_tools = pa.array([conversation.tools for conversation in read], pa.string())
-    return pa.chunked_array([texts]), pa.chunked_array([of_tools])
+    text_of_tools = pa.array([conversation.tools for conversation in read], pa.string())
+    return pa.chunked_array([texts]), pa.chunked_array([text_of_tools])
 
 
-def _parsed(cell: Any) -> list[Any] | None:
-    """The list in a cell, or in its JSON; None where it holds none."""
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            return None
-    return cell if isinstance(cell, list) else None
-
-
-def _is_message(message: Any) -> bool:
-    """Whether this is a message with a role, and with content or calls of tools."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        return False
-    content = message.get("content")
-    if content is None:
-        return message["role"] == "assistant" and bool(message.get("tool_calls"))
-    is_list = isinstance(content, list) and all(isinstance(part, dict) for part in content)
-    return isinstance(content, str) or is_list
-
-
-def _content(message: dict[str, Any]) -> str | None:
-    """The text of a message; None where one of its parts is no text."""
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = [part.get("text") for part in content if part.get("type") == "text"]
-    is_text = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
-    return "".join(texts) if is_text else None
+def _alpaca_prompts(source: Source, loaded: SourceRows, reasons: np.ndarray) -> pa.ChunkedArray:
+    """The prompts of rows with an instruction and perhaps an input, as Alpaca lays them out."""
+    instructions = _strings(loaded, str(source.prompt), reasons, "instruction").to_pylist()
+    inputs: list[Any] = [None] * len(instructions)
+    if INPUT in loaded.table.column_names:
+        inputs = loaded.values(INPUT)
+        is_odd = [not isinstance(cell, str | None) for cell in inputs]
+        mark(reasons, np.array(is_odd, dtype=bool), "text is not a string")
+    prompts = [
+        ALPACA_WITH_INPUT.format(instruction=instruction, input=cell)
+        if isinstance(cell, str) and cell.strip()
+        else ALPACA.format(instruction=instruction)
+        for instruction, cell in zip(instructions, inputs, strict=True)
+    ]
+    return pa.chunked_array([pa.array(prompts, pa.string())])

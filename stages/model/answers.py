@@ -1,8 +1,8 @@
 """How likely a language model finds each answer of a corpus of completions: with its prompt, alone.
 
-An answer is what a row's loss is on: the completion, or the messages of the assistant. **Alone** it
-is laid out as it is in the row, its prompt left empty: the messages of others say nothing, and
-there are no tools. Losses are in nats a token. The loss of the text leaves out the tokens that end
+An answer is what a row's loss is on: the completion, or the messages that are learned. **Alone** it
+is laid out as it is in the row, its prompt left empty: all other messages say nothing, and there
+are no tools. Losses are in nats a token. The loss of the text leaves out the tokens that end
 a text, which a template writes.
 """
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from stages.corpus.conversations import is_learned
 from stages.model.batches import Tokens, batches
 from stages.model.chats import special_ids
 from stages.model.measurement import Measurement, forward
@@ -206,17 +207,14 @@ def without_prompt(text: str, pair: str | None, form: str) -> tuple[str, str | N
         return ("", pair) if text else None
     if form != "messages":
         return None
-    messages = [
-        turn if turn["role"] == "assistant" else {**turn, "content": ""}
-        for turn in json.loads(text)
-    ]
+    messages = [turn if is_learned(turn) else {**turn, "content": ""} for turn in json.loads(text)]
     return json.dumps(messages, ensure_ascii=False), None
 
 
 def answer_of(text: str, pair: str | None, form: str) -> str:
     """The text of a row's last answer."""
     if form == "messages":
-        turns = [turn for turn in json.loads(text) if turn["role"] == "assistant"]
+        turns = [turn for turn in json.loads(text) if is_learned(turn)]
         return str(turns[-1]["content"])
     return text if form == "text" else str(pair)
 
@@ -228,6 +226,6 @@ def with_answer(text: str, pair: str | None, form: str, answer: str) -> tuple[st
     if form != "messages":
         return answer, pair
     messages: list[dict[str, Any]] = json.loads(text)
-    last = max(at for at, turn in enumerate(messages) if turn["role"] == "assistant")
+    last = max(at for at, turn in enumerate(messages) if is_learned(turn))
     messages[last] = {"role": "assistant", "content": answer}
     return json.dumps(messages, ensure_ascii=False), pair

@@ -1,10 +1,12 @@
 """Conversations as a chat template lays them out, and which of their tokens are answers.
 
-An answer is what the template writes for a message of the assistant: all that follows the opening
-of the message, `add_generation_prompt`, up to the next message. A token is an answer's if one of
-its characters is, so a token that crosses a border counts with the answer, as in the assistant
-masks of transformers; a token that a tokenizer adds to its vocabulary, such as `<|assistant|>`,
-counts where it begins, though it may swallow the line end behind it.
+An answer is what the template writes for a message of the assistant that is learned
+(`stages.corpus.conversations`). Where the template marks that itself, `{% generation %}`, it is
+what stands between the marks; elsewhere all that follows the opening of the message,
+`add_generation_prompt`, up to the next message. A token is an answer's if one of its characters is,
+so a token that crosses a border counts with the answer, as in the assistant masks of transformers;
+a token that a tokenizer adds to its vocabulary, such as `<|assistant|>`, counts where it begins,
+though it may swallow the line end behind it.
 """
 
 import json
@@ -12,11 +14,16 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from stages.corpus.conversations import ASSISTANT, MARKS, is_learned
 from stages.stage import ModelError, RefusedRow
 
 Messages = list[dict[str, Any]]
 _PRIVATE = range(0xE000, 0xF8FF)
 """Code points that stand for no character."""
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold what the assistant thinks before it speaks."""
+_THOUGHT = re.compile("<think>(.*?)</think>", re.DOTALL)
 EXPECTED = "a conversation that the chat template can lay out"
 
 
@@ -31,13 +38,14 @@ class Chat(NamedTuple):
 def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) -> Chat:
     """The conversation in the tokenizer's chat template, which is given the tools, too.
 
-    Cost: a rendering of the template for the whole and two for each message of the assistant, about
-    50 microseconds each.
+    Cost: a rendering of the template for the whole and, unless it marks answers itself, two for
+    each message that is learned, about 50 microseconds each.
 
     Raises:
-        RefusedRow: the template refuses the conversation, lays out earlier messages in another way
-            when later ones follow, or leaves nothing of the assistant's messages; or the assistant
-            speaks first.
+        RefusedRow: the template refuses the conversation, leaves nothing of the messages that are
+            learned, or does not tell where they are: it lays out earlier messages in another way
+            when later ones follow, the assistant speaks first, or of several answers that are
+            marked it is not clear whose they are.
         ModelError: there is no chat template.
     """
     if not tokenizer.chat_template:
@@ -45,23 +53,73 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
             "tokenizer: found no chat template, expected one because the corpus holds messages. "
             "Use an instruction-tuned model, or set chat_template in tokenizer_config.json."
         )
+    learned = [at for at, message in enumerate(messages) if is_learned(message)]
+    shown = [{k: v for k, v in message.items() if k not in MARKS} for message in messages]
+    template = _in_words(lambda: tokenizer.get_chat_template(None, tools=tools))
+    if _GENERATION.search(template):
+        chat = _by_marks(tokenizer, template, shown, learned, tools)
+    else:
+        chat = _by_openings(tokenizer, shown, learned, tools)
+    is_said = []
+    # Answers that are marked may be of several messages each: then there is one check for all.
+    pairs = zip(learned, chat.answers, strict=False)
+    for at, (start, stop) in pairs if len(learned) == len(chat.answers) else ():
+        answer = chat.text[start:stop]
+        said, called = messages[at]["content"].strip(), _called(messages[at])
+        if said or called:
+            is_said.append(bool(said and answer) or any(name in answer for name in called))
+    if not chat.answers or (is_said and not any(is_said)):
+        raise RefusedRow("chat template: it leaves nothing of the assistant's messages", EXPECTED)
+    return chat
+
+
+def leaves_out_reasoning(
+    tokenizer: Any, messages: Messages, tools: list[Any] | None = None
+) -> bool:
+    """Whether an answer lacks what its message says as reasoning.
+
+    That is a key such as `reasoning_content`, or a text in `<think>`. Cost: that of `lay_out` for a
+    conversation with reasoning, none for others.
+
+    Raises:
+        RefusedRow: as `lay_out`.
+        ModelError: as `lay_out`.
+    """
+    thoughts = [
+        thought.strip()
+        for message in messages
+        if is_learned(message)
+        for thought in (
+            *(str(message.get(key) or "") for key in _REASONING),
+            *_THOUGHT.findall(message["content"]),
+        )
+    ]
+    thoughts = [thought for thought in thoughts if thought]
+    if not thoughts:
+        return False
+    chat = lay_out(tokenizer, messages, tools)
+    answered = "\0".join(chat.text[start:stop] for start, stop in chat.answers)
+    return any(thought not in answered for thought in thoughts)
+
+
+def _by_openings(
+    tokenizer: Any, messages: Messages, learned: list[int], tools: list[Any] | None
+) -> Chat:
+    """The conversation, and its answers by what the template writes before and behind them."""
 
     def render(upto: int, asks: bool = False) -> str:
         """The first messages; with `asks` also the opening of the assistant's next."""
-        try:
-            text: str = tokenizer.apply_chat_template(
-                messages[:upto], tools=tools, tokenize=False, add_generation_prompt=asks
+        return str(
+            _in_words(
+                lambda: tokenizer.apply_chat_template(
+                    messages[:upto], tools=tools, tokenize=False, add_generation_prompt=asks
+                )
             )
-        except Exception as error:  # A template is a program, and may raise whatever it likes.
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise RefusedRow(f"chat template: {words}", EXPECTED) from error
-        return text
+        )
 
     whole = render(len(messages))
-    answers, is_said = [], []
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    answers = []
+    for at in learned:
         if at == 0:
             raise RefusedRow(
                 "chat template: it asks for no message of the assistant before all others", EXPECTED
@@ -74,14 +132,52 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
                 EXPECTED,
             )
         answers.append((len(before), len(after)))
-        answer = after[len(before) :]
-        said = message["content"].strip()
-        called = _called(message)
-        if said or called:
-            is_said.append(bool(said and answer) or any(name in answer for name in called))
-    if is_said and not any(is_said):
-        raise RefusedRow("chat template: it leaves nothing of the assistant's messages", EXPECTED)
     return Chat(whole, answers)
+
+
+def _by_marks(
+    tokenizer: Any,
+    template: str,
+    messages: Messages,
+    learned: list[int],
+    tools: list[Any] | None,
+) -> Chat:
+    """The conversation, and its answers as the template marks them."""
+    # Imported here: it takes seconds, which commands that lay out nothing are spared.
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (whole,), (spans,) = _in_words(
+        lambda: render_jinja_template(
+            [messages],
+            tools=tools,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    )
+    said_by = [at for at, message in enumerate(messages) if message["role"] == ASSISTANT]
+    if len(learned) < len(said_by):
+        if len(spans) != len(said_by):
+            raise RefusedRow(
+                f"chat template: it marks {len(spans)} answers of {len(said_by)} messages of the "
+                "assistant, of which not all are learned",
+                EXPECTED,
+            )
+        spans = [span for at, span in zip(said_by, spans, strict=True) if at in learned]
+    return Chat(whole, [(start, stop) for start, stop in spans if start < stop])
+
+
+def _in_words(render: Callable[[], Any]) -> Any:
+    """What `render` returns; an error of the template in its own words.
+
+    Raises:
+        RefusedRow: the template raises whatever it likes, as it is a program.
+    """
+    try:
+        return render()
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise RefusedRow(f"chat template: {words}", EXPECTED) from error
 
 
 def tokenise_chat(

@@ -20,6 +20,8 @@ from stages.stage import ModelError
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
 _CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
+CHATS_VERSION = 2
+"""Raised when the same conversation in the same template gives other tokens or answers."""
 SETTLED_NS = 2 * 10**9
 """Age from which a file's times tell every change of it."""
 _DIGESTS: dict[Path, tuple[tuple[int, ...], bytes]] = {}
@@ -67,12 +69,21 @@ def fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool = False) -> str
 
     For a folder, SHA-256 over names and contents of its weight and tokenizer files, so that a copy
     elsewhere has the same fingerprint; `reads_chats` adds those of chat templates, which decide the
-    tokens of conversations alone. For a snapshot in the hub's cache, whose name is the hash of a
-    commit, the start of that hash. Models that were misread once have another than they had then.
+    tokens of conversations alone, and how answers are found in these. For a snapshot in the hub's
+    cache, whose name is the hash of a commit, the start of that hash. Models that were misread once
+    have another than they had then.
 
     Raises:
         ModelError: as `resolve`.
     """
+    found = _fingerprint(model, reads_chats)
+    if not reads_chats or not _has_chat_template(resolve(model)):
+        return found
+    return hashlib.sha256(f"{found} {CHATS_VERSION}".encode()).hexdigest()[:16]
+
+
+def _fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool) -> str:
+    """What identifies the files of a model, see `fingerprint`."""
     folder = resolve(model)
     if _is_hub_snapshot(folder) and model.adapter is None:
         return folder.name[-16:] if _was_misread(folder) else folder.name[:16]
@@ -115,6 +126,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 def is_encoder_decoder(model: ModelSpec) -> bool:
     """Whether the config says that the model has an encoder and a decoder."""
     return bool(read_json(resolve(model), "config.json").get("is_encoder_decoder"))
+
+
+def _has_chat_template(folder: Path) -> bool:
+    is_told = "chat_template" in read_json(folder, "tokenizer_config.json")
+    return is_told or any(any(folder.glob(pattern)) for pattern in _CHAT_FILES)
 
 
 def _was_misread(folder: Path) -> bool:

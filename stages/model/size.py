@@ -9,9 +9,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from stages.model.heads.head import head_of
-from stages.model.hub import quiet, resolve
+from stages.model.hub import as_model_error, quiet, resolve
 from stages.model.layers import shape_of
-from stages.model.pretrained import encoder_of, without_pooler
+from stages.model.pretrained import encoder_of, load_tokenizer, longest_row, without_pooler
 from stages.model.spec import ModelSpec
 
 # Parts of transformers that its own types leave out.
@@ -61,3 +61,16 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
     return NetworkSize(
         n_parameters, int(config.hidden_size), int(config.num_hidden_layers) + 1, tuple(linear)
     )
+
+
+def most_tokens(model: ModelSpec) -> int:
+    """The most tokens that a row of the model may have; no weight is read or allocated.
+
+    Raises:
+        ModelError: its network is of another kind than the head, or there is no tokenizer.
+    """
+    folder, name = resolve(model), head_of(model).architecture
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"), quiet(), as_model_error(folder, "a network"):
+        network = getattr(_auto, name).from_config(config)
+    return longest_row(network, load_tokenizer(model))

@@ -105,7 +105,8 @@ class ModelSpec:
     num_labels: int | None = None
     """Outputs of a random head, 1 for a regression; the other heads know their own."""
     max_length: int = 128
-    """Tokens kept per row, special tokens included."""
+    """Tokens kept per row, special tokens included. With `head: completion` a run chooses it from
+    the corpus where the YAML leaves it out (`pipeline.max_length`)."""
     seed: int = 0
     """Seed of a random head."""
     prompt: Prompt | None = None

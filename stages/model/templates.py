@@ -323,7 +323,11 @@ def _part(
     a text, never the one that ends it.
     """
     encoded = encode_text(
-        tokenizer, text, add_special_tokens=special, return_offsets_mapping=with_offsets
+        tokenizer,
+        text,
+        add_special_tokens=special,
+        return_offsets_mapping=with_offsets,
+        verbose=False,  # of texts longer than the model reads: the caller cuts them
     )
     ids: list[int] = encoded["input_ids"]
     # A tokenizer that ends every text would end the prompt before its completion.

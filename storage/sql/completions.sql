@@ -1,5 +1,5 @@
 -- Prompts and answers as people read them, for corpora of completions that have both. Of a
--- conversation the answer is the last message of the assistant, and the prompt what stands before
+-- conversation the answer is the last message that is learned, and the prompt what stands before
 -- it: a single message as it is, several with their roles.
 WITH form AS (
     SELECT json_extract_string(details, '$.format') AS form
@@ -12,8 +12,9 @@ WITH form AS (
     FROM tables.text AS t CROSS JOIN form
     WHERE form IN ('messages', 'prompt_completion') AND t.text IS NOT NULL
 ), said AS (
-    SELECT *, len(turns) - list_position(list_reverse(list_transform(turns, lambda t: t.role)),
-                                         'assistant') AS n_before
+    SELECT *, len(turns) - list_position(list_reverse(list_transform(turns, lambda t:
+                  t.role = 'assistant' AND coalesce(t.weight, 1) <> 0 AND coalesce(t.train, true))),
+                  true) AS n_before
     FROM turn
 )
 SELECT id, role,

@@ -10,7 +10,14 @@ import pytest
 import torch
 import transformers
 
-from stages.model.answers import Reader, cut_after, told, with_answer, without_prompt
+from stages.model.answers import (
+    Reader,
+    answer_of,
+    cut_after,
+    told,
+    with_answer,
+    without_prompt,
+)
 from stages.model.measurement import load_measurement
 from stages.model.spec import ModelSpec
 from stages.predictions.answer_loss import AnswerLoss
@@ -119,7 +126,7 @@ def test_text_without_prompts_has_no_difficulty(saved: Any, memory: Any) -> None
 
 
 def test_what_stands_in_for_rows() -> None:
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
@@ -132,6 +139,13 @@ def test_what_stands_in_for_rows() -> None:
     assert contents == ["", "", "b", "", "d"]
     changed = json.loads(with_answer(json.dumps(turns), None, "messages", "new")[0])
     assert changed == [*turns[:4], {"role": "assistant", "content": "new"}]
+    turns[4]["train"] = False
+    emptied = without_prompt(json.dumps(turns), None, "messages")
+    assert emptied is not None
+    assert [turn["content"] for turn in json.loads(emptied[0])] == ["", "", "b", "", ""]
+    assert answer_of(json.dumps(turns), None, "messages") == "b"
+    changed = json.loads(with_answer(json.dumps(turns), None, "messages", "new")[0])
+    assert changed == [*turns[:2], {"role": "assistant", "content": "new"}, *turns[3:]]
     assert without_prompt("a", "b", "prompt_completion") == ("", "b")
     assert without_prompt("", "b", "prompt_completion") is None
     assert without_prompt("a", None, "text") is None

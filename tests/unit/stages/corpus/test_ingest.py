@@ -151,8 +151,8 @@ def test_every_reason_in_jsonl(tmp_path: Path) -> None:
         12: "not valid JSON",
     }
     of_others = (
-        *("prompt", "completion", "messages", "tools", "vector", "label is", "fields"),
-        "by a model",
+        *("prompt", "completion", "instruction", "messages", "tools", "vector", "label is"),
+        *("fields", "by a model"),
     )
     told = {reason for reason in REASONS if reason and not any(o in reason for o in of_others)}
     assert set(reasons(corpus).values()) == told

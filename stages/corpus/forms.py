@@ -1,0 +1,166 @@
+"""The form of rows to complete: what their columns hold, and which columns these are by name.
+
+| form | columns |
+|---|---|
+| text | texts |
+| prompt_completion | a prompt and a completion as texts |
+| prompt_and_messages | a prompt and a completion that are lists of messages, as in TRL |
+| alpaca | an instruction, perhaps an input, and an output |
+| messages | conversations of messages {role, content} |
+| sharegpt | conversations of messages {from, value} |
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from stages.corpus.cells import SourceRows, is_text
+from stages.corpus.source import Source
+from stages.stage import DataError
+
+Form = Literal["text", "prompt_completion", "prompt_and_messages", "alpaca", "messages", "sharegpt"]
+CONVERSATIONS: tuple[Form, ...] = ("prompt_and_messages", "messages", "sharegpt")
+"""Forms whose rows are conversations."""
+CARRIED: tuple[Form, ...] = ("prompt_and_messages", "alpaca", "sharegpt")
+"""Forms of which a row's text is made of other cells, which are hence carried along."""
+INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+SHAREGPT = ("conversations", "conversation")
+"""Columns that are taken as conversations without being named."""
+_DECIDING = {"system", "history"}
+"""Columns beside which those of ShareGPT and Alpaca do not hold all of a conversation."""
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+"""Source: github.com/tatsu-lab/stanford_alpaca, README, "Data Release"."""
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+"""Source: as above, for an empty input."""
+
+
+def completion_columns(source: Source, found: Sequence[str]) -> Source:
+    """A source of completions that names exactly its columns; `found` are those that are there.
+
+    Raises:
+        DataError: the source names no column, and has none of a default name.
+    """
+    if source.prompt or source.messages:
+        return replace(source, text=None)
+    if source.text not in (None, "text"):
+        return source
+    if {"prompt", "completion"} <= set(found):
+        return replace(source, prompt="prompt", completion="completion", text=None)
+    if "messages" in found:
+        return replace(source, messages="messages", text=None)
+    if source.text in found:
+        return source
+    if not _DECIDING & set(found):
+        talks = [name for name in SHAREGPT if name in found]
+        if talks:
+            return replace(source, messages=talks[0], text=None)
+        if {INSTRUCTION, OUTPUT} <= set(found):
+            return replace(source, prompt=INSTRUCTION, completion=OUTPUT, text=None)
+    raise DataError(
+        f"{source.path}: found the columns {', '.join(found)}, expected prompt and completion, "
+        "messages, text, or, where no system or history stands beside them, conversations, or "
+        "instruction and output among them for task: completion. Name the columns of one of these "
+        "forms."
+    )
+
+
+def form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]) -> Form:
+    """What the columns of a source of any task hold.
+
+    `given` is the source as it was configured, `source` names exactly its columns, `empty` has
+    their types. `first` gives the first cell of a column that is not null; it is asked where the
+    type does not tell.
+
+    Raises:
+        DataError: of prompt and completion one is texts and one lists of messages, or `turns` is
+            set for rows that are no conversations.
+    """
+    form = _form_of(given, source, empty, first)
+    if source.turns != "all" and form not in CONVERSATIONS:
+        raise DataError(
+            f"{source.path}: found turns: {source.turns} for rows that are no conversations, "
+            "expected messages to choose from. Remove turns: a completion is learned whole."
+        )
+    return form
+
+
+def notice(given: Source, source: Source, form: Form, found: Sequence[str]) -> str | None:
+    """A sentence about columns that were taken by name, where a person may have meant others."""
+    if source.task != "completion":
+        return None
+    others = [name for name in (*SHAREGPT, INSTRUCTION, OUTPUT) if name in found]
+    if form == "text" and source.text == "text" and others:
+        return (
+            f"{source.path}: the column text is read, all of it learned, and not "
+            f"{' and '.join(others)}. Others are named by `messages:`, or by `prompt:` and "
+            "`completion:`."
+        )
+    if given.messages is None and source.messages in SHAREGPT:
+        return (
+            f"{source.path}: the column {source.messages} is read as conversations. Another is "
+            "named by `messages:`."
+        )
+    if form == "alpaca":
+        return (
+            f"{source.path}: instruction, input and output are read as prompts, in Alpaca's own "
+            "words, with completions. For a chat template write them as messages; for other words, "
+            "as prompt and completion."
+        )
+    return None
+
+
+def _form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]) -> Form:
+    if source.messages:
+        cell = _example(source.messages, empty, first)
+        is_talk = isinstance(cell, list) and cell and isinstance(cell[0], dict)
+        return "sharegpt" if is_talk and "role" not in cell[0] and "from" in cell[0] else "messages"
+    if not (source.prompt and source.completion):
+        return "text"
+    if given.prompt is None and source.prompt == INSTRUCTION:
+        return "alpaca"
+    hold = {
+        name: isinstance(_example(name, empty, first), list)
+        for name in (source.prompt, source.completion)
+        if not is_text(empty.table[name].type) or name in empty.mixed
+    }
+    if not any(hold.values()):
+        return "prompt_completion"
+    if hold.get(source.prompt) and hold.get(source.completion):
+        return "prompt_and_messages"
+    raise DataError(
+        f"{source.path}: found lists in one of {source.prompt} and {source.completion} and texts "
+        "in the other, expected texts in both, or lists of messages in both. Write the other as "
+        '[{"role": ..., "content": ...}].'
+    )
+
+
+def _example(name: str, empty: SourceRows, first: Callable[[str], Any]) -> Any:
+    """A cell as others of the column are; JSON is parsed, and of a typed list the type is shown."""
+    if name not in empty.table.column_names:
+        return None
+    kind = empty.table[name].type
+    if name not in empty.mixed and _is_list(kind):
+        item = kind.value_type
+        keys = [item.field(at).name for at in range(item.num_fields)]
+        return [dict.fromkeys(keys)] if pa.types.is_struct(item) else []
+    if name not in empty.mixed and not is_text(kind):
+        return None
+    cell = first(name)
+    try:
+        return json.loads(cell) if isinstance(cell, str) and name not in empty.mixed else cell
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
