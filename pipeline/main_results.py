@@ -40,6 +40,8 @@ def _summary(run: Any) -> dict[str, Any]:
         "doubtful": None,
         "agreement": None,
         "pairs": [],
+        "answers": [],
+        "bad_answers": None,
         "planted": None,
         "helpful": [],
         "harmful": [],
@@ -77,6 +79,8 @@ def _summary(run: Any) -> dict[str, Any]:
         if planted:
             in_top = sum(row["planted"] for row in summary["suspicious"])
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
+    for method in run.methods("answer_issues")[:1]:
+        summary |= _answers(run, method)
     shown_values = run.shown_values()
     if shown_values is not None:
         summary |= _values(run, *shown_values)
@@ -100,6 +104,20 @@ def _summary(run: Any) -> dict[str, Any]:
             )
         )
     return summary
+
+
+def _answers(run: Any, method: str) -> dict[str, Any]:
+    """The answers that are probably bad, the worst first, and how many for each reason."""
+    rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
+    names = ("example_id", "prompt", "answer", "reason", "p_wrong")
+    reasons = _dicts(
+        run.sql(
+            "SELECT reason, count(*) AS n FROM answer_issues WHERE is_answer_issue AND "
+            f"method = '{method}' GROUP BY ALL ORDER BY n DESC, reason"
+        )
+    )
+    found = {"answers": [{name: row[name] for name in names} for row in rows]}
+    return found | {"bad_answers": {row["reason"]: row["n"] for row in reasons}}
 
 
 def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
@@ -190,6 +208,8 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
     statements = {
         "label_issues": "SELECT text, given_label, suggested_label, label_score FROM label_issues "
         "JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
+        "answer_issues": "SELECT prompt, answer, reason, p_wrong FROM answer_issues JOIN "
+        "completions ON id = example_id AND role = 'example' ORDER BY p_wrong DESC LIMIT 20",
         "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "
         "USING (example_id) GROUP BY ALL",
         "predictions": "SELECT text, target, logits[1] AS predicted FROM predictions JOIN "

@@ -14,6 +14,9 @@ from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, summarize
 from pipeline.terminal import show, table
 
+TAIL = 60
+"""Characters of a prompt's end that a table shows."""
+
 
 def exit_code(error: BaseException) -> int | None:
     """The command's exit code for an error: 1 for one with advice; None for a defect of assay."""
@@ -181,6 +184,13 @@ def print_summary(run: Any, is_json: bool) -> None:
             f"Of {planted['planted']} planted wrong labels, {planted['flagged']} are flagged; "
             f"{planted['in_top']} are among the {len(summary['suspicious'])} above."
         )
+    if summary["answers"]:
+        show("\nMost suspicious answers (p_wrong: probability that an answer is bad)")
+        names = ["prompt", "answer", "reason", "p_wrong"]
+        short = [{**row, "prompt": _tail(row["prompt"])} for row in summary["answers"]]
+        show(table(names, [[row[n] for n in names] for row in short]))
+    if summary["bad_answers"] is not None:
+        show(_about_answers(summary["bad_answers"], summary["examples"]))
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             utility = summary["utility"]
@@ -215,6 +225,26 @@ def print_summary(run: Any, is_json: bool) -> None:
     show(f"\nCatalog: {_shell_path(summary['catalog'])}   Ask it in SQL, for example:")
     for statement in summary["try"]:
         show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
+
+
+def _tail(prompt: str | None) -> str:
+    """The end of a prompt, which tells most of what is asked."""
+    words = " ".join((prompt or "").split())
+    return words if len(words) <= TAIL else f"…{words[-TAIL:]}"
+
+
+def _about_answers(reasons: Mapping[str, int], n: int) -> str:
+    """How many answers are flagged, and why."""
+    if not reasons:
+        return (
+            f"None of {n} answers is likelier bad than right. Those above are the likeliest: "
+            "assay flag RUN --top 100 reads on."
+        )
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return (
+        f"{sum(reasons.values())} of {n} answers are flagged as probably bad: {told}. assay select "
+        "leaves them out; assay flag RUN lists them."
+    )
 
 
 def _about_flags(summary: Mapping[str, Any]) -> str:

@@ -110,7 +110,11 @@ class Prediction(RunsModel, Stage):
         measurement = inputs.opened
         text = inputs.table("text")
         tokens = measurement.tokenise(text)
-        for rows in batches(tokens.lengths, self.token_budget):
+        # Of a completion that `max_length` cuts off there is nothing to predict.
+        kept = np.flatnonzero(measurement.has_target(tokens))
+        inputs.tell(n_left_out=len(tokens.lengths) - len(kept))
+        for batch in batches(tokens.lengths[kept], self.token_budget):
+            rows = kept[batch]
             with torch.no_grad():
                 logits = measurement.outputs(measurement.batch(tokens, rows))
             yield vector_rows(text, rows, logits.cpu().numpy(), "logits")

@@ -114,7 +114,7 @@ class QueryRelevance(Stage):
         """
         if not 0 < self.share <= 1:
             raise ConfigError(
-                f"query_relevance: found share: {self.share}, expected a share of the examples above "
+                f"query_relevance: found share: {self.share}, expected a share of the rows above "
                 "0 and at most 1. Set share: 0.5 for a half."
             )
 

@@ -279,7 +279,7 @@ def test_completions(form: str, tmp_path: Path, assay: Any, complaint: Any, read
     assay("apply", tmp_path / "run", review, "--out", out, "--to", to)
     assert [json.loads(text) for text in out.read_text().splitlines()] == [rows[0], rows[2]]
     said = complaint("flag", tmp_path / "run")
-    assert "found a corpus with task: completion" in said
+    assert "found no view answer_issues, expected the results of a stage" in said
     for stage in ("probe", "kernel_regression", "label_issues", "freeshap"):
         said = complaint("plan", config, "--set", f"stages={{{stage}: {{}}}}")
         assert "found a corpus with task: completion, expected classification" in said

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 import transformers
@@ -22,6 +23,7 @@ from stages.model.measurement import load_measurement
 from stages.model.spec import ModelSpec
 from stages.predictions.answer_loss import AnswerLoss
 from stages.predictions.planted_answers import PlantedAnswers
+from stages.predictions.prediction import Prediction
 from stages.reading.vectors import matrix_of
 
 ASKED = ["good film", "the plot is", "a very dull and slow film", "not"]
@@ -181,3 +183,18 @@ def test_planted_answers_are_measured_as_rows_with_these_answers(saved: Any, mem
         prompt = np.split(np.array(row["vector"]), 2)[0]
         np.testing.assert_allclose(prompt, np.split(np.array(states[row["id"]]), 2)[0], atol=1e-5)
     assert matrix_of(planted["vector"]).shape[0] == 40
+
+
+def test_rows_whose_answer_is_cut_off_are_left_out(saved: Any, memory: Any) -> None:
+    model = ModelSpec(str(saved("gpt2", "CausalLM")), head="completion", max_length=6)
+    details = {"text": {"format": "prompt_completion"}}
+    inputs = memory({"text": table("prompt_completion", ASKED, SAID)}, details)
+    losses = inputs.run(AnswerLoss(model)).sort_by("id")
+    read = losses.filter(pc.greater(losses["n_tokens"], 0))["id"].to_pylist()
+    assert 0 < len(read) < len(ASKED)
+    assert losses["loss"].null_count == len(ASKED) - len(read)
+    found = inputs.run(Prediction(model)).sort_by("id")
+    assert found["id"].to_pylist() == read
+    likelihood = [row[0] for row in found["logits"].to_pylist()]
+    expected = [-x for x in losses["loss"].to_pylist() if x is not None]
+    np.testing.assert_allclose(likelihood, expected, rtol=1e-5)

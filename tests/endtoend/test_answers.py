@@ -1,0 +1,142 @@
+"""Bad answers of a corpus of completions, from the file to the flags and the choice of rows."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from runs import assay, write_lines
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pipeline.api import expected, flag, open_run, select
+from pipeline.errors import RunError
+
+WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
+N = 60
+
+
+def model(folder: Path) -> Path:
+    """A GPT-2 of one layer that knows `WORDS`, untrained."""
+    vocabulary = {w: i for i, w in enumerate(["<end>", *WORDS, "?", "..."])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>"
+    ).save_pretrained(folder)
+    config = transformers.GPT2Config(
+        vocab_size=len(vocabulary), n_positions=32, n_embd=8, n_layer=1, n_head=2
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("answers")
+    draw = random.Random(0)
+    rows = [
+        {
+            "id": i,
+            "prompt": " ".join(["what", "is", *draw.sample(WORDS, 3), "?"]),
+            "completion": " " + " ".join(draw.choices(WORDS, k=8)),
+        }
+        for i in range(N)
+    ]
+    rows[7]["completion"] = " ..."
+    rows[20] |= {name: rows[4][name] for name in ("prompt", "completion")}
+    raw = {
+        "run": "run",
+        "model": {"path": str(model(place / "model")), "head": "completion", "max_length": 32},
+        "corpus": {"path": write_lines(place / "rows.jsonl", rows), "task": "completion"},
+        "queries": {"path": write_lines(place / "queries.jsonl", rows[:3])},
+        "ray": {"engine": "in_process"},
+        "stages": {
+            "answer_issues": {},
+            "planted_answers": {"rows": 20},
+            "query_relevance": {},
+            "near_duplicates": {},
+        },
+    }
+    for name in ("corpus", "queries"):
+        raw[name]["id"] = "id"
+    (place / "run.yaml").write_text(json.dumps(raw))
+    return place
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> Any:
+    place, before = folder / "run", Path.cwd()
+    os.chdir(folder)
+    try:
+        said = assay("run", folder / "run.yaml").stdout
+    finally:
+        os.chdir(before)
+    return open_run(place), said
+
+
+def test_an_empty_answer_is_flagged_and_named(ran: Any) -> None:
+    run, said = ran
+    rows = flag(run).df()
+    assert list(rows.columns[:6]) == [
+        "example_id",
+        "source_id",
+        "prompt",
+        "answer",
+        "reason",
+        "p_wrong",
+    ]
+    (empty,) = rows[rows["reason"] == "empty"].to_dict("records")
+    assert (empty["source_id"], empty["answer"], empty["p_wrong"]) == ("7", " ...", 1.0)
+    assert rows["p_wrong"].is_monotonic_decreasing
+    assert (rows["p_wrong"] > 0.5).all()
+    assert "Most suspicious answers" in said
+    assert "1 empty" in said
+    every = flag(run, top=100).df()
+    assert len(every) == N
+    kinds = {"another answer", "off topic", "cut off", "garbled", "empty"}
+    assert set(every["reason"]) <= kinds
+
+
+def test_prompts_and_answers_are_read(ran: Any) -> None:
+    run, _ = ran
+    rows = run.sql(
+        "SELECT c.answer, e.text_b FROM completions AS c JOIN examples AS e ON "
+        "e.example_id = c.id AND c.role = 'example'"
+    ).fetchall()
+    assert len(rows) == N
+    assert all(answer == text for answer, text in rows)
+
+
+def test_the_choice_leaves_out_flagged_answers_and_near_duplicates(ran: Any) -> None:
+    run, _ = ran
+    flagged = {row[0] for row in flag(run).fetchall()}
+    kept = [row[1] for row in select(run, keep=N).fetchall()]
+    ids = [row[0] for row in select(run, keep=N).fetchall()]
+    assert not flagged & set(ids)
+    assert not {"4", "20"} <= set(kept)
+    told = expected(run, keep=N)
+    assert told["n_flagged"] == len(flagged)
+    assert told["n_rows"] == N - len(flagged) - told["n_repeated"]
+    assert len(select(run, keep=N, keep_flagged=True).fetchall()) == N
+    relevance = dict(run.sql("SELECT example_id, rank FROM query_relevance").fetchall())
+    ranks = [relevance[i] for i in ids]
+    assert ranks == sorted(ranks)
+    few = [row[0] for row in select(run, keep=5).fetchall()]
+    assert few == ids[:5]
+    by_answers = [row[0] for row in select(run, keep=5, by="answer_issues").fetchall()]
+    wrong = dict(run.sql("SELECT example_id, p_wrong FROM answer_issues").fetchall())
+    assert [wrong[i] for i in by_answers] == sorted(wrong[i] for i in by_answers)
+    with pytest.raises(RunError, match="found a quota of classes in a corpus of completions"):
+        select(run, quota={"a": 3})
+
+
+def test_a_choice_is_written_as_the_source_has_it(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    out = tmp_path / "kept.jsonl"
+    assay("select", run.folder.path, "--keep", "4", "--no-forecast", "--out", out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 4
+    assert all({"id", "prompt", "completion"} <= set(row) for row in rows)
