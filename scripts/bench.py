@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
+    .venv/bin/python scripts/bench.py answers --data ALL    bad answers found in a pool of chats
     .venv/bin/python scripts/bench.py selection --data ALL  what training on selected rows gives
     .venv/bin/python scripts/bench.py tuned_flags --data ALL
                                                              flags by a fine-tuned model
@@ -60,6 +61,7 @@ from benchmarks.environment import ROOT, WORK
 CASES = (
     "flags",
     "noise",
+    "answers",
     "selection",
     "tuned_flags",
     "demo",
