@@ -51,6 +51,9 @@ def open_passes(
 ) -> Passes:
     """The model and the projections of all its trained layers.
 
+    Memory beside the model: for the at most 64 tokens of each of `RANDOM_ROWS` rows the hidden
+    states between blocks, the inside of one block, and twice the logits of their completions.
+
     Raises:
         ConfigError: bfloat16 is asked of a device without it.
     """
