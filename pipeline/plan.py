@@ -201,9 +201,10 @@ def row_fields(
             spec = {
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
-            # Most heads have the corpus's order, and keys that are older than this field.
-            if spec.get("class_order") is None:
-                spec.pop("class_order", None)
+            # Keys that are older than these fields hold nothing of what was the only way then.
+            for name, usual in (("class_order", None), ("dtype", "float32")):
+                if name in spec and spec[name] == usual:
+                    del spec[name]
             value = {**spec, "fingerprint": fingerprints[value]}
         fields[f.name] = plain(value)
     return fields

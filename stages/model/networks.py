@@ -21,7 +21,8 @@ IGNORED = -100
 def mean_pool(
     hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
 ) -> Float[Tensor, "rows dim"]:
-    """Average of each row's hidden states over its real tokens (mask 1)."""
+    """Average of each row's hidden states over its real tokens (mask 1), at least in float32."""
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     weight = mask.to(hidden.dtype).unsqueeze(-1)
     return (hidden * weight).sum(1) / weight.sum(1)
 
@@ -30,8 +31,15 @@ def weighted_pool(
     hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
 ) -> Float[Tensor, "rows dim"]:
     """The same, the t-th token of a row with weight t."""
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     weight = (mask.cumsum(1) * mask).to(hidden.dtype).unsqueeze(-1)
     return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def widened(network: nn.Module) -> nn.Module:
+    """The network, its half-precision weights turned to float32 in place: to explain words."""
+    is_half = any(p.is_floating_point() and p.itemsize < 4 for p in network.parameters())
+    return network.float() if is_half else network
 
 
 class PooledNetwork(nn.Module):
@@ -137,7 +145,7 @@ class NextWordNetwork(nn.Module):
         """The logits of the token that follows `position`, a row's last token."""
         hidden = self.trunk(**batch, use_cache=False).last_hidden_state
         read = hidden[torch.arange(len(position), device=hidden.device), position]
-        logits: Tensor = self.head(read)
+        logits: Tensor = self.head(read.to(self.head.weight.dtype))
         return logits
 
 
@@ -254,6 +262,7 @@ class TokenNetwork(nn.Module):
                 f"model: found a {type(whole).__name__}, expected one with head: completion, whose "
                 "tokens are explained. Set it in model."
             )
+        widened(whole)
         self.trunk, self.head = whole.trunk, whole.head
 
     def forward(self, **batch: Tensor) -> Float[Tensor, "rows tokens dim"]:

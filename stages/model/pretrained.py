@@ -17,6 +17,14 @@ from stages.stage import ModelError
 _auto: Any = transformers
 
 
+DTYPES: dict[str, Any] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    # The type in config.json, or where that names none, of the first weight.
+    "auto": "auto",
+}
+
+
 def load_tokenizer(model: ModelSpec) -> Any:
     """The tokenizer in the folder of the weights, which cuts and pads at the end of a text.
 
@@ -52,7 +60,7 @@ def load_trunk(model: ModelSpec) -> Any:
             folder,
             local_files_only=True,
             output_loading_info=True,
-            dtype=torch.float32,
+            dtype=DTYPES[model.dtype],
             ignore_mismatched_sizes=True,
             **without_pooler(config),
         )
@@ -91,7 +99,7 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
             folder,
             local_files_only=True,
             output_loading_info=True,
-            dtype=torch.float32,
+            dtype=DTYPES[model.dtype],
             ignore_mismatched_sizes=True,
         )
     _refuse_mismatched(model, info["mismatched_keys"])
@@ -134,10 +142,10 @@ def refuse_other_logits(model: ModelSpec, found: Tensor, wanted: Tensor) -> None
     """Refuses a model whose logits, `wanted`, are not those of its output layer alone, `found`.
 
     Raises:
-        ModelError: they differ by more than 1e-4 of the largest.
+        ModelError: they differ by more than 1e-4 of the largest, or than rounding in their type.
     """
     error = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
-    if error > 1e-4:
+    if error > max(1e-4, torch.finfo(found.dtype).eps):
         raise ModelError(
             f"{model.path}: found logits that differ by {error:.1e} from its output layer's own, "
             "expected a model that does nothing to them afterwards. Set head: probe."

@@ -120,6 +120,11 @@ class ModelSpec:
     only when the prompt is gone. Choose the mode that the model is trained with."""
     train: Trained = field(default_factory=Trained)
     """Which weights gradients are taken of."""
+    dtype: Literal["float32", "auto", "bfloat16"] = "float32"
+    """Type of the weights in memory: float32 whatever the checkpoint's; `auto`, the checkpoint's
+    own; `bfloat16`, with half the bytes and three digits. Heads that are put on the model, losses
+    and results are float32 all the same; so is the model where it is fine-tuned, and where words
+    are explained."""
     adapter: str | None = None
     """Folder of a trained LoRA adapter that peft saved for this model."""
     class_order: tuple[int, ...] | None = None
