@@ -30,6 +30,13 @@ from storage.damage import Claim, Examination
 from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
+YOUNG: Mapping[str, Any] = {
+    "class_order": None,
+    "dtype": "float32",
+    "attn_implementation": None,
+}
+"""Fields of a model that are younger than some stores: keys leave these usual values out."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -201,8 +208,7 @@ def row_fields(
             spec = {
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
-            # Keys that are older than these fields hold nothing of what was the only way then.
-            for name, usual in (("class_order", None), ("dtype", "float32")):
+            for name, usual in YOUNG.items():
                 if name in spec and spec[name] == usual:
                     del spec[name]
             value = {**spec, "fingerprint": fingerprints[value]}

@@ -21,6 +21,9 @@ from transformers.cache_utils import Cache
 from stages.model.heap import give_back
 from stages.model.layers import blocks_of
 
+TRIMMED = 4
+"""Of so many blocks one gives the memory that was freed back to the system."""
+
 
 @contextmanager
 def checkpointed(network: nn.Module) -> Iterator[None]:
@@ -31,8 +34,8 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
     """
     has_stack = any(isinstance(module, nn.ModuleList) for module in network.modules())
     blocks = list(blocks_of(network, 0)[1]) if has_stack else []
-    for block in blocks:
-        block.forward = _run_twice(block.forward)
+    for at, block in enumerate(blocks):
+        block.forward = _run_twice(block.forward, at % TRIMMED == 0)
     try:
         # Whole blocks, so that the hooks of all layers are called in the second run, too.
         with set_checkpoint_early_stop(False):
@@ -42,8 +45,8 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
             del block.forward
 
 
-def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, run again in the backward pass."""
+def _run_twice(forward: Callable[..., Any], is_trimmed: bool) -> Callable[..., Any]:
+    """`forward`, run again in the backward pass; `is_trimmed` gives freed memory back each time."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         # A cache remembers keys and values: a second run would add them twice.
@@ -55,7 +58,8 @@ def _run_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def once(*args: Any, **kwargs: Any) -> Any:
         given = forward(*args, **kwargs)
-        give_back()
+        if is_trimmed:
+            give_back()
         return given
 
     return run

@@ -125,6 +125,11 @@ class ModelSpec:
     own; `bfloat16`, with half the bytes and three digits. Heads that are put on the model, losses
     and results are float32 all the same; so is the model where it is fine-tuned, and where words
     are explained."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = (
+        None
+    )
+    """How attention is computed, by transformers' names; null leaves the choice to the model.
+    `flash_attention_2` needs its package, a GPU and `dtype: bfloat16`."""
     adapter: str | None = None
     """Folder of a trained LoRA adapter that peft saved for this model."""
     class_order: tuple[int, ...] | None = None

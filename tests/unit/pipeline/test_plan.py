@@ -93,7 +93,8 @@ def test_usual_values_of_young_fields_are_not_in_keys(raw: Raw) -> None:
     # Stores that are older than these fields stay of use.
     fields = [node.fields["model"] for node in plan(raw).nodes if "model" in node.fields]
     assert fields
-    assert not any({"dtype", "class_order"} & model.keys() for model in fields)
+    young = {"dtype", "class_order", "attn_implementation"}
+    assert not any(young & model.keys() for model in fields)
 
 
 def test_the_order_of_the_file_changes_no_key(raw: Raw) -> None:
@@ -158,6 +159,8 @@ BY_PROBE = {"gradient", "ntk", "freeshap"}
         (put("model", "max_length", value=64), ALL),
         (put("model", "dtype", value="float32"), set()),
         (put("model", "dtype", value="auto"), ALL),
+        (put("model", "attn_implementation", value="eager"), ALL),
+        (put("stages", "gradient", "checkpointing", value=True), set()),
         (put("model", "train", value={"last_blocks": 1}), BY_PROBE),
         (other_weights, ALL),
     ],
