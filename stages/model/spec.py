@@ -122,10 +122,10 @@ class ModelSpec:
     """Which weights gradients are taken of."""
     dtype: Literal["float32", "auto", "bfloat16"] = "float32"
     """Type of the weights in memory: float32 whatever the checkpoint's; `auto`, the checkpoint's
-    own; `bfloat16`, with half the bytes and three digits. Heads that are put on the model, losses
-    and results are float32 all the same; so is the model where it is fine-tuned, and where words
-    are explained."""
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = (
+    own; `bfloat16`, with half the bytes and eight bits of each number. Heads that are put on the
+    model, losses and results are float32 all the same; so is the model where it is fine-tuned, and
+    where words are explained."""
+    attn_implementation: Literal[None, "eager", "sdpa", "flash_attention_2", "flex_attention"] = (
         None
     )
     """How attention is computed, by transformers' names; null leaves the choice to the model.
