@@ -10,6 +10,9 @@ from stages.catalogue import load_head
 from stages.stage import ConfigError
 
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A cloze question, which a language model answers by the word predicted at one position.
@@ -125,9 +128,7 @@ class ModelSpec:
     own; `bfloat16`, with half the bytes and eight bits of each number. Heads that are put on the
     model, losses and results are float32 all the same; so is the model where it is fine-tuned, and
     where words are explained."""
-    attn_implementation: Literal[None, "eager", "sdpa", "flash_attention_2", "flex_attention"] = (
-        None
-    )
+    attn_implementation: Attention | None = None
     """How attention is computed, by transformers' names; null leaves the choice to the model.
     `flash_attention_2` needs its package, a GPU and `dtype: bfloat16`."""
     adapter: str | None = None
