@@ -9,7 +9,6 @@ from typing import Any, Literal
 from stages.catalogue import load_head
 from stages.stage import ConfigError
 
-
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 
 
