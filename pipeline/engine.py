@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
 from pipeline.stopping import handle_again
 from pipeline.task import Call, Job, Worker
-from pipeline.workers import LOOK_S, Crew
+from pipeline.workers import LOOK_S, Crew, with_gpus
 from stages.corpus.pieces import in_turn
 from storage.manifest import ShardRecord
 
@@ -201,7 +202,8 @@ class OnRay:
         self, job: Job, tasks: Sequence[Task], resources: Resources
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """See `Engine.run_tasks`."""
-        yield from self._run(job, tasks, resources)
+        resources = with_gpus(resources, job.stage, self._n_gpus())
+        yield from self._run(replace(job, gpus=resources.gpus), tasks, resources)
 
     def call_each(
         self,
@@ -272,6 +274,12 @@ class OnRay:
         self._ray.shutdown()
         handle_again()
         self._is_closed.set()
+
+    def _n_gpus(self) -> float:
+        """GPUs of the cluster; 0 where torch, the same on every node, is built without them."""
+        from stages.model.devices import is_built_for_gpus
+
+        return float(self._ray.cluster_resources().get("GPU", 0)) if is_built_for_gpus() else 0.0
 
     def _call_here(self, shared: Any, call: Call, error: BaseException) -> Any:
         """The result of a call that failed on another node, which may not see a file of this one.

@@ -198,7 +198,8 @@ class _Forecast:
         """How many workers the cluster has room for, FLOP/s of one, and what gives out first."""
         cluster, assumed = self._cluster, self._cluster.assumed
         most = resources.workers or math.inf
-        if cluster.gpus and node.stage.model_ref is not None and cost.forward_rows:
+        has_use = resources.gpus != 0 and node.stage.model_ref is not None and cost.forward_rows
+        if cluster.gpus and has_use:
             share = resources.gpus or 1.0
             slots = int(min(most, max(1, cluster.gpus // share)))
             return slots, assumed.gpu_flops * assumed.gpu_efficiency * share, "GPUs"

@@ -62,7 +62,9 @@ def _has_note(store: Store, name: str) -> bool:
 
 def _checked_part(node: Node, model: ModelSpec) -> ModelSpec:
     """The model without what the check does not depend on; without its head if only the trunk."""
-    model = dataclasses.replace(model, train=Trained(), class_order=None)
+    model = dataclasses.replace(
+        model, train=Trained(), class_order=None, dtype="float32", attn_implementation=None
+    )
     if "model.head" in node.stage.outside_key or model.kind.is_fitted:
         # An adapter that was trained with a head is part of the trunk all the same.
         return ModelSpec(
@@ -74,7 +76,7 @@ def _checked_part(node: Node, model: ModelSpec) -> ModelSpec:
 def _name(node: Node, model: ModelSpec, form: str) -> str:
     """The name of the note: a hash of all that the result of the check depends on."""
     fields = dataclasses.asdict(model)
-    for place in ("path", "revision", "adapter"):
+    for place in ("path", "revision", "adapter", "dtype", "attn_implementation"):
         del fields[place]
     weights = node.fields.get("model", {}).get("fingerprint")
     packages = [importlib.metadata.version(name) for name in ("torch", "transformers")]

@@ -30,6 +30,13 @@ from storage.damage import Claim, Examination
 from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
+YOUNG: Mapping[str, Any] = {
+    "class_order": None,
+    "dtype": "float32",
+    "attn_implementation": None,
+}
+"""Fields of a model that are younger than some stores: keys leave these usual values out."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -201,9 +208,9 @@ def row_fields(
             spec = {
                 k: v for k, v in spec.items() if k not in {"path", "revision", "adapter", *hidden}
             }
-            # Most heads have the corpus's order, and keys that are older than this field.
-            if spec.get("class_order") is None:
-                spec.pop("class_order", None)
+            for name, usual in YOUNG.items():
+                if name in spec and spec[name] == usual:
+                    del spec[name]
             value = {**spec, "fingerprint": fingerprints[value]}
         fields[f.name] = plain(value)
     return fields

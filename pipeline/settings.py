@@ -20,8 +20,9 @@ class Resources:
     cpus: int = 1
     """Cores per worker, and threads per task. It decides the last bits of a result, so it is pinned
     in the manifest."""
-    gpus: float = 0.0
-    """GPUs per worker; with a share such as 0.5, two workers use one GPU."""
+    gpus: float | None = None
+    """GPUs per worker; with a share such as 0.5, two workers use one GPU. By default one where the
+    stage runs a model and Ray has GPUs, and else none; with 0 a model runs on cores."""
     memory_gb: float | None = None
     """Memory that Ray sets aside per worker, 10^9 bytes; none is set aside by default. Workers
     start on nodes that have it, such as those with much memory."""

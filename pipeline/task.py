@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.node_versions import installed
 from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.capabilities import Merges
+from stages.model.devices import use_gpu
 from stages.model.threads import set_threads
 from stages.stage import Part, Role, Split, Stage, Tell, Vectors
 from storage.feature_map import open_map
@@ -36,6 +37,8 @@ class Job:
     inputs: Mapping[str, tuple[str, str]]
     """For each name in the stage's `reads`: the table and its manifest key."""
     threads: int
+    gpus: float | None = None
+    """GPUs of one worker; None leaves the choice of a device to what is there."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ class Worker:
         """The records of the shards with the part's rows, one a table; computes and writes them."""
         if self._job != job or self._inputs is None or self._store is None:
             set_threads(job.threads)
+            use_gpu(job.gpus != 0)
             self._store = self._store_at(job.store_url)
             self._inputs = StoredInputs(job.inputs, job.stage.split, self._store)
             self._inputs.opened = job.stage.open(self._inputs)

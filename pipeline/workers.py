@@ -11,13 +11,14 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import TaskError
 from pipeline.node import Task
 from pipeline.settings import Resources
 from pipeline.task import Call, Worker
+from stages.stage import Stage, Work
 
 LOG = logging.getLogger(__name__)
 QUEUED_PER_WORKER = 2
@@ -27,6 +28,8 @@ AHEAD = 64
 """Actors beyond those at work that are asked for where an autoscaler may start nodes for them."""
 KIND = "accelerator_type:"
 """Before the name of a kind of accelerator, in Ray's name of the resource that marks its nodes."""
+A_LITTLE = Work(n_examples=2, n_queries=2, n_tokens=8, n_classes=2, dim=8)
+"""Of which a stage is asked for its cost, only to learn whether it runs a model."""
 PATIENCE_S = 120.0
 """How long no worker at all may come to life while the cluster says that it has room for one."""
 
@@ -96,7 +99,7 @@ class Crew:
             self._told = now
         actor = self.ray.remote(
             num_cpus=self.resources.cpus,
-            num_gpus=self.resources.gpus,
+            num_gpus=self.resources.gpus or 0,
             memory=demand.get("memory"),
             resources=dict(self.resources.resources) or None,
             accelerator_type=self.resources.accelerator,
@@ -166,13 +169,33 @@ class Crew:
         self.busy, self.recruits = {}, {}
 
     def _demand(self) -> dict[str, float]:
-        demand: dict[str, float] = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        demand: dict[str, float] = {
+            "CPU": self.resources.cpus,
+            "GPU": self.resources.gpus or 0,
+        }
         if self.resources.memory_gb:
             demand["memory"] = self.resources.memory_gb * 1e9
         if self.resources.accelerator:
             # The share of a node's one mark that Ray's own option asks for.
             demand[f"{KIND}{self.resources.accelerator}"] = 0.001
         return demand | dict(self.resources.resources)
+
+
+def with_gpus(resources: Resources, stage: Stage, n_gpus: float) -> Resources:
+    """The resources with a number of GPUs, on a cluster of `n_gpus`.
+
+    Where they name none: one if the stage runs a model, and the cluster has any or a kind is named,
+    else none.
+    """
+    if resources.gpus is not None:
+        return resources
+    has_gpus = n_gpus > 0 or resources.accelerator is not None
+    return replace(resources, gpus=1.0 if has_gpus and _runs_model(stage) else 0.0)
+
+
+def _runs_model(stage: Stage) -> bool:
+    """Whether the tasks of the stage run its model, by its own estimate."""
+    return stage.model_ref is not None and stage.cost(A_LITTLE).forward_rows > 0
 
 
 def _fitting(node: Mapping[str, float], demand: Mapping[str, float], most: int) -> int:

@@ -113,6 +113,10 @@ class Gradient(RunsModel, Stage):
     """`bfloat16` runs the model in mixed precision, where the device has it."""
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
+    checkpointing: bool = False
+    """Gradient checkpointing: keeps the hidden states between the model's blocks alone, and runs
+    each block once more for the backward pass. Memory of one block in place of all, about half as
+    much time again; changes no bit, hence no key."""
     rows: str | None = None
     """Instance of `row_selection` with the examples that are computed; by default all are. Others
     have no features, and what reads these leaves them out."""
@@ -124,7 +128,7 @@ class Gradient(RunsModel, Stage):
     """Instance with the model's logits, for `ntk`."""
 
     version: ClassVar[int] = 4
-    outside_key: ClassVar[frozenset[str]] = frozenset({"rows"})
+    outside_key: ClassVar[frozenset[str]] = frozenset({"rows", "checkpointing"})
     split: ClassVar[Split] = "shard"
 
     def __post_init__(self) -> None:
@@ -221,7 +225,9 @@ class Gradient(RunsModel, Stage):
         """
         if self.ntk is not None:
             return None
-        passes = open_passes(self.model, inputs, self.projection, self.precision)
+        passes = open_passes(
+            self.model, inputs, self.projection, self.precision, self.checkpointing
+        )
         self._check_task(passes.measurement.n_outputs, task_of(inputs))
         return passes
 
@@ -311,7 +317,14 @@ class Gradient(RunsModel, Stage):
                 written_bytes=n_rows * (width * dim + 64),
                 memory_bytes=shard * dim * (8 * work.n_classes + width) + 16 * BATCH_NUMBERS,
             )
-        return pass_cost(self.model, work, self.projection, self.token_budget, self.dtype)
+        return pass_cost(
+            self.model,
+            work,
+            self.projection,
+            self.token_budget,
+            self.dtype,
+            is_checkpointed=self.checkpointing,
+        )
 
 
 def _without_target(

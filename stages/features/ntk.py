@@ -84,13 +84,17 @@ class Ntk(RunsModel, Stage):
     """`bfloat16` runs the model in mixed precision, where the device has it."""
     token_budget: int = 1024
     """Padded tokens per batch; changes the last bits of a vector, hence part of the key."""
+    checkpointing: bool = False
+    """Gradient checkpointing: keeps the hidden states between the model's blocks alone, and runs
+    each block once more for the backward pass. Memory of one block in place of all, about half as
+    much time again; changes no bit, hence no key."""
     rows: str | None = None
     """Instance of `row_selection` with the examples that are computed; by default all are. Others
     have no features, and what reads these leaves them out."""
 
     version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
-    outside_key: ClassVar[frozenset[str]] = frozenset({"rows"})
+    outside_key: ClassVar[frozenset[str]] = frozenset({"rows", "checkpointing"})
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     def __post_init__(self) -> None:
@@ -128,7 +132,9 @@ class Ntk(RunsModel, Stage):
         Raises:
             ConfigError: the classifier has no such logit, or a margin is asked of one output.
         """
-        passes = open_passes(self.model, inputs, self.projection, self.precision)
+        passes = open_passes(
+            self.model, inputs, self.projection, self.precision, self.checkpointing
+        )
         n_outputs = passes.measurement.n_outputs
         if self.logit != "all" and not 0 <= self.logit < n_outputs:
             raise ConfigError(
@@ -166,7 +172,13 @@ class Ntk(RunsModel, Stage):
         """One forward pass per row, one backward pass per logit."""
         n_backward = work.n_classes if self.logit == "all" else 1
         return pass_cost(
-            self.model, work, self.projection, self.token_budget, self.dtype, n_backward
+            self.model,
+            work,
+            self.projection,
+            self.token_budget,
+            self.dtype,
+            n_backward,
+            self.checkpointing,
         )
 
 

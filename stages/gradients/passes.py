@@ -6,6 +6,7 @@ gradient is not finite is left out and recorded; it never touches another row.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from stages.gradients.projection import Precision, Projection
 from stages.gradients.projector import Projector
 from stages.gradients.rows import BatchVectors, DType
 from stages.model.batches import Tokens, batches
+from stages.model.checkpointing import checkpointed
 from stages.model.layers import Shape, trained_layers
 from stages.model.measurement import Measurement, load_measurement
 from stages.model.size import network_size
@@ -37,6 +39,8 @@ class Passes:
     measurement: Measurement
     projector: Projector
     precision: Precision = "float32"
+    is_checkpointed: bool = False
+    """Whether blocks are run again in the backward pass (`stages.model.checkpointing`)."""
 
     def details(self) -> dict[str, Any]:
         """The blocks of a vector: name, start and size of each layer's part."""
@@ -48,8 +52,12 @@ def open_passes(
     inputs: Inputs,
     projection: Projection,
     precision: Precision,
+    is_checkpointed: bool = False,
 ) -> Passes:
     """The model and the projections of all its trained layers.
+
+    Memory beside the model: for the at most 64 tokens of each of `RANDOM_ROWS` rows the hidden
+    states between blocks, the inside of one block, and twice the logits of their completions.
 
     Raises:
         ConfigError: bfloat16 is asked of a device without it.
@@ -58,7 +66,7 @@ def open_passes(
     check_precision(measurement.device, precision)
     layers = trained_layers(measurement.network, model.train)
     projector = Projector(measurement.network, layers, projection, measurement.device)
-    passes = Passes(measurement, projector, precision)
+    passes = Passes(measurement, projector, precision, is_checkpointed)
     if projection.principal:
         _calibrate(passes, projection.seed)
     return passes
@@ -104,7 +112,9 @@ def make_features(
         def measure() -> Tensor:
             return measured(passes.measurement.outputs(batch), rows)
 
-        vectors, numbers = passes.projector.features(measure, mask, passes.precision)
+        network = passes.measurement.network
+        with checkpointed(network) if passes.is_checkpointed else nullcontext():
+            vectors, numbers = passes.projector.features(measure, mask, passes.precision)
         return BatchVectors(rows, vectors.flatten(1).cpu().numpy(), numbers.double().cpu().numpy())
 
     for rows in batches(tokens.lengths, token_budget):
@@ -153,8 +163,12 @@ def pass_cost(
     token_budget: int,
     dtype: DType,
     n_backward: int = 1,
+    is_checkpointed: bool = False,
 ) -> Cost:
-    """One forward and `n_backward` weight-free backward passes per row, and the projections."""
+    """One forward and `n_backward` weight-free backward passes per row, and the projections.
+
+    Where blocks are checkpointed, one more forward pass with each backward pass.
+    """
     size = network_size(model, work.n_classes)
     n_rows = work.n_examples + work.n_queries
     shapes = [Shape(*shape) for shape in size.linear]
@@ -169,13 +183,16 @@ def pass_cost(
     widths = sum(shape.inputs + shape.outputs for shape in shapes)
     # Attention, norms and activations keep about as much again as the linear layers.
     kept_bytes = 4 * token_budget * 2 * widths
+    if is_checkpointed:
+        kept_bytes = kept_bytes // (size.n_states - 1) + 4 * token_budget * size.dim * size.n_states
     width = 2 if dtype == "float16" else 4
     last = model.train.last_blocks
     share = 1.0 if last is None else last / (size.n_states - 1)
+    n_runs = n_backward * (2 if is_checkpointed else 1)
     return Cost(
         forward_rows=n_rows,
         backward_rows=n_rows * n_backward,
-        flops=(1 + n_backward * share) * size.forward_flops(work.n_tokens)
+        flops=(1 + n_runs * share) * size.forward_flops(work.n_tokens)
         + n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
         written_bytes=n_rows * (width * dim * n_backward + 64),
         memory_bytes=size.forward_bytes(token_budget)

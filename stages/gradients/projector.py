@@ -11,8 +11,10 @@ sum of its gradients.
 Source: Choe et al. 2023, arXiv:2405.13954, section 3 (projection inside the backward pass).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stages.gradients.projection import Precision, Projection
-from stages.gradients.sketch import Layer, Sketch
+from stages.gradients.sketch import Sketch
+from stages.model.checkpointing import checkpointed
+from stages.model.heap import give_back
 from stages.model.layers import Shape, shape_of, tied_tables
 from stages.stage import ModelError
 
@@ -30,6 +34,23 @@ class _LayerActivity(NamedTuple):
 
     inputs: Tensor
     deltas: Tensor
+
+
+class _Kept(torch.autograd.Function):
+    """A tensor kept in the graph as activations are: with a checkpointed block made once more."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, tensor: Tensor) -> Tensor:
+        """A number that is never used, whose node has `tensor` among its `saved_tensors`."""
+        ctx.save_for_backward(tensor)
+        return anchor.clone()
+
+
+@dataclass
+class _Passing:
+    """Whether layers are called for a second time, by blocks that are checkpointed."""
+
+    is_second: bool = False
 
 
 class Projector:
@@ -48,6 +69,7 @@ class Projector:
         device: str = "cpu",
     ) -> None:
         """Draws the projections of these layers of the network; principal directions come later."""
+        self._network = network
         self.modules = dict(layers)
         self._tables = tied_tables(network, self.modules)
         weights: dict[int, tuple[str, Shape]] = {}
@@ -61,15 +83,48 @@ class Projector:
         """Makes later projections exact along the principal directions of one batch.
 
         `measure` runs the batch and returns one number per row, `mask` is true at its real tokens.
+        The network's blocks are checkpointed and each layer is done with where the backward pass
+        gets to it. Memory: the hidden states between blocks and the inside of one block.
         """
-        seen: dict[int, list[_LayerActivity]] = {key: [] for key in self.sketch.layers}
-        with torch.enable_grad(), self._hooks(mask, torch.float32, seen=seen):
-            torch.autograd.backward(measure().sum())
-        for key, activities in seen.items():
-            if activities:
-                inputs = torch.cat([activity.inputs for activity in activities])
-                deltas = torch.cat([activity.deltas for activity in activities])
-                self.sketch.keep(key, inputs, deltas)
+        seen: dict[int, list[_LayerActivity]] = {}
+        # How often the backward pass has still to get to a weight.
+        to_come: Counter[int] = Counter()
+
+        def keep(key: int) -> None:
+            inputs, deltas = zip(*seen.pop(key), strict=True)
+            self.sketch.keep(key, _joined(inputs), _joined(deltas))
+
+        def after_layer(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
+            key = id(module.weight)
+            inputs = _Kept.apply(anchor, args[0].detach()).grad_fn  # type: ignore[no-untyped-call]
+            if passing.is_second:
+                return
+            to_come[key] += 1
+
+            def after_backward(delta: Tensor) -> None:
+                delta = _without(padding, delta.detach())
+                activity = _LayerActivity(
+                    inputs.saved_tensors[0].flatten(0, -2), delta.flatten(0, -2)
+                )
+                seen.setdefault(key, []).append(activity)
+                to_come[key] -= 1
+                if to_come[key] == 0:
+                    keep(key)
+
+            output.register_hook(after_backward)
+
+        padding, anchor = _padding(mask), torch.zeros((), requires_grad=True)
+        with (
+            torch.enable_grad(),
+            checkpointed(self._network),
+            self._hooks(mask, after_layer) as passing,
+        ):
+            numbers = measure().sum()
+            passing.is_second = True
+            torch.autograd.backward(numbers)
+        for key in list(seen):
+            keep(key)
+        give_back()
 
     def features(
         self,
@@ -88,11 +143,59 @@ class Projector:
             ModelError: a layer's output is neither (rows, outputs) nor (rows, tokens, outputs).
         """
         sums: dict[int, Tensor] = {}
+        padding = _padding(mask)
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        sides = {
+            key: tuple(
+                None if side is None else side.to(dtype) for side in (layer.left, layer.right)
+            )
+            for key, layer in self.sketch.layers.items()
+        }
+
+        def record(key: int, inputs: Tensor, delta: Tensor) -> None:
+            block = outer_sum(_without(padding, delta).float(), inputs.float())
+            sums[key] = sums[key] + block if key in sums else block
+
+        def after_layer(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
+            if passing.is_second:
+                return
+            key = id(module.weight)
+            left, right = sides[key]
+            inputs = args[0].detach()
+            inputs = inputs if right is None else inputs.to(dtype) @ right
+
+            def after_backward(delta: Tensor) -> None:
+                delta = delta.detach()
+                record(key, inputs, delta if left is None else delta.to(dtype) @ left)
+
+            output.register_hook(after_backward)
+
+        def after_table(module: nn.Embedding, args: tuple[Tensor], output: Tensor) -> None:
+            # The table's gradient at token t is e_token delta_t': in the layer's words the output
+            # gradient is e_token, whose projection is a row of `left`, and the input is delta_t.
+            key = id(module.weight)
+            left, right = sides[key]
+            n_words = self.sketch.layers[key].shape.outputs
+            ids = args[0]
+            counts = mask if module.padding_idx is None else mask & (ids != module.padding_idx)
+            _begin(output)
+
+            def after_backward(delta: Tensor) -> None:
+                delta = delta.detach() * counts.unsqueeze(-1)
+                words = (
+                    nn.functional.one_hot(ids, n_words).to(delta.dtype)
+                    if left is None
+                    else left[ids]
+                )
+                record(key, delta if right is None else delta.to(dtype) @ right, words)
+
+            output.register_hook(after_backward)  # type: ignore[no-untyped-call]
+
         kind = mask.device.type
-        with torch.enable_grad(), self._hooks(mask, dtype, sums=sums):
+        with torch.enable_grad(), self._hooks(mask, after_layer, after_table) as passing:
             with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
                 numbers = measure()
+            passing.is_second = True
             numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
             last = numbers.shape[1] - 1
             gradients = []
@@ -106,69 +209,21 @@ class Projector:
     def _hooks(
         self,
         mask: Bool[Tensor, "rows tokens"],
-        dtype: torch.dtype,
-        sums: dict[int, Tensor] | None = None,
-        seen: dict[int, list[_LayerActivity]] | None = None,
-    ) -> Iterator[None]:
-        """While open, each pass adds projected blocks to `sums`, or layers' activity to `seen`."""
-        has_padding = not bool(mask.all())
-        sides = {
-            key: tuple(
-                None if side is None else side.to(dtype) for side in (layer.left, layer.right)
-            )
-            for key, layer in self.sketch.layers.items()
-        }
+        after_layer: Callable[[Any, Any, Any], None],
+        after_table: Callable[[Any, Any, Any], None] | None = None,
+    ) -> Iterator["_Passing"]:
+        """While open, the functions are called after the layers, and the tables they share."""
 
-        def record(key: int, layer: Layer, inputs: Tensor, delta: Tensor) -> None:
-            if has_padding and delta.dim() == 3 and delta.shape[:2] == mask.shape:
-                delta = delta.masked_fill(~mask.unsqueeze(-1), 0.0)
-            if seen is not None:
-                seen[key].append(_LayerActivity(inputs.flatten(0, -2), delta.flatten(0, -2)))
-            elif sums is not None:
-                block = outer_sum(delta.float(), inputs.float())
-                sums[key] = sums[key] + block if key in sums else block
-
-        def after_layer(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-            key = id(module.weight)
-            layer = self.sketch.layers[key]
-            _check_shape(layer.name, output, mask)
-            left, right = sides[key] if sums is not None else (None, None)
-            inputs = args[0].detach()
-            inputs = inputs if right is None else inputs.to(dtype) @ right
+        def checked(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
+            _check_shape(self.sketch.layers[id(module.weight)].name, output, mask)
             _begin(output)
+            after_layer(module, args, output)
 
-            def after_backward(delta: Tensor) -> None:
-                delta = delta.detach()
-                record(key, layer, inputs, delta if left is None else delta.to(dtype) @ left)
-
-            output.register_hook(after_backward)
-
-        def after_table(module: nn.Embedding, args: tuple[Tensor], output: Tensor) -> None:
-            # The table's gradient at token t is e_token delta_t': in the layer's words the output
-            # gradient is e_token, whose projection is a row of `left`, and the input is delta_t.
-            key = id(module.weight)
-            layer = self.sketch.layers[key]
-            left, right = sides[key] if sums is not None else (None, None)
-            ids = args[0]
-            counts = mask if module.padding_idx is None else mask & (ids != module.padding_idx)
-            _begin(output)
-
-            def after_backward(delta: Tensor) -> None:
-                delta = delta.detach() * counts.unsqueeze(-1)
-                words = (
-                    nn.functional.one_hot(ids, layer.shape.outputs).to(delta.dtype)
-                    if left is None
-                    else left[ids]
-                )
-                if seen is None:
-                    record(key, layer, delta if right is None else delta.to(dtype) @ right, words)
-
-            output.register_hook(after_backward)  # type: ignore[no-untyped-call]
-
-        handles = [m.register_forward_hook(after_layer) for m in self.modules.values()]
-        handles += [m.register_forward_hook(after_table) for m, _ in self._tables.values()]
+        handles = [m.register_forward_hook(checked) for m in self.modules.values()]
+        if after_table is not None:
+            handles += [m.register_forward_hook(after_table) for m, _ in self._tables.values()]
         try:
-            yield
+            yield _Passing()
         finally:
             for handle in handles:
                 handle.remove()
@@ -181,6 +236,22 @@ def outer_sum(
     if delta.dim() == 3:
         return torch.bmm(delta.transpose(1, 2), inputs)
     return delta.unsqueeze(2) * inputs.unsqueeze(1)
+
+
+def _padding(mask: Bool[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"] | None:
+    """True at padding; None where there is none."""
+    return None if bool(mask.all()) else ~mask
+
+
+def _without(padding: Bool[Tensor, "rows tokens"] | None, delta: Tensor) -> Tensor:
+    """Output gradients of a layer, zero at padding."""
+    if padding is None or delta.dim() < 3 or delta.shape[:2] != padding.shape:
+        return delta
+    return delta.masked_fill(padding.unsqueeze(-1), 0.0)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _begin(output: Tensor) -> None:

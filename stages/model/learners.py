@@ -109,7 +109,7 @@ def load_start(
         ModelError: the head has another number of outputs than there are classes.
     """
     is_zero = model.kind.is_fitted
-    start = replace(model, train=Trained())
+    start = replace(model, train=Trained(), dtype="float32")
     if is_zero:
         start = replace(start, head="random", num_labels=n_classes)
     measurement = load_measurement(start, inputs)

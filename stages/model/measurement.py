@@ -1,6 +1,6 @@
 """The model, its loss, and its measured output f(theta), which all methods explain.
 
-A `Measurement` is a frozen network with its tokenizer and head, in eval mode, float32. Its output
+A `Measurement` is a frozen network with its tokenizer and head, in eval mode. Its output, float32,
 and loss depend on `head` and on the task of the corpus:
 
 | head | output of a row | loss of a row |
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from stages.model.batches import Tokens, pad
 from stages.model.chats import lay_out
+from stages.model.devices import device as chosen
 from stages.model.heads.head import Head, head_of
 from stages.model.networks import IGNORED, PooledNetwork
 from stages.model.pretrained import (
@@ -49,9 +50,9 @@ UNLABELLED = -1
 
 
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows ..."]:
-    """The network's outputs for one batch; the only place where a model is called."""
+    """The outputs for one batch, at least in float32; the only place where a model is called."""
     output: Tensor = network(**batch)
-    return output
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def cross_entropy(
@@ -85,7 +86,8 @@ class Measurement:
     """A frozen network with its tokenizer.
 
     Attributes:
-        network: What `forward` is called with; eval mode, float32, no parameter requires gradients.
+        network: What `forward` is called with; eval mode, no parameter requires gradients; weights
+            of the type that `spec.dtype` names, mapped from their file until the device has them.
         n_outputs: Length of an output row: classes, 1, or the hidden size of an embedder.
         spec: The configuration of the model.
         form: Content of the text columns: "text", "prompt_completion" or "messages".
@@ -102,7 +104,8 @@ class Measurement:
         form: str = "text",
         head: Head | None = None,
     ) -> None:
-        self.network = network.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+        dtype = torch.float32 if spec.dtype == "float32" else None
+        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.n_outputs = n_outputs
         self.spec = spec
@@ -247,5 +250,4 @@ def measurement_of(
             f"model: found max_length: {model.max_length}, expected at most {longest}, the "
             f"tokens that a row of {model.path} may have. Lower it."
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Measurement(network, tokenizer, n_outputs, model, device, form, head)
+    return Measurement(network, tokenizer, n_outputs, model, device or chosen(), form, head)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from stages.stage import ConfigError
 
@@ -20,7 +21,8 @@ IGNORED = -100
 def mean_pool(
     hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
 ) -> Float[Tensor, "rows dim"]:
-    """Average of each row's hidden states over its real tokens (mask 1)."""
+    """Average of each row's hidden states over its real tokens (mask 1), at least in float32."""
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     weight = mask.to(hidden.dtype).unsqueeze(-1)
     return (hidden * weight).sum(1) / weight.sum(1)
 
@@ -29,8 +31,15 @@ def weighted_pool(
     hidden: Float[Tensor, "rows tokens dim"], mask: Int[Tensor, "rows tokens"]
 ) -> Float[Tensor, "rows dim"]:
     """The same, the t-th token of a row with weight t."""
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     weight = (mask.cumsum(1) * mask).to(hidden.dtype).unsqueeze(-1)
     return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def widened(network: nn.Module) -> nn.Module:
+    """The network, its half-precision weights turned to float32 in place: to explain words."""
+    is_half = any(p.is_floating_point() and p.itemsize < 4 for p in network.parameters())
+    return network.float() if is_half else network
 
 
 class PooledNetwork(nn.Module):
@@ -136,8 +145,44 @@ class NextWordNetwork(nn.Module):
         """The logits of the token that follows `position`, a row's last token."""
         hidden = self.trunk(**batch, use_cache=False).last_hidden_state
         read = hidden[torch.arange(len(position), device=hidden.device), position]
-        logits: Tensor = self.head(read)
+        logits: Tensor = self.head(read.to(self.head.weight.dtype))
         return logits
+
+
+class LogLikelihood(torch.autograd.Function):
+    """The log-likelihood in nats of one word at each position, from the logits of all words.
+
+    As `logits.gather` less `logits.logsumexp`, to the last bit. With a large vocabulary the logits
+    are the largest tensor of a batch; the backward pass makes one more of their size, where that of
+    these two makes three.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Float[Tensor, "*positions words"], words: Int[Tensor, "*positions"]
+    ) -> tuple[Float[Tensor, "*positions"], Float[Tensor, "*positions"]]:
+        """The log-likelihood of `words`, and the logarithm of the sum that it is divided by."""
+        log_total = logits.logsumexp(-1)
+        return logits.gather(-1, words.unsqueeze(-1)).squeeze(-1) - log_total, log_total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keeps what the backward pass needs."""
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, slopes: Float[Tensor, "*positions"], _: Any
+    ) -> tuple[Float[Tensor, "*positions words"], None]:
+        """The slope times one at the word, less the probabilities of all."""
+        logits, words, log_total = ctx.saved_tensors
+        slopes = slopes.unsqueeze(-1)
+        gradient = (logits - log_total.unsqueeze(-1)).exp_().mul_(-slopes)
+        return gradient.scatter_add_(-1, words.unsqueeze(-1), slopes), None
 
 
 class CompletionNetwork(nn.Module):
@@ -170,8 +215,8 @@ class CompletionNetwork(nn.Module):
         words = targets.gather(1, at)
         weight = (words != IGNORED).float()
         logits = self.head(read).float()
-        chosen = logits.gather(2, words.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        total = ((chosen - logits.logsumexp(2)) * weight).sum(1)
+        each, _ = LogLikelihood.apply(logits, words.clamp(min=0))  # type: ignore[no-untyped-call]
+        total = (each * weight).sum(1)
         log_likelihood: Tensor = total / counts if self.reduction == "mean" else total
         return log_likelihood.unsqueeze(1)
 
@@ -217,6 +262,7 @@ class TokenNetwork(nn.Module):
                 f"model: found a {type(whole).__name__}, expected one with head: completion, whose "
                 "tokens are explained. Set it in model."
             )
+        widened(whole)
         self.trunk, self.head = whole.trunk, whole.head
 
     def forward(self, **batch: Tensor) -> Float[Tensor, "rows tokens dim"]:

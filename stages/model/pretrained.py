@@ -1,6 +1,8 @@
 """Loading of tokenizers, trunks, and whole models with the heads that a checkpoint holds."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,14 @@ from stages.stage import ModelError
 
 # Parts of transformers that its own types leave out.
 _auto: Any = transformers
+
+
+DTYPES: dict[str, Any] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    # The type in config.json, or where that names none, of the first weight.
+    "auto": "auto",
+}
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
@@ -47,12 +57,13 @@ def load_trunk(model: ModelSpec) -> Any:
     """
     folder = resolve(model)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    with quiet(), as_model_error(folder, "weights"):
+    with quiet(), as_model_error(folder, "weights"), _attention(model):
         trunk, info = transformers.AutoModel.from_pretrained(
             folder,
             local_files_only=True,
             output_loading_info=True,
-            dtype=torch.float32,
+            dtype=DTYPES[model.dtype],
+            attn_implementation=model.attn_implementation,
             ignore_mismatched_sizes=True,
             **without_pooler(config),
         )
@@ -61,6 +72,22 @@ def load_trunk(model: ModelSpec) -> Any:
     _refuse_mismatched(model, info["mismatched_keys"])
     _refuse_missing(model, missing, "Use the checkpoint's own architecture")
     return encoder_of(adapted(model, trunk))
+
+
+@contextmanager
+def _attention(model: ModelSpec) -> Iterator[None]:
+    """Turns what a loader says of `attn_implementation` into a ModelError."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        words = ("attention", "attn")
+        if model.attn_implementation is None or not any(w in str(error).lower() for w in words):
+            raise
+        raise ModelError(
+            f"{model.path}: found attn_implementation: {model.attn_implementation}, which cannot "
+            f"be used ({error}), expected one that the model and this machine have. Set another "
+            "one, or leave it out."
+        ) from error
 
 
 def encoder_of(trunk: Any) -> Any:
@@ -86,12 +113,13 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
             other shapes than its config.json says.
     """
     folder = resolve(model)
-    with quiet(), as_model_error(folder, what):
+    with quiet(), as_model_error(folder, what), _attention(model):
         network, info = loader.from_pretrained(
             folder,
             local_files_only=True,
             output_loading_info=True,
-            dtype=torch.float32,
+            dtype=DTYPES[model.dtype],
+            attn_implementation=model.attn_implementation,
             ignore_mismatched_sizes=True,
         )
     _refuse_mismatched(model, info["mismatched_keys"])
@@ -134,10 +162,10 @@ def refuse_other_logits(model: ModelSpec, found: Tensor, wanted: Tensor) -> None
     """Refuses a model whose logits, `wanted`, are not those of its output layer alone, `found`.
 
     Raises:
-        ModelError: they differ by more than 1e-4 of the largest.
+        ModelError: they differ by more than 1e-4 of the largest, or than rounding in their type.
     """
     error = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
-    if error > 1e-4:
+    if error > max(1e-4, torch.finfo(found.dtype).eps):
         raise ModelError(
             f"{model.path}: found logits that differ by {error:.1e} from its output layer's own, "
             "expected a model that does nothing to them afterwards. Set head: probe."

@@ -11,7 +11,13 @@ from transformers.utils import logging
 from stages.model.heads.head import head_of
 from stages.model.hub import as_model_error, quiet, resolve
 from stages.model.layers import shape_of
-from stages.model.pretrained import encoder_of, load_tokenizer, longest_row, without_pooler
+from stages.model.pretrained import (
+    DTYPES,
+    encoder_of,
+    load_tokenizer,
+    longest_row,
+    without_pooler,
+)
 from stages.model.spec import ModelSpec
 
 # Parts of transformers that its own types leave out.
@@ -29,15 +35,17 @@ class NetworkSize(NamedTuple):
     """Number of hidden states: one behind the embedding tables and one behind each layer."""
     linear: tuple[tuple[int, int], ...]
     """Inputs and outputs of each linear layer."""
+    weight_bytes: int = 4
+    """Of one weight in memory."""
 
     def forward_flops(self, n_tokens: int) -> float:
         """Operations of a forward pass: two per linear weight and token, without attention's."""
         return 2.0 * n_tokens * sum(n_in * n_out for n_in, n_out in self.linear)
 
     def forward_bytes(self, token_budget: int) -> int:
-        """Memory of a forward pass: float32 weights and four times a batch's widest activations."""
+        """Memory of a forward pass: the weights and four times a batch's widest activations."""
         widest = max(n_in + n_out for n_in, n_out in self.linear)
-        return 4 * self.n_parameters + 16 * token_budget * widest
+        return self.weight_bytes * self.n_parameters + 16 * token_budget * widest
 
 
 def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
@@ -58,8 +66,14 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
     if width is not None:
         linear.append((config.hidden_size, width))
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    dtype = DTYPES[model.dtype]
+    dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
     return NetworkSize(
-        n_parameters, int(config.hidden_size), int(config.num_hidden_layers) + 1, tuple(linear)
+        n_parameters,
+        int(config.hidden_size),
+        int(config.num_hidden_layers) + 1,
+        tuple(linear),
+        dtype.itemsize,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from stages.catalogue import load_head
 from stages.stage import ConfigError
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -120,6 +122,14 @@ class ModelSpec:
     only when the prompt is gone. Choose the mode that the model is trained with."""
     train: Trained = field(default_factory=Trained)
     """Which weights gradients are taken of."""
+    dtype: Literal["float32", "auto", "bfloat16"] = "float32"
+    """Type of the weights in memory: float32 whatever the checkpoint's; `auto`, the checkpoint's
+    own; `bfloat16`, with half the bytes and eight bits of each number. Heads that are put on the
+    model, losses and results are float32 all the same; so is the model where it is fine-tuned, and
+    where words are explained."""
+    attn_implementation: Attention | None = None
+    """How attention is computed, by transformers' names; null leaves the choice to the model.
+    `flash_attention_2` needs its package, a GPU and `dtype: bfloat16`."""
     adapter: str | None = None
     """Folder of a trained LoRA adapter that peft saved for this model."""
     class_order: tuple[int, ...] | None = None

