@@ -12,7 +12,7 @@ with r fixed (Saerens, Latinne, Decaestecker 2002, doi:10.1162/08997660275328444
     p(bad | x) = sum_k pi_k r_k(x) / (pi_0 + sum_k pi_k r_k(x)).
 
 Rows as they are hold bad ones, too, which would be taken for good: those that look more like a
-planted one than a fifth of the planted ones do are left out when the regression is fitted again.
+planted one than a tenth of the planted ones do are left out when the regression is fitted again.
 Both fits judge rows that they have not seen, in five parts. [ours]
 """
 
@@ -26,11 +26,15 @@ from torch import Tensor
 
 NEIGHBOURS = 15
 """Answers to similar prompts that one is compared with."""
-PENALTY = 0.01
+PENALTY = 0.03
 """Of the squared weights of the regression, beside the mean cross-entropy."""
 PARTS = 5
-TRIMMED = 0.2
-"""Share of the planted rows above which rows as they are are left out of the second fit."""
+TRIMMED, MOST_TRIMMED = 0.1, 0.4
+"""Rows as they are that look more like planted ones than this share of the planted ones do are left
+out of the second fit, but at most so many of them."""
+TOLD_APART = 1.5
+"""Nothing is left out unless so many times as many of the planted rows would be as of the others:
+otherwise the regression cannot tell them, and would learn to by what it leaves out."""
 SOFT, STEEP = 0.05, 0.15
 """What keeps ratios of small losses small, and spreads of equal neighbours apart from 0."""
 FURTHEST = 6.0
@@ -153,10 +157,13 @@ def fit_mixture(
     part = np.concatenate([part, part[sources]])
     found = _unseen(x, label, np.ones(len(label)), part)
     most = ratios(found)[:, 1:].max(1)
-    bar = np.quantile(most[len(features) :], TRIMMED)
-    kept = np.where((label == 0) & (most >= bar), 0.0, 1.0)
-    if kept[: len(features)].sum() < len(features) / 2:
-        kept[: len(features)] = 1.0
+    bar = max(
+        np.quantile(most[len(features) :], TRIMMED),
+        np.quantile(most[: len(features)], 1 - MOST_TRIMMED),
+    )
+    is_above = most >= bar
+    is_told = is_above[len(features) :].mean() >= TOLD_APART * is_above[: len(features)].mean()
+    kept = np.where((label == 0) & is_above & is_told, 0.0, 1.0)
     shares = likeliest_shares(ratios(_unseen(x, label, kept, part)[: len(features)]))
     return Mixture(names, centre, spread, _fit(x, label, kept), shares)
 
