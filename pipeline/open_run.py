@@ -301,7 +301,8 @@ class OpenedRun:
         """Writes a CSV in which a person decides about labels; returns how many rows.
 
         Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
-        it where another is right), label_score, example_id; text_b for pairs.
+        it where another is right), label_score, example_id; text_b for pairs. Of completions:
+        source_id, decision (accept or drop), prompt, answer, reason, p_wrong, example_id.
 
         Raises:
             RunError: the file is there already; it may hold decisions.
@@ -312,10 +313,15 @@ class OpenedRun:
                 "Name another."
             )
         pair = "text_b, " if "text_b" in rows.columns else ""
+        shown = (
+            f"text, {pair}given_label, suggested_label AS new_label, "
+            "round(label_score, 4) AS label_score"
+        )
+        if "answer" in rows.columns:
+            shown = "prompt, answer, reason, round(p_wrong, 4) AS p_wrong"
         return self._catalog.export(
             self._connection,
-            f"SELECT source_id, NULL::VARCHAR AS decision, text, {pair}given_label, "
-            "suggested_label AS new_label, round(label_score, 4) AS label_score, example_id "
+            f"SELECT source_id, NULL::VARCHAR AS decision, {shown}, example_id "
             f"FROM ({rows.sql_query()})",
             Path(path),
         )

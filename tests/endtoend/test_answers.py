@@ -1,5 +1,6 @@
 """Bad answers of a corpus of completions, from the file to the flags and the choice of rows."""
 
+import csv
 import json
 import os
 import random
@@ -140,3 +141,27 @@ def test_a_choice_is_written_as_the_source_has_it(ran: Any, tmp_path: Path) -> N
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 4
     assert all({"id", "prompt", "completion"} <= set(row) for row in rows)
+
+
+def test_a_reviewed_answer_is_dropped(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    review, out = tmp_path / "review.csv", tmp_path / "out.jsonl"
+    assay("flag", run.folder.path, "--review", review)
+    with review.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "source_id",
+        "decision",
+        "prompt",
+        "answer",
+        "reason",
+        "p_wrong",
+        "example_id",
+    ]
+    with review.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "decision": "drop"} for row in rows)
+    assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
+    left = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+    assert left == [i for i in range(N) if str(i) not in {row["source_id"] for row in rows}]
