@@ -13,6 +13,7 @@ import click
 import pipeline.summary as report
 from pipeline import stopping
 from pipeline.errors import told
+from pipeline.terminal import LINES
 from storage.credentials import masked
 
 
@@ -56,7 +57,8 @@ class Assay(click.Group):
             code = report.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
-            click.echo(f"assay: {masked(told(error) or str(error))}", err=True)
+            message = masked(told(error) or str(error))
+            click.echo(f"assay: {message.translate(LINES)}", err=True)
             sys.exit(code)
 
     def _stop(self) -> NoReturn:

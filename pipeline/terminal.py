@@ -16,6 +16,14 @@ SHORT = 24
 """A column of at most this many characters is never narrowed."""
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
 
+CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵", 0x0D: ""}
+CONTROLS |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""What stands for characters that would move the cursor, colour the screen, or turn the reading
+direction: texts of a corpus are shown, and never obeyed."""
+LINES = {code: sign for code, sign in CONTROLS.items() if code != 0x0A}
+"""The same for lines that may end."""
+
 
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table with these columns and rows; a narrow terminal shortens its long columns alone."""
@@ -24,7 +32,9 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     for column, name in enumerate(names):
         widest = max([len(name), *(len(row[column]) for row in cells)])
         least = widest if widest <= SHORT else SHORT // 2
-        shown.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
+        shown.add_column(
+            Text(name.translate(CONTROLS)), no_wrap=True, overflow="ellipsis", min_width=least
+        )
     for row in cells:
         shown.add_row(*map(Text, row))
     return shown
@@ -38,7 +48,7 @@ def cell(name: str, value: Any) -> str:
         return "yes" if value else ""
     if isinstance(value, float):
         return f"{value:{DIGITS.get(name, '.4g')}}"
-    text = str(value)
+    text = str(value).translate(CONTROLS)
     if len(text) > TEXT_WIDTH:
         return text[: TEXT_WIDTH - 1] + "…"
     return text
@@ -56,7 +66,7 @@ def show(item: Any) -> None:
     if not console.is_terminal and isinstance(item, Table):
         unlimited = console.options.update(max_width=10_000)
         console.width = console.measure(item, options=unlimited).maximum
-    console.print(Text(item) if isinstance(item, str) else item)
+    console.print(Text(item.translate(LINES)) if isinstance(item, str) else item)
 
 
 def shown(print_it: Callable[[], None]) -> str:
