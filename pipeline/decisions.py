@@ -71,8 +71,7 @@ def flagged(instance: str, top: int | None, precision: float | None, has_pairs: 
 def flagged_answers(instance: str, top: int | None, precision: float | None) -> str:
     """The rows whose answers an instance of `answer_issues` flags, the worst first.
 
-    Or the worst `top`, or as many as have a mean `p_wrong` of `precision`. Texts that are no prompt
-    and answer stand as answers whole.
+    Or the worst `top`, or as many as have a mean `p_wrong` of `precision`.
     """
     lowest = "AND is_answer_issue"
     if top is not None:
@@ -83,11 +82,11 @@ def flagged_answers(instance: str, top: int | None, precision: float | None) -> 
             f"PRECEDING) >= {float(precision)!r}"
         )
     return f"""
-        SELECT e.example_id, e.source_id, c.prompt, coalesce(c.answer, e.text) AS answer,
+        SELECT e.example_id, e.source_id, c.prompt, c.answer,
                i.reason, i.p_wrong, i.p_reason, i.is_answer_issue, i.method
         FROM (FROM answer_issues WHERE method = {quoted(instance)} {lowest}) AS i
         JOIN examples AS e USING (example_id)
-        LEFT JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
+        JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
         ORDER BY i.p_wrong DESC, e.example_id"""
 
 

@@ -33,6 +33,8 @@ SUMS = "shapley_value"
 """The table that holds what these statements give (`storage.summed`)."""
 DIFFERING = ("extra",)
 """Tables that carry the user's own columns, which may differ between examples and queries."""
+OF_TASK = {"completions": "completion"}
+"""Views of corpora of one task alone."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def build_catalog(
             rows = [_provenance(entry, run_id) for entry in entries]
             _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
             _facts(connection, entries, store, splits)
-            _views(connection, {entry.manifest.table for entry in entries})
+            tasks = {entry.manifest.details.get("task") for entry in entries}
+            _views(connection, {entry.manifest.table for entry in entries}, tasks)
             connection.execute("CHECKPOINT")
         os.replace(temporary, path)
     except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException) as error:
@@ -154,9 +157,11 @@ def _facts(
     _keep(connection, "split", pa.table(roles))
 
 
-def _views(connection: duckdb.DuckDBPyConnection, tables: set[str]) -> None:
-    """Creates every view whose tables the run has."""
+def _views(connection: duckdb.DuckDBPyConnection, tables: set[str], tasks: set[str | None]) -> None:
+    """Creates every view whose tables the run has, and that is of the task of its corpus."""
     for name, texts in statements(tables).items():
+        if OF_TASK.get(name, None) not in (None, *tasks):
+            continue
         union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
         connection.execute(f"CREATE VIEW {name} AS {union}")
 

@@ -1,6 +1,6 @@
--- Prompts and answers as people read them, for corpora of completions that have both. Of a
--- conversation the answer is the last message that is learned, and the prompt what stands before
--- it: a single message as it is, several with their roles.
+-- Prompts and answers of a corpus of completions as people read them; a plain text is an answer
+-- without a prompt. Of a conversation the answer is the last message that is learned, and the prompt
+-- what stands before it: a single message as it is, several with their roles.
 WITH form AS (
     SELECT json_extract_string(details, '$.format') AS form
     FROM provenance.manifest
@@ -10,7 +10,7 @@ WITH form AS (
     SELECT t.id, t.role, t.run_id, t.text, t.text_b, form,
            CASE WHEN form = 'messages' THEN turns_of(t.text) END AS turns
     FROM tables.text AS t CROSS JOIN form
-    WHERE form IN ('messages', 'prompt_completion') AND t.text IS NOT NULL
+    WHERE t.text IS NOT NULL
 ), said AS (
     SELECT *, len(turns) - list_position(list_reverse(list_transform(turns, lambda t:
                   t.role = 'assistant' AND coalesce(t.weight, 1) <> 0 AND coalesce(t.train, true))),
@@ -18,11 +18,12 @@ WITH form AS (
     FROM turn
 )
 SELECT id, role,
-       CASE WHEN form <> 'messages' THEN text
+       CASE WHEN form = 'text' THEN NULL
+            WHEN form <> 'messages' THEN text
             WHEN n_before = 1 THEN turns[1].content
             ELSE list_aggregate(list_transform(turns[:n_before],
                      lambda t: t.role || ': ' || coalesce(t.content, '')), 'string_agg', chr(10))
        END AS prompt,
-       CASE WHEN form <> 'messages' THEN text_b ELSE turns[n_before + 1].content END AS answer,
-       coalesce(len(turns), 2) AS n_turns, run_id
+       CASE WHEN form = 'text' THEN text WHEN form <> 'messages' THEN text_b ELSE turns[n_before + 1].content END AS answer,
+       coalesce(len(turns), CASE form WHEN 'text' THEN 1 ELSE 2 END) AS n_turns, run_id
 FROM said

@@ -55,6 +55,8 @@ SUMMARY = {
     "flagged": 0,
     "doubtful": 7,
     "agreement": 0.68,
+    "answers": (),
+    "bad_answers": None,
     "pairs": [{"class": "good", "given": "bad", "expected": 12.4}],
     "planted": None,
     "of_classes": None,
