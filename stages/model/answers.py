@@ -212,10 +212,12 @@ def without_prompt(text: str, pair: str | None, form: str) -> tuple[str, str | N
 
 
 def answer_of(text: str, pair: str | None, form: str) -> str:
-    """The text of a row's last answer."""
+    """The text of a row's last answer; calls of tools are JSON behind it."""
     if form == "messages":
-        turns = [turn for turn in json.loads(text) if is_learned(turn)]
-        return str(turns[-1]["content"])
+        last = [turn for turn in json.loads(text) if is_learned(turn)][-1]
+        calls = last.get("tool_calls")
+        parts = [last.get("content") or "", json.dumps(calls, ensure_ascii=False) if calls else ""]
+        return "\n".join(part for part in parts if part)
     return text if form == "text" else str(pair)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float64, Int64
 
-from stages.reading.vectors import matrix_of
+from stages.reading.vectors import matrix_of, unit_rows
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -48,14 +48,6 @@ class Distances(NamedTuple):
     distances: Float64[np.ndarray, " examples"]
     median: float
     fence: float
-
-
-def unit_rows(rows: Float[np.ndarray, "rows dim"]) -> Float64[np.ndarray, "rows dim"]:
-    """The rows at length 1, in float64; zeros stay."""
-    exact = rows.astype(np.float64)
-    length = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit: np.ndarray = exact / np.where(length > 0, length, 1.0)
-    return unit
 
 
 def scores(found: Distances) -> Float64[np.ndarray, " examples"]:

@@ -32,6 +32,7 @@ from stages.model.measurement import load_measurement
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.drawn import is_drawn
+from stages.reading.vectors import unit_rows
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from stages.tables import ANSWER_COLUMNS
 from storage.schema import TableSpec
@@ -197,7 +198,7 @@ class PlantedAnswers(RunsModel, Stage):
         at = order[np.searchsorted(np.asarray(ids)[order], answered)]
         prompts = np.asarray(vectors[at], dtype=np.float32)
         prompts = prompts[:, : prompts.shape[1] // 2]
-        return answered, unit(prompts - prompts.mean(0))
+        return answered, unit_rows(prompts - prompts.mean(0)).astype(np.float32)
 
     def _texts(
         self, inputs: Inputs, ids: Int64[np.ndarray, " rows"], places: Int64[np.ndarray, " wanted"]
@@ -216,13 +217,6 @@ class PlantedAnswers(RunsModel, Stage):
 
 def _rows(table: pa.Table) -> Iterator[tuple[int, str, str | None]]:
     yield from zip(*(table[name].to_pylist() for name in ("id", "text", "text_b")), strict=True)
-
-
-def unit(rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
-    """The rows, each of unit length; a zero row stays."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: np.ndarray = rows / np.where(lengths > 0, lengths, 1)
-    return found
 
 
 def neighbours(

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from stages.stage import DataError, Inputs, Vectors
@@ -97,3 +97,11 @@ def aligned(vectors: Vectors, ids: np.ndarray) -> Float[Tensor, "rows dim"]:
             "expected one for each. Rerun the stage that writes the features."
         )
     return torch.from_numpy(np.asarray(vectors.matrix[rows]))
+
+
+def unit_rows(rows: Float[np.ndarray, "rows dim"]) -> Float64[np.ndarray, "rows dim"]:
+    """The rows at length 1, in float64; zeros stay."""
+    exact = rows.astype(np.float64)
+    length = np.linalg.norm(exact, axis=1, keepdims=True)
+    unit: np.ndarray = exact / np.where(length > 0, length, 1.0)
+    return unit

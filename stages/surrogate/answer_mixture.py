@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from stages.reading.vectors import unit_rows
+
 NEIGHBOURS = 15
 """Answers to similar prompts that one is compared with."""
 PENALTY = 0.03
@@ -100,8 +102,8 @@ def reference_of(ids: Int64[np.ndarray, " rows"], measured: Measured) -> Referen
     return Reference(
         ids,
         signals_of(measured.numbers),
-        _unit(measured.prompts - means[0]),
-        _unit(measured.answers - means[1]),
+        unit_rows(measured.prompts - means[0]),
+        unit_rows(measured.answers - means[1]),
         *means,
     )
 
@@ -123,8 +125,8 @@ def _features(
     ids: Int64[np.ndarray, " rows"], measured: Measured, reference: Reference
 ) -> Float64[np.ndarray, "rows features"]:
     signals = signals_of(measured.numbers)
-    answers = _unit(measured.answers - reference.answer_mean)
-    likeness = _unit(measured.prompts - reference.prompt_mean) @ reference.prompts.T
+    answers = unit_rows(measured.answers - reference.answer_mean)
+    likeness = unit_rows(measured.prompts - reference.prompt_mean) @ reference.prompts.T
     likeness[ids[:, None] == reference.ids] = -np.inf
     k = min(NEIGHBOURS, len(reference.ids) - 1)
     near = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
@@ -252,10 +254,4 @@ def _median(values: Float64[np.ndarray, "rows k signals"]) -> Float64[np.ndarray
         # Where nothing is known of any neighbour, the median is not known either.
         warnings.simplefilter("ignore", RuntimeWarning)
         found: np.ndarray = np.nanmedian(values, axis=1)
-    return found
-
-
-def _unit(rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: np.ndarray = rows / np.where(lengths > 0, lengths, 1)
     return found

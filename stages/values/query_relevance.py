@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
-from stages.reading.vectors import matrix_of
+from stages.reading.vectors import matrix_of, unit_rows
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -141,12 +141,12 @@ class QueryRelevance(Stage):
                 "in the YAML, or choose without them."
             )
         by_id = np.argsort(query_ids)
-        queries = _unit(np.asarray(queries[by_id], dtype=np.float32))
+        queries = unit_rows(queries[by_id]).astype(np.float32)
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         choices = Choices(len(queries), self.share)
         for table in inputs.by_shard(self.features, "example"):
             if table.num_rows:
-                cosines = _unit(matrix_of(table["vector"]).astype(np.float32)) @ queries.T
+                cosines = unit_rows(matrix_of(table["vector"])).astype(np.float32) @ queries.T
                 parts.append((table["id"].to_numpy(), cosines.max(1), cosines.argmax(1)))
                 choices.add(cosines)
         if not parts:
@@ -177,13 +177,6 @@ class QueryRelevance(Stage):
             written_bytes=33 * n,
             memory_bytes=100 * n + 8 * (per_shard + m) * work.dim + 8 * per_shard * m,
         )
-
-
-def _unit(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
-    """The rows, each of unit length; a zero row stays."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    found: np.ndarray = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return found
 
 
 STAGE = QueryRelevance
