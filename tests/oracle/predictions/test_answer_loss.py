@@ -151,7 +151,6 @@ def test_what_stands_in_for_rows() -> None:
     calls = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
     called = [*turns[:4], {"role": "assistant", "content": "", "tool_calls": calls}]
     assert json.loads(answer_of(json.dumps(called), None, "messages")) == calls
-    assert answer_of(json.dumps(turns), None, "messages") == "d"
     assert without_prompt("a", "b", "prompt_completion") == ("", "b")
     assert without_prompt("", "b", "prompt_completion") is None
     assert without_prompt("a", None, "text") is None
