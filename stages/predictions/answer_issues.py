@@ -54,7 +54,7 @@ ANSWER_ISSUE = TableSpec(
 )
 """The probability that an answer is bad, the likeliest reason and its probability if it is bad."""
 
-EMPTY = "empty"
+EMPTY, NOBODY = "empty", -1
 LEAST = 30
 """Examples below which there is nothing to compare with."""
 
@@ -84,7 +84,7 @@ class AnswerIssues(Stage):
     random_seed: int = 0
     """Of the parts that fits leave out."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
@@ -146,11 +146,12 @@ class AnswerIssues(Stage):
                 "rows, or leave answer_issues out."
             )
         of, bad = _measured(planted)
+        donors = pc.fill_null(planted["donor_id"], NOBODY).to_numpy()
         is_known = np.isin(of, ids)
         sources = np.searchsorted(ids, of).clip(max=len(ids) - 1)
         mixture = fit_mixture(
-            features_of(ids, measured, reference),
-            features_of(of, bad, reference)[is_known],
+            features_of(ids[:, None], measured, reference),
+            features_of(np.column_stack([of, donors]), bad, reference)[is_known],
             [str(kind) for kind in np.array(planted["kind"].to_pylist())[is_known]],
             sources[is_known],
             self.random_seed,
@@ -172,7 +173,7 @@ class AnswerIssues(Stage):
         if not table.num_rows:
             return
         ids, measured = _measured(table)
-        posterior = judge.mixture.posterior(features_of(ids, measured, judge.reference))
+        posterior = judge.mixture.posterior(features_of(ids[:, None], measured, judge.reference))
         p_wrong = 1 - posterior[:, 0]
         kinds = np.array(judge.mixture.kinds)
         reasons = kinds[posterior[:, 1:].argmax(1)].tolist()

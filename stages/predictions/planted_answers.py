@@ -10,7 +10,7 @@ Of each drawn example:
 What is measured of them is what `answer_loss` measures of the rows as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -39,10 +39,12 @@ from storage.schema import TableSpec
 
 PLANTED_ANSWER = TableSpec(
     name="planted_answer",
-    schema=pa.schema([("id", pa.int64()), ("kind", pa.string()), *ANSWER_COLUMNS]),
+    schema=pa.schema(
+        [("id", pa.int64()), ("kind", pa.string()), ("donor_id", pa.int64()), *ANSWER_COLUMNS]
+    ),
     key=("kind", "id"),
 )
-"""What is measured of example `id` with a bad answer of this kind."""
+"""What is measured of example `id` with a bad answer of this kind, and whose answer that is."""
 
 DONORS = 4096
 """Most examples whose answers are given to others."""
@@ -63,6 +65,15 @@ class Row(NamedTuple):
     pair: str | None
 
 
+class Planted(NamedTuple):
+    """An example with a bad answer."""
+
+    of: int
+    donor: int | None
+    """The example whose answer it is, where it is one's."""
+    row: Row
+
+
 @dataclass(frozen=True)
 class PlantedAnswers(RunsModel, Stage):
     """Four bad answers for each drawn example. One task; eight forward passes an example drawn.
@@ -81,7 +92,7 @@ class PlantedAnswers(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})
@@ -136,34 +147,35 @@ class PlantedAnswers(RunsModel, Stage):
         texts = self._texts(inputs, ids, np.unique([*drawn, *near.ravel(), *far.ravel()]))
         said = {place: answer_of(*row, form) for place, row in texts.items()}
 
-        def other(place: int, choices: Int64[np.ndarray, " choices"]) -> str | None:
+        def other(place: int, choices: Int64[np.ndarray, " choices"]) -> tuple[str, int] | None:
             own = said[place].strip()
-            found = (said[c] for c in generator.permutation(choices).tolist())
-            return next((text for text in found if text.strip() not in ("", own)), None)
+            found = ((said[c], int(ids[c])) for c in generator.permutation(choices).tolist())
+            return next((given for given in found if given[0].strip() not in ("", own)), None)
 
-        given: dict[str, list[tuple[int, Row]]] = {"another answer": [], "off topic": []}
-        given["garbled"] = []
+        planted: dict[str, list[Planted]] = {"another answer": [], "off topic": [], "garbled": []}
         for row, place in enumerate(drawn.tolist()):
+            spoilt = garbled(said[place], generator)
             answers = {
                 "another answer": other(place, near[row]),
                 "off topic": other(place, far[row]),
-                "garbled": garbled(said[place], generator),
+                "garbled": None if spoilt is None else (spoilt, None),
             }
-            for kind, answer in answers.items():
-                if answer is not None:
-                    changed = with_answer(*texts[place], form, answer)
-                    given[kind].append((place, Row(*changed)))
+            for kind, given in answers.items():
+                if given is not None:
+                    changed = Row(*with_answer(*texts[place], form, given[0]))
+                    planted[kind].append(Planted(int(ids[place]), given[1], changed))
         reader: Reader = inputs.opened
-        for kind, rows in given.items():
+        for kind, rows in planted.items():
             if rows:
-                places = np.array([place for place, _ in rows])
-                read = reader.read([r.text for _, r in rows], [r.pair for _, r in rows])
-                yield PLANTED_ANSWER.name, _batch(kind, ids[places], read)
+                read = reader.read([r.row.text for r in rows], [r.row.pair for r in rows])
+                of, donors = [r.of for r in rows], [r.donor for r in rows]
+                yield PLANTED_ANSWER.name, _batch(kind, of, donors, read)
         own = [texts[place] for place in drawn.tolist()]
         read = reader.read([r.text for r in own], [r.pair for r in own])
         cut, rows_cut = _cut(read, generator)
         if rows_cut:
-            yield PLANTED_ANSWER.name, _batch("cut off", ids[drawn[rows_cut]], cut)
+            of = ids[drawn[rows_cut]].tolist()
+            yield PLANTED_ANSWER.name, _batch("cut off", of, [None] * len(of), cut)
 
     def cost(self, work: Work) -> Cost:
         """Eight passes of each drawn row."""
@@ -264,9 +276,11 @@ def _cut(read: Answered, generator: np.random.Generator) -> tuple[Answered, list
     return Answered(tokens, alone, read.prompts[rows], read.answers[rows]), rows
 
 
-def _batch(kind: str, ids: Int64[np.ndarray, " rows"], read: Answered) -> pa.RecordBatch:
+def _batch(
+    kind: str, ids: list[int], donors: Sequence[int | None], read: Answered
+) -> pa.RecordBatch:
     found = [told(*row) for row in zip(read.tokens, read.alone, strict=True)]
-    columns = [pa.array(ids), pa.array([kind] * len(ids))]
+    columns = [pa.array(ids), pa.array([kind] * len(ids)), pa.array(donors, pa.int64())]
     columns += answer_columns(found, read.prompts, read.answers)
     return pa.RecordBatch.from_arrays(columns, PLANTED_ANSWER.schema.names)
 

@@ -12,7 +12,8 @@ with r fixed (Saerens, Latinne, Decaestecker 2002, doi:10.1162/08997660275328444
     p(bad | x) = sum_k pi_k r_k(x) / (pi_0 + sum_k pi_k r_k(x)).
 
 Rows as they are hold bad ones, too, which would be taken for good: those that look more like a
-planted one than a tenth of the planted ones do are left out when the regression is fitted again.
+planted one than a tenth of the planted ones do are left out when the regression is fitted again. A
+kind that the first fit cannot tell from the rows has no share.
 Both fits judge rows that they have not seen, in five parts. [ours]
 """
 
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from stages.reading.vectors import unit_rows
@@ -34,9 +35,11 @@ PARTS = 5
 TRIMMED, MOST_TRIMMED = 0.1, 0.4
 """Rows as they are that look more like planted ones than this share of the planted ones do are left
 out of the second fit, but at most so many of them."""
-TOLD_APART = 1.5
-"""Nothing is left out unless so many times as many of the planted rows would be as of the others:
-otherwise the regression cannot tell them, and would learn to by what it leaves out."""
+TOLD_APART = 0.7
+"""Least area under the ROC curve between a kind and the rows as they are, by the first fit. A kind
+below it cannot be told from good answers, and no row is said to be of it."""
+HARDLY = 1e-6
+"""The share that a kind gets all the same, so that rows have an order."""
 SOFT, STEEP = 0.05, 0.15
 """What keeps ratios of small losses small, and spreads of equal neighbours apart from 0."""
 FURTHEST = 6.0
@@ -109,11 +112,12 @@ def reference_of(ids: Int64[np.ndarray, " rows"], measured: Measured) -> Referen
 
 
 def features_of(
-    ids: Int64[np.ndarray, " rows"], measured: Measured, reference: Reference
+    ids: Int64[np.ndarray, "rows any"], measured: Measured, reference: Reference
 ) -> Float64[np.ndarray, "rows features"]:
-    """The vector of each answer; `ids` are not compared with themselves. NaN is what is not known.
+    """The vector of each answer; it is not compared with the rows `ids`. NaN is what is not known.
 
-    At least one row. Cost: an inner product for every row and row of the reference.
+    These are the row itself and, of a planted answer, the one that it was taken from. At least one
+    row. Cost: an inner product for every row and row of the reference.
     """
     blocks = [slice(first, first + BLOCK) for first in range(0, len(ids), BLOCK)]
     return np.concatenate(
@@ -122,12 +126,13 @@ def features_of(
 
 
 def _features(
-    ids: Int64[np.ndarray, " rows"], measured: Measured, reference: Reference
+    ids: Int64[np.ndarray, "rows any"], measured: Measured, reference: Reference
 ) -> Float64[np.ndarray, "rows features"]:
     signals = signals_of(measured.numbers)
     answers = unit_rows(measured.answers - reference.answer_mean)
     likeness = unit_rows(measured.prompts - reference.prompt_mean) @ reference.prompts.T
-    likeness[ids[:, None] == reference.ids] = -np.inf
+    for own in ids.T:
+        likeness[own[:, None] == reference.ids] = -np.inf
     k = min(NEIGHBOURS, len(reference.ids) - 1)
     near = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
     beside = reference.signals[near]
@@ -157,16 +162,16 @@ def fit_mixture(
     label = np.array([0] * len(features) + [names.index(kind) + 1 for kind in kinds])
     part = np.random.default_rng(seed).permutation(len(features)) % PARTS
     part = np.concatenate([part, part[sources]])
-    found = _unseen(x, label, np.ones(len(label)), part)
-    most = ratios(found)[:, 1:].max(1)
-    bar = max(
-        np.quantile(most[len(features) :], TRIMMED),
-        np.quantile(most[: len(features)], 1 - MOST_TRIMMED),
-    )
-    is_above = most >= bar
-    is_told = is_above[len(features) :].mean() >= TOLD_APART * is_above[: len(features)].mean()
-    kept = np.where((label == 0) & is_above & is_told, 0.0, 1.0)
-    shares = likeliest_shares(ratios(_unseen(x, label, kept, part)[: len(features)]))
+    of_kinds = ratios(_unseen(x, label, np.ones(len(label)), part))
+    is_told = told_apart(of_kinds, label)
+    kept = np.ones(len(label))
+    if is_told.any():
+        most = of_kinds[:, 1:][:, is_told].max(1)
+        likely = most[np.isin(label, np.flatnonzero(is_told) + 1)]
+        bar = max(np.quantile(likely, TRIMMED), np.quantile(most[label == 0], 1 - MOST_TRIMMED))
+        kept[(label == 0) & (most >= bar)] = 0.0
+        of_kinds = ratios(_unseen(x, label, kept, part))
+    shares = likeliest_shares(of_kinds[label == 0], is_told)
     return Mixture(names, centre, spread, _fit(x, label, kept), shares)
 
 
@@ -177,15 +182,32 @@ def ratios(logits: Float64[np.ndarray, "rows classes"]) -> Float64[np.ndarray, "
     return found
 
 
+def told_apart(
+    of_kinds: Float64[np.ndarray, "rows classes"], label: Int64[np.ndarray, " rows"]
+) -> Bool[np.ndarray, " kinds"]:
+    """Whether the ratio of each kind tells its planted rows (`label` 1, ...) from others (0)."""
+    found = []
+    for kind in range(1, of_kinds.shape[1]):
+        own, others = of_kinds[label == kind, kind], np.sort(of_kinds[label == 0, kind])
+        sides = (np.searchsorted(others, own, side) for side in ("left", "right"))
+        found.append(sum(side.mean() for side in sides) / (2 * len(others)))
+    return np.array(found) >= TOLD_APART
+
+
 def likeliest_shares(
-    of_kinds: Float64[np.ndarray, "rows classes"],
+    of_kinds: Float64[np.ndarray, "rows classes"], is_told: Bool[np.ndarray, " kinds"]
 ) -> Float64[np.ndarray, " classes"]:
-    """The shares of greatest likelihood, for ratios p(x | kind) / p(x | as it is)."""
-    shares = np.full(of_kinds.shape[1], 0.2 / (of_kinds.shape[1] - 1))
-    shares[0] = 0.8
+    """The shares of greatest likelihood, for ratios p(x | kind) / p(x | as it is).
+
+    Kinds that are not told apart have next to none.
+    """
+    shares = np.concatenate([[0.0], np.where(is_told, 0.2 / max(1, is_told.sum()), 0.0)])
+    shares[0] = 1 - shares.sum()
     for _ in range(EM_STEPS):
         shares = with_shares(of_kinds, shares).mean(0)
-    return shares
+    shares[1:] = np.maximum(shares[1:], HARDLY)
+    found: np.ndarray = shares / shares.sum()
+    return found
 
 
 def with_shares(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from runs import assay, write_lines
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,6 +31,7 @@ def model(folder: Path) -> Path:
     config = transformers.GPT2Config(
         vocab_size=len(vocabulary), n_positions=32, n_embd=8, n_layer=1, n_head=2
     )
+    torch.manual_seed(3)
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 

@@ -65,7 +65,7 @@ def test_shares_of_greatest_likelihood() -> None:
         ((a, b) for a in grid for b in grid),
         key=lambda s: np.log(ratios @ np.array([1 - sum(s), *s])).sum(),
     )
-    found = likeliest_shares(ratios)
+    found = likeliest_shares(ratios, np.ones(2, dtype=bool))
     np.testing.assert_allclose(found[1:], best, atol=0.005)
     assert with_shares(ratios, found).mean(0) == pytest.approx(found, abs=1e-4)
 
@@ -77,7 +77,7 @@ def test_a_row_is_compared_with_others_alone_and_what_is_not_known_changes_nothi
     ids = np.arange(40)
     measured = Measured(numbers, states[0], states[1])
     reference = reference_of(ids, measured)
-    found = features_of(ids, measured, reference)
+    found = features_of(ids[:, None], measured, reference)
     # The same without the row itself in the reference, whose means stay.
     for row in (0, 17):
         left = np.arange(40) != row
@@ -88,13 +88,13 @@ def test_a_row_is_compared_with_others_alone_and_what_is_not_known_changes_nothi
             answers=reference.answers[left],
         )
         one = Measured(*(part[[row]] for part in measured))
-        alone = features_of(ids[[row]], one, without)
+        alone = features_of(ids[[row], None], one, without)
         # The spread over all is that of one row fewer.
         np.testing.assert_allclose(alone[0], found[row], rtol=0.1, atol=0.1)
         np.testing.assert_allclose(alone[0, -3:-1], found[row, -3:-1], atol=1e-12)
     unknown = numbers.copy()
     unknown[:, 2:4] = np.nan
-    of_unknown = features_of(ids, measured._replace(numbers=unknown), reference)
+    of_unknown = features_of(ids[:, None], measured._replace(numbers=unknown), reference)
     assert np.isnan(of_unknown).any(0).sum() == 8
     known = ~np.isnan(of_unknown).any(0)
     np.testing.assert_array_equal(of_unknown[:, known], found[:, known])
