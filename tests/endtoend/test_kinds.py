@@ -87,6 +87,7 @@ def test_the_view_of_features_holds_the_vectors(done: Path) -> None:
     assert run.sql("SELECT DISTINCT text FROM examples").fetchall() == [("",)]
 
 
+@pytest.mark.slow
 def test_a_corpus_that_is_written_brings_its_vectors(
     done: Path, images: Path, tmp_path: Path, assay: Any
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_new_label_of_a_query_recomputes_its_block_alone(
     assert json.loads(details.fetchall()[0][0])["n_without_label"] == 1
 
 
+@pytest.mark.slow
 def test_beside_other_values_each_utility_has_its_method(
     tmp_path: Path, assay: Any, complaint: Any
 ) -> None:

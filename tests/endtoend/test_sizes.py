@@ -141,6 +141,7 @@ def test_a_probe_of_many_rows_is_fitted_on_some_and_stays_when_rows_are_appended
     assert resolved(grown.parent)["probe"]["rows"] is None
 
 
+@pytest.mark.slow
 def test_old_rows_are_judged_again_only_when_asked(tmp_path: Path, assay: Any) -> None:
     stages = {"kernel_regression": FEATURES, "label_issues": {}}
     config = given(tmp_path / "run", 60, stages)

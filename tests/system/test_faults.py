@@ -92,7 +92,7 @@ def check(scene: Scene, draw: random.Random, done: object) -> None:
     assert not after, (done, after)
 
 
-@pytest.mark.parametrize("seed", seeds(104, quick=3))
+@pytest.mark.parametrize("seed", seeds(104, quick=2))
 def test_a_fault_serves_no_wrong_row_and_heals(scene: Scene, seed: int) -> None:
     draw = random.Random(seed)
     check(scene, draw, hurt(scene, draw, seed))
@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_and_heals(scene: Scene, seed: int) -> None:
     check(scene, draw, done)
 
 
-@pytest.mark.parametrize("seed", seeds(200, quick=3))
+@pytest.mark.parametrize("seed", seeds(200, quick=2))
 def test_a_flipped_bit_has_no_effect_or_is_told(scene: Scene, seed: int) -> None:
     draw = random.Random(1000 + seed)
     scene.restore()

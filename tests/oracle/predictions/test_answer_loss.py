@@ -176,11 +176,10 @@ def test_planted_answers_are_measured_as_rows_with_these_answers(saved: Any, mem
     for row in planted.to_pylist():
         if row["kind"] not in ("another answer", "off topic"):
             continue
-        candidates = []
-        for answer in set(said) - {said[row["id"]]}:
-            ids, begin, _ = whole.ids("prompt_completion", asked[row["id"]], answer)
-            candidates.append(whole.losses(ids, begin)[0].mean())
-        assert min(abs(np.array(candidates) - row["loss"])) < 1e-5
+        answer = said[row["donor_id"]]
+        assert answer != said[row["id"]]
+        ids, begin, _ = whole.ids("prompt_completion", asked[row["id"]], answer)
+        assert row["loss"] == pytest.approx(whole.losses(ids, begin)[0].mean(), rel=1e-5)
     states = {row["id"]: row["vector"] for row in losses.to_pylist()}
     for row in planted.to_pylist():
         prompt = np.split(np.array(row["vector"]), 2)[0]

@@ -92,6 +92,12 @@ def test_a_row_is_compared_with_others_alone_and_what_is_not_known_changes_nothi
         # The spread over all is that of one row fewer.
         np.testing.assert_allclose(alone[0], found[row], rtol=0.1, atol=0.1)
         np.testing.assert_allclose(alone[0, -3:-1], found[row, -3:-1], atol=1e-12)
+    # A planted answer is not compared with the row that it was taken from, which it is equal to.
+    taken = measured._replace(answers=np.roll(measured.answers, -1, axis=0))
+    donors = np.roll(ids, -1)
+    leaking = features_of(ids[:, None], taken, reference)[:, -2]
+    assert (leaking > 0.999).any()
+    assert (features_of(np.column_stack([ids, donors]), taken, reference)[:, -2] < 0.999).all()
     unknown = numbers.copy()
     unknown[:, 2:4] = np.nan
     of_unknown = features_of(ids[:, None], measured._replace(numbers=unknown), reference)

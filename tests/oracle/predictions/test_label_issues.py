@@ -97,6 +97,7 @@ def test_where_few_predictions_are_sure_the_number_of_wrong_labels_is_still_abou
         assert 2 / 3 < float(expected) / int(wrong.sum()) < 1.5
 
 
+@pytest.mark.slow
 def test_p_wrong_is_calibrated():
     outputs, given, wrong, _ = drawn(60_000, 4, 8.0, 0.2, seed=1)
     p_wrong = fit_noise_model(outputs, given).wrong(outputs, given)

@@ -21,6 +21,7 @@ def sorted_out(scores: np.ndarray, k: int) -> set[tuple[int, int, float]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, database=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
