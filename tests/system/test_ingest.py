@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 class Mortal:
     """Refuses no row; the first process that is asked about a row with some word dies of it."""
 
+    learns_completions = False
+
     def __init__(self, grave: Path, word: str):
         self.grave, self.word = grave, word
         self.key = [["mortal", word]]

@@ -211,7 +211,7 @@ def test_readers_keep_their_views_while_a_changed_run_is_made_and_killed(
     assay("status", run)
     changed = tmp_path / "changed.yaml"
     changed.write_text((run / "config.yaml").read_text().replace(str(unbroken.folder), str(run)))
-    settings = ("--set", "stages.ntk.projection.seed=1")
+    settings = ("--set", "stages.ntk.projection.seed=1", "--set", "stages.freeshap.rounds=40")
     with reader(run, "shapley", "ntk", "predictions", "gradients") as seen:
         # The lock, a file under a temporary name, and the record: then the run is another.
         for changes in (3, 5):
