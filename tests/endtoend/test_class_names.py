@@ -166,6 +166,7 @@ def test_chance_is_that_of_independent_labels_and_predictions() -> None:
     assert Agreement.of([(0, 1, 30), (1, 0, 30)]).is_below_chance
 
 
+@pytest.mark.slow
 def test_every_stage_reads_the_outputs_in_the_order_of_the_corpus(
     run_of: Any, assay: Any, fine_tuned: Path, tmp_path: Path
 ) -> None:

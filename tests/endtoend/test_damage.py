@@ -254,6 +254,7 @@ def test_a_damaged_text_manifest_of_another_run_blocks_no_corpus(tmp_path: Path)
     assay("run", config)
 
 
+@pytest.mark.slow
 def test_appended_rows_keep_their_cut_when_shards_of_text_are_damaged(tmp_path: Path) -> None:
     """The ids of the earlier cut come from a table that is whole: all keys stay."""
     config = write(tmp_path)

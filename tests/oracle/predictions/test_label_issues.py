@@ -43,7 +43,12 @@ def drawn(n, n_classes, temperature, noise, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("n_classes", "noise"), [(2, 0.15), (3, 0.1), pytest.param(6, 0.3, marks=pytest.mark.slow)]
+    ("n_classes", "noise"),
+    [
+        (2, 0.15),
+        pytest.param(3, 0.1, marks=pytest.mark.slow),
+        pytest.param(6, 0.3, marks=pytest.mark.slow),
+    ],
 )
 def test_the_model_that_drew_the_labels_is_found_again(n_classes, noise):
     outputs, given, _, _ = drawn(40_000, n_classes, 8.0, noise)
