@@ -261,7 +261,7 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option("--quota", multiple=True, metavar="CLASS=ROWS", help="Rows of one class to keep.")
 @click.option("--soft", type=float, help="All rows, with sampling weights: lower is stricter.")
 @click.option(
-    "--by", help="coreset, shapley, label_score; of completions relevance, answer_issues."
+    "--by", help="coreset, shapley, label_score; of completions query_relevance or answer_issues."
 )
 @click.option("--utility", help="The utility whose values count, when the run has several.")
 @click.option(

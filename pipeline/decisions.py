@@ -52,14 +52,7 @@ def flagged(instance: str, top: int | None, precision: float | None, has_pairs: 
 
     Or the lowest `top` scores, or as many as have a mean `p_wrong` of `precision`.
     """
-    lowest = "AND is_label_issue"
-    if top is not None:
-        lowest = f"ORDER BY label_score, example_id LIMIT {int(top)}"
-    elif precision is not None:
-        lowest = (
-            "QUALIFY avg(p_wrong) OVER (ORDER BY label_score, example_id ROWS UNBOUNDED "
-            f"PRECEDING) >= {float(precision)!r}"
-        )
+    lowest = _worst("label_score", "is_label_issue", top, precision)
     pair = "e.text_b, " if has_pairs else ""
     return f"""
         SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
@@ -68,23 +61,28 @@ def flagged(instance: str, top: int | None, precision: float | None, has_pairs: 
         JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
 
 
+def _worst(order: str, flag: str, top: int | None, precision: float | None) -> str:
+    """The end of a statement over scored rows: `top` ones, up to a `precision`, or flagged."""
+    if top is not None:
+        return f"ORDER BY {order}, example_id LIMIT {int(top)}"
+    if precision is not None:
+        return (
+            f"QUALIFY avg(p_wrong) OVER (ORDER BY {order}, example_id ROWS UNBOUNDED "
+            f"PRECEDING) >= {float(precision)!r}"
+        )
+    return f"AND {flag}"
+
+
 def flagged_answers(instance: str, top: int | None, precision: float | None) -> str:
     """The rows whose answers an instance of `answer_issues` flags, the worst first.
 
     Or the worst `top`, or as many as have a mean `p_wrong` of `precision`.
     """
-    lowest = "AND is_answer_issue"
-    if top is not None:
-        lowest = f"ORDER BY p_wrong DESC, example_id LIMIT {int(top)}"
-    elif precision is not None:
-        lowest = (
-            "QUALIFY avg(p_wrong) OVER (ORDER BY p_wrong DESC, example_id ROWS UNBOUNDED "
-            f"PRECEDING) >= {float(precision)!r}"
-        )
+    worst = _worst("p_wrong DESC", "is_answer_issue", top, precision)
     return f"""
         SELECT e.example_id, e.source_id, c.prompt, c.answer,
                i.reason, i.p_wrong, i.p_reason, i.is_answer_issue, i.method
-        FROM (FROM answer_issues WHERE method = {quoted(instance)} {lowest}) AS i
+        FROM (FROM answer_issues WHERE method = {quoted(instance)} {worst}) AS i
         JOIN examples AS e USING (example_id)
         JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
         ORDER BY i.p_wrong DESC, e.example_id"""

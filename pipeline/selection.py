@@ -23,6 +23,17 @@ SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
 
 
+class LeftOut(NamedTuple):
+    """Rows that are not chosen among."""
+
+    rows: str | None = None
+    """The statement that gives their example_id; None where all are chosen among."""
+    n_flagged: int = 0
+    """Those whose answers are flagged."""
+    n_repeated: int = 0
+    """Others, near duplicates of one that is not left out."""
+
+
 class Chosen(NamedTuple):
     """What rows are chosen by, and the statement that gives them."""
 
@@ -33,9 +44,8 @@ class Chosen(NamedTuple):
     is_by_quota: bool = False
     """Whether the numbers of each class are given."""
     n_flagged: int = 0
-    """Rows that are left out because their answers are flagged."""
     n_repeated: int = 0
-    """Rows that are left out as near duplicates of one that is not."""
+    """As in `LeftOut`."""
 
 
 def choose(
@@ -66,57 +76,46 @@ def choose(
     if soft is not None and not soft > 0:
         raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")
     chosen = _source(run, by, utility, method)
-    if run.task() == "completion" and not keep_flagged:
-        return _of_completions(run, chosen, given[0], asked[given[0]], soft)
+    is_completion = run.task() == "completion"
+    left_out = _left_out(run) if is_completion and not keep_flagged else LeftOut()
+    counts = (left_out.n_flagged, left_out.n_repeated)
+    if quota and is_completion:
+        raise RunError(
+            "select: found a quota of classes in a corpus of completions, expected keep, drop or "
+            "soft. Say for example --keep 20%."
+        )
     if quota:
         return Chosen(chosen, selected(chosen, True, _of_classes(run, quota)), False, True)
     if str(keep).strip().endswith("tokens"):
-        return Chosen(chosen, _of_tokens(run, chosen, str(keep), per_class), per_class)
+        statement = _of_tokens(run, chosen, str(keep), per_class, left_out.rows)
+        return Chosen(chosen, statement, per_class, False, *counts)
     count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
     if keep is not None:
         count = rows_of(str(keep), total)
     elif drop is not None:
         count = total - rows_of(str(drop), total)
-    return Chosen(chosen, selected(chosen, per_class, f"rank <= {count}", soft), per_class)
+    limit = f"rank <= {count}"
+    statement = selected(chosen, per_class, limit, soft, without=left_out.rows)
+    return Chosen(chosen, statement, per_class, False, *counts)
 
 
-def _of_completions(run: Any, source: Source, name: str, asked: Any, soft: float | None) -> Chosen:
-    """The choice among rows whose answers are not flagged, near duplicates once.
-
-    Raises:
-        RunError: there is a quota, though there are no classes.
-    """
-    if name == "quota":
-        raise RunError(
-            "select: found a quota of classes in a corpus of completions, expected keep, drop or "
-            "soft. Say for example --keep 20%."
-        )
-    flagged, repeated = "SELECT NULL::BIGINT AS example_id WHERE false", None
+def _left_out(run: Any) -> LeftOut:
+    """Rows of a corpus of completions whose answers are flagged, and near duplicates of others."""
+    flagged, rows = "SELECT NULL::BIGINT AS example_id WHERE false", None
     if run.methods("answer_issues"):
-        flagged = "SELECT example_id FROM answer_issues WHERE is_answer_issue"
+        rows = flagged = "SELECT example_id FROM answer_issues WHERE is_answer_issue"
     if run.methods("near_duplicates"):
         # The first of a cluster that is not flagged stands for it.
-        repeated = (
-            f"SELECT example_id FROM near_duplicates WHERE example_id NOT IN ({flagged}) QUALIFY "
-            "row_number() OVER (PARTITION BY method, cluster ORDER BY example_id) > 1"
+        rows = (
+            f"{flagged} UNION SELECT example_id FROM near_duplicates WHERE example_id NOT IN "
+            f"({flagged}) QUALIFY row_number() OVER (PARTITION BY method, cluster "
+            "ORDER BY example_id) > 1"
         )
-    without = f"{flagged} UNION {repeated}" if repeated else flagged
-    counts = [
-        run.sql(f"SELECT count(DISTINCT example_id) FROM ({rows})").fetchall()[0][0]
-        for rows in (flagged, without)
-    ]
-    left = f"SELECT count(*) FROM examples WHERE example_id NOT IN ({without})"
-    total = run.sql(left).fetchall()[0][0]
-    view = None
-    if name == "soft":
-        limit = "true"
-    elif str(asked).strip().endswith("tokens"):
-        view, limit = _counts(run), f"tokens <= {_n_tokens(str(asked))}"
-    else:
-        count = rows_of(str(asked), run.sql("SELECT count(*) FROM examples").fetchall()[0][0])
-        limit = f"rank <= {min(total, count) if name == 'keep' else max(0, total - count)}"
-    statement = selected(source, False, limit, soft, view, without)
-    return Chosen(source, statement, False, False, counts[0], counts[1] - counts[0])
+    n_flagged, n = (
+        run.sql(f"SELECT count(DISTINCT example_id) FROM ({of})").fetchall()[0][0]
+        for of in (flagged, rows or flagged)
+    )
+    return LeftOut(rows, n_flagged, n - n_flagged)
 
 
 def _source(run: Any, by: str | None, utility: str | None, method: str | None) -> Source:
@@ -155,33 +154,14 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
     return Source(by, chosen, instance, view, "v.value", "v.value")
 
 
-def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool) -> str:
+def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool, without: str | None) -> str:
     """The statement for the first rows that have so many tokens together."""
-    limit = f"tokens <= {_n_tokens(keep)}"
-    return selected(chosen, per_class, limit, counts=_counts(run))
-
-
-def _n_tokens(keep: str) -> str:
-    """The number in `50000 tokens`.
-
-    Raises:
-        RunError: it is none.
-    """
     number = keep.strip().removesuffix("tokens").strip()
     if not number.isdecimal():
         raise RunError(
             f"select: found {keep!r}, expected a number such as '50000 tokens'. Say for "
             "example --keep '50000 tokens'."
         )
-    return number
-
-
-def _counts(run: Any) -> str:
-    """The view with the tokens of rows.
-
-    Raises:
-        RunError: no stage counted them.
-    """
     views = [view for view in COUNTS if view in run.views()]
     counted = "SELECT 1 FROM {} WHERE role = 'example' AND n_tokens IS NOT NULL LIMIT 1"
     view = next((view for view in views if run.sql(counted.format(view)).fetchall()), None)
@@ -190,7 +170,8 @@ def _counts(run: Any) -> str:
             "select: found no counts of tokens, expected those of a stage that reads texts. Add "
             "`text_length: {}` under `stages:` and run again, or name a number of rows or a share."
         )
-    return view
+    limit = f"tokens <= {number}"
+    return selected(chosen, per_class, limit, counts=view, without=without)
 
 
 def _of_classes(run: Any, quota: Mapping[str, str | int]) -> str:

@@ -12,9 +12,9 @@ import click
 
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, summarize
-from pipeline.terminal import show, table
+from pipeline.terminal import TEXT_WIDTH, show, table
 
-TAIL = 60
+TAIL = TEXT_WIDTH - 1
 """Characters of a prompt's end that a table shows."""
 
 

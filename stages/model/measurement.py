@@ -214,7 +214,7 @@ def load_embedder(
     n_states = int(trunk.config.num_hidden_layers) + 1
     if layer != "all" and not -n_states <= layer < n_states:
         raise ConfigError(
-            f"embedding: found layer: {layer}, expected all, or {-n_states} to {n_states - 1} for "
+            f"embedding: found layer: {layer}, expected {-n_states} to {n_states - 1} for "
             f"{model.path}. Name one of its {n_states} hidden states; -1 is the last."
         )
     network = PooledNetwork(trunk, nn.Identity(), layer, by_position)

@@ -3,9 +3,9 @@
     difficulty = loss of the text with its prompt / loss of the text alone
 
 the instruction-following difficulty (IFD) of arXiv:2308.12032, near or above 1 where the prompt
-does not help to say the answer, which is then another prompt's, or says too little. `gain` is what
-the prompt tells of the whole answer, in nats: their difference times its tokens. `end_loss` is
-large where the answer stops in the middle.
+does not help to say the answer, which is then another prompt's, or says too little. `gain` is about
+what the prompt tells of the whole answer, in nats: the difference of both losses times all its
+tokens, those of its end among them. `end_loss` is large where the answer stops in the middle.
 
 Losses are of the model as it is. The source fine-tunes it a little first; a model that was taught
 to follow instructions needs that less.

@@ -112,7 +112,8 @@ class Prediction(RunsModel, Stage):
         tokens = measurement.tokenise(text)
         # Of a completion that `max_length` cuts off there is nothing to predict.
         kept = np.flatnonzero(measurement.has_target(tokens))
-        inputs.tell(n_left_out=len(tokens.lengths) - len(kept))
+        if len(kept) < len(tokens.lengths):
+            inputs.tell(notice="rows are left out whose answer max_length cuts off")
         for batch in batches(tokens.lengths[kept], self.token_budget):
             rows = kept[batch]
             with torch.no_grad():

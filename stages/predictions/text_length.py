@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.model.heads.head import Head, head_of
+from stages.model.lengths import UNCUT
 from stages.model.pretrained import load_tokenizer
 from stages.model.spec import ModelSpec, RunsModel
 from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
@@ -30,9 +31,6 @@ TEXT_LENGTH = TableSpec(
 )
 """The tokens of a whole row, those of its template and special ones among them, and how many of
 them are read."""
-
-UNCUT = 2**30
-"""More tokens than a row has."""
 
 
 class Encoder(NamedTuple):

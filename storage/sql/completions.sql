@@ -24,6 +24,8 @@ SELECT id, role,
             ELSE list_aggregate(list_transform(turns[:n_before],
                      lambda t: t.role || ': ' || coalesce(t.content, '')), 'string_agg', chr(10))
        END AS prompt,
-       CASE WHEN form = 'text' THEN text WHEN form <> 'messages' THEN text_b ELSE turns[n_before + 1].content END AS answer,
+       CASE form WHEN 'text' THEN text WHEN 'messages' THEN turns[n_before + 1].content
+            ELSE text_b
+       END AS answer,
        coalesce(len(turns), CASE form WHEN 'text' THEN 1 ELSE 2 END) AS n_turns, run_id
 FROM said

@@ -8,32 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 from runs import assay, write_lines
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import word_model
 
 from pipeline.api import expected, flag, open_run, select
 from pipeline.errors import RunError
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
-
-
-def model(folder: Path) -> Path:
-    """A GPT-2 of one layer that knows `WORDS`, untrained."""
-    vocabulary = {w: i for i, w in enumerate(["<end>", *WORDS, "?", "..."])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>"
-    ).save_pretrained(folder)
-    config = transformers.GPT2Config(
-        vocab_size=len(vocabulary), n_positions=32, n_embd=8, n_layer=1, n_head=2
-    )
-    torch.manual_seed(3)
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[20] |= {name: rows[4][name] for name in ("prompt", "completion")}
     raw = {
         "run": "run",
-        "model": {"path": str(model(place / "model")), "head": "completion", "max_length": 32},
+        "model": {
+            "path": str(word_model(place / "model", [*WORDS, "?", "..."], n_positions=32)),
+            "head": "completion",
+            "max_length": 32,
+        },
         "corpus": {"path": write_lines(place / "rows.jsonl", rows), "task": "completion"},
         "queries": {"path": write_lines(place / "queries.jsonl", rows[:3])},
         "ray": {"engine": "in_process"},

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import transformers
 from runs import Rows, write_lines, write_run
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import word_model
 
 from pipeline import open_run
 
@@ -286,27 +285,14 @@ def test_completions(form: str, tmp_path: Path, assay: Any, complaint: Any, read
         assert "found a corpus with task: completion, expected classification" in said
 
 
-def causal_model(folder: Path) -> Path:
-    """A GPT-2 of one layer that knows the words of `FORMS`."""
-    words = {w: i for i, w in enumerate(["<end>", *"2+2= 4 once upon a time sky? blue".split()])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>"
-    ).save_pretrained(folder)
-    config = transformers.GPT2Config(
-        vocab_size=len(words), n_positions=16, n_embd=8, n_layer=1, n_head=2
-    )
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
-
-
 def test_completions_are_valued_by_the_loss(tmp_path: Path, assay: Any) -> None:
     rows = [{**row, "id": i} for i, row in enumerate(FORMS["prompt_completion"] * 3)]
     config = write_run(
         tmp_path,
         model={
-            "path": str(causal_model(tmp_path / "model")),
+            "path": str(
+                word_model(tmp_path / "model", "2+2= 4 once upon a time sky? blue".split())
+            ),
             "head": "completion",
             "max_length": 16,
         },
