@@ -113,6 +113,8 @@ def test_the_choice_leaves_out_flagged_answers_and_near_duplicates(ran: Any) -> 
     relevance = dict(run.sql("SELECT example_id, rank FROM query_relevance").fetchall())
     ranks = [relevance[i] for i in ids]
     assert ranks == sorted(ranks)
+    dropped = [row[0] for row in select(run, drop=N - 5).fetchall()]
+    assert dropped == ids[:5]
     few = [row[0] for row in select(run, keep=5).fetchall()]
     assert few == ids[:5]
     by_answers = [row[0] for row in select(run, keep=5, by="answer_issues").fetchall()]

@@ -197,6 +197,8 @@ def test_rows_whose_answer_is_cut_off_are_left_out(saved: Any, memory: Any) -> N
     assert losses["loss"].null_count == len(ASKED) - len(read)
     found = inputs.run(Prediction(model)).sort_by("id")
     assert found["id"].to_pylist() == read
+    (notice,) = inputs.told.details()["notices"]
+    assert notice == "rows are left out whose answer max_length cuts off"
     likelihood = [row[0] for row in found["logits"].to_pylist()]
     expected = [-x for x in losses["loss"].to_pylist() if x is not None]
     np.testing.assert_allclose(likelihood, expected, rtol=1e-5)
