@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from pipeline.agreement import mismatches
+from pipeline.trials import trials
 
 SUSPICIOUS = 20
 """Labels that `assay run` shows."""
@@ -42,6 +43,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "pairs": [],
         "answers": [],
         "bad_answers": None,
+        "trials": trials(run) if "selection_trial" in views else [],
         "planted": None,
         "helpful": [],
         "harmful": [],

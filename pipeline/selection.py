@@ -5,15 +5,13 @@ A `run` is an `OpenedRun` everywhere, whose methods call these.
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.decisions import Source, selected
 from pipeline.errors import RunError
 from pipeline.results import rows_of
+from pipeline.trials import trials
 from storage.sql import quoted
-
-if TYPE_CHECKING:
-    pass
 
 BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues")
 COUNTS = ("text_lengths", "diagnostics")
@@ -208,6 +206,7 @@ def expected(
             empty where `why_not` says why there is no forecast.
         n_queries: Queries that it is judged on.
         why_not: A sentence, or None.
+        trials: As `trials.trials` has them, those that chose by the same.
         n_flagged, n_repeated: Rows of a corpus of completions that are not chosen among: answers
             that are flagged, and near duplicates of others.
     """
@@ -230,6 +229,7 @@ def expected(
         "rows": [],
         "n_queries": 0,
         "why_not": None,
+        "trials": [trial for trial in _trials(run) if trial["by"] == chosen.source.by],
         "n_flagged": chosen.n_flagged,
         "n_repeated": chosen.n_repeated,
     }
@@ -237,7 +237,14 @@ def expected(
         if not 0 < n_rows < n_examples:
             raise RunError("all rows are kept" if n_rows else "no row is kept")
         if run.task() != "classification":
-            raise RunError("the surrogate is one of classes, which this corpus has none of")
+            raise RunError(
+                "the surrogate is one of classes, which this corpus has none of"
+                + (
+                    "; `selection_trial: {}` under `stages:` measures it by short trainings"
+                    if run.task() == "completion"
+                    else ""
+                )
+            )
         if chosen.is_by_quota:
             raise RunError("the numbers of each class are your own")
         overrides = _as_chosen(run, chosen, n_rows / n_examples)
@@ -248,6 +255,10 @@ def expected(
         row for row in evaluation["rows"] if row["by"] in ("all", "random", chosen.source.called)
     ]
     return found | {"rows": kept, "n_queries": evaluation["facts"]["n_queries"]}
+
+
+def _trials(run: Any) -> list[dict[str, Any]]:
+    return trials(run) if "selection_trial" in run.views() else []
 
 
 def _as_chosen(run: Any, chosen: Chosen, share: float) -> list[str]:

@@ -13,6 +13,7 @@ import click
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, summarize
 from pipeline.terminal import TEXT_WIDTH, show, table
+from pipeline.trials import SAID, verdict
 
 TAIL = TEXT_WIDTH - 1
 """Characters of a prompt's end that a table shows."""
@@ -127,6 +128,10 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         show(
             table(names, [[c["class"], f"{c['before']:.1%}", f"{c['kept']:.1%}"] for c in classes])
         )
+    for trial in expected["trials"]:
+        _print_trial(trial)
+    if expected["trials"]:
+        return
     if expected["why_not"]:
         show(f"No forecast of what they train: {expected['why_not'].rstrip('.')}.")
         return
@@ -191,6 +196,8 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(table(names, [[row[n] for n in names] for row in short]))
     if summary["bad_answers"] is not None:
         show(_about_answers(summary["bad_answers"], summary["examples"]))
+    for trial in summary["trials"]:
+        _print_trial(trial)
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             utility = summary["utility"]
@@ -225,6 +232,27 @@ def print_summary(run: Any, is_json: bool) -> None:
     show(f"\nCatalog: {_shell_path(summary['catalog'])}   Ask it in SQL, for example:")
     for statement in summary["try"]:
         show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
+
+
+def _print_trial(trial: Mapping[str, Any]) -> None:
+    """Prints what short trainings on chosen rows gave, beside other rows."""
+    rows = [
+        [
+            SAID[row["trained_on"]].format(by=trial["by"]),
+            round(row["n_rows"]),
+            round(row["n_tokens"]),
+            f"{row['loss']:.3f} ± {row['stderr']:.3f}",
+            "" if row["spread"] is None else f"{row['spread']:.3f}",
+        ]
+        for row in trial["rows"]
+    ]
+    show(
+        f"\nThe model fine-tuned for {trial['steps']} steps of {trial['batch_size']} rows, with "
+        f"{trial['keep']:.0%} of the rows chosen; no query judges rows that it chose:"
+    )
+    names = ["trained on", "rows", "tokens", "loss of the queries", "sd over random sets"]
+    show(table(names, rows))
+    show(verdict(trial))
 
 
 def _tail(prompt: str | None) -> str:

@@ -13,9 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64
 
-from stages.reading.vectors import matrix_of, unit_rows
+from stages.ranking.turns import relevance
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -34,61 +33,6 @@ QUERY_RELEVANCE = TableSpec(
 )
 """Places in the order, from 1; the largest cosine and its query; of rows that a query took in its
 turn (`is_taken`) that query."""
-
-FIRST = 1000
-"""Most similar examples that a query has to choose from, at least."""
-SPARE = 8
-"""Times as many as fall to a query's share."""
-
-
-class Choices:
-    """The examples that each query may choose, the most similar of all that were added."""
-
-    def __init__(self, n_queries: int, share: float) -> None:
-        self._share = share
-        self._n = 0
-        self._places = np.zeros((n_queries, 0), np.int64)
-        self._cosines = np.zeros((n_queries, 0), np.float32)
-
-    def add(self, cosines: Float32[np.ndarray, "rows queries"]) -> None:
-        """Offers more examples. Cost: a partition of each query's."""
-        places = np.arange(self._n, self._n + len(cosines))
-        self._n += len(cosines)
-        every = np.concatenate([self._cosines, cosines.T], axis=1)
-        of = np.concatenate([self._places, np.tile(places, (len(every), 1))], axis=1)
-        most = max(FIRST, -(-round(SPARE * self._share * self._n) // len(every)))
-        if every.shape[1] > most:
-            # Of equal cosines at the border any: the order of those kept is settled by place.
-            kept = np.argpartition(-every, most - 1, axis=1)[:, :most]
-            every, of = np.take_along_axis(every, kept, 1), np.take_along_axis(of, kept, 1)
-        self._cosines, self._places = every, of
-
-    def turns(self, count: int) -> tuple[Int64[np.ndarray, " taken"], Int64[np.ndarray, " taken"]]:
-        """The first `count` examples, by place, that queries take in turns, and who took them.
-
-        Fewer where every query has run out of choices.
-        """
-        order = np.lexsort((self._places, -self._cosines), axis=1)
-        lists = np.take_along_axis(self._places, order, 1).tolist()
-        is_free = np.ones(self._n, bool)
-        reached = [0] * len(lists)
-        taken: list[int] = []
-        by: list[int] = []
-        going = list(range(len(lists)))
-        while going and len(taken) < count:
-            left = []
-            for query in going:
-                row, at = lists[query], reached[query]
-                while at < len(row) and not is_free[row[at]]:
-                    at += 1
-                reached[query] = at + 1
-                if at < len(row) and len(taken) < count:
-                    is_free[row[at]] = False
-                    taken.append(row[at])
-                    by.append(query)
-                    left.append(query)
-            going = left
-        return np.array(taken, np.int64), np.array(by, np.int64)
 
 
 @dataclass(frozen=True)
@@ -141,28 +85,14 @@ class QueryRelevance(Stage):
                 "in the YAML, or choose without them."
             )
         by_id = np.argsort(query_ids)
-        queries = unit_rows(queries[by_id]).astype(np.float32)
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        choices = Choices(len(queries), self.share)
-        for table in inputs.by_shard(self.features, "example"):
-            if table.num_rows:
-                cosines = unit_rows(matrix_of(table["vector"])).astype(np.float32) @ queries.T
-                parts.append((table["id"].to_numpy(), cosines.max(1), cosines.argmax(1)))
-                choices.add(cosines)
-        if not parts:
+        found = relevance(
+            queries[by_id], inputs.by_shard(self.features, "example"), share=self.share
+        )
+        if found is None:
             return
-        ids, best, of = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        taken, by = choices.turns(round(self.share * len(ids)))
-        of[taken] = by
-        is_taken = np.zeros(len(ids), bool)
-        is_taken[taken] = True
-        rest = np.flatnonzero(~is_taken)
-        rest = rest[np.lexsort((ids[rest], -best[rest]))]
-        rank = np.empty(len(ids), np.int64)
-        rank[np.concatenate([taken, rest])] = np.arange(1, len(ids) + 1)
-        of_query = np.asarray(query_ids)[by_id][of]
-        columns = [ids, rank, best.astype(np.float64), of_query, is_taken]
-        order = np.argsort(ids)
+        of_query = np.asarray(query_ids)[by_id][found.query]
+        columns = [found.ids, found.rank, found.similarity, of_query, found.is_taken]
+        order = np.argsort(found.ids)
         rows = pa.RecordBatch.from_arrays(
             [pa.array(column[order]) for column in columns], schema=QUERY_RELEVANCE.schema
         )

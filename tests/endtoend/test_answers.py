@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "planted_answers": {"rows": 20},
             "query_relevance": {},
             "near_duplicates": {},
+            "selection_trial": {"steps": 2, "batch_size": 4, "draws": 1},
         },
     }
     for name in ("corpus", "queries"):
@@ -155,3 +156,24 @@ def test_a_reviewed_answer_is_dropped(ran: Any, tmp_path: Path) -> None:
     assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
     left = [json.loads(line)["id"] for line in out.read_text().splitlines()]
     assert left == [i for i in range(N) if str(i) not in {row["source_id"] for row in rows}]
+
+
+def test_a_trial_says_what_chosen_rows_train(ran: Any) -> None:
+    run, said = ran
+    rows = run.sql(
+        "SELECT trained_on, count(DISTINCT query_id) AS n, any_value(n_rows) AS rows "
+        "FROM selection_trial GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    names = ("all", "chosen", "nothing", "random")
+    assert [row[:2] for row in rows] == [(name, 3) for name in names]
+    (trial,) = expected(run, keep="20%")["trials"]
+    losses = dict(
+        run.sql("SELECT trained_on, avg(loss) FROM selection_trial GROUP BY 1").fetchall()
+    )
+    assert {row["trained_on"]: row["loss"] for row in trial["rows"]} == pytest.approx(losses)
+    assert trial["gain"] == pytest.approx(losses["random"] - losses["chosen"])
+    assert trial["gain_low"] < trial["gain"] < trial["gain_high"]
+    for text in (said, assay("select", run.folder.path, "--keep", "20%").stderr):
+        assert "rows chosen by query_relevance" in text
+        assert "The chosen rows are " in text
+        assert f"{trial['gain']:+.3f} nats a token" in text

@@ -28,6 +28,7 @@ COLUMNS = ["method", "review", "stars", "id", "Text", "tags"]
 VIEWS = {
     "position_weighted": "id role vector",
     "query_relevance": "method example_id rank similarity query_id is_taken",
+    "selection_trial": "method trained_on draw query_id loss n_rows n_tokens",
     "completions": "id role prompt answer n_turns",
     "answer_losses": "id role n_tokens loss difficulty gain end_loss worst_loss",
     "answer_issues": "method example_id p_wrong reason p_reason is_answer_issue",

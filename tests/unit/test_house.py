@@ -65,7 +65,7 @@ def test_stages_keep_the_contract(stage: str) -> None:
     assert all(isinstance(name, str) for name in made.reads)
     assert made.__dataclass_params__.frozen
     fields = {field.name for field in dataclasses.fields(made)}
-    assert (made.split == "round") == bool({"rounds", "folds"} & fields)
+    assert (made.split == "round") == bool({"rounds", "folds", "draws"} & fields)
     assert made.split == "shard" or not isinstance(made, Merges)
     assert made.split == "round" or not isinstance(made, Samples)
     assert made.split == "whole" or not isinstance(made, AnswersQueries)

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages.ranking.turns import Choices
 from stages.stage import DataError
-from stages.values.query_relevance import Choices, QueryRelevance
+from stages.values.query_relevance import QueryRelevance
 
 
 def by_loop(cosines: np.ndarray, count: int) -> list[int]:

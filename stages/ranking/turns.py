@@ -1,0 +1,111 @@
+"""An order of examples by relevance to queries that take turns to choose the most similar one.
+
+Source: the round robin of RDS+, arXiv:2503.01807, section 3, here by query and not by task.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from stages.reading.vectors import matrix_of, unit_rows
+
+FIRST = 1000
+"""Most similar examples that a query has to choose from, at least."""
+SPARE = 8
+"""Times as many as fall to a query's share."""
+
+
+class Choices:
+    """The examples that each query may choose, the most similar of all that were added."""
+
+    def __init__(self, n_queries: int, share: float) -> None:
+        self._share = share
+        self._n = 0
+        self._places = np.zeros((n_queries, 0), np.int64)
+        self._cosines = np.zeros((n_queries, 0), np.float32)
+
+    def add(self, cosines: Float32[np.ndarray, "rows queries"]) -> None:
+        """Offers more examples. Cost: a partition of each query's."""
+        places = np.arange(self._n, self._n + len(cosines))
+        self._n += len(cosines)
+        every = np.concatenate([self._cosines, cosines.T], axis=1)
+        of = np.concatenate([self._places, np.tile(places, (len(every), 1))], axis=1)
+        most = max(FIRST, -(-round(SPARE * self._share * self._n) // len(every)))
+        if every.shape[1] > most:
+            # Of equal cosines at the border any: the order of those kept is settled by place.
+            kept = np.argpartition(-every, most - 1, axis=1)[:, :most]
+            every, of = np.take_along_axis(every, kept, 1), np.take_along_axis(of, kept, 1)
+        self._cosines, self._places = every, of
+
+    def turns(self, count: int) -> tuple[Int64[np.ndarray, " taken"], Int64[np.ndarray, " taken"]]:
+        """The first `count` examples, by place, that queries take in turns, and who took them.
+
+        Fewer where every query has run out of choices.
+        """
+        order = np.lexsort((self._places, -self._cosines), axis=1)
+        lists = np.take_along_axis(self._places, order, 1).tolist()
+        is_free = np.ones(self._n, bool)
+        reached = [0] * len(lists)
+        taken: list[int] = []
+        by: list[int] = []
+        going = list(range(len(lists)))
+        while going and len(taken) < count:
+            left = []
+            for query in going:
+                row, at = lists[query], reached[query]
+                while at < len(row) and not is_free[row[at]]:
+                    at += 1
+                reached[query] = at + 1
+                if at < len(row) and len(taken) < count:
+                    is_free[row[at]] = False
+                    taken.append(row[at])
+                    by.append(query)
+                    left.append(query)
+            going = left
+        return np.array(taken, np.int64), np.array(by, np.int64)
+
+
+class Relevance(NamedTuple):
+    """How relevant each example is, in the order in which examples were read."""
+
+    ids: Int64[np.ndarray, " examples"]
+    rank: Int64[np.ndarray, " examples"]
+    """Places in the order, from 1."""
+    similarity: Float64[np.ndarray, " examples"]
+    """The largest cosine with a query."""
+    query: Int64[np.ndarray, " examples"]
+    """The position of the query of that cosine, or of the one that took the example in its turn."""
+    is_taken: Bool[np.ndarray, " examples"]
+
+
+def relevance(
+    queries: Float32[np.ndarray, "queries dim"], shards: Iterable[pa.Table], share: float
+) -> Relevance | None:
+    """The order: a `share` of the examples by turns, and then the rest by their largest cosine.
+
+    `shards` are tables with the columns id and vector; without a row there is no order. Cost: an
+    inner product for each example and query.
+    """
+    unit = unit_rows(queries).astype(np.float32)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    choices = Choices(len(unit), share)
+    for table in shards:
+        if table.num_rows:
+            cosines = unit_rows(matrix_of(table["vector"])).astype(np.float32) @ unit.T
+            parts.append((table["id"].to_numpy(), cosines.max(1), cosines.argmax(1)))
+            choices.add(cosines)
+    if not parts:
+        return None
+    ids, best, of = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    taken, by = choices.turns(round(share * len(ids)))
+    of[taken] = by
+    is_taken = np.zeros(len(ids), bool)
+    is_taken[taken] = True
+    rest = np.flatnonzero(~is_taken)
+    rest = rest[np.lexsort((ids[rest], -best[rest]))]
+    rank = np.empty(len(ids), np.int64)
+    rank[np.concatenate([taken, rest])] = np.arange(1, len(ids) + 1)
+    return Relevance(ids, rank, best.astype(np.float64), of, is_taken)
