@@ -198,10 +198,11 @@ def select(
     quota: Mapping[str, str | int] | None = None,
     soft: float | None = None,
     keep_flagged: bool = False,
+    per: str | None = None,
 ) -> Rows:
     """Examples to train on, the best first; see `OpenedRun.select`."""
-    opened = _opened(run)
-    return opened.select(keep, drop, by, utility, method, per_class, quota, soft, keep_flagged)
+    given = (keep, drop, by, utility, method, per_class, quota, soft, keep_flagged, per)
+    return _opened(run).select(*given)
 
 
 def expected(run: AnyRun, progress: "Progress | None" = None, **asked: Any) -> Answer:

@@ -259,6 +259,7 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option("--keep", help='A number of rows, a share such as 20%, or "50000 tokens".')
 @click.option("--drop", help="Least valuable rows to leave out: a number, or a share such as 5%.")
 @click.option("--quota", multiple=True, metavar="CLASS=ROWS", help="Rows of one class to keep.")
+@click.option("--per", metavar="COLUMN", help="A column whose values stand for classes.")
 @click.option("--soft", type=float, help="All rows, with sampling weights: lower is stricter.")
 @click.option(
     "--by", help="coreset, shapley, label_score; of completions query_relevance or answer_issues."

@@ -6,7 +6,7 @@ Rows are chosen by scores and values alone, and the texts of these few read then
 from typing import Any, NamedTuple
 
 from pipeline.errors import RunError
-from storage.sql import quoted
+from storage.sql import named, quoted
 
 
 class Source(NamedTuple):
@@ -95,6 +95,7 @@ def selected(
     soft: float | None = None,
     counts: str | None = None,
     without: str | None = None,
+    per: str | None = None,
 ) -> str:
     """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 
@@ -103,18 +104,23 @@ def selected(
     `per_class` ranks go by places in classes, between 0 and 1, so that the first of any number have
     the same share of each class. `soft` adds a column `weight`, of mean 1 in every class: the best
     row of a class has exp(2 / soft) times that of its last. Rows of `without`, a statement that
-    gives example_id, are as if they were not there.
+    gives example_id, are as if they were not there. `per` is a column of the source whose values
+    stand for classes.
     """
-    of_class = "PARTITION BY label" if per_class else ""
+    of_class = "PARTITION BY class" if per_class else ""
+    of_row = f"x.{named(per)}::VARCHAR" if per is not None else "l.label"
+    extra = "JOIN tables.extra AS x ON x.id = v.example_id AND x.role = 'example'"
     weights = f"exp((1 - 2 * place) / {float(soft or 1)!r})"
     weight = f", {weights} / avg({weights}) OVER ({of_class}) AS weight" if soft is not None else ""
     ranked = f"""
         SELECT *, row_number() OVER (ORDER BY place, score DESC, example_id) AS rank{weight}
         FROM (SELECT *, (in_class - 0.5) / count(*) OVER ({of_class}) AS place
-              FROM (SELECT v.example_id, l.label, {source.value} AS value, {source.score} AS score,
-                           row_number() OVER ({of_class.replace("label", "l.label")}
+              FROM (SELECT v.example_id, {of_row} AS class, {source.value} AS value,
+                           {source.score} AS score,
+                           row_number() OVER ({of_class.replace("class", of_row)}
                                ORDER BY {source.score} DESC, v.example_id) AS in_class
                     FROM {source.view} AS v JOIN tables.label AS l ON l.id = v.example_id
+                    {extra if per is not None else ""}
                     WHERE v.method = {quoted(source.instance)} AND l.role = 'example'
                       {f"AND v.example_id NOT IN ({without})" if without else ""}))"""
     if counts is not None:

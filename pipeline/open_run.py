@@ -185,6 +185,7 @@ class OpenedRun:
         quota: Mapping[str, str | int] | None = None,
         soft: float | None = None,
         keep_flagged: bool = False,
+        per: str | None = None,
     ) -> Rows:
         """Examples to train on, the best first.
 
@@ -205,18 +206,18 @@ class OpenedRun:
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
             per_class: Whether values are compared within classes, or all together.
-            quota: How many of each class to keep, by its name; classes that are not named have
-                none. Give one of `keep`, `drop`, `quota` and `soft`.
+            quota: How many of each class to keep, by its name; of others none. Give one of `keep`,
+                `drop`, `quota` and `soft`.
             soft: All rows with a sampling weight, of mean 1 in every class; the first row of a
                 class has exp(2 / soft) times the weight of its last.
-            keep_flagged: Of completions, whether to choose also among rows whose answers are
-                flagged, and all near duplicates.
+            keep_flagged: Of completions, whether flagged answers and near duplicates are kept, too.
+            per: A column of the source whose values stand for classes, such as where rows are from.
 
         Raises:
             RunError: none or several of the four are given, or the run lacks the values.
         """
-        chosen = choose(self, keep, drop, by, utility, method, per_class, quota, soft, keep_flagged)
-        return self._decided(chosen.statement)
+        given = (keep, drop, by, utility, method, per_class, quota, soft, keep_flagged, per)
+        return self._decided(choose(self, *given).statement)
 
     def expected(self, progress: "Progress | None" = None, **asked: Any) -> Answer:
         """What training on the rows of `select(**asked)` is expected to give, as plain values.

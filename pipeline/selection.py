@@ -11,11 +11,13 @@ from pipeline.decisions import Source, selected
 from pipeline.errors import RunError
 from pipeline.results import rows_of
 from pipeline.trials import trials
-from storage.sql import quoted
+from storage.sql import named, quoted
 
 BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues")
 COUNTS = ("text_lengths", "diagnostics")
 """Views with the tokens of rows: whole, or of what gradients were taken of."""
+OF_ASSAY = ("id", "role", "source_id", "row_number", "method", "run_id", "assay_file")
+"""Columns of the table `extra` that are not the user's own."""
 PREFERRED_UTILITY = "cross_entropy"
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
@@ -44,6 +46,8 @@ class Chosen(NamedTuple):
     n_flagged: int = 0
     n_repeated: int = 0
     """As in `LeftOut`."""
+    per: str | None = None
+    """The column of the source whose values stand for classes."""
 
 
 def choose(
@@ -57,6 +61,7 @@ def choose(
     quota: Mapping[str, str | int] | None = None,
     soft: float | None = None,
     keep_flagged: bool = False,
+    per: str | None = None,
 ) -> Chosen:
     """See `OpenedRun.select`.
 
@@ -77,24 +82,40 @@ def choose(
     is_completion = run.task() == "completion"
     left_out = _left_out(run) if is_completion and not keep_flagged else LeftOut()
     counts = (left_out.n_flagged, left_out.n_repeated)
-    if quota and is_completion:
-        raise RunError(
-            "select: found a quota of classes in a corpus of completions, expected keep, drop or "
-            "soft. Say for example --keep 20%."
-        )
+    if per is not None:
+        _check_column(run, per)
+        per_class = True
     if quota:
-        return Chosen(chosen, selected(chosen, True, _of_classes(run, quota)), False, True)
+        statement = selected(
+            chosen, True, _of_classes(run, quota, per), without=left_out.rows, per=per
+        )
+        return Chosen(chosen, statement, False, True, *counts, per)
     if str(keep).strip().endswith("tokens"):
-        statement = _of_tokens(run, chosen, str(keep), per_class, left_out.rows)
-        return Chosen(chosen, statement, per_class, False, *counts)
+        statement = _of_tokens(run, chosen, str(keep), per_class, left_out.rows, per)
+        return Chosen(chosen, statement, per_class, False, *counts, per)
     count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
     if keep is not None:
         count = rows_of(str(keep), total)
     elif drop is not None:
         count = total - rows_of(str(drop), total)
     limit = f"rank <= {count}"
-    statement = selected(chosen, per_class, limit, soft, without=left_out.rows)
-    return Chosen(chosen, statement, per_class, False, *counts)
+    statement = selected(chosen, per_class, limit, soft, without=left_out.rows, per=per)
+    return Chosen(chosen, statement, per_class, False, *counts, per)
+
+
+def _check_column(run: Any, column: str) -> None:
+    """Refuses a column that the corpus does not have.
+
+    Raises:
+        RunError: it does not.
+    """
+    columns = run.sql("SELECT * FROM tables.extra LIMIT 0").columns
+    own = [name for name in columns if name not in OF_ASSAY]
+    if column not in own:
+        raise RunError(
+            f"select: found per={column!r}, expected a column of the corpus that is carried along: "
+            f"{', '.join(own) or 'there is none'}. Correct the name."
+        )
 
 
 def _left_out(run: Any) -> LeftOut:
@@ -152,7 +173,9 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
     return Source(by, chosen, instance, view, "v.value", "v.value")
 
 
-def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool, without: str | None) -> str:
+def _of_tokens(
+    run: Any, chosen: Source, keep: str, per_class: bool, without: str | None, per: str | None
+) -> str:
     """The statement for the first rows that have so many tokens together."""
     number = keep.strip().removesuffix("tokens").strip()
     if not number.isdecimal():
@@ -169,25 +192,39 @@ def _of_tokens(run: Any, chosen: Source, keep: str, per_class: bool, without: st
             "`text_length: {}` under `stages:` and run again, or name a number of rows or a share."
         )
     limit = f"tokens <= {number}"
-    return selected(chosen, per_class, limit, counts=view, without=without)
+    return selected(chosen, per_class, limit, counts=view, without=without, per=per)
 
 
-def _of_classes(run: Any, quota: Mapping[str, str | int]) -> str:
-    """The condition that a row is among the first so many of its class."""
+def _of_classes(run: Any, quota: Mapping[str, str | int], per: str | None) -> str:
+    """The condition that a row is among the first so many of its class, or value of a column.
+
+    Raises:
+        RunError: there is no such class, or there are no classes at all.
+    """
+    of = "label::VARCHAR AS class, label_name AS name"
+    if per is not None:
+        of = f"{named(per)}::VARCHAR AS class, class AS name"
     sizes = {
         str(name): (label, n)
         for label, name, n in run.sql(
-            "SELECT label, label_name, count(*) FROM examples WHERE label IS NOT NULL GROUP BY ALL"
+            f"SELECT {of}, count(*) FROM examples WHERE class IS NOT NULL GROUP BY ALL"
         ).fetchall()
     }
+    if not sizes:
+        raise RunError(
+            "select: found a quota of classes in a corpus without any, expected per, the column "
+            "whose values are meant. Say for example --per source --quota web=100."
+        )
     for name in quota:
         if name not in sizes:
             raise RunError(
-                f"select: found quota of {name!r}, expected classes of the run: "
+                f"select: found quota of {name!r}, expected "
+                f"{'classes of the run' if per is None else f'values of {per}'}: "
                 f"{', '.join(sizes)}. Correct the name."
             )
     limits = [
-        f"label = {sizes[name][0]} AND in_class <= {rows_of(str(count), sizes[name][1])}"
+        f"class::VARCHAR = {quoted(sizes[name][0])} AND "
+        f"in_class <= {rows_of(str(count), sizes[name][1])}"
         for name, count in quota.items()
     ]
     return f"({' OR '.join(limits)})"
@@ -200,8 +237,10 @@ def expected(
 
     Keys:
         by: What chose: coreset, shapley or label_score.
+        per: As in `Chosen`.
         n_rows, n_examples: How many rows are kept, of how many.
-        classes: For each class its name, and its shares of all rows (`before`) and of those kept.
+        classes: For each class, or value of `per`, its name, and its shares of all rows (`before`)
+            and of those kept.
         rows: As the metric `selection` has them: of what is kept, of random rows and of all;
             empty where `why_not` says why there is no forecast.
         n_queries: Queries that it is judged on.
@@ -213,13 +252,15 @@ def expected(
     from pipeline.evaluate import evaluate
     from stages.stage import StageError
 
+    of = f"examples.{named(chosen.per)}::VARCHAR" if chosen.per else "examples.label_name"
     counted = run.sql(
-        "SELECT examples.label_name, count(*), count(k.example_id) FROM examples "
+        f"SELECT {of}, count(*), count(k.example_id) FROM examples "
         f"LEFT JOIN ({chosen.statement}) AS k USING (example_id) GROUP BY 1 ORDER BY 2 DESC, 1"
     ).fetchall()
     n_examples, n_rows = (sum(row[column] for row in counted) for column in (1, 2))
     found: dict[str, Any] = {
         "by": chosen.source.by,
+        "per": chosen.per,
         "n_rows": n_rows,
         "n_examples": n_examples,
         "classes": [

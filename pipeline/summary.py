@@ -124,7 +124,7 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         show(f"Not chosen among: {' and '.join(left)}. With --keep-flagged they are.")
     classes = expected["classes"][:MOST_CLASSES]
     if len(classes) > 1:
-        names = ["class", "share of all", "share of kept"]
+        names = [expected["per"] or "class", "share of all", "share of kept"]
         show(
             table(names, [[c["class"], f"{c['before']:.1%}", f"{c['kept']:.1%}"] for c in classes])
         )

@@ -1,6 +1,7 @@
 """What short trainings on chosen rows gave: the main numbers of the view `selection_trial`."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from storage.sql import quoted
@@ -69,7 +70,7 @@ def trials(run: Any) -> list[dict[str, Any]]:
     return found
 
 
-def verdict(trial: dict[str, Any]) -> str:
+def verdict(trial: Mapping[str, Any]) -> str:
     """What a trial says about the choice, in a sentence."""
     told = "better than random rows"
     if trial["gain_high"] < 0:

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from benchmarks.environment import language_model
 from benchmarks.finished import Clock, run_config
-from benchmarks.smollm2 import smollm2
 
 from stages.metrics.support_size import auc
 
@@ -112,7 +112,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, 
     done = run_config(
         {
             "run": str(folder / "run"),
-            "model": {"path": str(smollm2()), "head": "completion", "max_length": 384},
+            "model": {"path": str(language_model()), "head": "completion", "max_length": 384},
             "corpus": {"path": str(folder / "pool.jsonl"), "task": "completion", "id": "id"},
             "stages": {"planted_answers": {"rows": arguments.planted}, "answer_issues": {}},
             "ray": {"engine": "in_process"},

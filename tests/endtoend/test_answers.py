@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "id": i,
             "prompt": " ".join(["what", "is", *draw.sample(WORDS, 3), "?"]),
             "completion": " " + " ".join(draw.choices(WORDS, k=8)),
+            "site": ["web", "book", None][i % 3],
         }
         for i in range(N)
     ]
@@ -121,7 +122,7 @@ def test_the_choice_leaves_out_flagged_answers_and_near_duplicates(ran: Any) -> 
     by_answers = [row[0] for row in select(run, keep=5, by="answer_issues").fetchall()]
     wrong = dict(run.sql("SELECT example_id, p_wrong FROM answer_issues").fetchall())
     assert [wrong[i] for i in by_answers] == sorted(wrong[i] for i in by_answers)
-    with pytest.raises(RunError, match="found a quota of classes in a corpus of completions"):
+    with pytest.raises(RunError, match="found a quota of classes in a corpus without any"):
         select(run, quota={"a": 3})
 
 
@@ -177,3 +178,19 @@ def test_a_trial_says_what_chosen_rows_train(ran: Any) -> None:
         assert "rows chosen by query_relevance" in text
         assert "The chosen rows are " in text
         assert f"{trial['gain']:+.3f} nats a token" in text
+
+
+def test_the_same_share_of_each_value_of_a_column_is_chosen(ran: Any) -> None:
+    run, _ = ran
+    rows = select(run, keep=18, per="site", keep_flagged=True).df()
+    kept = rows.merge(run.sql("SELECT example_id, site FROM examples").df(), on="example_id")
+    assert kept["site"].value_counts(dropna=False).tolist() == [6, 6, 6]
+    told = expected(run, quota={"web": 4, "book": "50%"}, per="site", keep_flagged=True)
+    kept_of = {row["class"]: round(row["kept"] * told["n_rows"]) for row in told["classes"]}
+    assert kept_of == {"web": 4, "book": 10, None: 0}
+    with pytest.raises(RunError, match="expected values of site: "):
+        select(run, quota={"tv": 4}, per="site")
+    with pytest.raises(RunError, match="expected a column of the corpus .*: site"):
+        select(run, keep=4, per="page")
+    with pytest.raises(RunError, match="found a quota of classes in a corpus without any"):
+        select(run, quota={"web": 4})
