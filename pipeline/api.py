@@ -220,9 +220,12 @@ def explain(
     progress: "Progress | None" = None,
     queries: str | Path | Sequence[str | int] | None = None,
     remove: int = 20,
+    prompt: str | None = None,
+    new_tokens: int = 64,
 ) -> Answer:
     """The examples and words behind predictions; see `OpenedRun.explain`."""
-    return _opened(run).explain(query, text, text_b, methods, top, progress, queries, remove)
+    given = (query, text, text_b, methods, top, progress, queries, remove, prompt, new_tokens)
+    return _opened(run).explain(*given)
 
 
 def _opened(run: AnyRun) -> OpenedRun:

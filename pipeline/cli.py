@@ -319,6 +319,10 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
 )
 @click.option("--text", help="A new text, for which the run's model is used; nothing is stored.")
 @click.option("--text-b", help="The second text, in a corpus of pairs.")
+@click.option("--prompt", help="A prompt: the run's language model answers it, and why is shown.")
+@click.option(
+    "--new-tokens", type=click.IntRange(1), default=64, help="Tokens of that answer at most."
+)
 @click.option(
     "--method",
     "methods",
@@ -346,6 +350,8 @@ def explain(
     queries: Path | None,
     text: str | None,
     text_b: str | None,
+    prompt: str | None,
+    new_tokens: int,
     methods: tuple[str, ...],
     top: int,
     remove: int,
@@ -361,18 +367,19 @@ def explain(
     """
     from pipeline.explain.as_file import check_ending, write_explanation
 
-    given = {"--query": query, "--queries": queries, "--text": text}
+    given = {"--query": query, "--queries": queries, "--text": text, "--prompt": prompt}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise click.UsageError(
-            f"found {len(named) or 'none'} of --query, --queries and --text, expected "
+            f"found {len(named) or 'none'} of {', '.join(given)}, expected "
             "one. Say for example --query 0."
         )
     if out is not None:
         check_ending(out)
     opened = open_run(run)
     with Screen("Reading the run ...") as screen:
-        found = opened.explain(query, text, text_b, methods, top, screen, queries, remove)
+        asked = (query, text, text_b, methods, top, screen, queries, remove, prompt, new_tokens)
+        found = opened.explain(*asked)
     if out is not None:
         write_explanation(opened, found, out)
         click.echo(f"Explanation written to {out}", err=True)

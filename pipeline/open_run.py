@@ -241,30 +241,18 @@ class OpenedRun:
         progress: "Progress | None" = None,
         queries: "str | Path | Sequence[str | int] | None" = None,
         remove: int = 20,
+        prompt: str | None = None,
+        new_tokens: int = 64,
     ) -> Answer:
         """The examples and words behind a prediction, by every method, as plain values.
 
         With `queries`, a file or a list of ids, what causes these predictions together: see
-        `pipeline.explain.failing.explain_set`. Of a single query or text the keys are:
-
-        Keys:
-            run_id: The run.
-            query: query_id, source_id, text, text_b and label.
-            predictions: One entry for each model.
-            answers: The same where the query is a question about a text.
-            tokens: For each token method and output, the words with their scores.
-            methods: For each pairwise method `speaks_for` (see `stages.stage.Stage`) and the lists
-                `helpful` (scores above 0) and `harmful` (below 0) of examples: example_id,
-                source_id, text, text_b, label, score, global_score, local_score.
-            values: The same lists by values of examples for this query alone.
-            spectra: For each support stage and class (-1 for the others in general) the examples
-                that support the prediction against it, from the most global to the most local, and
-                their number, n_support, which may be 0.
+        `pipeline.explain.failing.explain_set`. Of one, see `pipeline.explain.explanation.explain`.
 
         Args:
-            query: A query of the run, by query_id or source_id; give this or `text`.
-            text: A text that the run does not have. The run's own model and stages compute its
-                rows, and nothing is stored; the predicted class takes the place of a label.
+            query: A query of the run, by query_id or source_id; give this, `text` or `prompt`.
+            text: A text that the run does not have, whose rows the run's own model and stages
+                compute; nothing is stored, and the predicted class takes the place of a label.
             text_b: Its second text, in a corpus of pairs.
             methods: Pairwise methods, by default all; or one such as freeshap, whose stored rounds
                 are drawn again for this query alone.
@@ -272,6 +260,8 @@ class OpenedRun:
             progress: Hears how far the work is, and what long work will cost.
             queries: Several queries, in place of one or of a text.
             remove: With `queries`: how many examples the forecast leaves out.
+            prompt: A prompt; the run's language model writes its answer, which is explained.
+            new_tokens: Tokens of that answer at most.
         """
         from pipeline.explain.explanation import explain
         from pipeline.explain.failing import explain_set
@@ -279,11 +269,12 @@ class OpenedRun:
         from pipeline.explain.set_on_terminal import print_set
         from pipeline.progress import Progress
 
+        heard = progress or Progress()
         if queries is not None:
-            alone = (query, text, text_b)
-            found = explain_set(self, queries, methods, top, remove, progress or Progress(), alone)
+            alone = (query, text, text_b, prompt)
+            found = explain_set(self, queries, methods, top, remove, heard, alone)
             return Answer(found, functools.partial(print_set, top=top))
-        found = explain(self, query, text, text_b, methods, top, progress or Progress())
+        found = explain(self, query, text, text_b, methods, top, heard, prompt, new_tokens)
         return Answer(found, functools.partial(print_explanation, top=top))
 
     def write(self, rows: Any, path: str | Path) -> int:

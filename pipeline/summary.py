@@ -12,11 +12,8 @@ import click
 
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, summarize
-from pipeline.terminal import TEXT_WIDTH, show, table
+from pipeline.terminal import show, table, tail
 from pipeline.trials import SAID, verdict
-
-TAIL = TEXT_WIDTH - 1
-"""Characters of a prompt's end that a table shows."""
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -192,7 +189,7 @@ def print_summary(run: Any, is_json: bool) -> None:
     if summary["answers"]:
         show("\nMost suspicious answers (p_wrong: probability that an answer is bad)")
         names = ["prompt", "answer", "reason", "p_wrong"]
-        short = [{**row, "prompt": _tail(row["prompt"])} for row in summary["answers"]]
+        short = [{**row, "prompt": tail(row["prompt"])} for row in summary["answers"]]
         show(table(names, [[row[n] for n in names] for row in short]))
     if summary["bad_answers"] is not None:
         show(_about_answers(summary["bad_answers"], summary["examples"]))
@@ -253,12 +250,6 @@ def _print_trial(trial: Mapping[str, Any]) -> None:
     names = ["trained on", "rows", "tokens", "loss of the queries", "sd over random sets"]
     show(table(names, rows))
     show(verdict(trial))
-
-
-def _tail(prompt: str | None) -> str:
-    """The end of a prompt, which tells most of what is asked."""
-    words = " ".join((prompt or "").split())
-    return words if len(words) <= TAIL else f"…{words[-TAIL:]}"
 
 
 def _about_answers(reasons: Mapping[str, int], n: int) -> str:

@@ -54,6 +54,12 @@ def cell(name: str, value: Any) -> str:
     return text
 
 
+def tail(text: str | None) -> str:
+    """The end of a prompt in the length of a cell, which tells most of what is asked."""
+    words = " ".join((text or "").split())
+    return words if len(words) < TEXT_WIDTH else f"…{words[1 - TEXT_WIDTH :]}"
+
+
 def show(item: Any) -> None:
     """Prints a line or a table; where stdout is no terminal, a table in its full width."""
     # In a notebook rich would send HTML to the page, past stdout.

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.explain import words as explain_words
 from pipeline.explain.on_terminal import numbers, prediction_lines
 from pipeline.explain.picture import Image, data_url, largest
-from pipeline.explain.query import Rows
+from pipeline.explain.query import Rows, shown_text
 from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
 
 STYLE = """
@@ -41,7 +41,7 @@ def page(found: Mapping[str, Any], images: Images) -> str:
     """The explanation as one HTML document, with the images of its rows where they have one."""
     white = largest(list(images.values()))
     query = found["query"]
-    heading = _text(query) or f"Query {query['query_id']}"
+    heading = shown_text(query) or f"Query {query['query_id']}"
     body = [f'<p class="soft">Why did the model say that? {escape(found["run_id"])}</p>']
     body += [f"<h1>{escape(heading)}</h1>", _image(None, images, white)]
     body += [f"<p>{escape(line)}</p>" for line in prediction_lines(found)]
@@ -95,7 +95,7 @@ def _examples(rows: Rows, images: Images, white: float, css_class: str = "") -> 
         named = " · ".join(f"{name} {number}" for name, number in numbers(row).items())
         label = "" if row["label"] is None else f"{row['label']} · "
         cards.append(
-            f"<li>{bar}{_image(row['example_id'], images, white)}<p>{escape(_text(row))}</p>"
+            f"<li>{bar}{_image(row['example_id'], images, white)}<p>{escape(shown_text(row))}</p>"
             f'<p class="soft">{escape(label)}{escape(named)} · {escape(str(row["source_id"]))}</p>'
             "</li>"
         )
@@ -110,7 +110,3 @@ def _image(example_id: int | None, images: Images, white: float) -> str:
 def sentence(words: str) -> str:
     """The words with a capital letter at their beginning."""
     return words[:1].upper() + words[1:]
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    return " | ".join(part for part in (row["text"], row["text_b"]) if part)

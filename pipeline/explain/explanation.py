@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.explain.new_query import NewQuery
-from pipeline.explain.query import Query, Rows
+from pipeline.explain.prompt import answered
+from pipeline.explain.query import SAID, Query, Rows
 from pipeline.explain.replay import replay
 from pipeline.explain.stored_query import COLUMNS, StoredQuery, dicts
 from pipeline.explain.titles import lists_of_examples
@@ -29,31 +30,53 @@ def explain(
     methods: Sequence[str],
     top: int,
     progress: Progress,
+    prompt: str | None = None,
+    new_tokens: int = 64,
 ) -> dict[str, Any]:
-    """The explanation of one prediction, with the keys that `OpenedRun.explain` describes.
+    """The explanation of one prediction, as plain values.
+
+    Keys:
+        run_id: The run.
+        query: query_id, source_id, text, text_b, label; of completions prompt and answer.
+        predictions: One entry for each model.
+        answers: The same where the query is a question about a text.
+        tokens: For each token method and output, the words with their scores.
+        methods: For each pairwise method `speaks_for` (see `stages.stage.Stage`) and the lists
+            `helpful` (scores above 0) and `harmful` (below 0) of examples: example_id,
+            source_id, text, text_b, label, score, global_score, local_score.
+        values: The same lists by values of examples for this query alone.
+        spectra: For each support stage and class (-1 for the others in general) the examples
+            that support the prediction against it, from the most global to the most local, and
+            their number, n_support, which may be 0.
 
     Args:
         run: The `pipeline.open_run.OpenedRun`.
-        query: A query of the run, by query_id or source_id; either this or `text` is given.
+        query: A query of the run, by query_id or source_id; either this, `text` or `prompt` is
+            given.
         text: A new text.
         text_b: Its second text, in a corpus of pairs.
         methods: Stage instances whose results are wanted; empty for all.
         top: How many examples of each sign.
         progress: Hears of methods that are left out, and of work that takes long.
+        prompt: A prompt that the run's language model answers; the answer is explained.
+        new_tokens: Tokens of that answer at most.
 
     Raises:
         RunError: the query or a method is not in the run, or the text does not fit its corpus.
     """
-    if (query is None) == (text is None):
+    n_given = sum(given is not None for given in (query, text, prompt))
+    if n_given != 1:
         raise RunError(
-            f"explain: found {'neither' if text is None else 'both'} of query and text, expected "
-            "one. Name a query of the run, or give a text."
+            f"explain: found {n_given or 'none'} of query, text and prompt, expected one. Name a "
+            "query of the run, or give a text."
         )
     if text is None and text_b is not None:
         raise RunError("explain: found text_b without text, expected both. Give the text, too.")
     finished = Finished(run.folder)
     pairwise, replayed, of_tokens = _chosen_methods(run, finished, methods)
     explained: Query
+    if prompt is not None:
+        text, text_b = answered(finished, prompt, new_tokens, progress)
     if text is not None:
         _check_pairs(run, text_b)
         explained = NewQuery(finished, text, text_b, progress)
@@ -200,7 +223,10 @@ def _extremes(rows: Rows, column: str, top: int) -> dict[str, Rows]:
 
 
 def _add_texts(run: Any, found: Mapping[str, Any]) -> None:
-    """Adds the source_id, texts and label of every example in the lists of the explanation."""
+    """Adds the source_id, texts and label of every example in the lists of the explanation.
+
+    Of a corpus of completions also its prompt and answer as people read them, None of others.
+    """
     lists = [rows for _, rows in lists_of_examples(found)]
     ids = sorted({row["example_id"] for rows in lists for row in rows})
     if not ids:
@@ -209,6 +235,13 @@ def _add_texts(run: Any, found: Mapping[str, Any]) -> None:
     rows = dicts(
         run.sql(f"SELECT example_id, {COLUMNS} FROM examples WHERE example_id IN ({id_list})")
     )
-    by_id = {row["example_id"]: row for row in rows}
+    by_id = {row["example_id"]: {**row, **SAID} for row in rows}
+    if "completions" in run.views():
+        said = run.sql(
+            "SELECT id, prompt, answer FROM completions WHERE role = 'example' AND "
+            f"id IN ({id_list})"
+        )
+        for row in dicts(said):
+            by_id[row.pop("id")].update(row)
     for row in (row for rows in lists for row in rows):
         row.update(by_id[row["example_id"]])

@@ -58,7 +58,7 @@ def explain_set(
         top: Examples of each sign, and as many more that are the farthest from 0 in their class.
         n_removed: How many of the worst examples the forecast leaves out.
         progress: Hears of methods that are left out.
-        alone: A single query or a text, which no set may stand beside: all None.
+        alone: A single query, text or prompt, which no set may stand beside: all None.
 
     Raises:
         RunError: the queries cannot be told, the run lacks a method, or too many examples are to

@@ -8,6 +8,7 @@ goes over the shards of the examples, and its partial results are merged, as in 
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,14 +17,15 @@ import pyarrow.compute as pc
 
 from pipeline.corpus import CORPUS
 from pipeline.errors import RunError
-from pipeline.explain.query import Rows
+from pipeline.explain.query import SAID, Rows
 from pipeline.finished import Finished
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
 from stages.capabilities import AnswersQueries, Merges
 from stages.corpus.cells import is_broken, show
-from stages.corpus.conversations import read_conversation
+from stages.corpus.conversations import is_learned, read_conversation
+from stages.model.answers import answer_of
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
 from stages.stage import Part, Role, Stage, Vectors
@@ -61,7 +63,7 @@ class NewQuery:
         shards = finished.corpus("text").shards
         self.id = _free_id(shards)
         self.facts = {"query_id": None, "source_id": None, "text": text, "text_b": text_b}
-        self.facts["label"] = None
+        self.facts |= {"label": None, **SAID, **_said(finished, text, text_b)}
         row = {"id": self.id, "role": "query", "text": text, "text_b": text_b}
         self._corpus = {
             name: pa.Table.from_pylist([row], schema=CORPUS[name].schema)
@@ -296,6 +298,20 @@ def _free_id(shards: Sequence[ShardRecord]) -> int:
 def _checked(specs: Sequence[TableSpec], batches: Iterable[tuple[str, pa.RecordBatch]]) -> Tables:
     tables = gathered(specs, batches)
     return {spec.name: spec.check(tables[spec.name]) for spec in specs}
+
+
+def _said(finished: Finished, text: str, text_b: str | None) -> dict[str, str | None]:
+    """Prompt and answer of a completion as people read them; nothing of another text."""
+    form = str(finished.corpus("text").details.get("format", "text"))
+    if form == "prompt_completion":
+        return {"prompt": text, "answer": text_b}
+    if form != "messages":
+        return {}
+    messages = json.loads(text)
+    before = messages[: max(at for at, turn in enumerate(messages) if is_learned(turn))]
+    said = [f"{turn['role']}: {turn.get('content') or ''}" for turn in before]
+    alone = before[0].get("content") if len(before) == 1 else "\n".join(said)
+    return {"prompt": alone, "answer": answer_of(text, text_b, form)}
 
 
 def _checked_form(finished: Finished, text: str, text_b: str | None) -> tuple[str, str | None]:

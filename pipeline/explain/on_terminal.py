@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from pipeline.explain import words as explain_words
-from pipeline.explain.query import Rows
+from pipeline.explain.query import Rows, shown_text
 from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
-from pipeline.terminal import show, table
+from pipeline.terminal import show, table, tail
 
 
 def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None:
@@ -21,7 +21,7 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
         click.echo(json.dumps(found))
         return
     query = found["query"]
-    show(" | ".join(text for text in (query["text"], query["text_b"]) if text))
+    show(shown_text(query))
     for line in prediction_lines(found):
         show(line)
     for entry in found["tokens"]:
@@ -82,17 +82,22 @@ def numbers(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def print_examples(rows: Rows) -> None:
-    """Prints a table of examples: text (or source_id), label and the `numbers` of each row."""
+    """Prints a table of examples: text (or source_id), label and the `numbers` of each row.
+
+    Of completions the end of the prompt and the answer, and no label.
+    """
     if not rows:
         show("none")
         return
     names = list(dict.fromkeys(name for row in rows for name in numbers(row)))
+    are_said = all(row.get("answer") is not None for row in rows)
     cells = []
     for row in rows:
-        text = " | ".join(part for part in (row["text"], row["text_b"]) if part)
-        shown = numbers(row)
-        cells.append([text or row["source_id"], row["label"], *(shown.get(n) for n in names)])
-    show(table(["text", "label", *names], cells))
+        said = [shown_text(row) or row["source_id"], row["label"]]
+        if are_said:
+            said = [tail(row["prompt"]), row["answer"]]
+        cells.append([*said, *(numbers(row).get(name) for name in names)])
+    show(table([*(["prompt", "answer"] if are_said else ["text", "label"]), *names], cells))
 
 
 def _spread(rows: Rows, n: int) -> Rows:

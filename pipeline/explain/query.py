@@ -5,6 +5,14 @@ from typing import Any, Protocol
 
 Rows = list[dict[str, Any]]
 """Rows of a table, each a mapping from column to value."""
+SAID: Mapping[str, str | None] = {"prompt": None, "answer": None}
+"""What a row of a corpus of completions says as people read it; None of other rows."""
+
+
+def shown_text(row: Mapping[str, Any]) -> str:
+    """The texts of a row on one line: of a completion its prompt and answer as people read them."""
+    named = ("prompt", "answer") if row.get("answer") is not None else ("text", "text_b")
+    return " | ".join(row[name] for name in named if row[name])
 
 
 class Query(Protocol):
@@ -15,7 +23,10 @@ class Query(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Its query_id, source_id, text, text_b and label; a new text has no ids and no label."""
+        """Its query_id, source_id, text, text_b, label, and the keys of `SAID`.
+
+        A new text has no ids and no label.
+        """
 
     @property
     def id(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.explain import set_titles
 from pipeline.explain.as_page import STYLE, document, sentence
+from pipeline.explain.query import shown_text
 from pipeline.explain.titles import method_title
 
 TABLE_STYLE = """
@@ -73,4 +74,4 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _text(row: Mapping[str, Any]) -> str:
-    return " | ".join(part for part in (row["text"], row["text_b"]) if part) or row["source_id"]
+    return shown_text(row) or row["source_id"]

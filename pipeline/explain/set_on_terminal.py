@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.explain import set_titles
+from pipeline.explain.query import shown_text
 from pipeline.explain.titles import method_title
 from pipeline.terminal import show, table
 
@@ -47,4 +48,4 @@ def _print_examples(listed: set_titles.Listed, top_k: int | None) -> None:
 
 
 def _text(row: Mapping[str, Any]) -> str:
-    return " | ".join(part for part in (row["text"], row["text_b"]) if part) or row["source_id"]
+    return shown_text(row) or row["source_id"]

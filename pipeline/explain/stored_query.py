@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.explain.query import Rows
+from pipeline.explain.query import SAID, Rows
 from storage.catalog import fetch
 from storage.sql import quoted
 
@@ -42,8 +42,11 @@ class StoredQuery:
                 f'{example}. Look it up: assay sql RUN "SELECT query_id, source_id, text FROM '
                 'queries".'
             )
-        self.facts, self.id = rows[0], int(rows[0]["query_id"])
+        self.facts, self.id = {**rows[0], **SAID}, int(rows[0]["query_id"])
         self._run, self._top = run, top
+        if "completions" in run.views():
+            said = f"FROM completions WHERE role = 'query' AND id = {self.id}"
+            self.facts.update(dicts(run.sql(f"SELECT prompt, answer {said}"))[0])
 
     def predictions(self) -> Rows:
         """The prediction of each of the run's models; see `Query.predictions`."""

@@ -11,7 +11,7 @@ import pytest
 from runs import assay, write_lines
 from tiny_models import word_model
 
-from pipeline.api import expected, flag, open_run, select
+from pipeline.api import expected, explain, flag, open_run, select
 from pipeline.errors import RunError
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
@@ -48,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "planted_answers": {"rows": 20},
             "query_relevance": {},
             "near_duplicates": {},
+            "bm25": {},
             "selection_trial": {"steps": 2, "batch_size": 4, "draws": 1},
         },
     }
@@ -194,3 +195,22 @@ def test_the_same_share_of_each_value_of_a_column_is_chosen(ran: Any) -> None:
         select(run, keep=4, per="page")
     with pytest.raises(RunError, match="found a quota of classes in a corpus without any"):
         select(run, quota={"web": 4})
+
+
+def test_a_prompt_is_answered_and_the_answer_explained(ran: Any) -> None:
+    run, _ = ran
+    found = explain(run, prompt="what is red ?", new_tokens=5)
+    query = found["query"]
+    assert (query["prompt"], query["text"]) == ("what is red ?", "what is red ?")
+    assert query["answer"] == query["text_b"]
+    assert 0 < len(query["answer"].split()) <= 5
+    again = explain(run, text=query["text"], text_b=query["text_b"])
+    assert again["methods"] == found["methods"]
+    (bm25,) = found["methods"]
+    assert bm25["helpful"]
+    assert all(row["prompt"] == row["text"] for row in bm25["helpful"])
+    said = assay("explain", run.folder.path, "--prompt", "what is red ?", "--new-tokens", 5).stdout
+    assert said.startswith(f"what is red ? | {query['answer']}")
+    assert "prompt" in said
+    with pytest.raises(RunError, match="found 2 of query, text and prompt"):
+        explain(run, query=0, prompt="what is red ?")

@@ -1,0 +1,70 @@
+"""A prompt that the run's language model answers, as a row of the run's corpus."""
+
+import json
+
+from pipeline.errors import RunError
+from pipeline.finished import Finished
+from pipeline.progress import Progress
+from pipeline.task import StoredInputs
+from stages.model.measurement import load_measurement
+from stages.model.threads import set_threads
+from stages.model.writing import written
+
+Row = tuple[str, str | None]
+"""A text and its second text, as `explain` takes them."""
+
+
+def answered(finished: Finished, prompt: str, new_tokens: int, progress: Progress) -> Row:
+    """The row whose prompt is given and whose answer the run's language model writes.
+
+    Of a corpus of conversations the prompt is what a user says, or a conversation in JSON whose
+    answer is open.
+
+    Raises:
+        RunError: the run has no language model, or nothing is written.
+        stages.stage.StageError: the prompt does not fit the model.
+    """
+    able = {
+        instance: stage.model_ref
+        for instance, stage in finished.stages.items()
+        if stage.model_ref is not None
+        and stage.model_ref.head == "completion"
+        and "text" in stage.reads
+    }
+    if not able:
+        raise RunError(
+            "--prompt: found no stage with a language model (head: completion), expected one that "
+            "answers it. Use --text, or add answer_loss: {} under `stages:` and run again."
+        )
+    instance, model = next(iter(able.items()))
+    job = finished.job(instance)
+    set_threads(job.threads)
+    progress.stepped("answer", 0, 1)
+    measurement = load_measurement(model, StoredInputs(job.inputs, job.stage.split, finished.store))
+    messages = None
+    text = prompt
+    if measurement.form == "messages":
+        messages = _messages(prompt)
+        text = json.dumps(messages, ensure_ascii=False)
+    answer = written(measurement, text, None, new_tokens)
+    progress.stepped("answer", 1, 1)
+    if not answer.strip():
+        raise RunError(
+            "--prompt: found that the model ends its answer at once, expected some words to "
+            "explain. Ask something else, or give an answer of your own by --text."
+        )
+    if messages is not None:
+        said = [*messages, {"role": "assistant", "content": answer}]
+        return json.dumps(said, ensure_ascii=False), None
+    return (prompt, answer) if measurement.form == "prompt_completion" else (prompt + answer, None)
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    """The conversation that a prompt is: its own JSON, or one message of a user."""
+    try:
+        messages = json.loads(prompt)
+    except ValueError:
+        messages = None
+    if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages):
+        return messages
+    return [{"role": "user", "content": prompt}]

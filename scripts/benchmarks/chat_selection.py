@@ -1,0 +1,257 @@
+"""What a language model learns from the rows that are chosen for a target, and from others.
+
+Sets of ALL (folders with train, validation and test.parquet) as in `answers`: a pool of chats of
+six kinds, a tenth of them bad. Three kinds are targets in turn: word problems, questions about
+texts, kinds of questions. Rows of a target's validation file choose, rows of its test file judge:
+SmolLM2-135M is fine-tuned (LoRA) for as many steps on every set of rows, and the judges' mean loss
+is taken, and the share of their answers that it would write word for word.
+
+    assay         `assay select`: relevance by turns, without flagged answers and near duplicates
+    RDS+          relevance by turns alone
+    MiniLM        the same with embeddings of all-MiniLM-L6-v2
+    BM25          words in common, by turns
+    likely right  the least p_wrong of `answer_issues`; no target
+    IFD           the largest difficulty below 1; no target
+    loss          the smallest loss; no target
+    random        rows of as many tokens as `assay` chooses, several draws
+    all           all rows
+    nothing       no training
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from benchmarks.answers import pool, read
+from benchmarks.environment import MODEL, language_model
+from benchmarks.finished import Clock, run_config
+
+from stages.model.batches import batches
+from stages.model.completion_tuning import completion_learner, load_untuned, tune
+from stages.model.fine_tuning import FineTuning
+from stages.model.networks import IGNORED
+from stages.model.spec import Lora, ModelSpec, Trained
+from stages.model.training import Learner, reset
+from stages.ranking.turns import Choices
+
+TARGETS = ("gsm8k", "squad_xquad_en", "trec")
+QUERIES, JUDGES = 40, 60
+LONGEST, BUDGET = 384, 2048
+BAD = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What this case may be told."""
+    parser.add_argument("--data", required=True, help="ALL")
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--keep", type=float, default=0.05, help="share that is chosen")
+    parser.add_argument("--steps", type=int, default=50, help="of 8 rows")
+    parser.add_argument("--rate", type=float, default=5e-4, help="largest learning rate")
+    parser.add_argument("--draws", type=int, default=3, help="random sets")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every draw of the pool."""
+    work = Path(arguments.work).resolve() / "chat_selection"
+    cells = []
+    for seed in arguments.seeds:
+        folder = work / f"{arguments.rows}-{seed}"
+        cells += judged(arguments, folder, seed)
+    asked = {name: getattr(arguments, name) for name in ("rows", "keep", "steps", "rate", "draws")}
+    return {**asked, "cells": cells}
+
+
+def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[str, Any]]:
+    """For one pool the losses of each target's judges after each training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = Path(arguments.data).resolve()
+    rows = [(r["prompt"], r["answer"]) for r in pool(data, arguments.rows, BAD, seed)]
+    drawn = np.random.default_rng([seed, 1])
+    asked: dict[str, list[tuple[str, str]]] = {}
+    judges: dict[str, list[tuple[str, str]]] = {}
+    for target in TARGETS:
+        for name, file, count in (
+            (asked, "validation.parquet", QUERIES),
+            (judges, "test.parquet", JUDGES),
+        ):
+            every = read(data / target / file, target)
+            name[target] = [every[at] for at in drawn.permutation(len(every))[:count].tolist()]
+    sets, cpu_s = chosen(arguments, folder, rows, asked)
+    bench = Bench(rows, judges)
+    tokens = np.mean([bench.tokens_of(sets[f"assay, {target}"]) for target in TARGETS])
+    for draw in range(arguments.draws):
+        order = drawn.permutation(len(rows))
+        sizes = np.cumsum(bench.learner.lengths[order])
+        sets[f"random {draw}"] = order[: int(np.searchsorted(sizes, tokens)) + 1]
+    sets |= {"all": np.arange(len(rows)), "nothing": np.zeros(0, np.int64)}
+    cells = []
+    for name, taken in sets.items():
+        label, _, target = name.partition(", ")
+        targets = [target] if target else TARGETS
+        found = bench.train(taken, targets, arguments, f"{seed}/{name}")
+        for at in targets:
+            cell = {"seed": seed, "target": at, "by": label, "n": len(taken)}
+            cells.append({**cell, "tokens": bench.tokens_of(taken), **found[at]})
+            print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
+    return [*cells, {"seed": seed, "cpu_s": cpu_s}]
+
+
+def chosen(
+    arguments: argparse.Namespace,
+    folder: Path,
+    rows: list[tuple[str, str]],
+    asked: dict[str, list[tuple[str, str]]],
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Numbers of the rows that each method chooses, and CPU-seconds of the stages."""
+    write(folder / "pool.jsonl", rows)
+    count = round(arguments.keep * len(rows))
+    sets: dict[str, np.ndarray] = {}
+    cpu_s: dict[str, float] = {}
+    for target, queries in asked.items():
+        write(folder / f"{target}.jsonl", queries)
+        clock = Clock()
+        done = run_config(
+            {
+                "run": str(folder / target),
+                "store": str(folder / "store"),
+                "model": {
+                    "path": str(language_model()),
+                    "head": "completion",
+                    "max_length": LONGEST,
+                },
+                "corpus": {"path": str(folder / "pool.jsonl"), "task": "completion", "id": "id"},
+                "queries": {"path": str(folder / f"{target}.jsonl"), "id": "id"},
+                "stages": {
+                    "answer_issues": {},
+                    "planted_answers": {"rows": 96},
+                    "near_duplicates": {},
+                    "query_relevance": {},
+                    "minilm": {"stage": "embedding", "model": {"path": MODEL, "max_length": 256}},
+                    "of_minilm": {"stage": "query_relevance", "features": "minilm"},
+                    "bm25": {"top_k": None},
+                },
+                "ray": {"engine": "in_process"},
+            },
+            clock,
+        )
+        cpu_s |= {f"{stage}, {target}": round(s, 1) for stage, s in clock.cpu_s.items()}
+
+        def first(statement: str, done: Any = done) -> np.ndarray:
+            found = done.sql(
+                "SELECT e.source_id::BIGINT FROM examples AS e JOIN answer_losses AS l ON "
+                "l.id = e.example_id AND l.role = 'example' LEFT JOIN answer_issues AS i USING "
+                f"(example_id) {statement}"
+            ).fetchall()
+            return np.array([row for (row,) in found][:count])
+
+        ours = done.select(keep=count, method="query_relevance").fetchall()
+        sets[f"assay, {target}"] = np.array([int(row[1]) for row in ours])
+        for name, method in (("RDS+", "query_relevance"), ("MiniLM", "of_minilm")):
+            ranked = f"JOIN query_relevance AS q USING (example_id) WHERE q.method = '{method}'"
+            sets[f"{name}, {target}"] = first(f"{ranked} ORDER BY q.rank")
+        pairs = done.sql(
+            "SELECT e.source_id::BIGINT, query_id, score FROM attributions JOIN examples AS e "
+            "USING (example_id) WHERE method = 'bm25'"
+        ).fetchnumpy()
+        of = np.unique(pairs["query_id"], return_inverse=True)[1]
+        scores = np.zeros((len(rows), of.max() + 1), np.float32)
+        scores[pairs[next(iter(pairs))], of] = pairs["score"]
+        choices = Choices(scores.shape[1], arguments.keep)
+        choices.add(scores)
+        sets[f"BM25, {target}"] = choices.turns(count)[0]
+        sets["likely right"] = first("ORDER BY p_wrong")
+        sets["IFD"] = first("WHERE difficulty < 1 ORDER BY difficulty DESC")
+        sets["loss"] = first("ORDER BY l.loss")
+    return sets, cpu_s
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> None:
+    """Rows as conversations of two messages, by number."""
+    lines = [json.dumps({"id": at, "messages": chat(*row)}) for at, row in enumerate(rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def chat(prompt: str, answer: str) -> list[dict[str, str]]:
+    """A conversation of two messages."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+class Messages:
+    """What the model is told of the corpus: that its rows are conversations."""
+
+    def details(self, name: str) -> dict[str, str]:
+        """The form of the texts."""
+        return {"format": "messages"}
+
+
+class Bench:
+    """The model, the rows of the pool, and behind them the judges of all targets."""
+
+    def __init__(
+        self, rows: list[tuple[str, str]], judges: dict[str, list[tuple[str, str]]]
+    ) -> None:
+        spec = ModelSpec(str(language_model()), head="completion", max_length=LONGEST)
+        inputs: Any = Messages()
+        measurement = load_untuned(inputs, spec, Trained(lora=Lora()))
+        every = [*rows, *(row for of in judges.values() for row in of)]
+        texts = [json.dumps(chat(*row)) for row in every]
+        table = pa.table({"text": texts, "text_b": pa.nulls(len(texts), pa.string())})
+        tokens = measurement.tokenise(table)
+        self._has_answer = np.array(measurement.has_target(tokens))
+        self.learner: Learner = completion_learner(measurement, tokens)
+        ends = len(rows) + np.cumsum([0, *(len(of) for of in judges.values())])
+        self._judges = {
+            target: np.arange(ends[at], ends[at + 1])[self._has_answer[ends[at] : ends[at + 1]]]
+            for at, target in enumerate(judges)
+        }
+
+    def tokens_of(self, rows: np.ndarray) -> int:
+        """The tokens of some rows together."""
+        return int(self.learner.lengths[rows].sum())
+
+    def train(
+        self, rows: np.ndarray, targets: Sequence[str], asked: argparse.Namespace, name: str
+    ) -> dict[str, dict[str, Any]]:
+        """Of each target the judges' losses, their mean, and the share that is said exactly."""
+        rows = rows[self._has_answer[rows]]
+        how = FineTuning(batch_size=8, learning_rate=asked.rate, weight_decay=0.0)
+        if len(rows):
+            tune(self.learner, rows, asked.steps, how, BUDGET, name)
+        else:
+            reset(self.learner)
+        found = {}
+        for target in targets:
+            losses, is_exact = self._read(self._judges[target])
+            found[target] = {
+                "loss": round(float(losses.mean()), 4),
+                "exact": round(float(is_exact.mean()), 4),
+                "losses": [round(float(loss), 4) for loss in losses],
+            }
+        return found
+
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The loss of each answer, and whether the model by itself writes it, token for token.
+
+        The likeliest token at every place of the answer is the answer's: greedy writing would then
+        have come the same way.
+        """
+        network: Any = self.learner.network
+        losses, is_exact = np.zeros(len(rows)), np.zeros(len(rows), bool)
+        for part in batches(self.learner.lengths[rows], BUDGET):
+            batch = self.learner.batch(rows[part])
+            targets = batch.pop("targets")
+            with torch.no_grad():
+                hidden = network.trunk(**batch, use_cache=False).last_hidden_state
+                for place, row in enumerate(part.tolist()):
+                    at = torch.nonzero(targets[place] != IGNORED)[:, 0]
+                    logits, words = network.head(hidden[place, at]), targets[place, at]
+                    losses[row] = float(torch.nn.functional.cross_entropy(logits, words))
+                    is_exact[row] = bool((logits.argmax(1) == words).all())
+        return losses, is_exact
