@@ -57,6 +57,7 @@ SUMMARY = {
     "agreement": 0.68,
     "answers": (),
     "bad_answers": None,
+    "trials": [],
     "pairs": [{"class": "good", "given": "bad", "expected": 12.4}],
     "planted": None,
     "of_classes": None,
