@@ -9,9 +9,14 @@ planted, and what needs no model:
     cut off          it ends in the middle
     garbled          it is not what anyone writes
     empty            it has no letter or digit
+    another class    of a task with few answers it is one, but probably not this row's
 
-Kinds that a model cannot tell from right answers, such as the other class's word where a task has
-few answers, are found by no score; their share comes out near 0, and no such row is flagged.
+The last is of answers that many rows share, which are taken for classes
+(`stages/surrogate/answer_classes.py`). An answer is right if it is neither bad nor of another
+class, as if these were independent.
+
+Kinds that a model cannot tell from right answers are found by no score; their share comes out near
+0, and no such row is flagged.
 """
 
 from collections.abc import Mapping
@@ -27,6 +32,7 @@ from stages.model.answers import answer_of
 from stages.reading.drawn import is_drawn
 from stages.reading.vectors import matrix_of
 from stages.stage import Cost, DataError, Inputs, Role, Rows, Split, Stage, Work, check_alike
+from stages.surrogate.answer_classes import AnswerClasses, fit_answer_classes
 from stages.surrogate.answer_mixture import (
     BLOCK,
     NUMBERS,
@@ -54,7 +60,7 @@ ANSWER_ISSUE = TableSpec(
 )
 """The probability that an answer is bad, the likeliest reason and its probability if it is bad."""
 
-EMPTY, NOBODY = "empty", -1
+EMPTY, OTHER_CLASS, NOBODY = "empty", "another class", -1
 LEAST = 30
 """Examples below which there is nothing to compare with."""
 
@@ -65,6 +71,8 @@ class Judge(NamedTuple):
     reference: Reference
     mixture: Mixture
     n_planted: int
+    classes: AnswerClasses | None
+    """None where no two answers are frequent."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class AnswerIssues(Stage):
     random_seed: int = 0
     """Of the parts that fits leave out."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
@@ -156,13 +164,20 @@ class AnswerIssues(Stage):
             sources[is_known],
             self.random_seed,
         )
-        return Judge(reference, mixture, int(is_known.sum()))
+        texts = [
+            table.filter(pc.is_in(table["id"], pa.array(ids)))
+            for table in inputs.by_shard("text", "example")
+        ]
+        answers = _answers(inputs, pa.concat_tables(texts).sort_by("id"))
+        classes = fit_answer_classes(ids, answers, measured.prompts)
+        return Judge(reference, mixture, int(is_known.sum()), classes)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """The estimated share of each kind among all rows, and how much was planted."""
+        """The share of each kind among all rows, how much was planted, and answers as classes."""
         judge: Judge = inputs.opened
         kinds = dict(zip(judge.mixture.kinds, judge.mixture.shares[1:].tolist(), strict=True))
-        return {"shares": kinds, "n_planted": judge.n_planted}
+        words = sorted(judge.classes.words) if judge.classes else []
+        return {"shares": kinds, "n_planted": judge.n_planted, "answers_as_classes": words}
 
     def compute(self, inputs: Inputs) -> Rows:
         """The judgements of one shard."""
@@ -174,12 +189,19 @@ class AnswerIssues(Stage):
             return
         ids, measured = _measured(table)
         posterior = judge.mixture.posterior(features_of(ids[:, None], measured, judge.reference))
-        p_wrong = 1 - posterior[:, 0]
-        kinds = np.array(judge.mixture.kinds)
-        reasons = kinds[posterior[:, 1:].argmax(1)].tolist()
-        p_reason = posterior[:, 1:].max(1) / np.maximum(p_wrong, 1e-300)
-        for row, is_empty in enumerate(self._are_empty(inputs, ids)):
-            if is_empty:
+        text = inputs.table("text", "example").sort_by("id")
+        answers = _answers(inputs, text.filter(pc.is_in(text["id"], pa.array(ids))))
+        p_other = np.zeros(len(ids))
+        if judge.classes is not None:
+            p_other = judge.classes.wrong(ids, answers, measured.prompts)
+        p_wrong = 1 - posterior[:, 0] * (1 - p_other)
+        # What is bad is not also of another class.
+        of_kinds = np.column_stack([posterior[:, 1:], posterior[:, 0] * p_other])
+        kinds = np.array([*judge.mixture.kinds, OTHER_CLASS])
+        reasons = kinds[of_kinds.argmax(1)].tolist()
+        p_reason = of_kinds.max(1) / np.maximum(p_wrong, 1e-300)
+        for row, answer in enumerate(answers):
+            if not any(map(str.isalnum, answer)):
                 p_wrong[row], reasons[row], p_reason[row] = 1.0, EMPTY, 1.0
         columns = [ids, p_wrong, reasons, np.clip(p_reason, 0, 1), p_wrong > 0.5]
         batch = pa.RecordBatch.from_arrays(list(map(pa.array, columns)), schema=ANSWER_ISSUE.schema)
@@ -192,16 +214,15 @@ class AnswerIssues(Stage):
         return Cost(
             flops=float(n) * most * work.dim,
             written_bytes=40 * n,
-            memory_bytes=12 * work.dim * (most + per_shard) + 8 * most * BLOCK + 8 * n,
+            memory_bytes=28 * work.dim * (most + per_shard) + 8 * most * BLOCK + 8 * n,
         )
 
-    def _are_empty(self, inputs: Inputs, ids: Int64[np.ndarray, " rows"]) -> list[bool]:
-        """Whether the answer of each row has no letter or digit."""
-        form = str(inputs.details("text").get("format", "text"))
-        text = inputs.table("text", "example").sort_by("id")
-        text = text.filter(pc.is_in(text["id"], pa.array(ids)))
-        rows = zip(text["text"].to_pylist(), text["text_b"].to_pylist(), strict=True)
-        return [not any(map(str.isalnum, answer_of(*row, form))) for row in rows]
+
+def _answers(inputs: Inputs, text: pa.Table) -> list[str]:
+    """The answers of some rows of the texts."""
+    form = str(inputs.details("text").get("format", "text"))
+    rows = zip(text["text"].to_pylist(), text["text_b"].to_pylist(), strict=True)
+    return [answer_of(*row, form) for row in rows]
 
 
 def _answered(table: pa.Table) -> pa.Table:
