@@ -36,6 +36,7 @@ __all__ = [
     "flag",
     "open_run",
     "plan",
+    "record_checkpoints",
     "run",
     "select",
     "sql",
@@ -226,6 +227,13 @@ def explain(
     """The examples and words behind predictions; see `OpenedRun.explain`."""
     given = (query, text, text_b, methods, top, progress, queries, remove, prompt, new_tokens)
     return _opened(run).explain(*given)
+
+
+def record_checkpoints(out: str | Path, path: str | None = None, **model: Any) -> Any:
+    """A callback for a Trainer: see `stages.model.checkpoints.RecordCheckpoints`."""
+    from stages.model.checkpoints import RecordCheckpoints
+
+    return RecordCheckpoints(out, path, **model)
 
 
 def _opened(run: AnyRun) -> OpenedRun:

@@ -1,0 +1,62 @@
+"""The checkpoints that a Trainer of transformers or TRL saves, as stages of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+
+ADAPTER = "adapter_config.json"
+
+
+class RecordCheckpoints(TrainerCallback):
+    """Writes a file with a `gradient` for every checkpoint, and `tracin` over all of them.
+
+    `Trainer(..., callbacks=[RecordCheckpoints("checkpoints.yaml", head="completion")])`; its
+    `stages:` go into the YAML of a run over the rows that were trained on. Of a LoRA training the
+    checkpoints are adapters of the model `path`; else the Trainer is given the tokenizer, which is
+    then saved with them (`processing_class=tokenizer`). Written anew with every checkpoint, so that a
+    training that is killed leaves those it had.
+
+    Source: TracInCP, Pruthi et al. 2020, arXiv:2002.08484, eq. 3: each checkpoint counts by the
+    learning rate at which it was left.
+    """
+
+    def __init__(self, out: str | Path, path: str | None = None, **model: Any) -> None:
+        """Says where to write, and what `model:` says of the model beside its path.
+
+        Args:
+            out: The YAML file.
+            path: The model that adapters are of; by default the one that is trained.
+            model: Fields of `model:`, such as `head` and `max_length`.
+        """
+        self._out, self._path, self._model = Path(out), path, model
+        self._found: dict[str, tuple[dict[str, Any], float]] = {}
+        self._rate = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Takes note of the rate of the step; when a checkpoint is saved it is the next one's."""
+        (self._rate, *_) = map(float, given["lr_scheduler"].get_last_lr())
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Adds one checkpoint, and drops those that the Trainer has removed."""
+        folder = Path(args.output_dir).resolve() / f"checkpoint-{state.global_step}"
+        model = {**self._model, "path": str(folder)}
+        if (folder / ADAPTER).is_file():
+            base = self._path or given["model"].get_base_model().config.name_or_path
+            model |= {"path": base, "adapter": str(folder)}
+        found = {**self._found, f"step_{state.global_step}": (model, self._rate)}
+        # In the first step of a warm-up the rate is 0: nothing has been learned.
+        self._found = {n: (m, r) for n, (m, r) in found.items() if _is_there(m) and r > 0}
+        stages: dict[str, Any] = {
+            name: {"stage": "gradient", "model": model} for name, (model, _) in self._found.items()
+        }
+        if stages:
+            rates = [rate for _, rate in self._found.values()]
+            stages["tracin"] = {"gradients": list(self._found), "rates": rates}
+        self._out.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+
+
+def _is_there(model: Mapping[str, Any]) -> bool:
+    return Path(model.get("adapter", model["path"])).is_dir()
