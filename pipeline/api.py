@@ -223,9 +223,10 @@ def explain(
     remove: int = 20,
     prompt: str | None = None,
     new_tokens: int = 64,
+    kept: dict[str, Any] | None = None,
 ) -> Answer:
     """The examples and words behind predictions; see `OpenedRun.explain`."""
-    given = (query, text, text_b, methods, top, progress, queries, remove, prompt, new_tokens)
+    given = (query, text, text_b, methods, top, progress, queries, remove, prompt, new_tokens, kept)
     return _opened(run).explain(*given)
 
 

@@ -324,6 +324,9 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
     "--new-tokens", type=click.IntRange(1), default=64, help="Tokens of that answer at most."
 )
 @click.option(
+    "--interactive", is_flag=True, help="Texts or prompts line by line, with models opened once."
+)
+@click.option(
     "--method",
     "methods",
     multiple=True,
@@ -352,6 +355,7 @@ def explain(
     text_b: str | None,
     prompt: str | None,
     new_tokens: int,
+    interactive: bool,
     methods: tuple[str, ...],
     top: int,
     remove: int,
@@ -366,8 +370,10 @@ def explain(
     Example: assay explain runs/quickstart --query 0 --out why.html
     """
     from pipeline.explain.as_file import check_ending, write_explanation
+    from pipeline.explain.interactive import interactive as explain_lines
 
     given = {"--query": query, "--queries": queries, "--text": text, "--prompt": prompt}
+    given |= {"--interactive": interactive or None}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise click.UsageError(
@@ -377,6 +383,9 @@ def explain(
     if out is not None:
         check_ending(out)
     opened = open_run(run)
+    if interactive:
+        explain_lines(opened, methods, top, new_tokens, is_json)
+        return
     with Screen("Reading the run ...") as screen:
         asked = (query, text, text_b, methods, top, screen, queries, remove, prompt, new_tokens)
         found = opened.explain(*asked)

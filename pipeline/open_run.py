@@ -243,6 +243,7 @@ class OpenedRun:
         remove: int = 20,
         prompt: str | None = None,
         new_tokens: int = 64,
+        kept: dict[str, Any] | None = None,
     ) -> Answer:
         """The examples and words behind a prediction, by every method, as plain values.
 
@@ -262,6 +263,8 @@ class OpenedRun:
             remove: With `queries`: how many examples the forecast leaves out.
             prompt: A prompt; the run's language model writes its answer, which is explained.
             new_tokens: Tokens of that answer at most.
+            kept: A dict for what is opened, such as models: the next text or prompt that is given
+                it finds them there. By default nothing is kept.
         """
         from pipeline.explain.explanation import explain
         from pipeline.explain.failing import explain_set
@@ -274,7 +277,7 @@ class OpenedRun:
             alone = (query, text, text_b, prompt)
             found = explain_set(self, queries, methods, top, remove, heard, alone)
             return Answer(found, functools.partial(print_set, top=top))
-        found = explain(self, query, text, text_b, methods, top, heard, prompt, new_tokens)
+        found = explain(self, query, text, text_b, methods, top, heard, prompt, new_tokens, kept)
         return Answer(found, functools.partial(print_explanation, top=top))
 
     def write(self, rows: Any, path: str | Path) -> int:

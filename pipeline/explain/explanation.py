@@ -32,6 +32,7 @@ def explain(
     progress: Progress,
     prompt: str | None = None,
     new_tokens: int = 64,
+    kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The explanation of one prediction, as plain values.
 
@@ -60,6 +61,7 @@ def explain(
         progress: Hears of methods that are left out, and of work that takes long.
         prompt: A prompt that the run's language model answers; the answer is explained.
         new_tokens: Tokens of that answer at most.
+        kept: What is opened, such as models, for the next text or prompt of this run; filled here.
 
     Raises:
         RunError: the query or a method is not in the run, or the text does not fit its corpus.
@@ -72,14 +74,15 @@ def explain(
         )
     if text is None and text_b is not None:
         raise RunError("explain: found text_b without text, expected both. Give the text, too.")
+    kept = {} if kept is None else kept
     finished = Finished(run.folder)
     pairwise, replayed, of_tokens = _chosen_methods(run, finished, methods)
     explained: Query
     if prompt is not None:
-        text, text_b = answered(finished, prompt, new_tokens, progress)
+        text, text_b = answered(finished, prompt, new_tokens, progress, kept)
     if text is not None:
         _check_pairs(run, text_b)
-        explained = NewQuery(finished, text, text_b, progress)
+        explained = NewQuery(finished, text, text_b, progress, kept)
     else:
         explained = StoredQuery(run, str(query), top)
     found: dict[str, Any] = {

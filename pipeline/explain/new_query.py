@@ -10,6 +10,7 @@ goes over the shards of the examples, and its partial results are merged, as in 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,7 @@ class NewQuery:
         text: str,
         text_b: str | None = None,
         progress: Progress | None = None,
+        kept: dict[str, Any] | None = None,
     ):
         """Checks the text; nothing is computed before a method is asked for.
 
@@ -54,11 +56,13 @@ class NewQuery:
             text: The text to explain.
             text_b: Its second text, in a corpus of pairs.
             progress: Hears which stage is computed, and how far it is.
+            kept: What stages opened, such as models, by instance, for the next text; filled here.
 
         Raises:
             RunError: the texts of the corpus have another form, such as conversations.
         """
         self._finished, self._progress = finished, progress or Progress()
+        self._kept = {} if kept is None else kept
         text, text_b = _checked_form(finished, text, text_b)
         shards = finished.corpus("text").shards
         self.id = _free_id(shards)
@@ -143,12 +147,21 @@ class NewQuery:
                 )
             inputs = self.inputs(instance)
             if not isinstance(stage, AnswersQueries):
-                inputs.opened = stage.open(inputs)
+                inputs.opened = self._opened(instance, stage, inputs)
             if isinstance(stage, Merges):
                 self._computed[instance] = self._over_examples(instance, stage, inputs)
             else:
                 self._computed[instance] = self._of_row(instance, stage, inputs)
         return self._computed[instance]
+
+    def _opened(self, instance: str, stage: Stage, inputs: StoredInputs) -> Any:
+        """What a stage opens, which is kept where it is the same for every text."""
+        if instance in self._kept:
+            return self._kept[instance]
+        opened = stage.open(inputs)
+        if stage.split == "query" or "query" not in stage.opens:
+            self._kept[instance] = opened
+        return opened
 
     def inputs(self, instance: str, is_alone: bool = True) -> StoredInputs:
         """The inputs of a stage instance: the stored examples, and the text as the only query.

@@ -1,12 +1,13 @@
 """A prompt that the run's language model answers, as a row of the run's corpus."""
 
 import json
+from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.finished import Finished
 from pipeline.progress import Progress
 from pipeline.task import StoredInputs
-from stages.model.measurement import load_measurement
+from stages.model.measurement import Measurement, load_measurement
 from stages.model.threads import set_threads
 from stages.model.writing import written
 
@@ -14,11 +15,17 @@ Row = tuple[str, str | None]
 """A text and its second text, as `explain` takes them."""
 
 
-def answered(finished: Finished, prompt: str, new_tokens: int, progress: Progress) -> Row:
+WRITER = "--prompt"
+"""Where the model that answers is kept, among what stages opened."""
+
+
+def answered(
+    finished: Finished, prompt: str, new_tokens: int, progress: Progress, kept: dict[str, Any]
+) -> Row:
     """The row whose prompt is given and whose answer the run's language model writes.
 
     Of a corpus of conversations the prompt is what a user says, or a conversation in JSON whose
-    answer is open.
+    answer is open. `kept` is what was opened before, to which the model is added.
 
     Raises:
         RunError: the run has no language model, or nothing is written.
@@ -40,7 +47,10 @@ def answered(finished: Finished, prompt: str, new_tokens: int, progress: Progres
     job = finished.job(instance)
     set_threads(job.threads)
     progress.stepped("answer", 0, 1)
-    measurement = load_measurement(model, StoredInputs(job.inputs, job.stage.split, finished.store))
+    if WRITER not in kept:
+        inputs = StoredInputs(job.inputs, job.stage.split, finished.store)
+        kept[WRITER] = load_measurement(model, inputs)
+    measurement: Measurement = kept[WRITER]
     messages = None
     text = prompt
     if measurement.form == "messages":

@@ -1,6 +1,7 @@
 """Bad answers of a corpus of completions, from the file to the flags and the choice of rows."""
 
 import csv
+import io
 import json
 import os
 import random
@@ -13,6 +14,8 @@ from tiny_models import word_model
 
 from pipeline.api import expected, explain, flag, open_run, select
 from pipeline.errors import RunError
+from pipeline.explain import prompt as prompts
+from pipeline.explain.interactive import interactive
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
@@ -214,3 +217,25 @@ def test_a_prompt_is_answered_and_the_answer_explained(ran: Any) -> None:
     assert "prompt" in said
     with pytest.raises(RunError, match="found 2 of query, text and prompt"):
         explain(run, query=0, prompt="what is red ?")
+
+
+def test_prompts_are_explained_line_by_line(
+    ran: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = ran
+    opened: list[str] = []
+    load = prompts.load_measurement
+    monkeypatch.setattr(
+        prompts, "load_measurement", lambda *given: opened.append("") or load(*given)
+    )
+    lines = "what is red ?\n" + "sky " * 40 + "\nwhat is blue ?\n\nwhat is green ?\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    interactive(run, (), 2, 5, is_json=False)
+    said = capsys.readouterr()
+    asked = [line for line in said.out.splitlines() if line.startswith("what is")]
+    first = explain(run, prompt="what is red ?", new_tokens=5)["query"]
+    assert asked[0] == f"what is red ? | {first['answer']}"
+    assert any(line.startswith("what is blue ? | ") for line in asked)
+    assert not any(line.startswith("what is green ? | ") for line in asked)
+    assert "found 32 tokens, expected at least 1 and fewer than max_length" in said.err
+    assert len(opened) == 2  # Once for the lines, once for the explanation above.

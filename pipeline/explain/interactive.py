@@ -1,0 +1,43 @@
+"""One text after another, explained with models that are opened once: `explain --interactive`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from pipeline.errors import RunError
+from pipeline.progress import Screen
+from stages.stage import StageError
+from storage.schema import StorageError
+
+
+def interactive(run: Any, methods: Sequence[str], top: int, new_tokens: int, is_json: bool) -> None:
+    """Explains every line of stdin, up to its end or an empty line.
+
+    A line is a text, or in a corpus of completions a prompt that the run's model answers. What is
+    wrong with one is said, and the next is waited for.
+    """
+    kind = "prompt" if run.task() == "completion" else "text"
+    kept: dict[str, Any] = {}
+    while True:
+        if sys.stdin.isatty():
+            click.echo(f"{kind}> ", nl=False, err=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        try:
+            with Screen("Opening models ..." if not kept else "Explaining ...") as screen:
+                found = run.explain(
+                    **{kind: line},
+                    methods=methods,
+                    top=top,
+                    progress=screen,
+                    new_tokens=new_tokens,
+                    kept=kept,
+                )
+        except (RunError, StageError, StorageError) as error:
+            click.echo(f"assay: {error}", err=True)
+            continue
+        found.show(is_json)
+        click.echo("", err=True)
