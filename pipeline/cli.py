@@ -373,7 +373,7 @@ def explain(
     from pipeline.explain.interactive import interactive as explain_lines
 
     given = {"--query": query, "--queries": queries, "--text": text, "--prompt": prompt}
-    given |= {"--interactive": interactive or None}
+    given |= {"--interactive": "" if interactive else None}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise click.UsageError(

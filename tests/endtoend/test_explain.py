@@ -210,7 +210,7 @@ def test_what_cannot_be_asked(folder: Path, tmp_path: Path, complaint: Any) -> N
     assert "found no such query in the run, expected a query_id or source_id such as" in said
     for wrong in ((), ("--query", "1", "--text", "x")):
         said = complaint("explain", folder, *wrong, code=2)
-        assert "of --query, --queries, --text, --prompt, expected one" in said
+        assert "of --query, --queries, --text, --prompt, --interactive, expected one" in said
     said = complaint("explain", folder, "--query", "validation-0", "--text-b", "x")
     assert "found text_b without text" in said
     said = complaint("explain", folder, "--text", "x", "--text-b", "y")
