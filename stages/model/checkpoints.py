@@ -16,7 +16,7 @@ class RecordCheckpoints(TrainerCallback):
     `Trainer(..., callbacks=[RecordCheckpoints("checkpoints.yaml", head="completion")])`; its
     `stages:` go into the YAML of a run over the rows that were trained on. Of a LoRA training the
     checkpoints are adapters of the model `path`; else the Trainer is given the tokenizer, which is
-    then saved with them (`processing_class=tokenizer`). Written anew with every checkpoint, so that a
+    then saved with them (`processing_class=tokenizer`). Written anew with every checkpoint: a
     training that is killed leaves those it had.
 
     Source: TracInCP, Pruthi et al. 2020, arXiv:2002.08484, eq. 3: each checkpoint counts by the

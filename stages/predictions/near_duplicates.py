@@ -3,10 +3,13 @@
 Two texts are near duplicates when the Jaccard similarity of their shingles of five characters,
 without case and signs, reaches a threshold; MinHash finds them without comparing all pairs
 (`stages/ranking/near_texts.py`), and no pair is told that was not compared. Clusters are what such
-pairs connect, so that two texts of one cluster may themselves be less alike.
+pairs connect, so that two texts of one cluster may themselves be less alike. Passages that many
+texts share, such as the instruction of a task, do not count (`stages/reading/shared_passages.py`).
 
 Both texts of a pair count as one, which the longer rules; so questions about texts, of which all
-about one text would be near duplicates, are refused.
+about one text would be near duplicates, are refused. Of prompts with completions and of
+conversations the answers must be alike, too, and the lesser similarity counts: two questions about
+one text are not the same row, nor are two answers to one question.
 
 In a sentence of 85 characters another word of five moves the similarity to 0.79, in one of 50 to
 0.69.
@@ -21,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int64, UInt64
 
+from stages.model.answers import answer_of
 from stages.model.templates import plain_texts
 from stages.ranking.near_texts import (
     BANDS,
@@ -33,7 +37,9 @@ from stages.ranking.near_texts import (
     contents_of,
     similarities,
 )
+from stages.reading.shared_passages import shared_windows, without_shared
 from stages.reading.shingles import letters_of, shingles_of
+from stages.reading.vectors import evenly
 from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -59,6 +65,10 @@ LEAST = 0.6
 """The smallest threshold at which the bands find nearly all pairs: 96 in 100."""
 TEXTS = 512
 """Texts whose shingles are held at a time."""
+SAMPLED, SAMPLED_SHARDS, OF_SHARD = 2000, 64, 500
+"""Texts, shards, and texts of one at most, in which passages that many share are looked for."""
+BEGIN = 4000
+"""Characters of these texts that are looked at."""
 
 
 class Sketches(NamedTuple):
@@ -97,7 +107,7 @@ class NearDuplicates(Stage):
     similarity: float = 0.7
     """Least Jaccard similarity of near duplicates, from 0.6 to 1."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion")
 
@@ -125,7 +135,8 @@ class NearDuplicates(Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """Examples with a near duplicate among examples or queries."""
-        rows = _sketches(inputs)
+        shared = _shared(inputs)
+        rows = _sketches(inputs, shared)
         # Rows with the same shingles are one text: the first row stands for all, in each role.
         content = np.where(rows.is_query, ~rows.contents, rows.contents)
         _, first, text_of = np.unique(content, return_index=True, return_inverse=True)
@@ -138,16 +149,27 @@ class NearDuplicates(Stage):
                 f"near_duplicates: {n_crowded} texts have parts in common with more than {WINDOW} "
                 f"others; of these the {WINDOW} most alike on either side are compared"
             )
-        pairs, alike = self._alike(inputs, rows, first, pairs)
+        pairs, alike = self._alike(inputs, shared, rows, first, pairs)
         yield NEAR_DUPLICATE.name, _rows(rows, first, text_of, pairs, alike)
 
     def _alike(
-        self, inputs: Inputs, rows: Sketches, first: Int64[np.ndarray, " texts"], pairs: Pairs
+        self,
+        inputs: Inputs,
+        shared: UInt64[np.ndarray, " windows"],
+        rows: Sketches,
+        first: Int64[np.ndarray, " texts"],
+        pairs: Pairs,
     ) -> tuple[Pairs, Float64[np.ndarray, " pairs"]]:
         """The pairs of texts that reach the threshold, and their similarities."""
         wanted, place = np.unique(np.concatenate(pairs), return_inverse=True)
-        letters = _letters(inputs, rows.ids[first[wanted]], rows.is_query[first[wanted]])
-        alike = similarities(letters, Pairs(*place.reshape(2, -1)))
+        of_pairs = rows.ids[first[wanted]], rows.is_query[first[wanted]]
+        places = Pairs(*place.reshape(2, -1))
+        alike = similarities(_letters(inputs, shared, *of_pairs), places)
+        if _form(inputs) != "text":
+            answers = _letters(inputs, shared[:0], *of_pairs, answers_alone=True)
+            # Answers without a letter are alike.
+            is_empty = pc.equal(answers, "")
+            alike = np.minimum(alike, similarities(pc.if_else(is_empty, "-", answers), places))
         is_near = alike >= self.similarity
         return Pairs(pairs.first[is_near], pairs.second[is_near]), alike[is_near]
 
@@ -162,18 +184,41 @@ class NearDuplicates(Stage):
         )
 
 
-def _texts(inputs: Inputs, role: Role) -> Iterator[tuple[np.ndarray, pa.Array]]:
-    """Ids and texts of one role, a shard at a time: both texts, or all messages."""
-    form = str(inputs.details("text").get("format", "text"))
-    for table in inputs.by_shard("text", role):
+def _shared(inputs: Inputs) -> UInt64[np.ndarray, " windows"]:
+    """The windows that many examples share, of texts that are evenly spread over the corpus."""
+    drawn = [pa.array([], pa.large_string())]
+    for _, letters in _texts(inputs, "example", SAMPLED_SHARDS):
+        few = letters.take(pa.array(evenly(len(letters), OF_SHARD)))
+        drawn.append(pc.utf8_slice_codeunits(few, 0, BEGIN))
+    letters = pa.concat_arrays(drawn)
+    return shared_windows(letters.take(pa.array(evenly(len(letters), SAMPLED))))
+
+
+def _form(inputs: Inputs) -> str:
+    return str(inputs.details("text").get("format", "text"))
+
+
+def _texts(
+    inputs: Inputs, role: Role, most: int | None = None, answers_alone: bool = False
+) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """Ids and texts of one role, a shard at a time: both texts, or all messages.
+
+    With `most` of so many shards, evenly spread. With `answers_alone` only what is learned last.
+    """
+    form = _form(inputs)
+    for table in inputs.by_shard("text", role, most):
         table = table.filter(pc.is_valid(table["text"]))
         texts, seconds = (table[name].to_pylist() for name in ("text", "text_b"))
-        texts, seconds = plain_texts(texts, seconds, form)
+        if answers_alone:
+            rows = zip(texts, seconds, strict=True)
+            texts, seconds = [answer_of(*row, form) for row in rows], [None] * len(texts)
+        else:
+            texts, seconds = plain_texts(texts, seconds, form)
         both = [a if b is None else f"{a} {b}" for a, b in zip(texts, seconds, strict=True)]
         yield table["id"].to_numpy(), letters_of(pa.array(both, pa.large_string()))
 
 
-def _sketches(inputs: Inputs) -> Sketches:
+def _sketches(inputs: Inputs, shared: UInt64[np.ndarray, " windows"]) -> Sketches:
     """The bands of all rows with a letter or digit."""
     found = []
     roles: tuple[Role, ...] = ("example", "query")
@@ -183,7 +228,7 @@ def _sketches(inputs: Inputs) -> Sketches:
             is_empty = pc.equal(letters, "").to_numpy(zero_copy_only=False)
             ids, letters = ids[~is_empty], letters.filter(pa.array(~is_empty))
             for start in range(0, len(ids), TEXTS):
-                shingles = shingles_of(letters.slice(start, TEXTS))
+                shingles = shingles_of(without_shared(letters.slice(start, TEXTS), shared))
                 part = ids[start : start + TEXTS]
                 of_role.append((part, contents_of(shingles), bands_of(shingles)))
         none = (np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros((0, BANDS), np.uint64))
@@ -195,19 +240,26 @@ def _sketches(inputs: Inputs) -> Sketches:
 
 
 def _letters(
-    inputs: Inputs, ids: Int64[np.ndarray, " texts"], is_query: Bool[np.ndarray, " texts"]
+    inputs: Inputs,
+    shared: UInt64[np.ndarray, " windows"],
+    ids: Int64[np.ndarray, " texts"],
+    is_query: Bool[np.ndarray, " texts"],
+    answers_alone: bool = False,
 ) -> pa.Array:
-    """The texts of some rows, without case and signs, in the order that they are asked for."""
+    """The texts of some rows, as `_sketches` has them, in the order that they are asked for.
+
+    With `answers_alone` as in `_texts`.
+    """
     found, places = [pa.array([], pa.large_string())], []
     for role in ("example", "query"):
         asked = np.flatnonzero(is_query == (role == "query"))
         asked = asked[np.argsort(ids[asked])]
         if not len(asked):
             continue
-        for own, letters in _texts(inputs, role):
+        for own, letters in _texts(inputs, role, answers_alone=answers_alone):
             at = np.searchsorted(ids[asked], own).clip(max=len(asked) - 1)
             is_asked = ids[asked[at]] == own
-            found.append(letters.filter(pa.array(is_asked)))
+            found.append(without_shared(letters.filter(pa.array(is_asked)), shared))
             places.append(asked[at[is_asked]])
     order = np.argsort(np.concatenate(places or [np.zeros(0, np.int64)]))
     return pa.concat_arrays(found).take(pa.array(order))

@@ -179,3 +179,60 @@ def test_both_texts_of_a_pair_and_all_that_is_said_count() -> None:
 def test_thresholds_that_the_bands_are_not_made_for(similarity: float) -> None:
     with pytest.raises(ConfigError, match="expected a share"):
         NearDuplicates(similarity=similarity)
+
+
+def test_an_instruction_that_many_rows_share_makes_none_alike() -> None:
+    """Rows of one task, one of them twice with a word changed, beside free texts."""
+    drawn = np.random.default_rng(3)
+    task = "what does this question ask for a description an entity a person a place or a number "
+    free = [" ".join(drawn.choice(list("abcdefghijklmnopqr"), 30)) for _ in range(40)]
+    texts = [task + text for text in free[:30]] + free[30:]
+    texts.append(task + free[0][:-5] + " zz z")
+    ids = list(range(len(texts)))
+    table = pa.table(
+        {
+            "id": ids,
+            "role": ["example"] * len(ids),
+            "text": texts,
+            "text_b": pa.nulls(len(ids), pa.string()),
+        }
+    )
+    inputs = ShardedInputs({"text": table}, {"text": {"format": "text"}}, 3)
+    rows = super(ShardedInputs, inputs).run(NearDuplicates()).to_pylist()
+    assert [(row["example_id"], row["other_id"]) for row in rows] == [(0, 40), (40, 0)]
+    assert rows[0]["similarity"] == pytest.approx(jaccard(free[0], free[0][:-5] + " zz z"))
+
+
+@pytest.mark.parametrize("form", ["prompt_completion", "messages"])
+def test_rows_with_other_answers_are_not_the_same(form: str) -> None:
+    passage = "the bridge over the river was built by two brothers from granite and oak "
+    rows = [
+        (passage + "who built it", "two brothers"),
+        (passage + "what is it made of", "granite and oak"),
+        (passage + "who built it ?", "Two brothers !"),
+        (passage + "who has built it", "..."),
+        (passage + "who did build it", "- - -"),
+    ]
+    if form == "messages":
+        roles = ("user", "assistant")
+        rows = [
+            (json.dumps([{"role": r, "content": t} for r, t in zip(roles, row, strict=True)]), None)
+            for row in rows
+        ]
+    texts, pairs = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "id": range(5),
+            "role": ["example"] * 5,
+            "text": texts,
+            "text_b": pa.array(pairs, pa.string()),
+        }
+    )
+    inputs = ShardedInputs({"text": table}, {"text": {"format": form}}, 2)
+    found = super(ShardedInputs, inputs).run(NearDuplicates()).to_pylist()
+    assert [(row["example_id"], row["other_id"]) for row in found] == [
+        (0, 2),
+        (2, 0),
+        (3, 4),
+        (4, 3),
+    ]
