@@ -112,63 +112,78 @@ def chosen(
     """Numbers of the rows that each method chooses, and CPU-seconds of the stages."""
     write(folder / "pool.jsonl", rows)
     count = round(arguments.keep * len(rows))
-    sets: dict[str, np.ndarray] = {}
     cpu_s: dict[str, float] = {}
-    for target, queries in asked.items():
-        write(folder / f"{target}.jsonl", queries)
+
+    def finished(name: str, stages: dict[str, Any], **more: Any) -> Any:
         clock = Clock()
+        model = {"path": str(language_model()), "head": "completion", "max_length": LONGEST}
         done = run_config(
             {
-                "run": str(folder / target),
+                "run": str(folder / name),
                 "store": str(folder / "store"),
-                "model": {
-                    "path": str(language_model()),
-                    "head": "completion",
-                    "max_length": LONGEST,
-                },
+                "model": model,
                 "corpus": {"path": str(folder / "pool.jsonl"), "task": "completion", "id": "id"},
-                "queries": {"path": str(folder / f"{target}.jsonl"), "id": "id"},
-                "stages": {
-                    "answer_issues": {},
-                    "planted_answers": {"rows": 96},
-                    "near_duplicates": {},
-                    "query_relevance": {},
-                    "minilm": {"stage": "embedding", "model": {"path": MODEL, "max_length": 256}},
-                    "of_minilm": {"stage": "query_relevance", "features": "minilm"},
-                    "bm25": {"top_k": None},
-                },
+                "stages": stages,
                 "ray": {"engine": "in_process"},
+                **more,
             },
             clock,
         )
-        cpu_s |= {f"{stage}, {target}": round(s, 1) for stage, s in clock.cpu_s.items()}
+        cpu_s.update({f"{stage}, {name}": round(s, 1) for stage, s in clock.cpu_s.items()})
+        return done
 
-        def first(statement: str, done: Any = done) -> np.ndarray:
-            found = done.sql(
-                "SELECT e.source_id::BIGINT FROM examples AS e JOIN answer_losses AS l ON "
-                "l.id = e.example_id AND l.role = 'example' LEFT JOIN answer_issues AS i USING "
-                f"(example_id) {statement}"
-            ).fetchall()
-            return np.array([row for (row,) in found][:count])
+    def first(done: Any, statement: str) -> np.ndarray:
+        found = done.sql(f"SELECT e.source_id::BIGINT FROM examples AS e {statement}").fetchall()
+        return np.array([row for (row,) in found])
 
-        ours = done.select(keep=count, method="query_relevance").fetchall()
-        sets[f"assay, {target}"] = np.array([int(row[1]) for row in ours])
+    # What queries have no say in, once for all targets.
+    planted = {"planted_answers": {"rows": 96}}
+    whole = finished("all", {"answer_issues": {}, **planted, "near_duplicates": {}})
+    issues = "JOIN answer_issues AS i USING (example_id)"
+    losses = "JOIN answer_losses AS l ON l.id = e.example_id AND l.role = 'example'"
+    difficulty = "WHERE difficulty < 1 ORDER BY difficulty DESC"
+    sets = {
+        "likely right": first(whole, f"{issues} ORDER BY p_wrong")[:count],
+        "IFD": first(whole, f"{losses} {difficulty}")[:count],
+        "loss": first(whole, f"{losses} ORDER BY l.loss")[:count],
+    }
+    # As `assay select` has it.
+    flagged = first(whole, f"{issues} WHERE is_answer_issue")
+    near = first(
+        whole,
+        "JOIN near_duplicates AS n USING (example_id) JOIN answer_issues AS i USING (example_id) "
+        "WHERE NOT is_answer_issue QUALIFY row_number() OVER (PARTITION BY cluster "
+        "ORDER BY example_id) > 1",
+    )
+    left_out = np.concatenate([flagged, near])
+    for target, queries in asked.items():
+        write(folder / f"{target}.jsonl", queries)
+        done = finished(
+            target,
+            {
+                "query_relevance": {},
+                "minilm": {"stage": "embedding", "model": {"path": MODEL, "max_length": 256}},
+                "of_minilm": {"stage": "query_relevance", "features": "minilm"},
+                "bm25": {"top_k": None},
+            },
+            queries={"path": str(folder / f"{target}.jsonl"), "id": "id"},
+        )
+        ranked = "JOIN query_relevance AS q USING (example_id) WHERE q.method = "
         for name, method in (("RDS+", "query_relevance"), ("MiniLM", "of_minilm")):
-            ranked = f"JOIN query_relevance AS q USING (example_id) WHERE q.method = '{method}'"
-            sets[f"{name}, {target}"] = first(f"{ranked} ORDER BY q.rank")
+            order = first(done, f"{ranked} '{method}' ORDER BY q.rank")
+            sets[f"{name}, {target}"] = order[:count]
+            if name == "RDS+":
+                sets[f"assay, {target}"] = order[~np.isin(order, left_out)][:count]
         pairs = done.sql(
-            "SELECT e.source_id::BIGINT, query_id, score FROM attributions JOIN examples AS e "
-            "USING (example_id) WHERE method = 'bm25'"
+            "SELECT e.source_id::BIGINT AS row, query_id, score FROM attributions JOIN examples "
+            "AS e USING (example_id) WHERE method = 'bm25'"
         ).fetchnumpy()
         of = np.unique(pairs["query_id"], return_inverse=True)[1]
         scores = np.zeros((len(rows), of.max() + 1), np.float32)
-        scores[pairs[next(iter(pairs))], of] = pairs["score"]
+        scores[pairs["row"], of] = pairs["score"]
         choices = Choices(scores.shape[1], arguments.keep)
         choices.add(scores)
         sets[f"BM25, {target}"] = choices.turns(count)[0]
-        sets["likely right"] = first("ORDER BY p_wrong")
-        sets["IFD"] = first("WHERE difficulty < 1 ORDER BY difficulty DESC")
-        sets["loss"] = first("ORDER BY l.loss")
     return sets, cpu_s
 
 
