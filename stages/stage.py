@@ -212,6 +212,9 @@ class Stage(ABC):
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
+    whole_of: ClassVar[Role | None] = None
+    """For `split="whole"`, the role whose rows it reads, where it reads no others: with other
+    queries what it computed of the examples stays."""
     judges_rows: ClassVar[bool] = False
     """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
     is_kept: ClassVar[bool] = False

@@ -33,7 +33,7 @@ from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.drawn import is_drawn
 from stages.reading.vectors import unit_rows
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.stage import ConfigError, Cost, DataError, Inputs, Role, Rows, Split, Stage, Work
 from stages.tables import ANSWER_COLUMNS
 from storage.schema import TableSpec
 
@@ -94,6 +94,7 @@ class PlantedAnswers(RunsModel, Stage):
 
     version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
+    whole_of: ClassVar[Role | None] = "example"
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})
 

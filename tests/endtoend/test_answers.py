@@ -12,7 +12,7 @@ import pytest
 from runs import assay, write_lines
 from tiny_models import word_model
 
-from pipeline.api import expected, explain, flag, open_run, select
+from pipeline.api import expected, explain, flag, open_run, plan, select
 from pipeline.errors import RunError
 from pipeline.explain import prompt as prompts
 from pipeline.explain.interactive import interactive
@@ -239,3 +239,18 @@ def test_prompts_are_explained_line_by_line(
     assert not any(line.startswith("what is green ? | ") for line in asked)
     assert "found 32 tokens, expected at least 1 and fewer than max_length" in said.err
     assert len(opened) == 2  # Once for the lines, once for the explanation above.
+
+
+def test_with_other_queries_the_planted_answers_stay(folder: Path, ran: Any) -> None:
+    run, _ = ran
+    raw = json.loads((folder / "run.yaml").read_text())
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    raw["run"], raw["store"] = "other", str(run.folder.path / "store")
+    raw["queries"]["path"] = write_lines(folder / "others.jsonl", rows[30:34])
+    raw["stages"] = {name: raw["stages"][name] for name in ("answer_issues", "planted_answers")}
+    (folder / "other.yaml").write_text(json.dumps(raw))
+    planned = {row["stage"]: row for row in plan(folder / "other.yaml")["stages"]}
+    assert planned["planted_answers"]["tasks"] == 0
+    # The shard of queries alone.
+    assert planned["answer_issues"]["tasks"] == planned["answer_loss"]["tasks"] == 1
+    assert assay("verify", run.folder.path).stdout.count("are as they were written") == 1
