@@ -25,6 +25,9 @@ from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
 from storage.credentials import refuse_secrets
 
+MODELS = ("model", "reference")
+"""Fields of stages that name a model."""
+
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """The run that the YAML at `path` describes.
@@ -280,8 +283,10 @@ def _leaves_length_open(raw: Any, model: ModelSpec | None) -> bool:
 
 
 def _with_own_model(stage: Any, fields: Any, instance: str, inputs: Inputs) -> Any:
-    """The stage; the path of a model that its own entry names is made absolute."""
-    if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), Mapping):
-        return stage
-    model = inputs.model(stage.model, f"stages.{instance}.model")
-    return dataclasses.replace(stage, model=model)
+    """The stage; the paths of models that its own entry names are made absolute."""
+    own = {
+        name: inputs.model(getattr(stage, name), f"stages.{instance}.{name}")
+        for name in MODELS
+        if isinstance(fields, Mapping) and isinstance(fields.get(name), Mapping)
+    }
+    return dataclasses.replace(stage, **own) if own else stage

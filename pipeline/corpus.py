@@ -72,7 +72,7 @@ class Corpus:
     @property
     def has_chats(self) -> bool:
         """Whether the texts are conversations."""
-        return bool(self.tables["text"].details.get("format") == "messages")
+        return self.tables["text"].details.get("format") in ("messages", "preference_messages")
 
     @property
     def unlabelled_queries(self) -> int:

@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 
 def suspicious(run: Any, top: int | None, method: str | None, precision: float | None) -> str:
-    """The rows of `run`, an `OpenedRun`, whose labels or answers are suspicious: see its `flag`.
+    """The rows of `run` whose labels, answers or orders are suspicious: see `OpenedRun.flag`.
 
     Raises:
         RunError: both `top` and `precision` are given, or it is not between 0 and 1; or the run
@@ -41,6 +41,9 @@ def suspicious(run: Any, top: int | None, method: str | None, precision: float |
     if run.task() == "completion":
         run.require("answer_issues", "answer_issues", "completion")
         return flagged_answers(run.choice("answer_issues", "method", method), top, precision)
+    if run.task() == "preference":
+        run.require("preference_issues", "preference_issues", "preference")
+        return flagged_pairs(run.choice("preference_issues", "method", method), top, precision)
     run.require("label_issues", "label_issues")
     instance = run.choice("label_issues", "method", method)
     pairs = run.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
@@ -85,6 +88,21 @@ def flagged_answers(instance: str, top: int | None, precision: float | None) -> 
         FROM (FROM answer_issues WHERE method = {quoted(instance)} {worst}) AS i
         JOIN examples AS e USING (example_id)
         JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
+        ORDER BY i.p_wrong DESC, e.example_id"""
+
+
+def flagged_pairs(instance: str, top: int | None, precision: float | None) -> str:
+    """The pairs whose order an instance of `preference_issues` flags, the worst first.
+
+    Or the worst `top`, or as many as have a mean `p_wrong` of `precision`.
+    """
+    worst = _worst("p_wrong DESC", "is_preference_issue", top, precision)
+    return f"""
+        SELECT e.example_id, e.source_id, p.prompt, p.chosen, p.rejected,
+               i.reason, i.p_wrong, i.is_preference_issue, i.method
+        FROM (FROM preference_issues WHERE method = {quoted(instance)} {worst}) AS i
+        JOIN examples AS e USING (example_id)
+        JOIN preferences AS p ON p.id = i.example_id AND p.role = 'example'
         ORDER BY i.p_wrong DESC, e.example_id"""
 
 

@@ -44,6 +44,8 @@ def _summary(run: Any) -> dict[str, Any]:
         "answers": [],
         "bad_answers": None,
         "trials": trials(run) if "selection_trial" in views else [],
+        "pairs_of_answers": [],
+        "wrong_orders": None,
         "planted": None,
         "helpful": [],
         "harmful": [],
@@ -83,6 +85,8 @@ def _summary(run: Any) -> dict[str, Any]:
             summary["planted"] = {"planted": planted, "flagged": caught, "in_top": in_top}
     for method in run.methods("answer_issues")[:1]:
         summary |= _answers(run, method)
+    for method in run.methods("preference_issues")[:1]:
+        summary |= _orders(run, method)
     shown_values = run.shown_values()
     if shown_values is not None:
         summary |= _values(run, *shown_values)
@@ -120,6 +124,22 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
     )
     found = {"answers": [{name: row[name] for name in names} for row in rows]}
     return found | {"bad_answers": {row["reason"]: row["n"] for row in reasons}}
+
+
+def _orders(run: Any, method: str) -> dict[str, Any]:
+    """The pairs whose order is probably wrong, how many are flagged, and their expected share."""
+    rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
+    names = ("example_id", "prompt", "chosen", "rejected", "reason", "p_wrong")
+    ((flagged, details),) = _fetch(
+        run.sql(
+            "SELECT (SELECT count(*) FROM preference_issues WHERE is_preference_issue AND "
+            f"method = '{method}'), details FROM runs WHERE instance = '{method}' AND "
+            "\"table\" = 'preference_issue'"
+        )
+    )
+    told = {"flagged": flagged, "share": json.loads(details)["share"]}
+    found = {"pairs_of_answers": [{name: row[name] for name in names} for row in rows]}
+    return {**found, "wrong_orders": told}
 
 
 def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
@@ -205,6 +225,7 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
         "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
         "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
         "completion": "SELECT text, text_b FROM examples LIMIT 20",
+        "preference": "SELECT prompt, chosen, rejected FROM preferences LIMIT 20",
         "question_answering": "SELECT text_b AS question, text FROM examples LIMIT 20",
     }
     statements = {
@@ -212,6 +233,10 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
         "JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
         "answer_issues": "SELECT prompt, answer, reason, p_wrong FROM answer_issues JOIN "
         "completions ON id = example_id AND role = 'example' ORDER BY p_wrong DESC LIMIT 20",
+        "preference_issues": "SELECT prompt, chosen, rejected, reason, p_wrong FROM "
+        "preference_issues JOIN preferences ON id = example_id AND role = 'example' "
+        "ORDER BY p_wrong DESC LIMIT 20",
+        "answer_margins": "SELECT role, avg(margin), avg(loss) FROM answer_margins GROUP BY ALL",
         "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "
         "USING (example_id) GROUP BY ALL",
         "predictions": "SELECT text, target, logits[1] AS predicted FROM predictions JOIN "

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.plan import Plan
+from stages.corpus.preferences import SIDE_FORMS
 from stages.model.spec import ModelSpec, Trained
 from stages.stage import StageError
 from storage.manifest import digest
@@ -40,6 +41,7 @@ def check_models(plan: Plan, store: Store, is_dry: bool = False) -> Iterator[str
             # Its rows come from tables, not from the model.
             continue
         form = str(plan.corpus.tables["text"].details.get("format", "text"))
+        form = SIDE_FORMS.get(form, form)
         model = _checked_part(node, node.stage.model_ref)
         name = _name(node, model, form)
         if name in seen or _has_note(store, name):

@@ -156,12 +156,13 @@ class OpenedRun:
     def flag(
         self, top: int | None = None, method: str | None = None, precision: float | None = None
     ) -> Rows:
-        """Examples whose label, or in a corpus of completions answer, is suspicious, worst first.
+        """Examples whose label, answer or order of answers is suspicious, the worst first.
 
         Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
         label_score (in [0, 1], low = suspicious), is_label_issue, method, and true_label, the label
-        before a wrong one was planted. Of completions: example_id, source_id, prompt, answer,
-        reason, p_wrong, p_reason, is_answer_issue, method; see `stages/predictions/answer_issues`.
+        before a wrong one was planted. Of completions and preferences: example_id, source_id,
+        prompt, answer (or chosen and rejected), reason, p_wrong, is_answer_issue (or
+        is_preference_issue), method.
 
         Args:
             top: How many of the lowest scores, flagged or not; by default all that are flagged.
@@ -297,7 +298,8 @@ class OpenedRun:
 
         Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
         it where another is right), label_score, example_id; text_b for pairs. Of completions:
-        source_id, decision (accept or drop), prompt, answer, reason, p_wrong, example_id.
+        source_id, decision (accept or drop), prompt, answer (of preferences chosen and rejected,
+        which `fix` lets change places), reason, p_wrong, example_id.
 
         Raises:
             RunError: the file is there already; it may hold decisions.
@@ -312,7 +314,9 @@ class OpenedRun:
             f"text, {pair}given_label, suggested_label AS new_label, "
             "round(label_score, 4) AS label_score"
         )
-        if "answer" in rows.columns:
+        if "rejected" in rows.columns:
+            shown = "prompt, chosen, rejected, reason, round(p_wrong, 4) AS p_wrong"
+        elif "answer" in rows.columns:
             shown = "prompt, answer, reason, round(p_wrong, 4) AS p_wrong"
         return self._catalog.export(
             self._connection,

@@ -212,6 +212,7 @@ def _task_text(corpus: "Corpus") -> str:
     return {
         "regression": "targets of a regression",
         "completion": "texts to complete",
+        "preference": "pairs of answers",
         "question_answering": "texts with questions",
     }[corpus.task]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.corpus.preferences import SIDE_FORMS, SIDES, side_columns
 from stages.model.refusals import reading_fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError, Stage
@@ -53,7 +54,7 @@ class Readers:
         loaded = self._loaded()
         for model, head, tokenizer in loaded:
             where = f"{model.path}: " if len(loaded) > 1 else ""
-            for row, reason in enumerate(head.refusals(tokenizer, texts, pairs, form)):
+            for row, reason in enumerate(_refusals(head, tokenizer, texts, pairs, form)):
                 if reason is not None and refused[row] is None:
                     refused[row] = where + reason
         return refused
@@ -90,6 +91,21 @@ class Readers:
 
 def _learns_completions(model: ModelSpec) -> bool:
     return "completion" in model.kind.tasks
+
+
+def _refusals(
+    head: Any, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+) -> list[str | None]:
+    """Why a model refuses each row; of a pair, each of which it reads, the first side's reason."""
+    if form not in SIDE_FORMS:
+        refused: list[str | None] = head.refusals(tokenizer, texts, pairs, form)
+        return refused
+    of_sides = head.refusals(tokenizer, *side_columns(texts, pairs, form), SIDE_FORMS[form])
+    found: list[str | None] = []
+    for first in range(0, len(of_sides), 2):
+        told = zip(SIDES, of_sides[first : first + 2], strict=True)
+        found.append(next((f"{side}: {reason}" for side, reason in told if reason), None))
+    return found
 
 
 def _load(models: Iterable[ModelSpec]) -> list[tuple[ModelSpec, Any, Any]]:

@@ -195,6 +195,13 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(_about_answers(summary["bad_answers"], summary["examples"]))
     for trial in summary["trials"]:
         _print_trial(trial)
+    if summary["pairs_of_answers"]:
+        show("\nMost suspicious pairs (p_wrong: probability that rejected is the better answer)")
+        names = ["prompt", "chosen", "rejected", "reason", "p_wrong"]
+        short = [{**row, "prompt": _tail(row["prompt"])} for row in summary["pairs_of_answers"]]
+        show(table(names, [[row[n] for n in names] for row in short]))
+    if summary["wrong_orders"] is not None:
+        show(_about_orders(summary["wrong_orders"], summary["examples"]))
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             utility = summary["utility"]
@@ -263,6 +270,20 @@ def _about_answers(reasons: Mapping[str, int], n: int) -> str:
     return (
         f"{sum(reasons.values())} of {n} answers are flagged as probably bad: {told}. assay select "
         "leaves them out; assay flag RUN lists them."
+    )
+
+
+def _about_orders(orders: Mapping[str, Any], n: int) -> str:
+    """How many pairs are flagged, and how many are expected to be wrong."""
+    expected = f"about {orders['share']:.0%} of all orders are expected to be wrong"
+    if not orders["flagged"]:
+        return (
+            f"None of {n} pairs is likelier wrong than right; {expected}. Those above are the "
+            "likeliest: assay flag RUN --top 100 reads on."
+        )
+    return (
+        f"{orders['flagged']} of {n} pairs are flagged, as they are probably the wrong way round; "
+        f"{expected}. assay select leaves them out; assay flag RUN lists them."
     )
 
 

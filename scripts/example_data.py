@@ -6,6 +6,7 @@
 |---|---|---|
 | flats_train.csv, flats_queries.csv | an advertisement and its rent | regression.yaml |
 | capitals_train.jsonl, capitals_queries.jsonl | a prompt and its completion | completions.yaml |
+| choices_train.jsonl, choices_queries.jsonl | a prompt, two answers | preferences.yaml |
 | buildings_train.jsonl, buildings_queries.jsonl | a text, a question, an answer | questions.yaml |
 | points_train.csv, .npy, points_queries.csv, .npy | a label and a vector | vectors.yaml |
 
@@ -76,6 +77,8 @@ def main(folder: Path) -> None:
         _write_csv(folder / f"flats_{name}.csv", rows)
     for name, rows in (("train", capitals(PROMPTS[:-1])), ("queries", capitals(PROMPTS[-1:]))):
         _write_jsonl(folder / f"capitals_{name}.jsonl", rows)
+    for name, rows in (("train", choices(PROMPTS[:-1])), ("queries", choices(PROMPTS[-1:]))):
+        _write_jsonl(folder / f"choices_{name}.jsonl", rows)
     for name, rows in (("train", buildings(PLACES[:-1])), ("queries", buildings(PLACES[-1:]))):
         _write_jsonl(folder / f"buildings_{name}.jsonl", rows)
     for name, (rows, vectors) in (("train", points(300, 0)), ("queries", points(100, 1))):
@@ -122,6 +125,25 @@ def capitals(prompts: tuple[str, ...]) -> list[Row]:
                     "is_wrong": is_wrong,
                 }
             )
+    return rows
+
+
+def choices(prompts: tuple[str, ...]) -> list[Row]:
+    """Each prompt for each country with the right capital chosen, and another's rejected.
+
+    Of the training rows (several prompts) every tenth has its answers the wrong way round.
+    """
+    rng = np.random.default_rng([len(prompts), 5])
+    countries = list(CAPITALS)
+    rows: list[Row] = []
+    for prompt in prompts:
+        for at, country in enumerate(countries):
+            other = countries[(at + int(rng.integers(1, len(countries)))) % len(countries)]
+            is_wrong = len(prompts) > 1 and len(rows) % 10 == 3
+            answers = [f" {CAPITALS[country]}", f" {CAPITALS[other]}"]
+            chosen, rejected = reversed(answers) if is_wrong else answers
+            own = {"id": len(rows), "prompt": prompt.format(country)}
+            rows.append({**own, "chosen": chosen, "rejected": rejected, "is_wrong": is_wrong})
     return rows
 
 

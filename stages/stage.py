@@ -31,9 +31,14 @@ from storage.schema import TableSpec
 
 Role = Literal["example", "query"]
 Split = Literal["shard", "query", "round", "whole"]
-CorpusTask = Literal["classification", "regression", "completion", "question_answering"]
-"""What a model is to predict for the rows of a corpus."""
-TASKS: tuple[CorpusTask, ...] = ("classification", "regression", "completion", "question_answering")
+CorpusTask = Literal[
+    "classification", "regression", "completion", "preference", "question_answering"
+]
+"""What a model is to predict for the rows of a corpus; of a preference, which of two answers."""
+TASKS: tuple[CorpusTask, ...] = (
+    *("classification", "regression", "completion", "preference"),
+    "question_answering",
+)
 Rows = Iterator[tuple[str, pa.RecordBatch]]
 """Rows that a stage computes: pairs of a table's name and a batch of its rows, in any order."""
 Steps = Callable[[int, int], None]

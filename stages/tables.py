@@ -168,3 +168,24 @@ ANSWER_COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
 )
 """What is measured of an answer of a corpus of completions: `stages.model.answers.Losses`, null
 where not known, and the mean last hidden states of its prompt and of itself alone, side by side."""
+
+ANSWER_MARGIN = TableSpec(
+    name="answer_margin",
+    schema=pa.schema(
+        [
+            ("id", pa.int64()),
+            ("role", pa.string()),
+            ("chosen_tokens", pa.int64()),
+            ("rejected_tokens", pa.int64()),
+            ("chosen_logp", pa.float64()),
+            ("rejected_logp", pa.float64()),
+            ("reference_chosen_logp", pa.float64()),
+            ("reference_rejected_logp", pa.float64()),
+            ("reward_margin", pa.float64()),
+            ("loss", pa.float64()),
+        ]
+    ),
+    key=("id",),
+)
+"""Log-likelihoods of both answers of a pair, in nats, by the policy and by the reference, and the
+margin and loss of DPO; null where `max_length` leaves no token of one of them."""

@@ -33,7 +33,7 @@ SUMS = "shapley_value"
 """The table that holds what these statements give (`storage.summed`)."""
 DIFFERING = ("extra",)
 """Tables that carry the user's own columns, which may differ between examples and queries."""
-OF_TASK = {"completions": "completion"}
+OF_TASK = {"completions": "completion", "preferences": "preference"}
 """Views of corpora of one task alone."""
 
 

@@ -5,7 +5,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from stages.corpus.cells import SourceRows
-from stages.corpus.forms import CARRIED, CONVERSATIONS, Form, completion_columns
+from stages.corpus.forms import (
+    CARRIED,
+    CONVERSATIONS,
+    Form,
+    completion_columns,
+    preference_columns,
+)
 from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError, Role
 from storage.schema import FILE_COLUMN
@@ -41,6 +47,8 @@ def with_columns(source: Source, found: list[str]) -> Source:
         is_given = source.text != "text" or "text" in found
         text = source.text if is_given else "context"
         return replace(source, text=text, text_b=source.text_b or "question")
+    if source.task == "preference":
+        return preference_columns(source, found)
     return completion_columns(source, found)
 
 
@@ -50,7 +58,10 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
     Raises:
         DataError: it lacks one; the message lists the columns that are there.
     """
-    names = ("text", "text_b", "prompt", "completion", "messages", "features", "label", "id")
+    names = (
+        *("text", "text_b", "prompt", "completion", "messages", "chosen", "rejected"),
+        *("features", "label", "id"),
+    )
     for key in names:
         name = getattr(source, key)
         if name is None or name in found or (key == "features" and source.features_file):
@@ -72,7 +83,10 @@ def used_columns(source: Source) -> set[str]:
 
     The input of Alpaca's rows is carried along, too.
     """
-    own = (source.text, source.text_b, source.prompt, source.completion, source.messages)
+    own = (
+        *(source.text, source.text_b, source.prompt, source.completion, source.messages),
+        *(source.chosen, source.rejected),
+    )
     features = None if source.features_file else source.features
     return {name for name in (*own, features, source.label, source.id) if name}
 

@@ -1,4 +1,4 @@
-"""The form of rows to complete: what their columns hold, and which columns these are by name.
+"""The form of rows to learn from: what their columns hold, and which columns these are by name.
 
 | form | columns |
 |---|---|
@@ -8,6 +8,8 @@
 | alpaca | an instruction, perhaps an input, and an output |
 | messages | conversations of messages {role, content} |
 | sharegpt | conversations of messages {from, value} |
+| preference | two answers as texts, of which one was chosen, perhaps with their prompt |
+| preference_messages | the same as lists of messages, as in TRL |
 """
 
 import json
@@ -21,10 +23,21 @@ from stages.corpus.cells import SourceRows, is_text
 from stages.corpus.source import Source
 from stages.stage import DataError
 
-Form = Literal["text", "prompt_completion", "prompt_and_messages", "alpaca", "messages", "sharegpt"]
+Form = Literal[
+    "text",
+    "prompt_completion",
+    "prompt_and_messages",
+    "alpaca",
+    "messages",
+    "sharegpt",
+    "preference",
+    "preference_messages",
+]
 CONVERSATIONS: tuple[Form, ...] = ("prompt_and_messages", "messages", "sharegpt")
 """Forms whose rows are conversations."""
-CARRIED: tuple[Form, ...] = ("prompt_and_messages", "alpaca", "sharegpt")
+PAIRS: tuple[Form, ...] = ("preference", "preference_messages")
+"""Forms whose rows are preferences."""
+CARRIED: tuple[Form, ...] = ("prompt_and_messages", "alpaca", "sharegpt", *PAIRS)
 """Forms of which a row's text is made of other cells, which are hence carried along."""
 INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
 SHAREGPT = ("conversations", "conversation")
@@ -74,6 +87,16 @@ def completion_columns(source: Source, found: Sequence[str]) -> Source:
     )
 
 
+def preference_columns(source: Source, found: Sequence[str]) -> Source:
+    """A source of preferences that names exactly its columns; `found` are those that are there.
+
+    Its prompt is one of them where it is named, or where there is a column `prompt`.
+    """
+    prompt = source.prompt or ("prompt" if "prompt" in found else None)
+    chosen, rejected = source.chosen or "chosen", source.rejected or "rejected"
+    return replace(source, text=None, prompt=prompt, chosen=chosen, rejected=rejected)
+
+
 def form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]) -> Form:
     """What the columns of a source of any task hold.
 
@@ -120,6 +143,8 @@ def notice(given: Source, source: Source, form: Form, found: Sequence[str]) -> s
 
 
 def _form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]) -> Form:
+    if source.task == "preference":
+        return _form_of_pairs(given, source, empty, first)
     if source.messages:
         cell = _example(source.messages, empty, first)
         is_talk = isinstance(cell, list) and cell and isinstance(cell[0], dict)
@@ -128,20 +153,39 @@ def _form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[
         return "text"
     if given.prompt is None and source.prompt == INSTRUCTION:
         return "alpaca"
-    hold = {
-        name: isinstance(_example(name, empty, first), list)
-        for name in (source.prompt, source.completion)
-        if not is_text(empty.table[name].type) or name in empty.mixed
-    }
-    if not any(hold.values()):
+    hold = [_holds_lists(name, empty, first) for name in (source.prompt, source.completion)]
+    if not any(hold):
         return "prompt_completion"
-    if hold.get(source.prompt) and hold.get(source.completion):
+    if all(hold):
         return "prompt_and_messages"
     raise DataError(
         f"{source.path}: found lists in one of {source.prompt} and {source.completion} and texts "
         "in the other, expected texts in both, or lists of messages in both. Write the other as "
         '[{"role": ..., "content": ...}].'
     )
+
+
+def _form_of_pairs(
+    given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]
+) -> Form:
+    names = [name for name in (source.chosen, source.rejected, source.prompt) if name]
+    hold = [_holds_lists(name, empty, first) for name in names]
+    if hold[0] != hold[1] or (given.prompt is not None and hold[2] != hold[0]):
+        told = ", ".join(
+            f"{'lists' if is_list else 'texts'} in {name}"
+            for name, is_list in zip(names, hold, strict=True)
+        )
+        raise DataError(
+            f"{source.path}: found {told}, expected texts in all of them, or lists of messages in "
+            'all. Write the others as [{"role": ..., "content": ...}], or leave the prompt out: '
+            "what both answers begin with is then their prompt."
+        )
+    return "preference_messages" if hold[0] else "preference"
+
+
+def _holds_lists(name: str, empty: SourceRows, first: Callable[[str], Any]) -> bool:
+    is_plain = is_text(empty.table[name].type) and name not in empty.mixed
+    return not is_plain and isinstance(_example(name, empty, first), list)
 
 
 def _example(name: str, empty: SourceRows, first: Callable[[str], Any]) -> Any:

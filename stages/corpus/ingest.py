@@ -45,7 +45,7 @@ from stages.corpus.review import new_labels, read_review
 from stages.corpus.row_ids import written_type
 from stages.corpus.rows import REJECTED, Recipe
 from stages.corpus.scan import Columns, Measures, Refusals, Scanned, scan
-from stages.corpus.source import LABELLED, Source
+from stages.corpus.source import LABELLED, LEARNED, Source
 from stages.corpus.texts import Format
 from stages.corpus.vectors import FEATURES, check_length, length_of_file, most_frequent
 from stages.stage import ConfigError, CorpusTask, DataError, Role
@@ -163,7 +163,7 @@ def survey(
     given, source = source, with_columns(source, empty.table.column_names)
     check_columns(source, role, empty.table.column_names)
     form = form_of(given, source, empty, partial(_first_cell, read))
-    measures = measures if source.task == "completion" else None
+    measures = measures if source.task in LEARNED else None
     columns = Columns(source, role, empty, form, refusals, vector_length, measures, read.n_rows)
     if source.features_file is not None:
         length = length_of_file(source, read.n_rows)
@@ -330,7 +330,9 @@ def _stored(columns: Columns, labels: Labels | None, ids_are_numbers: bool) -> l
 def _format(form: Form) -> Format:
     if form in CONVERSATIONS:
         return "messages"
-    return "text" if form == "text" else "prompt_completion"
+    if form == "text" or form == "preference" or form == "preference_messages":
+        return form
+    return "prompt_completion"
 
 
 def _first_cell(read: Reading, name: str) -> Any:

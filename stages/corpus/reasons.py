@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from stages.corpus.conversations import REASONS as CONVERSATION_REASONS
+from stages.corpus.preferences import REASONS as PREFERENCE_REASONS
 
 REFUSED = "refused by a model"
 """Stands for the reason that a model gave."""
@@ -26,6 +27,7 @@ REASONS = (
     "empty completion",
     "null messages",
     *CONVERSATION_REASONS,
+    *PREFERENCE_REASONS,
     REFUSED,
     "missing vector",
     "vector is not a list of numbers",

@@ -1,4 +1,7 @@
-"""A person's review of a corpus, a file of decisions: labels to be fixed, rows to be dropped."""
+"""A person's review of a corpus, a file of decisions: labels to be fixed, rows to be dropped.
+
+The answers of a preference that is to be fixed change places.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +13,7 @@ import pyarrow.compute as pc
 from stages.corpus.cells import SourceRows
 from stages.corpus.labels import class_code
 from stages.corpus.load import load_file
+from stages.corpus.preferences import SIDES, swapped
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 from stages.stage import CorpusTask, DataError
@@ -42,7 +46,8 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
     key = _review_column(path, reviewed, "source_id", "example_id")
     decisions = reviewed.values(_review_column(path, reviewed, "decision"))
     names: list[Any] = [None] * len(decisions)
-    if any(str(d).strip().lower() == "fix" for d in decisions):
+    is_pair = task == "preference"
+    if not is_pair and any(str(d).strip().lower() == "fix" for d in decisions):
         names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
     seen: dict[str, int] = {}
     verdicts = np.zeros(len(decisions), dtype=np.int8)
@@ -69,15 +74,21 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
                 "Correct it."
             )
         verdicts[at] = _VERDICTS.index(verdict)
-        if verdict == "fix":
+        if verdict == "fix" and not is_pair:
             values[at] = _new_label(where, name, task, classes)
     return Review(path, key, pa.array(list(seen), pa.string()), verdicts, values)
 
 
-def correct(rows: pa.Table, review: Review, task: CorpusTask) -> tuple[pa.Table, np.ndarray]:
+def correct(
+    rows: pa.Table, review: Review, task: CorpusTask, answers: Sequence[str] = SIDES
+) -> tuple[pa.Table, np.ndarray]:
     """The rows with the decisions about them, and which of the review's these are.
 
-    Labels or targets are fixed. A dropped row stays, marked in `is_dropped`.
+    Labels or targets are fixed; of a preference the answers change places, also in the columns
+    `answers` of the source. A dropped row stays, marked in `is_dropped`.
+
+    Raises:
+        DataError: the answers are columns of two types.
     """
     ids = rows["source_id"] if review.key == "source_id" else pc.cast(rows["id"], pa.string())
     found = pc.fill_null(pc.index_in(ids, value_set=review.rows), -1).to_numpy()
@@ -86,19 +97,54 @@ def correct(rows: pa.Table, review: Review, task: CorpusTask) -> tuple[pa.Table,
         return rows, places
     decided = found[places]
     verdicts = review.verdicts[decided]
+    if task == "preference":
+        rows = _turned(rows, places[verdicts == _VERDICTS.index("fix")], answers, review.path)
+        return _with_dropped(rows, places, verdicts), decided
     column = "target" if task == "regression" else "label"
     fixed = rows[column].to_pylist()
-    is_dropped = rows["is_dropped"].to_numpy().copy()
     for place, at in zip(places.tolist(), decided.tolist(), strict=True):
         if _VERDICTS[review.verdicts[at]] == "fix":
             value = float(review.values[at])
             fixed[place] = value if task == "regression" else int(value)
+    rows = _with(rows, column, pa.array(fixed, rows.schema.field(column).type))
+    return _with_dropped(rows, places, verdicts), decided
+
+
+def _with_dropped(rows: pa.Table, places: np.ndarray, verdicts: np.ndarray) -> pa.Table:
+    """The rows, those at `places` marked as dropped or not by what was decided of them."""
+    is_dropped = rows["is_dropped"].to_numpy().copy()
     is_decided = verdicts > 0
     is_dropped[places[is_decided]] = verdicts[is_decided] == _VERDICTS.index("drop")
-    for name, values in ((column, fixed), ("is_dropped", is_dropped)):
-        at = rows.column_names.index(name)
-        rows = rows.set_column(at, name, pa.array(values, rows.schema.field(name).type))
-    return rows, decided
+    return _with(rows, "is_dropped", pa.array(is_dropped))
+
+
+def _turned(rows: pa.Table, places: np.ndarray, answers: Sequence[str], path: str) -> pa.Table:
+    """The rows, those at `places` with the chosen answer rejected and the rejected one chosen."""
+    if not len(places):
+        return rows
+    chosen, rejected = (rows[name] for name in answers)
+    if chosen.type != rejected.type:
+        raise DataError(
+            f"{path}: found {chosen.type} in {answers[0]} and {rejected.type} in {answers[1]}, "
+            "expected one type in both, as the answers of a pair change places. Write both alike "
+            "in the source."
+        )
+    is_turned = np.zeros(rows.num_rows, dtype=bool)
+    is_turned[places] = True
+    pairs = rows["text_b"].to_pylist()
+    for place in places.tolist():
+        pairs[place] = swapped(pairs[place])
+    rows = _with(rows, "text_b", pa.array(pairs, pa.string()))
+    both = pa.chunked_array([*chosen.chunks, *rejected.chunks], chosen.type)
+    of_chosen = np.arange(rows.num_rows) + rows.num_rows * is_turned
+    own = (of_chosen, (of_chosen + rows.num_rows) % (2 * rows.num_rows))
+    for name, cells in zip(answers, own, strict=True):
+        rows = _with(rows, name, both.take(pa.array(cells)))
+    return rows
+
+
+def _with(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    return rows.set_column(rows.column_names.index(name), name, values)
 
 
 def check_used(review: Review, used: Sequence[np.ndarray], refused: Mapping[str, str]) -> None:

@@ -107,8 +107,10 @@ def make_rows(recipe: Recipe, part: Part, loaded: SourceRows, numbers: np.ndarra
             cells[column["stored"]] = loaded.table[column["name"]]
     rows = pa.table(cells)
     decided = []
+    named = {column["name"]: column["stored"] for column in recipe.stored}
+    answers = [named.get(str(name), "") for name in (source.chosen, source.rejected)]
     for review in recipe.reviews:
-        rows, about_rows = correct(rows, review, source.task)
+        rows, about_rows = correct(rows, review, source.task, answers)
         decided.append(about_rows)
     return Made(rows, tuple(decided))
 

@@ -61,7 +61,7 @@ class Columns:
     def has_text(self) -> bool:
         """Whether rows have a text, or are vectors alone."""
         source = self.source
-        return bool(source.text or source.messages or source.prompt)
+        return bool(source.text or source.messages or source.prompt or source.chosen)
 
     def read(self, part: Part) -> SourceRows:
         """The rows of a part, with the columns that the source uses as text."""

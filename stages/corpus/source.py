@@ -18,6 +18,8 @@ KINDS = {
     ".tsv": "csv",
 }
 ENDINGS = ", ".join(KINDS)
+LEARNED: tuple[CorpusTask, ...] = ("completion", "preference")
+"""Tasks whose rows are texts that a language model learns to write."""
 LABELLED: tuple[CorpusTask, ...] = ("classification", "regression")
 """Tasks whose rows have a label column; a completion is its own target."""
 
@@ -55,8 +57,9 @@ class Source:
     split: str | None = None
     """Split expression such as `train`, `train[:1000]` or `train[:50%]+test`; files are `train`."""
     task: CorpusTask = "classification"
-    """What a model learns from a row: its class, its number, the text it should write, or where in
-    a text a question is answered. Queries have the task of the corpus."""
+    """What a model learns from a row: its class, its number, the text it should write, which of two
+    texts it should rather write, or where in a text a question is answered. Queries have the task
+    of the corpus."""
     text: str | None = "text"
     """Column of the text; null for rows that are vectors alone. Of question answering, the text
     that is asked about: by itself `text`, or else `context`."""
@@ -65,13 +68,19 @@ class Source:
     `question`."""
     prompt: str | None = None
     """Completion: column of the prompt; a row's may be empty. Goes with `completion`. Both hold
-    texts, or both lists of messages."""
+    texts, or both lists of messages. Preference: the prompt of both answers, by itself `prompt`;
+    without one it is what both begin with."""
     completion: str | None = None
     """Completion: column of the text that the model should write after the prompt."""
     messages: str | None = None
     """Completion: column of a conversation, each cell a list of {role, content} or its JSON. If no
     column is named, prompt and completion are taken where both are there, else messages, else text,
     else `conversations`, else `instruction`, `input` and `output` (`stages.corpus.forms`)."""
+    chosen: str | None = None
+    """Preference: column of the answer that was chosen, by itself `chosen`; it holds texts, or
+    lists of messages (`stages.corpus.preferences`)."""
+    rejected: str | None = None
+    """Preference: column of the answer that was rejected, by itself `rejected`."""
     turns: Turns = "all"
     """Completion: which messages of the assistant are learned of a conversation, `all` or the
     `last`; of these, those that no mark of their own leaves out. Queries take it over."""
@@ -114,6 +123,8 @@ class Source:
             )
         if self.task == "completion":
             self._check_completion()
+        elif self.task == "preference":
+            self._check_preference()
         elif self.task == "question_answering" and self.text is None:
             raise ConfigError(
                 "text: found null with task: question_answering, expected the column of the text "
@@ -127,18 +138,21 @@ class Source:
             )
 
     def _check_task(self) -> None:
-        wanted = {
-            "classes": "classification",
-            "flip_labels": "classification",
-            "prompt": "completion",
-            "completion": "completion",
-            "messages": "completion",
+        wanted: dict[str, tuple[CorpusTask, ...]] = {
+            "classes": ("classification",),
+            "flip_labels": ("classification",),
+            "prompt": LEARNED,
+            "completion": ("completion",),
+            "messages": ("completion",),
+            "chosen": ("preference",),
+            "rejected": ("preference",),
         }
-        for name, task in wanted.items():
-            if getattr(self, name) is not None and self.task != task:
+        for name, tasks in wanted.items():
+            if getattr(self, name) is not None and self.task not in tasks:
+                fits = " or ".join(tasks)
                 raise ConfigError(
-                    f"{name}: found it with task: {self.task}, expected it with task: {task} only. "
-                    f"Remove {name}, or set task: {task}."
+                    f"{name}: found it with task: {self.task}, expected it with task: {fits} only. "
+                    f"Remove {name}, or set task: {fits}."
                 )
         if self.turns != "all" and self.task != "completion":
             raise ConfigError(
@@ -165,6 +179,14 @@ class Source:
                 f"{given[0]}: found {' and '.join(given)} named, expected one form of a "
                 "completion: prompt and completion, messages, or text. Remove the others."
             )
+
+    def _check_preference(self) -> None:
+        for name in ("text", "text_b"):
+            if getattr(self, name) not in (None, "text"):
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)} with task: preference, expected none. "
+                    f"Remove {name}; name prompt, chosen and rejected."
+                )
 
     @property
     def features_file(self) -> str | None:

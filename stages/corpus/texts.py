@@ -1,8 +1,9 @@
-"""The text of a row: one text, a pair, a prompt with its completion, or a conversation.
+"""The text of a row: a text, a pair, a prompt with its completion, a conversation, two answers.
 
 Each of these is stored in two columns, `text` and `text_b`. A conversation is stored in `text` as
 compact JSON (`stages.corpus.conversations`). In `text_b` are the tools that the assistant may call,
-from a column `tools`, which is carried along, too; null without any.
+from a column `tools`, which is carried along, too; null without any. Of a preference both answers
+are in `text_b` (`stages.corpus.preferences`).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -14,10 +15,11 @@ import pyarrow.compute as pc
 from stages.corpus.cells import SourceRows, is_text
 from stages.corpus.conversations import TOOLS, read_conversation
 from stages.corpus.forms import ALPACA, ALPACA_WITH_INPUT, CONVERSATIONS, INPUT, Form
+from stages.corpus.preferences import read_pair
 from stages.corpus.reasons import mark
 from stages.corpus.source import Source
 
-Format = Literal["text", "prompt_completion", "messages"]
+Format = Literal["text", "prompt_completion", "messages", "preference", "preference_messages"]
 """Content of the two columns."""
 
 
@@ -38,6 +40,8 @@ def read_texts(source: Source, form: Form, loaded: SourceRows, reasons: np.ndarr
     """
     n_rows = loaded.table.num_rows
     none = pa.chunked_array([pa.nulls(n_rows, pa.string())])
+    if form == "preference" or form == "preference_messages":
+        return Texts(*_preferences(source, loaded, reasons), form)
     if form in CONVERSATIONS:
         return Texts(*_conversations(source, form, loaded, reasons), "messages")
     if source.prompt and source.completion:
@@ -106,6 +110,27 @@ def _conversations(
     texts = pa.array([conversation.text for conversation in read], pa.string())
     text_of_tools = pa.array([conversation.tools for conversation in read], pa.string())
     return pa.chunked_array([texts]), pa.chunked_array([text_of_tools])
+
+
+def _preferences(
+    source: Source, loaded: SourceRows, reasons: np.ndarray
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Prompts, and the chosen and the rejected answers; marks unusable rows."""
+    nothing: list[Any] = [None] * loaded.table.num_rows
+    if source.prompt is not None and loaded.is_typed:  # An empty cell of CSV is an empty prompt.
+        mark(reasons, loaded.table[source.prompt].is_null(), "null prompt")
+    columns = []
+    for name in (source.chosen, source.rejected, source.prompt, TOOLS):
+        is_there = name is not None and name in loaded.table.column_names
+        columns.append(loaded.values(str(name)) if is_there else nothing)
+    if source.prompt is not None and not loaded.is_typed:
+        columns[2] = [cell or "" for cell in columns[2]]
+    read = [read_pair(*cells) for cells in zip(*columns, strict=True)]
+    found = np.array([pair.reason for pair in read], dtype=object)
+    for reason in sorted({pair.reason for pair in read} - {""}):
+        mark(reasons, found == reason, reason)
+    texts, pairs = (pa.array([pair[at] for pair in read], pa.string()) for at in (0, 1))
+    return pa.chunked_array([texts]), pa.chunked_array([pairs])
 
 
 def _alpaca_prompts(source: Source, loaded: SourceRows, reasons: np.ndarray) -> pa.ChunkedArray:

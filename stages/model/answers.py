@@ -48,14 +48,15 @@ class Answered(NamedTuple):
     prompts: Float32[np.ndarray, "rows dim"]
     """The mean last hidden state of the tokens before the answer; 0 where there are none."""
     answers: Float32[np.ndarray, "rows dim"]
-    """That of the answer's tokens where it stands alone, or else in the row."""
+    """That of the answer's tokens where it stands alone, or else in the row; `in_rows` in the row.
+    """
 
 
 class Reader:
     """A measurement of `head: completion` that says the loss of each token."""
 
-    def __init__(self, measurement: Measurement, token_budget: int) -> None:
-        self._measurement = measurement
+    def __init__(self, measurement: Measurement, token_budget: int, in_rows: bool = False) -> None:
+        self._measurement, self._in_rows = measurement, in_rows
         self._network = TokenNetwork(measurement.network)
         self._budget = token_budget
         self._special = special_ids(measurement.tokenizer)
@@ -80,8 +81,13 @@ class Reader:
             for row, losses in zip(rows, own, strict=True):
                 alone[row] = losses
             is_read = np.array([losses is not None for losses in own])
-            answers[np.array(rows)[is_read]] = states[is_read]
+            if not self._in_rows:
+                answers[np.array(rows)[is_read]] = states[is_read]
         return Answered(found, alone, prompts, answers)
+
+    def losses(self, texts: Sequence[str], pairs: Sequence[str | None]) -> list[TokenLosses | None]:
+        """The losses of the rows as they are. Cost: one forward pass a row."""
+        return self._passed(self._encoded(texts, pairs))[0]
 
     def _one(self, text: str, pair: str | None) -> Tokens | None:
         """The tokens of a row, or None where its template refuses it."""

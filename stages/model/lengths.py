@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from stages.corpus.preferences import SIDE_FORMS, side_columns
 from stages.model.chats import leaves_out_reasoning, parsed
 from stages.model.heads.head import head_of
 from stages.model.networks import IGNORED
@@ -26,13 +27,18 @@ def row_lengths(
     """Of each row its tokens, the first and the last that is predicted, and a lack of reasoning.
 
     Places of tokens count from 0, and are -1 in a row of which none is predicted. The last number
-    is 1 where the chat template leaves out what an answer says as reasoning, else 0. Arguments are
-    those of `Head.encode`.
+    is 1 where the chat template leaves out what an answer says as reasoning, else 0. Of a pair they
+    are those of its longer side. Arguments are those of `Head.encode`.
 
     Raises:
         RefusedRow: the chat template refuses a conversation.
         ModelError: there is no chat template, or the tokenizer has no offsets.
     """
+    if form in SIDE_FORMS:
+        columns = side_columns(texts, pairs, form)
+        both = row_lengths(model, tokenizer, *columns, SIDE_FORMS[form]).reshape(-1, 2, 4)
+        longer: np.ndarray = both[np.arange(len(both)), both[:, :, 0].argmax(1)]
+        return longer
     head = head_of(replace(model, max_length=UNCUT))
     tokens = head.encode(tokenizer, texts, pairs, form)
     rows = []

@@ -7,7 +7,7 @@ and loss depend on `head` and on the task of the corpus:
 |---|---|---|
 | probe, random, checkpoint, label_words | one logit per class | cross-entropy of the class, nats |
 | probe, random or checkpoint with one output | the predicted number | (output - target)^2 |
-| completion | log-likelihood of the completion, nats | its negative |
+| completion | log-likelihood of the completion, nats | its negative, or of pairs that of DPO |
 | span | two logits for each token: the answer starts, or ends, there | none |
 
 A smaller loss is a better model, so a score made of loss gradients carries a minus sign of its own
@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stages.corpus.preferences import SIDE_FORMS
 from stages.model.batches import Tokens, pad
 from stages.model.chats import lay_out
 from stages.model.devices import device as chosen
@@ -180,16 +181,20 @@ class Measurement:
         return shortest
 
 
-def load_measurement(model: ModelSpec, inputs: Inputs, device: str | None = None) -> Measurement:
+def load_measurement(
+    model: ModelSpec, inputs: Inputs, device: str | None = None, by_sides: bool = False
+) -> Measurement:
     """The classifier, regressor or language model that `model` describes.
 
-    A probe head is read from the table `probe`.
+    A probe head is read from the table `probe`. With `by_sides` it reads the sides of pairs, where
+    the corpus has pairs, and not the rows as they are stored.
 
     Raises:
         ModelError: something cannot be loaded, or the head does not fit the trunk.
         ConfigError: the probe was fitted on another layer than the last.
     """
     form = str(inputs.details("text").get("format", "text"))
+    form = SIDE_FORMS.get(form, form) if by_sides else form
     tokenizer, head = load_tokenizer(model), head_of(model)
     network, n_outputs = head.load(tokenizer, inputs)
     return measurement_of(model, network, tokenizer, n_outputs, device, form, head)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.corpus.preferences import SIDE_FORMS, sides
 from stages.model.batches import (
     REWRITTEN,
     TEMPLATE,
@@ -193,6 +194,8 @@ def tokenise_plain(
     tokens = tokenise(tokenizer, *plain, max_length, with_offsets)
     if tokens.spans is None or form == "text":
         return tokens
+    if form in SIDE_FORMS:
+        form = "messages"  # Its text columns hold no piece of the text as it is.
     spans = []
     for text, row in zip(texts, tokens.spans, strict=True):
         if form == "messages":
@@ -212,7 +215,12 @@ def plain_texts(
     """Each row as plain texts and pairs, for a model that knows no prompts or completions.
 
     The messages of a conversation are joined by line ends, a prompt and its completion by nothing.
+    Of a preference it is the chosen side.
     """
+    if form in SIDE_FORMS:
+        chosen = [sides(*row, form)[0] for row in zip(texts, pairs, strict=True)]
+        form = SIDE_FORMS[form]
+        texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
     if form == "messages":
         turns = ["\n".join(turn["content"] for turn in parsed(text, None)[0]) for text in texts]
         return turns, [None] * len(turns)

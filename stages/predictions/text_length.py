@@ -1,7 +1,8 @@
 """The length of a text before it is cut: how many tokens it has, for how many a model has room.
 
 A row with more tokens than `max_length` loses its end, or its beginning, in every stage that runs
-the model: what follows of it is about the rest. No network is run.
+the model: what follows of it is about the rest. Of a preference the longer side counts. No network
+is run.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from stages.corpus.preferences import SIDE_FORMS, side_columns
 from stages.model.heads.head import Head, head_of
 from stages.model.lengths import UNCUT
 from stages.model.pretrained import load_tokenizer
@@ -77,7 +79,13 @@ class TextLength(RunsModel, Stage):
         encoder: Encoder = inputs.opened
         text = inputs.table("text")
         texts, pairs = text["text"].to_pylist(), text["text_b"].to_pylist()
-        lengths = encoder.head.encode(encoder.tokenizer, texts, pairs, encoder.form).lengths
+        form = encoder.form
+        if form in SIDE_FORMS:
+            texts, pairs = side_columns(texts, pairs, form)
+            form = SIDE_FORMS[form]
+        lengths = encoder.head.encode(encoder.tokenizer, texts, pairs, form).lengths
+        if form != encoder.form:
+            lengths = lengths.reshape(-1, 2).max(1)
         columns = [
             text["id"].combine_chunks(),
             text["role"].combine_chunks(),

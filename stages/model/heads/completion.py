@@ -5,19 +5,23 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from stages.corpus.preferences import SIDE_FORMS
 from stages.model.batches import Tokens
 from stages.model.heads.head import Explains, Head
 from stages.model.networks import CompletionNetwork, NextWordNetwork
 from stages.model.pretrained import load_causal
 from stages.model.refusals import WITHOUT, TextCheck, chat_refusal
 from stages.model.templates import tokenise_completions
-from stages.stage import Inputs
+from stages.stage import DataError, Inputs
 
 
 class Completion(Head):
-    """A model whose output is a completion's log-likelihood; its loss is the negative."""
+    """A model whose output is a completion's log-likelihood; its loss is the negative.
 
-    tasks: ClassVar[tuple[str, ...]] = ("completion",)
+    Of a preference the completions are both of its sides (`stages.corpus.preferences`).
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("completion", "preference")
     has_class_outputs: ClassVar[bool] = False
     explains: ClassVar[Explains] = "next_tokens"
     takes: ClassVar[tuple[str, ...]] = ("truncation_mode",)
@@ -35,7 +39,16 @@ class Completion(Head):
         form: str,
         with_offsets: bool = False,
     ) -> Tokens:
-        """The tokens of each row as the model is trained on them; see `tokenise_completions`."""
+        """The tokens of each row as the model is trained on them; see `tokenise_completions`.
+
+        Raises:
+            DataError: rows are pairs, which the model reads side by side.
+        """
+        if form in SIDE_FORMS:
+            raise DataError(
+                "text: found pairs of answers, expected rows with one answer each. Use a stage "
+                "that works on task: preference."
+            )
         longest, keeps_end = self.spec.max_length, self.spec.truncation_mode == "keep_end"
         return tokenise_completions(tokenizer, texts, pairs, form, longest, keeps_end, with_offsets)
 

@@ -25,7 +25,7 @@ from stages.model.pretrained import (
 )
 from stages.model.spec import ModelSpec, Prompt
 from stages.model.templates import label_word_ids, tokenise_prompts
-from stages.stage import ConfigError, Inputs, ModelError
+from stages.stage import TASKS, ConfigError, Inputs, ModelError
 
 # Parts of transformers that its own types leave out.
 _auto: Any = transformers
@@ -34,6 +34,7 @@ _auto: Any = transformers
 class LabelWords(Head):
     """A masked or causal language model whose output layer is cut down to the label words."""
 
+    corpora: ClassVar[tuple[str, ...]] = tuple(task for task in TASKS if task != "preference")
     takes: ClassVar[tuple[str, ...]] = ("prompt",)
 
     @classmethod
