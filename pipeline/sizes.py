@@ -33,6 +33,7 @@ def size_of(corpus: Corpus, store: Store, is_dry: bool = True) -> Size:
         n_queries=corpus.rows("text", "query"),
         n_classes=len(corpus.classes),
         lengths=lengths,
+        task=corpus.task,
     )
 
 

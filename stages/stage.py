@@ -168,6 +168,8 @@ class Size:
     """Of a classification; 0 for other tasks."""
     lengths: Mapping[str, int]
     """Length of the vectors of the tables whose length is known, by the name that is read."""
+    task: str = "classification"
+    """The task of the corpus."""
 
 
 @dataclass(frozen=True)

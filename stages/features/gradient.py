@@ -1,7 +1,8 @@
 """Projected gradients of each row's training loss.
 
 The loss is that of `stages.model.measurement`: cross-entropy of the label, squared error of the
-target, or the negative log-likelihood of a completion. A query without a label, and with `queries:
+target, the negative log-likelihood of a completion, or of two answers the loss of DPO
+(`stages.gradients.of_pairs`). A query without a label, and with `queries:
 predicted` every query, is given the class that the model predicts for it; a regression's query
 without a target has no gradient. Rows of the text that have no row in `label` (dropped ones) have
 none either. `stages.model.layers` says with respect to which weights, `stages.gradients.projection`
@@ -19,7 +20,7 @@ lowers the loss of the other.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -30,19 +31,31 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.gradients.of_logits import BATCH_NUMBERS, check_parts, check_writers, rebuilt
+from stages.gradients.of_pairs import Of, PairLoss
 from stages.gradients.of_tokens import token_rows
 from stages.gradients.passes import Passes, make_features, open_passes, pass_cost, vector_length
 from stages.gradients.projection import Precision, Projection
 from stages.gradients.rows import DType, diagnostic_rows, feature_rows
 from stages.model.batches import Tokens
 from stages.model.measurement import UNLABELLED, row_loss
-from stages.model.spec import ModelSpec, RunsModel
+from stages.model.spec import ModelSpec, RunsModel, Trained
 from stages.reading.chosen_rows import text_of
 from stages.reading.logits import matched
 from stages.reading.supervision import task_of
 from stages.reading.vectors import matrix_of
-from stages.stage import ConfigError, Cost, DataError, Inputs, ModelError, Split, Stage, Work
-from stages.tables import DIAGNOSTICS, TOKEN_GRADIENT
+from stages.stage import (
+    ConfigError,
+    Cost,
+    DataError,
+    Inputs,
+    ModelError,
+    Size,
+    Split,
+    Stage,
+    Work,
+    check_alike,
+)
+from stages.tables import ANSWER_MARGIN, DIAGNOSTICS, TOKEN_GRADIENT
 from storage.schema import TableSpec
 
 GRADIENT = TableSpec(
@@ -71,7 +84,7 @@ def labelled_rows(
     """
     text = text.filter(pc.is_in(text["id"], value_set=label["id"].combine_chunks()))
     label = label.take(pc.index_in(text["id"], value_set=label["id"].combine_chunks()))
-    if task == "completion":
+    if task in ("completion", "preference"):
         return text, None
     if task == "regression":
         has_target = pc.is_valid(label["target"])
@@ -117,6 +130,12 @@ class Gradient(RunsModel, Stage):
     """Gradient checkpointing: keeps the hidden states between the model's blocks alone, and runs
     each block once more for the backward pass. Memory of one block in place of all, about half as
     much time again; changes no bit, hence no key."""
+    margins: str | None = None
+    """Of preferences, the instance of `answer_margin` whose reference and beta the loss has; it is
+    `answer_margin` where nothing is said. Other corpora have none."""
+    of: Of = "pair"
+    """Of preferences: the gradient of the whole loss, or its part through the `chosen` answer, or
+    through the `rejected` one; the parts add up."""
     rows: str | None = None
     """Instance of `row_selection` with the examples that are computed; by default all are. Others
     have no features, and what reads these leaves them out."""
@@ -128,7 +147,6 @@ class Gradient(RunsModel, Stage):
     """Instance with the model's logits, for `ntk`."""
 
     version: ClassVar[int] = 4
-    outside_key: ClassVar[frozenset[str]] = frozenset({"rows", "checkpointing"})
     split: ClassVar[Split] = "shard"
 
     def __post_init__(self) -> None:
@@ -137,6 +155,11 @@ class Gradient(RunsModel, Stage):
             raise ConfigError(
                 f"rows: found {self.rows} with ntk: {self.ntk}, whose rows are taken, expected one "
                 "of the two. Set rows there."
+            )
+        if self.per == "token" and (self.margins is not None or self.of != "pair"):
+            raise ConfigError(
+                f"per: found token with margins: {self.margins}, of: {self.of}, expected rows: a "
+                "token has no loss of a pair. Set per: row."
             )
         if self.per == "token" and self.model.kind.explains != "next_tokens":
             raise ConfigError(
@@ -155,6 +178,18 @@ class Gradient(RunsModel, Stage):
             )
 
     @property
+    def outside_key(self) -> frozenset[str]:
+        """Rows and memory change no vector; what is about pairs came later."""
+        young = {"margins", "of"} if self.margins is None else set()
+        return frozenset({"rows", "checkpointing"} | young)
+
+    def sized(self, size: Size) -> "Gradient":
+        """With the margins of pairs, where the corpus has pairs."""
+        if size.task != "preference" or self.margins is not None or self.per == "token":
+            return self
+        return replace(self, margins=ANSWER_MARGIN.name)
+
+    @property
     def speaks_for(self) -> str:
         """The class that a small step on another row makes likelier, where both agree."""
         return "label" if self.queries == "label" else "prediction"
@@ -164,7 +199,11 @@ class Gradient(RunsModel, Stage):
         """Those with classes, where they are predicted."""
         if self.queries == "predicted":
             return ("classification",)
-        return ("classification", "regression", "completion")
+        if self.margins is not None or self.of != "pair":
+            return ("preference",)
+        if self.per == "token" or self.ntk is not None:
+            return ("classification", "regression", "completion")
+        return ("classification", "regression", "completion", "preference")
 
     @property
     def seed(self) -> int:
@@ -182,11 +221,17 @@ class Gradient(RunsModel, Stage):
         if self.ntk is not None:
             return (self.ntk, self.predictions, "label")
         chosen = (self.rows,) if self.rows is not None else ()
-        return ("text", "label", *self.model.kind.reads, *chosen)
+        margins = (self.margins,) if self.margins is not None else ()
+        return ("text", "label", *self.model.kind.reads, *margins, *chosen)
 
     @property
     def asks(self) -> Mapping[str, Mapping[str, Any]]:
-        """For `ntk`, gradients of all logits with this stage's model, projection and precision."""
+        """For `ntk`, gradients of all logits with this stage's model, projection and precision.
+
+        For pairs, margins by this stage's model.
+        """
+        if self.margins is not None:
+            return {self.margins: {"model": asdict(self.model)}}
         if self.ntk is None:
             return {}
         own = {"model": asdict(self.model), "projection": asdict(self.projection)}
@@ -194,11 +239,15 @@ class Gradient(RunsModel, Stage):
         return {self.ntk: {**own, **rest, "logit": "all"}}
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
-        """Refuses gradients of logits that are not those of this stage's loss.
+        """Refuses gradients of logits, or margins, that are not those of this stage's loss.
 
         Raises:
             ConfigError: they are of other outputs, another model or projection.
         """
+        if self.margins is not None:
+            own = replace(self.model, train=Trained(), reduction="sum")
+            other = replace(writers[self.margins].model, train=Trained(), reduction="sum")
+            check_alike(self.margins, replace(writers[self.margins], model=other), {"model": own})
         if self.ntk is None:
             return
         gradients = writers[self.ntk]
@@ -225,9 +274,10 @@ class Gradient(RunsModel, Stage):
         """
         if self.ntk is not None:
             return None
-        passes = open_passes(
-            self.model, inputs, self.projection, self.precision, self.checkpointing
-        )
+        # The loss of pairs is of whole answers.
+        is_of_pairs = self.margins is not None
+        model = replace(self.model, reduction="sum") if is_of_pairs else self.model
+        passes = open_passes(model, inputs, self.projection, self.precision, self.checkpointing)
         self._check_task(passes.measurement.n_outputs, task_of(inputs))
         return passes
 
@@ -262,6 +312,10 @@ class Gradient(RunsModel, Stage):
             task_of(inputs),
             self.queries,
         )
+        if self.margins is not None:
+            pairs = PairLoss(passes, self.margins, self.of, self.token_budget)
+            yield from pairs.rows(inputs, text, GRADIENT.name, self.dtype)
+            return
         tokens = passes.measurement.tokenise(text)
         has_target = np.array(passes.measurement.has_target(tokens), dtype=bool)
         yield from _without_target(text, tokens, has_target)
@@ -324,6 +378,7 @@ class Gradient(RunsModel, Stage):
             self.token_budget,
             self.dtype,
             is_checkpointed=self.checkpointing,
+            n_sides=1 if self.margins is None else 2,
         )
 
 

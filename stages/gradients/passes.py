@@ -62,7 +62,7 @@ def open_passes(
     Raises:
         ConfigError: bfloat16 is asked of a device without it.
     """
-    measurement = load_measurement(model, inputs)
+    measurement = load_measurement(model, inputs, by_sides=True)
     check_precision(measurement.device, precision)
     layers = trained_layers(measurement.network, model.train)
     projector = Projector(measurement.network, layers, projection, measurement.device)
@@ -106,19 +106,26 @@ def make_features(
     tell(n_not_finite=0)  # a shard without rows has facts, too
 
     def compute(rows: Int[np.ndarray, " batch"]) -> BatchVectors:
-        batch = passes.measurement.batch(tokens, rows)
-        mask = batch["attention_mask"].bool()
-
-        def measure() -> Tensor:
-            return measured(passes.measurement.outputs(batch), rows)
-
-        network = passes.measurement.network
-        with checkpointed(network) if passes.is_checkpointed else nullcontext():
-            vectors, numbers = passes.projector.features(measure, mask, passes.precision)
+        vectors, numbers = run_batch(passes, tokens, rows, measured)
         return BatchVectors(rows, vectors.flatten(1).cpu().numpy(), numbers.double().cpu().numpy())
 
     for rows in batches(tokens.lengths, token_budget):
         yield from halving(compute, rows, tell)
+
+
+def run_batch(
+    passes: Passes, tokens: Tokens, rows: Int[np.ndarray, " batch"], measured: Measured
+) -> tuple[Float[Tensor, "batch measured dim"], Float[Tensor, "batch measured"]]:
+    """Projected gradients of some rows of `tokens` in one batch, and the numbers themselves."""
+    batch = passes.measurement.batch(tokens, rows)
+    mask = batch["attention_mask"].bool()
+
+    def measure() -> Tensor:
+        return measured(passes.measurement.outputs(batch), rows)
+
+    network = passes.measurement.network
+    with checkpointed(network) if passes.is_checkpointed else nullcontext():
+        return passes.projector.features(measure, mask, passes.precision)
 
 
 def halving(
@@ -164,10 +171,12 @@ def pass_cost(
     dtype: DType,
     n_backward: int = 1,
     is_checkpointed: bool = False,
+    n_sides: int = 1,
 ) -> Cost:
     """One forward and `n_backward` weight-free backward passes per row, and the projections.
 
-    Where blocks are checkpointed, one more forward pass with each backward pass.
+    Where blocks are checkpointed, one more forward pass with each backward pass. `n_sides` is how
+    often a row's text is read, each time with another answer.
     """
     size = network_size(model, work.n_classes)
     n_rows = work.n_examples + work.n_queries
@@ -190,10 +199,10 @@ def pass_cost(
     share = 1.0 if last is None else last / (size.n_states - 1)
     n_runs = n_backward * (2 if is_checkpointed else 1)
     return Cost(
-        forward_rows=n_rows,
-        backward_rows=n_rows * n_backward,
-        flops=(1 + n_runs * share) * size.forward_flops(work.n_tokens)
-        + n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
+        forward_rows=n_sides * n_rows,
+        backward_rows=n_sides * n_rows * n_backward,
+        flops=n_sides * (1 + n_runs * share) * size.forward_flops(work.n_tokens)
+        + n_sides * n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
         written_bytes=n_rows * (width * dim * n_backward + 64),
         memory_bytes=size.forward_bytes(token_budget)
         + kept_bytes

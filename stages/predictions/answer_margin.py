@@ -26,7 +26,6 @@ from jaxtyping import Float64
 from stages.corpus.preferences import SIDES, side_columns
 from stages.model.answers import Reader, TokenLosses, answer_columns, told
 from stages.model.measurement import load_measurement
-from stages.model.refusals import reading_fingerprint
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel, Trained
 from stages.stage import ConfigError, Cost, Inputs, ModelError, Rows, Split, Stage, Work
@@ -98,23 +97,22 @@ class AnswerMargin(RunsModel, Stage):
         """The models.
 
         Raises:
-            ModelError: the reference reads texts in another way than the policy.
+            ModelError: the reference has other tokens than the policy.
         """
-        policy = Reader(
-            load_measurement(self.model, inputs, by_sides=True), self.token_budget, in_rows=True
-        )
+        own = load_measurement(self.model, inputs, by_sides=True)
+        policy = Reader(own, self.token_budget, in_rows=True)
         reference = self._reference_model()
         if reference is None:
             return Readers(policy, None)
-        if reading_fingerprint(reference) != reading_fingerprint(self.model):
+        other = load_measurement(reference, inputs, by_sides=True)
+        if other.tokenizer.get_vocab() != own.tokenizer.get_vocab():
             raise ModelError(
-                f"{reference.path}: found another tokenizer or chat template than in "
-                f"{self.model.path}, expected the same: log-likelihoods of other tokens cannot be "
-                "compared. Save the policy's tokenizer beside the reference, or name the "
-                "checkpoint that the policy was trained from."
+                f"{reference.path}: found other tokens than in {self.model.path}, expected the "
+                "same: log-likelihoods of other tokens cannot be compared. Name the checkpoint "
+                "that the policy was trained from, with the policy's tokenizer beside it."
             )
-        measurement = load_measurement(reference, inputs, by_sides=True)
-        return Readers(policy, Reader(measurement, self.token_budget, in_rows=True))
+        other.tokenizer = own.tokenizer
+        return Readers(policy, Reader(other, self.token_budget, in_rows=True))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """The beta of the loss."""
@@ -195,7 +193,8 @@ def dpo(
     """The reward margin and the loss of each pair, from log-likelihoods: chosen, rejected."""
     rewards = beta * (policy - reference)
     margin = rewards[:, 0] - rewards[:, 1]
-    return margin, np.logaddexp(0, -margin)
+    with np.errstate(invalid="ignore"):  # of pairs without a token
+        return margin, np.logaddexp(0, -margin)
 
 
 STAGE = AnswerMargin

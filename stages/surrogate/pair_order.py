@@ -32,7 +32,7 @@ from torch import Tensor
 from stages.surrogate.answer_mixture import FURTHEST, signals_of
 
 PARTS = 5
-PENALTY = 0.03
+PENALTY = 0.01
 """Of the squared weights, beside the mean loss."""
 SCALES = (0.0, 0.03, 0.1, 0.3)
 """Spreads of the states' numbers, where those of signals have spread 1; the likeliest is taken."""
@@ -40,6 +40,13 @@ FIRST_SHARE = 0.1
 """Share of wrong orders that the search begins with."""
 MOST_WRONG, LEAST_WRONG = 0.5, 1e-4
 """Share of wrong orders; from half on the given orders would say nothing."""
+
+SMALL = 5.0
+"""The second parameter of the beta distribution that the share is from beforehand."""
+
+TOLD = 1.5
+"""Scores of unseen pairs agree with more than half of the orders by three standard errors, this by
+the root of their number; otherwise they say nothing, and no order is said to be wrong."""
 
 GROUPS = {
     "rejected fits the prompt better": (0, 1),
@@ -120,6 +127,8 @@ def fit_order(pairs: Differences, part: Int64[np.ndarray, " pairs"]) -> Order:
         weights = torch.stack([_fit(x[torch.from_numpy(part != own)]) for own in range(PARTS)])
         unseen = (x * weights[torch.from_numpy(part)]).sum(1).numpy()
         scale, share, likelihood = calibrated(unseen)
+        if (unseen > 0).mean() < 0.5 + TOLD / np.sqrt(len(unseen)):
+            share = LEAST_WRONG
         order = Order(weights, spreads, scale, share, of_states > 0)
         if best is None or likelihood > best[0]:
             best = likelihood, order
@@ -128,9 +137,11 @@ def fit_order(pairs: Differences, part: Int64[np.ndarray, " pairs"]) -> Order:
 
 
 def calibrated(unseen: Float64[np.ndarray, " pairs"]) -> tuple[float, float, float]:
-    """The scale and the share of wrong orders of greatest likelihood, and its logarithm's mean.
+    """The likeliest scale and share of wrong orders, and the mean logarithm of the likelihood.
 
-    `unseen` are scores of pairs by fits that have not seen them.
+    `unseen` are scores of pairs by fits that have not seen them. Scores that say nothing would fit
+    any share as well, with a scale beyond all bounds: hence what is known beforehand, the logarithm
+    of the scale is near 0 (standard normal) and the share rather small (beta, 1 and 5).
     """
     middle = float(np.sqrt(np.mean(np.square(unseen)))) or 1.0
     scales = np.geomspace(0.01, 100, 81) / middle
@@ -140,7 +151,8 @@ def calibrated(unseen: Float64[np.ndarray, " pairs"]) -> tuple[float, float, flo
         right = logistic(scale * unseen)
         for place, share in enumerate(shares):
             found[at, place] = np.log((1 - share) * right + share * (1 - right)).mean()
-    at, place = divmod(int(found.argmax()), len(shares))
+    prior = (SMALL - 1) * np.log1p(-shares) - np.square(np.log(scales))[:, None] / 2
+    at, place = divmod(int((found + prior / len(unseen)).argmax()), len(shares))
     return float(scales[at]), float(shares[place]), float(found[at, place])
 
 
