@@ -3,6 +3,8 @@
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
     .venv/bin/python scripts/bench.py answers --data ALL    bad answers found in a pool of chats
+    .venv/bin/python scripts/bench.py preferences --data ALL
+                                                             wrong orders of pairs of answers
     .venv/bin/python scripts/bench.py selection --data ALL  what training on selected rows gives
     .venv/bin/python scripts/bench.py tuned_flags --data ALL
                                                              flags by a fine-tuned model
@@ -62,6 +64,7 @@ CASES = (
     "flags",
     "noise",
     "answers",
+    "preferences",
     "selection",
     "tuned_flags",
     "demo",

@@ -7,21 +7,19 @@ chosen one is the better with probability
 
 a Bradley-Terry model of features (doi:10.2307/2334029). It has no intercept: of a pair that is
 turned around, d has the other sign and the probability is the complement, so that every pair is a
-planted wrong order, too. Orders are given wrongly with probability e, whatever the pair, so a given
-order has
+planted wrong order, too. w is that of a penalised logistic regression on the orders as given. Of
+pairs that a fit has not seen, f = w d is calibrated. Orders are given wrongly with probability e,
+whatever the pair (for DPO: arXiv:2403.00409, section 3), so with a scale a,
 
-    p(given | d) = (1 - e) s(w d) + e s(-w d),
+    p(given | d) = (1 - e) s(a f) + e s(-a f),
 
-and w and e are the likeliest, with a penalty on w. For DPO the same noise is that of
-arXiv:2403.00409, section 3. Of pairs that a fit has not seen, f = w d is calibrated: the scale a
-and the share e of greatest likelihood give
+and with the likeliest a and e
 
-    p(wrong | d) = e s(-a f) / ((1 - e) s(a f) + e s(-a f)).
+    p(wrong | d) = e s(-a f) / p(given | d).
 
 How much the states of a model count beside its losses is chosen by that likelihood, too. [ours]
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -36,13 +34,12 @@ PENALTY = 0.01
 """Of the squared weights, beside the mean loss."""
 SCALES = (0.0, 0.03, 0.1, 0.3)
 """Spreads of the states' numbers, where those of signals have spread 1; the likeliest is taken."""
-FIRST_SHARE = 0.1
-"""Share of wrong orders that the search begins with."""
 MOST_WRONG, LEAST_WRONG = 0.5, 1e-4
 """Share of wrong orders; from half on the given orders would say nothing."""
 
-SMALL = 5.0
-"""The second parameter of the beta distribution that the share is from beforehand."""
+SMALL, WIDTH = 3.0, 2.0
+"""The second parameter of the beta distribution that the share is from beforehand, and the spread
+of the normal distribution that the logarithm of the scale is from."""
 
 TOLD = 1.5
 """Scores of unseen pairs agree with more than half of the orders by three standard errors, this by
@@ -140,8 +137,8 @@ def calibrated(unseen: Float64[np.ndarray, " pairs"]) -> tuple[float, float, flo
     """The likeliest scale and share of wrong orders, and the mean logarithm of the likelihood.
 
     `unseen` are scores of pairs by fits that have not seen them. Scores that say nothing would fit
-    any share as well, with a scale beyond all bounds: hence what is known beforehand, the logarithm
-    of the scale is near 0 (standard normal) and the share rather small (beta, 1 and 5).
+    any share as well, with a scale beyond all bounds: hence what is known beforehand (`SMALL`,
+    `WIDTH`), that scores are not far from log odds, and few orders wrong.
     """
     middle = float(np.sqrt(np.mean(np.square(unseen)))) or 1.0
     scales = np.geomspace(0.01, 100, 81) / middle
@@ -151,7 +148,7 @@ def calibrated(unseen: Float64[np.ndarray, " pairs"]) -> tuple[float, float, flo
         right = logistic(scale * unseen)
         for place, share in enumerate(shares):
             found[at, place] = np.log((1 - share) * right + share * (1 - right)).mean()
-    prior = (SMALL - 1) * np.log1p(-shares) - np.square(np.log(scales))[:, None] / 2
+    prior = (SMALL - 1) * np.log1p(-shares) - np.square(np.log(scales) / WIDTH)[:, None] / 2
     at, place = divmod(int((found + prior / len(unseen)).argmax()), len(shares))
     return float(scales[at]), float(shares[place]), float(found[at, place])
 
@@ -189,33 +186,16 @@ def _features(
 
 
 def _fit(x: Float[Tensor, "pairs features"]) -> Float[Tensor, " features"]:
-    """The weights of greatest likelihood, with the share of wrong orders, from those without."""
+    """The weights of the penalised logistic regression that takes all given orders for right."""
     theta = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    _search([theta], lambda: torch.nn.functional.softplus(-x @ theta).mean() + _penalty(theta))
-    first = torch.logit(torch.tensor(FIRST_SHARE / MOST_WRONG, dtype=torch.float64))
-    level = first.clone().requires_grad_()
-
-    def loss() -> Tensor:
-        share = MOST_WRONG * torch.sigmoid(level)
-        right = torch.sigmoid(x @ theta)
-        given = (1 - share) * right + share * (1 - right)
-        return -given.clamp(min=1e-12).log().mean() + _penalty(theta)
-
-    _search([theta, level], loss)
-    return theta.detach()
-
-
-def _penalty(theta: Tensor) -> Tensor:
-    return PENALTY / 2 * theta.square().sum()
-
-
-def _search(parameters: list[Tensor], loss: Callable[[], Tensor]) -> None:
-    search = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         search.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        losses = torch.nn.functional.softplus(-x @ theta)
+        loss = losses.mean() + PENALTY / 2 * theta.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
     search.step(closure)  # type: ignore[no-untyped-call]
+    return theta.detach()
