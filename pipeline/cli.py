@@ -196,7 +196,7 @@ def flag(
     review: Path | None,
     is_json: bool,
 ) -> None:
-    """List the examples whose label is probably wrong, with the label suggested instead.
+    """List the examples whose label, answer or order of answers is probably wrong.
 
     Example: assay flag runs/quickstart --review review.csv
     """
@@ -262,7 +262,9 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option("--per", metavar="COLUMN", help="A column whose values stand for classes.")
 @click.option("--soft", type=float, help="All rows, with sampling weights: lower is stricter.")
 @click.option(
-    "--by", help="coreset, shapley, label_score; of completions query_relevance or answer_issues."
+    "--by",
+    help="coreset, shapley, label_score; of completions query_relevance, answer_issues; of "
+    "preferences middle, margin, influence, preference_issues.",
 )
 @click.option("--utility", help="The utility whose values count, when the run has several.")
 @click.option(
@@ -273,7 +275,7 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option(
     "--keep-flagged",
     is_flag=True,
-    help="Of completions: choose also among flagged answers and near duplicates.",
+    help="Of completions, preferences: choose also among flagged rows and near duplicates.",
 )
 @click.option(
     "--forecast/--no-forecast",

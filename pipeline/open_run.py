@@ -203,7 +203,8 @@ class OpenedRun:
             drop: How many of the least valuable to leave out.
             by: `coreset` (the default where the run has one; the value is the gain), `shapley` or
                 `label_score`; of completions `query_relevance` (the default where there is one; the
-                value is the similarity) or `answer_issues`.
+                value is the similarity) or `answer_issues`; of preferences `middle` (the default),
+                `margin`, `influence` or `preference_issues`, see `pipeline.pair_selection`.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
             per_class: Whether values are compared within classes, or all together.
@@ -211,7 +212,8 @@ class OpenedRun:
                 `drop`, `quota` and `soft`.
             soft: All rows with a sampling weight, of mean 1 in every class; the first row of a
                 class has exp(2 / soft) times the weight of its last.
-            keep_flagged: Of completions, whether flagged answers and near duplicates are kept, too.
+            keep_flagged: Of completions and preferences, whether flagged rows and near duplicates
+                are kept, too.
             per: A column of the source whose values stand for classes, such as where rows are from.
 
         Raises:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from pipeline.decisions import Source, selected
 from pipeline.errors import RunError
+from pipeline.pair_selection import BY_PAIRS, pair_source
 from pipeline.results import rows_of
 from pipeline.trials import trials
 from storage.sql import named, quoted
 
-BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues")
+BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues", *BY_PAIRS)
 COUNTS = ("text_lengths", "diagnostics")
 """Views with the tokens of rows: whole, or of what gradients were taken of."""
 OF_ASSAY = ("id", "role", "source_id", "row_number", "method", "run_id", "assay_file")
@@ -29,7 +30,7 @@ class LeftOut(NamedTuple):
     rows: str | None = None
     """The statement that gives their example_id; None where all are chosen among."""
     n_flagged: int = 0
-    """Those whose answers are flagged."""
+    """Those whose answers, or their order, are flagged."""
     n_repeated: int = 0
     """Others, near duplicates of one that is not left out."""
 
@@ -79,8 +80,8 @@ def choose(
     if soft is not None and not soft > 0:
         raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")
     chosen = _source(run, by, utility, method)
-    is_completion = run.task() == "completion"
-    left_out = _left_out(run) if is_completion and not keep_flagged else LeftOut()
+    is_of_texts = run.task() in ("completion", "preference")
+    left_out = _left_out(run) if is_of_texts and not keep_flagged else LeftOut()
     counts = (left_out.n_flagged, left_out.n_repeated)
     if per is not None:
         _check_column(run, per)
@@ -119,10 +120,12 @@ def _check_column(run: Any, column: str) -> None:
 
 
 def _left_out(run: Any) -> LeftOut:
-    """Rows of a corpus of completions whose answers are flagged, and near duplicates of others."""
+    """Rows of completions or preferences that are flagged, and near duplicates of others."""
     flagged, rows = "SELECT NULL::BIGINT AS example_id WHERE false", None
     if run.methods("answer_issues"):
         rows = flagged = "SELECT example_id FROM answer_issues WHERE is_answer_issue"
+    if run.methods("preference_issues"):
+        rows = flagged = "SELECT example_id FROM preference_issues WHERE is_preference_issue"
     if run.methods("near_duplicates"):
         # The first of a cluster that is not flagged stands for it.
         rows = (
@@ -145,6 +148,13 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
     """
     if by is not None and by not in BY:
         raise RunError(f"select: found by={by!r}, expected one of {', '.join(BY)}. Correct it.")
+    if run.task() == "preference" and by in (None, *BY_PAIRS):
+        return pair_source(run, by, method)
+    if by in BY_PAIRS:
+        raise RunError(
+            f"select: found by={by!r} in a corpus with task: {run.task()}, expected it of task: "
+            "preference. Choose by something else."
+        )
     if by is None and run.task() == "completion":
         by = "query_relevance" if run.methods("query_relevance") else "answer_issues"
     if by is None:

@@ -115,7 +115,7 @@ def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
 def print_expected(expected: Mapping[str, Any]) -> None:
     """Prints what training on selected rows is expected to give, beside random rows and all."""
     show(f"{expected['n_rows']} of {expected['n_examples']} rows are kept, by {expected['by']}.")
-    left_out = {"flagged answers": "n_flagged", "near duplicates of others": "n_repeated"}
+    left_out = {"flagged rows": "n_flagged", "near duplicates of others": "n_repeated"}
     left = [f"{expected[key]} {name}" for name, key in left_out.items() if expected[key]]
     if left:
         show(f"Not chosen among: {' and '.join(left)}. With --keep-flagged they are.")
@@ -198,7 +198,7 @@ def print_summary(run: Any, is_json: bool) -> None:
     if summary["pairs_of_answers"]:
         show("\nMost suspicious pairs (p_wrong: probability that rejected is the better answer)")
         names = ["prompt", "chosen", "rejected", "reason", "p_wrong"]
-        short = [{**row, "prompt": _tail(row["prompt"])} for row in summary["pairs_of_answers"]]
+        short = [{**row, "prompt": tail(row["prompt"])} for row in summary["pairs_of_answers"]]
         show(table(names, [[row[n] for n in names] for row in short]))
     if summary["wrong_orders"] is not None:
         show(_about_orders(summary["wrong_orders"], summary["examples"]))

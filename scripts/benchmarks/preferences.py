@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.finished import Clock, run_config
-from benchmarks.smollm2 import smollm2
+from smollm2 import smollm2
 
 from stages.metrics.support_size import auc
 from stages.predictions.preference_issues import PreferenceIssues
