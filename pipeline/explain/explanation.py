@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.explain.new_query import NewQuery
 from pipeline.explain.prompt import answered
-from pipeline.explain.query import SAID, Query, Rows
+from pipeline.explain.query import SAID, Query, Rows, said_in
 from pipeline.explain.replay import replay
 from pipeline.explain.stored_query import COLUMNS, StoredQuery, dicts
 from pipeline.explain.titles import lists_of_examples
@@ -74,6 +74,11 @@ def explain(
         )
     if text is None and text_b is not None:
         raise RunError("explain: found text_b without text, expected both. Give the text, too.")
+    if query is None and run.task() == "preference":
+        raise RunError(
+            "explain: found a text or prompt of one's own in a corpus of preferences, expected a "
+            "query of the run, which is a prompt with two answers. Use --query."
+        )
     kept = {} if kept is None else kept
     finished = Finished(run.folder)
     pairwise, replayed, of_tokens = _chosen_methods(run, finished, methods)
@@ -228,7 +233,7 @@ def _extremes(rows: Rows, column: str, top: int) -> dict[str, Rows]:
 def _add_texts(run: Any, found: Mapping[str, Any]) -> None:
     """Adds the source_id, texts and label of every example in the lists of the explanation.
 
-    Of a corpus of completions also its prompt and answer as people read them, None of others.
+    Of completions and preferences also prompt and answer as people read them, None of others.
     """
     lists = [rows for _, rows in lists_of_examples(found)]
     ids = sorted({row["example_id"] for rows in lists for row in rows})
@@ -239,12 +244,11 @@ def _add_texts(run: Any, found: Mapping[str, Any]) -> None:
         run.sql(f"SELECT example_id, {COLUMNS} FROM examples WHERE example_id IN ({id_list})")
     )
     by_id = {row["example_id"]: {**row, **SAID} for row in rows}
-    if "completions" in run.views():
-        said = run.sql(
-            "SELECT id, prompt, answer FROM completions WHERE role = 'example' AND "
-            f"id IN ({id_list})"
+    if (said := said_in(run)) is not None:
+        own = (
+            f"SELECT id, prompt, answer FROM ({said}) WHERE role = 'example' AND id IN ({id_list})"
         )
-        for row in dicts(said):
+        for row in dicts(run.sql(own)):
             by_id[row.pop("id")].update(row)
     for row in (row for rows in lists for row in rows):
         row.update(by_id[row["example_id"]])

@@ -6,13 +6,24 @@ from typing import Any, Protocol
 Rows = list[dict[str, Any]]
 """Rows of a table, each a mapping from column to value."""
 SAID: Mapping[str, str | None] = {"prompt": None, "answer": None}
-"""What a row of a corpus of completions says as people read it; None of other rows."""
+"""What a row of completions or preferences says as people read it; None of other rows."""
+SAID_IN: Mapping[str, str] = {
+    "completions": "SELECT id, role, prompt, answer FROM completions",
+    "preferences": "SELECT id, role, prompt, trim(chosen) || ', not ' || trim(rejected) AS answer "
+    "FROM preferences",
+}
+"""The statement that gives it, by the view that has it."""
 
 
 def shown_text(row: Mapping[str, Any]) -> str:
     """The texts of a row on one line: of a completion its prompt and answer as people read them."""
     named = ("prompt", "answer") if row.get("answer") is not None else ("text", "text_b")
     return " | ".join(row[name] for name in named if row[name])
+
+
+def said_in(run: Any) -> str | None:
+    """The statement that gives what rows of `run` say; None where its texts are shown as stored."""
+    return next((SAID_IN[view] for view in SAID_IN if view in run.views()), None)
 
 
 class Query(Protocol):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.explain.query import SAID, Rows
+from pipeline.explain.query import SAID, Rows, said_in
 from storage.catalog import fetch
 from storage.sql import quoted
 
@@ -44,9 +44,9 @@ class StoredQuery:
             )
         self.facts, self.id = {**rows[0], **SAID}, int(rows[0]["query_id"])
         self._run, self._top = run, top
-        if "completions" in run.views():
-            said = f"FROM completions WHERE role = 'query' AND id = {self.id}"
-            self.facts.update(dicts(run.sql(f"SELECT prompt, answer {said}"))[0])
+        if (said := said_in(run)) is not None:
+            own = f"SELECT prompt, answer FROM ({said}) WHERE role = 'query' AND id = {self.id}"
+            self.facts.update(dicts(run.sql(own))[0])
 
     def predictions(self) -> Rows:
         """The prediction of each of the run's models; see `Query.predictions`."""

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from stages.corpus.conversations import is_learned
+from stages.corpus.preferences import SIDE_FORMS, sides
 from stages.model.batches import Tokens, batches
 from stages.model.chats import special_ids
 from stages.model.measurement import Measurement, forward
@@ -218,7 +219,9 @@ def without_prompt(text: str, pair: str | None, form: str) -> tuple[str, str | N
 
 
 def answer_of(text: str, pair: str | None, form: str) -> str:
-    """The text of a row's last answer; calls of tools are JSON behind it."""
+    """The text of a row's last answer, of a pair both; calls of tools are JSON behind it."""
+    if form in SIDE_FORMS:
+        return "\n".join(answer_of(*side, SIDE_FORMS[form]) for side in sides(text, pair, form))
     if form == "messages":
         last = [turn for turn in json.loads(text) if is_learned(turn)][-1]
         calls = last.get("tool_calls")

@@ -9,7 +9,8 @@ texts share, such as the instruction of a task, do not count (`stages/reading/sh
 Both texts of a pair count as one, which the longer rules; so questions about texts, of which all
 about one text would be near duplicates, are refused. Of prompts with completions and of
 conversations the answers must be alike, too, and the lesser similarity counts: two questions about
-one text are not the same row, nor are two answers to one question.
+one text are not the same row, nor are two answers to one question. Of a preference the text is the
+prompt with its chosen answer, and its answer both of them.
 
 In a sentence of 85 characters another word of five moves the similarity to 0.79, in one of 50 to
 0.69.
@@ -109,7 +110,7 @@ class NearDuplicates(Stage):
 
     version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion")
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion", "preference")
 
     def __post_init__(self) -> None:
         """Refuses a threshold that the bands are not made for.

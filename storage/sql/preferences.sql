@@ -7,11 +7,11 @@ WITH form AS (
     LIMIT 1
 )
 SELECT id, role,
-       CASE form WHEN 'preference' THEN text ELSE said(text) END AS prompt,
-       CASE form WHEN 'preference' THEN text_b ->> '$.chosen' ELSE said(text_b -> '$.chosen') END
-           AS chosen,
+       CASE form WHEN 'preference' THEN text ELSE turns_said(text) END AS prompt,
+       CASE form WHEN 'preference' THEN text_b ->> '$.chosen'
+            ELSE turns_said(text_b -> '$.chosen') END AS chosen,
        CASE form WHEN 'preference' THEN text_b ->> '$.rejected'
-            ELSE said(text_b -> '$.rejected') END AS rejected,
+            ELSE turns_said(text_b -> '$.rejected') END AS rejected,
        run_id
 FROM tables.text CROSS JOIN form
 WHERE text IS NOT NULL

@@ -3,10 +3,3 @@
 CREATE OR REPLACE MACRO turns_of(conversation) AS
     from_json(conversation, '[{"role": "VARCHAR", "content": "VARCHAR", "weight": "DOUBLE",
                                "train": "BOOLEAN"}]');
--- The messages of a conversation that is JSON as people read them: a single one as it is, several
--- with their roles.
-CREATE OR REPLACE MACRO said(conversation) AS
-    CASE WHEN len(turns_of(conversation)) = 1 THEN turns_of(conversation)[1].content
-         ELSE list_aggregate(list_transform(turns_of(conversation),
-                  lambda t: t.role || ': ' || coalesce(t.content, '')), 'string_agg', chr(10))
-    END;

@@ -57,6 +57,8 @@ SUMMARY = {
     "agreement": 0.68,
     "answers": (),
     "bad_answers": None,
+    "pairs_of_answers": (),
+    "wrong_orders": None,
     "trials": [],
     "pairs": [{"class": "good", "given": "bad", "expected": 12.4}],
     "planted": None,

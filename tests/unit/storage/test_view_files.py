@@ -10,6 +10,7 @@ PLAIN = {
     "hidden_states": "hidden_states",
     "position_weighted": "position_weighted",
     "answer_issues": "answer_issue",
+    "preference_issues": "preference_issue",
     "query_relevance": "query_relevance",
     "selection_trial": "selection_trial",
     "features": "features",

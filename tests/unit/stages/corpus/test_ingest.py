@@ -152,7 +152,7 @@ def test_every_reason_in_jsonl(tmp_path: Path) -> None:
     }
     of_others = (
         *("prompt", "completion", "instruction", "messages", "tools", "vector", "label is"),
-        *("fields", "by a model"),
+        *("fields", "by a model", "chosen", "rejected"),
     )
     told = {reason for reason in REASONS if reason and not any(o in reason for o in of_others)}
     assert set(reasons(corpus).values()) == told

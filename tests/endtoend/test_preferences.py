@@ -1,0 +1,198 @@
+"""Preference pairs from the file to flags, a reviewed corpus, and the choice of pairs."""
+
+import csv
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import assay, complaint, write_lines
+from tiny_models import word_model
+
+from pipeline.api import flag, open_run, select
+from pipeline.errors import RunError
+
+WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
+N = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs whose better answer is the longer one; every sixth lies the wrong way round."""
+    place = tmp_path_factory.mktemp("preferences")
+    draw = random.Random(0)
+    rows = []
+    for i in range(N):
+        both = [" " + " ".join(draw.choices(WORDS, k=k + draw.randrange(3))) for k in (10, 3)]
+        chosen, rejected = both[::-1] if i % 6 == 5 else both
+        prompt = " ".join(["what", "is", *draw.sample(WORDS, 3), "?"])
+        rows.append({"id": f"p{i}", "prompt": prompt, "chosen": chosen, "rejected": rejected})
+    odd = [
+        {**rows[0], "id": "same", "rejected": rows[0]["chosen"]},
+        {**rows[0], "id": "empty", "rejected": " "},
+        {**rows[0], "id": "long", "prompt": " ".join(draw.choices(WORDS, k=40))},
+    ]
+    raw = {
+        "run": "run",
+        "model": {
+            "path": str(word_model(place / "model", [*WORDS, "?"], n_positions=32)),
+            "head": "completion",
+            "max_length": 32,
+        },
+        "corpus": {"path": write_lines(place / "rows.jsonl", [*rows, *odd]), "task": "preference"},
+        "queries": {"path": write_lines(place / "queries.jsonl", rows[:4])},
+        "ray": {"engine": "in_process"},
+        "stages": {
+            "preference_issues": {},
+            "gradient": {"projection": {"dim": 64}},
+            "tracin": {"top_k": None},
+            "text_length": {},
+            "near_duplicates": {},
+        },
+    }
+    for name in ("corpus", "queries"):
+        raw[name]["id"] = "id"
+    (place / "run.yaml").write_text(json.dumps(raw))
+    return place
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> Any:
+    place, before = folder / "run", Path.cwd()
+    os.chdir(folder)
+    try:
+        said = assay("run", folder / "run.yaml")
+    finally:
+        os.chdir(before)
+    return open_run(place), said
+
+
+def test_rows_that_are_no_pairs_are_rejected_and_cuts_are_told(ran: Any) -> None:
+    run, said = ran
+    rejected = run.sql("SELECT source_id, reason FROM rejected ORDER BY 1").fetchall()
+    assert rejected == [("empty", "empty rejected"), ("same", "chosen and rejected are the same")]
+    assert "all of the answer is cut off of 1 and 0" in said.stderr
+    cut = run.sql(
+        "SELECT source_id FROM answer_margins JOIN examples ON id = example_id AND "
+        "role = 'example' WHERE loss IS NULL"
+    ).fetchall()
+    assert cut == [("long",)]
+    status = run.sql("SELECT status, count(*) FROM diagnostics GROUP BY ALL ORDER BY 1").fetchall()
+    assert status == [("no target", 1), ("ok", N + 4)]
+    longest = run.sql("SELECT max(n_tokens) FROM text_lengths").fetchall()
+    assert longest[0][0] > 32
+
+
+def test_wrong_orders_are_flagged(ran: Any) -> None:
+    run, said = ran
+    rows = flag(run).df()
+    names = ["example_id", "source_id", "prompt", "chosen", "rejected", "reason", "p_wrong"]
+    assert list(rows.columns[:7]) == names
+    found = set(rows["source_id"])
+    wrong = {f"p{i}" for i in range(N) if i % 6 == 5}
+    assert len(found & wrong) >= 7
+    assert len(found - wrong) <= 1
+    assert "Most suspicious pairs" in said.stdout
+    assert f"{len(rows)} of {N + 1} pairs are flagged" in said.stdout
+    assert len(flag(run, top=100).df()) == N
+    read = run.sql("SELECT prompt, chosen, rejected FROM preferences WHERE role = 'query'")
+    queries = run.sql("SELECT prompt, chosen, rejected FROM queries").fetchall()
+    assert sorted(read.fetchall()) == sorted(queries)
+
+
+def test_pairs_are_chosen_from_the_middle_without_flagged_ones(ran: Any) -> None:
+    run, _ = ran
+    flagged = {row[0] for row in flag(run).fetchall()}
+    every = select(run, keep=N).fetchall()
+    assert not flagged & {row[0] for row in every}
+    assert len(every) == N - len(flagged)
+    margins = dict(
+        run.sql(
+            "SELECT id, mean_margin FROM answer_margins WHERE role = 'example' AND loss IS NOT NULL"
+        ).fetchall()
+    )
+    sums: dict[int, float] = {}
+    for key, score in run.sql(
+        "SELECT example_id, score FROM attributions WHERE method = 'tracin'"
+    ).fetchall():
+        sums[key] = sums.get(key, 0.0) + score
+
+    def places(values: dict[int, float]) -> dict[int, float]:
+        order = sorted(values, key=values.__getitem__)
+        return {key: at / (len(order) - 1) for at, key in enumerate(order)}
+
+    by = {"margin": places(margins), "influence": places(sums)}
+    off = {name: {key: abs(at - 0.5) for key, at in own.items()} for name, own in by.items()}
+    off["middle"] = {key: (off["margin"][key] + off["influence"][key]) / 2 for key in margins}
+    for name, own in off.items():
+        chosen = [row[0] for row in select(run, keep=12, by=name).fetchall()]
+        expected = sorted((key for key in own if key not in flagged), key=lambda k: (own[k], k))
+        assert chosen == expected[:12]
+    assert [row[0] for row in every][:12] == [
+        row[0] for row in select(run, keep=12, by="middle").fetchall()
+    ]
+    by_flags = [row[0] for row in select(run, keep=5, by="preference_issues").fetchall()]
+    wrong = dict(run.sql("SELECT example_id, p_wrong FROM preference_issues").fetchall())
+    assert [wrong[i] for i in by_flags] == sorted(wrong.values())[:5]
+    kept = select(run, keep="200 tokens", by="margin").fetchall()
+    assert 0 < len(kept) < N - len(flagged)
+    with pytest.raises(RunError, match="found by='coarse', expected one of"):
+        select(run, keep=5, by="coarse")
+
+
+def test_a_review_turns_pairs_around_in_the_columns_of_the_source(
+    ran: Any, folder: Path, tmp_path: Path
+) -> None:
+    run, _ = ran
+    review, out = tmp_path / "review.csv", tmp_path / "out.jsonl"
+    assay("flag", run.folder.path, "--review", review)
+    with review.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["source_id", "decision", "prompt", "chosen", "rejected", "reason"]
+    decisions = ["fix", "drop", *["accept"] * (len(rows) - 2)]
+    with review.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            {**row, "decision": what} for row, what in zip(rows, decisions, strict=True)
+        )
+    assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
+    before = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    expected = {row["id"]: row for row in before if row["id"] not in ("same", "empty")}
+    fixed, dropped = rows[0]["source_id"], rows[1]["source_id"]
+    del expected[dropped]
+    row = expected[fixed]
+    expected[fixed] = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == list(expected.values())
+    corrected = open_run(tmp_path / "corrected")
+    told = corrected.sql(
+        "SELECT preferences.chosen FROM preferences JOIN examples ON id = example_id AND "
+        f"role = 'example' WHERE source_id = '{fixed}'"
+    ).fetchall()
+    assert told == [(row["rejected"],)]
+    judged = corrected.sql("SELECT count(*) FROM preference_issues").fetchall()
+    assert judged == [(N - 1,)]
+
+
+def test_pairs_are_explained_as_people_read_them(ran: Any) -> None:
+    run, _ = ran
+    said = assay("explain", run.folder.path, "--query", "p1", "--top", "2").stdout
+    ((prompt, chosen, rejected),) = run.sql(
+        "SELECT p.prompt, p.chosen, p.rejected FROM preferences AS p JOIN queries ON id = query_id "
+        "AND role = 'query' WHERE source_id = 'p1'"
+    ).fetchall()
+    assert f"{prompt} | {chosen.strip()}, not {rejected.strip()}" in said
+    assert '{"chosen"' not in said
+    assert "expected a query of the run" in complaint("explain", run.folder.path, "--text", "a")
+
+
+def test_stages_of_single_answers_refuse_pairs(folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((folder / "run.yaml").read_text()) | {"run": str(tmp_path / "run")}
+    path = folder / "other.yaml"
+    for stage in ("answer_issues", "continuation"):
+        path.write_text(json.dumps(raw | {"stages": {stage: {}}}))
+        assert "task: preference" in complaint("plan", path)
+    path.write_text(json.dumps(raw | {"stages": {"gradient": {"per": "token"}}}))
+    assert "task: preference" in complaint("plan", path)
