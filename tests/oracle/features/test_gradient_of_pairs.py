@@ -108,8 +108,9 @@ def policy_and_reference(
     return make
 
 
-@pytest.mark.parametrize("form", ["preference", "preference_messages"])
-@pytest.mark.parametrize("has_reference", [True, False])
+@pytest.mark.parametrize(
+    ("form", "has_reference"), [("preference", True), ("preference_messages", False)]
+)
 def test_margins_are_those_of_the_whole_models(
     form: str, has_reference: bool, policy_and_reference: Any, memory: Any
 ) -> None:
@@ -171,8 +172,9 @@ def assert_row_equals(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("form", ["preference", "preference_messages"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "form"), [("gpt2", "preference"), ("llama", "preference_messages")]
+)
 def test_gradients_are_those_of_the_dpo_loss(
     kind: str, form: str, policy_and_reference: Any, memory: Any
 ) -> None:
