@@ -222,7 +222,7 @@ def apply(
 ) -> None:
     """Correct the corpus by a reviewed CSV, and make a new run over it.
 
-    Only what depends on labels is computed again.
+    Only what depends on labels is computed again; of preferences, shards with a changed pair.
 
     Example: assay apply runs/quickstart review.csv --out corrected.parquet
     """
