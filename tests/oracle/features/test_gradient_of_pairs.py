@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pyarrow as pa
 import pytest
 import torch
@@ -237,6 +238,29 @@ def test_gradients_of_fresh_adapters(saved: Any, memory: Any) -> None:
         margin = BETA * ((both[0] - both[0].detach()) - (both[1] - both[1].detach()))
         found = torch.autograd.grad(-torch.nn.functional.logsigmoid(margin), weights)
         assert_row_equals(vectors[at], torch.cat([g.flatten() for g in found]).numpy())
+
+
+def test_a_trained_adapter_is_compared_with_the_model_below_it(
+    saved: Any, memory: Any, tmp_path: Path
+) -> None:
+    folder = saved("llama", "CausalLM")
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    wrapped = peft.get_peft_model(network, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path)
+    base = ModelSpec(str(folder), head="completion")
+    inputs = memory(rows_of("preference"), details("preference"))
+    plain = inputs.run(AnswerMargin(base)).to_pylist()
+    adapted = AnswerMargin(dataclasses.replace(base, adapter=str(tmp_path)))
+    for own, below in zip(inputs.run(adapted).to_pylist(), plain, strict=True):
+        for side in ("chosen", "rejected"):
+            reference = own[f"reference_{side}_logp"]
+            assert reference == pytest.approx(below[f"{side}_logp"], rel=1e-6)
+            assert abs(own[f"{side}_logp"] - reference) > 1e-3
 
 
 def test_pairs_without_room_for_an_answer_have_no_gradient(saved: Any, memory: Any) -> None:
