@@ -5,6 +5,8 @@
     .venv/bin/python scripts/bench.py answers --data ALL    bad answers found in a pool of chats
     .venv/bin/python scripts/bench.py preferences --data ALL
                                                              wrong orders of pairs of answers
+    .venv/bin/python scripts/bench.py chat_selection --data ALL
+                                                             what chosen chats train
     .venv/bin/python scripts/bench.py selection --data ALL  what training on selected rows gives
     .venv/bin/python scripts/bench.py tuned_flags --data ALL
                                                              flags by a fine-tuned model
@@ -64,6 +66,7 @@ CASES = (
     "flags",
     "noise",
     "answers",
+    "chat_selection",
     "preferences",
     "selection",
     "tuned_flags",
