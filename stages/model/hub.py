@@ -19,6 +19,7 @@ from stages.stage import ModelError
 # Vocabularies of Marian and of tiktoken are the last two.
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
+_CODE_FILES = ["*.py"]
 _CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
 CHATS_VERSION = 2
 """Raised when the same conversation in the same template gives other tokens or answers."""
@@ -37,6 +38,7 @@ class ModelFiles(NamedTuple):
     path: str
     revision: str | None = None
     adapter: str | None = None
+    trust_remote_code: bool = False
 
 
 def resolve(model: ModelSpec | ModelFiles) -> Path:
@@ -89,6 +91,7 @@ def _fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool) -> str:
         return folder.name[-16:] if _was_misread(folder) else folder.name[:16]
     total = hashlib.sha256()
     patterns = [*_KEYED_FILES, *(_CHAT_FILES if reads_chats else ())]
+    patterns += _CODE_FILES if model.trust_remote_code else []
     for folder_read in (
         [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]
     ):
@@ -195,6 +198,7 @@ def _hub_folder(model: ModelSpec | ModelFiles) -> Path:
     try:
         with _without_bars():
             wanted = ["*.safetensors", *_TEXT_FILES, *_CHAT_FILES]
+            wanted += _CODE_FILES if model.trust_remote_code else []
             folder = Path(
                 snapshot_download(model.path, revision=model.revision, allow_patterns=wanted)
             )
@@ -215,6 +219,14 @@ def as_model_error(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:3])
+            raise ModelError(
+                f"{folder}: found {what} that Python code of its own has to load "
+                f"({files or 'auto_map in its JSON files'}), expected one that transformers has "
+                "itself: code of a model has all your rights. Use such a model, or read that code "
+                "and set trust_remote_code: true under model."
+            ) from error
         raise ModelError(
             f"{folder}: found no {what} that can be loaded ({error}), expected {what} of a Hugging "
             "Face model. Save the model and its tokenizer there with save_pretrained."

@@ -77,7 +77,8 @@ def reading_fingerprint(model: ModelSpec | ModelFiles) -> str:
         ModelError: as `stages.model.hub.resolve`.
     """
     folder, total = resolve(model), hashlib.sha256()
+    kinds = (*_FILES, ".py") if model.trust_remote_code else _FILES
     files = [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]
-    for path in sorted(path for path in files if path.suffix in _FILES):
+    for path in sorted(path for path in files if path.suffix in kinds):
         total.update(str(path.relative_to(folder)).encode() + b"\0" + content_digest(path))
     return total.hexdigest()[:16]
