@@ -167,7 +167,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 
     Example: assay sql runs/quickstart "SELECT reason, count(*) FROM rejected GROUP BY ALL"
     """
-    opened = open_run(run)
+    opened = open_run(run, is_shut_in=True)
     rows = opened.sql(statement)
     if out is not None:
         click.echo(f"{opened.write_rows(rows, out)} rows in {out}", err=True)

@@ -19,8 +19,11 @@ if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for 
     from storage.catalog_files import CatalogFiles
 
 
-def open_run(path: str | Path) -> "OpenedRun":
+def open_run(path: str | Path, is_shut_in: bool = False) -> "OpenedRun":
     """The run in the folder `path`, read-only; reading never blocks a run that writes.
+
+    SQL over an own run may join other files. With `is_shut_in`, and where the catalog is not this
+    user's own (`RunFolder.has_own_catalog`), it reads the store alone.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run.
@@ -28,23 +31,29 @@ def open_run(path: str | Path) -> "OpenedRun":
     """
     from pipeline.folder import RunFolder
 
-    return OpenedRun(RunFolder(Path(path).expanduser().resolve()))
+    return OpenedRun(RunFolder(Path(path).expanduser().resolve()), is_shut_in)
 
 
 class OpenedRun:
     """A run opened for reading: its views, and the results of commands over them."""
 
-    def __init__(self, folder: "RunFolder"):
+    def __init__(self, folder: "RunFolder", is_shut_in: bool = False):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
         from storage import catalog
+        from storage.read_only import Shut
 
         self.folder = folder
         self._catalog = catalog
         self.record = folder.read_record()
-        self._connection = catalog.open_catalog(folder.catalog)
         self._store = folder.store(self.record)
+        is_own = folder.has_own_catalog()
+        self._connection = folder.open_catalog(self._store, self.record, is_own)
         if not self._store.is_local:
             self._files.serve()
+        self._shut: Shut | None = None
+        if is_shut_in or not is_own:
+            folders = [self._store.root] if self._store.is_local else []
+            self._shut = Shut(self._connection, folders)
 
     @functools.cached_property
     def _files(self) -> "CatalogFiles":
@@ -319,11 +328,12 @@ class OpenedRun:
             f"SELECT source_id, NULL::VARCHAR AS decision, {shown}, example_id "
             f"FROM ({rows.sql_query()})",
             Path(path),
+            self._shut,
         )
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""
-        return self._catalog.export(self._connection, rows.sql_query(), Path(path))
+        return self._catalog.export(self._connection, rows.sql_query(), Path(path), self._shut)
 
     def write_corpus(self, path: str | Path) -> int:
         """Writes every example, in the source's order and as labelled now; returns how many."""

@@ -45,7 +45,7 @@ def run_status(path: Path) -> dict[str, Any]:
                 }
             )
     driver = driver_of(folder.path)
-    is_damaged = not folder.catalog.exists() or folder.catalog in folder.faults()
+    is_damaged = not folder.has_own_catalog() or folder.catalog in folder.faults()
     has_values = all(t["done"] == t["shards"] for t in tables if t["table"] == SUMS)
     is_stale = record["path"] != str(folder.path) or is_damaged or not has_values
     is_rebuilt = is_stale and driver is None

@@ -105,3 +105,19 @@ def test_every_loader_is_told_whether_code_may_run() -> None:
             assert said & {"trust_remote_code", "loading(model)", "trust"}, (file, node.lineno)
             calls += 1
     assert calls >= 6
+
+
+def test_code_does_not_run_because_another_run_says_so(
+    assay: Any, complaint: Any, write_config: Any, hostile: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, _ = hostile
+    model = {"path": str(folder), "max_length": 24, "trust_remote_code": True}
+    config = write_config(
+        tmp_path, 12, 4, model=model, stages={"embedding": {}, "similarity": {}}, shard_size=6
+    )
+    assay("run", config)
+    asked = ["--text", "a film", "--method", "similarity"]
+    assert "similarity" in assay("explain", tmp_path / "run", *asked).stdout
+    unpacked = tmp_path / "unpacked"
+    shutil.copytree(tmp_path / "run", unpacked)
+    assert "trust_remote_code" in complaint("explain", unpacked, *asked)
