@@ -125,7 +125,7 @@ class RunFolder:
         """The run, unless code of a model would run because somebody else's folder says so."""
         models = [run.model, *(stage.model_ref for stage in run.stages.values())]
         trusting = [model.path for model in models if model and model.trust_remote_code]
-        if trusting and not self.has_own_catalog():
+        if trusting and not self._kept_own().get("is_run"):
             raise RunFolderError(
                 f"{self.path}: found trust_remote_code: true for {trusting[0]} in a run that was "
                 "not made here, expected one whose code you have agreed to. Read that code, and "
@@ -197,6 +197,7 @@ class RunFolder:
         Raises:
             storage.schema.FileError: a manifest or shard is gone or damaged.
         """
+        is_run = record is not None or bool(self._kept_own().get("is_run"))
         record = record if record is not None else self.read_record()
         store = store or self.store()
         entries = self._entries(record, store)
@@ -207,8 +208,9 @@ class RunFolder:
         if not (is_same and self.has_own_catalog()):
             build_catalog(self.catalog, entries, store, record["run_id"], record["splits"])
             record["catalog"] = {"of": wanted, "sha256": _sha256(self.catalog)}
-            self._own.parent.mkdir(exist_ok=True)
-            write_whole(self._own, sealed_json({"state": _state(self.catalog)}).encode())
+        self._own.parent.mkdir(exist_ok=True)
+        kept = {"state": _state(self.catalog), "is_run": is_run}
+        replace_file(self._own, sealed_json(kept))
         record["path"] = str(self.path)
         self.write_record(record)
 
@@ -220,11 +222,19 @@ class RunFolder:
         folder cannot know the inode and the times that a file gets where it is unpacked; who may
         write into the folder where it lies is another user, or this one.
         """
+        return bool(self._kept_own())
+
+    def _kept_own(self) -> dict[str, Any]:
+        """What is kept of the catalog if it is this user's own: its state, and who made it.
+
+        `is_run` says that `assay run` did, and not `assay status` alone.
+        """
         try:
             kept, owner = open_sealed(self._own.read_bytes()), self._own.stat().st_uid
-            return owner == os.getuid() and kept.get("state") == _state(self.catalog)
+            is_own = owner == os.getuid() and kept.get("state") == _state(self.catalog)
         except (OSError, ValueError):
-            return False
+            return {}
+        return kept if is_own else {}
 
     @property
     def _own(self) -> Path:

@@ -48,12 +48,11 @@ class OpenedRun:
         self._store = folder.store(self.record)
         is_own = folder.has_own_catalog()
         self._connection = folder.open_catalog(self._store, self.record, is_own)
-        if not self._store.is_local:
+        if is_own and not self._store.is_local:
             self._files.serve()
         self._shut: Shut | None = None
         if is_shut_in or not is_own:
-            folders = [self._store.root] if self._store.is_local else []
-            self._shut = Shut(self._connection, folders)
+            self._shut = Shut(self._connection, [self._store.absolute_root])
 
     @functools.cached_property
     def _files(self) -> "CatalogFiles":

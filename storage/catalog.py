@@ -68,6 +68,12 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     try:
         refuse_changes(connection, sql)
         return connection.sql(sql)
+    except duckdb.PermissionException as error:
+        raise StorageError(
+            f"sql: found a statement that leaves the run's tables ({error}), expected one over "
+            f"the views {', '.join(view_names(connection))}. Other files are joined from Python: "
+            "open_run(RUN).sql(...), for a run of your own (`assay status RUN` makes it that)."
+        ) from error
     except duckdb.Error as error:
         if is_damage(error):
             raise damaged_catalog(error) from error

@@ -121,3 +121,6 @@ def test_code_does_not_run_because_another_run_says_so(
     unpacked = tmp_path / "unpacked"
     shutil.copytree(tmp_path / "run", unpacked)
     assert "trust_remote_code" in complaint("explain", unpacked, *asked)
+    # To build its catalog is no consent to run code.
+    assay("status", unpacked)
+    assert "trust_remote_code" in complaint("explain", unpacked, *asked)
