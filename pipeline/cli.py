@@ -179,6 +179,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
 @click.option("--precision", type=float, help="List as many as hold this part of wrong labels.")
+@click.option("--all", "is_all", is_flag=True, help="Also rows that a review has decided about.")
 @method
 @out
 @click.option(
@@ -191,6 +192,7 @@ def flag(
     run: Path,
     top: int | None,
     precision: float | None,
+    is_all: bool,
     method: str | None,
     out: Path | None,
     review: Path | None,
@@ -201,7 +203,7 @@ def flag(
     Example: assay flag runs/quickstart --review review.csv
     """
     opened = open_run(run)
-    rows = opened.flag(top, method, precision)
+    rows = opened.flag(top, method, precision, is_all)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     if review is not None:

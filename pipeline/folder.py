@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.code_version import source_digest
 from pipeline.config import read_config, run_of
-from pipeline.errors import RunFolderError
+from pipeline.errors import ConfigFileError, RunFolderError
 from pipeline.given import given_in_text
 from pipeline.record_check import odd_in
 from pipeline.settings import Run
+from pipeline.yaml_text import read_yaml
 from storage.catalog import open_catalog
 from storage.files import write_whole
 from storage.manifest import open_sealed, sealed_json
@@ -315,8 +314,9 @@ def mended_config(path: Path) -> str | None:
     if text is None or _content(path) == text.encode():
         return None
     try:
-        is_yaml = isinstance(yaml.safe_load(_content(path) or b""), dict)
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = (_content(path) or b"").decode()
+        is_yaml = isinstance(read_yaml(content, str(path)), dict)
+    except (ConfigFileError, UnicodeDecodeError):
         is_yaml = False
     if is_yaml:
         return f"{path} was changed since the run wrote it: it counts as it is now"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.decided import decisions, review_columns
 from pipeline.decisions import suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
@@ -162,7 +163,11 @@ class OpenedRun:
         return str(self.facts("label").get("task", "classification"))
 
     def flag(
-        self, top: int | None = None, method: str | None = None, precision: float | None = None
+        self,
+        top: int | None = None,
+        method: str | None = None,
+        precision: float | None = None,
+        is_all: bool = False,
     ) -> Rows:
         """Examples whose label, or in a corpus of completions answer, is suspicious, worst first.
 
@@ -176,11 +181,13 @@ class OpenedRun:
             method: The stage instance, when the run has several.
             precision: As many of the lowest scores as have this part of wrong labels, 0 to 1, by
                 the mean of their `p_wrong`; give this or `top`.
+            is_all: Also rows that a review has decided about, with a column `decision`.
 
         Raises:
             RunError: both `top` and `precision` are given, or it is not between 0 and 1.
         """
-        return self._decided(suspicious(self, top, method, precision))
+        reviewed = decisions(self)
+        return self._decided(suspicious(self, top, method, precision, reviewed, is_all))
 
     def select(
         self,
@@ -301,11 +308,7 @@ class OpenedRun:
         return self._export(rows.sql_query(), list(rows.columns), Path(path))
 
     def write_review(self, rows: Any, path: str | Path) -> int:
-        """Writes a CSV in which a person decides about labels; returns how many rows.
-
-        Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
-        it where another is right), label_score, example_id; text_b for pairs. Of completions:
-        source_id, decision (accept or drop), prompt, answer, reason, p_wrong, example_id.
+        """Writes a CSV of `pipeline.decided.review_columns`, to decide in; returns how many rows.
 
         Raises:
             RunError: the file is there already; it may hold decisions.
@@ -315,20 +318,9 @@ class OpenedRun:
                 f"{path}: found a file there already, expected a new one: it may hold decisions. "
                 "Name another."
             )
-        pair = "text_b, " if "text_b" in rows.columns else ""
-        shown = (
-            f"text, {pair}given_label, suggested_label AS new_label, "
-            "round(label_score, 4) AS label_score"
-        )
-        if "answer" in rows.columns:
-            shown = "prompt, answer, reason, round(p_wrong, 4) AS p_wrong"
-        return self._catalog.export(
-            self._connection,
-            f"SELECT source_id, NULL::VARCHAR AS decision, {shown}, example_id "
-            f"FROM ({rows.sql_query()})",
-            Path(path),
-            self._shut,
-        )
+        columns = review_columns(list(rows.columns))
+        statement = f"SELECT {columns} FROM ({rows.sql_query()})"
+        return self._catalog.export(self._connection, statement, Path(path), self._shut)
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""

@@ -14,6 +14,7 @@ from storage.export import new_file
 from storage.manifest import HEALS
 from storage.read_only import Shut, refuse_changes
 from storage.schema import CorruptError, MissingError, StorageError
+from storage.spreadsheet import escaped_column, mark
 from storage.sql import named, quoted
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -157,7 +158,8 @@ def export(
 ) -> int:
     """Writes the rows of `sql` to `path`, in the format of its ending; returns how many.
 
-    The file appears whole or not at all. `shut` is what the connection is shut in by.
+    The file appears whole or not at all. A CSV is for people (`storage.spreadsheet`). `shut` is
+    what the connection is shut in by.
 
     Raises:
         StorageError: the ending is none of these, or the file cannot be written.
@@ -168,6 +170,11 @@ def export(
         ".json": "FORMAT json, ARRAY true",
         ".csv": "FORMAT csv, HEADER",
     }
+    if path.suffix == ".csv":
+        with explained():
+            relation = connection.sql(sql)
+            pairs = zip(relation.columns, map(str, relation.types), strict=True)
+            sql = f"SELECT {', '.join(escaped_column(*pair) for pair in pairs)} FROM ({sql})"
     with new_file(path, tuple(formats)) as temporary, _writable(temporary, shut) as written:
         try:
             row = connection.execute(
@@ -177,6 +184,8 @@ def export(
             raise OSError(str(error)) from error
         except duckdb.Error as error:
             raise _stopped(error) from error
+        if path.suffix == ".csv":
+            mark(written)
     return int(row[0]) if row else 0
 
 
