@@ -117,11 +117,44 @@ def content_digest(path: Path) -> bytes:
     return content
 
 
+MOST_LAYERS = 4096
+"""Far more than any model has. Objects of the layers are made before weights are looked for."""
+MOST_LABELS = 10**6
+LARGEST_CONFIG = 1 << 24
+"""Bytes of a config.json."""
+
+
+def refuse_large(folder: Path) -> None:
+    """Refuses a config.json that says that a model has more layers or labels than one can have.
+
+    Raises:
+        ModelError: it does, or is too large a file.
+    """
+    n_bytes = (folder / "config.json").stat().st_size
+    if n_bytes > LARGEST_CONFIG:
+        raise ModelError(
+            f"{folder}: found a config.json of {n_bytes} bytes, expected less than "
+            f"{LARGEST_CONFIG}. Save the model again with save_pretrained."
+        )
+    pending: list[Any] = [read_json(folder, "config.json")]
+    while pending:
+        for name, value in pending.pop().items():
+            if isinstance(value, dict):
+                pending.append(value)
+            most = MOST_LABELS if name == "num_labels" else MOST_LAYERS
+            is_count = name == "num_labels" or re.search("n_layer|layers$|num_blocks", str(name))
+            if is_count and isinstance(value, int | float) and value > most:
+                raise ModelError(
+                    f"{folder}: found {name}: {value:.4g} in config.json, expected at most {most}. "
+                    "Correct the file, or save the model again."
+                )
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """The content of a JSON file in a folder; empty where there is none that can be read."""
     try:
         read = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
 
@@ -218,7 +251,16 @@ def as_model_error(folder: Path, what: str) -> Iterator[None]:
     """Turns whatever a loader raises into a ModelError; `what` is the word for what it loads."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         if "trust_remote_code" in str(error):
             files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:3])
             raise ModelError(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.model.adapters import adapted
-from stages.model.hub import as_model_error, quiet, resolve
+from stages.model.hub import as_model_error, quiet, refuse_large, resolve
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
 
@@ -42,6 +42,7 @@ def load_config(model: ModelSpec) -> Any:
         ModelError: there is none that can be loaded.
     """
     folder = resolve(model)
+    refuse_large(folder)
     with quiet(), as_model_error(folder, "a configuration"):
         return transformers.AutoConfig.from_pretrained(folder, **loading(model))
 
@@ -132,6 +133,7 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
             other shapes than its config.json says.
     """
     folder = resolve(model)
+    refuse_large(folder)
     with quiet(), as_model_error(folder, what), _attention(model):
         network, info = loader.from_pretrained(
             folder,
