@@ -209,7 +209,7 @@ def flag(
     if review is not None:
         click.echo(f"{opened.write_review(rows, review)} rows in {review}", err=True)
     if out is None and review is None:
-        report.print_rows(rows, is_json)
+        report.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
 
 
 @main.command()
