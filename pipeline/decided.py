@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.yaml_text import read_yaml
 from storage.sql import quoted
-
-if TYPE_CHECKING:
-    from pipeline.open_run import OpenedRun
 
 
 def review_columns(columns: list[str]) -> str:
@@ -29,10 +26,10 @@ def review_columns(columns: list[str]) -> str:
     return f"source_id, NULL::VARCHAR AS decision, {shown}, example_id"
 
 
-def decisions(run: "OpenedRun") -> str | None:
+def decisions(run: Any) -> str | None:
     """SQL that gives `example_id` and `decision` of the rows that a review has decided about.
 
-    Of several reviews the last one counts. None where no review of the run decides anything.
+    `run` is an `OpenedRun`. Of several reviews the last one counts. None where no review of the run decides anything.
 
     Raises:
         RunError: a review that the run was made with is gone.
@@ -58,7 +55,7 @@ def decisions(run: "OpenedRun") -> str | None:
     )
 
 
-def _reviews(run: "OpenedRun") -> Iterator[Path]:
+def _reviews(run: Any) -> Iterator[Path]:
     """The files of reviews that the run was made with; those in its folder move with it."""
     # The YAML as it is: to parse a configuration would import every stage.
     config = read_yaml(run.record.get("config") or "", str(run.folder.config))
