@@ -29,7 +29,8 @@ def review_columns(columns: list[str]) -> str:
 def decisions(run: Any) -> str | None:
     """SQL that gives `example_id` and `decision` of the rows that a review has decided about.
 
-    `run` is an `OpenedRun`. Of several reviews the last one counts. None where no review of the run decides anything.
+    `run` is an `OpenedRun`. Of several reviews the last one counts. None where no review of the run
+    decides anything.
 
     Raises:
         RunError: a review that the run was made with is gone.
