@@ -129,8 +129,6 @@ def _is_as_it_was(folder: RunFolder, record: dict[str, Any], kept: dict[str, Any
     try:
         if record["path"] != str(folder.path) or folder.faults(record) or kept["code"] != _code():
             return False
-        if not folder.has_own_catalog():
-            return False
         if any(loaded_version(name) not in (None, v) for name, v in kept["stages"].items()):
             return False
         store = folder.store(record)
