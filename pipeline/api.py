@@ -155,9 +155,15 @@ def sql(run: AnyRun, statement: str) -> Rows:
     return _opened(run).sql(statement)
 
 
-def flag(run: AnyRun, top: int | None = None, method: str | None = None) -> Rows:
+def flag(
+    run: AnyRun,
+    top: int | None = None,
+    method: str | None = None,
+    precision: float | None = None,
+    is_all: bool = False,
+) -> Rows:
     """Examples whose label is suspicious, the most suspicious first; see `OpenedRun.flag`."""
-    return _opened(run).flag(top, method)
+    return _opened(run).flag(top, method, precision, is_all)
 
 
 def apply(

@@ -1,5 +1,6 @@
 """Correct a corpus by a reviewed CSV: fix labels, drop rows, and run again over the result."""
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -9,6 +10,8 @@ from pipeline.folder import RunFolder
 from pipeline.open_run import OpenedRun
 from pipeline.progress import Progress
 from pipeline.run import execute_run
+from stages.corpus.review import read_decisions
+from stages.stage import DataError
 from storage.files import write_whole
 
 
@@ -34,7 +37,7 @@ def apply_review(
         waits: Whether to wait where another driver works in the new run's folder.
 
     Raises:
-        RunError: there is no such file.
+        RunError: there is no such file, or it decides nothing.
         stages.stage.DataError: the review names unknown rows, labels or decisions.
     """
     folder = RunFolder(run.expanduser().resolve())
@@ -44,6 +47,7 @@ def apply_review(
             f"{review}: found no such file, expected a reviewed CSV. "
             f"Write one with `assay flag {run} --review {review}` and fill in `decision`."
         )
+    _refuse_undecided(run, review)
     target = to.expanduser().resolve() if to else _unused_folder(folder.path)
     target.mkdir(parents=True, exist_ok=True)
     # Named by its content: a review that is refused must not replace one that counts.
@@ -60,7 +64,28 @@ def apply_review(
             reviewed.corpus, corrections=(*reviewed.corpus.corrections, str(kept))
         ),
     )
-    return OpenedRun(execute_run(corrected, progress, waits=waits))
+    try:
+        return OpenedRun(execute_run(corrected, progress, waits=waits))
+    except DataError as error:
+        # The copy is of no more use, and a person has never seen it.
+        kept.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            target.rmdir()
+        raise DataError(str(error).replace(str(kept), str(review))) from error
+
+
+def _refuse_undecided(run: Path, review: Path) -> None:
+    """Raises unless a review decides something.
+
+    Raises:
+        RunError: no row has a decision.
+        stages.stage.DataError: the review cannot be read.
+    """
+    if not read_decisions(str(review))[1]:
+        raise RunError(
+            f"{review}: found no decision, expected accept, fix or drop in the column `decision` "
+            f"of some rows. Fill it in, and give the same command again; nothing was made."
+        )
 
 
 def _unused_folder(run: Path) -> Path:

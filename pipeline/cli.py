@@ -167,7 +167,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 
     Example: assay sql runs/quickstart "SELECT reason, count(*) FROM rejected GROUP BY ALL"
     """
-    opened = open_run(run)
+    opened = open_run(run, is_shut_in=True)
     rows = opened.sql(statement)
     if out is not None:
         click.echo(f"{opened.write_rows(rows, out)} rows in {out}", err=True)
@@ -179,6 +179,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
 @click.option("--precision", type=float, help="List as many as hold this part of wrong labels.")
+@click.option("--all", "is_all", is_flag=True, help="Also rows that a review has decided about.")
 @method
 @out
 @click.option(
@@ -191,6 +192,7 @@ def flag(
     run: Path,
     top: int | None,
     precision: float | None,
+    is_all: bool,
     method: str | None,
     out: Path | None,
     review: Path | None,
@@ -201,13 +203,13 @@ def flag(
     Example: assay flag runs/quickstart --review review.csv
     """
     opened = open_run(run)
-    rows = opened.flag(top, method, precision)
+    rows = opened.flag(top, method, precision, is_all)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     if review is not None:
         click.echo(f"{opened.write_review(rows, review)} rows in {review}", err=True)
     if out is None and review is None:
-        report.print_rows(rows, is_json)
+        report.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
 
 
 @main.command()

@@ -24,6 +24,7 @@ from stages.corpus.source import local
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
 from storage.credentials import refuse_secrets
+from storage.names import is_instance
 
 MODELS = ("model", "reference")
 """Fields of stages that name a model."""
@@ -105,6 +106,11 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
         ConfigFileError: there is no such stage, or its fields are wrong.
     """
     where = ("stages", instance)
+    if not is_instance(instance):
+        raise ConfigFileError(
+            f"{name}: stages: found the name {instance[:60]!r}, expected letters, digits, `_`, `.` "
+            "or `-`. Rename the stage, and say what it is by `stage:` in its fields."
+        )
     if fields is None:
         fields = {}
     if not isinstance(fields, Mapping):

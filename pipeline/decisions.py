@@ -26,8 +26,18 @@ class Source(NamedTuple):
     """The expression that is highest for the best row."""
 
 
-def suspicious(run: Any, top: int | None, method: str | None, precision: float | None) -> str:
+def suspicious(
+    run: Any,
+    top: int | None,
+    method: str | None,
+    precision: float | None,
+    reviewed: str | None = None,
+    is_all: bool = False,
+) -> str:
     """The rows of `run` whose labels, answers or orders are suspicious: see `OpenedRun.flag`.
+
+    `reviewed` is the SQL of `pipeline.decided.decisions`, whose rows are left out, or marked where
+    `is_all`.
 
     Raises:
         RunError: both `top` and `precision` are given, or it is not between 0 and 1; or the run
@@ -40,28 +50,47 @@ def suspicious(run: Any, top: int | None, method: str | None, precision: float |
         )
     if run.task() == "completion":
         run.require("answer_issues", "answer_issues", "completion")
-        return flagged_answers(run.choice("answer_issues", "method", method), top, precision)
+        instance = run.choice("answer_issues", "method", method)
+        return flagged_answers(instance, top, precision, reviewed, is_all)
     if run.task() == "preference":
         run.require("preference_issues", "preference_issues", "preference")
-        return flagged_pairs(run.choice("preference_issues", "method", method), top, precision)
+        instance = run.choice("preference_issues", "method", method)
+        return flagged_pairs(instance, top, precision, reviewed, is_all)
     run.require("label_issues", "label_issues")
     instance = run.choice("label_issues", "method", method)
     pairs = run.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
-    return flagged(instance, top, precision, has_pairs=bool(pairs))
+    return flagged(instance, top, precision, bool(pairs), reviewed, is_all)
 
 
-def flagged(instance: str, top: int | None, precision: float | None, has_pairs: bool) -> str:
+def flagged(
+    instance: str,
+    top: int | None,
+    precision: float | None,
+    has_pairs: bool,
+    reviewed: str | None = None,
+    is_all: bool = False,
+) -> str:
     """The rows whose labels an instance of `label_issues` flags, the lowest scores first.
 
     Or the lowest `top` scores, or as many as have a mean `p_wrong` of `precision`.
     """
     lowest = _worst("label_score", "is_label_issue", top, precision)
     pair = "e.text_b, " if has_pairs else ""
+    undecided, decision, join = _of_reviews(reviewed, is_all)
     return f"""
         SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
-               i.label_score, i.is_label_issue, i.method, e.true_label
-        FROM (FROM label_issues WHERE method = {quoted(instance)} {lowest}) AS i
-        JOIN examples AS e USING (example_id) ORDER BY i.label_score, e.example_id"""
+               i.label_score, i.is_label_issue, i.method, e.true_label{decision}
+        FROM (FROM label_issues WHERE method = {quoted(instance)} {undecided} {lowest}) AS i
+        JOIN examples AS e USING (example_id) {join} ORDER BY i.label_score, e.example_id"""
+
+
+def _of_reviews(reviewed: str | None, is_all: bool) -> tuple[str, str, str]:
+    """What leaves out rows that were decided about; or the column that marks them, and its join."""
+    if reviewed is None:
+        return "", ", NULL::VARCHAR AS decision" if is_all else "", ""
+    if is_all:
+        return "", ", r.decision", f"LEFT JOIN ({reviewed}) AS r USING (example_id)"
+    return f"AND example_id NOT IN (SELECT example_id FROM ({reviewed}))", "", ""
 
 
 def _worst(order: str, flag: str, top: int | None, precision: float | None) -> str:
@@ -76,34 +105,49 @@ def _worst(order: str, flag: str, top: int | None, precision: float | None) -> s
     return f"AND {flag}"
 
 
-def flagged_answers(instance: str, top: int | None, precision: float | None) -> str:
+def flagged_answers(
+    instance: str,
+    top: int | None,
+    precision: float | None,
+    reviewed: str | None = None,
+    is_all: bool = False,
+) -> str:
     """The rows whose answers an instance of `answer_issues` flags, the worst first.
 
     Or the worst `top`, or as many as have a mean `p_wrong` of `precision`.
     """
     worst = _worst("p_wrong DESC", "is_answer_issue", top, precision)
+    undecided, decision, join = _of_reviews(reviewed, is_all)
     return f"""
         SELECT e.example_id, e.source_id, c.prompt, c.answer,
-               i.reason, i.p_wrong, i.p_reason, i.is_answer_issue, i.method
-        FROM (FROM answer_issues WHERE method = {quoted(instance)} {worst}) AS i
+               i.reason, i.p_wrong, i.p_reason, i.is_answer_issue, i.method{decision}
+        FROM (FROM answer_issues WHERE method = {quoted(instance)} {undecided} {worst}) AS i
         JOIN examples AS e USING (example_id)
         JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
-        ORDER BY i.p_wrong DESC, e.example_id"""
+        {join} ORDER BY i.p_wrong DESC, e.example_id"""
 
 
-def flagged_pairs(instance: str, top: int | None, precision: float | None) -> str:
+def flagged_pairs(
+    instance: str,
+    top: int | None,
+    precision: float | None,
+    reviewed: str | None = None,
+    is_all: bool = False,
+) -> str:
     """The pairs whose order an instance of `preference_issues` flags, the worst first.
 
-    Or the worst `top`, or as many as have a mean `p_wrong` of `precision`.
+    Or the worst `top`, or as many as have a mean `p_wrong` of `precision`. `reviewed` and `is_all`
+    as in `suspicious`.
     """
     worst = _worst("p_wrong DESC", "is_preference_issue", top, precision)
+    undecided, decision, join = _of_reviews(reviewed, is_all)
     return f"""
         SELECT e.example_id, e.source_id, p.prompt, p.chosen, p.rejected,
-               i.reason, i.p_wrong, i.is_preference_issue, i.method
-        FROM (FROM preference_issues WHERE method = {quoted(instance)} {worst}) AS i
+               i.reason, i.p_wrong, i.is_preference_issue, i.method{decision}
+        FROM (FROM preference_issues WHERE method = {quoted(instance)} {undecided} {worst}) AS i
         JOIN examples AS e USING (example_id)
         JOIN preferences AS p ON p.id = i.example_id AND p.role = 'example'
-        ORDER BY i.p_wrong DESC, e.example_id"""
+        {join} ORDER BY i.p_wrong DESC, e.example_id"""
 
 
 def selected(

@@ -13,23 +13,32 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.code_version import source_digest
 from pipeline.config import read_config, run_of
-from pipeline.errors import RunFolderError
+from pipeline.errors import ConfigFileError, RunFolderError
 from pipeline.given import given_in_text
+from pipeline.record_check import odd_in
 from pipeline.settings import Run
+from pipeline.yaml_text import read_yaml
+from storage.catalog import open_catalog
 from storage.files import write_whole
 from storage.manifest import open_sealed, sealed_json
 from storage.summed import sum_values
 from storage.table import Store
-from storage.views import SUMS, Entry, build_catalog, content_of, summed_tables
+from storage.views import (
+    SUMS,
+    Entry,
+    build_catalog,
+    catalog_in_memory,
+    content_of,
+    summed_tables,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,13 @@ class RunFolder:
                 f"run's record. Run `assay run {self.config}` again: it writes the record anew, "
                 "and nothing that is stored is computed twice."
             )
+        odd = odd_in(record)
+        if odd is not None:
+            raise RunFolderError(
+                f"{self.record}: found {odd}, expected a run's record as assay writes it: names of "
+                "stages and tables, and keys of 16 hex digits. Ask for the folder as it was made, "
+                f"or run `assay run {self.config}` again."
+            )
         return record
 
     def read_run(self) -> Run:
@@ -96,13 +112,25 @@ class RunFolder:
         overrides = [f"run={json.dumps(str(self.path), ensure_ascii=False)}"]
         text = self._recorded_config()
         if text is not None:
-            return run_of(given_in_text(text, str(self.config), overrides))
+            return self._trusted(run_of(given_in_text(text, str(self.config), overrides)))
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path}: found no config.yaml, expected the folder of a run. "
                 "Name the `run:` of a configuration that `assay run` has been given."
             )
-        return read_config(self.config, overrides)
+        return self._trusted(read_config(self.config, overrides))
+
+    def _trusted(self, run: Run) -> Run:
+        """The run, unless code of a model would run because somebody else's folder says so."""
+        models = [run.model, *(stage.model_ref for stage in run.stages.values())]
+        trusting = [model.path for model in models if model and model.trust_remote_code]
+        if trusting and not self._kept_own().get("is_run"):
+            raise RunFolderError(
+                f"{self.path}: found trust_remote_code: true for {trusting[0]} in a run that was "
+                "not made here, expected one whose code you have agreed to. Read that code, and "
+                f"make the run your own: assay run {self.config}"
+            )
+        return run
 
     def _recorded_config(self) -> str | None:
         """The resolved YAML as the record has it; None where the record has none."""
@@ -147,12 +175,14 @@ class RunFolder:
         """The tables that are whole, each with its manifest."""
         return self._entries(self.read_record(), store)
 
-    def _entries(self, record: Mapping[str, Any], store: Store) -> list[Entry]:
+    def _entries(
+        self, record: Mapping[str, Any], store: Store, has_values: bool = False
+    ) -> list[Entry]:
         return [
             Entry(instance, store.read_manifest(table, state["manifest"]))
             for instance, tables in record["tables"].items()
             for table, state in tables.items()
-            if state["manifest"] and table != SUMS
+            if state["manifest"] and (has_values or table != SUMS)
         ]
 
     def rebuild_catalog(
@@ -166,17 +196,60 @@ class RunFolder:
         Raises:
             storage.schema.FileError: a manifest or shard is gone or damaged.
         """
+        is_run = record is not None or bool(self._kept_own().get("is_run"))
         record = record if record is not None else self.read_record()
         store = store or self.store()
         entries = self._entries(record, store)
         entries += _with_values(record, entries, store)
         wanted = content_of(entries, store, record["run_id"], record["splits"])
         last = record.get("catalog", {})
-        if last.get("of") != wanted or last.get("sha256") != _sha256(self.catalog):
+        is_same = last.get("of") == wanted and last.get("sha256") == _sha256(self.catalog)
+        if not (is_same and self.has_own_catalog()):
             build_catalog(self.catalog, entries, store, record["run_id"], record["splits"])
             record["catalog"] = {"of": wanted, "sha256": _sha256(self.catalog)}
+        self._own.parent.mkdir(exist_ok=True)
+        kept = {"state": _state(self.catalog), "is_run": is_run}
+        replace_file(self._own, sealed_json(kept))
         record["path"] = str(self.path)
         self.write_record(record)
+
+    def has_own_catalog(self) -> bool:
+        """Whether the catalog is the file that this user's assay wrote, untouched since.
+
+        Its SQL would be executed. So one that came with a folder of somebody else's, or was
+        changed, is not opened: views are then made from the manifests, in memory. Who packs a
+        folder cannot know the inode and the times that a file gets where it is unpacked; who may
+        write into the folder where it lies is another user, or this one.
+        """
+        return bool(self._kept_own())
+
+    def _kept_own(self) -> dict[str, Any]:
+        """What is kept of the catalog if it is this user's own: its state, and who made it.
+
+        `is_run` says that `assay run` did, and not `assay status` alone.
+        """
+        try:
+            kept, owner = open_sealed(self._own.read_bytes()), self._own.stat().st_uid
+            is_own = owner == os.getuid() and kept.get("state") == _state(self.catalog)
+        except (OSError, ValueError):
+            return {}
+        return kept if is_own else {}
+
+    @property
+    def _own(self) -> Path:
+        return self.hashed / ".catalog.json"
+
+    def open_catalog(self, store: Store, record: Mapping[str, Any], is_own: bool) -> Any:
+        """A connection to the catalog; where the file is not this user's own, to one in memory.
+
+        Raises:
+            storage.schema.MissingError: there is no catalog yet.
+            storage.schema.FileError: a manifest is gone or damaged.
+        """
+        if is_own or not self.catalog.exists():
+            return open_catalog(self.catalog)
+        entries = self._entries(record, store, has_values=True)
+        return catalog_in_memory(entries, store, record["run_id"], record["splits"])
 
     def kept_summary(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """The summary that `keep_summary` kept; None where it is of another state, or damaged."""
@@ -218,6 +291,12 @@ def _with_values(record: dict[str, Any], entries: list[Entry], store: Store) -> 
     return values
 
 
+def _state(path: Path) -> list[int]:
+    """What changes with a file: who owns it, its inode, size, and times."""
+    state = path.stat()
+    return [state.st_uid, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
 def replace_file(path: Path, text: str) -> None:
     """Writes `text` to `path`, unless the file holds it already."""
     data = text.encode()
@@ -235,8 +314,9 @@ def mended_config(path: Path) -> str | None:
     if text is None or _content(path) == text.encode():
         return None
     try:
-        is_yaml = isinstance(yaml.safe_load(_content(path) or b""), dict)
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = (_content(path) or b"").decode()
+        is_yaml = isinstance(read_yaml(content, str(path)), dict)
+    except (ConfigFileError, UnicodeDecodeError):
         is_yaml = False
     if is_yaml:
         return f"{path} was changed since the run wrote it: it counts as it is now"

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.errors import ConfigFileError
+from pipeline.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,7 @@ def given_in_text(text: str, path: str, overrides: Sequence[str] = ()) -> Given:
     Raises:
         ConfigFileError: the text or an override cannot be used; the message names the place.
     """
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigFileError(
-            f"{path}: found text that is not YAML ({' '.join(str(error).split())}), expected a "
-            "mapping with run, corpus and stages. Check the indentation there."
-        ) from error
+    raw = read_yaml(text, path)
     if not isinstance(raw, dict):
         raise ConfigFileError(
             f"{path}: found {type_text(raw)}, expected a mapping with run, corpus and stages. "
@@ -123,8 +116,8 @@ def override(raw: dict[str, Any], assignment: str) -> None:
             )
         place = inner
     try:
-        place[keys[-1]] = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+        place[keys[-1]] = read_yaml(text, "--set")
+    except ConfigFileError as error:
         raise ConfigFileError(
             f"--set {assignment}: found a value that is not YAML, expected for example 40, 0.1 or "
             "[a, b]. Put quotes around text with special signs."
@@ -138,18 +131,3 @@ def type_text(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that raises where a mapping has a key twice, instead of taking the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = str(getattr(key_node, "value", ""))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"found the key {key!r} twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.agreement import mismatches
 from pipeline.trials import trials
+from storage.sql import quoted
 
 SUSPICIOUS = 20
 """Labels that `assay run` shows."""
@@ -71,7 +72,7 @@ def _summary(run: Any) -> dict[str, Any]:
             for r in _with_true_names(run, rows)
         ]
         # Of many rows few are flagged, and few are planted: these alone are brought together.
-        flagged = f"FROM tables.label_issues WHERE method = '{method}' AND is_label_issue"
+        flagged = f"FROM tables.label_issues WHERE method = {quoted(method)} AND is_label_issue"
         wrong = "FROM tables.label WHERE role = 'example' AND true_label <> label"
         ((summary["flagged"], planted, caught),) = _fetch(
             run.sql(
@@ -119,7 +120,7 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
     reasons = _dicts(
         run.sql(
             "SELECT reason, count(*) AS n FROM answer_issues WHERE is_answer_issue AND "
-            f"method = '{method}' GROUP BY ALL ORDER BY n DESC, reason"
+            f"method = {quoted(method)} GROUP BY ALL ORDER BY n DESC, reason"
         )
     )
     found = {"answers": [{name: row[name] for name in names} for row in rows]}
@@ -150,7 +151,8 @@ def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
     values = (
         "SELECT v.example_id, v.value, v.stderr, v.p_helpful, l.label FROM shapley AS v "
         "JOIN tables.label AS l ON l.id = v.example_id AND l.role = 'example' "
-        f"WHERE v.utility = '{utility}' AND v.semivalue = 'shapley' AND v.method = '{method}'"
+        f"WHERE v.utility = {quoted(utility)} AND v.semivalue = 'shapley' "
+        f"AND v.method = {quoted(method)}"
     )
     ((of_classes,),) = _fetch(
         run.sql(
@@ -182,7 +184,7 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
     ((details, noise),) = _fetch(
         run.sql(
             "SELECT details, json_extract_string(fields, '$.noise') FROM runs "
-            f"WHERE instance = '{method}' AND \"table\" = 'label_issues'"
+            f"WHERE instance = {quoted(method)} AND \"table\" = 'label_issues'"
         )
     )
     facts = json.loads(details)
@@ -190,7 +192,7 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
         return {}
     ((doubtful,),) = _fetch(
         run.sql(
-            f"SELECT count(*) FROM tables.label_issues WHERE method = '{method}' "
+            f"SELECT count(*) FROM tables.label_issues WHERE method = {quoted(method)} "
             f"AND suggested_label <> given_label AND confidence >= {LIKELIER} * label_score"
         )
     )
@@ -205,7 +207,7 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
         pairs = _dicts(
             run.sql(
                 "SELECT class, given_label AS given, expected FROM label_noise "
-                f"WHERE method = '{noise}' AND class <> given_label AND expected >= 1 "
+                f"WHERE method = {quoted(noise)} AND class <> given_label AND expected >= 1 "
                 f"ORDER BY expected DESC LIMIT {PAIRS}"
             )
         )

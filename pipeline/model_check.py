@@ -70,7 +70,11 @@ def _checked_part(node: Node, model: ModelSpec) -> ModelSpec:
     if "model.head" in node.stage.outside_key or model.kind.is_fitted:
         # An adapter that was trained with a head is part of the trunk all the same.
         return ModelSpec(
-            model.path, model.revision, max_length=model.max_length, adapter=model.adapter
+            model.path,
+            model.revision,
+            max_length=model.max_length,
+            adapter=model.adapter,
+            trust_remote_code=model.trust_remote_code,
         )
     return model
 

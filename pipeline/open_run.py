@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.decided import decisions, review_columns
 from pipeline.decisions import suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows
@@ -19,8 +20,11 @@ if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for 
     from storage.catalog_files import CatalogFiles
 
 
-def open_run(path: str | Path) -> "OpenedRun":
+def open_run(path: str | Path, is_shut_in: bool = False) -> "OpenedRun":
     """The run in the folder `path`, read-only; reading never blocks a run that writes.
+
+    SQL over an own run may join other files. With `is_shut_in`, and where the catalog is not this
+    user's own (`RunFolder.has_own_catalog`), it reads the store alone.
 
     Raises:
         pipeline.errors.RunFolderError: the folder holds no run.
@@ -28,23 +32,28 @@ def open_run(path: str | Path) -> "OpenedRun":
     """
     from pipeline.folder import RunFolder
 
-    return OpenedRun(RunFolder(Path(path).expanduser().resolve()))
+    return OpenedRun(RunFolder(Path(path).expanduser().resolve()), is_shut_in)
 
 
 class OpenedRun:
     """A run opened for reading: its views, and the results of commands over them."""
 
-    def __init__(self, folder: "RunFolder"):
+    def __init__(self, folder: "RunFolder", is_shut_in: bool = False):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
         from storage import catalog
+        from storage.read_only import Shut
 
         self.folder = folder
         self._catalog = catalog
         self.record = folder.read_record()
-        self._connection = catalog.open_catalog(folder.catalog)
         self._store = folder.store(self.record)
-        if not self._store.is_local:
+        is_own = folder.has_own_catalog()
+        self._connection = folder.open_catalog(self._store, self.record, is_own)
+        if is_own and not self._store.is_local:
             self._files.serve()
+        self._shut: Shut | None = None
+        if is_shut_in or not is_own:
+            self._shut = Shut(self._connection, [self._store.absolute_root])
 
     @functools.cached_property
     def _files(self) -> "CatalogFiles":
@@ -154,7 +163,11 @@ class OpenedRun:
         return str(self.facts("label").get("task", "classification"))
 
     def flag(
-        self, top: int | None = None, method: str | None = None, precision: float | None = None
+        self,
+        top: int | None = None,
+        method: str | None = None,
+        precision: float | None = None,
+        is_all: bool = False,
     ) -> Rows:
         """Examples whose label, answer or order of answers is suspicious, the worst first.
 
@@ -169,11 +182,13 @@ class OpenedRun:
             method: The stage instance, when the run has several.
             precision: As many of the lowest scores as have this part of wrong labels, 0 to 1, by
                 the mean of their `p_wrong`; give this or `top`.
+            is_all: Also rows that a review has decided about, with a column `decision`.
 
         Raises:
             RunError: both `top` and `precision` are given, or it is not between 0 and 1.
         """
-        return self._decided(suspicious(self, top, method, precision))
+        reviewed = decisions(self)
+        return self._decided(suspicious(self, top, method, precision, reviewed, is_all))
 
     def select(
         self,
@@ -296,12 +311,7 @@ class OpenedRun:
         return self._export(rows.sql_query(), list(rows.columns), Path(path))
 
     def write_review(self, rows: Any, path: str | Path) -> int:
-        """Writes a CSV in which a person decides about labels; returns how many rows.
-
-        Columns: source_id, decision (empty), text, given_label, new_label (the suggestion; change
-        it where another is right), label_score, example_id; text_b for pairs. Of completions:
-        source_id, decision (accept or drop), prompt, answer (of preferences chosen and rejected,
-        which `fix` lets change places), reason, p_wrong, example_id.
+        """Writes a CSV of `pipeline.decided.review_columns`, to decide in; returns how many rows.
 
         Raises:
             RunError: the file is there already; it may hold decisions.
@@ -311,25 +321,13 @@ class OpenedRun:
                 f"{path}: found a file there already, expected a new one: it may hold decisions. "
                 "Name another."
             )
-        pair = "text_b, " if "text_b" in rows.columns else ""
-        shown = (
-            f"text, {pair}given_label, suggested_label AS new_label, "
-            "round(label_score, 4) AS label_score"
-        )
-        if "rejected" in rows.columns:
-            shown = "prompt, chosen, rejected, reason, round(p_wrong, 4) AS p_wrong"
-        elif "answer" in rows.columns:
-            shown = "prompt, answer, reason, round(p_wrong, 4) AS p_wrong"
-        return self._catalog.export(
-            self._connection,
-            f"SELECT source_id, NULL::VARCHAR AS decision, {shown}, example_id "
-            f"FROM ({rows.sql_query()})",
-            Path(path),
-        )
+        columns = review_columns(list(rows.columns))
+        statement = f"SELECT {columns} FROM ({rows.sql_query()})"
+        return self._catalog.export(self._connection, statement, Path(path), self._shut)
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""
-        return self._catalog.export(self._connection, rows.sql_query(), Path(path))
+        return self._catalog.export(self._connection, rows.sql_query(), Path(path), self._shut)
 
     def write_corpus(self, path: str | Path) -> int:
         """Writes every example, in the source's order and as labelled now; returns how many."""

@@ -6,7 +6,7 @@ are in the store already, with the sizes that their manifest lists, are marked a
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ YOUNG: Mapping[str, Any] = {
     "class_order": None,
     "dtype": "float32",
     "attn_implementation": None,
+    "trust_remote_code": False,
 }
 """Fields of a model that are younger than some stores: keys leave these usual values out."""
 
@@ -155,8 +156,14 @@ def make_plan(
         planned[instance] = dataclasses.replace(node, done=done)
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
-    notes += length_notes(plan.nodes, corpus)
+    notes += [*length_notes(plan.nodes, corpus), *_code_notes(fingerprints)]
     return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
+
+
+def _code_notes(models: Iterable[ModelSpec]) -> list[str]:
+    """A sentence for each model whose own Python code may run."""
+    paths = sorted({model.path for model in models if model.trust_remote_code})
+    return [f"{path}: its Python code runs with your rights (trust_remote_code)" for path in paths]
 
 
 def _is_read_beside(instance: str, stages: Mapping[str, Stage]) -> bool:

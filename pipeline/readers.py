@@ -34,7 +34,8 @@ class Readers:
             if model is None or "text" not in stage.reads:
                 continue
             if "model.head" in stage.outside_key:
-                model = ModelSpec(model.path, model.revision)
+                trusts = model.trust_remote_code
+                model = ModelSpec(model.path, model.revision, trust_remote_code=trusts)
             with contextlib.suppress(ModelError):
                 self._models.setdefault((model.head, reading_fingerprint(model)), model)
 

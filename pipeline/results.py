@@ -33,6 +33,12 @@ class Rows:
 
         return as_dataset(self.to_arrow_table())
 
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """All rows as Python's values; moments with a time zone are in UTC."""
+        from storage.catalog import values  # as in `_explained`
+
+        return self._explained(values)(self._relation)  # type: ignore[no-any-return]
+
     def __getattr__(self, name: str) -> Any:
         if name == "_relation":  # asked for by `copy` and `pickle`, before there is one
             raise AttributeError(name)

@@ -1,6 +1,7 @@
 """How far a run is: the shards of each of its tables that are written."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def run_status(path: Path) -> dict[str, Any]:
             )
     driver = driver_of(folder.path)
     is_damaged = not folder.catalog.exists() or folder.catalog in folder.faults()
+    # A run of somebody else's, where only they may write, is left as it is.
+    is_damaged |= os.access(folder.path, os.W_OK) and not folder.has_own_catalog()
     has_values = all(t["done"] == t["shards"] for t in tables if t["table"] == SUMS)
     is_stale = record["path"] != str(folder.path) or is_damaged or not has_values
     is_rebuilt = is_stale and driver is None

@@ -26,15 +26,15 @@ def exit_code(error: BaseException) -> int | None:
     return 1 if is_told else None
 
 
-def print_rows(rows: Any, is_json: bool) -> None:
-    """Prints a DuckDB relation, as a table or as JSON."""
+def print_rows(rows: Any, is_json: bool, without: str | None = None) -> None:
+    """Prints a DuckDB relation, as a table or as JSON; `without` in place of an empty table."""
     from storage.catalog import fetch  # `assay --help` should not pay for DuckDB
 
     names, cells = list(rows.columns), fetch(rows)
     if is_json:
         click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in cells], default=str))
         return
-    show(table(names, cells))
+    show(table(names, cells) if cells or without is None else without)
 
 
 def print_status(status: Mapping[str, Any], is_json: bool) -> None:
@@ -124,6 +124,13 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         names = [expected["per"] or "class", "share of all", "share of kept"]
         show(
             table(names, [[c["class"], f"{c['before']:.1%}", f"{c['kept']:.1%}"] for c in classes])
+        )
+    fewer = [c for c in classes if c["kept"] < c["before"] / 2]
+    if len(classes) > 1 and fewer:
+        shares = ", ".join(f"{c['class']} ({c['before']:.0%} to {c['kept']:.0%})" for c in fewer)
+        show(
+            f"Fewer than half of their share are kept of {shares}: what is trained on these rows "
+            "will know them less. --per-class, the default, keeps the shares."
         )
     for trial in expected["trials"]:
         _print_trial(trial)

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 TEXT_WIDTH = 60
 """Characters of a cell; a longer text is cut."""
-SHORT = 24
-"""A column of at most this many characters is never narrowed."""
+LEAST = 8
+"""Characters of a column, if it has as many, however narrow the terminal."""
+GAP = 2
+"""Spaces between two columns."""
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
 
 CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵", 0x0D: ""}
@@ -26,15 +29,13 @@ LINES = {code: sign for code, sign in CONTROLS.items() if code != 0x0A}
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table with these columns and rows; a narrow terminal shortens its long columns alone."""
+    """A table with these columns and rows; `narrow` fits it into a terminal."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     cells = [[cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows]
     for column, name in enumerate(names):
-        widest = max([len(name), *(len(row[column]) for row in cells)])
-        least = widest if widest <= SHORT else SHORT // 2
-        shown.add_column(
-            Text(name.translate(CONTROLS)), no_wrap=True, overflow="ellipsis", min_width=least
-        )
+        widest = max(cell_len(text) for text in [name, *(row[column] for row in cells)])
+        heading = Text(name.translate(CONTROLS))
+        shown.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(1, widest))
     for row in cells:
         shown.add_row(*map(Text, row))
     return shown
@@ -60,8 +61,35 @@ def tail(text: str | None) -> str:
     return words if len(words) < TEXT_WIDTH else f"…{words[1 - TEXT_WIDTH :]}"
 
 
+def narrow(item: Table, width: int) -> list[str]:
+    """Makes a table of `table` fit into a width; the names of the columns that it cannot have.
+
+    The widest columns are shortened first, all to one width. Where that would be less than `LEAST`,
+    the last columns go, which rich would let go without a word.
+    """
+    names = []
+    while (cap := _cap(item, width)) < LEAST and len(item.columns) > 1:
+        names.append(str(item.columns.pop().header))
+    for column in item.columns:
+        column.min_width = column.width = min(column.max_width or LEAST, max(1, cap))
+    return names[::-1]
+
+
+def _cap(item: Table, width: int) -> int:
+    """The width that no column may exceed, if all are to fit with two spaces between them."""
+    left, widths = width - GAP * (len(item.columns) - 1), [c.max_width or 0 for c in item.columns]
+    cap = 0
+    for at, widest in enumerate(sorted(widths)):
+        n = len(widths) - at
+        if widest * n >= left:
+            return max(cap, left // n)
+        cap, left = widest, left - widest
+    return max(cap, LEAST)
+
+
 def show(item: Any) -> None:
     """Prints a line or a table; where stdout is no terminal, a table in its full width."""
+    left_out: list[str] = []
     # In a notebook rich would send HTML to the page, past stdout.
     console = Console(
         file=sys.stdout,
@@ -72,7 +100,16 @@ def show(item: Any) -> None:
     if not console.is_terminal and isinstance(item, Table):
         unlimited = console.options.update(max_width=10_000)
         console.width = console.measure(item, options=unlimited).maximum
+    if isinstance(item, Table) and console.is_terminal:
+        for name in narrow(item, console.width):
+            left_out.append(name)
     console.print(Text(item.translate(LINES)) if isinstance(item, str) else item)
+    if left_out:
+        console.print(
+            Text(f"Left out for the width: {', '.join(left_out)}. A wider terminal shows them."),
+            style="dim",
+            soft_wrap=True,
+        )
 
 
 def shown(print_it: Callable[[], None]) -> str:

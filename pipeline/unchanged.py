@@ -159,7 +159,8 @@ def _models(stages: Iterable[Stage]) -> list[ModelFiles]:
     """The files of all models that are a field of a stage, in one order."""
     values = [getattr(stage, f.name) for stage in stages for f in dataclasses.fields(stage)]
     models = [value for value in values if isinstance(value, ModelSpec)]
-    return sorted({ModelFiles(m.path, m.revision, m.adapter) for m in models}, key=repr)
+    files = {ModelFiles(m.path, m.revision, m.adapter, m.trust_remote_code) for m in models}
+    return sorted(files, key=repr)
 
 
 def _fingerprints(model: ModelFiles) -> list[str]:

@@ -1,6 +1,7 @@
 """The views of a catalog (`storage.views`), asked: SQL statements, and what their errors mean."""
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import pyarrow as pa
 from storage.catalog_files import catalog_read, damaged_catalog, is_damage
 from storage.export import new_file
 from storage.manifest import HEALS
+from storage.read_only import Shut, refuse_changes
 from storage.schema import CorruptError, MissingError, StorageError
+from storage.spreadsheet import escaped_column, mark
 from storage.sql import named, quoted
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+ZONED = "TIMESTAMP WITH TIME ZONE"
+_MICROSECONDS = (
+    "CASE WHEN isfinite({0}) THEN epoch_us({0}) WHEN {0} > now() THEN 9223372036854775807 "
+    "WHEN {0} < now() THEN -9223372036854775807 END"
+)
 
 
 def open_catalog(path: Path) -> duckdb.DuckDBPyConnection:
@@ -52,16 +62,19 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     """The relation of one SQL statement.
 
     Raises:
-        StorageError: DuckDB refuses the statement; the message is DuckDB's, with the views listed.
+        StorageError: the statement does more than read, or DuckDB refuses it; the message is
+            DuckDB's, with the views listed.
         CorruptError: the catalog's file is damaged.
     """
     try:
-        relation = connection.sql(sql)
-        if relation is None:
-            raise StorageError(
-                "sql: found a statement without rows, expected a SELECT. The catalog is read-only."
-            )
-        return relation
+        refuse_changes(connection, sql)
+        return connection.sql(sql)
+    except duckdb.PermissionException as error:
+        raise StorageError(
+            f"sql: found a statement that leaves the run's tables ({error}), expected one over "
+            f"the views {', '.join(view_names(connection))}. Other files are joined from Python: "
+            "open_run(RUN).sql(...), for a run of your own (`assay status RUN` makes it that)."
+        ) from error
     except duckdb.Error as error:
         if is_damage(error):
             raise damaged_catalog(error) from error
@@ -88,6 +101,39 @@ def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
         return relation.fetchall()
 
 
+def values(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
+    """Rows of a relation as Python's values, with moments of time zones in UTC.
+
+    DuckDB makes such moments by a package that nothing else needs. It has its own for those that
+    Python's calendar does not reach, and for those inside of lists.
+
+    Raises:
+        StorageError: as `fetch`.
+    """
+    zoned = [at for at, kind in enumerate(relation.types) if str(kind) == ZONED]
+    if not zoned:
+        return relation.fetchall()
+    columns = [
+        f"{_MICROSECONDS.format(named(name))} AS {named(name)}" if at in zoned else named(name)
+        for at, name in enumerate(relation.columns)
+    ]
+    rows = relation.project(", ".join(columns)).fetchall()
+    return [
+        tuple(_moment(cell) if at in zoned else cell for at, cell in enumerate(row)) for row in rows
+    ]
+
+
+def _moment(microseconds: int | None) -> datetime.datetime | None:
+    """The moment so long after 1970, or the first or last one that Python knows."""
+    if microseconds is None:
+        return None
+    try:
+        return EPOCH + datetime.timedelta(microseconds=microseconds)
+    except OverflowError:
+        last = datetime.datetime.max if microseconds > 0 else datetime.datetime.min
+        return last.replace(tzinfo=datetime.UTC)
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Within this context errors of DuckDB are raised as StorageError, with advice."""
@@ -107,10 +153,13 @@ def view_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
-    """Writes the rows of `sql` to `path`, as Parquet, JSONL or CSV by its ending; returns how many.
+def export(
+    connection: duckdb.DuckDBPyConnection, sql: str, path: Path, shut: Shut | None = None
+) -> int:
+    """Writes the rows of `sql` to `path`, in the format of its ending; returns how many.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. A CSV is for people (`storage.spreadsheet`). `shut` is
+    what the connection is shut in by.
 
     Raises:
         StorageError: the ending is none of these, or the file cannot be written.
@@ -118,18 +167,30 @@ def export(connection: duckdb.DuckDBPyConnection, sql: str, path: Path) -> int:
     formats = {
         ".parquet": "FORMAT parquet, COMPRESSION zstd",
         ".jsonl": "FORMAT json",
+        ".json": "FORMAT json, ARRAY true",
         ".csv": "FORMAT csv, HEADER",
     }
-    with new_file(path) as temporary:
+    if path.suffix == ".csv":
+        with explained():
+            relation = connection.sql(sql)
+            pairs = zip(relation.columns, map(str, relation.types), strict=True)
+            sql = f"SELECT {', '.join(escaped_column(*pair) for pair in pairs)} FROM ({sql})"
+    with new_file(path, tuple(formats)) as temporary, _writable(temporary, shut) as written:
         try:
             row = connection.execute(
-                f"COPY ({sql}) TO {quoted(str(temporary))} ({formats[path.suffix]})"
+                f"COPY ({sql}) TO {quoted(str(written))} ({formats[path.suffix]})"
             ).fetchone()
         except duckdb.IOException as error:
             raise OSError(str(error)) from error
         except duckdb.Error as error:
             raise _stopped(error) from error
+        if path.suffix == ".csv":
+            mark(written)
     return int(row[0]) if row else 0
+
+
+def _writable(path: Path, shut: Shut | None) -> contextlib.AbstractContextManager[Path]:
+    return contextlib.nullcontext(path) if shut is None else shut.written(path)
 
 
 def to_arrow(relation: duckdb.DuckDBPyRelation) -> pa.Table:

@@ -49,15 +49,15 @@ def write_rows(rows: pa.Table, path: Path) -> int:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place if the block ends without an error.
 
     Raises:
-        StorageError: the ending is none of `ENDINGS`, or the file cannot be written.
+        StorageError: the ending is none of `endings`, or the file cannot be written.
     """
-    if path.suffix not in ENDINGS:
+    if path.suffix not in endings:
         raise StorageError(
-            f"{path}: found the ending {path.suffix!r}, expected {', '.join(ENDINGS)}. "
+            f"{path}: found the ending {path.suffix!r}, expected {', '.join(endings)}. "
             "Rename the output."
         )
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")

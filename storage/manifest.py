@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from storage.names import is_key, is_table
 from storage.schema import CorruptError, TableSpec
 
 FORMAT_VERSION = 1
@@ -195,6 +196,7 @@ def parse_manifest(text: str | bytes, url: str, table: str, key: str) -> Manifes
             )
         shards = tuple(ShardRecord(**shard) for shard in raw.pop("shards"))
         manifest = Manifest(shards=shards, **raw)
+        _refuse_odd(manifest)
         if (manifest.table, manifest.key) != (table, key):
             raise ValueError(f"the manifest {manifest.table} {manifest.key}")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
@@ -203,3 +205,40 @@ def parse_manifest(text: str | bytes, url: str, table: str, key: str) -> Manifes
             file,
         ) from error
     return manifest
+
+
+def _refuse_odd(manifest: Manifest) -> None:
+    """Raises unless names, keys and numbers of a manifest are such as assay writes.
+
+    Raises:
+        ValueError: they are not.
+    """
+    optional = (int, type(None))
+    checks: tuple[tuple[Any, Any, str], ...] = (
+        *((value, dict, name) for name, value in vars(manifest).items() if name in _MAPPINGS),
+        *((value, str, name) for name, value in vars(manifest).items() if name in _TEXTS),
+        (manifest.version, int, "version"),
+        (manifest.threads, int, "threads"),
+        (manifest.seed, optional, "seed"),
+        (manifest.seconds, (int, float), "seconds"),
+        *((getattr(shard, n), int, n) for shard in manifest.shards for n in _COUNTS),
+        *((getattr(shard, n), optional, n) for shard in manifest.shards for n in _IDS),
+        *((getattr(shard, n), str, n) for shard in manifest.shards for n in ("role", "sha256")),
+        *((shard.details, dict, "details") for shard in manifest.shards),
+    )
+    for value, kinds, name in checks:
+        if not isinstance(value, kinds) or (kinds in (int, optional) and not _fits(value)):
+            raise ValueError(f"{name}: {str(value)[:60]!r}")
+    keys = [shard.key for shard in manifest.shards]
+    if not is_table(manifest.table) or not all(map(is_key, keys)):
+        raise ValueError(f"other names than of tables and shards, {str(keys)[:60]!r}")
+
+
+def _fits(value: int | None) -> bool:
+    return value is None or -(2**63) <= value < 2**63
+
+
+_MAPPINGS = ("fields", "inputs", "details", "packages")
+_TEXTS = ("table", "stage", "created")
+_COUNTS = ("index", "rows", "bytes")
+_IDS = ("smallest_id", "largest_id", "vector_length")

@@ -59,6 +59,11 @@ class Store:
         path = self.path(table, f"{key}.parquet")
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
+    @property
+    def absolute_root(self) -> str:
+        """Path or URL of the folder that all `absolute_url` lie in."""
+        return self.root if self.is_local else str(self.fs.unstrip_protocol(self.root))
+
     def sizes(self, table: str) -> dict[str, int]:
         """Bytes of every file of `table` by its name, from one listing."""
         return {name: file.bytes for name, file in self._files.of(table).items()}

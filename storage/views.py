@@ -23,7 +23,7 @@ import pyarrow as pa
 from storage.catalog_files import serve
 from storage.manifest import HEALS, Manifest, digest
 from storage.schema import FILE_COLUMN, CorruptError, StorageError
-from storage.sql import quoted
+from storage.sql import named, quoted
 from storage.table import Store
 
 SQL = Path(__file__).parent / "sql"
@@ -64,13 +64,7 @@ def build_catalog(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with duckdb.connect(str(temporary)) as connection:
-            over_tables(connection, entries, store, run_id)
-            connection.execute("CREATE SCHEMA provenance")
-            rows = [_provenance(entry, run_id) for entry in entries]
-            _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
-            _facts(connection, entries, store, splits)
-            tasks = {entry.manifest.details.get("task") for entry in entries}
-            _views(connection, {entry.manifest.table for entry in entries}, tasks)
+            _fill(connection, entries, store, run_id, splits)
             connection.execute("CHECKPOINT")
         os.replace(temporary, path)
     except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException) as error:
@@ -82,6 +76,35 @@ def build_catalog(
     finally:
         for leftover in (temporary, temporary.with_name(f"{temporary.name}.wal")):
             leftover.unlink(missing_ok=True)
+
+
+def catalog_in_memory(
+    entries: Sequence[Entry], store: Store, run_id: str, splits: Mapping[str, str]
+) -> duckdb.DuckDBPyConnection:
+    """A connection to a catalog that is in no file.
+
+    Raises:
+        CorruptError: DuckDB cannot read a file of a table.
+    """
+    connection = duckdb.connect()
+    _fill(connection, entries, store, run_id, splits)
+    return connection
+
+
+def _fill(
+    connection: duckdb.DuckDBPyConnection,
+    entries: Sequence[Entry],
+    store: Store,
+    run_id: str,
+    splits: Mapping[str, str],
+) -> None:
+    over_tables(connection, entries, store, run_id)
+    connection.execute("CREATE SCHEMA provenance")
+    rows = [_provenance(entry, run_id) for entry in entries]
+    _keep(connection, "manifest", pa.Table.from_pylist(rows, schema=PROVENANCE))
+    _facts(connection, entries, store, splits)
+    tasks = {entry.manifest.details.get("task") for entry in entries}
+    _views(connection, {entry.manifest.table for entry in entries}, tasks)
 
 
 def content_of(
@@ -163,7 +186,7 @@ def _views(connection: duckdb.DuckDBPyConnection, tables: set[str], tasks: set[s
         if OF_TASK.get(name, None) not in (None, *tasks):
             continue
         union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
-        connection.execute(f"CREATE VIEW {name} AS {union}")
+        connection.execute(f"CREATE VIEW {named(name)} AS {union}")
 
 
 def statements(tables: set[str]) -> dict[str, list[str]]:
@@ -195,7 +218,7 @@ def tables_in(text: str) -> set[str]:
 def _keep(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
     """Stores rows in the catalog as the table `provenance.name`."""
     connection.register("kept_rows", rows)
-    connection.execute(f"CREATE TABLE provenance.{name} AS SELECT * FROM kept_rows")
+    connection.execute(f"CREATE TABLE provenance.{named(name)} AS SELECT * FROM kept_rows")
     connection.unregister("kept_rows")
 
 
@@ -214,7 +237,7 @@ def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) 
             f"FROM read_parquet([{files}], union_by_name = {differ}, hive_partitioning = false, "
             f"filename = {quoted(FILE_COLUMN)})"
         )
-    return f"CREATE VIEW tables.{table} AS " + " UNION ALL BY NAME ".join(parts)
+    return f"CREATE VIEW tables.{named(table)} AS " + " UNION ALL BY NAME ".join(parts)
 
 
 FILES = pa.schema(

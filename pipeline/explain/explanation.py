@@ -113,13 +113,16 @@ def explain(
         name = {"method": method, "speaks_for": finished.speaks_for(method)}
         found["methods"].append({**name, **_extremes(scores, "score", top)})
     drawn = {name: replay(finished, name, explained, progress) for name in replayed}
-    for method, rows in {**drawn, **explained.values()}.items():
+    stored = {m: rows for m, rows in explained.values().items() if not methods or m in methods}
+    for method, rows in {**drawn, **stored}.items():
         for semivalue, utility in dict.fromkeys((r["semivalue"], r["utility"]) for r in rows):
             values = [r for r in rows if (r["semivalue"], r["utility"]) == (semivalue, utility)]
             name = {"method": method, "semivalue": semivalue, "utility": utility}
             found["values"].append({**name, **_extremes(values, "value", top)})
     classes = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
     for method in run.methods("support"):
+        if methods and method not in methods:
+            continue
         contrasts = _spectra(*explained.support(method), classes)
         found["spectra"].append({"method": method, "contrasts": contrasts})
     _add_texts(run, found)
@@ -136,9 +139,10 @@ def _chosen_methods(run: Any, finished: Finished, wanted: Sequence[str]) -> tupl
     """
     pairwise, of_tokens = run.methods("attributions"), run.methods("tokens")
     sampled = [name for name, stage in finished.stages.items() if isinstance(stage, Samples)]
+    others = [*run.methods("support"), *run.methods("shapley_by_query")]
     for name in wanted:
-        if name not in (*pairwise, *sampled, *of_tokens):
-            known = ", ".join([*pairwise, *of_tokens, *sampled])
+        if name not in (*pairwise, *sampled, *of_tokens, *others):
+            known = ", ".join(dict.fromkeys([*pairwise, *of_tokens, *sampled, *others]))
             raise RunError(
                 f"found --method {name}, expected one of {known}. "
                 "Name one of these, or add the stage and run again."
@@ -154,7 +158,8 @@ def _chosen_methods(run: Any, finished: Finished, wanted: Sequence[str]) -> tupl
             f"stage such as tracin. Add `tracin: {{}}` under `stages:` and run again{also or '.'}"
         )
     wanted = list(dict.fromkeys(wanted)) or [*pairwise, *of_tokens]
-    groups = (pairwise, [name for name in sampled if name not in pairwise], of_tokens)
+    drawn = [name for name in sampled if name not in (*pairwise, *others)]
+    groups = (pairwise, drawn, of_tokens)
     return tuple([name for name in wanted if name in group] for group in groups)
 
 

@@ -33,12 +33,12 @@ class StoredQuery:
             )
         )
         if not rows:
-            first = fetch(run.sql("SELECT query_id, text FROM queries ORDER BY query_id LIMIT 1"))
+            first = fetch(run.sql("SELECT source_id, text FROM queries ORDER BY query_id LIMIT 1"))
             example = (
                 f"such as {first[0][0]} ({first[0][1][:40]!r})" if first else "but it has none"
             )
             raise RunError(
-                f"--query {name}: found no such query in the run, expected a query_id or source_id "
+                f"--query {name}: found no such query in the run, expected a source_id or query_id "
                 f'{example}. Look it up: assay sql RUN "SELECT query_id, source_id, text FROM '
                 'queries".'
             )

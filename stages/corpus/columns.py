@@ -70,6 +70,8 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
         advice = f"Did you mean {key}: {close[0]}?" if close else f"Set {key} to one of them."
         if key == "label" and role == "query":
             advice += " For queries without labels, set label: null."
+        if role == "query":
+            advice += " `queries:` names its own columns; those of `corpus:` are not taken over."
         if key == "text" and source.features is not None:
             advice += " For rows that are vectors alone, set text: null."
         raise DataError(

@@ -17,8 +17,11 @@ from stages.corpus.preferences import SIDES, swapped
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 from stages.stage import CorpusTask, DataError
+from storage.spreadsheet import unescaped
 
 _VERDICTS = ("", "accept", "fix", "drop")
+_SHOWN = 60
+"""Characters of a cell that a message shows."""
 
 
 class Review(NamedTuple):
@@ -44,19 +47,19 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
     """
     reviewed = load_file(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
-    decisions = reviewed.values(_review_column(path, reviewed, "decision"))
+    decisions = _values(reviewed, _review_column(path, reviewed, "decision"))
     names: list[Any] = [None] * len(decisions)
     is_pair = task == "preference"
-    if not is_pair and any(str(d).strip().lower() == "fix" for d in decisions):
-        names = reviewed.values(_review_column(path, reviewed, "new_label", "suggested_label"))
+    if not is_pair and any(_verdict(d) == "fix" for d in decisions):
+        names = _values(reviewed, _review_column(path, reviewed, "new_label", "suggested_label"))
     seen: dict[str, int] = {}
     verdicts = np.zeros(len(decisions), dtype=np.int8)
     values = np.full(len(decisions), np.nan)
     for at, (value, decision, name) in enumerate(
-        zip(reviewed.values(key), decisions, names, strict=True)
+        zip(_values(reviewed, key), decisions, names, strict=True)
     ):
-        row_id, verdict = str(value), "" if decision is None else str(decision).strip().lower()
-        where = f"{path}: row {at} ({key} {row_id})"
+        row_id, verdict = str(value), _verdict(decision)
+        where = f"{path}: {_place(path, at)} ({key} {short(row_id)})"
         if at in reviewed.faults:
             raise DataError(
                 f"{where}: found a row that is {reviewed.faults[at][0]}, expected UTF-8 rows. "
@@ -64,14 +67,14 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
             )
         if row_id in seen:
             raise DataError(
-                f"{where}: found the same {key} as in row {seen[row_id]}, expected each once. "
-                "Remove one of the two rows."
+                f"{where}: found the same {key} as in {_place(path, seen[row_id])}, expected each "
+                "once. Remove one of the two rows."
             )
         seen[row_id] = at
         if verdict not in _VERDICTS:
             raise DataError(
-                f"{where}: found decision {decision!r}, expected accept, fix, drop or nothing. "
-                "Correct it."
+                f"{where}: found decision {short(decision)!r}, expected accept, fix, drop or "
+                "nothing. Correct it."
             )
         verdicts[at] = _VERDICTS.index(verdict)
         if verdict == "fix" and not is_pair:
@@ -160,7 +163,7 @@ def check_used(review: Review, used: Sequence[np.ndarray], refused: Mapping[str,
     )
     for at in np.flatnonzero(times != 1).tolist():
         row_id = review.rows[at].as_py()
-        where = f"{review.path}: row {at} ({review.key} {row_id})"
+        where = f"{review.path}: {_place(review.path, at)} ({review.key} {short(row_id)})"
         if times[at]:
             raise DataError(
                 f"{where}: found a {review.key} that {times[at]} rows have, expected one. Name "
@@ -182,8 +185,44 @@ def new_labels(path: str) -> set[str]:
     reviewed = load_file(path)
     found: set[str] = set()
     for name in {"new_label", "suggested_label"} & set(reviewed.table.column_names):
-        found |= {str(value) for value in reviewed.values(name) if value is not None}
+        found |= {str(value) for value in _values(reviewed, name) if value is not None}
     return found
+
+
+def read_decisions(path: str) -> tuple[str, dict[str, str]]:
+    """What names the rows of the review at `path`, and the decision about each that has one.
+
+    Raises:
+        DataError: the review cannot be read.
+    """
+    reviewed = load_file(path)
+    key = _review_column(path, reviewed, "source_id", "example_id")
+    decisions = _values(reviewed, _review_column(path, reviewed, "decision"))
+    pairs = zip(_values(reviewed, key), map(_verdict, decisions), strict=True)
+    return key, {str(row_id): verdict for row_id, verdict in pairs if verdict}
+
+
+def short(value: Any) -> str:
+    """A cell of a review in a message."""
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def _values(reviewed: SourceRows, name: str) -> list[Any]:
+    """The cells of a column; of a CSV file as they were before they were escaped."""
+    cells = reviewed.values(name)
+    if reviewed.is_typed:
+        return cells
+    return [cell if cell is None else unescaped(str(cell)) for cell in cells]
+
+
+def _verdict(decision: Any) -> str:
+    return "" if decision is None else str(decision).strip().lower()
+
+
+def _place(path: str, at: int) -> str:
+    """Where a spreadsheet shows the row `at` of a CSV file; of other files its number."""
+    return f"line {at + 2}" if path.lower().endswith(".csv") else f"row {at + 1}"
 
 
 def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]) -> int | float:
@@ -201,12 +240,15 @@ def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]
         number = parse_number(str(name))
         if number is None:
             raise DataError(
-                f"{where}: found new_label {name!r}, expected a finite number. Write the target."
+                f"{where}: found new_label {short(name)!r}, expected a finite number. Write the "
+                "target."
             )
         return number
-    if (code := class_code(str(name), classes)) < 0:
+    # One that begins with an apostrophe may be typed as it is.
+    codes = (class_code(spelt, classes) for spelt in (str(name), f"'{name}"))
+    if (code := max(codes)) < 0:
         raise DataError(
-            f"{where}: found new_label {name!r}, expected one of {', '.join(classes)}. "
+            f"{where}: found new_label {short(name)!r}, expected one of {', '.join(classes)}. "
             "Write the name of the class."
         )
     return code

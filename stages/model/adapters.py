@@ -109,6 +109,8 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
     config.layers_to_transform = config.layers_pattern = None
     config.rank_pattern = {place(path) or path: r for path, r in config.rank_pattern.items()}
     config.alpha_pattern = {place(path) or path: a for path, a in config.alpha_pattern.items()}
+    # It would have peft import a module that the folder names.
+    config.megatron_config = None
     config.inference_mode, config.init_lora_weights = True, True
     peft.inject_adapter_in_model(config, network)
     result = peft.set_peft_model_state_dict(network, adapters)

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from stages.model.first_part import first_part
 from stages.model.networks import IGNORED
 from stages.stage import ConfigError, DataError, ModelError
 
@@ -108,8 +109,10 @@ def tokenise(
             continue
         encoded = encode_text(
             tokenizer,
-            [texts[row] for row in rows],
-            [pairs[row] for row in rows] if paired else None,
+            [first_part(tokenizer, texts[row], max_length) for row in rows],
+            [first_part(tokenizer, pairs[row] or "", max_length) for row in rows]
+            if paired
+            else None,
             truncation=True,
             max_length=max_length,
             padding=False,
@@ -124,8 +127,8 @@ def tokenise(
     for row, values in enumerate(columns["input_ids"]):
         if not values:
             raise DataError(
-                f"text: found no token in row {row} of the shard ({texts[row]!r}), expected at "
-                "least one. Drop empty rows from the source."
+                f"text: found no token in row {row} of the shard ({texts[row][:40]!r}), expected "
+                "at least one. Drop empty rows from the source."
             )
     return Tokens(columns, spans=spans if with_offsets else None)
 
@@ -170,6 +173,7 @@ def encode_question(tokenizer: Any, question: str | None, text: str, max_length:
             f"text: found no question about {text[:40]!r}, expected one in every row, for head: "
             "span. Set task: question_answering, or another head."
         )
+    question, text = (first_part(tokenizer, part, max_length) for part in (question, text))
     is_long = len(encode_text(tokenizer, question)["input_ids"]) > max_length // 2
     return encode_text(
         tokenizer,

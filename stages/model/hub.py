@@ -19,6 +19,7 @@ from stages.stage import ModelError
 # Vocabularies of Marian and of tiktoken are the last two.
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
+_CODE_FILES = ["*.py"]
 _CHAT_FILES = ["*.jinja", "additional_chat_templates/*.jinja"]
 CHATS_VERSION = 2
 """Raised when the same conversation in the same template gives other tokens or answers."""
@@ -37,6 +38,7 @@ class ModelFiles(NamedTuple):
     path: str
     revision: str | None = None
     adapter: str | None = None
+    trust_remote_code: bool = False
 
 
 def resolve(model: ModelSpec | ModelFiles) -> Path:
@@ -89,6 +91,7 @@ def _fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool) -> str:
         return folder.name[-16:] if _was_misread(folder) else folder.name[:16]
     total = hashlib.sha256()
     patterns = [*_KEYED_FILES, *(_CHAT_FILES if reads_chats else ())]
+    patterns += _CODE_FILES if model.trust_remote_code else []
     for folder_read in (
         [folder] if model.adapter is None else [folder, adapter_folder(model.adapter)]
     ):
@@ -114,11 +117,44 @@ def content_digest(path: Path) -> bytes:
     return content
 
 
+MOST_LAYERS = 4096
+"""Far more than any model has. Objects of the layers are made before weights are looked for."""
+MOST_LABELS = 10**6
+LARGEST_CONFIG = 1 << 24
+"""Bytes of a config.json."""
+
+
+def refuse_large(folder: Path) -> None:
+    """Refuses a config.json that says that a model has more layers or labels than one can have.
+
+    Raises:
+        ModelError: it does, or is too large a file.
+    """
+    n_bytes = (folder / "config.json").stat().st_size
+    if n_bytes > LARGEST_CONFIG:
+        raise ModelError(
+            f"{folder}: found a config.json of {n_bytes} bytes, expected less than "
+            f"{LARGEST_CONFIG}. Save the model again with save_pretrained."
+        )
+    pending: list[Any] = [read_json(folder, "config.json")]
+    while pending:
+        for name, value in pending.pop().items():
+            if isinstance(value, dict):
+                pending.append(value)
+            most = MOST_LABELS if name == "num_labels" else MOST_LAYERS
+            is_count = name == "num_labels" or re.search("n_layer|layers$|num_blocks", str(name))
+            if is_count and isinstance(value, int | float) and value > most:
+                raise ModelError(
+                    f"{folder}: found {name}: {value:.4g} in config.json, expected at most {most}. "
+                    "Correct the file, or save the model again."
+                )
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """The content of a JSON file in a folder; empty where there is none that can be read."""
     try:
         read = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
 
@@ -195,6 +231,7 @@ def _hub_folder(model: ModelSpec | ModelFiles) -> Path:
     try:
         with _without_bars():
             wanted = ["*.safetensors", *_TEXT_FILES, *_CHAT_FILES]
+            wanted += _CODE_FILES if model.trust_remote_code else []
             folder = Path(
                 snapshot_download(model.path, revision=model.revision, allow_patterns=wanted)
             )
@@ -214,7 +251,24 @@ def as_model_error(folder: Path, what: str) -> Iterator[None]:
     """Turns whatever a loader raises into a ModelError; `what` is the word for what it loads."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        if "trust_remote_code" in str(error):
+            files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:3])
+            raise ModelError(
+                f"{folder}: found {what} that Python code of its own has to load "
+                f"({files or 'auto_map in its JSON files'}), expected one that transformers has "
+                "itself: code of a model has all your rights. Use such a model, or read that code "
+                "and set trust_remote_code: true under model."
+            ) from error
         raise ModelError(
             f"{folder}: found no {what} that can be loaded ({error}), expected {what} of a Hugging "
             "Face model. Save the model and its tokenizer there with save_pretrained."

@@ -225,7 +225,11 @@ def load_embedder(
     network = PooledNetwork(trunk, nn.Identity(), layer, by_position)
     dim = int(trunk.config.hidden_size) * (n_states if layer == "all" else 1)
     # Embeddings are of the plain text, whichever head the model has in other stages.
-    plain = head_of(ModelSpec(model.path, max_length=model.max_length))
+    plain = head_of(
+        ModelSpec(
+            model.path, max_length=model.max_length, trust_remote_code=model.trust_remote_code
+        )
+    )
     return measurement_of(model, network, load_tokenizer(model), dim, device, form, plain)
 
 

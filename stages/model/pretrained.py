@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.model.adapters import adapted
-from stages.model.hub import as_model_error, quiet, resolve
+from stages.model.hub import as_model_error, quiet, refuse_large, resolve
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
 
@@ -27,6 +27,26 @@ DTYPES: dict[str, Any] = {
 }
 
 
+def loading(model: ModelSpec) -> dict[str, Any]:
+    """What every loader of transformers is told: what it may read, and whether it may run code.
+
+    Without `trust_remote_code` transformers asks on stdin, and runs the folder's code after a `y`.
+    """
+    return {"local_files_only": True, "trust_remote_code": model.trust_remote_code}
+
+
+def load_config(model: ModelSpec) -> Any:
+    """The configuration of the model in its folder.
+
+    Raises:
+        ModelError: there is none that can be loaded.
+    """
+    folder = resolve(model)
+    refuse_large(folder)
+    with quiet(), as_model_error(folder, "a configuration"):
+        return transformers.AutoConfig.from_pretrained(folder, **loading(model))
+
+
 def load_tokenizer(model: ModelSpec) -> Any:
     """The tokenizer in the folder of the weights, which cuts and pads at the end of a text.
 
@@ -35,7 +55,7 @@ def load_tokenizer(model: ModelSpec) -> Any:
     """
     folder = resolve(model)
     with quiet(), as_model_error(folder, "a tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **loading(model))
     # Without their files some tokenizers load with special tokens alone, without any error.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(
@@ -56,11 +76,11 @@ def load_trunk(model: ModelSpec) -> Any:
         ModelError: the weights cannot be loaded, or do not fit config.json.
     """
     folder = resolve(model)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = load_config(model)
     with quiet(), as_model_error(folder, "weights"), _attention(model):
         trunk, info = transformers.AutoModel.from_pretrained(
             folder,
-            local_files_only=True,
+            **loading(model),
             output_loading_info=True,
             dtype=DTYPES[model.dtype],
             attn_implementation=model.attn_implementation,
@@ -113,10 +133,11 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
             other shapes than its config.json says.
     """
     folder = resolve(model)
+    refuse_large(folder)
     with quiet(), as_model_error(folder, what), _attention(model):
         network, info = loader.from_pretrained(
             folder,
-            local_files_only=True,
+            **loading(model),
             output_loading_info=True,
             dtype=DTYPES[model.dtype],
             attn_implementation=model.attn_implementation,
@@ -253,6 +274,7 @@ def without_pooler(config: Any) -> dict[str, bool]:
     # Imported here: it takes a while, which stages that run no model are spared.
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-    network_class: Any = MODEL_MAPPING[type(config)]
-    accepted = inspect.signature(network_class).parameters
+    # None of a model whose own code makes its network.
+    network_class: Any = MODEL_MAPPING.get(type(config), None)
+    accepted = inspect.signature(network_class).parameters if network_class else ()
     return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}

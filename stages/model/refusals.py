@@ -8,6 +8,7 @@ import hashlib
 from typing import Any
 
 from stages.model.chats import lay_out, parsed
+from stages.model.first_part import LONG
 from stages.model.hub import ModelFiles, content_digest, resolve
 from stages.model.spec import ModelSpec
 from stages.stage import RefusedRow
@@ -43,7 +44,8 @@ class TextCheck:
         if not self.may_fail and any(map(self._is_known, text)):
             return None
         try:
-            return None if self._finds(text) else WITHOUT
+            # Of a long text the start tells, as a rule.
+            return None if self._finds(text[:LONG]) or self._finds(text) else WITHOUT
         except Exception as error:  # As above.
             return f"that its tokenizer fails on: {' '.join(str(error).split())}"
 
@@ -77,7 +79,8 @@ def reading_fingerprint(model: ModelSpec | ModelFiles) -> str:
         ModelError: as `stages.model.hub.resolve`.
     """
     folder, total = resolve(model), hashlib.sha256()
+    kinds = (*_FILES, ".py") if model.trust_remote_code else _FILES
     files = [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]
-    for path in sorted(path for path in files if path.suffix in _FILES):
+    for path in sorted(path for path in files if path.suffix in kinds):
         total.update(str(path.relative_to(folder)).encode() + b"\0" + content_digest(path))
     return total.hexdigest()[:16]

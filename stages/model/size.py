@@ -14,6 +14,7 @@ from stages.model.layers import shape_of
 from stages.model.pretrained import (
     DTYPES,
     encoder_of,
+    load_config,
     load_tokenizer,
     longest_row,
     without_pooler,
@@ -53,12 +54,13 @@ def network_size(model: ModelSpec, n_classes: int | None) -> NetworkSize:
 
     No weight is read or allocated.
     """
-    config = transformers.AutoConfig.from_pretrained(resolve(model), local_files_only=True)
+    config = load_config(model)
     head, is_trunk = head_of(model), n_classes is None
     name = "AutoModel" if is_trunk else head.architecture
+    trust = {"trust_remote_code": model.trust_remote_code}
     unused = without_pooler(config) if name == "AutoModel" else {}
     with torch.device("meta"), quiet():
-        network = getattr(_auto, name).from_config(config, **unused)
+        network = getattr(_auto, name).from_config(config, **trust, **unused)
         network = encoder_of(network) if name == "AutoModel" else network
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]
     linear = [(shape.inputs, shape.outputs) for shape in map(shape_of, layers)]
@@ -84,7 +86,9 @@ def most_tokens(model: ModelSpec) -> int:
         ModelError: its network is of another kind than the head, or there is no tokenizer.
     """
     folder, name = resolve(model), head_of(model).architecture
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = load_config(model)
     with torch.device("meta"), quiet(), as_model_error(folder, "a network"):
-        network = getattr(_auto, name).from_config(config)
+        network = getattr(_auto, name).from_config(
+            config, trust_remote_code=model.trust_remote_code
+        )
     return longest_row(network, load_tokenizer(model))

@@ -132,6 +132,9 @@ class ModelSpec:
     `flash_attention_2` needs its package, a GPU and `dtype: bfloat16`."""
     adapter: str | None = None
     """Folder of a trained LoRA adapter that peft saved for this model."""
+    trust_remote_code: bool = False
+    """Whether Python files in the model's folder may run, with all your rights. Without it a model
+    that needs them is refused. They count for keys like weights do."""
     class_order: tuple[int, ...] | None = None
     """The number of the saved head's output for each class of the corpus, null where both have one
     order. `assay` fills this in by the names of the classes; what stands here is replaced."""

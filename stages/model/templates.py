@@ -23,6 +23,7 @@ from stages.model.batches import (
     with_marks,
 )
 from stages.model.chats import parsed, special_ids, tokenise_chat
+from stages.model.first_part import first_part
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
 from stages.stage import ConfigError, DataError
@@ -84,8 +85,9 @@ def tokenise_prompts(
                 f"text: found no second text in row {row} of the shard, expected one for the "
                 f"template {prompt.template!r}. Name text_b, or take it out of the template."
             )
-        parts = [without_marks(text), without_marks(pair or "")]
-        is_whole = parts == [text, pair or ""]
+        whole = [first_part(tokenizer, part, max_length) for part in (text, pair or "")]
+        parts = list(map(without_marks, whole))
+        is_whole = parts == whole
         encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
         ids = encoded["input_ids"]
         for name in tokenizer.model_input_names:
@@ -158,6 +160,8 @@ def tokenise_completions(
         else:
             ids, is_answer = [], []
             for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
+                if not keeps_end:
+                    part = first_part(tokenizer, part, max_length)
                 part_ids, characters = _part(tokenizer, part, column == 0, with_offsets)
                 ids += part_ids
                 is_answer += [column == 1 or form == "text"] * len(part_ids)

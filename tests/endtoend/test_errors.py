@@ -4,6 +4,7 @@ What is refused while a run is read and planned is in tests/unit/pipeline/test_r
 here stands what only the work itself can find, and what commands say over a finished run.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -102,9 +103,9 @@ COMMAND_CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "SQL that writes": (
         ["sql", "RUN", "CREATE TABLE t AS SELECT 1"],
-        ["found a statement", "read-only"],
+        ["found CREATE", "expected one statement that reads"],
     ),
-    "SQL without rows": (["sql", "RUN", "DROP VIEW examples"], ["found a statement", "read-only"]),
+    "SQL without rows": (["sql", "RUN", "DROP VIEW examples"], ["found DROP", "that reads"]),
     "SQL that fails on the way": (
         ["sql", "RUN", "SELECT CAST(text AS BIGINT) FROM examples"],
         ["found a statement DuckDB refuses", "expected"],
@@ -228,8 +229,8 @@ def test_corrupt_resolved_config(damaged: Path, tmp_path: Path, text: str | None
 
 def test_corrupt_catalog(damaged: Path) -> None:
     (damaged / "catalog.duckdb").write_bytes(b"no database at all" * 1000)
-    said = complaint("sql", damaged, "SELECT 1")
-    holds(said, "found a file that DuckDB cannot open", "assay status")
+    # A catalog that was changed is not opened: the views come from the manifests.
+    assert json.loads(assay("sql", damaged, "SELECT 1 AS one", "--json").stdout) == [{"one": 1}]
     assay("status", damaged)
     assay("sql", damaged, "SELECT 1")
     (damaged / "catalog.duckdb").unlink()

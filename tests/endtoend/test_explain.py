@@ -207,7 +207,7 @@ def test_files_hold_what_was_found(
 
 def test_what_cannot_be_asked(folder: Path, tmp_path: Path, complaint: Any) -> None:
     said = complaint("explain", folder, "--query", "zz")
-    assert "found no such query in the run, expected a query_id or source_id such as" in said
+    assert "found no such query in the run, expected a source_id or query_id such as" in said
     for wrong in ((), ("--query", "1", "--text", "x")):
         said = complaint("explain", folder, *wrong, code=2)
         assert "of --query, --queries, --text, --prompt, --interactive, expected one" in said

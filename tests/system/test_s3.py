@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from runs import write_lines, write_run
 
@@ -151,6 +153,7 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     write_config: Any,
     start: Any,
     assay: Any,
+    complaint: Any,
     contents: Any,
     tables_of: Any,
     tmp_path: Path,
@@ -185,6 +188,20 @@ def test_a_store_in_s3_is_written_resumed_and_asked(
     asked = assay("sql", tmp_path / "run", best, "--json")
     local = assay("sql", unbroken.folder, best, "--json")
     assert json.loads(asked.stdout) == json.loads(local.stdout)
+    # A statement reads the store's tables, and a folder of somebody else's is opened without SQL.
+    bucket.put_object(Bucket=BUCKET, Key="secret.csv", Body=b"a\n1\n")
+    bucket.put_object(Bucket=BUCKET, Key="store/secret.csv", Body=b"a\n1\n")
+    for secret in ("secret.csv", "store/secret.csv"):
+        said = complaint("sql", tmp_path / "run", f"FROM read_csv('s3://{BUCKET}/{secret}')")
+        assert "leaves the run's tables" in said
+    made = f"COPY (SELECT 1) TO 's3://{BUCKET}/store/made.csv'"
+    assert "found COPY" in complaint("sql", tmp_path / "run", made)
+    bucket.delete_object(Bucket=BUCKET, Key="store/secret.csv")
+    shutil.copytree(tmp_path / "run", tmp_path / "unpacked")
+    (tmp_path / "unpacked" / "catalog.duckdb").write_bytes(b"")
+    theirs = assay("sql", tmp_path / "unpacked", best, "--json", "--out", tmp_path / "best.parquet")
+    assert "5 rows" in theirs.stderr
+    assert pq.read_table(tmp_path / "best.parquet").to_pylist() == json.loads(local.stdout)
     # Nothing is left over but what no run has written.
     bucket.put_object(Bucket=BUCKET, Key="store/ntk/0123456789abcdef.parquet", Body=b"left")
     left = json.loads(assay("clean", f"s3://{BUCKET}/store", "--remove", "--json").stdout)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from stages.model.adapters import adapted
 from stages.model.batches import Tokens
 from stages.model.heads.head import Head
-from stages.model.hub import resolve
 from stages.model.networks import MaskedWordNetwork, NextWordNetwork
 from stages.model.pretrained import (
     linear,
     load_causal,
+    load_config,
     load_whole,
     output_layer,
     refuse_other_logits,
@@ -54,8 +54,7 @@ class LabelWords(Head):
         Raises:
             ModelError: the checkpoint is neither a masked nor a causal language model.
         """
-        folder = resolve(self.spec)
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = load_config(self.spec)
         named = " ".join(config.architectures or [])
         if type(config) in _auto.MODEL_FOR_MASKED_LM_MAPPING and "CausalLM" not in named:
             return True

@@ -17,7 +17,7 @@ from pipeline.plan import Plan, make_plan, sources, stages_in_order
 from stages.gradients.projection import Projection
 from stages.model.spec import ModelSpec
 from stages.predictions.probe import PROBE
-from storage.manifest import Manifest, ShardRecord
+from storage.manifest import Manifest, ShardRecord, digest
 from storage.table import Store
 
 SHARDS = (("example", 0), ("example", 1), ("query", 0))
@@ -32,7 +32,9 @@ def corpus(changed: dict[str, str] | None = None, **details: Any) -> Corpus:
     manifests = {}
     for table in CORPUS:
         records = [
-            ShardRecord(changed.get(f"{table}:{at}", f"{table}-{at}"), role, index, 10, 1, "", 0, 9)
+            ShardRecord(
+                digest(changed.get(f"{table}:{at}", f"{table}-{at}")), role, index, 10, 1, "", 0, 9
+            )
             for at, (role, index) in enumerate(SHARDS)
         ]
         manifests[table] = Manifest(

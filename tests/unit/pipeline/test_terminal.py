@@ -1,8 +1,11 @@
 """What stands on a screen for texts that would rule it."""
 
-import pytest
+import io
 
-from pipeline.terminal import cell, show, table
+import pytest
+from rich.console import Console
+
+from pipeline.terminal import cell, narrow, show, table
 
 HOSTILE = "a\x1b[2Jb\rc\nd\te\x07f\x9bg\u202eh\u2066i\x7fj"
 
@@ -25,3 +28,37 @@ def test_controls_of_a_text_are_shown_and_never_sent(capsys: pytest.CaptureFixtu
 def test_a_plain_text_is_shown_as_it_is() -> None:
     plain = "naïve 文字 🙂 'quoted' [bold]"
     assert cell("text", plain) == plain
+
+
+FLAGS = {
+    "example_id": 123456,
+    "source_id": "0e2f6c1a-5b1d-4c58-9a55-1f2d3c4b5a69",
+    "text": "surprisingly , the film is a hilarious adventure and i shamelessly enjoyed it",
+    "given_label": "negative",
+    "suggested_label": "somewhat positive",
+    "label_score": 0.0009,
+    "is_label_issue": True,
+    "method": "label_issues",
+    "true_label": "positive",
+}
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 200])
+def test_no_column_is_lost_without_a_word(width: int) -> None:
+    shown = table(list(FLAGS), [list(FLAGS.values())] * 2)
+    left_out = narrow(shown, width)
+    assert left_out == list(FLAGS)[len(FLAGS) - len(left_out) :]
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, force_terminal=True, color_system=None).print(shown)
+    heading, *rows = buffer.getvalue().splitlines()
+    assert len(rows) == 2
+    assert len(heading) <= width
+    # Every column that is left has a heading and a cell, if only their beginnings.
+    place = -1
+    for name, value in list(FLAGS.items())[: len(FLAGS) - len(left_out)]:
+        place = f" {heading}".index(f" {name[:4]}", place + 1)
+        assert rows[0][place:].startswith(cell(name, value)[:4])
+    if width >= 100:
+        assert not left_out
+    if width >= 200:
+        assert "somewhat positive" in rows[0]

@@ -20,6 +20,7 @@ from storage.schema import CorruptError, FileError, MissingError, TableSpec
 from storage.shard_file import encode, has_valid_seal
 from storage.table import Store
 
+KEYS = [f"{at:016x}" for at in range(8)]
 SPEC = TableSpec("t", pa.schema([("id", pa.int64()), ("x", pa.float64())]), ("id",))
 VECTOR = TableSpec(
     "v", pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32()))]), ("id",)
@@ -50,7 +51,7 @@ def store(tmp_path: Path) -> Store:
 def written(store: Store, n: int = 2) -> Manifest:
     """A table of `n` shards, and its manifest, in the store."""
     shards = [
-        store.write_shard(SPEC, f"k{i}", "example", i, rows(10 * i), {"fact": i}) for i in range(n)
+        store.write_shard(SPEC, KEYS[i], "example", i, rows(10 * i), {"fact": i}) for i in range(n)
     ]
     manifest = Manifest("t", "s", 1, {"a": 1}, {"text": "00"}, tuple(shards), {"ridge": 0.5})
     store.write_manifest(manifest)
@@ -59,16 +60,16 @@ def written(store: Store, n: int = 2) -> Manifest:
 
 def test_no_flipped_bit_of_a_shard_is_read_by_its_seal_or_its_record(store: Store) -> None:
     (record,) = written(store, 1).shards
-    path = Path(store.path("t", "k0.parquet"))
+    path = Path(store.path("t", f"{KEYS[0]}.parquet"))
     data = path.read_bytes()
     for bit in bits(data, 0):
         path.write_bytes(flipped(data, bit))
         for listed in (None, record):
             with pytest.raises(CorruptError) as caught:
-                store.read_shard("t", "k0", listed=listed)
-            assert caught.value.file == ("t", "k0.parquet")
+                store.read_shard("t", KEYS[0], listed=listed)
+            assert caught.value.file == ("t", f"{KEYS[0]}.parquet")
     path.write_bytes(data)
-    assert store.read_shard("t", "k0").equals(rows())
+    assert store.read_shard("t", KEYS[0]).equals(rows())
 
 
 def test_no_flipped_bit_of_a_manifest_is_read(store: Store) -> None:
@@ -89,15 +90,15 @@ def test_no_flipped_bit_of_a_manifest_is_read(store: Store) -> None:
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_shard_that_was_cut_is_not_read(store: Store, cut: int) -> None:
     written(store)
-    path = Path(store.path("t", "k0.parquet"))
+    path = Path(store.path("t", f"{KEYS[0]}.parquet"))
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CorruptError, match="expected the whole shard as it was written"):
-        store.read_shard("t", "k0")
+        store.read_shard("t", KEYS[0])
 
 
 def test_a_whole_shard_under_the_name_of_another_is_not_read(store: Store) -> None:
     manifest = written(store)
-    first, second = (Path(store.path("t", f"k{i}.parquet")) for i in range(2))
+    first, second = (Path(store.path("t", f"{KEYS[i]}.parquet")) for i in range(2))
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other)
     second.write_bytes(one)
@@ -119,20 +120,20 @@ def test_a_seal_is_of_one_table_and_key() -> None:
 def test_a_shard_without_a_seal_is_read_where_a_manifest_lists_its_bytes(store: Store) -> None:
     """Shards of before there were seals stay good; one that nobody vouches for does not."""
     manifest = written(store, 1)
-    path = Path(store.path("t", "k0.parquet"))
+    path = Path(store.path("t", f"{KEYS[0]}.parquet"))
     pq.write_table(rows(), path)
     with pytest.raises(CorruptError, match="is not the one in its manifest|bytes"):
-        store.read_shard("t", "k0")
+        store.read_shard("t", KEYS[0])
     data = path.read_bytes()
     from hashlib import sha256
 
     old = replace(manifest.shards[0], bytes=len(data), sha256=sha256(data).hexdigest())
     store.write_manifest(replace(manifest, shards=(old,)), replaces=True)
     again = Store(store.url)
-    assert again.read_shard("t", "k0").equals(rows())
+    assert again.read_shard("t", KEYS[0]).equals(rows())
     Path(store.path("t", f"{manifest.key}.json")).unlink()
     with pytest.raises(CorruptError, match="without a seal, which no manifest lists"):
-        Store(store.url).read_shard("t", "k0")
+        Store(store.url).read_shard("t", KEYS[0])
 
 
 def test_a_manifest_without_a_seal_is_read(store: Store) -> None:
@@ -191,10 +192,10 @@ def test_damage_is_found_by_size_or_by_hash(
     store: Store, harm: Callable[[Path], None], what: str, by_size: bool
 ) -> None:
     manifest = written(store)
-    harm(Path(store.path("t", "k1.parquet")))
-    claim = Claim("t", manifest.key, ("k0", "k1"))
+    harm(Path(store.path("t", f"{KEYS[1]}.parquet")))
+    claim = Claim("t", manifest.key, (KEYS[0], KEYS[1]))
     (found,) = Examination(store).of(claim)
-    assert (found.table, found.name) == ("t", "k1.parquet")
+    assert (found.table, found.name) == ("t", f"{KEYS[1]}.parquet")
     assert what in found.what
     assert bool(Examination(store, 0).of(claim)) == by_size
 
@@ -203,20 +204,20 @@ def test_a_manifest_that_lists_other_bytes_than_a_whole_shard_has_is_what_is_dam
     store: Store,
 ) -> None:
     manifest = written(store)
-    store.write_shard(SPEC, "k1", "example", 1, rows(50))
-    claim = Claim("t", manifest.key, ("k0", "k1"))
+    store.write_shard(SPEC, KEYS[1], "example", 1, rows(50))
+    claim = Claim("t", manifest.key, (KEYS[0], KEYS[1]))
     name = f"{manifest.key}.json"
     assert Examination(store).of(claim) == [
-        Damage("t", name, "lists other bytes than k1.parquet has")
+        Damage("t", name, f"lists other bytes than {KEYS[1]}.parquet has")
     ]
 
 
 def test_a_file_that_is_gone_says_so(store: Store) -> None:
     with pytest.raises(MissingError) as caught:
-        store.read_shard("t", "k0")
-    assert caught.value.file == ("t", "k0.parquet")
+        store.read_shard("t", KEYS[0])
+    assert caught.value.file == ("t", f"{KEYS[0]}.parquet")
     with pytest.raises(MissingError):
-        store.read_manifest("t", "k0")
+        store.read_manifest("t", KEYS[0])
 
 
 @pytest.mark.parametrize("kind", [CorruptError, MissingError])
@@ -244,7 +245,7 @@ def features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> M
     cells = pa.FixedSizeListArray.from_arrays(pa.array(numbers), dim)
     table = pa.table({"id": pa.array(range(n), pa.int64()), "vector": cells})
     shards = [
-        store.write_shard(VECTOR, f"k{i}", "example", i, table.slice(150 * i, 150))
+        store.write_shard(VECTOR, KEYS[i], "example", i, table.slice(150 * i, 150))
         for i in range(2)
     ]
     return Manifest("v", "s", 1, {}, {}, tuple(shards))
@@ -289,7 +290,7 @@ def test_no_flipped_bit_of_a_map_is_computed_with(
 
 
 def test_a_map_is_not_built_from_a_damaged_shard(features: Manifest, store: Store) -> None:
-    flip(Path(store.path("v", "k1.parquet")))
+    flip(Path(store.path("v", f"{KEYS[1]}.parquet")))
     with pytest.raises(FileError):
         open_map(store, features, "example")
     assert not map_place(features, "example").exists()

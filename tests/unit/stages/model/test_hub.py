@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 import stages.model.hub
 from stages.model.hub import fingerprint
+from stages.model.pretrained import load_config, load_trunk
 from stages.model.spec import ModelSpec
+from stages.stage import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -142,3 +145,19 @@ def test_models_that_were_misread_once_have_another_fingerprint(
     found = fingerprint(ModelSpec(str(folder)))
     monkeypatch.setattr(stages.model.hub, "_was_misread", lambda _: False)
     assert (found != fingerprint(ModelSpec(str(folder)))) == is_other
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 10**6}, {"num_labels": 10**8}, {"x": {"n_layer": 1e9}}]
+)
+def test_a_config_of_too_many_layers_is_refused_at_once(
+    encoder_folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(encoder_folder, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    began = time.process_time()
+    for load in (load_config, load_trunk):
+        with pytest.raises(ModelError, match=r"config.json, expected at most .+ Correct"):
+            load(ModelSpec(str(tmp_path / "model")))
+    assert time.process_time() - began < 1

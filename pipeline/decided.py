@@ -1,0 +1,76 @@
+"""The decisions of a person about rows of a run: a CSV to fill in, and those that count already."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.yaml_text import read_yaml
+from storage.sql import quoted
+
+
+def review_columns(columns: list[str]) -> str:
+    """The columns of a review, as SQL over the rows that `OpenedRun.flag` gave, with `columns`.
+
+    They are source_id, decision (empty), text, given_label, new_label (the suggestion; change it
+    where another is right), label_score, example_id; text_b for pairs. Of completions: source_id,
+    decision (accept or drop), prompt, answer (of preferences chosen and rejected, which `fix` lets
+    change places), reason, p_wrong, example_id.
+    """
+    pair = "text_b, " if "text_b" in columns else ""
+    shown = (
+        f"text, {pair}given_label, suggested_label AS new_label, "
+        "round(label_score, 4) AS label_score"
+    )
+    if "rejected" in columns:
+        shown = "prompt, chosen, rejected, reason, round(p_wrong, 4) AS p_wrong"
+    elif "answer" in columns:
+        shown = "prompt, answer, reason, round(p_wrong, 4) AS p_wrong"
+    return f"source_id, NULL::VARCHAR AS decision, {shown}, example_id"
+
+
+def decisions(run: Any) -> str | None:
+    """SQL that gives `example_id` and `decision` of the rows that a review has decided about.
+
+    `run` is an `OpenedRun`. Of several reviews the last one counts. None where no review of the run
+    decides anything.
+
+    Raises:
+        RunError: a review that the run was made with is gone.
+        stages.stage.DataError: it cannot be read.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for path in _reviews(run):
+        from stages.corpus.review import read_decisions  # it takes datasets' time to import
+
+        key, decided = read_decisions(str(path))
+        found |= {(key, row_id): verdict for row_id, verdict in decided.items()}
+    if not found:
+        return None
+    rows = ", ".join(
+        f"({quoted(key)}, {quoted(row_id)}, {quoted(verdict)})"
+        for (key, row_id), verdict in found.items()
+    )
+    return (
+        "SELECT e.example_id, any_value(d.decision) AS decision FROM examples AS e JOIN "
+        f"(VALUES {rows}) AS d(key, id, decision) ON d.id = "
+        "CASE d.key WHEN 'source_id' THEN e.source_id ELSE e.example_id::VARCHAR END "
+        "GROUP BY e.example_id"
+    )
+
+
+def _reviews(run: Any) -> Iterator[Path]:
+    """The files of reviews that the run was made with; those in its folder move with it."""
+    # The YAML as it is: to parse a configuration would import every stage.
+    config = read_yaml(run.record.get("config") or "", str(run.folder.config))
+    corpus = config.get("corpus") if isinstance(config, dict) else None
+    named = corpus.get("corrections") if isinstance(corpus, dict) else None
+    for name in named if isinstance(named, list) else ():
+        given = Path(str(name))
+        beside = run.folder.path / given.name
+        if not given.is_file() and not beside.is_file():
+            raise RunError(
+                f"{run.folder.path}: found no review {given}, expected the file that the run was "
+                "corrected by, whose rows are not listed again. Put it back."
+            )
+        yield beside if beside.is_file() else given

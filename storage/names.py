@@ -1,0 +1,24 @@
+"""The names and keys that files, manifests and run folders may hold."""
+
+import re
+from typing import Any
+
+TABLE = re.compile(r"[a-z][a-z0-9_]{0,99}")
+INSTANCE = re.compile(r"\w[\w.-]{0,199}")
+"""Stages, as a YAML names them: letters of any script, digits, `_`, `.` and `-`."""
+KEY = re.compile(r"[0-9a-f]{16}")
+
+
+def is_table(name: Any) -> bool:
+    """Whether this is the name of a table: it is a folder's name, and stands in SQL."""
+    return isinstance(name, str) and TABLE.fullmatch(name) is not None
+
+
+def is_instance(name: Any) -> bool:
+    """Whether this is the name of a stage of a run."""
+    return isinstance(name, str) and INSTANCE.fullmatch(name) is not None
+
+
+def is_key(key: Any) -> bool:
+    """Whether this is the key of a shard or manifest: it is part of a file's name."""
+    return isinstance(key, str) and KEY.fullmatch(key) is not None

@@ -1,0 +1,139 @@
+"""Reviews: what a person opens in a spreadsheet, fills in, and gives back."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import write_lines, write_run
+
+CLASSES = ["=no", "@yes"]
+TEXTS = ['=HYPERLINK("http://x","y")', "+1 for it", "-- a dash", "@home", "'=quoted", "plain é"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
+    """A run over texts, labels and ids that a spreadsheet would compute; 8 labels are wrong."""
+    folder = tmp_path_factory.mktemp("reviews")
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 80)
+    np.save(folder / "v.npy", (rng.normal(size=(80, 4)) + 6 * kinds[:, None]).astype(np.float32))
+    given = np.where(np.arange(80) < 8, 1 - kinds, kinds)
+    rows = [
+        {"id": f"={at}", "text": f"{TEXTS[at % 6]} {at}", "kind": CLASSES[kind]}
+        for at, kind in enumerate(given)
+    ]
+    corpus = {
+        "path": write_lines(folder / "c.jsonl", rows),
+        "id": "id",
+        "text": "text",
+        "label": "kind",
+        "features": str(folder / "v.npy"),
+    }
+    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
+    assay("run", write_run(folder, corpus=corpus, stages=stages))
+    return folder / "run"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    # As Excel saves UTF-8: with a mark, and lines that end in CR LF.
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def flagged(assay: Any, run: Path, *more: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(assay("flag", run, "--json", *more).stdout)
+    return rows
+
+
+def test_a_review_goes_to_a_spreadsheet_and_back(run: Path, assay: Any, tmp_path: Path) -> None:
+    assay("flag", run, "--review", tmp_path / "r.csv")
+    rows = read(tmp_path / "r.csv")
+    assert len(rows) >= 8
+    for row in rows:
+        assert all(cell[:1] not in "=+@" for cell in row.values() if cell), row
+        assert row["source_id"].startswith("'=")
+        assert row["new_label"] in ("'=no", "'@yes")
+    assert any(row["text"].startswith("'--") for row in rows)
+    # One label is typed as it is, not as the file has it.
+    rows[0]["new_label"] = rows[0]["new_label"][1:]
+    decisions = ["fix", "accept", "drop", "fix", *[""] * (len(rows) - 4)]
+    filled = [{**row, "decision": d} for row, d in zip(rows, decisions, strict=True)]
+    assay("apply", run, write(tmp_path / "r.csv", filled), "--to", tmp_path / "new")
+    asked = "SELECT source_id, label_name FROM examples"
+    labels = dict(
+        json.loads(assay("sql", tmp_path / "new", asked, "--json").stdout, object_hook=_pair)
+    )
+    for row, decision in zip(rows, decisions, strict=True):
+        source_id = row["source_id"][1:]
+        if decision == "drop":
+            assert source_id not in labels
+        elif decision == "fix":
+            assert labels[source_id] == row["new_label"].removeprefix("'")
+    # What was decided is not asked again, unless all is.
+    left = {row["source_id"][1:] for row in rows[4:]}
+    assert {row["source_id"] for row in flagged(assay, tmp_path / "new")} <= left
+    again = {
+        row["source_id"]: row["decision"]
+        for row in flagged(assay, tmp_path / "new", "--all", "--top", "79")
+    }
+    assert {again[row["source_id"][1:]] for row in rows[:2]} == {"fix", "accept"}
+    assert {again[source_id] for source_id in left} == {None}
+    assert len(flagged(assay, tmp_path / "new", "--top", "79")) == 79 - 3
+
+
+def _pair(row: dict[str, str]) -> tuple[str, str]:
+    return row["source_id"], row["label_name"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decision": "yes"}, "line 4 (source_id =2): found decision 'yes'"),
+        ({"decision": "x" * 2_000_000}, "characters)"),
+        (
+            {"decision": "fix", "new_label": "maybe"},
+            "line 4 (source_id =2): found new_label 'maybe'",
+        ),
+        ({"decision": "fix", "new_label": "y" * 2_000_000}, "characters)"),
+        (
+            {"decision": "drop", "source_id": "none"},
+            "line 4 (source_id none): found a source_id that no",
+        ),
+        (
+            {"decision": "drop", "source_id": "'=1"},
+            "line 4 (source_id =1): found the same source_id as in line 3",
+        ),
+    ],
+    ids=["decision", "long decision", "label", "long label", "no row", "a row twice"],
+)
+def test_errors_name_the_file_and_its_line(
+    run: Path, complaint: Any, tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    rows = [{"source_id": f"'={at}", "decision": "", "new_label": ""} for at in range(5)]
+    rows[0]["decision"] = "accept"
+    rows[2] |= change
+    path = write(tmp_path / "r.csv", rows)
+    found = complaint("apply", run, path, "--to", tmp_path / "new")
+    assert f"assay: {path}: " in found
+    assert said in found
+    assert len(found) < 600
+    assert not list(tmp_path.glob("new/*.csv"))
+
+
+def test_a_review_without_decisions_makes_nothing(
+    run: Path, complaint: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "r.csv", [{"source_id": "'=0", "decision": " "}])
+    assert "found no decision" in complaint("apply", run, path, "--to", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
