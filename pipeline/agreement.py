@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_CONFUSION = """
+CONFUSION = """
     SELECT p.method, p.role, list_position(p.logits, list_max(p.logits)) - 1 AS predicted, l.label,
            count(*)
     FROM tables.prediction AS p JOIN tables.label AS l ON l.id = p.id AND l.role = p.role
@@ -44,7 +44,7 @@ class Agreement(NamedTuple):
 def mismatches(run: Any) -> list[dict[str, Any]]:
     """The models of a run that are right less often than chance: method, role and agreement."""
     counts: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
-    for method, role, predicted, label, rows in run.sql(_CONFUSION).fetchall():
+    for method, role, predicted, label, rows in run.sql(CONFUSION).fetchall():
         counts.setdefault((method, role), []).append((predicted, label, rows))
     found = {key: Agreement.of(cells) for key, cells in counts.items()}
     return [

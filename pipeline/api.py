@@ -37,6 +37,7 @@ __all__ = [
     "open_run",
     "plan",
     "record_checkpoints",
+    "report",
     "run",
     "select",
     "sql",
@@ -241,6 +242,32 @@ def record_checkpoints(out: str | Path, path: str | None = None, **model: Any) -
     from stages.model.checkpoints import RecordCheckpoints
 
     return RecordCheckpoints(out, path, **model)
+
+
+def report(
+    run: AnyRun,
+    out: str | Path = "report.html",
+    by: Sequence[str] = (),
+    evaluations: Sequence[str | Path | Mapping[str, Any]] = (),
+    progress: "Progress | None" = None,
+) -> Path:
+    """Writes the report of a run, one page of HTML; returns where. See `pipeline.page.report`.
+
+    Args:
+        run: The run.
+        out: The page, .html; replaced as a whole if it exists.
+        by: Columns of the source, for which values and flags are also told.
+        evaluations: Results of `evaluate`, or files of what `assay evaluate --json` printed.
+        progress: Hears of what is left out.
+
+    Raises:
+        pipeline.errors.RunError: the page cannot be written, the source has no such column, or an
+            evaluation is of another run.
+    """
+    from pipeline.page.report import write_report
+
+    write_report(_opened(run), Path(out), by, evaluations, progress)
+    return Path(out)
 
 
 def _opened(run: AnyRun) -> OpenedRun:

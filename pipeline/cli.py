@@ -14,6 +14,7 @@ import click
 import pipeline.summary as report
 from pipeline import api, plan_summary
 from pipeline.cli_group import Assay
+from pipeline.cli_report import report as write_report
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from pipeline.terminal import shown
@@ -33,6 +34,8 @@ def main(debug: bool) -> None:
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[shown]
     )
 
+
+main.add_command(write_report)
 
 settings = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one value."
@@ -373,8 +376,8 @@ def explain(
 
     Example: assay explain runs/quickstart --query 0 --out why.html
     """
-    from pipeline.explain.as_file import check_ending, write_explanation
     from pipeline.explain.interactive import interactive as explain_lines
+    from pipeline.page.explanation_file import check_ending, write_explanation
 
     given = {"--query": query, "--queries": queries, "--text": text, "--prompt": prompt}
     given |= {"--interactive": "" if interactive else None}

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from pipeline.agreement import mismatches
+from storage.sql import quoted
 from pipeline.trials import trials
 from storage.sql import quoted
 
@@ -11,6 +12,7 @@ SUSPICIOUS = 20
 """Labels that `assay run` shows."""
 EXTREMES = 10
 """Examples that `assay run` shows as most helpful, and as most harmful."""
+SIDES = ("helpful", "harmful")
 PAIRS = 3
 """Pairs of classes that `assay run` names as confused."""
 LIKELIER = 4
@@ -148,31 +150,45 @@ def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
 
     And the part of the values' variance that lies between classes.
     """
-    values = (
+    ((of_classes,),) = _fetch(run.sql(between_classes(method, utility)))
+    found = {"utility": utility, "of_classes": of_classes}
+    for side in SIDES:
+        found[side] = _dicts(run.sql(extremes(method, utility, side)))
+    return found
+
+
+def between_classes(method: str, utility: str) -> str:
+    """The statement of the part of the values' variance that lies between classes."""
+    values = _labelled_values(method, utility)
+    return (
+        "SELECT 1 - sum(n * within) / nullif(sum(n) * any_value(total), 0) AS of_classes FROM "
+        f"(SELECT count(*) AS n, var_pop(value) AS within FROM ({values}) GROUP BY label), "
+        f"(SELECT var_pop(value) AS total FROM ({values}))"
+    )
+
+
+def extremes(method: str, utility: str, side: str) -> str:
+    """The statement of the most `helpful` or `harmful` examples, by their places in their classes.
+
+    Columns: example_id, text, label, value, stderr, p_helpful.
+    """
+    order = {"helpful": "DESC", "harmful": "ASC"}[side]
+    return (
+        "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
+        f"s.p_helpful FROM (SELECT *, row_number() OVER (PARTITION BY label ORDER BY value "
+        f"{order}, example_id) AS place FROM ({_labelled_values(method, utility)}) ORDER BY place, "
+        f"value {order}, example_id LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
+        f"ORDER BY s.place, s.value {order}, s.example_id"
+    )
+
+
+def _labelled_values(method: str, utility: str) -> str:
+    return (
         "SELECT v.example_id, v.value, v.stderr, v.p_helpful, l.label FROM shapley AS v "
         "JOIN tables.label AS l ON l.id = v.example_id AND l.role = 'example' "
         f"WHERE v.utility = {quoted(utility)} AND v.semivalue = 'shapley' "
         f"AND v.method = {quoted(method)}"
     )
-    ((of_classes,),) = _fetch(
-        run.sql(
-            "SELECT 1 - sum(n * within) / nullif(sum(n) * any_value(total), 0) FROM "
-            f"(SELECT count(*) AS n, var_pop(value) AS within FROM ({values}) GROUP BY label), "
-            f"(SELECT var_pop(value) AS total FROM ({values}))"
-        )
-    )
-    found = {"utility": utility, "of_classes": of_classes}
-    for key, order in (("helpful", "DESC"), ("harmful", "ASC")):
-        found[key] = _dicts(
-            run.sql(
-                "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-                f"s.p_helpful FROM (SELECT *, row_number() OVER (PARTITION BY label ORDER BY value "
-                f"{order}, example_id) AS place FROM ({values}) ORDER BY place, value {order}, "
-                f"example_id LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
-                f"ORDER BY s.place, s.value {order}, s.example_id"
-            )
-        )
-    return found
 
 
 def _noise(run: Any, method: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class OpenedRun:
         self._files.check(self._files.tables_read(statement))
         return Rows(self._catalog.query(self._connection, statement))
 
-    def _decided(self, statement: str) -> Rows:
+    def decided(self, statement: str) -> Rows:
         """The rows of a statement that something is decided by: all files are hashed."""
         self._files.check(self._files.tables_read(statement), most_bytes=None)
         return Rows(self._catalog.query(self._connection, statement))
@@ -188,7 +188,7 @@ class OpenedRun:
             RunError: both `top` and `precision` are given, or it is not between 0 and 1.
         """
         reviewed = decisions(self)
-        return self._decided(suspicious(self, top, method, precision, reviewed, is_all))
+        return self.decided(suspicious(self, top, method, precision, reviewed, is_all))
 
     def select(
         self,
@@ -235,7 +235,7 @@ class OpenedRun:
             RunError: none or several of the four are given, or the run lacks the values.
         """
         given = (keep, drop, by, utility, method, per_class, quota, soft, keep_flagged, per)
-        return self._decided(choose(self, *given).statement)
+        return self.decided(choose(self, *given).statement)
 
     def expected(self, progress: "Progress | None" = None, **asked: Any) -> Answer:
         """What training on the rows of `select(**asked)` is expected to give, as plain values.

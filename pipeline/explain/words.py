@@ -1,11 +1,10 @@
-"""The words of a query with their scores by token methods, in colours, on terminals and pages.
+"""The words of a query with their scores by token methods, in colours.
 
 Colours: green raises the explained output, red lowers it; the darker, the larger the share of the
 largest score of the method. Methods without a sign are green alone.
 """
 
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import Any
 
 from rich.text import Text
@@ -98,19 +97,3 @@ def on_terminal(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Text:
     strongest = sorted(entry["words"], key=lambda word: -abs(word["score"]))[:STRONGEST]
     scores = ", ".join(f"{word['word']} {word['score']:+.3g}" for word in strongest)
     return shown.append(f"\nstrongest: {scores}" if scores else "")
-
-
-def on_page(entry: Mapping[str, Any], query: Mapping[str, Any]) -> str:
-    """The text as HTML in colours; a word shows its score under the mouse."""
-    largest = max((abs(word["score"]) for word in entry["words"]), default=0.0) or 1.0
-    parts = []
-    for text, share in pieces(entry, query):
-        if share is None:
-            parts.append(escape(text))
-            continue
-        red, green, blue = GREEN if share > 0 else RED
-        parts.append(
-            f'<span title="{share * largest:+.4g}" style="background: '
-            f'rgba({red}, {green}, {blue}, {0.75 * abs(share):.2f})">{escape(text)}</span>'
-        )
-    return f'<p class="words">{"".join(parts)}</p>'

@@ -8,10 +8,10 @@ from typing import Any
 import PIL.Image
 
 from pipeline.errors import RunError
-from pipeline.explain.as_page import page
-from pipeline.explain.picture import Image, draw, image_of, largest, png
-from pipeline.explain.set_as_page import set_page
+from pipeline.explain.picture import Image, data_url, draw, image_of, largest, png
 from pipeline.explain.titles import lists_of_examples
+from pipeline.page.explanation import page
+from pipeline.page.explanation_of_set import set_page
 from storage.catalog import fetch
 from storage.files import write_whole
 
@@ -49,7 +49,7 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
             ".json instead."
         )
     elif path.suffix == ".html":
-        data = (set_page(found) if is_set else page(found, images_of(run, found))).encode()
+        data = (set_page(found) if is_set else page(found, _pictures(run, found))).encode()
     else:
         data = png(_picture(found, images_of(run, found), path))
     try:
@@ -62,25 +62,32 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
         ) from error
 
 
+def _pictures(run: Any, found: Mapping[str, Any]) -> dict[int | None, str]:
+    """The same images as `data:` URLs."""
+    images = images_of(run, found)
+    white = largest(list(images.values()))
+    return {row: data_url(image, white) for row, image in images.items()}
+
+
 def images_of(run: Any, found: Mapping[str, Any]) -> dict[int | None, Image]:
     """The images of the query and of the examples in the explanation, where they have one."""
-    ids = sorted({row["example_id"] for _, rows in lists_of_examples(found) for row in rows})
-    sources: list[tuple[str, str, list[int]]] = [("examples", "example_id", ids)]
+    ids = [row["example_id"] for _, rows in lists_of_examples(found) for row in rows]
+    images: dict[int | None, Image] = dict(images_in(run, "examples", ids))
     query_id = found["query"]["query_id"]
     if query_id is not None:
-        sources.append(("queries", "query_id", [query_id]))
-    images: dict[int | None, Image] = {}
-    for view, id_column, row_ids in sources:
-        if "image" not in run.sql(f"FROM {view} LIMIT 0").columns or not row_ids:
-            continue
-        id_list = ", ".join(map(str, row_ids))
-        for row_id, cell in fetch(
-            run.sql(f"SELECT {id_column}, image FROM {view} WHERE {id_column} IN ({id_list})")
-        ):
-            image = image_of(cell)
-            if image is not None:
-                images[row_id if view == "examples" else None] = image
+        images |= {None: image for image in images_in(run, "queries", [query_id]).values()}
     return images
+
+
+def images_in(run: Any, view: str, ids: list[int]) -> dict[int, Image]:
+    """The images of some rows of `examples` or `queries`, by id, where they have one."""
+    if not ids or "image" not in run.sql(f"FROM {view} LIMIT 0").columns:
+        return {}
+    id_column = {"examples": "example_id", "queries": "query_id"}[view]
+    id_list = ", ".join(map(str, sorted(set(ids))))
+    rows = run.sql(f"SELECT {id_column}, image FROM {view} WHERE {id_column} IN ({id_list})")
+    images = {int(row_id): image_of(cell) for row_id, cell in fetch(rows)}
+    return {row_id: image for row_id, image in images.items() if image is not None}
 
 
 def _picture(found: Mapping[str, Any], images: Images, path: Path) -> PIL.Image.Image:

@@ -1,0 +1,1 @@
+"""Pages of HTML: a report of a whole run, and explanations of predictions. One style for all."""

@@ -1,0 +1,79 @@
+// The table of rows: sorted, searched and paged by DataTables; cells are text, never markup.
+{
+  const holder = document.getElementById("rows-table");
+  const { columns, rows } = JSON.parse(document.getElementById("rows-data").textContent);
+  const text = DATA_TABLE.render.text().display;
+  const shown = {
+    text: (value, kind) => (kind === "display" ? text(value) : value ?? ""),
+    class: (value, kind) => (kind === "display" ? text(value) : value ?? ""),
+    flag: (value, kind) => (kind === "display" ? (value ? "⚑ yes" : "") : value ? 1 : 0),
+    number: (digits) => (value, kind) =>
+      kind === "display" ? (value === null ? "" : digits ? String(+value.toPrecision(digits)) : String(value)) : value,
+  };
+  const table = new DATA_TABLE(holder, {
+    data: rows,
+    columns: columns.map(({ title, kind, digits }) => ({
+      title: text(title),
+      render: kind === "number" ? shown.number(digits) : shown[kind],
+      type: kind === "number" || kind === "flag" ? "num" : "string",
+      searchable: kind === "text",
+      createdCell: kind === "text" ? (cell) => cell.setAttribute("dir", "auto") : undefined,
+    })),
+    deferRender: true,
+    autoWidth: false,
+    order: [],
+    orderClasses: false,
+    pageLength: 10,
+    lengthMenu: [10, 25, 100],
+    layout: { topStart: null, topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
+    language: { emptyTable: "no row", zeroRecords: "no row matches", info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "0 of _TOTAL_", lengthMenu: "_MENU_ rows" },
+    search: { smart: true, regex: false },
+  });
+  const filters = document.getElementById("rows-filters");
+  const chosen = new Map(); // column -> value that it must have
+  DATA_TABLE.ext.search.push((_, __, index) => {
+    const row = rows[index];
+    for (const [column, value] of chosen) if (row[column] !== value) return false;
+    return true;
+  });
+  const field = (label, input) => {
+    const box = document.createElement("label");
+    if (input.type === "checkbox") box.className = "check";
+    box.append(...(input.type === "checkbox" ? [input, label] : [label, input]));
+    filters.append(box);
+  };
+  const search = document.createElement("input");
+  search.type = "search";
+  let waiting = 0;
+  search.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => table.search(search.value).draw(), 120);
+  });
+  field("Search id and text", search);
+  columns.forEach(({ title, kind }, column) => {
+    if (kind === "class") {
+      const names = [...new Set(rows.map((row) => row[column]))].filter((name) => name !== null).sort();
+      if (names.length > 200) return;
+      const select = document.createElement("select");
+      select.append(new Option("all", ""), ...names.map((name, at) => new Option(name, String(at))));
+      select.addEventListener("change", () => {
+        if (select.value === "") chosen.delete(column);
+        else chosen.set(column, names[+select.value]);
+        table.draw();
+      });
+      field(title[0].toUpperCase() + title.slice(1), select);
+    }
+    if (kind === "flag") {
+      const box = document.createElement("input");
+      box.type = "checkbox";
+      box.addEventListener("change", () => {
+        if (box.checked) chosen.set(column, true);
+        else chosen.delete(column);
+        table.draw();
+      });
+      field(`${title[0].toUpperCase()}${title.slice(1)} only`, box);
+    }
+  });
+  filters.hidden = false;
+  document.getElementById("rows-none").remove();
+}

@@ -1,0 +1,138 @@
+"""The section on labels: classes, which are taken for which, scores, and the worst labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.page.asked import Asked, Rows
+from pipeline.page.chart import histogram
+from pipeline.page.document import readable, share
+from pipeline.page.subject import Subject, flag
+
+WORST = 20
+"""Labels that are shown in full, with their neighbours."""
+NEAR = 2
+"""Nearest examples with the given label, and as many with the suggested one."""
+MATRIX = 12
+"""Most classes whose matrix is shown; of more, the pairs with the most rows."""
+BINS = 40
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the section shows."""
+
+    classes: Asked
+    pairs: Asked
+    names: list[str]
+    cells: Mapping[tuple[str, str], Mapping[str, Any]]
+    histogram: str
+    scores: Asked
+    worst: Asked
+    neighbours: Asked | None
+    cards: Rows
+
+
+def labels(subject: Subject) -> Labels | None:
+    """The section of a run that judged labels; None of another."""
+    if subject.judged is None or subject.task != "classification":
+        return None
+    rows = subject.judged.rows
+    classes = subject.ask(
+        f"""
+        SELECT given_label, count(*) AS n, count(*) FILTER (is_label_issue) AS flagged,
+               avg((suggested_label = given_label)::INT) AS agreeing, sum(p_wrong) AS expected_wrong
+        FROM {rows} GROUP BY ALL ORDER BY n DESC, given_label"""
+    )
+    pairs = subject.ask(
+        f"""
+        SELECT given_label, suggested_label, count(*) AS n,
+               count(*) FILTER (is_label_issue) AS flagged
+        FROM {rows} GROUP BY ALL ORDER BY flagged DESC, n DESC, given_label, suggested_label"""
+    )
+    scores = subject.ask(
+        f"""
+        SELECT least(floor(label_score * {BINS}), {BINS - 1})::INT AS bin,
+               count(*) FILTER (NOT is_label_issue) AS kept,
+               count(*) FILTER (is_label_issue) AS flagged,
+               max(label_score) FILTER (is_label_issue) AS last_flagged
+        FROM {rows} GROUP BY ALL ORDER BY bin"""
+    )
+    worst = subject.ask(
+        f"""
+        SELECT i.example_id, e.source_id, e.text, e.text_b, i.given_label, i.suggested_label,
+               i.label_score, i.p_wrong, i.is_label_issue
+        FROM (FROM {rows} ORDER BY label_score, example_id LIMIT {WORST}) AS i
+        JOIN examples AS e USING (example_id) ORDER BY i.label_score, i.example_id"""
+    )
+    neighbours = _neighbours(subject, rows)
+    return Labels(
+        classes,
+        pairs,
+        [row["given_label"] for row in classes.rows],
+        {(row["given_label"], row["suggested_label"]): row for row in pairs.rows},
+        histogram(
+            [(row["bin"] / BINS, row["kept"], row["flagged"]) for row in scores.rows],
+            1 / BINS,
+            max((row["last_flagged"] or 0.0 for row in scores.rows), default=0.0),
+        ),
+        scores,
+        worst,
+        neighbours,
+        _cards(worst.rows, flag(subject, neighbours.rows) if neighbours else []),
+    )
+
+
+def _neighbours(subject: Subject, rows: str) -> Asked | None:
+    """The nearest examples of the worst labels that have the given label, or the suggested one.
+
+    Where the suggestion is the given label, those with any other.
+    """
+    if subject.features is None:
+        return None
+    vectors = subject.features.rows
+    return subject.ask(
+        f"""
+        WITH worst AS (
+            FROM {rows} ORDER BY label_score, example_id LIMIT {WORST}
+        ), near AS (
+            SELECT w.example_id AS of_id, o.id AS example_id, c.label_name = w.given_label AS
+                   is_given, list_cosine_similarity(v.vector, o.vector) AS similarity, c.label_name
+            FROM worst AS w
+            JOIN (FROM {vectors} AND role = 'example') AS v ON v.id = w.example_id
+            JOIN (FROM {vectors} AND role = 'example') AS o ON o.id <> w.example_id
+            JOIN tables.label AS l ON l.id = o.id AND l.role = 'example'
+            JOIN provenance.class AS c ON c.label = l.label
+            WHERE c.label_name = w.given_label
+               OR w.suggested_label IN (w.given_label, c.label_name)
+            QUALIFY row_number() OVER (
+                PARTITION BY of_id, is_given ORDER BY similarity DESC, o.id
+            ) <= {NEAR}
+        )
+        SELECT n.*, e.source_id, e.text, e.text_b
+        FROM near AS n JOIN examples AS e USING (example_id)
+        ORDER BY of_id, is_given, similarity DESC, example_id"""
+    )
+
+
+def _cards(worst: Rows, neighbours: Rows) -> Rows:
+    """The worst labels, each with its neighbours: those that speak for the label, and against."""
+    cards = []
+    for row in worst:
+        near = [other for other in neighbours if other["of_id"] == row["example_id"]]
+        other_label = row["suggested_label"]
+        against = (
+            "another label" if other_label == row["given_label"] else readable(other_label, 60)
+        )
+        cards.append(
+            {
+                **row,
+                "against_name": against,
+                "likely": share(row["p_wrong"]),
+                "sides": [
+                    [other for other in near if not other["is_given"]],
+                    [other for other in near if other["is_given"]],
+                ],
+            }
+        )
+    return cards

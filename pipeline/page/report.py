@@ -1,0 +1,149 @@
+"""The report of a run: one file of HTML that people read, with the statement behind every number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.explain.picture import data_url, largest
+from pipeline.page.answers import answers
+from pipeline.page.cautions import cautions
+from pipeline.page.document import asset, document
+from pipeline.page.explanation_file import images_in
+from pipeline.page.explorer import Explorer, explorer
+from pipeline.page.labels import MATRIX, labels
+from pipeline.page.missing import missing
+from pipeline.page.overview import overview
+from pipeline.page.record import cost, provenance
+from pipeline.page.rows_table import rows_table, table_script
+from pipeline.page.subject import Subject
+from pipeline.page.targets import questions, targets
+from pipeline.page.trust import evaluations, read_evaluation
+from pipeline.page.twins import twins
+from pipeline.page.values import groups, values
+from pipeline.progress import Progress
+from storage.files import write_whole
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the report: the name of its template, its title, and what it shows."""
+
+    id: str
+    title: str
+    content: Any
+
+    @property
+    def template(self) -> str:
+        """The file that shows the content."""
+        return f"sections/{self.id}.html"
+
+
+def report_page(
+    run: Any,
+    by: Sequence[str] = (),
+    evaluated: Sequence[str | Path | Mapping[str, Any]] = (),
+    progress: Progress | None = None,
+) -> str:
+    """The report of `run`, a `pipeline.open_run.OpenedRun`, as a document of HTML.
+
+    What the run has no tables for is left out; a last section says which stages would bring it.
+
+    Args:
+        run: The opened run.
+        by: Columns of the source, for which flags and values are also told.
+        evaluated: Results of `evaluate`, or files of them in JSON.
+        progress: Hears of what is left out.
+
+    Raises:
+        RunError: there is no such column, or an evaluation is of another run.
+    """
+    subject = Subject(run)
+    found = [read_evaluation(given, run.record["run_id"]) for given in evaluated]
+    by_column = [groups(subject, column) for column in by] or None
+    explored = explorer(subject, progress or Progress())
+    sections = [
+        Section("labels", "Labels", labels(subject)),
+        Section("answers", "Answers", answers(subject)),
+        Section("targets", "Targets", targets(subject)),
+        Section("questions", "Questions", questions(subject)),
+        Section("rows", "All rows", rows_table(subject)),
+        Section("values", "Helpful and harmful", values(subject)),
+        Section("columns", "By column", by_column),
+        Section("trust", "Evaluations", evaluations(found)),
+        Section("twins", "Duplicates and outliers", twins(subject)),
+        Section("queries", "Queries", explored),
+        Section("cost", "Cost", cost(subject)),
+        Section("provenance", "Provenance", provenance(subject)),
+        Section("words", "Words", True),
+        Section("missing", "Not in this run", missing(subject)),
+    ]
+    shown = [section for section in sections if section.content is not None]
+    return document(
+        "report.html",
+        scripts=[asset("page.js"), table_script()],
+        run_id=run.record["run_id"],
+        run_path=subject.path,
+        top=overview(subject),
+        cautions=cautions(subject),
+        sections=shown,
+        images=_pictures(run, "examples", set(_example_ids(shown))),
+        query_images=_pictures(run, "queries", _query_ids(explored)),
+        most_matrix=MATRIX,
+        has_evaluations=bool(found),
+    )
+
+
+def _example_ids(sections: Sequence[Section]) -> Iterator[int]:
+    """Ids of the examples that sections show in full."""
+    for section in sections:
+        content = section.content
+        if section.id in ("labels", "targets"):
+            yield from (row["example_id"] for row in content.cards)
+        if section.id == "labels" and content.neighbours:
+            yield from (row["example_id"] for row in content.neighbours.rows)
+        if section.id == "values":
+            yield from (row["example_id"] for listed in content.lists for row in listed.rows)
+        if section.id == "twins":
+            yield from (row["example_id"] for row in content.far)
+        if section.id == "queries":
+            yield from (row["example_id"] for one in content.queries for row in one["rows"])
+
+
+def _query_ids(explored: Explorer | None) -> set[int]:
+    return {one["query"]["query_id"] for one in explored.queries} if explored else set()
+
+
+def _pictures(run: Any, view: str, ids: set[int]) -> dict[int, str]:
+    """Images of rows as `data:` URLs, by id."""
+    images = images_in(run, view, sorted(ids))
+    white = largest(list(images.values()))
+    return {row: data_url(image, white) for row, image in images.items()}
+
+
+def write_report(
+    run: Any,
+    path: Path,
+    by: Sequence[str] = (),
+    evaluated: Sequence[str | Path | Mapping[str, Any]] = (),
+    progress: Progress | None = None,
+) -> None:
+    """Writes the report of a run to `path`, whole or not at all; see `report_page`.
+
+    Raises:
+        RunError: the ending is not .html, or the file cannot be written.
+    """
+    if path.suffix != ".html":
+        raise RunError(
+            f"{path}: found the ending {path.suffix!r}, expected .html. Rename the output."
+        )
+    data = report_page(run, by, evaluated, progress).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise RunError(
+            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
+            "Name another output."
+        ) from error

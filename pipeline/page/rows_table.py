@@ -1,0 +1,168 @@
+"""The table of all rows that a person sorts and searches: which rows and columns, and its script.
+
+The script is DataTables, as the Python package `itables` carries it: 0.6 MB, MIT, no `eval` on the way
+that is taken. The tables of bokeh need 1.6 MB and a `Function` made of text to filter.
+"""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.page.asked import Asked
+from pipeline.page.document import asset
+from pipeline.page.subject import Subject
+from storage.sql import quoted
+
+MOST_ROWS = 100_000
+"""Rows that are embedded, the most suspicious first."""
+TEXT_BYTES = 8_000_000
+"""Bytes of texts that are embedded, about: every text is cut to its share."""
+LONGEST, SHORTEST = 160, 40
+"""Characters that a text is cut to, between few rows and many."""
+
+
+@dataclass(frozen=True)
+class RowsTable:
+    """The rows of the table, and how its columns are shown."""
+
+    columns: list[dict[str, Any]]
+    """Each a title, a kind (text, number, class or flag) and digits."""
+    rows: list[list[Any]]
+    asked: Asked
+    total: int
+    """Rows of the corpus, those that are not embedded among them."""
+    cut: int
+    """Characters that texts are cut to."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the page embeds for the script."""
+        return {"columns": self.columns, "rows": self.rows}
+
+
+class Column:
+    """A column of the table: its title, the expression in SQL, its kind and digits."""
+
+    def __init__(self, title: str, expression: str, kind: str, digits: int = 4):
+        """Holds them."""
+        self.expression = expression
+        self.shown = {"title": title, "kind": kind, "digits": digits}
+
+
+def rows_table(subject: Subject) -> RowsTable:
+    """All rows of the corpus, or the most suspicious, with what the run says of each."""
+    total = int(subject.n_examples.number)
+    cut = max(SHORTEST, min(LONGEST, TEXT_BYTES // max(1, min(total, MOST_ROWS))))
+    columns, joins, order = _parts(subject, cut)
+    asked = subject.ask(
+        f"SELECT {', '.join(f'{c.expression} AS c{i}' for i, c in enumerate(columns))}\n"
+        f"FROM examples AS e {' '.join(joins)}\nORDER BY {order}, e.example_id LIMIT {MOST_ROWS}"
+    )
+    rows = [[_cell(value) for value in row.values()] for row in asked.rows]
+    return RowsTable([c.shown for c in columns], rows, asked, total, cut)
+
+
+def table_script() -> str:
+    """DataTables, and what makes a table of a page's rows with it, as one module.
+
+    Raises:
+        RuntimeError: the package `itables` holds another bundle than is known.
+    """
+    found = importlib.util.find_spec("itables")  # not imported: only a file of it is needed
+    folder = Path((found.submodule_search_locations or [""])[0]) if found else Path()
+    bundle = (folder / "html" / "dt_bundle.js").read_text(encoding="utf-8")
+    exported = re.search(r"export\s*\{([^}]*)\};?\s*", bundle)
+    names = (
+        dict(reversed(part.split(" as ")) for part in exported[1].split(",")) if exported else {}
+    )
+    if exported is None or "default" not in names:
+        raise RuntimeError(f"{folder}: found no DataTables in itables, expected its bundle.")
+    bundle = bundle[: exported.start()] + bundle[exported.end() :]
+    own = asset("table.js").replace("DATA_TABLE", names["default"])
+    return f"{bundle}\n{own}".replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
+    """Columns, joins and order of the statement."""
+    columns = [Column("id", "e.source_id", "text")]
+    joins: list[str] = []
+    order = "e.example_id"
+    if subject.task == "completion":
+        joins.append("JOIN completions AS c ON c.id = e.example_id AND c.role = 'example'")
+        columns += [
+            Column("prompt", f"left(c.prompt, {cut // 2})", "text"),
+            Column("answer", f"left(c.answer, {cut})", "text"),
+            Column("characters", "length(c.answer)", "number", 0),
+        ]
+    else:
+        text = f"left(concat_ws(' | ', e.text, e.text_b), {cut})"
+        columns.append(Column("text", text, "text"))
+    judged = subject.judged
+    if judged is not None and subject.task == "classification":
+        joins.append(f"LEFT JOIN (FROM {judged.rows}) AS i USING (example_id)")
+        columns += [
+            Column("given", "e.label_name", "class"),
+            Column("suggested", "i.suggested_label", "class"),
+            Column("score", "round(i.label_score, 4)", "number"),
+            Column("p(wrong)", "round(i.p_wrong, 3)", "number", 3),
+            Column("flagged", "i.is_label_issue", "flag"),
+        ]
+        order = "i.label_score NULLS LAST"
+    elif judged is not None:
+        joins.append(f"LEFT JOIN (FROM {judged.rows}) AS i USING (example_id)")
+        columns += [
+            Column("reason", "i.reason", "class"),
+            Column("p(bad)", "round(i.p_wrong, 3)", "number", 3),
+            Column("flagged", "i.is_answer_issue", "flag"),
+        ]
+        order = "i.p_wrong DESC NULLS LAST"
+    elif subject.task == "classification":
+        columns.append(Column("label", "e.label_name", "class"))
+    if subject.task == "regression":
+        columns.append(Column("target", "e.target", "number"))
+        if (found := subject.instance("predictions")) is not None:
+            joins.append(
+                "LEFT JOIN (SELECT id, any_value(logits[1] ORDER BY method) AS predicted, "
+                "any_value(sqrt(loss) ORDER BY method) AS off FROM "
+                f"{found.rows} AND role = 'example' GROUP BY id) AS p ON p.id = e.example_id"
+            )
+            columns += [
+                Column("predicted", "p.predicted", "number"),
+                Column("off by", "p.off", "number"),
+            ]
+            order = "p.off DESC NULLS LAST"
+    if (lost := subject.instance("answer_losses")) is not None:
+        joins.append(
+            f"LEFT JOIN (FROM {lost.rows} AND role = 'example') AS o ON o.id = e.example_id"
+        )
+        columns += [
+            Column("loss", "round(o.loss, 3)", "number", 3),
+            Column("difficulty", "round(o.difficulty, 3)", "number", 3),
+        ]
+    if (relevance := subject.instance("query_relevance")) is not None:
+        joins.append(
+            f"LEFT JOIN (SELECT example_id, similarity FROM {relevance.rows}) AS r USING (example_id)"
+        )
+        columns.append(Column("on task", "round(r.similarity, 3)", "number", 3))
+    if subject.values is not None:
+        method, utility = subject.values
+        joins.append(
+            "LEFT JOIN (FROM shapley WHERE semivalue = 'shapley' AND "
+            f"method = {quoted(method)} AND utility = {quoted(utility)}) AS v USING (example_id)"
+        )
+        columns.append(Column("value", "v.value", "number", 6))
+    joins.append(
+        "LEFT JOIN (SELECT example_id, string_agg(DISTINCT issue, ', ' ORDER BY issue) AS issues "
+        "FROM issues GROUP BY example_id) AS s USING (example_id)"
+    )
+    columns.append(Column("issues", "s.issues", "text"))
+    return columns, joins, order
+
+
+def _cell(value: Any) -> Any:
+    """A value as JSON has it: numbers that are none of JSON's are missing ones."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if abs(value) < float("inf") else None
+    return value

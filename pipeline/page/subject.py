@@ -1,0 +1,115 @@
+"""What a report is about: a run, its task, and which of its results are shown."""
+
+import functools
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pipeline.page.asked import Asked, Rows, ask
+from pipeline.page.document import readable
+from storage.credentials import masked
+from storage.sql import quoted
+
+FEATURES = ("embeddings", "features", "hidden_states")
+"""Views whose vectors tell what is near, the one that is taken first."""
+NOUNS = {
+    "classification": ("label", "labels"),
+    "regression": ("target", "targets"),
+    "completion": ("answer", "answers"),
+    "question_answering": ("question", "questions"),
+}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A view, and the stage instance whose rows of it are shown; of several the first."""
+
+    view: str
+    method: str
+
+    @property
+    def rows(self) -> str:
+        """The part of a statement that names these rows."""
+        return f"{self.view} WHERE method = {quoted(self.method)}"
+
+
+class Subject:
+    """A run whose report is written; questions to it are asked once."""
+
+    def __init__(self, run: Any):
+        """Holds `run`, a `pipeline.open_run.OpenedRun`."""
+        self.run = run
+        self.task = run.task()
+        self.views = frozenset(run.views())
+        self.config = yaml.safe_load(run.record["config"])
+        self.path = shlex.quote(str(run.folder.path))
+
+    def ask(self, statement: str) -> Asked:
+        """The answer to a statement, which a page shows beside it."""
+        return ask(self.run, statement)
+
+    @functools.cached_property
+    def n_examples(self) -> Asked:
+        """How many rows the corpus has."""
+        return self.ask("SELECT count(*) AS examples FROM tables.label WHERE role = 'example'")
+
+    @functools.cached_property
+    def n_queries(self) -> Asked:
+        """How many queries there are."""
+        return self.ask("SELECT count(*) AS queries FROM tables.label WHERE role = 'query'")
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes, by label."""
+        rows = self.ask("SELECT label_name FROM provenance.class ORDER BY label").rows
+        return [str(row["label_name"]) for row in rows]
+
+    @functools.cached_property
+    def judged(self) -> Instance | None:
+        """The instance that judged labels, or the answers of completions."""
+        return self.instance("answer_issues" if self.task == "completion" else "label_issues")
+
+    @functools.cached_property
+    def features(self) -> Instance | None:
+        """The vectors that tell which examples are near each other."""
+        found = (self.instance(view) for view in FEATURES)
+        return next((instance for instance in found if instance is not None), None)
+
+    @functools.cached_property
+    def values(self) -> tuple[str, str] | None:
+        """Method and utility of the values that are shown."""
+        shown: tuple[str, str] | None = self.run.shown_values()
+        return shown
+
+    def instance(self, view: str) -> Instance | None:
+        """The instance of a view whose rows are shown; None where there is none."""
+        methods = self.run.methods(view)
+        return Instance(view, methods[0]) if methods else None
+
+    def source(self, role: str) -> str:
+        """The name of the source that examples (`corpus`) or `queries` were read from."""
+        path = masked(str((self.config.get(role) or {}).get("path") or ""))
+        return readable(path.rstrip("/").rpartition("/")[2] or path, 120)
+
+    def doubts(self, ids: list[int]) -> dict[int, str]:
+        """What examples among `ids` are flagged for: shown wherever they appear."""
+        if self.judged is None or not ids:
+            return {}
+        is_answer = self.task == "completion"
+        said, flag = (
+            ("reason", "is_answer_issue") if is_answer else ("suggested_label", "is_label_issue")
+        )
+        rows = self.ask(
+            f"SELECT example_id, {said} AS said FROM {self.judged.rows} AND {flag} "
+            f"AND example_id IN ({', '.join(map(str, sorted(set(ids))))})"
+        ).rows
+        words = "flagged: {}" if is_answer else "flagged: {}?"
+        return {row["example_id"]: words.format(row["said"]) for row in rows}
+
+
+def flag(subject: Subject, rows: Rows) -> Rows:
+    """The rows with `flagged`, what each example is flagged for, or None."""
+    doubts = subject.doubts([row["example_id"] for row in rows])
+    return [{**row, "flagged": doubts.get(row["example_id"])} for row in rows]
