@@ -47,8 +47,11 @@ def cautions(subject: Subject) -> Cautions:
     found: list[Caution] = []
     passed: list[str] = []
     for name, check in _CHECKS.items():
-        if not _NEEDS[name] <= subject.views or (
-            name in _OF_CLASSES and subject.task != "classification"
+        if (
+            not _NEEDS.get(name, set()) <= subject.views
+            or (name in _OF_CLASSES and subject.task != "classification")
+            or (name in _OF_TEXTS and not subject.has_texts)
+            or (name in _OF_VERDICTS and subject.judged is None)
         ):
             continue
         said = list(check(subject))
@@ -143,15 +146,16 @@ def _alike(subject: Subject) -> Iterator[Caution]:
 
 
 def _unjudged(subject: Subject) -> Iterator[Caution]:
-    if subject.judged is None:
-        return
+    assert subject.judged is not None
+    is_answer = subject.task == "completion"
+    labelled = "" if is_answer else " AND label IS NOT NULL"
     asked = subject.ask(
-        "SELECT count(*) AS unjudged FROM tables.label WHERE role = 'example' AND label IS NOT "
-        f"NULL\nAND id NOT IN (SELECT example_id FROM {subject.judged.rows})"
+        f"SELECT count(*) AS unjudged FROM tables.label WHERE role = 'example'{labelled}\n"
+        f"AND id NOT IN (SELECT example_id FROM {subject.judged.rows})"
     )
     if asked.number:
         yield Caution(
-            f"{asked.number:,} labelled rows have no prediction and were not judged.", asked
+            f"Rows that were not judged, as the model has no usable prediction for them: {asked.number:,}.", asked
         )
 
 
@@ -208,8 +212,8 @@ def _shared(subject: Subject) -> Iterator[Caution]:
     )
     if asked.number:
         yield Caution(
-            f"{asked.number:,} examples are the same as a query or nearly so: what is measured on "
-            "the queries flatters the model, and these examples come out too valuable.",
+            f"Examples that are the same as a query or nearly so: {asked.number:,}. What is measured "
+            "on the queries flatters the model, and these examples come out too valuable.",
             asked,
         )
 
@@ -222,8 +226,8 @@ def _contradictory(subject: Subject) -> Iterator[Caution]:
     )
     if asked.number:
         yield Caution(
-            f"{asked.number:,} examples have a twin with another label: of each pair, one is wrong "
-            "or the text does not decide.",
+            f"Examples with a twin under another label: {asked.number:,}. Of each pair one label is "
+            "wrong, or the text does not decide.",
             asked,
         )
 
@@ -281,7 +285,7 @@ _CHECKS: dict[str, Check] = {
     "models are right more often than chance": _mismatched,
     "predictions know clearly more than the most frequent class": _weak,
     "all pairs of classes are told apart": _alike,
-    "every label was judged": _unjudged,
+    "every row was judged": _unjudged,
     "no gradient of unusual length": _gradients,
     "values have converged": _unsettled,
     "no example is also a query": _shared,
@@ -289,11 +293,10 @@ _CHECKS: dict[str, Check] = {
     "no rare class": _rare,
     "texts are read to their end": _cut,
 }
-_NEEDS: dict[str, set[str]] = {name: set() for name in _CHECKS} | {
+_NEEDS: dict[str, set[str]] = {
     "models are right more often than chance": {"predictions"},
     "predictions know clearly more than the most frequent class": {"predictions"},
     "all pairs of classes are told apart": {"predictions"},
-    "every label was judged": {"label_issues"},
     "no gradient of unusual length": {"diagnostics"},
     "values have converged": {"shapley"},
     "texts are read to their end": {"text_lengths"},
@@ -304,3 +307,5 @@ _OF_CLASSES = {
     "all pairs of classes are told apart",
     "no rare class",
 }
+_OF_TEXTS = {"no example is also a query", "no twins with different labels"}
+_OF_VERDICTS = {"every row was judged"}

@@ -44,9 +44,11 @@ def histogram(
     if any(flagged):
         axes.axvline(threshold, color=INK, linewidth=1, linestyle="--")
         axes.annotate(
-            f" threshold {threshold:.3g}",
-            (threshold, 1),
+            f"threshold {threshold:.3g}",
+            (threshold, 0.97),
+            (5, 0),
             xycoords=("data", "axes fraction"),
+            textcoords="offset points",
             va="top",
             color=INK,
             fontsize=10,
@@ -54,7 +56,9 @@ def histogram(
     axes.set_xlabel(axis)
     axes.set_ylabel(what)
     axes.set_xlim(0, 1)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=10, loc="upper center")
+    axes.legend(
+        frameon=False, labelcolor=INK, fontsize=10, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
+    )
     total = sum(kept) + sum(flagged)
     return _svg(
         figure,

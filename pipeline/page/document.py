@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.terminal import CONTROLS, bytes_text
 
@@ -63,6 +63,15 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text)
 
 
+def coded(text: str) -> Markup:
+    """The text with what stands between backticks as code."""
+    parts = escape(text).split("`")
+    tags = ("<code>", "</code>")
+    return Markup("").join(
+        [parts[0], *(Markup(tags[at % 2]) + part for at, part in enumerate(parts[1:]))]
+    )
+
+
 def shade(share: float) -> str:
     """The class of the style sheet for a number from -1 (against) to 1 (for); none near 0."""
     step = round(CONTRASTS * abs(share))
@@ -78,6 +87,10 @@ def share(number: float | None) -> str:
     """A share from 0 to 1 in percent, with a decimal where it is near an end."""
     if number is None:
         return ""
+    if 0 < number < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= number < 1:
+        return ">99.9%"
     return f"{number:.0%}" if 0.01 <= number <= 0.99 or number in (0, 1) else f"{number:.1%}"
 
 
@@ -101,6 +114,7 @@ def _environment() -> jinja2.Environment:
         "shade": shade,
         "significant": significant,
         "share": share,
+        "coded": coded,
         "count": lambda number: f"{number:,}",
         "bytes": bytes_text,
         "sentence": lambda words: words[:1].upper() + words[1:],

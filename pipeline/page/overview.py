@@ -111,7 +111,7 @@ def _lead(subject: Subject) -> str:
 def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
     """Of labels, or of answers of completions: how many look wrong."""
     is_answer = subject.task == "completion"
-    one, many = NOUNS[subject.task]
+    _, many = NOUNS[subject.task]
     flag, order = (
         ("is_answer_issue", "p_wrong DESC") if is_answer else ("is_label_issue", "label_score")
     )
@@ -127,8 +127,7 @@ def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
     low, high = max(0.0, expected - reach), min(float(judged), expected + reach)
     wrong = "bad" if is_answer else "wrong"
     if flagged:
-        headline = f"{flagged:,} of {judged:,} {many if flagged != 1 else one} look {wrong}"
-        headline = headline if flagged != 1 else headline.replace(" look ", " looks ")
+        headline = f"{flagged:,} of {judged:,} {many} look{'s' if flagged == 1 else ''} {wrong}"
     else:
         headline = f"None of {judged:,} {many} looks {wrong}"
     tiles = [

@@ -96,7 +96,7 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
             Column("answer", f"left(c.answer, {cut})", "text"),
             Column("characters", "length(c.answer)", "number", 0),
         ]
-    else:
+    elif subject.has_texts:
         text = f"left(concat_ws(' | ', e.text, e.text_b), {cut})"
         columns.append(Column("text", text, "text"))
     judged = subject.judged
@@ -153,6 +153,8 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
             f"method = {quoted(method)} AND utility = {quoted(utility)}) AS v USING (example_id)"
         )
         columns.append(Column("value", "v.value", "number", 6))
+    if not subject.has_texts:  # texts that are all empty would all be duplicates
+        return columns, joins, order
     joins.append(
         "LEFT JOIN (SELECT example_id, string_agg(DISTINCT issue, ', ' ORDER BY issue) AS issues "
         "FROM issues GROUP BY example_id) AS s USING (example_id)"

@@ -44,6 +44,7 @@ class Subject:
         self.task = run.task()
         self.views = frozenset(run.views())
         self.config = yaml.safe_load(run.record["config"])
+        self.has_texts = bool(run.facts("text")["has_text"])
         self.path = shlex.quote(str(run.folder.path))
 
     def ask(self, statement: str) -> Asked:
