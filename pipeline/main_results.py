@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from pipeline.agreement import mismatches
-from storage.sql import quoted
 from pipeline.trials import trials
 from storage.sql import quoted
 

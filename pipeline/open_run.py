@@ -76,6 +76,11 @@ class OpenedRun:
             f"catalog  {self.folder.catalog}"
         )
 
+    def _repr_html_(self) -> str:
+        from pipeline.page.report import top_of_report  # `assay --help` should not pay for it
+
+        return top_of_report(self)
+
     def config(self) -> "Run":
         """The resolved configuration."""
         return self.folder.read_run()

@@ -125,7 +125,8 @@ def _alike(subject: Subject) -> Iterator[Caution]:
         )
         SELECT method, any_value(f.label_name) AS first, any_value(s.label_name) AS second,
                avg(is_right) AS told_apart
-        FROM (SELECT method, first, second, label, avg(is_right) AS is_right FROM told GROUP BY ALL) AS t
+        FROM (SELECT method, first, second, label, avg(is_right) AS is_right
+              FROM told GROUP BY ALL) AS t
         JOIN provenance.class AS f ON f.label = t.first
         JOIN provenance.class AS s ON s.label = t.second
         GROUP BY t.method, t.first, t.second HAVING count(*) = 2
@@ -155,7 +156,8 @@ def _unjudged(subject: Subject) -> Iterator[Caution]:
     )
     if asked.number:
         yield Caution(
-            f"Rows that were not judged, as the model has no usable prediction for them: {asked.number:,}.", asked
+            f"Rows without a usable prediction, which were not judged: {asked.number:,}.",
+            asked,
         )
 
 
@@ -212,8 +214,8 @@ def _shared(subject: Subject) -> Iterator[Caution]:
     )
     if asked.number:
         yield Caution(
-            f"Examples that are the same as a query or nearly so: {asked.number:,}. What is measured "
-            "on the queries flatters the model, and these examples come out too valuable.",
+            f"Examples that are the same as a query or nearly so: {asked.number:,}. What is "
+            "measured on the queries flatters the model, and these examples come out too valuable.",
             asked,
         )
 
@@ -226,8 +228,8 @@ def _contradictory(subject: Subject) -> Iterator[Caution]:
     )
     if asked.number:
         yield Caution(
-            f"Examples with a twin under another label: {asked.number:,}. Of each pair one label is "
-            "wrong, or the text does not decide.",
+            f"Examples with a twin under another label: {asked.number:,}. Of each pair one label "
+            "is wrong, or the text does not decide.",
             asked,
         )
 
@@ -243,8 +245,8 @@ def _rare(subject: Subject) -> Iterator[Caution]:
             f"{readable(r['label_name'], 60)} ({r['n']:,})" for r in asked.rows[:PAIRS]
         )
         yield Caution(
-            f"Classes with less than a tenth of an even share of rows: {listed}. Little can be said "
-            "of them.",
+            f"Classes with less than a tenth of an even share of rows: {listed}. Little can be "
+            "said of them.",
             asked,
         )
 
@@ -259,8 +261,9 @@ def _cut(subject: Subject) -> Iterator[Caution]:
     for row in asked.rows:
         if row["share"] is not None and row["share"] > CUT:
             yield Caution(
-                f"{row['n']:,} texts ({share(row['share'])}) are longer than the {row['max_length']} "
-                "tokens that the model reads, and were judged without their ends. Raise "
+                f"{row['n']:,} texts ({share(row['share'])}) are longer than the "
+                f"{row['max_length']} tokens that the model reads, and were judged without "
+                "their ends. Raise "
                 "`max_length` of the model if it reads more.",
                 asked,
             )

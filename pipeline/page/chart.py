@@ -1,7 +1,7 @@
 """Charts as SVG in the page: text that can be selected, in the page's colours, also in print.
 
-Drawn by matplotlib, which needs no script: bokeh adds 1.3 MB of one to every page and paints pixels,
-plotly 4.8 MB.
+Drawn by matplotlib, which needs no script: bokeh adds 1.3 MB of one to every page and paints
+pixels, plotly 4.8 MB.
 """
 
 import io
@@ -116,7 +116,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, description: str) -> Markup:
-    """The figure as an `<svg>` element without styles of its own, which the page's policy forbids."""
+    """The figure as an `<svg>` element without styles, which the policy of pages forbids."""
     import matplotlib
 
     buffer = io.BytesIO()

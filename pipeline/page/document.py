@@ -1,4 +1,4 @@
-"""A page of HTML as one file: templates, style and scripts in it, and a policy that shuts out others.
+"""A page of HTML as one file: its style and scripts, and a policy that shuts out all others.
 
 Templates are Jinja's: it escapes whatever is filled in, which Python's own formatting leaves to
 every single place.
@@ -43,6 +43,11 @@ def document(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
     return f"{page.strip()}\n"
 
 
+def part(template: str, **values: Any) -> str:
+    """What a template gives that is no whole page, for a notebook: without style and scripts."""
+    return _environment().get_template(template).render(**values)
+
+
 def asset(name: str) -> str:
     """The text of a file of `assets/`."""
     return (HERE / "assets" / name).read_text(encoding="utf-8")
@@ -56,7 +61,7 @@ def readable(text: object, most: int = LONGEST) -> str:
 
 
 def embedded_json(value: Any) -> Markup:
-    """JSON that can stand in a `<script type="application/json">`: no text of it ends the script."""
+    """JSON for a `<script type="application/json">`: no text of it ends the script."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign, code in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
         text = text.replace(sign, code)

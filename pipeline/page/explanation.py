@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.explain import words as explain_words
 from pipeline.explain.on_terminal import numbers, prediction_lines
-from pipeline.explain.query import Rows
+from pipeline.explain.query import Rows, shown_text
 from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
 from pipeline.page.document import document
 
@@ -18,7 +18,7 @@ def page(found: Mapping[str, Any], pictures: Pictures) -> str:
     return document(
         "explanation.html",
         run_id=found["run_id"],
-        query=found["query"],
+        heading=shown_text(found["query"]) or f"Query {found['query']['query_id']}",
         explained=explained(found),
         images=pictures,
     )

@@ -75,7 +75,8 @@ def images_of(run: Any, found: Mapping[str, Any]) -> dict[int | None, Image]:
     images: dict[int | None, Image] = dict(images_in(run, "examples", ids))
     query_id = found["query"]["query_id"]
     if query_id is not None:
-        images |= {None: image for image in images_in(run, "queries", [query_id]).values()}
+        own = images_in(run, "queries", [query_id])
+        images |= {} if query_id not in own else {None: own[query_id]}
     return images
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.explain import set_titles
+from pipeline.explain.query import shown_text
 from pipeline.explain.titles import method_title
 from pipeline.page.document import document
 
@@ -54,4 +55,4 @@ def _cards(listed: set_titles.Listed, top_k: int | None) -> list[dict[str, Any]]
 
 
 def _text(row: Mapping[str, Any]) -> str:
-    return " | ".join(part for part in (row["text"], row["text_b"]) if part) or row["source_id"]
+    return shown_text(row) or row["source_id"]

@@ -1,10 +1,11 @@
-"""The section in which some queries are explained: those that fail first, then unsure and sure ones."""
+"""The section in which some queries are explained: first those that fail."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.explain.explanation import explain
+from pipeline.explain.query import shown_text
 from pipeline.page.asked import Asked
 from pipeline.page.explanation import all_rows, explained
 from pipeline.page.subject import Subject
@@ -43,7 +44,7 @@ def explorer(subject: Subject, progress: Progress) -> Explorer | None:
             other["flagged"] = doubts.get(other["example_id"])
         found.append(
             {
-                "query": one["query"],
+                "query": {**one["query"], "shown": shown_text(one["query"])},
                 "why": row["why"],
                 "explained": explained(one),
                 "rows": all_rows(one),

@@ -134,7 +134,7 @@ def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
         Tile(
             f"{low:,.0f} to {high:,.0f}",
             f"{many} are expected to be {wrong}, flagged or not (95 % interval around "
-            f"{expected:,.0f}, if the probabilities are right; the order is surer than this number)",
+            f"{expected:,.0f}, if the probabilities are right; the order is surer)",
             counts,
         ),
     ]
@@ -323,7 +323,8 @@ def _accuracy(subject: Subject) -> list[Tile]:
     return [
         Tile(
             share(best["accuracy"]),
-            f"of the {best['n']:,} labelled queries are predicted right by the {best['source']}{also}",
+            f"of the {best['n']:,} labelled queries are predicted right by the {best['source']}"
+            f"{also}",
             asked,
         )
     ]

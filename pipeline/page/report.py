@@ -1,4 +1,4 @@
-"""The report of a run: one file of HTML that people read, with the statement behind every number."""
+"""The report of a run: one page that people read, with the SQL behind every number."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pipeline.errors import RunError
 from pipeline.explain.picture import data_url, largest
 from pipeline.page.answers import answers
 from pipeline.page.cautions import cautions
-from pipeline.page.document import asset, document
+from pipeline.page.document import asset, document, part
 from pipeline.page.explanation_file import images_in
 from pipeline.page.explorer import Explorer, explorer
 from pipeline.page.labels import MATRIX, labels
@@ -120,6 +120,13 @@ def _pictures(run: Any, view: str, ids: set[int]) -> dict[int, str]:
     images = images_in(run, view, sorted(ids))
     white = largest(list(images.values()))
     return {row: data_url(image, white) for row, image in images.items()}
+
+
+def top_of_report(run: Any) -> str:
+    """What a notebook shows of a run: what was found, what to do next, what not to trust."""
+    subject = Subject(run)
+    top, found = overview(subject), cautions(subject)
+    return part("top.html", top=top, cautions=found, run_path=subject.path)
 
 
 def write_report(

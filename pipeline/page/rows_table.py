@@ -1,7 +1,7 @@
 """The table of all rows that a person sorts and searches: which rows and columns, and its script.
 
-The script is DataTables, as the Python package `itables` carries it: 0.6 MB, MIT, no `eval` on the way
-that is taken. The tables of bokeh need 1.6 MB and a `Function` made of text to filter.
+The script is DataTables, as the Python package `itables` carries it: 0.6 MB, MIT, no `eval` on the
+way that is taken. The tables of bokeh need 1.6 MB and a `Function` made of text to filter.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.page.asked import Asked
-from pipeline.page.document import asset
+from pipeline.page.document import asset, readable
 from pipeline.page.subject import Subject
 from storage.sql import quoted
 
@@ -143,7 +143,8 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
         ]
     if (relevance := subject.instance("query_relevance")) is not None:
         joins.append(
-            f"LEFT JOIN (SELECT example_id, similarity FROM {relevance.rows}) AS r USING (example_id)"
+            "LEFT JOIN (SELECT example_id, similarity "
+            f"FROM {relevance.rows}) AS r USING (example_id)"
         )
         columns.append(Column("on task", "round(r.similarity, 3)", "number", 3))
     if subject.values is not None:
@@ -167,4 +168,6 @@ def _cell(value: Any) -> Any:
     """A value as JSON has it: numbers that are none of JSON's are missing ones."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if abs(value) < float("inf") else None
+    if isinstance(value, str):
+        return readable(value)
     return value

@@ -49,8 +49,8 @@ def read_evaluation(given: str | Path | Row, run_id: str) -> Row:
             found = json.loads(Path(given).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{name}: found that it cannot be read ({error}), expected what `assay evaluate RUN "
-                "METRIC --json` printed. Write that to the file again."
+                f"{name}: found that it cannot be read ({error}), expected what `assay evaluate "
+                "RUN METRIC --json` printed. Write that to the file again."
             ) from error
     if not isinstance(found, Mapping) or not set(KEYS) <= set(found) or not found["rows"]:
         raise RunError(

@@ -46,8 +46,9 @@ def twins(subject: Subject) -> Twins | None:
                coalesce(e.label_name, e.target::VARCHAR) AS label,
                o.text AS other_text, o.source_id AS other_source_id,
                coalesce(o.label_name, o.target::VARCHAR) AS other_label
-        FROM (SELECT example_id, other_id FROM issues WHERE issue LIKE '%duplicate with another label'
-              AND other_role = 'example' AND example_id < other_id AND {str(subject.has_texts).lower()}
+        FROM (SELECT example_id, other_id FROM issues
+              WHERE issue LIKE '%duplicate with another label' AND other_role = 'example'
+                AND example_id < other_id AND {str(subject.has_texts).lower()}
               ORDER BY example_id LIMIT {PAIRS}) AS i
         JOIN examples AS e ON e.example_id = i.example_id
         JOIN examples AS o ON o.example_id = i.other_id ORDER BY i.example_id"""

@@ -12,6 +12,7 @@ import pytest
 from runs import assay, write_lines
 from tiny_models import word_model
 
+from pipeline import api
 from pipeline.api import expected, explain, flag, open_run, plan, select
 from pipeline.errors import RunError
 from pipeline.explain import prompt as prompts
@@ -254,3 +255,12 @@ def test_with_other_queries_the_planted_answers_stay(folder: Path, ran: Any) -> 
     # The shard of queries alone.
     assert planned["answer_issues"]["tasks"] == planned["answer_loss"]["tasks"] == 1
     assert assay("verify", run.folder.path).stdout.count("are as they were written") == 1
+
+
+def test_a_report_shows_answers_as_people_read_them(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    page = api.report(run, tmp_path / "report.html", by=["site"]).read_text(encoding="utf-8")
+    n = len(flag(run).df())
+    assert f"{n} of {N} answers look" in page
+    assert page.count('class="bubble answer"') == 20
+    assert "⚑ flagged: empty" in page

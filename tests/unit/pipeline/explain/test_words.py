@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from pipeline.explain.words import on_page, on_terminal, pieces, title, words_of
+from pipeline.explain.words import on_terminal, pieces, title, words_of
+from pipeline.page.explanation import page
 
 QUERY = {"text": "slowly <good>", "text_b": "no"}
 
@@ -67,25 +68,23 @@ def test_terminal_and_page_show_sign_and_strength() -> None:
     assert styles["slowly"] == "white on rgb(22,120,70)"
     assert re.match(r"black on rgb\(2\d\d,150,145\)", styles["good"])
     assert " more" not in styles
-    html = on_page(entry, QUERY)
+    html = words_on_page(entry)
     assert "&lt;" in html
-    assert '<span title="+1" style="background: rgba(22, 120, 70, 0.75)">slowly</span>' in html
-    assert 'title="-0.5" style="background: rgba(170, 45, 35, 0.38)"' in html
+    assert '<span class="for-10" title="+1">slowly</span>' in html
+    assert '<span class="against-5" title="-0.5">' in html
     assert title(entry) == "ig: words that speak for (+) or against (-) bad"
 
 
 def test_nothing_to_show_is_the_plain_text() -> None:
     entry: dict[str, Any] = {"words": [], "method": "ig", "output_name": None}
     assert "".join(text for text, _ in pieces(entry, QUERY)) == "slowly <good> | no"
-    assert "<span" not in on_page(entry, QUERY)
+    assert "<span" not in words_on_page(entry)
     assert title(entry) == "ig: words that matter most for the model's output"
 
 
 def test_a_score_of_zero_is_told() -> None:
     entry = {"words": [{**words_of(ROWS, QUERY)[0], "score": 0.0}], "method": "ig"}
-    assert '<span title="+0" style="background: rgba(170, 45, 35, 0.00)">slowly</span>' in on_page(
-        entry, QUERY
-    )
+    assert '<span class="none" title="+0">slowly</span>' in words_on_page(entry)
 
 
 def test_a_conversation_is_what_the_model_read() -> None:
@@ -93,3 +92,12 @@ def test_a_conversation_is_what_the_model_read() -> None:
     query = {"text": '[{"role":"user","content":"hi"}]', "text_b": None}
     entry = {"words": words_of(rows, query), "method": "ig", "output_name": None}
     assert on_terminal(entry, query).plain.startswith("user hi\n")
+
+
+def words_on_page(entry: dict[str, Any]) -> str:
+    """The part of a page that shows the words."""
+    found = {
+        "run_id": "r", "query": {**QUERY, "query_id": 1, "label": None}, "predictions": [],
+        "answers": [], "methods": [], "values": [], "spectra": [], "tokens": [entry],
+    }  # fmt: skip
+    return page(found, {}).partition('<p class="words"')[2]

@@ -1,0 +1,302 @@
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import assay, complaint, write_lines, write_run
+
+from pipeline import api
+from pipeline.open_run import open_run
+from pipeline.page.document import readable
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "'; DROP TABLE label; --",
+    "</script><script>alert(3)</script>",
+    "<!-- --> ]]>",
+    "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627",
+    "bell \x07 escape \x1b[31m",
+    "javascript:alert(4) [x](javascript:alert(5))",
+    "x" * 1_000_000,
+    "{{ 7 * 7 }} {% raw %}",
+    "<style>*{display:none}</style>",
+    "\u2028 \u2029",
+]
+
+
+class Page(HTMLParser):
+    """What stands in a page: tags with attributes, scripts, statements and all other words."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self.statements: list[str] = []
+        self.styles: list[str] = []
+        self.words = ""
+        self._in_statement = False
+        self._open: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._open.append((tag, dict(attrs)))
+        self._in_statement = tag == "code" and any(
+            attributes.get("class") == "sql" for tag, attributes in self._open if tag == "details"
+        )
+        if self._in_statement:
+            self.statements.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self._open[-1] if self._open else ("", {})
+        if tag == "script":
+            self.scripts.append((attributes.get("type"), data))
+        elif tag == "style":
+            self.styles.append(data)
+        else:
+            if tag == "code" and self._in_statement:
+                self.statements[-1] += data
+            self.words += data
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run over texts that try to be more than texts."""
+    folder = tmp_path_factory.mktemp("hostile")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "text": f"{text} {copy}",
+            "label": ("<b>bad</b>", '"good" & <i>')[at % 2],
+            "id": f"{text[:20]}-{copy}",
+            "origin": text[:30],
+        }
+        for copy in range(5)
+        for at, text in enumerate(HOSTILE)
+    ]
+    vectors = rng.normal(size=(len(rows), 4)).astype(np.float32)
+    vectors[::2, 0] += 4
+    vectors[5, 0] += 4  # a wrong label
+    sources: dict[str, Any] = {}
+    for role, part in (("corpus", slice(12, None)), ("queries", slice(0, 12))):
+        np.save(folder / f"{role}.npy", vectors[part])
+        path = write_lines(folder / f"{role}.jsonl", rows[part])
+        sources[role] = {"path": path, "text": "text", "label": "label", "id": "id"}
+        sources[role]["features"] = str(folder / f"{role}.npy")
+    stages = {
+        "kernel_regression": {"kernel": ["features"]},
+        "label_issues": {},
+        "probe": {"embedding": "features"},
+        "prediction": {"embedding": "features"},
+        "freeshap": {"kernel": ["features"], "rounds": 2},
+        "support": {"features": "features"},
+    }
+    assay("run", write_run(folder, **sources, stages=stages))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def page(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of the hostile run."""
+    out = tmp_path_factory.mktemp("out") / "report.html"
+    assay("report", hostile, "--out", out, "--by", "origin")
+    return out.read_text(encoding="utf-8")
+
+
+def test_texts_of_a_corpus_are_harmless(page: str) -> None:
+    read = Page(page)
+    assert [kind for kind, _ in read.scripts] == ["application/json", "module", "module"]
+    forbidden = {"img", "iframe", "object", "embed", "base", "form", "link"}
+    assert not forbidden & {tag for tag, _ in read.tags}
+    for _, attributes in read.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        assert str(attributes.get("href", "#")).startswith("#")
+    for text in HOSTILE[:5]:
+        assert text in read.words
+    assert "\u202e" not in page
+    assert "\\u202eright to left" in read.words
+    assert not [sign for sign in page if ord(sign) < 32 and sign not in "\n\t"]
+    assert "49" not in read.words.split("{{ 7 * 7 }}")[0][-4:]
+
+
+def test_only_the_scripts_of_the_page_may_run(page: str) -> None:
+    read = Page(page)
+    (policy,) = (
+        str(attributes["content"])
+        for tag, attributes in read.tags
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split("; ")}
+    assert rules["default-src"] == ["'none'"]
+    hashed = [hash_of(text) for kind, text in read.scripts if kind == "module"]
+    assert rules["script-src"] == hashed
+    assert rules["style-src"] == list(map(hash_of, read.styles))
+    assert "unsafe" not in policy
+
+
+def test_a_long_text_is_cut(page: str) -> None:
+    assert len(page) < 3_000_000
+    assert "x" * 1_499 + "…" in page
+    assert "x" * 1_500 not in page
+
+
+def test_every_statement_of_a_page_can_be_asked(page: str, hostile: Path) -> None:
+    run = open_run(hostile)
+    statements = [s for s in Page(page).statements if s.lstrip().startswith(("SELECT", "WITH"))]
+    assert len(statements) >= 12
+    for statement in set(statements):
+        run.sql(statement).fetchall()
+
+
+def test_the_top_says_what_the_run_found(page: str, hostile: Path) -> None:
+    run = open_run(hostile)
+    flagged = len(run.flag().fetchall())
+    ((n, expected),) = run.sql("SELECT count(*), sum(p_wrong) FROM label_issues").fetchall()
+    read = Page(page)
+    assert f"{flagged} of {n} label" in read.words
+    assert f"around {expected:,.0f}" in read.words
+    assert "assay flag" in read.words
+    # Twelve texts stand in the corpus four times each, but each with a number of its own.
+    assert "Words" in read.words
+    for title in ("Labels", "Helpful and harmful", "By column", "Queries", "Provenance"):
+        assert title in read.words
+
+
+def test_the_table_holds_every_row(page: str, hostile: Path) -> None:
+    (data,) = (json.loads(text) for kind, text in Page(page).scripts if kind == "application/json")
+    titles = [column["title"] for column in data["columns"]]
+    shown = {tuple(row[titles.index(name)] for name in ("id", "given")) for row in data["rows"]}
+    asked = open_run(hostile).sql("SELECT source_id, label_name FROM examples").fetchall()
+    assert shown == {tuple(map(readable, row)) for row in asked}
+    scores = [row[titles.index("score")] for row in data["rows"]]
+    assert scores == sorted(scores)
+
+
+def test_a_run_in_which_nothing_is_flagged(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = ["red", "green", "blue"] * 30
+    centres = {"red": (9, 0), "green": (-6, 9), "blue": (-6, -9)}
+    vectors = np.array([centres[name] + rng.normal(size=2) / 2 for name in labels])
+    np.save(tmp_path / "clouds.npy", vectors.astype(np.float32))
+    rows = [{"text": f"point {at}", "label": name} for at, name in enumerate(labels)]
+    corpus = {
+        "path": write_lines(tmp_path / "clouds.jsonl", rows),
+        "text": "text",
+        "label": "label",
+        "features": str(tmp_path / "clouds.npy"),
+    }
+    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
+    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
+    out = api.report(tmp_path / "run", tmp_path / "clean.html")
+    words = Page(out.read_text(encoding="utf-8")).words
+    assert "None of 90 labels looks wrong" in words
+    assert "which examples help and which harm" in words  # in the list of what is missing
+    assert "Helpful and harmful" not in words
+
+
+def test_a_regression_without_texts_or_queries(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 3)).astype(np.float32)
+    targets = vectors.sum(axis=1) * 10
+    targets[7] += 500
+    np.save(tmp_path / "x.npy", vectors)
+    rows = [{"y": float(target), "id": f"row {at}"} for at, target in enumerate(targets)]
+    corpus = {
+        "path": write_lines(tmp_path / "x.jsonl", rows),
+        "task": "regression",
+        "text": None,
+        "label": "y",
+        "id": "id",
+        "features": str(tmp_path / "x.npy"),
+    }
+    stages = {"kernel_regression": {"kernel": ["features"]}}
+    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
+    assay("report", tmp_path / "run", "--out", tmp_path / "report.html")
+    words = Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+    assert "60 targets" in words
+    farthest = words.split("that are farthest off")[1]
+    assert farthest.index("row 7") < farthest.index("SQL")
+
+
+def test_what_a_report_cannot_be_made_of(hostile: Path, tmp_path: Path) -> None:
+    assert "expected .html" in complaint("report", hostile, "--out", tmp_path / "r.pdf")
+    assert "found no such column" in complaint("report", hostile, "--by", "nothing")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert "found no evaluation" in complaint("report", hostile, "--evaluation", other)
+    evaluation = {"run_id": "another", "metric": "x", "fields": {}, "facts": {}, "rows": [{"a": 1}]}
+    other.write_text(json.dumps(evaluation))
+    assert "of run another" in complaint("report", hostile, "--evaluation", other)
+    gone = tmp_path / "gone.json"
+    assert "cannot be read" in complaint("report", hostile, "--evaluation", gone)
+
+
+def test_evaluations_are_shown(hostile: Path, tmp_path: Path) -> None:
+    run = open_run(hostile)
+    rows = [
+        {
+            "keep": keep,
+            "n_rows": 5,
+            "by": by,
+            "accuracy": 0.5 + keep / 4,
+            "accuracy_low": 0.4,
+            "accuracy_high": 0.9,
+        }
+        for keep, by in ((0.1, "random"), (0.5, "random"), (0.1, "freeshap"), (0.5, "freeshap"))
+    ]
+    evaluation = {
+        "run_id": run.record["run_id"],
+        "metric": "selection",
+        "fields": {"draws": 2},
+        "facts": {},
+        "rows": rows,
+    }
+    out = api.report(run, tmp_path / "report.html", evaluations=[evaluation])
+    text = out.read_text(encoding="utf-8")
+    assert 'aria-label="accuracy on queries by part of the rows that is kept' in text
+    assert "0.625" in Page(text).words
+
+
+def test_a_notebook_shows_the_top_of_the_report(hostile: Path) -> None:
+    run = open_run(hostile)
+    html = run._repr_html_()
+    assert "look" in html
+    assert "<script" not in html
+    assert "assay flag" in html
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_a_browser_runs_nothing_of_a_corpus(page: str, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path}", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr  # neither an error nor a refusal of the policy
+    assert done.stdout.count("<td") > 100
+    assert "1 to 10 of 48" in done.stdout
+
+
+def hash_of(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
