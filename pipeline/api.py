@@ -123,15 +123,15 @@ def run(
 
 def status(run: AnyRun) -> Answer:
     """How far a run is; rebuilds the catalog of a moved run. See `pipeline.status.run_status`."""
+    from pipeline.on_terminal import print_status
     from pipeline.status import run_status
-    from pipeline.summary import print_status
 
     return Answer(run_status(_folder(run)), print_status)
 
 
 def verify(run: AnyRun, repair: bool = False, progress: "Progress | None" = None) -> Answer:
     """What is damaged among the files of a run, and removed; see `pipeline.verify.verify_run`."""
-    from pipeline.summary import print_verified
+    from pipeline.on_terminal import print_verified
     from pipeline.verify import verify_run
 
     return Answer(verify_run(_folder(run), repair, progress), print_verified)
@@ -145,7 +145,7 @@ def clean(
 ) -> Answer:
     """What is left over of a run, a store or this machine's maps; see `pipeline.clean.clean`."""
     from pipeline.clean import clean as look
-    from pipeline.summary import print_leftovers
+    from pipeline.on_terminal import print_leftovers
 
     where = str(place.folder.path if isinstance(place, OpenedRun) else place) if place else None
     return Answer(look(where, [Path(run) for run in runs], forget, remove), print_leftovers)
@@ -188,7 +188,7 @@ def evaluate(
     `overrides` are the metric's fields, such as `{"examples": 300}`.
     """
     from pipeline.evaluate import evaluate as measure
-    from pipeline.summary import print_evaluation
+    from pipeline.on_terminal import print_evaluation
 
     stepped = progress.stepped if progress is not None else None
     evaluation = measure(_folder(run), metric, _assignments(overrides), stepped)

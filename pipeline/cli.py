@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-import pipeline.summary as report
-from pipeline import api, plan_summary
+from pipeline import api, on_terminal, plan_summary
 from pipeline.cli_group import Assay
 from pipeline.cli_report import report as write_report
 from pipeline.open_run import open_run
@@ -98,7 +97,7 @@ def run(
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
     with Screen() as screen:
         opened = api.run(config, overrides, screen, wait)
-    report.print_summary(opened, is_json)
+    on_terminal.print_summary(opened, is_json)
 
 
 @main.command()
@@ -109,7 +108,7 @@ def status(run: Path, is_json: bool) -> None:
 
     Example: assay status runs/quickstart
     """
-    report.print_status(api.status(run), is_json)
+    on_terminal.print_status(api.status(run), is_json)
 
 
 @main.command()
@@ -140,7 +139,7 @@ def clean(
 
     Example: assay clean runs/quickstart --remove
     """
-    report.print_leftovers(api.clean(place, runs, forget, remove), is_json)
+    on_terminal.print_leftovers(api.clean(place, runs, forget, remove), is_json)
 
 
 @main.command()
@@ -156,7 +155,7 @@ def verify(run: Path, repair: bool, is_json: bool) -> None:
     """
     with Screen() as screen:
         found = api.verify(run, repair, screen)
-    report.print_verified(found, is_json)
+    on_terminal.print_verified(found, is_json)
     sys.exit(1 if found["damaged"] and not repair else 0)
 
 
@@ -175,7 +174,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
     if out is not None:
         click.echo(f"{opened.write_rows(rows, out)} rows in {out}", err=True)
     else:
-        report.print_rows(rows, is_json)
+        on_terminal.print_rows(rows, is_json)
 
 
 @main.command()
@@ -212,7 +211,7 @@ def flag(
     if review is not None:
         click.echo(f"{opened.write_review(rows, review)} rows in {review}", err=True)
     if out is None and review is None:
-        report.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
+        on_terminal.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
 
 
 @main.command()
@@ -236,7 +235,7 @@ def apply(
     if out is not None:
         count = opened.write_corpus(out)
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
-    report.print_summary(opened, is_json)
+    on_terminal.print_summary(opened, is_json)
 
 
 @main.command()
@@ -256,7 +255,7 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
     """
     with Screen("Reading the run ...") as screen:
         evaluation = api.evaluate(run, metric, overrides, screen)
-    report.print_evaluation(evaluation, is_json)
+    on_terminal.print_evaluation(evaluation, is_json)
 
 
 @main.command()
@@ -309,11 +308,11 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
     if forecast:
         with Screen("Reading the run ...") as screen:
             expected = opened.expected(**asked, progress=screen)
-        click.echo(shown(lambda: report.print_expected(expected)), err=True)
+        click.echo(shown(lambda: on_terminal.print_expected(expected)), err=True)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:
-        report.print_rows(rows, is_json)
+        on_terminal.print_rows(rows, is_json)
 
 
 @main.command()

@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-import pipeline.summary as report
-from pipeline import stopping
+from pipeline import on_terminal, stopping
 from pipeline.errors import told
 from pipeline.terminal import LINES
 from storage.credentials import masked
@@ -54,7 +53,7 @@ class Assay(click.Group):
         except Exception as error:
             if stopping.is_stopped():  # what an interrupted import or call made of the signal
                 self._stop()
-            code = report.exit_code(error)
+            code = on_terminal.exit_code(error)
             if code is None or ctx.params.get("debug"):
                 raise
             message = masked(told(error) or str(error))

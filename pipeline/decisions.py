@@ -3,7 +3,6 @@
 Rows are chosen by scores and values alone, and the texts of these few read then.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pipeline.errors import RunError

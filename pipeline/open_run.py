@@ -248,7 +248,7 @@ class OpenedRun:
         Against random rows and all rows, by the surrogate, on queries that had no say in the
         choice; with the shares of the classes. See `pipeline.selection.expected`.
         """
-        from pipeline.summary import print_expected
+        from pipeline.on_terminal import print_expected
 
         stepped = progress.stepped if progress is not None else None
         found = expected(self, choose(self, **asked), stepped)

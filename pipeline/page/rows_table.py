@@ -74,9 +74,8 @@ def table_script() -> str:
     folder = Path((found.submodule_search_locations or [""])[0]) if found else Path()
     bundle = (folder / "html" / "dt_bundle.js").read_text(encoding="utf-8")
     exported = re.search(r"export\s*\{([^}]*)\};?\s*", bundle)
-    names = (
-        dict(reversed(part.split(" as ")) for part in exported[1].split(",")) if exported else {}
-    )
+    parts = [part.split(" as ") for part in exported[1].split(",")] if exported else []
+    names = {public.strip(): local.strip() for local, public in parts}
     if exported is None or "default" not in names:
         raise RuntimeError(f"{folder}: found no DataTables in itables, expected its bundle.")
     bundle = bundle[: exported.start()] + bundle[exported.end() :]

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from pipeline import main_results, terminal
-from pipeline import summary as report
+from pipeline import on_terminal as report
 from pipeline.errors import TaskError
 from stages.stage import DataError
 from storage.schema import MissingError
@@ -82,7 +82,7 @@ SUMMARY = {
 def test_a_number_of_flags_is_told_with_its_weight(
     known: dict[str, Any], told: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.summary.summarize", lambda run: {**SUMMARY, **known})
+    monkeypatch.setattr("pipeline.on_terminal.summarize", lambda run: {**SUMMARY, **known})
     report.print_summary(None, is_json=False)
     said = " ".join(capsys.readouterr().out.split())
     for part in told:
