@@ -72,7 +72,9 @@ def _pictures(run: Any, found: Mapping[str, Any]) -> dict[int | None, str]:
 def images_of(run: Any, found: Mapping[str, Any]) -> dict[int | None, Image]:
     """The images of the query and of the examples in the explanation, where they have one."""
     ids = [row["example_id"] for _, rows in lists_of_examples(found) for row in rows]
-    images: dict[int | None, Image] = {**images_in(run, "examples", ids)}
+    images: dict[int | None, Image] = {}
+    for row_id, image in images_in(run, "examples", ids).items():
+        images[row_id] = image
     query_id = found["query"]["query_id"]
     if query_id is not None:
         own = images_in(run, "queries", [query_id])

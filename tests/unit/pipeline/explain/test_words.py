@@ -83,7 +83,11 @@ def test_nothing_to_show_is_the_plain_text() -> None:
 
 
 def test_a_score_of_zero_is_told() -> None:
-    entry = {"words": [{**words_of(ROWS, QUERY)[0], "score": 0.0}], "method": "ig"}
+    entry = {
+        "words": [{**words_of(ROWS, QUERY)[0], "score": 0.0}],
+        "method": "ig",
+        "output_name": None,
+    }
     assert '<span class="none" title="+0">slowly</span>' in words_on_page(entry)
 
 
