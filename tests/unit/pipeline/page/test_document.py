@@ -48,13 +48,12 @@ def test_a_text_moves_no_other() -> None:
 
 
 def test_a_page_without_scripts_lets_none_run() -> None:
-    page = document("explanation.html", run_id="r", images={}, query=QUERY, explained=EXPLAINED)
+    page = document("explanation.html", run_id="r", images={}, heading="<i>", explained=EXPLAINED)
     assert "script-src 'none'" in html.unescape(page)
     assert "<script" not in page
     assert "&lt;i&gt;" in page
 
 
-QUERY = {"text": "<i>", "text_b": None, "query_id": 1}
 EXPLAINED = {"predictions": [], "words": [], "legend": "", "methods": [], "spectra": []}
 
 
