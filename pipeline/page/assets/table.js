@@ -32,7 +32,7 @@
   const chosen = new Map(); // column -> value that it must have
   // Of 100,000 rows DataTables's own search takes a second, as it takes every cell for markup.
   const texts = columns.flatMap(({ kind }, column) => (kind === "text" ? [column] : []));
-  let lower = null;
+  let lower = [];
   let words = [];
   DATA_TABLE.ext.search.push((_, __, index) => {
     const row = rows[index];
@@ -51,7 +51,6 @@
   search.addEventListener("input", () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      lower ??= rows.map((row) => texts.map((column) => row[column] ?? "").join("\n").toLowerCase());
       words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       table.draw();
     }, 120);
@@ -81,6 +80,11 @@
       field(`${title[0].toUpperCase()}${title.slice(1)} only`, box);
     }
   });
-  filters.hidden = false;
+  // The first search of many rows takes half a second: it is made before anybody asks.
+  setTimeout(() => {
+    lower = rows.map((row) => texts.map((column) => row[column] ?? "").join("\n").toLowerCase());
+    table.draw(false);
+    filters.hidden = false;
+  }, 50);
   document.getElementById("rows-none").remove();
 }
