@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from pipeline import api, on_terminal, plan_summary
+from pipeline import api, plan_summary
+from pipeline import on_terminal as printed
 from pipeline.cli_group import Assay
 from pipeline.cli_report import report as write_report
 from pipeline.open_run import open_run
@@ -19,7 +20,7 @@ from pipeline.progress import Screen
 from pipeline.terminal import shown
 
 
-@click.group(cls=Assay)
+@click.group(cls=Assay, commands=[write_report])
 @click.option("--debug", is_flag=True, help="Log more, and show the traceback of an error.")
 @click.version_option(package_name="assay")
 def main(debug: bool) -> None:
@@ -34,8 +35,6 @@ def main(debug: bool) -> None:
     )
 
 
-main.add_command(write_report)
-
 settings = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one value."
 )
@@ -47,8 +46,6 @@ wait = click.option(
     "--wait", is_flag=True, help="Wait where another process works on the run, and then go on."
 )
 method = click.option("--method", help="The stage to take, when the run has several.")
-
-
 COUNT = click.IntRange(min=1)
 
 
@@ -97,7 +94,7 @@ def run(
         overrides = (*overrides, f"ray.address={json.dumps(ray_address)}")
     with Screen() as screen:
         opened = api.run(config, overrides, screen, wait)
-    on_terminal.print_summary(opened, is_json)
+    printed.print_summary(opened, is_json)
 
 
 @main.command()
@@ -108,7 +105,7 @@ def status(run: Path, is_json: bool) -> None:
 
     Example: assay status runs/quickstart
     """
-    on_terminal.print_status(api.status(run), is_json)
+    printed.print_status(api.status(run), is_json)
 
 
 @main.command()
@@ -139,7 +136,7 @@ def clean(
 
     Example: assay clean runs/quickstart --remove
     """
-    on_terminal.print_leftovers(api.clean(place, runs, forget, remove), is_json)
+    printed.print_leftovers(api.clean(place, runs, forget, remove), is_json)
 
 
 @main.command()
@@ -155,7 +152,7 @@ def verify(run: Path, repair: bool, is_json: bool) -> None:
     """
     with Screen() as screen:
         found = api.verify(run, repair, screen)
-    on_terminal.print_verified(found, is_json)
+    printed.print_verified(found, is_json)
     sys.exit(1 if found["damaged"] and not repair else 0)
 
 
@@ -174,7 +171,7 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
     if out is not None:
         click.echo(f"{opened.write_rows(rows, out)} rows in {out}", err=True)
     else:
-        on_terminal.print_rows(rows, is_json)
+        printed.print_rows(rows, is_json)
 
 
 @main.command()
@@ -211,7 +208,7 @@ def flag(
     if review is not None:
         click.echo(f"{opened.write_review(rows, review)} rows in {review}", err=True)
     if out is None and review is None:
-        on_terminal.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
+        printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
 
 
 @main.command()
@@ -235,7 +232,7 @@ def apply(
     if out is not None:
         count = opened.write_corpus(out)
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
-    on_terminal.print_summary(opened, is_json)
+    printed.print_summary(opened, is_json)
 
 
 @main.command()
@@ -255,7 +252,7 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
     """
     with Screen("Reading the run ...") as screen:
         evaluation = api.evaluate(run, metric, overrides, screen)
-    on_terminal.print_evaluation(evaluation, is_json)
+    printed.print_evaluation(evaluation, is_json)
 
 
 @main.command()
@@ -308,11 +305,11 @@ def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: 
     if forecast:
         with Screen("Reading the run ...") as screen:
             expected = opened.expected(**asked, progress=screen)
-        click.echo(shown(lambda: on_terminal.print_expected(expected)), err=True)
+        click.echo(shown(lambda: printed.print_expected(expected)), err=True)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:
-        on_terminal.print_rows(rows, is_json)
+        printed.print_rows(rows, is_json)
 
 
 @main.command()

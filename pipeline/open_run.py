@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.decided import decisions, review_columns
 from pipeline.decisions import suspicious
 from pipeline.errors import RunError
-from pipeline.results import Answer, Rows
+from pipeline.results import Answer, Rows, notebook_html
 from pipeline.selection import PREFERRED_UTILITY, SHAPLEY, choose, expected
 from storage.sql import named, quoted
 
@@ -37,6 +37,8 @@ def open_run(path: str | Path, is_shut_in: bool = False) -> "OpenedRun":
 
 class OpenedRun:
     """A run opened for reading: its views, and the results of commands over them."""
+
+    _repr_html_ = notebook_html
 
     def __init__(self, folder: "RunFolder", is_shut_in: bool = False):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
@@ -75,11 +77,6 @@ class OpenedRun:
             f"views    {', '.join(views)}\n"
             f"catalog  {self.folder.catalog}"
         )
-
-    def _repr_html_(self) -> str:
-        from pipeline.page.report import top_of_report  # `assay --help` should not pay for it
-
-        return top_of_report(self)
 
     def config(self) -> "Run":
         """The resolved configuration."""

@@ -95,6 +95,13 @@ class Answer(dict[str, Any]):
         return shown(functools.partial(self._show, self, is_json=False))
 
 
+def notebook_html(run: Any) -> str:
+    """What a notebook shows of an opened run: the top of its report."""
+    from pipeline.page.report import top_of_report  # `assay --help` should not pay for it
+
+    return top_of_report(run)
+
+
 def rows_of(text: str, total: int) -> int:
     """The number of rows that `text` stands for: a number, or a share of `total` such as `20%`.
 

@@ -11,6 +11,11 @@ from storage.sql import quoted
 
 WORST = 20
 BINS = 40
+SHOWN = {
+    "completion": ("completions", "c.answer, NULL AS rejected"),
+    "preference": ("preferences", "c.chosen AS answer, c.rejected"),
+}
+"""Of a task, the view of what people read, and its answers."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Answers:
 
 def answers(subject: Subject) -> Answers | None:
     """The section of a corpus of completions; None of another."""
-    if subject.task != "completion":
+    if subject.task not in SHOWN:
         return None
     worst = _worst(subject)
     cards = [{**row, "facts": _facts(row)} for row in flag(subject, worst.rows)]
@@ -38,14 +43,14 @@ def answers(subject: Subject) -> Answers | None:
         f"""
         SELECT reason, count(*) AS n, avg(p_wrong) AS p_wrong, count(*) / (SELECT count(*) FROM
                {rows}) AS share
-        FROM {rows} AND is_answer_issue GROUP BY ALL ORDER BY n DESC, reason"""
+        FROM {rows} AND {subject.flag} GROUP BY ALL ORDER BY n DESC, reason"""
     )
     scores = subject.ask(
         f"""
         SELECT least(floor((1 - p_wrong) * {BINS}), {BINS - 1})::INT AS bin,
-               count(*) FILTER (NOT is_answer_issue) AS kept,
-               count(*) FILTER (is_answer_issue) AS flagged,
-               max(1 - p_wrong) FILTER (is_answer_issue) AS last_flagged
+               count(*) FILTER (NOT {subject.flag}) AS kept,
+               count(*) FILTER ({subject.flag}) AS flagged,
+               max(1 - p_wrong) FILTER ({subject.flag}) AS last_flagged
         FROM {rows} GROUP BY ALL ORDER BY bin"""
     )
     drawn = histogram(
@@ -60,6 +65,7 @@ def answers(subject: Subject) -> Answers | None:
 
 def _worst(subject: Subject) -> Asked:
     """Answers that are probably bad, or else those that the model finds least likely."""
+    view, said = SHOWN[subject.task]
     columns, joins, order = [], [], "c.id"
     if (lost := subject.instance("answer_losses")) is not None:
         columns.append("o.loss, o.difficulty, o.n_tokens")
@@ -76,20 +82,20 @@ def _worst(subject: Subject) -> Asked:
             f"{quoted(method)} AND utility = {quoted(utility)}) AS v ON v.example_id = c.id"
         )
     if subject.judged is not None:
-        columns.append("i.p_wrong, i.reason, i.is_answer_issue")
+        columns.append(f"i.p_wrong, i.reason, i.{subject.flag}")
         joins.insert(0, f"JOIN (FROM {subject.judged.rows}) AS i ON i.example_id = c.id")
         order = "i.p_wrong DESC, c.id"
     return subject.ask(
-        f"SELECT c.id AS example_id, e.source_id, c.prompt, c.answer, length(c.answer) AS length"
+        f"SELECT c.id AS example_id, e.source_id, c.prompt, {said}, length(answer) AS length"
         f"{''.join(f', {column}' for column in columns)}\n"
-        f"FROM completions AS c JOIN examples AS e ON e.example_id = c.id {' '.join(joins)}\n"
+        f"FROM {view} AS c JOIN examples AS e ON e.example_id = c.id {' '.join(joins)}\n"
         f"WHERE c.role = 'example' ORDER BY {order} LIMIT {WORST}"
     )
 
 
 def _facts(row: dict[str, Any]) -> str:
     """The numbers below an answer."""
-    told = [f"{share(row['p_wrong'])} likely bad"] if row.get("p_wrong") is not None else []
+    told = [f"{share(row['p_wrong'])} likely wrong"] if row.get("p_wrong") is not None else []
     told.append(f"{row['length']:,} characters")
     named = {"loss": "loss", "difficulty": "difficulty", "on_task": "on task", "value": "value"}
     told += [

@@ -148,7 +148,7 @@ def _alike(subject: Subject) -> Iterator[Caution]:
 
 def _unjudged(subject: Subject) -> Iterator[Caution]:
     assert subject.judged is not None
-    is_answer = subject.task == "completion"
+    is_answer = subject.task != "classification"
     labelled = "" if is_answer else " AND label IS NOT NULL"
     asked = subject.ask(
         f"SELECT count(*) AS unjudged FROM tables.label WHERE role = 'example'{labelled}\n"

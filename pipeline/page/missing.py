@@ -4,10 +4,11 @@ from pipeline.page.subject import Subject
 
 _OF_CLASSES = ("classification",)
 _VALUED = ("classification", "regression", "completion")
-_ALL = (*_VALUED, "question_answering")
+_ALL = (*_VALUED, "question_answering", "preference")
 LACKING: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("label_issues", "which labels look wrong", _OF_CLASSES, "label_issues"),
     ("answer_issues", "which answers look bad, and why", ("completion",), "answer_issues"),
+    ("preference_issues", "which pairs have the wrong order", ("preference",), "preference_issues"),
     ("answers", "what the model answers to the questions", ("question_answering",), "answer_span"),
     ("shapley", "which examples help and which harm", _VALUED, "freeshap"),
     ("near_duplicates", "near duplicates, also of queries", _VALUED, "near_duplicates"),

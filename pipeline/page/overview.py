@@ -75,6 +75,8 @@ def _limits(subject: Subject) -> list[str]:
             "A flag is a reason to read a row, no proof: some flagged labels are right and hard. "
             "Wrong labels where two classes meet look like hard ones and are not flagged."
         )
+    if subject.judged is not None and subject.task == "preference":
+        limits.append("A flag is a reason to read a pair, no proof: tastes differ.")
     if subject.judged is not None and subject.task == "completion":
         limits.append(
             "A flag is a reason to read an answer, no proof. Answers that are fluent and false "
@@ -92,9 +94,11 @@ def _limits(subject: Subject) -> list[str]:
 def _lead(subject: Subject) -> str:
     """What was judged, in a sentence or two."""
     n, queries = subject.n_examples.number, subject.n_queries.number
-    noun = {"completion": "prompts with their answers", "question_answering": "questions"}.get(
-        subject.task, "rows"
-    )
+    noun = {
+        "completion": "prompts with their answers",
+        "preference": "prompts with two answers each",
+        "question_answering": "questions",
+    }.get(subject.task, "rows")
     parts = [f"{n:,} {noun} of {subject.source('corpus')}"]
     if subject.task == "classification":
         names = subject.classes
@@ -110,11 +114,9 @@ def _lead(subject: Subject) -> str:
 
 def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
     """Of labels, or of answers of completions: how many look wrong."""
-    is_answer = subject.task == "completion"
     _, many = NOUNS[subject.task]
-    flag, order = (
-        ("is_answer_issue", "p_wrong DESC") if is_answer else ("is_label_issue", "label_score")
-    )
+    is_label, flag = subject.task == "classification", subject.flag
+    order = "label_score" if is_label else "p_wrong DESC"
     counts = subject.ask(
         f"""
         SELECT count(*) FILTER ({flag}) AS flagged, count(*) AS judged,
@@ -125,7 +127,7 @@ def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
     flagged, judged, expected = found["flagged"], found["judged"], found["expected_wrong"]
     reach = NORMAL * found["deviation"]
     low, high = max(0.0, expected - reach), min(float(judged), expected + reach)
-    wrong = "bad" if is_answer else "wrong"
+    wrong = "bad" if subject.task == "completion" else "wrong"
     if flagged:
         headline = f"{flagged:,} of {judged:,} {many} look{'s' if flagged == 1 else ''} {wrong}"
     else:
@@ -140,7 +142,7 @@ def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
     ]
     if flagged:
         tiles.append(_precision(subject, rows, flag, order, wrong))
-    planted = _planted(subject, rows) if not is_answer else None
+    planted = _planted(subject, rows) if is_label else None
     if planted is not None:
         tiles.append(planted)
     return headline, tiles, _review_steps(subject, flagged, rows, order)
@@ -295,6 +297,7 @@ def _add_stage(subject: Subject) -> list[Step]:
         "completion": "answer_issues",
         "regression": "kernel_regression",
         "question_answering": "answer_span",
+        "preference": "preference_issues",
     }[subject.task]
     return [
         Step(

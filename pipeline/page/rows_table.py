@@ -95,6 +95,12 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
             Column("answer", f"left(c.answer, {cut})", "text"),
             Column("characters", "length(c.answer)", "number", 0),
         ]
+    elif subject.task == "preference":
+        joins.append("JOIN preferences AS c ON c.id = e.example_id AND c.role = 'example'")
+        columns += [
+            Column(name, f"left(c.{name}, {cut // 2})", "text")
+            for name in ("prompt", "chosen", "rejected")
+        ]
     elif subject.has_texts:
         text = f"left(concat_ws(' | ', e.text, e.text_b), {cut})"
         columns.append(Column("text", text, "text"))
@@ -114,7 +120,7 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
         columns += [
             Column("reason", "i.reason", "class"),
             Column("p(bad)", "round(i.p_wrong, 3)", "number", 3),
-            Column("flagged", "i.is_answer_issue", "flag"),
+            Column("flagged", f"i.{subject.flag}", "flag"),
         ]
         order = "i.p_wrong DESC NULLS LAST"
     elif subject.task == "classification":

@@ -19,7 +19,14 @@ NOUNS = {
     "regression": ("target", "targets"),
     "completion": ("answer", "answers"),
     "question_answering": ("question", "questions"),
+    "preference": ("order", "orders of answers"),
 }
+VERDICTS = {
+    "classification": ("label_issues", "is_label_issue", "suggested_label"),
+    "completion": ("answer_issues", "is_answer_issue", "reason"),
+    "preference": ("preference_issues", "is_preference_issue", "reason"),
+}
+"""Of a task, the view that judges rows, its column of flags, and that of what is said of a row."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ class Subject:
 
     @functools.cached_property
     def judged(self) -> Instance | None:
-        """The instance that judged labels, or the answers of completions."""
-        return self.instance("answer_issues" if self.task == "completion" else "label_issues")
+        """The instance that judged labels, answers or the order of answers."""
+        return self.instance(VERDICTS[self.task][0]) if self.task in VERDICTS else None
 
     @functools.cached_property
     def features(self) -> Instance | None:
@@ -83,6 +90,11 @@ class Subject:
         """Method and utility of the values that are shown."""
         shown: tuple[str, str] | None = self.run.shown_values()
         return shown
+
+    @property
+    def flag(self) -> str:
+        """The column of flags of what judged the rows."""
+        return VERDICTS[self.task][1]
 
     def instance(self, view: str) -> Instance | None:
         """The instance of a view whose rows are shown; None where there is none."""
@@ -98,15 +110,12 @@ class Subject:
         """What examples among `ids` are flagged for: shown wherever they appear."""
         if self.judged is None or not ids:
             return {}
-        is_answer = self.task == "completion"
-        said, flag = (
-            ("reason", "is_answer_issue") if is_answer else ("suggested_label", "is_label_issue")
-        )
+        _, flag, said = VERDICTS[self.task]
         rows = self.ask(
             f"SELECT example_id, {said} AS said FROM {self.judged.rows} AND {flag} "
             f"AND example_id IN ({', '.join(map(str, sorted(set(ids))))})"
         ).rows
-        words = "flagged: {}" if is_answer else "flagged: {}?"
+        words = "flagged: {}" if said == "reason" else "flagged: {}?"
         return {row["example_id"]: words.format(row["said"]) for row in rows}
 
 

@@ -107,8 +107,7 @@ def groups(subject: Subject, column: str) -> Groups:
     parts, joins = [], []
     judged = subject.judged
     if judged is not None:
-        issue = "is_answer_issue" if subject.task == "completion" else "is_label_issue"
-        parts.append(f"count(*) FILTER (i.{issue}) AS flagged, avg(i.p_wrong) AS p_wrong")
+        parts.append(f"count(*) FILTER (i.{subject.flag}) AS flagged, avg(i.p_wrong) AS p_wrong")
         joins.append(f"LEFT JOIN (FROM {judged.rows}) AS i USING (example_id)")
     if subject.values is not None:
         method, utility = subject.values

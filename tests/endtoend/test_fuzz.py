@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from pipeline.api import open_run
 from pipeline.config import read_config
+from pipeline.on_terminal import exit_code
 from pipeline.status import run_status
-from pipeline.summary import exit_code
 from stages.corpus.review import read_decisions, read_review
 from stages.stage import DataError
 from storage.manifest import open_sealed, parse_manifest, sealed_json
