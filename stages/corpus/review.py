@@ -208,6 +208,11 @@ def short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
 
+def _given(name: Any) -> str:
+    """The cell of new_label in a message."""
+    return "no new_label" if name is None else f"new_label {short(name)!r}"
+
+
 def _values(reviewed: SourceRows, name: str) -> list[Any]:
     """The cells of a column; of a CSV file as they were before they were escaped."""
     cells = reviewed.values(name)
@@ -240,15 +245,14 @@ def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]
         number = parse_number(str(name))
         if number is None:
             raise DataError(
-                f"{where}: found new_label {short(name)!r}, expected a finite number. Write the "
-                "target."
+                f"{where}: found {_given(name)}, expected a finite number. Write the target."
             )
         return number
     # One that begins with an apostrophe may be typed as it is.
     codes = (class_code(spelt, classes) for spelt in (str(name), f"'{name}"))
     if (code := max(codes)) < 0:
         raise DataError(
-            f"{where}: found new_label {short(name)!r}, expected one of {', '.join(classes)}. "
+            f"{where}: found {_given(name)}, expected one of {', '.join(classes)}. "
             "Write the name of the class."
         )
     return code

@@ -15,5 +15,5 @@ def test_the_script_makes_the_files_again(tmp_path: Path) -> None:
     module.main(tmp_path)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     there = {name: (ROOT / "configs" / "data" / name).read_bytes() for name in made}
-    assert len(made) == 10
+    assert len(made) == 12
     assert made == there

@@ -47,7 +47,9 @@ def test_what_is_dumped_reads_the_same() -> None:
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=str)
 def test_files_to_copy_read_the_same_after_a_dump(path: Path) -> None:
     run = read_config(path)
-    assert parse_config(yaml.safe_load(dump_config(run)), "test") == run
+    again = parse_config(yaml.safe_load(dump_config(run)), "test")
+    # A length that is left open stands in a dump as it is before the corpus is known.
+    assert again == replace(run, open_lengths=())
 
 
 def test_instances_models_and_resources() -> None:

@@ -240,7 +240,7 @@ def test_decisions_about_rows_that_are_not_there_are_found_across_parts(tmp_path
     review = tmp_path / "review.csv"
     review.write_text("source_id,decision\nr1,drop\nr39,drop\nnobody,drop\nr5,drop\n")
     source = Source(str(path), id="id", corrections=(str(review),))
-    with pytest.raises(DataError, match=r"row 2 \(source_id nobody\): found a source_id that no"):
+    with pytest.raises(DataError, match=r"line 4 \(source_id nobody\): found a source_id that no"):
         read_corpus(Run(str(tmp_path), source), Store(str(tmp_path / "s")), piece_bytes=1)
     review.write_text("source_id,decision\nr1,drop\nr5,drop\n")
     with pytest.raises(DataError, match=r"row 1 .*it was rejected: empty text"):

@@ -108,7 +108,7 @@ def test_a_query_is_found_by_its_id_and_then_by_the_users(run: OpenedRun) -> Non
     assert StoredQuery(run, "five", 3).id == 5
     assert StoredQuery(run, "5", 3).id == 5
     assert StoredQuery(run, "6", 3).facts["text"] == "another"
-    with pytest.raises(RunError, match=r"found no such query.*such as 5 \('a query'\)"):
+    with pytest.raises(RunError, match=r"found no such query.*such as five \('a query'\)"):
         StoredQuery(run, "x' OR true --", 3)
 
 

@@ -391,12 +391,12 @@ def test_corrections_fix_and_drop_after_the_flip(tmp_path: Path, ending: str) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("r1,maybe,", r"row 1 .*found decision 'maybe', expected accept, fix, drop.*Correct it"),
-        ("r1,fix,9", r"row 1 \(source_id r1\): found new_label '9', expected one of 0, 1.*Write"),
-        ("r1,fix,", r"row 1 .*found new_label None"),
-        ("zz,drop,", r"row 1 .*found a source_id that no row has, expected one.*Remove"),
-        ("r9,drop,", r"row 1 .*it was rejected: null text"),
-        ("r0,drop,", r"row 1 .*the same source_id as in row 0, expected each once.*Remove"),
+        ("r1,maybe,", r"line 3 .*found decision 'maybe', expected accept, fix, drop.*Correct it"),
+        ("r1,fix,9", r"line 3 \(source_id r1\): found new_label '9', expected one of 0, 1.*Write"),
+        ("r1,fix,", r"line 3 .*found no new_label"),
+        ("zz,drop,", r"line 3 .*found a source_id that no row has, expected one.*Remove"),
+        ("r9,drop,", r"line 3 .*it was rejected: null text"),
+        ("r0,drop,", r"line 3 .*the same source_id as in line 2, expected each once.*Remove"),
     ],
 )
 def test_corrections_that_fit_no_row_are_refused(tmp_path: Path, line: str, message: str) -> None:
