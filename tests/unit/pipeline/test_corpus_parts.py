@@ -243,5 +243,5 @@ def test_decisions_about_rows_that_are_not_there_are_found_across_parts(tmp_path
     with pytest.raises(DataError, match=r"line 4 \(source_id nobody\): found a source_id that no"):
         read_corpus(Run(str(tmp_path), source), Store(str(tmp_path / "s")), piece_bytes=1)
     review.write_text("source_id,decision\nr1,drop\nr5,drop\n")
-    with pytest.raises(DataError, match=r"row 1 .*it was rejected: empty text"):
+    with pytest.raises(DataError, match=r"line 3 .*it was rejected: empty text"):
         read_corpus(Run(str(tmp_path), source), Store(str(tmp_path / "s")), piece_bytes=1)
