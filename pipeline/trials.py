@@ -45,14 +45,7 @@ def trials(run: Any) -> list[dict[str, Any]]:
             FROM of_query AS q GROUP BY trained_on"""
         )
         by_name = {row[0]: dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()}
-        ((gain, stderr),) = run.sql(
-            f"""
-            SELECT avg(r.loss - c.loss), stddev_samp(r.loss - c.loss) / sqrt(count(*))
-            FROM (SELECT query_id, avg(loss) AS loss {of_method} AND trained_on = 'random'
-                  GROUP BY ALL) AS r
-            JOIN (SELECT query_id, loss {of_method} AND trained_on = 'chosen') AS c
-            USING (query_id)"""
-        ).fetchall()
+        ((gain, stderr),) = run.sql(of_gain(method)).fetchall()
         ((fields,),) = run.sql(
             f"SELECT fields FROM runs WHERE instance = {quoted(method)} LIMIT 1"
         ).fetchall()
@@ -68,6 +61,18 @@ def trials(run: Any) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def of_gain(method: str) -> str:
+    """The statement for `gain`, as `trials` has it, and its standard error over queries."""
+    of_method = f"FROM selection_trial WHERE method = {quoted(method)}"
+    return f"""
+        SELECT avg(r.loss - c.loss) AS gain,
+               stddev_samp(r.loss - c.loss) / sqrt(count(*)) AS stderr
+        FROM (SELECT query_id, avg(loss) AS loss {of_method} AND trained_on = 'random'
+              GROUP BY ALL) AS r
+        JOIN (SELECT query_id, loss {of_method} AND trained_on = 'chosen') AS c
+        USING (query_id)"""
 
 
 def verdict(trial: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.page.asked import Asked
 from pipeline.page.document import share, significant
 from pipeline.page.subject import NOUNS, Subject
+from pipeline.trials import INTERVAL, of_gain
 from storage.sql import quoted
 
 NORMAL = 1.96
@@ -52,7 +53,7 @@ def overview(subject: Subject) -> Overview:
         headline, tiles, steps = _not_judged(subject)
     else:
         headline, tiles, steps = _judged(subject, subject.judged.rows)
-    tiles += _accuracy(subject)
+    tiles += _accuracy(subject) + _trial(subject)
     if (
         subject.values is not None
         or "coreset" in subject.views
@@ -328,6 +329,28 @@ def _accuracy(subject: Subject) -> list[Tile]:
             share(best["accuracy"]),
             f"of the {best['n']:,} labelled queries are predicted right by the {best['source']}"
             f"{also}",
+            asked,
+        )
+    ]
+
+
+def _trial(subject: Subject) -> list[Tile]:
+    """What a short training on chosen rows gave, beside random ones."""
+    trial = subject.instance("selection_trial")
+    if trial is None:
+        return []
+    asked = subject.ask(of_gain(trial.method))
+    gain, stderr = asked.first["gain"], asked.first["stderr"]
+    low, high = gain - INTERVAL * stderr, gain + INTERVAL * stderr
+    told = "more than random rows" if low > 0 else "less than random rows"
+    if low <= 0 <= high:
+        told = "no more than random rows, as far as these queries tell"
+    return [
+        Tile(
+            f"{gain:+.3f}",
+            f"nats a token is what the rows chosen for the queries train {told}, in short "
+            f"fine-tunings on both (95 % interval {low:+.3f} to {high:+.3f}); no query judges rows "
+            "that it chose",
             asked,
         )
     ]

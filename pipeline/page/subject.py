@@ -5,10 +5,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from pipeline.page.asked import Asked, Rows, ask
 from pipeline.page.document import readable
+from pipeline.yaml_text import read_yaml
 from storage.credentials import masked
 from storage.sql import quoted
 
@@ -50,7 +49,7 @@ class Subject:
         self.run = run
         self.task = run.task()
         self.views = frozenset(run.views())
-        self.config = yaml.safe_load(run.record["config"])
+        self.config = read_yaml(run.record["config"], str(run.folder.config))
         self.has_texts = bool(run.facts("text")["has_text"])
         self.path = shlex.quote(str(run.folder.path))
 

@@ -17,6 +17,8 @@ from pipeline.api import expected, explain, flag, open_run, plan, select
 from pipeline.errors import RunError
 from pipeline.explain import prompt as prompts
 from pipeline.explain.interactive import interactive
+from pipeline.page.overview import overview
+from pipeline.page.subject import Subject
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
@@ -183,6 +185,7 @@ def test_a_trial_says_what_chosen_rows_train(ran: Any) -> None:
         assert "rows chosen by query_relevance" in text
         assert "The chosen rows are " in text
         assert f"{trial['gain']:+.3f} nats a token" in text
+    assert f"{trial['gain']:+.3f}" in overview(Subject(run)).tiles[-1].number
 
 
 def test_the_same_share_of_each_value_of_a_column_is_chosen(ran: Any) -> None:
