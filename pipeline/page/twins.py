@@ -28,17 +28,16 @@ class Twins:
 def twins(subject: Subject) -> Twins | None:
     """What the view `issues` holds, clusters of near duplicates, and outliers.
 
-    None of rows without texts that have no outliers: all of their texts are the same.
+    None of rows without texts that have no outliers.
     """
     if not subject.has_texts and subject.instance("outliers") is None:
         return None
-    of_texts = "" if subject.has_texts else "WHERE issue IN ('outlier', 'rare class')"
     issues = subject.ask(
-        f"""
+        """
         SELECT issue, count(DISTINCT example_id) AS n,
                count(DISTINCT example_id) / (SELECT count(*) FROM tables.label
                                              WHERE role = 'example') AS share
-        FROM issues {of_texts} GROUP BY ALL ORDER BY n DESC, issue"""
+        FROM issues GROUP BY ALL ORDER BY n DESC, issue"""
     )
     contradictory = subject.ask(
         f"""
@@ -48,7 +47,7 @@ def twins(subject: Subject) -> Twins | None:
                coalesce(o.label_name, o.target::VARCHAR) AS other_label
         FROM (SELECT example_id, other_id FROM issues
               WHERE issue LIKE '%duplicate with another label' AND other_role = 'example'
-                AND example_id < other_id AND {str(subject.has_texts).lower()}
+                AND example_id < other_id
               ORDER BY example_id LIMIT {PAIRS}) AS i
         JOIN examples AS e ON e.example_id = i.example_id
         JOIN examples AS o ON o.example_id = i.other_id ORDER BY i.example_id"""

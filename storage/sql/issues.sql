@@ -2,12 +2,17 @@
 -- in the corpus more than once, with the same label or another one, or among the queries; texts
 -- without a letter or digit; classes with less than a tenth of an even share. Texts are compared
 -- without case and spacing; `other_id` is another row of `other_role` with the same text.
-WITH kept AS (
+WITH form AS (
+    -- Rows that are vectors alone have empty texts, which say nothing.
+    SELECT coalesce(bool_and(json_extract(details, '$.has_text')::BOOLEAN), true) AS has_text
+    FROM provenance.manifest
+    WHERE "table" = 'text'
+), kept AS (
     SELECT t.id, t.role, t.run_id, coalesce(l.label::DOUBLE, l.target) AS answer, t.text, t.text_b,
            md5_number(bare_text(t.text, t.text_b)) AS content
     FROM tables.text AS t
     JOIN tables.label AS l ON l.id = t.id AND l.role = t.role
-    WHERE t.text IS NOT NULL
+    WHERE t.text IS NOT NULL AND (SELECT has_text FROM form)
 ), same AS (
     SELECT content, min(id) FILTER (role = 'example') AS first_id,
            max(id) FILTER (role = 'example') AS last_id,

@@ -86,6 +86,11 @@ def test_the_view_of_features_holds_the_vectors(done: Path) -> None:
     assert run.sql("SELECT DISTINCT text FROM examples").fetchall() == [("",)]
 
 
+def test_rows_without_texts_are_no_duplicates(done: Path) -> None:
+    found = open_run(done).sql("SELECT DISTINCT issue FROM issues").fetchall()
+    assert not {issue for (issue,) in found} & {"duplicate", "also a query", "no words"}
+
+
 @pytest.mark.slow
 def test_a_corpus_that_is_written_brings_its_vectors(
     done: Path, images: Path, tmp_path: Path, assay: Any
