@@ -174,7 +174,7 @@ def test_bad_commands(case: str, finished: Path, tmp_path: Path) -> None:
             "source_id,decision,new_label\nID,fix,9\n",
             ["found new_label", "expected one of 0, 1", "Write the name of the class"],
         ),
-        ("source_id,decision,new_label\nID,fix,\n", ["found new_label", "expected one of 0, 1"]),
+        ("source_id,decision,new_label\nID,fix,\n", ["found no new_label", "expected one of 0, 1"]),
         ("source_id,decision\nID,fix\n", ["expected new_label", "Add the column"]),
         ("source_id,why\nID,so\n", ["expected decision among them", "Add the column"]),
         ("number,decision\n1,drop\n", ["expected source_id or example_id", "Add the column"]),
