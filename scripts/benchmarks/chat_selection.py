@@ -49,6 +49,7 @@ BAD = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this case may be told."""
     parser.add_argument("--data", required=True, help="ALL")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--keep", type=float, default=0.05, help="share that is chosen")
     parser.add_argument("--steps", type=int, default=50, help="of 8 rows")
@@ -76,7 +77,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
     drawn = np.random.default_rng([seed, 1])
     asked: dict[str, list[tuple[str, str]]] = {}
     judges: dict[str, list[tuple[str, str]]] = {}
-    for target in TARGETS:
+    for target in arguments.targets:
         for name, file, count in (
             (asked, "validation.parquet", QUERIES),
             (judges, "test.parquet", JUDGES),
@@ -85,7 +86,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
             name[target] = [every[at] for at in drawn.permutation(len(every))[:count].tolist()]
     sets, cpu_s = chosen(arguments, folder, rows, asked)
     bench = Bench(rows, judges)
-    tokens = np.mean([bench.tokens_of(sets[f"assay, {target}"]) for target in TARGETS])
+    tokens = np.mean([bench.tokens_of(sets[f"assay, {target}"]) for target in arguments.targets])
     for draw in range(arguments.draws):
         order = drawn.permutation(len(rows))
         sizes = np.cumsum(bench.learner.lengths[order])
@@ -94,7 +95,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
     cells = []
     for name, taken in sets.items():
         label, _, target = name.partition(", ")
-        targets = [target] if target else TARGETS
+        targets = [target] if target else arguments.targets
         found = bench.train(taken, targets, arguments, f"{seed}/{name}")
         for at in targets:
             cell = {"seed": seed, "target": at, "by": label, "n": len(taken)}
