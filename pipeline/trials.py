@@ -6,8 +6,8 @@ from typing import Any
 
 from storage.sql import quoted
 
-INTERVAL = 1.96
-"""Standard errors to each side of a mean that hold 95 %."""
+NORMAL = 1.96
+"""Standard deviations to each side of the mean of a normal distribution that hold 95 %."""
 SAID = {
     "chosen": "rows chosen by {by}",
     "random": "random rows, as many tokens",
@@ -56,8 +56,8 @@ def trials(run: Any) -> list[dict[str, Any]]:
                 **{name: named[name] for name in ("by", "keep", "steps", "batch_size")},
                 "rows": [by_name[name] for name in SAID if name in by_name],
                 "gain": gain,
-                "gain_low": gain - INTERVAL * stderr,
-                "gain_high": gain + INTERVAL * stderr,
+                "gain_low": gain - NORMAL * stderr,
+                "gain_high": gain + NORMAL * stderr,
             }
         )
     return found

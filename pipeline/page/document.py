@@ -15,7 +15,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from pipeline.errors import RunError
 from pipeline.terminal import CONTROLS, bytes_text
+from storage.files import write_whole
 
 HERE = Path(__file__).parent
 LONGEST = 1500
@@ -41,6 +43,22 @@ def document(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
     embedded = {"style": Markup(style), "scripts": [Markup(script) for script in scripts]}
     page = _environment().get_template(template).render(policy=policy, **embedded, **values)
     return f"{page.strip()}\n"
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Writes a file that a person named, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise RunError(
+            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
+            "Name another output."
+        ) from error
 
 
 def part(template: str, **values: Any) -> str:

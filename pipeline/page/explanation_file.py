@@ -10,10 +10,10 @@ import PIL.Image
 from pipeline.errors import RunError
 from pipeline.explain.picture import Image, data_url, draw, image_of, largest, png
 from pipeline.explain.titles import lists_of_examples
+from pipeline.page.document import write_output
 from pipeline.page.explanation import page
 from pipeline.page.explanation_of_set import set_page
 from storage.catalog import fetch
-from storage.files import write_whole
 
 ENDINGS = (".html", ".json", ".png")
 Images = Mapping[int | None, Image]
@@ -52,14 +52,7 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
         data = (set_page(found) if is_set else page(found, _pictures(run, found))).encode()
     else:
         data = png(_picture(found, images_of(run, found), path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
-    except OSError as error:
-        raise RunError(
-            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
-            "Name another output."
-        ) from error
+    write_output(path, data)
 
 
 def _pictures(run: Any, found: Mapping[str, Any]) -> dict[int | None, str]:

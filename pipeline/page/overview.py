@@ -6,11 +6,9 @@ from typing import Any
 from pipeline.page.asked import Asked
 from pipeline.page.document import share, significant
 from pipeline.page.subject import NOUNS, Subject
-from pipeline.trials import INTERVAL, of_gain
+from pipeline.trials import NORMAL, of_gain
 from storage.sql import quoted
 
-NORMAL = 1.96
-"""Standard deviations of a normal distribution that hold 95 %."""
 DEPTHS = (20, 100)
 """First rows of the order of suspicion of which the expected part of wrong ones is told."""
 
@@ -341,7 +339,7 @@ def _trial(subject: Subject) -> list[Tile]:
         return []
     asked = subject.ask(of_gain(trial.method))
     gain, stderr = asked.first["gain"], asked.first["stderr"]
-    low, high = gain - INTERVAL * stderr, gain + INTERVAL * stderr
+    low, high = gain - NORMAL * stderr, gain + NORMAL * stderr
     told = "more than random rows" if low > 0 else "less than random rows"
     if low <= 0 <= high:
         told = "no more than random rows, as far as these queries tell"

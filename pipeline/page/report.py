@@ -9,7 +9,7 @@ from pipeline.errors import RunError
 from pipeline.explain.picture import data_url, largest
 from pipeline.page.answers import answers
 from pipeline.page.cautions import cautions
-from pipeline.page.document import asset, document, part
+from pipeline.page.document import asset, document, part, write_output
 from pipeline.page.explanation_file import images_in
 from pipeline.page.explorer import Explorer, explorer
 from pipeline.page.labels import MATRIX, labels
@@ -23,7 +23,6 @@ from pipeline.page.trust import evaluations, read_evaluation
 from pipeline.page.twins import twins
 from pipeline.page.values import groups, values
 from pipeline.progress import Progress
-from storage.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -146,11 +145,4 @@ def write_report(
             f"{path}: found the ending {path.suffix!r}, expected .html. Rename the output."
         )
     data = report_page(run, by, evaluated, progress).encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
-    except OSError as error:
-        raise RunError(
-            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
-            "Name another output."
-        ) from error
+    write_output(path, data)

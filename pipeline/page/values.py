@@ -8,9 +8,9 @@ from pipeline.main_results import SIDES, between_classes, extremes
 from pipeline.page.asked import Asked, Rows
 from pipeline.page.document import readable, significant
 from pipeline.page.subject import Subject, flag
+from pipeline.trials import NORMAL
 from storage.sql import named, quoted
 
-NORMAL = 1.96
 FEW, GROUPS = 12, 30
 """Different numbers that are groups of their own, of more quarters are; and most groups shown."""
 
