@@ -62,6 +62,7 @@ KINDS = (
 NOTHING = ("N/A", "-", "...", "I don't know.")
 SCORES = {
     "answer_issues": "p_wrong",
+    "another class": "coalesce(p_other_class, 0)",
     "difficulty (IFD)": "difficulty",
     "minus the gain": "-gain",
     "loss": "l.loss",

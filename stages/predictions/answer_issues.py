@@ -9,14 +9,12 @@ planted, and what needs no model:
     cut off          it ends in the middle
     garbled          it is not what anyone writes
     empty            it has no letter or digit
-    another class    of a task with few answers it is one, but probably not this row's
-
-The last is of answers that many rows share, which are taken for classes
-(`stages/surrogate/answer_classes.py`). An answer is right if it is neither bad nor of another
-class, as if these were independent.
 
 Kinds that a model cannot tell from right answers are found by no score; their share comes out near
-0, and no such row is flagged.
+0, and no such row is flagged. So it is with the other class's word where a task has few answers.
+Answers that many rows share are therefore also taken for classes
+(`stages/surrogate/answer_classes.py`): `p_other_class` orders them, and decides nothing. As a flag
+it was right too seldom (`scripts/benchmarks/answers.md`).
 """
 
 from collections.abc import Mapping
@@ -54,13 +52,15 @@ ANSWER_ISSUE = TableSpec(
             ("reason", pa.string()),
             ("p_reason", pa.float64()),
             ("is_answer_issue", pa.bool_()),
+            ("p_other_class", pa.float64()),
         ]
     ),
     key=("example_id",),
 )
-"""The probability that an answer is bad, the likeliest reason and its probability if it is bad."""
+"""The probability that an answer is bad, the likeliest reason and its probability if it is bad; of
+an answer that is a class, the probability that it should be another one, else null."""
 
-EMPTY, OTHER_CLASS, NOBODY = "empty", "another class", -1
+EMPTY, NOBODY = "empty", -1
 LEAST = 30
 """Examples below which there is nothing to compare with."""
 
@@ -164,12 +164,15 @@ class AnswerIssues(Stage):
             sources[is_known],
             self.random_seed,
         )
+        # Answers that are bad in another way would be taken for another class.
+        found = mixture.posterior(features_of(ids[:, None], measured, reference))
+        is_right = found[:, 0] > 0.5
         texts = [
-            table.filter(pc.is_in(table["id"], pa.array(ids)))
+            table.filter(pc.is_in(table["id"], pa.array(ids[is_right])))
             for table in inputs.by_shard("text", "example")
         ]
         answers = _answers(inputs, pa.concat_tables(texts).sort_by("id"))
-        classes = fit_answer_classes(ids, answers, measured.prompts)
+        classes = fit_answer_classes(ids[is_right], answers, measured.prompts[is_right])
         return Judge(reference, mixture, int(is_known.sum()), classes)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
@@ -191,20 +194,19 @@ class AnswerIssues(Stage):
         posterior = judge.mixture.posterior(features_of(ids[:, None], measured, judge.reference))
         text = inputs.table("text", "example").sort_by("id")
         answers = _answers(inputs, text.filter(pc.is_in(text["id"], pa.array(ids))))
-        p_other = np.zeros(len(ids))
+        p_wrong = 1 - posterior[:, 0]
+        kinds = np.array(judge.mixture.kinds)
+        reasons = kinds[posterior[:, 1:].argmax(1)].tolist()
+        p_reason = posterior[:, 1:].max(1) / np.maximum(p_wrong, 1e-300)
+        p_other = np.full(len(ids), np.nan)
         if judge.classes is not None:
             p_other = judge.classes.wrong(ids, answers, measured.prompts)
-        p_wrong = 1 - posterior[:, 0] * (1 - p_other)
-        # What is bad is not also of another class.
-        of_kinds = np.column_stack([posterior[:, 1:], posterior[:, 0] * p_other])
-        kinds = np.array([*judge.mixture.kinds, OTHER_CLASS])
-        reasons = kinds[of_kinds.argmax(1)].tolist()
-        p_reason = of_kinds.max(1) / np.maximum(p_wrong, 1e-300)
         for row, answer in enumerate(answers):
             if not any(map(str.isalnum, answer)):
                 p_wrong[row], reasons[row], p_reason[row] = 1.0, EMPTY, 1.0
         columns = [ids, p_wrong, reasons, np.clip(p_reason, 0, 1), p_wrong > 0.5]
-        batch = pa.RecordBatch.from_arrays(list(map(pa.array, columns)), schema=ANSWER_ISSUE.schema)
+        arrays = [*map(pa.array, columns), pa.array(p_other, from_pandas=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=ANSWER_ISSUE.schema)
         yield ANSWER_ISSUE.name, batch
 
     def cost(self, work: Work) -> Cost:
@@ -213,7 +215,7 @@ class AnswerIssues(Stage):
         per_shard = n // max(1, work.n_shards)
         return Cost(
             flops=float(n) * most * work.dim,
-            written_bytes=40 * n,
+            written_bytes=48 * n,
             memory_bytes=28 * work.dim * (most + per_shard) + 8 * most * BLOCK + 8 * n,
         )
 

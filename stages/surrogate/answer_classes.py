@@ -59,9 +59,9 @@ class AnswerClasses(NamedTuple):
         answers: Sequence[str],
         prompts: Float[np.ndarray, "rows dim"],
     ) -> Float64[np.ndarray, " rows"]:
-        """The probability that each answer should be another frequent one; 0 of rare answers."""
+        """The probability that each answer should be another frequent one; NaN of rare answers."""
         labels = self.classes(answers)
-        found = np.zeros(len(ids))
+        found = np.full(len(ids), np.nan)
         rows = np.flatnonzero(labels != NO_CLASS)
         if not len(rows):
             return found

@@ -35,7 +35,7 @@ VIEWS = {
     "answer_margins": "id role margin mean_margin reward_margin loss",
     "answer_sides": "id side role n_tokens loss difficulty gain",
     "preference_issues": "method example_id p_wrong reason score is_preference_issue",
-    "answer_issues": "method example_id p_wrong reason p_reason is_answer_issue",
+    "answer_issues": "method example_id p_wrong reason p_reason is_answer_issue p_other_class",
     "examples": "example_id source_id text label label_name split shard",
     "queries": "query_id source_id text label label_name split shard",
     "rejected": "source row_number source_id reason raw",

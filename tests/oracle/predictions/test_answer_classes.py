@@ -69,7 +69,7 @@ def test_rare_and_long_answers_are_no_classes() -> None:
     found = fit_answer_classes(np.arange(100), answers, prompts)
     assert found is not None
     assert set(found.classes(answers[:10])) == {-1}
-    assert (found.wrong(np.arange(10), answers[:10], prompts[:10]) == 0).all()
+    assert np.isnan(found.wrong(np.arange(10), answers[:10], prompts[:10])).all()
     assert fit_answer_classes(np.arange(30), answers[:30], prompts[:30]) is None
     assert fit_answer_classes(np.arange(100), ["yes"] * 100, prompts) is None
     assert fit_answer_classes(np.arange(100), answers, np.zeros_like(prompts)) is None
