@@ -117,8 +117,9 @@ def fit_order(pairs: Differences, part: Int64[np.ndarray, " pairs"]) -> Order:
     `part`, below `PARTS`, says which fit leaves a pair out. Cost: some hundred products of the
     features with a vector for each part and scale.
     """
-    best: tuple[float, Order] | None = None
-    for of_states in SCALES:
+
+    def fitted(of_states: float) -> tuple[float, Order]:
+        """The mean logarithm of the likelihood, and the fits with this scale of the states."""
         spreads = _spreads(pairs, of_states)
         x = _features(pairs, spreads)
         weights = torch.stack([_fit(x[torch.from_numpy(part != own)]) for own in range(PARTS)])
@@ -126,11 +127,9 @@ def fit_order(pairs: Differences, part: Int64[np.ndarray, " pairs"]) -> Order:
         scale, share, likelihood = calibrated(unseen)
         if (unseen > 0).mean() < 0.5 + TOLD / np.sqrt(len(unseen)):
             share = LEAST_WRONG
-        order = Order(weights, spreads, scale, share, of_states > 0)
-        if best is None or likelihood > best[0]:
-            best = likelihood, order
-    assert best is not None
-    return best[1]
+        return likelihood, Order(weights, spreads, scale, share, of_states > 0)
+
+    return max(map(fitted, SCALES), key=lambda fit: fit[0])[1]
 
 
 def calibrated(unseen: Float64[np.ndarray, " pairs"]) -> tuple[float, float, float]:
