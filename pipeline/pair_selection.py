@@ -58,11 +58,11 @@ def pair_source(run: Any, by: str | None, method: str | None) -> Source:
         f"(SELECT *, -abs(percent_rank() OVER (ORDER BY value) - 0.5) AS middle FROM ({of}))"
         for of in statements.values()
     )
-    joined = first + "".join(f" JOIN {other} AS o USING (example_id)" for other in others)
+    joined = "".join(f" JOIN {other} AS o USING (example_id)" for other in others)
     middle = "(f.middle + o.middle) / 2" if others else "f.middle"
     view = (
-        f"(SELECT {quoted(instance)} AS method, example_id, f.value, {middle} AS middle FROM "
-        f"{joined.replace(first, f'{first} AS f', 1)})"
+        f"(SELECT {quoted(instance)} AS method, example_id, f.value, {middle} AS middle "
+        f"FROM {first} AS f{joined})"
     )
     return Source(called, called, instance, view, "v.value", "v.middle")
 
