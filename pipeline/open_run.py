@@ -50,19 +50,19 @@ class OpenedRun:
         self.record = folder.read_record()
         self._store = folder.store(self.record)
         is_own = folder.has_own_catalog()
-        self._connection = folder.open_catalog(self._store, self.record, is_own)
+        self.connection = folder.open_catalog(self._store, self.record, is_own)
         if is_own and not self._store.is_local:
             self._files.serve()
-        self._shut: Shut | None = None
+        self.shut: Shut | None = None
         if is_shut_in or not is_own:
-            self._shut = Shut(self._connection, [self._store.absolute_root])
+            self.shut = Shut(self.connection, [self._store.absolute_root])
 
     @functools.cached_property
     def _files(self) -> "CatalogFiles":
         """The files behind the views; listed when they are first asked for."""
         from storage.catalog_files import CatalogFiles
 
-        return CatalogFiles(self._connection, self._store, self.folder.hashed)
+        return CatalogFiles(self.connection, self._store, self.folder.hashed)
 
     def __repr__(self) -> str:
         views = self.views()
@@ -84,7 +84,7 @@ class OpenedRun:
 
     def views(self) -> list[str]:
         """Names of the views, those whose tables the run has."""
-        return self._catalog.view_names(self._connection)
+        return self._catalog.view_names(self.connection)
 
     def sql(self, statement: str) -> Rows:
         """The rows that `statement` gives over the run's views, as a DuckDB relation has them.
@@ -94,12 +94,12 @@ class OpenedRun:
             storage.schema.FileError: a file that it reads is damaged (`storage.catalog_files`).
         """
         self._files.check(self._files.tables_read(statement))
-        return Rows(self._catalog.query(self._connection, statement))
+        return Rows(self._catalog.query(self.connection, statement))
 
     def decided(self, statement: str) -> Rows:
         """The rows of a statement that something is decided by: all files are hashed."""
         self._files.check(self._files.tables_read(statement), most_bytes=None)
-        return Rows(self._catalog.query(self._connection, statement))
+        return Rows(self._catalog.query(self.connection, statement))
 
     def files(self, view: str, method: str | None = None) -> list[str]:
         """The Parquet files that the rows of a view lie in, as absolute paths or URLs, in order.
@@ -121,13 +121,13 @@ class OpenedRun:
         """
         from storage.view_files import files_of, table_behind
 
-        table = table_behind(self._connection, view)
+        table = table_behind(self.connection, view)
         writers = (
             f'SELECT instance AS method FROM provenance.manifest WHERE "table" = {quoted(table)}'
         )
         instance = self.choice(f"({writers})", "method", method)
         self._files.check([table])
-        return files_of(self._connection, self._store, table, instance)
+        return files_of(self.connection, self._store, table, instance)
 
     def require(self, view: str, stage: str, works_on: str | None = "classification") -> None:
         """Raises unless `view` has rows, naming the stage to add.
@@ -325,11 +325,11 @@ class OpenedRun:
             )
         columns = review_columns(list(rows.columns))
         statement = f"SELECT {columns} FROM ({rows.sql_query()})"
-        return self._catalog.export(self._connection, statement, Path(path), self._shut)
+        return self._catalog.export(self.connection, statement, Path(path), self.shut)
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""
-        return self._catalog.export(self._connection, rows.sql_query(), Path(path), self._shut)
+        return self._catalog.export(self.connection, rows.sql_query(), Path(path), self.shut)
 
     def write_corpus(self, path: str | Path) -> int:
         """Writes every example, in the source's order and as labelled now; returns how many."""
@@ -341,7 +341,7 @@ class OpenedRun:
 
         chosen = f"SELECT {', '.join(map(named, dict.fromkeys(['example_id', *columns])))}"
         results = self._catalog.to_arrow(
-            self._catalog.query(self._connection, f"{chosen} FROM ({inner})")
+            self._catalog.query(self.connection, f"{chosen} FROM ({inner})")
         )
         keys = self.sql(
             "SELECT \"table\", manifest FROM provenance.manifest WHERE stage = 'ingest'"

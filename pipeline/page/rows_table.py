@@ -28,7 +28,7 @@ class RowsTable:
     """The rows of the table, and how its columns are shown."""
 
     columns: list[dict[str, Any]]
-    """Each a title, a kind (text, number, class or flag) and digits."""
+    """`Column.shown` of each."""
     rows: list[list[Any]]
     asked: Asked
     total: int
@@ -42,25 +42,36 @@ class RowsTable:
         return {"columns": self.columns, "rows": self.rows}
 
 
+@dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, the expression in SQL, its kind and digits."""
+    """A column of the table."""
 
-    def __init__(self, title: str, expression: str, kind: str, digits: int = 4):
-        """Holds them."""
-        self.expression = expression
-        self.shown = {"title": title, "kind": kind, "digits": digits}
+    title: str
+    name: str
+    """What a statement calls it."""
+    expression: str
+    """Its SQL over the joined views."""
+    kind: str
+    """`text`, `number`, `class` (of few values) or `flag`."""
+    digits: int = 4
+    """Significant digits of a number; 0: all."""
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What the script is told of it."""
+        return {"title": self.title, "kind": self.kind, "digits": self.digits}
 
 
 def rows_table(subject: Subject) -> RowsTable:
     """All rows of the corpus, or the most suspicious, with what the run says of each."""
     total = int(subject.n_examples.number)
     cut = max(SHORTEST, min(LONGEST, TEXT_BYTES // max(1, min(total, MOST_ROWS))))
-    columns, joins, order = _parts(subject, cut)
+    columns, joins, order = parts(subject, cut)
     asked = subject.ask(
-        f"SELECT {', '.join(f'{c.expression} AS c{i}' for i, c in enumerate(columns))}\n"
+        f"SELECT {', '.join(f'{c.expression} AS {c.name}' for c in columns)}\n"
         f"FROM examples AS e {' '.join(joins)}\nORDER BY {order}, e.example_id LIMIT {MOST_ROWS}"
     )
-    rows = [[_cell(value) for value in row.values()] for row in asked.rows]
+    rows = [[cell(value) for value in row.values()] for row in asked.rows]
     return RowsTable([c.shown for c in columns], rows, asked, total, cut)
 
 
@@ -83,50 +94,50 @@ def table_script() -> str:
     return f"{bundle}\n{own}".replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
-    """Columns, joins and order of the statement."""
-    columns = [Column("id", "e.source_id", "text")]
+def parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
+    """Columns, joins onto `examples AS e`, and order: what a statement of all rows is made of."""
+    columns = [Column("id", "source_id", "e.source_id", "text")]
     joins: list[str] = []
     order = "e.example_id"
     if subject.task == "completion":
         joins.append("JOIN completions AS c ON c.id = e.example_id AND c.role = 'example'")
         columns += [
-            Column("prompt", f"left(c.prompt, {cut // 2})", "text"),
-            Column("answer", f"left(c.answer, {cut})", "text"),
-            Column("characters", "length(c.answer)", "number", 0),
+            Column("prompt", "prompt", f"left(c.prompt, {cut // 2})", "text"),
+            Column("answer", "answer", f"left(c.answer, {cut})", "text"),
+            Column("characters", "characters", "length(c.answer)", "number", 0),
         ]
     elif subject.task == "preference":
         joins.append("JOIN preferences AS c ON c.id = e.example_id AND c.role = 'example'")
         columns += [
-            Column(name, f"left(c.{name}, {cut // 2})", "text")
+            Column(name, name, f"left(c.{name}, {cut // 2})", "text")
             for name in ("prompt", "chosen", "rejected")
         ]
     elif subject.has_texts:
         text = f"left(concat_ws(' | ', e.text, e.text_b), {cut})"
-        columns.append(Column("text", text, "text"))
+        columns.append(Column("text", "text", text, "text"))
     judged = subject.judged
     if judged is not None and subject.task == "classification":
         joins.append(f"LEFT JOIN (FROM {judged.rows}) AS i USING (example_id)")
         columns += [
-            Column("given", "e.label_name", "class"),
-            Column("suggested", "i.suggested_label", "class"),
-            Column("score", "round(i.label_score, 4)", "number"),
-            Column("p(wrong)", "round(i.p_wrong, 3)", "number", 3),
-            Column("flagged", "i.is_label_issue", "flag"),
+            Column("given", "given_label", "e.label_name", "class"),
+            Column("suggested", "suggested_label", "i.suggested_label", "class"),
+            Column("score", "label_score", "round(i.label_score, 4)", "number"),
+            Column("p(wrong)", "p_wrong", "round(i.p_wrong, 3)", "number", 3),
+            Column("flagged", "flagged", "i.is_label_issue", "flag"),
         ]
         order = "i.label_score NULLS LAST"
     elif judged is not None:
         joins.append(f"LEFT JOIN (FROM {judged.rows}) AS i USING (example_id)")
         columns += [
-            Column("reason", "i.reason", "class"),
-            Column("p(bad)", "round(i.p_wrong, 3)", "number", 3),
-            Column("flagged", f"i.{subject.flag}", "flag"),
+            Column("reason", "reason", "i.reason", "class"),
+            Column("p(bad)", "p_wrong", "round(i.p_wrong, 3)", "number", 3),
+            Column("flagged", "flagged", f"i.{subject.flag}", "flag"),
         ]
         order = "i.p_wrong DESC NULLS LAST"
     elif subject.task == "classification":
-        columns.append(Column("label", "e.label_name", "class"))
+        columns.append(Column("label", "given_label", "e.label_name", "class"))
     if subject.task == "regression":
-        columns.append(Column("target", "e.target", "number"))
+        columns.append(Column("target", "target", "e.target", "number"))
         if (found := subject.instance("predictions")) is not None:
             joins.append(
                 "LEFT JOIN (SELECT id, any_value(logits[1] ORDER BY method) AS predicted, "
@@ -134,8 +145,8 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
                 f"{found.rows} AND role = 'example' GROUP BY id) AS p ON p.id = e.example_id"
             )
             columns += [
-                Column("predicted", "p.predicted", "number"),
-                Column("off by", "p.off", "number"),
+                Column("predicted", "predicted", "p.predicted", "number"),
+                Column("off by", "off_by", "p.off", "number"),
             ]
             order = "p.off DESC NULLS LAST"
     if (lost := subject.instance("answer_losses")) is not None:
@@ -143,33 +154,33 @@ def _parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
             f"LEFT JOIN (FROM {lost.rows} AND role = 'example') AS o ON o.id = e.example_id"
         )
         columns += [
-            Column("loss", "round(o.loss, 3)", "number", 3),
-            Column("difficulty", "round(o.difficulty, 3)", "number", 3),
+            Column("loss", "loss", "round(o.loss, 3)", "number", 3),
+            Column("difficulty", "difficulty", "round(o.difficulty, 3)", "number", 3),
         ]
     if (relevance := subject.instance("query_relevance")) is not None:
         joins.append(
             "LEFT JOIN (SELECT example_id, similarity "
             f"FROM {relevance.rows}) AS r USING (example_id)"
         )
-        columns.append(Column("on task", "round(r.similarity, 3)", "number", 3))
+        columns.append(Column("on task", "similarity", "round(r.similarity, 3)", "number", 3))
     if subject.values is not None:
         method, utility = subject.values
         joins.append(
             "LEFT JOIN (FROM shapley WHERE semivalue = 'shapley' AND "
             f"method = {quoted(method)} AND utility = {quoted(utility)}) AS v USING (example_id)"
         )
-        columns.append(Column("value", "v.value", "number", 6))
+        columns.append(Column("value", "value", "v.value", "number", 6))
     if not subject.has_texts:  # texts that are all empty would all be duplicates
         return columns, joins, order
     joins.append(
         "LEFT JOIN (SELECT example_id, string_agg(DISTINCT issue, ', ' ORDER BY issue) AS issues "
         "FROM issues GROUP BY example_id) AS s USING (example_id)"
     )
-    columns.append(Column("issues", "s.issues", "text"))
+    columns.append(Column("issues", "issues", "s.issues", "text"))
     return columns, joins, order
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """A value as JSON has it: numbers that are none of JSON's are missing ones."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if abs(value) < float("inf") else None
