@@ -15,12 +15,13 @@ from pipeline import api, plan_summary
 from pipeline import on_terminal as printed
 from pipeline.cli_group import Assay
 from pipeline.cli_report import report as write_report
+from pipeline.cli_view import view
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from pipeline.terminal import shown
 
 
-@click.group(cls=Assay, commands=[write_report])
+@click.group(cls=Assay, commands=[write_report, view])
 @click.option("--debug", is_flag=True, help="Log more, and show the traceback of an error.")
 @click.version_option(package_name="assay")
 def main(debug: bool) -> None:

@@ -66,10 +66,10 @@ class OpenedRun:
 
     def __repr__(self) -> str:
         views = self.views()
-        counts = [f"{self._count(view)} {view}" for view in ("examples", "queries")]
+        counts = [f"{len(self.sql(f'FROM {view}'))} {view}" for view in ("examples", "queries")]
         for method in self.methods("label_issues")[:1]:
             issues = f"label_issues WHERE is_label_issue AND method = {quoted(method)}"
-            counts.append(f"{self._count(issues)} labels flagged")
+            counts.append(f"{len(self.sql(f'FROM {issues}'))} labels flagged")
         stages = [instance for instance in self.record["tables"] if instance != "corpus"]
         return (
             f"Run {self.record['run_id']}: {', '.join(counts)}\n"
@@ -93,12 +93,16 @@ class OpenedRun:
             storage.schema.StorageError: DuckDB refuses the statement.
             storage.schema.FileError: a file that it reads is damaged (`storage.catalog_files`).
         """
-        self._files.check(self._files.tables_read(statement))
+        self.check(statement)
         return Rows(self._catalog.query(self.connection, statement))
+
+    def check(self, statement: str, **hashed: Any) -> None:
+        """Raises FileError where a file that a statement reads is damaged."""
+        self._files.check(self._files.tables_read(statement), **hashed)
 
     def decided(self, statement: str) -> Rows:
         """The rows of a statement that something is decided by: all files are hashed."""
-        self._files.check(self._files.tables_read(statement), most_bytes=None)
+        self.check(statement, most_bytes=None)
         return Rows(self._catalog.query(self.connection, statement))
 
     def files(self, view: str, method: str | None = None) -> list[str]:
@@ -349,22 +353,17 @@ class OpenedRun:
         corpus = {table: self._store.read_manifest(table, key) for table, key in keys}
         return write_rows(source_rows(self._store, corpus, results, columns), path)
 
-    def _count(self, rows: str) -> int:
-        return int(self.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
-
     def facts(self, table: str) -> Any:
         """The facts that ingestion recorded about a table of the corpus, such as `text`."""
-        rows = self.sql(
-            f"SELECT details FROM runs WHERE stage = 'ingest' AND \"table\" = {quoted(table)}"
-        ).fetchall()
-        return json.loads(rows[0][0])
+        of = f"stage = 'ingest' AND \"table\" = {quoted(table)}"
+        return json.loads(self.sql(f"SELECT details FROM runs WHERE {of}").fetchall()[0][0])
 
     def methods(self, view: str) -> list[str]:
         """The stage instances that have rows in `view`."""
         if view not in self.views():
             return []
         rows = self.sql(f"SELECT DISTINCT method FROM {view} ORDER BY 1").fetchall()
-        return [str(row[0]) for row in rows]
+        return [str(name) for (name,) in rows]
 
     def shown_values(self) -> tuple[str, str] | None:
         """Method and utility of the Shapley values to show; None where the run has none.

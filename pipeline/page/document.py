@@ -62,7 +62,7 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def part(template: str, **values: Any) -> str:
-    """What a template gives that is no whole page, for a notebook: without style and scripts."""
+    """What a template gives by itself, for a notebook or the viewer: no style, no scripts."""
     return _environment().get_template(template).render(**values)
 
 

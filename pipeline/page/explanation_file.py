@@ -49,13 +49,13 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
             ".json instead."
         )
     elif path.suffix == ".html":
-        data = (set_page(found) if is_set else page(found, _pictures(run, found))).encode()
+        data = (set_page(found) if is_set else page(found, pictures_of(run, found))).encode()
     else:
         data = png(_picture(found, images_of(run, found), path))
     write_output(path, data)
 
 
-def _pictures(run: Any, found: Mapping[str, Any]) -> dict[int | None, str]:
+def pictures_of(run: Any, found: Mapping[str, Any]) -> dict[int | None, str]:
     """The same images as `data:` URLs."""
     images = images_of(run, found)
     white = largest(list(images.values()))

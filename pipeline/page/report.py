@@ -1,6 +1,6 @@
 """The report of a run: one page that people read, with the SQL behind every number."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,40 +58,53 @@ def report_page(
     Raises:
         RunError: there is no such column, or an evaluation is of another run.
     """
-    subject = Subject(run)
+    content = contents(Subject(run), by, evaluated, progress)
+    return document("report.html", scripts=[asset("page.js"), table_script("table.js")], **content)
+
+
+def contents(
+    subject: Subject,
+    by: Sequence[str] = (),
+    evaluated: Sequence[str | Path | Mapping[str, Any]] = (),
+    progress: Progress | None = None,
+    without: Collection[str] = (),
+) -> dict[str, Any]:
+    """What the template of the report shows of a run.
+
+    `without` are ids of sections that are left out; for the rest see `report_page`.
+    """
+    run = subject.run
     found = [read_evaluation(given, run.record["run_id"]) for given in evaluated]
-    by_column = [groups(subject, column) for column in by] or None
-    explored = explorer(subject, progress or Progress())
-    sections = [
-        Section("labels", "Labels", labels(subject)),
-        Section("answers", "Answers", answers(subject)),
-        Section("targets", "Targets", targets(subject)),
-        Section("questions", "Questions", questions(subject)),
-        Section("rows", "All rows", rows_table(subject)),
-        Section("values", "Helpful and harmful", values(subject)),
-        Section("columns", "By column", by_column),
-        Section("trust", "Evaluations", evaluations(found)),
-        Section("twins", "Duplicates and outliers", twins(subject)),
-        Section("queries", "Queries", explored),
-        Section("cost", "Cost", cost(subject)),
-        Section("provenance", "Provenance", provenance(subject)),
-        Section("words", "Words", True),
-        Section("missing", "Not in this run", missing(subject)),
-    ]
-    shown = [section for section in sections if section.content is not None]
-    return document(
-        "report.html",
-        scripts=[asset("page.js"), table_script()],
-        run_id=run.record["run_id"],
-        run_path=subject.path,
-        top=overview(subject),
-        cautions=cautions(subject),
-        sections=shown,
-        images=_pictures(run, "examples", set(_example_ids(shown))),
-        query_images=_pictures(run, "queries", _query_ids(explored)),
-        most_matrix=MATRIX,
-        has_evaluations=bool(found),
+    parts: tuple[tuple[str, str, Callable[[Subject], Any]], ...] = (
+        ("labels", "Labels", labels),
+        ("answers", "Answers", answers),
+        ("targets", "Targets", targets),
+        ("questions", "Questions", questions),
+        ("rows", "All rows", rows_table),
+        ("values", "Helpful and harmful", values),
+        ("columns", "By column", lambda of: [groups(of, column) for column in by] or None),
+        ("trust", "Evaluations", lambda of: evaluations(found)),
+        ("twins", "Duplicates and outliers", twins),
+        ("queries", "Queries", lambda of: explorer(of, progress or Progress())),
+        ("cost", "Cost", cost),
+        ("provenance", "Provenance", provenance),
+        ("words", "Words", lambda of: True),
+        ("missing", "Not in this run", missing),
     )
+    sections = [Section(id, title, make(subject)) for id, title, make in parts if id not in without]
+    shown = [section for section in sections if section.content is not None]
+    explored = next((s.content for s in shown if s.id == "queries"), None)
+    return {
+        "run_id": run.record["run_id"],
+        "run_path": subject.path,
+        "top": overview(subject),
+        "cautions": cautions(subject),
+        "sections": shown,
+        "images": pictures(run, "examples", set(_example_ids(shown))),
+        "query_images": pictures(run, "queries", _query_ids(explored)),
+        "most_matrix": MATRIX,
+        "has_evaluations": bool(found),
+    }
 
 
 def _example_ids(sections: Sequence[Section]) -> Iterator[int]:
@@ -114,7 +127,7 @@ def _query_ids(explored: Explorer | None) -> set[int]:
     return {one["query"]["query_id"] for one in explored.queries} if explored else set()
 
 
-def _pictures(run: Any, view: str, ids: set[int]) -> dict[int, str]:
+def pictures(run: Any, view: str, ids: set[int]) -> dict[int, str]:
     """Images of rows as `data:` URLs, by id."""
     images = images_in(run, view, sorted(ids))
     white = largest(list(images.values()))

@@ -75,8 +75,8 @@ def rows_table(subject: Subject) -> RowsTable:
     return RowsTable([c.shown for c in columns], rows, asked, total, cut)
 
 
-def table_script() -> str:
-    """DataTables, and what makes a table of a page's rows with it, as one module.
+def table_script(name: str) -> str:
+    """DataTables, and a file of `assets/` that makes a table with it, as one module.
 
     Raises:
         RuntimeError: the package `itables` holds another bundle than is known.
@@ -90,7 +90,7 @@ def table_script() -> str:
     if exported is None or "default" not in names:
         raise RuntimeError(f"{folder}: found no DataTables in itables, expected its bundle.")
     bundle = bundle[: exported.start()] + bundle[exported.end() :]
-    own = asset("table.js").replace("DATA_TABLE", names["default"])
+    own = (asset("cells.js") + asset(name)).replace("DATA_TABLE", names["default"])
     return f"{bundle}\n{own}".replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -2,31 +2,17 @@
 {
   const holder = document.getElementById("rows-table");
   const { columns, rows } = JSON.parse(document.getElementById("rows-data").textContent);
-  const text = DATA_TABLE.render.text().display;
-  const shown = {
-    text: (value, kind) => (kind === "display" ? text(value) : value ?? ""),
-    class: (value, kind) => (kind === "display" ? text(value) : value ?? ""),
-    flag: (value, kind) => (kind === "display" ? (value ? "⚑ yes" : "") : value ? 1 : 0),
-    number: (digits) => (value, kind) =>
-      kind === "display" ? (value === null ? "" : digits ? String(+value.toPrecision(digits)) : String(value)) : value,
-  };
   const table = new DATA_TABLE(holder, {
     data: rows,
-    columns: columns.map(({ title, kind, digits }) => ({
-      title: text(title),
-      render: kind === "number" ? shown.number(digits) : shown[kind],
-      type: kind === "number" || kind === "flag" ? "num" : "string",
-      searchable: false,
-      createdCell: kind === "text" ? (cell) => cell.setAttribute("dir", "auto") : undefined,
-    })),
+    columns: columns.map(asColumn),
     deferRender: true,
     autoWidth: false,
     order: [],
     orderClasses: false,
     pageLength: 10,
     lengthMenu: [10, 25, 100],
-    layout: { topStart: null, topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
-    language: { emptyTable: "no row", zeroRecords: "no row matches", info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)", infoEmpty: "0 of _TOTAL_", lengthMenu: "_MENU_ rows" },
+    layout: LAYOUT,
+    language: LANGUAGE,
   });
   const filters = document.getElementById("rows-filters");
   const chosen = new Map(); // column -> value that it must have

@@ -1,0 +1,1 @@
+"""A run in the browser, served to people of this machine: `assay view`."""

@@ -1,0 +1,74 @@
+"""Who may ask the viewer's server: browsers of people who were given its address, and no page else.
+
+The address holds a token, which the first visit turns into a cookie of this server alone. Other
+pages in the same browser cannot read what it answers, and what they send is refused; a name that
+they make stand for this machine (DNS rebinding) is refused, too.
+"""
+
+import hmac
+import secrets
+
+from flask import Flask, Response, abort, redirect, request
+from werkzeug.wrappers import Response as AnyResponse
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+LARGEST = 1 << 20
+"""Bytes of a request."""
+
+
+def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
+    """Refuses all requests to `app` but those of people who know the token.
+
+    Args:
+        app: The server.
+        token: A secret that its address holds.
+        names: What the server may be called: hosts, without the port.
+        port: The port that it listens on.
+    """
+    cookie, person = f"assay_{port}", f"assay_person_{port}"  # all ports share their cookies
+    hosts = {f"{name}:{port}" for name in names}
+    app.config["MAX_CONTENT_LENGTH"] = LARGEST
+
+    @app.before_request
+    def check() -> AnyResponse | None:
+        if request.host not in hosts:
+            abort(403, "The server is not called by that name. Open the address it printed.")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"http://{request.host}":
+            abort(403, "That is the request of another page.")
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        if site not in ("same-origin", "none") and request.method != "GET":
+            abort(403, "That is the request of another page.")
+        given = request.args.get("token")
+        if request.method == "GET" and given is not None and _is_same(given, token):
+            answer = redirect(request.path)
+            for name, value in (
+                (cookie, token),
+                (person, request.cookies.get(person) or secrets.token_hex(8)),
+            ):
+                answer.set_cookie(name, value, httponly=True, samesite="Strict")
+            return answer
+        if not _is_same(request.cookies.get(cookie, ""), token) or not request.cookies.get(person):
+            abort(403, "Open the address that `assay view` printed; it holds a token.")
+        if request.method == "POST" and (origin is None or not request.is_json):
+            abort(403, "A decision comes from a page of this server.")
+        return None
+
+    @app.after_request
+    def shut(answer: Response) -> Response:
+        answer.headers["Content-Security-Policy"] = POLICY
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Referrer-Policy"] = "no-referrer"
+        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        answer.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        answer.headers.setdefault("Cache-Control", "no-store")
+        return answer
+
+    app.config["PERSON_COOKIE"] = person
+
+
+def _is_same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())

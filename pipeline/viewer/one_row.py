@@ -1,0 +1,131 @@
+"""What the viewer shows of one row: all of it, what is near it, and what it stands behind."""
+
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.page.asked import Rows as Found
+from pipeline.page.report import pictures
+from pipeline.page.rows_table import cell
+from pipeline.page.subject import Subject
+from pipeline.viewer.questions import Questions
+from pipeline.viewer.rows import SEARCHED, Rows
+from storage.sql import quoted
+
+NEAR = 4
+"""Nearest rows of each side."""
+SUPPORTED = 8
+"""Queries that a row speaks for or against most."""
+TOLD = ("given_label", "suggested_label", "flagged", "reason")
+"""Columns that are told in words, and not again among the numbers."""
+LONGEST = 20_000
+"""Characters of a text that are shown."""
+
+
+class OneRow:
+    """Rows of a run, one at a time."""
+
+    def __init__(self, questions: Questions, subject: Subject, rows: Rows):
+        """Holds what is asked."""
+        self._questions, self._subject, self._rows = questions, subject, rows
+
+    def shown(self, example_id: int) -> dict[str, Any]:
+        """A row as the template `viewer/row.html` shows it: `row`, `facts`, `issues`, `words`.
+
+        Raises:
+            RunError: there is no such row.
+        """
+        rows = self._rows.of_ids([example_id])
+        if example_id not in rows:
+            raise RunError(
+                f"found no row {example_id}, expected an example_id of this run. "
+                "Choose one under Rows."
+            )
+        row = {**rows[example_id], **self._texts(example_id)}
+        return {
+            "row": row,
+            "facts": [
+                (column.title, cell(row[column.name]), column.digits)
+                for column in self._rows.columns
+                if column.kind != "text"
+                and column.name not in TOLD
+                and row[column.name] is not None
+            ],
+            "issues": self._issues(example_id),
+            "image": self._image(example_id),
+        }
+
+    def near(self, example_id: int) -> list[dict[str, Any]]:
+        """The most alike rows: with the given label, with the suggested one; or of all.
+
+        By the cosine of the vectors that the run has; each side has `title` and `rows`.
+        """
+        of = self._subject.features
+        if of is None:
+            return []
+        row = self._rows.of_ids([example_id])[example_id]
+        sides: list[tuple[str, str]] = [("Most alike", "")]
+        label = row.get("given_label")
+        if self._subject.task == "classification" and label is not None:
+            other = row.get("suggested_label")
+            sides = [(f"Most alike with {label}", f"AND given_label = {quoted(label)}")]
+            if other not in (None, label):
+                sides.append((f"Most alike with {other}", f"AND given_label = {quoted(other)}"))
+            else:
+                sides.append(("Most alike with another", f"AND given_label <> {quoted(label)}"))
+        return [
+            {"title": title, "rows": self._nearest(of.rows, example_id, condition)}
+            for title, condition in sides
+        ]
+
+    def supported(self, example_id: int) -> Found:
+        """The queries for whose predictions a row has the largest scores, by method."""
+        if "attributions" not in self._subject.views:
+            return []
+        return self._questions.ask(
+            f"""
+            SELECT a.method, a.query_id, a.score, q.source_id, left(q.text, 300) AS text
+            FROM (FROM attributions WHERE example_id = {example_id}
+                  QUALIFY row_number() OVER (PARTITION BY method ORDER BY abs(score) DESC)
+                      <= {SUPPORTED}) AS a
+            JOIN queries AS q USING (query_id) ORDER BY a.method, abs(a.score) DESC"""
+        ).named()
+
+    def _texts(self, example_id: int) -> dict[str, Any]:
+        """The whole texts of a row."""
+        view, _ = SEARCHED.get(self._subject.task, ("tables.text", ""))
+        columns = {
+            "completions": ("prompt", "answer"),
+            "preferences": ("prompt", "chosen", "rejected"),
+        }.get(view, ("text", "text_b"))
+        listed = ", ".join(f"left({name}, {LONGEST}) AS {name}" for name in columns)
+        found = self._questions.ask(
+            f"SELECT {listed} FROM {view} WHERE role = 'example' AND id = {example_id}"
+        ).named()
+        return {"text": None, "text_b": None, **(found[0] if found else {})}
+
+    def _issues(self, example_id: int) -> Found:
+        if not self._subject.has_texts:
+            return []
+        return self._questions.ask(
+            "SELECT issue, other_role, other_id FROM issues "
+            f"WHERE example_id = {example_id} ORDER BY ALL"
+        ).named()
+
+    def _nearest(self, vectors: str, example_id: int, condition: str) -> Found:
+        return self._questions.ask(
+            f"""
+            WITH near AS (
+                SELECT v.id AS example_id, list_cosine_similarity(v.vector, w.vector) AS similarity
+                FROM (FROM {vectors} AND role = 'example') AS v
+                JOIN viewer.rows AS r ON r.example_id = v.id,
+                     (FROM {vectors} AND role = 'example' AND id = {example_id}) AS w
+                WHERE v.id <> {example_id} {condition}
+                ORDER BY similarity DESC, v.id LIMIT {NEAR}
+            )
+            SELECT r.* EXCLUDE (place), n.similarity FROM near AS n
+            JOIN viewer.rows AS r USING (example_id) ORDER BY n.similarity DESC, example_id"""
+        ).named()
+
+    def _image(self, example_id: int) -> str | None:
+        with self._questions.lock:
+            return pictures(self._subject.run, "examples", {example_id}).get(example_id)

@@ -1,0 +1,91 @@
+"""The queries of a run in the viewer: listed, and explained one at a time."""
+
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.explain.explanation import explain
+from pipeline.explain.query import shown_text
+from pipeline.page.explanation import all_rows, explained
+from pipeline.page.explanation_file import pictures_of
+from pipeline.page.subject import Subject
+from pipeline.progress import Progress
+from pipeline.viewer.questions import Questions
+from storage.sql import quoted
+
+PAGE = 25
+SPOKEN = {"completion": "completions", "preference": "preferences"}
+"""Of a task, the view that has prompts as people read them."""
+TOP = 5
+"""Examples on each side of a method."""
+
+
+class Queries:
+    """Queries and what stands behind their predictions."""
+
+    def __init__(self, questions: Questions, subject: Subject):
+        """Holds what is asked."""
+        self._questions, self._subject = questions, subject
+
+    def page(self, words: str, is_wrong: bool, at: int) -> dict[str, Any]:
+        """Some queries with their predictions, those that are predicted wrong first."""
+        joined, columns, order = self._predictions()
+        text = "concat_ws(' | ', q.text, q.text_b)"
+        if (spoken := SPOKEN.get(self._subject.task)) is not None:
+            view, text = spoken, "coalesce(t.prompt, '')"
+            joined += f" LEFT JOIN {view} AS t ON t.id = q.query_id AND t.role = 'query'"
+        found = [
+            f"contains(lower(concat_ws(' ', q.source_id, {text})), {quoted(word)})"
+            for word in words.lower().split()
+        ]
+        if is_wrong and columns:
+            found.append("is_wrong")
+        where = " AND ".join(found) or "true"
+        rows = self._questions.ask(
+            f"SELECT q.query_id, q.source_id, left({text}, 200) AS text{columns} "
+            f"FROM queries AS q {joined} WHERE {where} "
+            f"ORDER BY {order} q.query_id LIMIT {PAGE + 1} OFFSET {at}"
+        ).named()
+        return {"rows": rows[:PAGE], "has_more": len(rows) > PAGE, "page": PAGE,
+                "has_predictions": bool(columns), "is_wrong": is_wrong}  # fmt: skip
+
+    def one(self, query_id: int) -> dict[str, Any]:
+        """A query explained, as the template shows it.
+
+        Raises:
+            RunError: there is no such query.
+        """
+        with self._questions.lock:
+            run = self._subject.run
+            try:
+                found = explain(run, query_id, None, None, (), TOP, Progress())
+            except RunError as error:
+                return {"heading": f"Query {query_id}", "failed": str(error), "images": {}}
+            doubts = self._subject.doubts([row["example_id"] for row in all_rows(found)])
+            for row in all_rows(found):
+                row["flagged"] = doubts.get(row["example_id"])
+                row["href"] = f"/example/{row['example_id']}"
+            return {
+                "heading": shown_text(found["query"]) or f"Query {query_id}",
+                "explained": explained(found),
+                "images": pictures_of(run, found),
+                "failed": "",
+            }
+
+    def _predictions(self) -> tuple[str, str, str]:
+        """The join of predictions, the columns and order that it brings; empty without any."""
+        if "predictions" not in self._subject.views or self._subject.task != "classification":
+            return "", "", ""
+        first = (
+            "SELECT method, source FROM predictions WHERE role = 'query' "
+            "ORDER BY source <> 'model', source <> 'probe', method LIMIT 1"
+        )
+        joined = (
+            "LEFT JOIN (SELECT p.id, p.confidence, c.label_name AS predicted, g.label_name AS "
+            f"given, p.predicted <> l.label AS is_wrong FROM predictions AS p JOIN ({first}) USING "
+            "(method, source) JOIN tables.label AS l ON l.id = p.id AND l.role = 'query' "
+            "LEFT JOIN provenance.class AS c ON c.label = p.predicted "
+            "LEFT JOIN provenance.class AS g ON g.label = l.label "
+            "WHERE p.role = 'query') AS p ON p.id = q.query_id"
+        )
+        columns = ", p.predicted, p.given, p.confidence, coalesce(p.is_wrong, false) AS is_wrong"
+        return joined, columns, "coalesce(p.is_wrong, false) DESC, p.confidence DESC,"
