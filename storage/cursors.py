@@ -1,4 +1,4 @@
-"""A catalog that several threads ask at once, each on a connection of its own, with a time limit."""
+"""A catalog that several threads ask at once, on a connection each, with a limit of time."""
 
 import threading
 from typing import Any, NamedTuple

@@ -11,6 +11,7 @@ pytest_plugins = (
     "tiny_models",
     "gradients_by_loop",
     "runs",
+    "pages",
     "processes",
     "web",
 )

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import RunError
+from stages.corpus.review import read_cells
 from storage.files import write_whole
-from storage.spreadsheet import escaped, unescaped
+from storage.spreadsheet import escaped
 
 VERDICTS = ("accept", "fix", "drop")
 
@@ -50,7 +51,8 @@ class ReviewFile:
             find: example_id by source_id, for the rows that the file names by that alone.
 
         Raises:
-            RunError: it is no review, or cannot be read.
+            RunError: it is no review of this run.
+            stages.stage.DataError: it cannot be read.
         """
         self.path, self._find = path, find
         self._columns = list(columns)
@@ -143,29 +145,24 @@ class ReviewFile:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _read(self) -> dict[int, dict[str, str]]:
-        try:
-            text = self.path.read_bytes().removeprefix(codecs.BOM_UTF8).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise self._no_review(str(error)) from error
-        lines = csv.DictReader(io.StringIO(text, newline=""))
-        names = list(lines.fieldnames or [])
-        if "decision" not in names or not {"example_id", "source_id"} & set(names):
-            raise self._no_review(f"the columns {', '.join(names)}")
-        self._columns = [*names, *(c for c in self._columns if c not in names)]
-        rows = {}
-        for line in lines:
-            cells = {name: unescaped(line.get(name) or "") for name in self._columns}
+        rows: dict[int, dict[str, str]] = {}
+        for where, given in read_cells(str(self.path)):
+            if "decision" not in given or not {"example_id", "source_id"} & set(given):
+                raise self._no_review(f"the columns {', '.join(given)}")
+            if not rows:
+                self._columns = [*given, *(c for c in self._columns if c not in given)]
+            cells = {name: given.get(name, "") for name in self._columns}
             cells["decision"] = cells["decision"].strip().lower()
-            where = f"line {lines.line_num}"
-            if None in line or cells["decision"] not in ("", *VERDICTS):
+            if cells["decision"] not in ("", *VERDICTS):
                 raise self._no_review(f"in {where} the decision {cells['decision']!r:.60}")
-            row = cells.get("example_id") or self._find(cells.get("source_id", ""))
+            row = cells["example_id"] or self._find(cells.get("source_id", ""))
             try:
                 number = int(row or "")
             except ValueError:
-                raise self._no_review(
-                    f"in {where} the row {cells.get('source_id', row)!r:.60}"
-                ) from None
+                named = cells["example_id"] or cells.get("source_id", "")
+                raise self._no_review(f"in {where} the row {named!r:.60}") from None
+            if number in rows:
+                raise self._no_review(f"in {where} a row that stands above, too")
             rows[number] = cells | {"example_id": str(number)}
         return rows
 

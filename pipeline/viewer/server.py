@@ -5,6 +5,7 @@ are those of the report. Starlette over uvicorn is as small; it is for handlers 
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,10 @@ class Viewer:
             draw=given.get("draw", 0, type=int),
             recordsTotal=self.rows.total,
             recordsFiltered=count,
-            data=[{name: cell(value) for name, value in row.items()} for row in rows],
+            data=[
+                {name: cell(value) for name, value in row.items()} | {"id": str(row["example_id"])}
+                for row in rows
+            ],
         )
 
     def _review_page(self) -> str:
@@ -196,7 +200,7 @@ class Viewer:
             return jsonify(id=None, progress=progress)
         seen = self.desk.known(example_id)
         return jsonify(
-            id=example_id,
+            id=str(example_id),
             html=part("viewer/row.html", is_linked=True, **self.one_row.shown(example_id)),
             seen=seen,
             progress=progress,
@@ -235,15 +239,13 @@ class Viewer:
         """Decides about rows: `rows` of `{id, verdict, new_label, seen}`."""
         wanted = {}
         for given in _list(_body().get("rows")):
-            row, seen = given.get("id"), _list(given.get("seen", []))
-            if not isinstance(row, int):
-                abort(400, "Found a decision without the id of a row.")
+            row, seen = _id(given.get("id")), _list(given.get("seen", []))
             decision = Decision(_text(given.get("verdict")), _text(given.get("new_label")))
             wanted[row] = Change(decision, Decision(*map(_text, seen[:2])))
         others = self.desk.decide(self._person(), wanted)
         return jsonify(
             made=len(wanted) - len(others),
-            others=[{"id": row, "now": now} for row, now in others.items()],
+            others=[{"id": str(row), "now": now} for row, now in others.items()],
             file=self.desk.n_decided,
         )
 
@@ -255,14 +257,13 @@ class Viewer:
         return jsonify(made=made, kept=kept, file=self.desk.n_decided)
 
     def _skip(self) -> Any:
-        row = _body().get("id")
-        if isinstance(row, int):
-            self.desk.skip(self._person(), row)
-        return jsonify(skipped=row)
+        row = _id(_body().get("id"))
+        self.desk.skip(self._person(), row)
+        return jsonify(skipped=str(row))
 
     def _undo(self) -> Any:
         made, rows = self.desk.undo(self._person())
-        return jsonify(made=made, rows=rows[:1], file=self.desk.n_decided)
+        return jsonify(made=made, rows=[str(row) for row in rows[:1]], file=self.desk.n_decided)
 
 
 def _filter(given: Mapping[str, Any]) -> Filter:
@@ -289,6 +290,13 @@ def _body() -> Mapping[str, Any]:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _id(value: Any) -> int:
+    """The id of a row, which JSON gives as text: JavaScript's numbers hold 53 of its 64 bits."""
+    if not isinstance(value, str) or re.fullmatch(r"-?\d{1,19}", value) is None:
+        abort(400, "Found a decision without the id of a row, expected example_id as text.")
+    return int(value)
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,7 @@
 The answers of a preference that is to be fixed change places.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -200,6 +200,24 @@ def read_decisions(path: str) -> tuple[str, dict[str, str]]:
     decisions = _values(reviewed, _review_column(path, reviewed, "decision"))
     pairs = zip(_values(reviewed, key), map(_verdict, decisions), strict=True)
     return key, {str(row_id): verdict for row_id, verdict in pairs if verdict}
+
+
+def read_cells(path: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of the review at `path`: where each stands, and its cells as text by column.
+
+    Raises:
+        DataError: the review cannot be read.
+    """
+    reviewed = load_file(path)
+    columns = {name: _values(reviewed, name) for name in reviewed.table.column_names}
+    for at in range(reviewed.table.num_rows):
+        if at in reviewed.faults:
+            raise DataError(
+                f"{path}: {_place(path, at)}: found a row that is {reviewed.faults[at][0]}, "
+                "expected UTF-8 rows. Save the review again."
+            )
+        cells = {name: values[at] for name, values in columns.items()}
+        yield _place(path, at), {k: "" if v is None else str(v) for k, v in cells.items()}
 
 
 def short(value: Any) -> str:

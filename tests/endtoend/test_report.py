@@ -3,108 +3,16 @@ import hashlib
 import json
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from pages import HOSTILE, Page
 from runs import assay, complaint, write_lines, write_run
 
 from pipeline import api
 from pipeline.open_run import open_run
 from pipeline.page.document import readable
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(2)>',
-    "'; DROP TABLE label; --",
-    "</script><script>alert(3)</script>",
-    "<!-- --> ]]>",
-    "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627",
-    "bell \x07 escape \x1b[31m",
-    "javascript:alert(4) [x](javascript:alert(5))",
-    "x" * 1_000_000,
-    "{{ 7 * 7 }} {% raw %}",
-    "<style>*{display:none}</style>",
-    "\u2028 \u2029",
-]
-
-
-class Page(HTMLParser):
-    """What stands in a page: tags with attributes, scripts, statements and all other words."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[str | None, str]] = []
-        self.statements: list[str] = []
-        self.styles: list[str] = []
-        self.words = ""
-        self._in_statement = False
-        self._open: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open.append((tag, dict(attrs)))
-        self._in_statement = tag == "code" and any(
-            attributes.get("class") == "sql" for tag, attributes in self._open if tag == "details"
-        )
-        if self._in_statement:
-            self.statements.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        tag, attributes = self._open[-1] if self._open else ("", {})
-        if tag == "script":
-            self.scripts.append((attributes.get("type"), data))
-        elif tag == "style":
-            self.styles.append(data)
-        else:
-            if tag == "code" and self._in_statement:
-                self.statements[-1] += data
-            self.words += data
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run over texts that try to be more than texts."""
-    folder = tmp_path_factory.mktemp("hostile")
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "text": f"{text} {copy}",
-            "label": ("<b>bad</b>", '"good" & <i>')[at % 2],
-            "id": f"{text[:20]}-{copy}",
-            "origin": text[:30],
-        }
-        for copy in range(5)
-        for at, text in enumerate(HOSTILE)
-    ]
-    vectors = rng.normal(size=(len(rows), 4)).astype(np.float32)
-    vectors[::2, 0] += 4
-    vectors[5, 0] += 4  # a wrong label
-    sources: dict[str, Any] = {}
-    for role, part in (("corpus", slice(12, None)), ("queries", slice(0, 12))):
-        np.save(folder / f"{role}.npy", vectors[part])
-        path = write_lines(folder / f"{role}.jsonl", rows[part])
-        sources[role] = {"path": path, "text": "text", "label": "label", "id": "id"}
-        sources[role]["features"] = str(folder / f"{role}.npy")
-    stages = {
-        "kernel_regression": {"kernel": ["features"]},
-        "label_issues": {},
-        "probe": {"embedding": "features"},
-        "prediction": {"embedding": "features"},
-        "freeshap": {"kernel": ["features"], "rounds": 2},
-        "support": {"features": "features"},
-    }
-    assay("run", write_run(folder, **sources, stages=stages))
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")

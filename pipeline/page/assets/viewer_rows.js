@@ -19,18 +19,18 @@
   };
   const link = (row) => {
     const a = document.createElement("a");
-    a.href = `/example/${row.example_id}`;
+    a.href = `/example/${row.id}`;
     a.textContent = row.source_id;
     return a;
   };
   const box = (row) => {
     const input = document.createElement("input");
     input.type = "checkbox";
-    input.checked = chosen.has(row.example_id);
+    input.checked = chosen.has(row.id);
     input.setAttribute("aria-label", `Choose row ${row.source_id}`);
     input.addEventListener("change", () => {
-      if (input.checked) chosen.set(row.example_id, seen(row));
-      else chosen.delete(row.example_id);
+      if (input.checked) chosen.set(row.id, seen(row));
+      else chosen.delete(row.id);
       tell();
     });
     return input;

@@ -1,0 +1,408 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import flask.testing
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pytest
+from pages import HOSTILE, Page
+from runs import assay
+
+from pipeline.errors import RunError
+from pipeline.open_run import open_run
+from pipeline.viewer.questions import Questions
+from pipeline.viewer.server import Viewer
+from stages.stage import DataError
+from storage.schema import StorageError
+
+PORT = 8000
+OWN = {"Host": f"127.0.0.1:{PORT}", "Origin": f"http://127.0.0.1:{PORT}"}
+
+
+@dataclasses.dataclass
+class Person:
+    """A browser at the viewer."""
+
+    client: flask.testing.FlaskClient
+
+    def get(self, path: str, **given: Any) -> Any:
+        return self.client.get(path, headers={"Host": OWN["Host"]}, **given)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.client.post(path, json=body, headers=OWN)
+
+    def rows(self, query: str = "") -> dict[str, Any]:
+        found = self.get(f"/rows.json?draw=3&start=0&length=200&{query}")
+        assert found.status_code == 200, found.json
+        return dict(found.json)
+
+    def next(self, query: str = "decided=undecided") -> dict[str, Any]:
+        found = dict(self.get(f"/review/next?part=1&{query}").json)
+        return {**found, "id": int(found["id"])}
+
+    def decide(self, row: int, verdict: str, label: str = "", seen: Any = ("", "")) -> Any:
+        asked = {"id": str(row), "verdict": verdict, "new_label": label, "seen": seen}
+        return self.post("/decide", {"rows": [asked]})
+
+
+class Desk:
+    """A viewer over a run, in this process."""
+
+    def __init__(self, run: Path, review: Path, by: tuple[str, ...] = ()):
+        self.review = review
+        self.viewer = Viewer(open_run(run, is_shut_in=True), review, by)
+        names = frozenset({"127.0.0.1", "localhost"})
+        self.app = self.viewer.app("secret", names, PORT)
+
+    def person(self) -> Person:
+        person = Person(self.app.test_client())
+        assert person.get("/?token=secret").status_code == 302
+        return person
+
+    def file(self) -> dict[int, tuple[str, str]]:
+        return {
+            int(row["example_id"]): (row["decision"], row["new_label"])
+            for row in lines(self.review)
+            if row["decision"]
+        }
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV, whose cells may be a million signs long."""
+    types = pa_csv.ConvertOptions(strings_can_be_null=False, null_values=[])
+    whole = pa_csv.ReadOptions(block_size=1 << 26)
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    table = pa_csv.read_csv(path, whole, parse, types)
+    cells = table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
+    return [{k: v or "" for k, v in row.items()} for row in cells.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def shared(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A viewer that nobody decides in."""
+    return Desk(hostile, tmp_path_factory.mktemp("none") / "review.csv", ("origin",))
+
+
+@pytest.fixture
+def desk(hostile: Path, tmp_path: Path) -> Desk:
+    return Desk(hostile, tmp_path / "review.csv")
+
+
+def test_strangers_are_refused(shared: Desk) -> None:
+    client = shared.app.test_client()
+    assert client.get("/rows", headers={"Host": OWN["Host"]}).status_code == 403
+    wrong = client.get("/?token=guess", headers={"Host": OWN["Host"]})
+    assert wrong.status_code == 403
+    assert not wrong.headers.getlist("Set-Cookie")
+    person = shared.person()
+    assert person.get("/rows").status_code == 200
+    for header in (
+        {"Host": f"evil.example:{PORT}"},
+        {**OWN, "Origin": "http://evil.example"},
+        {**OWN, "Origin": "null"},
+        {"Host": "127.0.0.1:1"},
+    ):
+        assert person.client.get("/rows.json", headers=header).status_code == 403
+    body = {"rows": []}
+    for header in (
+        {"Host": OWN["Host"]},
+        {**OWN, "Sec-Fetch-Site": "cross-site"},
+        {**OWN, "Origin": f"http://localhost:{PORT}"},
+    ):
+        assert person.client.post("/decide", json=body, headers=header).status_code == 403
+    form = person.client.post("/decide", data={"rows": "[]"}, headers=OWN)
+    assert form.status_code == 403
+    large = person.client.post("/decide", json={"rows": ["x" * 2_000_000]}, headers=OWN)
+    assert large.status_code == 413
+    assert not shared.review.exists()
+
+
+def test_cookies_are_of_this_server_alone(shared: Desk) -> None:
+    found = shared.app.test_client().get("/?token=secret", headers={"Host": OWN["Host"]})
+    assert found.headers["Location"] == "/"
+    cookies = found.headers.getlist("Set-Cookie")
+    assert len(cookies) == 2
+    for cookie in cookies:
+        assert str(PORT) in cookie.split("=")[0]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Strict" in cookie
+
+
+def pages(person: Person) -> dict[str, Any]:
+    """All kinds of pages, by path."""
+    row = person.rows()["data"][0]["example_id"]
+    query = re.search(r'href="/query/(-?\d+)"', person.get("/queries").text)
+    assert query is not None
+    statement = quote("SELECT text FROM examples")
+    paths = ["/", "/rows", "/review", "/queries", f"/sql?q={statement}", f"/example/{row}"]
+    paths += [
+        f"/query/{query[1]}",
+        f"/example/{row}/near",
+        "/example/1",
+        "/query/12345",
+        "/nowhere",
+    ]
+    return {path: person.get(path) for path in paths}
+
+
+def test_texts_of_a_corpus_are_harmless_in_every_page(shared: Desk) -> None:
+    person = shared.person()
+    words = ""
+    for path, answer in pages(person).items():
+        assert answer.status_code < 500, path
+        policy = answer.headers["Content-Security-Policy"]
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        page = Page(answer.text)
+        assert "\u202e" not in page.words
+        words += page.words
+        assert not page.styles, path
+        assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+        for tag, attributes in page.tags:
+            assert not [name for name in attributes if name.startswith("on") or name == "style"]
+            if tag == "script" and attributes.get("type") != "application/json":
+                assert str(attributes["src"]).startswith("/assets/")
+            if tag == "a":
+                assert str(attributes["href"])[0] in "/#?", (path, attributes)
+        for kind, text in page.scripts:
+            assert kind == "application/json" or not text.strip(), path
+    for text in HOSTILE[:5]:
+        assert text in words
+    rows = person.get("/rows.json?draw=1&start=0&length=100")
+    assert rows.mimetype == "application/json"
+
+
+def test_assets_are_whole_and_kept_by_browsers(shared: Desk) -> None:
+    person = shared.person()
+    page = Page(person.get("/rows").text + person.get("/review").text + person.get("/sql").text)
+    named = [a["src"] for tag, a in page.tags if tag == "script" and "src" in a]
+    named += [a["href"] for tag, a in page.tags if tag == "link" and a["rel"] == "stylesheet"]
+    for path in dict.fromkeys(map(str, named)):
+        answer = person.get(path)
+        assert answer.status_code == 200, path
+        again = person.client.get(
+            path, headers={"Host": OWN["Host"], "If-None-Match": answer.headers["ETag"]}
+        )
+        assert again.status_code == 304
+
+
+def test_rows_are_those_of_the_views(shared: Desk) -> None:
+    person = shared.person()
+    run = shared.viewer.questions.run
+    given = [row[0] for row in run.sql("SELECT DISTINCT label_name FROM examples").fetchall()]
+    for label in given:
+        expected = run.sql(
+            "SELECT e.example_id FROM label_issues AS i JOIN examples AS e USING (example_id) "
+            f"WHERE e.label_name = '{label}' ORDER BY i.label_score, example_id"
+        ).fetchall()
+        found = person.rows(f"is.given_label={quote('=' + label)}")
+        assert [row["example_id"] for row in found["data"]] == [row for (row,) in expected]
+        assert found["recordsFiltered"] == len(expected)
+        assert found["recordsTotal"] == 48
+        assert found["draw"] == 3
+    order = "order[0][name]=value&order[0][dir]=desc"
+    best = run.sql("SELECT example_id FROM shapley ORDER BY value DESC, example_id")
+    found = person.rows(order)
+    values = [row["value"] for row in found["data"]]
+    assert values == sorted(values, reverse=True)
+    assert {row["example_id"] for row in found["data"]} == {row for (row,) in best.fetchall()}
+    assert [int(row["id"]) for row in found["data"]] == [r["example_id"] for r in found["data"]]
+    pages = [
+        person.get(f"/rows.json?draw=1&start={at}&length=10&{order}").json["data"]
+        for at in range(0, 50, 10)
+    ]
+    joined = [row["example_id"] for page in pages for row in page]
+    assert joined == [row["example_id"] for row in found["data"]]
+
+
+def test_rows_are_found_by_words_of_the_whole_text(shared: Desk) -> None:
+    person = shared.person()
+    # The text goes on for a million signs more than are listed.
+    assert person.rows(f"words={'x' * 500}")["recordsFiltered"] == 4
+    assert person.rows("words=ONERROR+IMG")["recordsFiltered"] == 4
+    assert person.rows("words=onerror+bell")["recordsFiltered"] == 0
+    assert person.rows(f"words={quote(chr(39))}")["recordsFiltered"] == 4
+    assert person.rows("words=100%25")["recordsFiltered"] == 0
+
+
+def test_conditions_are_sql_that_reads(shared: Desk) -> None:
+    person = shared.person()
+    every = person.rows()["data"]
+    for condition, expected in (
+        ("label_score < 0.5", [r for r in every if r["label_score"] < 0.5]),
+        ("value > 0 -- positive", [r for r in every if r["value"] > 0]),
+        ("origin LIKE '<script%'", [r for r in every if r["origin"][:7] == "<script"]),
+    ):
+        assert person.rows(f"where={quote(condition)}")["data"] == expected
+    for condition in (
+        "true); DROP TABLE viewer.rows; --",
+        "nothing = 1",
+        "true) UNION SELECT * FROM read_text('/etc/passwd') WHERE (true",
+        "example_id IN (SELECT 1 FROM read_csv('/etc/passwd'))",
+        "(",
+    ):
+        found = person.get(f"/rows.json?draw=1&start=0&length=10&where={quote(condition)}")
+        assert found.status_code == 400, condition
+        assert "found" in found.json["error"]
+        assert "root:" not in found.text
+    assert person.rows()["recordsFiltered"] == 48
+    wrong = person.get("/rows.json?draw=1&start=0&length=1&order[0][name]=x;y&order[0][dir]=asc")
+    assert wrong.status_code == 400
+
+
+def test_statements_read_and_come_to_an_end(shared: Desk) -> None:
+    person = shared.person()
+    shown = person.get(f"/sql?q={quote('SELECT count(*) AS n FROM examples')}")
+    assert "48" in Page(shown.text).words
+    for statement in ("DELETE FROM viewer.rows", "SELECT 1; SELECT 2", "COPY examples TO 'x.csv'"):
+        refused = person.get(f"/sql?q={quote(statement)}")
+        assert refused.status_code == 400
+        assert "expected" in Page(refused.text).words
+    questions: Questions = shared.viewer.questions
+    endless = "SELECT sum(a.range * b.range) FROM range(10000000) AS a, range(10000000) AS b"
+    with pytest.raises(StorageError, match=r"longer than 0\.2 s"):
+        questions.ask(endless, seconds=0.2)
+    assert questions.ask("SELECT 1").rows == [(1,)]
+
+
+def test_decisions_are_on_disk_before_they_are_counted(desk: Desk) -> None:
+    person = desk.person()
+    first = person.next()
+    label = person.rows(f"where=example_id={first['id']}")["data"][0]["suggested_label"]
+    assert person.decide(first["id"], "fix").json == {"made": 1, "others": [], "file": 1}
+    assert desk.file() == {first["id"]: ("fix", label)}
+    second = person.next()
+    assert second["id"] != first["id"]
+    assert second["progress"]["fix"] == 1
+    person.decide(second["id"], "drop")
+    third = person.next()
+    person.post("/skip", {"id": str(third["id"])})
+    assert person.next()["id"] not in (first["id"], second["id"], third["id"])
+    assert set(desk.file()) == {first["id"], second["id"]}
+    undone = person.post("/undo", {}).json
+    assert (undone["made"], undone["rows"]) == (1, [str(second["id"])])
+    assert set(desk.file()) == {first["id"]}
+    assert person.rows("decided=decided")["recordsFiltered"] == 1
+    again = Desk(desk.viewer.questions.run.folder.path, desk.review).person()
+    assert [row["example_id"] for row in again.rows("decided=fix")["data"]] == [first["id"]]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "label"), [("fix", "no class"), ("perhaps", ""), ("fix", "<b>bad</b> ")]
+)
+def test_what_is_no_decision_changes_nothing(desk: Desk, verdict: str, label: str) -> None:
+    person = desk.person()
+    refused = person.decide(person.next()["id"], verdict, label)
+    assert refused.status_code == 400
+    assert "expected" in refused.json["error"]
+    assert not desk.review.exists()
+    assert person.decide(12345, "drop").status_code == 400
+
+
+def test_two_people_do_not_lose_each_others_decisions(desk: Desk, hostile: Path) -> None:
+    one, two = desk.person(), desk.person()
+    other = Desk(hostile, desk.review).person()  # through another server
+    first, second = one.next()["id"], two.next()["id"]
+    assert first != second
+    one.decide(first, "accept")
+    late = two.decide(first, "drop").json
+    assert late["made"] == 0
+    assert late["others"] == [{"id": str(first), "now": ["accept", ""]}]
+    late = other.decide(first, "drop").json
+    assert late["others"] == [{"id": str(first), "now": ["accept", ""]}]
+    other.decide(second, "drop")
+    two.decide(other.next()["id"], "accept")
+    assert len(desk.file()) == 3
+    assert desk.file()[second] == ("drop", desk.file()[second][1])
+    assert two.decide(first, "drop", seen=["accept", ""]).json["made"] == 1
+    assert one.post("/undo", {}).json["made"] == 0  # somebody changed it since
+    assert desk.file()[first][0] == "drop"
+
+
+def test_many_rows_are_decided_at_once_and_taken_back(desk: Desk) -> None:
+    person = desk.person()
+    row = person.next()["id"]
+    person.decide(row, "accept")
+    wanted = person.rows("where=label_score+<+0.9")["recordsFiltered"]
+    asked = {"filter": {"where": "label_score < 0.9"}, "verdict": "drop"}
+    made = person.post("/decide-all", asked).json
+    assert made["made"] == wanted - 1
+    assert made["kept"] == 1
+    assert desk.file()[row][0] == "accept"
+    assert person.rows("decided=drop")["recordsFiltered"] == wanted - 1
+    assert person.post("/undo", {}).json["made"] == wanted - 1
+    assert list(desk.file()) == [row]
+    fixed = person.post("/decide-all", {"filter": {}, "verdict": "fix"}).json
+    assert fixed["made"] + fixed["kept"] == 48
+    for given, label in desk.file().values():
+        assert given == "accept" or label
+
+
+def test_apply_takes_what_was_decided(desk: Desk, hostile: Path, tmp_path: Path) -> None:
+    person = desk.person()
+    fixed, dropped, kept = (row["example_id"] for row in person.rows()["data"][:3])
+    person.decide(fixed, "fix")
+    person.decide(dropped, "drop")
+    person.decide(kept, "accept")
+    assay("apply", hostile, desk.review, "--to", tmp_path / "corrected")
+    corrected = open_run(tmp_path / "corrected")
+    rows = dict(corrected.sql("SELECT example_id, label_name FROM examples").fetchall())
+    assert dropped not in rows
+    assert rows[fixed] == desk.file()[fixed][1]
+    after = Desk(tmp_path / "corrected", tmp_path / "second.csv").person()
+    assert after.rows("decided=accept")["data"][0]["example_id"] == kept
+    assert after.rows("decided=undecided")["recordsFiltered"] == 45
+
+
+def test_a_review_for_a_spreadsheet_is_gone_on_with(hostile: Path, tmp_path: Path) -> None:
+    review = tmp_path / "review.csv"
+    assay("flag", hostile, "--top", 6, "--review", review)
+    desk = Desk(hostile, review)
+    person = desk.person()
+    before = lines(review)
+    row = person.rows()["data"][1]["example_id"]
+    person.decide(row, "drop")
+    assert desk.file()[row][0] == "drop"
+    assert [{**after, "decision": ""} for after in lines(review)] == before
+
+
+def test_a_file_that_is_no_review_stays_as_it_is(hostile: Path, tmp_path: Path) -> None:
+    for text in (
+        "name,age\nx,3\n",
+        "decision,example_id\nperhaps,3\n",
+        "decision,source_id\ndrop,nobody\n",
+        "decision,example_id\ndrop,99\n",
+    ):
+        path = tmp_path / "mine.csv"
+        path.write_text(text)
+        with pytest.raises((RunError, DataError), match=r"found .* expected"):
+            Desk(hostile, path)
+        assert path.read_text() == text
+
+
+def test_a_full_disk_loses_no_decision(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    person = desk.person()
+    row, other = (found["example_id"] for found in person.rows()["data"][:2])
+    person.decide(row, "drop")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.viewer.review_file.write_whole", full)
+        refused = person.decide(other, "drop")
+    assert refused.status_code == 400
+    assert "nothing was decided" in refused.json["error"]
+    assert list(desk.file()) == [row]
+    assert person.decide(other, "accept").json["file"] == 2
+
+
+def test_the_json_of_a_page_is_json(shared: Desk) -> None:
+    page = Page(shared.person().get("/rows").text)
+    found = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    assert [column["name"] for column in found[0]["columns"]][-1] == "origin"
