@@ -91,26 +91,38 @@ def _neighbours(subject: Subject, rows: str) -> Asked | None:
     if subject.features is None:
         return None
     vectors = subject.features.rows
+    similarity = "list_cosine_similarity(p.vector, o.vector)"
     return subject.ask(
         f"""
-        WITH worst AS (
-            FROM {rows} ORDER BY label_score, example_id LIMIT {WORST}
-        ), near AS (
-            SELECT w.example_id AS of_id, o.id AS example_id, c.label_name = w.given_label AS
-                   is_given, list_cosine_similarity(v.vector, o.vector) AS similarity, c.label_name
-            FROM worst AS w
+        WITH pair AS MATERIALIZED (
+            SELECT w.example_id AS of_id, v.vector, c.label, c.label_name,
+                   c.label_name = w.given_label AS is_given
+            FROM (FROM {rows} ORDER BY label_score, example_id LIMIT {WORST}) AS w
             JOIN (FROM {vectors} AND role = 'example') AS v ON v.id = w.example_id
-            JOIN (FROM {vectors} AND role = 'example') AS o ON o.id <> w.example_id
+            JOIN provenance.class AS c
+              ON c.label_name = w.given_label OR w.suggested_label IN (w.given_label, c.label_name)
+        ), other AS NOT MATERIALIZED (
+            SELECT o.id, o.vector, l.label
+            FROM (FROM {vectors} AND role = 'example') AS o
             JOIN tables.label AS l ON l.id = o.id AND l.role = 'example'
-            JOIN provenance.class AS c ON c.label = l.label
-            WHERE c.label_name = w.given_label
-               OR w.suggested_label IN (w.given_label, c.label_name)
-            QUALIFY row_number() OVER (
-                PARTITION BY of_id, is_given ORDER BY similarity DESC, o.id
-            ) <= {NEAR}
+        ), least AS MATERIALIZED (
+            -- A filter of the sum, not of the rows, which DuckDB would make a loop of all pairs.
+            SELECT of_id, is_given, list_min(max({similarity}, {NEAR})
+                   FILTER (o.id <> of_id)) AS similarity
+            FROM other AS o JOIN pair AS p USING (label) GROUP BY ALL
+        ), near AS (
+            SELECT of_id, is_given, p.label_name, list({{'id': o.id, 's': {similarity}}})
+                   FILTER (o.id <> of_id AND {similarity} >= p.similarity) AS found
+            FROM other AS o JOIN (FROM pair JOIN least USING (of_id, is_given)) AS p
+            USING (label) GROUP BY ALL
         )
-        SELECT n.*, e.source_id, e.text, e.text_b
-        FROM near AS n JOIN examples AS e USING (example_id)
+        SELECT of_id, is_given, e.label_name, found.s AS similarity, e.example_id, e.source_id,
+               e.text, e.text_b
+        FROM (SELECT * REPLACE (unnest(found) AS found) FROM near)
+        JOIN examples AS e ON e.example_id = found.id
+        QUALIFY row_number() OVER (
+            PARTITION BY of_id, is_given ORDER BY found.s DESC, e.example_id
+        ) <= {NEAR}
         ORDER BY of_id, is_given, similarity DESC, example_id"""
     )
 

@@ -94,8 +94,13 @@ def table_script(name: str) -> str:
     return f"{bundle}\n{own}".replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
-    """Columns, joins onto `examples AS e`, and order: what a statement of all rows is made of."""
+def parts(
+    subject: Subject, cut: int, issues: str = "issues"
+) -> tuple[list[Column], list[str], str]:
+    """Columns, joins onto `examples AS e`, and order: what a statement of all rows is made of.
+
+    `issues` is the view of them, or a table of its rows.
+    """
     columns = [Column("id", "source_id", "e.source_id", "text")]
     joins: list[str] = []
     order = "e.example_id"
@@ -174,7 +179,7 @@ def parts(subject: Subject, cut: int) -> tuple[list[Column], list[str], str]:
         return columns, joins, order
     joins.append(
         "LEFT JOIN (SELECT example_id, string_agg(DISTINCT issue, ', ' ORDER BY issue) AS issues "
-        "FROM issues GROUP BY example_id) AS s USING (example_id)"
+        f"FROM {issues} GROUP BY example_id) AS s USING (example_id)"
     )
     columns.append(Column("issues", "issues", "s.issues", "text"))
     return columns, joins, order

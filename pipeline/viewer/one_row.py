@@ -1,5 +1,6 @@
 """What the viewer shows of one row: all of it, what is near it, and what it stands behind."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.errors import RunError
@@ -8,7 +9,7 @@ from pipeline.page.report import pictures
 from pipeline.page.rows_table import cell
 from pipeline.page.subject import Subject
 from pipeline.viewer.questions import Questions
-from pipeline.viewer.rows import SEARCHED, Rows
+from pipeline.viewer.rows import ISSUES, SEARCHED, Rows
 from storage.sql import quoted
 
 NEAR = 4
@@ -24,9 +25,11 @@ LONGEST = 20_000
 class OneRow:
     """Rows of a run, one at a time."""
 
-    def __init__(self, questions: Questions, subject: Subject, rows: Rows):
-        """Holds what is asked."""
-        self._questions, self._subject, self._rows = questions, subject, rows
+    def __init__(
+        self, questions: Questions, subject: Subject, rows: Rows, slow: AbstractContextManager[Any]
+    ):
+        """Holds what is asked; `slow` is held while the run of `subject` is asked."""
+        self._questions, self._subject, self._rows, self._slow = questions, subject, rows, slow
 
     def shown(self, example_id: int) -> dict[str, Any]:
         """A row as the template `viewer/row.html` shows it: `row`, `facts`, `issues`, `words`.
@@ -104,10 +107,8 @@ class OneRow:
         return {"text": None, "text_b": None, **(found[0] if found else {})}
 
     def _issues(self, example_id: int) -> Found:
-        if not self._subject.has_texts:
-            return []
         return self._questions.ask(
-            "SELECT issue, other_role, other_id FROM issues "
+            f"SELECT issue, other_role, other_id FROM {ISSUES} "
             f"WHERE example_id = {example_id} ORDER BY ALL"
         ).named()
 
@@ -127,5 +128,5 @@ class OneRow:
         ).named()
 
     def _image(self, example_id: int) -> str | None:
-        with self._questions.lock:
+        with self._slow:
             return pictures(self._subject.run, "examples", {example_id}).get(example_id)

@@ -1,5 +1,6 @@
 """The queries of a run in the viewer: listed, and explained one at a time."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.errors import RunError
@@ -22,9 +23,9 @@ TOP = 5
 class Queries:
     """Queries and what stands behind their predictions."""
 
-    def __init__(self, questions: Questions, subject: Subject):
-        """Holds what is asked."""
-        self._questions, self._subject = questions, subject
+    def __init__(self, questions: Questions, subject: Subject, slow: AbstractContextManager[Any]):
+        """Holds what is asked; `slow` is held while the run of `subject` is asked."""
+        self._questions, self._subject, self._slow = questions, subject, slow
 
     def page(self, words: str, is_wrong: bool, at: int) -> dict[str, Any]:
         """Some queries with their predictions, those that are predicted wrong first."""
@@ -54,7 +55,7 @@ class Queries:
         Raises:
             RunError: there is no such query.
         """
-        with self._questions.lock:
+        with self._slow:
             run = self._subject.run
             try:
                 found = explain(run, query_id, None, None, (), TOP, Progress())

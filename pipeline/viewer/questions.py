@@ -15,8 +15,7 @@ class Questions:
     def __init__(self, run: OpenedRun):
         """Holds `run`, opened with `is_shut_in`."""
         self.run = run
-        self.lock = threading.RLock()
-        """Held by whoever uses `run` itself: its connection takes one statement at a time."""
+        self._lock = threading.Lock()  # the run's own connection takes one statement at a time
         self._cursors = Cursors(run.connection)
         self.change = self._cursors.change
 
@@ -27,6 +26,10 @@ class Questions:
             storage.schema.StorageError: DuckDB refuses it, or it takes longer than `seconds`.
             storage.schema.FileError: a file that it reads is damaged.
         """
-        with self.lock:
-            self.run.check(statement)
+        self.check(statement)
         return self._cursors.ask(statement, seconds, most_rows)
+
+    def check(self, statement: str) -> None:
+        """Raises FileError where a file that a statement reads is damaged."""
+        with self._lock:
+            self.run.check(statement)

@@ -16,6 +16,8 @@ from pipeline.viewer.questions import Questions
 from storage.sql import named, quoted
 
 DECIDED = ("undecided", "decided", "accept", "fix", "drop")
+ISSUES = "viewer.issues"
+"""The rows of the view `issues`, which compares all texts whenever it is asked."""
 FEW = 200
 """Most values of a column that are offered for choice."""
 SEARCHED = {
@@ -50,7 +52,7 @@ class Rows:
             pipeline.errors.RunError: the source has no such column.
         """
         self._questions, self._task = questions, subject.task
-        columns, joins, order = parts(subject, LONGEST)
+        columns, joins, order = parts(subject, LONGEST, ISSUES)
         known = questions.run.sql("FROM examples LIMIT 0").columns
         for name in by:
             if name not in known:
@@ -64,25 +66,28 @@ class Rows:
         if reviewed:
             joins.append(f"LEFT JOIN ({reviewed}) AS d USING (example_id)")
         listed = ", ".join(f"{c.expression} AS {named(c.name)}" for c in self.columns)
-        statement = (
-            f"SELECT row_number() OVER (ORDER BY {order}, e.example_id) AS place, e.example_id, "
-            f"{'d.decision' if reviewed else 'NULL::VARCHAR'} AS reviewed, {listed} "
-            f"FROM examples AS e {' '.join(joins)} ORDER BY place"
-        )
         shut = questions.run.shut
         if shut is None:
             raise ValueError("expected a run that is opened with is_shut_in")
-        path = quoted(str(shut.place / "rows.duckdb"))
-        questions.run.check(statement)
-        questions.run.connection.execute(f"ATTACH {path} AS viewer")
-        questions.run.connection.execute(f"CREATE TABLE viewer.rows AS {statement}")
-        questions.run.connection.execute(
+        questions.change(f"ATTACH {quoted(str(shut.place / 'rows.duckdb'))} AS viewer")
+        self._make(ISSUES, "SELECT * EXCLUDE (run_id) FROM issues")
+        self._make(
+            "viewer.rows",
+            f"SELECT row_number() OVER (ORDER BY {order}, e.example_id) AS place, e.example_id, "
+            f"{'d.decision' if reviewed else 'NULL::VARCHAR'} AS reviewed, {listed} "
+            f"FROM examples AS e {' '.join(joins)} ORDER BY place",
+        )
+        questions.change(
             "CREATE TABLE viewer.decisions (example_id BIGINT PRIMARY KEY, verdict VARCHAR, "
             "new_label VARCHAR)"
         )
         self.total = int(questions.ask("SELECT count(*) FROM viewer.rows").rows[0][0])
         self.choices = {c.name: self._values(c) for c in self.columns if c.kind == "class"}
         self.has_flags = any(column.kind == "flag" for column in self.columns)
+
+    def _make(self, name: str, statement: str) -> None:
+        self._questions.check(statement)
+        self._questions.change(f"CREATE TABLE {name} AS {statement}")
 
     @property
     def names(self) -> list[str]:

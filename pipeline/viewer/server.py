@@ -6,6 +6,7 @@ are those of the report. Starlette over uvicorn is as small; it is for handlers 
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from pipeline.errors import RunError
-from pipeline.open_run import OpenedRun
+from pipeline.open_run import OpenedRun, open_run
 from pipeline.page.document import asset, part, readable
 from pipeline.page.report import contents
 from pipeline.page.rows_table import cell, table_script
@@ -51,13 +52,16 @@ class Viewer:
             RunError: the source has no such column, or the file is no review of this run.
         """
         self.questions = Questions(run)
-        self.subject = Subject(run)
+        # For what takes long, on a connection of its own: nobody who decides waits for it.
+        self.subject = Subject(open_run(run.folder.path, is_shut_in=True))
+        self.slow = threading.Lock()
         self.rows = Rows(self.questions, self.subject, by)
         self.desk = Desk(self.rows, review, self.subject.task, self.subject.classes)
-        self.one_row = OneRow(self.questions, self.subject, self.rows)
-        self.queries = Queries(self.questions, self.subject)
+        self.one_row = OneRow(self.questions, self.subject, self.rows, self.slow)
+        self.queries = Queries(self.questions, self.subject, self.slow)
         self._by = by
         self._cookie = ""
+        self._report: dict[str, Any] | None = None
 
     def app(self, token: str, names: frozenset[str], port: int) -> Flask:
         """The server, which answers those who know `token`; see `pipeline.viewer.guard`."""
@@ -132,12 +136,10 @@ class Viewer:
             **values,
         )
 
-    @functools.cached_property
-    def _report(self) -> dict[str, Any]:
-        with self.questions.lock:
-            return contents(self.subject, self._by, without=("rows", "queries"))
-
     def _overview(self) -> str:
+        with self.slow:
+            if self._report is None:
+                self._report = contents(self.subject, self._by, without=("rows", "queries"))
         shown = {k: v for k, v in self._report.items() if k not in ("run_id", "run_path")}
         return self._page(
             "viewer/overview.html",
