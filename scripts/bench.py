@@ -42,6 +42,7 @@
                                                              spectra against other explanations
     .venv/bin/python scripts/bench.py storage                vectors on disk, many shards, sums
     .venv/bin/python scripts/bench.py duplicates --data ALL  near duplicates and outliers
+    .venv/bin/python scripts/bench.py viewer                 a run that people look at
 
 DIR holds train.parquet and validation.parquet with columns id, text, label (0 and 1), ALL a folder
 per data set, which the case's help names. Peers live in environments of their own, which the script
@@ -95,6 +96,7 @@ CASES = (
     "token_smoothing",
     "storage",
     "duplicates",
+    "viewer",
 )
 
 

@@ -202,7 +202,10 @@ def _review_steps(subject: Subject, flagged: int, rows: str, order: str) -> list
         say = "Nothing must be done. To be sure, read the 20 most suspicious"
     return [
         Step(
-            f"{say}: fill in the column “decision” ({decide}).",
+            f"{say} ({decide}), in the browser.", f"assay view {subject.path} --review review.csv"
+        ),
+        Step(
+            "Or in a spreadsheet, where you fill in the column “decision”.",
             f"assay flag {subject.path} --review review.csv{top}",
         ),
         Step(
