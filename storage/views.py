@@ -181,12 +181,23 @@ def _facts(
 
 
 def _views(connection: duckdb.DuckDBPyConnection, tables: set[str], tasks: set[str | None]) -> None:
-    """Creates every view whose tables the run has, and that is of the task of its corpus."""
+    """Creates every view whose tables the run has, and that is of the task of its corpus.
+
+    Raises:
+        StorageError: a table has not the columns that this version writes.
+    """
     for name, texts in statements(tables).items():
         if OF_TASK.get(name, None) not in (None, *tasks):
             continue
         union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
-        connection.execute(f"CREATE VIEW {named(name)} AS {union}")
+        try:
+            connection.execute(f"CREATE VIEW {named(name)} AS {union}")
+        except duckdb.BinderException as error:
+            raise StorageError(
+                f"{name}: found a table that another version of assay wrote "
+                f"({str(error).splitlines()[0]}), expected the columns that this one writes. Give "
+                "`assay run` again with the run's config.yaml: it computes that table anew."
+            ) from error
 
 
 def statements(tables: set[str]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from stages.features.ntk import NTK
 from stages.tables import DIAGNOSTICS
 from storage.catalog import fetch, open_catalog
 from storage.manifest import Manifest
-from storage.schema import CorruptError
+from storage.schema import CorruptError, StorageError, TableSpec
 from storage.table import Store
 from storage.views import Entry, build_catalog
 
@@ -145,3 +145,12 @@ def test_a_catalog_that_is_replaced_while_it_is_opened_is_opened_again(
     monkeypatch.setattr("storage.catalog.duckdb.connect", lambda: found.pop(0))
     open_catalog(path).close()
     assert found == []
+
+
+def test_a_table_that_lacks_a_column_is_told(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    table = pa.table({"id": [1], "role": ["example"]})
+    spec = TableSpec(DIAGNOSTICS.name, table.schema, ("id", "role"))
+    with pytest.raises(StorageError, match=r"diagnostics: found .* another version .* expected"):
+        build_catalog(tmp_path / "c", [entry(store, spec, "old", table)], store, "r", {})
+    assert not (tmp_path / "c").exists()
