@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from desks import Desk, lines
+from pages import Page
 from runs import assay, write_lines
 from tiny_models import word_model
 
@@ -267,3 +269,33 @@ def test_a_report_shows_answers_as_people_read_them(ran: Any, tmp_path: Path) ->
     assert f"{n} of {N} answers look" in page
     assert page.partition('id="rows"')[0].count('class="bubble answer"') == 20
     assert "⚑ flagged: empty" in page
+
+
+def test_the_viewer_shows_conversations_and_takes_them_out(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    desk = Desk(run.folder.path, tmp_path / "review.csv", ("site",))
+    person = desk.person()
+    first = person.rows()["data"][0]
+    assert first["flagged"]
+    shown = Page(person.next()["html"]).words
+    assert first["prompt"] in shown
+    assert first["reason"] in shown
+    for word, view in (("sky", "prompt"), ("road", "answer")):
+        expected = run.sql(
+            "SELECT count(*) FROM completions WHERE role = 'example' "
+            f"AND contains(concat_ws(' ', prompt, answer), '{word}')"
+        ).fetchall()[0][0]
+        assert person.rows(f"words={word}")["recordsFiltered"] == expected, view
+    none = person.rows("is.site==")["data"]
+    assert {row["site"] for row in none} == {None}
+    assert person.rows("is.site=%3D")["recordsFiltered"] == len(none) == N // 3
+    assert person.decide(first["example_id"], "fix").status_code == 400
+    assert person.decide(first["example_id"], "drop").json["file"] == 1
+    (line,) = lines(desk.review)
+    assert line["answer"] == first["answer"]
+    assay("apply", run.folder.path, desk.review, "--to", tmp_path / "corrected")
+    corrected = open_run(tmp_path / "corrected")
+    gone = f"FROM examples WHERE example_id = {first['example_id']}"
+    assert not corrected.sql(gone).fetchall()
+    queries = Page(person.get("/queries").text)
+    assert "what is" in queries.words

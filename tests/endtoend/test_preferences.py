@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from desks import Desk, lines
+from pages import Page
 from runs import assay, complaint, write_lines
 from tiny_models import word_model
 
@@ -196,3 +198,24 @@ def test_stages_of_single_answers_refuse_pairs(folder: Path, tmp_path: Path) -> 
         assert "task: preference" in complaint("plan", path)
     path.write_text(json.dumps(raw | {"stages": {"gradient": {"per": "token"}}}))
     assert "task: preference" in complaint("plan", path)
+
+
+def test_the_viewer_swaps_answers(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    desk = Desk(run.folder.path, tmp_path / "review.csv")
+    person = desk.person()
+    row = person.next("flagged=1&decided=undecided")
+    before = run.sql(
+        f"SELECT chosen, rejected FROM preferences WHERE role = 'example' AND id = {row['id']}"
+    ).fetchall()[0]
+    words = Page(row["html"]).words
+    assert all(answer.strip() in words for answer in before)
+    assert person.decide(row["id"], "fix").json["made"] == 1
+    (line,) = lines(desk.review)
+    assert line["decision"] == "fix"
+    assert "new_label" not in line
+    assay("apply", run.folder.path, desk.review, "--to", tmp_path / "corrected")
+    after = open_run(tmp_path / "corrected").sql(
+        f"SELECT rejected, chosen FROM preferences WHERE role = 'example' AND id = {row['id']}"
+    )
+    assert after.fetchall() == [before]

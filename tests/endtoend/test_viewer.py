@@ -1,84 +1,20 @@
-import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import flask.testing
-import pyarrow as pa
-import pyarrow.csv as pa_csv
+import numpy as np
 import pytest
+from desks import OWN, PORT, Desk, Person, lines
 from pages import HOSTILE, Page
-from runs import assay
+from runs import assay, write_lines, write_run
 
 from pipeline.errors import RunError
 from pipeline.open_run import open_run
 from pipeline.viewer.questions import Questions
-from pipeline.viewer.server import Viewer
 from stages.stage import DataError
 from storage.schema import StorageError
-
-PORT = 8000
-OWN = {"Host": f"127.0.0.1:{PORT}", "Origin": f"http://127.0.0.1:{PORT}"}
-
-
-@dataclasses.dataclass
-class Person:
-    """A browser at the viewer."""
-
-    client: flask.testing.FlaskClient
-
-    def get(self, path: str, **given: Any) -> Any:
-        return self.client.get(path, headers={"Host": OWN["Host"]}, **given)
-
-    def post(self, path: str, body: Any) -> Any:
-        return self.client.post(path, json=body, headers=OWN)
-
-    def rows(self, query: str = "") -> dict[str, Any]:
-        found = self.get(f"/rows.json?draw=3&start=0&length=200&{query}")
-        assert found.status_code == 200, found.json
-        return dict(found.json)
-
-    def next(self, query: str = "decided=undecided") -> dict[str, Any]:
-        found = dict(self.get(f"/review/next?part=1&{query}").json)
-        return {**found, "id": int(found["id"])}
-
-    def decide(self, row: int, verdict: str, label: str = "", seen: Any = ("", "")) -> Any:
-        asked = {"id": str(row), "verdict": verdict, "new_label": label, "seen": seen}
-        return self.post("/decide", {"rows": [asked]})
-
-
-class Desk:
-    """A viewer over a run, in this process."""
-
-    def __init__(self, run: Path, review: Path, by: tuple[str, ...] = ()):
-        self.review = review
-        self.viewer = Viewer(open_run(run, is_shut_in=True), review, by)
-        names = frozenset({"127.0.0.1", "localhost"})
-        self.app = self.viewer.app("secret", names, PORT)
-
-    def person(self) -> Person:
-        person = Person(self.app.test_client())
-        assert person.get("/?token=secret").status_code == 302
-        return person
-
-    def file(self) -> dict[int, tuple[str, str]]:
-        return {
-            int(row["example_id"]): (row["decision"], row["new_label"])
-            for row in lines(self.review)
-            if row["decision"]
-        }
-
-
-def lines(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV, whose cells may be a million signs long."""
-    types = pa_csv.ConvertOptions(strings_can_be_null=False, null_values=[])
-    whole = pa_csv.ReadOptions(block_size=1 << 26)
-    parse = pa_csv.ParseOptions(newlines_in_values=True)
-    table = pa_csv.read_csv(path, whole, parse, types)
-    cells = table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
-    return [{k: v or "" for k, v in row.items()} for row in cells.to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -406,3 +342,33 @@ def test_the_json_of_a_page_is_json(shared: Desk) -> None:
     page = Page(shared.person().get("/rows").text)
     found = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
     assert [column["name"] for column in found[0]["columns"]][-1] == "origin"
+
+
+def test_targets_are_fixed_to_numbers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(30, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", vectors)
+    rows = [{"y": float(target), "id": f"row {at}"} for at, target in enumerate(vectors[:, 0])]
+    corpus = {
+        "path": write_lines(tmp_path / "x.jsonl", rows),
+        "task": "regression",
+        "text": None,
+        "label": "y",
+        "id": "id",
+        "features": str(tmp_path / "x.npy"),
+    }
+    assay(
+        "run",
+        write_run(tmp_path, corpus=corpus, stages={"kernel_regression": {"kernel": ["features"]}}),
+    )
+    desk = Desk(tmp_path / "run", tmp_path / "review.csv")
+    person = desk.person()
+    row = person.next()
+    assert "predicted" in Page(row["html"]).words
+    assert person.decide(row["id"], "fix", "much").status_code == 400
+    assert person.decide(row["id"], "fix", "2.5").json["made"] == 1
+    assay("apply", tmp_path / "run", desk.review, "--to", tmp_path / "corrected")
+    fixed = open_run(tmp_path / "corrected").sql(
+        f"SELECT target FROM examples WHERE example_id = {row['id']}"
+    )
+    assert fixed.fetchall() == [(2.5,)]
