@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decided import decisions, review_columns
+from pipeline.decided import decisions
 from pipeline.decisions import suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows, notebook_html
@@ -316,20 +316,22 @@ class OpenedRun:
         """
         return self._export(rows.sql_query(), list(rows.columns), Path(path))
 
-    def write_review(self, rows: Any, path: str | Path) -> int:
-        """Writes a CSV of `pipeline.decided.review_columns`, to decide in; returns how many rows.
+    def write_review(self, rows: Any, path: str | Path, form: str = "csv") -> int:
+        """Writes rows that `flag` returned, to decide about; returns how many.
+
+        Args:
+            rows: The rows.
+            path: A CSV of `pipeline.decided.review_columns`; of `label-studio` a .json to import,
+                with the labelling interface in an .xml beside it; of `argilla` a folder for
+                `Dataset.from_disk`.
+            form: `csv`, `label-studio` or `argilla`.
 
         Raises:
-            RunError: the file is there already; it may hold decisions.
+            RunError: there is something at `path` already; it may hold decisions.
         """
-        if Path(path).exists():
-            raise RunError(
-                f"{path}: found a file there already, expected a new one: it may hold decisions. "
-                "Name another."
-            )
-        columns = review_columns(list(rows.columns))
-        statement = f"SELECT {columns} FROM ({rows.sql_query()})"
-        return self._catalog.export(self.connection, statement, Path(path), self.shut)
+        from pipeline.handover.review_file import write_review
+
+        return write_review(self, rows, Path(path), form)
 
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""

@@ -15,6 +15,7 @@ from tiny_models import word_model
 
 from pipeline.api import flag, open_run, select
 from pipeline.errors import RunError
+from pipeline.handover.answered import review_of
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
@@ -219,3 +220,21 @@ def test_the_viewer_swaps_answers(ran: Any, tmp_path: Path) -> None:
         f"SELECT rejected, chosen FROM preferences WHERE role = 'example' AND id = {row['id']}"
     )
     assert after.fetchall() == [before]
+
+
+def test_pairs_are_judged_in_an_annotation_tool(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    run.write_review(flag(run), tmp_path / "t.json", "label-studio")
+    tasks = json.loads((tmp_path / "t.json").read_text())
+    assert {"prompt", "chosen", "rejected", "reason"} <= set(tasks[0]["data"])
+    for task, choice in zip(tasks, ("swap", "accept", "drop"), strict=False):
+        (prediction,) = task.pop("predictions")
+        assert prediction["result"][0]["value"] == {"choices": ["swap"]}
+        assert prediction["score"] > 0.5
+        result = {**prediction["result"][0], "value": {"choices": [choice]}}
+        task["annotations"] = [{"result": [result], "completed_by": 1}]
+    (tmp_path / "e.json").write_text(json.dumps(tasks[:3]))
+    review = review_of(lambda: run, tmp_path / "e.json")
+    assert review is not None
+    decisions = [json.loads(line)["decision"] for line in review.splitlines()]
+    assert decisions == ["fix", "accept", "drop"]

@@ -1,0 +1,222 @@
+"""Reviews in Label Studio and Argilla: tasks out, decisions back, and what is refused."""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import assay, complaint, write_lines, write_run
+
+from pipeline.api import apply, open_run
+from pipeline.errors import RunError
+from pipeline.handover.answered import review_of
+from stages.corpus.review import read_review
+
+CLASSES = ['<b>yes</b> \u202e& "no"', "drop"]
+TEXTS = [
+    "<script>alert(1)</script>",
+    '=HYPERLINK("http://x")',
+    "$text",
+    "a\x00b\x1b[2J",
+    "s3://x/y",
+]
+Answer = Callable[[Path, list[list[str]]], Path]
+"""Writes what a tool exports when people chose these for the first rows; gives where."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over hostile texts and class names; 8 labels are wrong."""
+    folder = tmp_path_factory.mktemp("tools")
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 80)
+    np.save(folder / "v.npy", (rng.normal(size=(80, 4)) + 6 * kinds[:, None]).astype(np.float32))
+    given = np.where(np.arange(80) < 8, 1 - kinds, kinds)
+    rows = [
+        {"id": f"={at}", "text": f"{TEXTS[at % 5]} {at}", "kind": CLASSES[kind]}
+        for at, kind in enumerate(given)
+    ]
+    corpus = {
+        "path": write_lines(folder / "c.jsonl", rows),
+        "id": "id",
+        "text": "text",
+        "label": "kind",
+        "features": str(folder / "v.npy"),
+    }
+    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
+    assay("run", write_run(folder, corpus=corpus, stages=stages))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def tasks(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tasks of both tools: `ls.json` and `ls.xml`, and `argilla/`."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for form, name in (("label-studio", "ls.json"), ("argilla", "argilla")):
+        given = ("--format", form, "--review", folder / name)
+        said = assay("flag", run, "--top", "12", *given).stderr
+        assert "12 rows" in said
+    return folder
+
+
+def label_studio(folder: Path, chosen: list[list[str]]) -> Path:
+    """An export of the format JSON, with an annotation per person and one that was skipped."""
+    exported = json.loads((folder / "ls.json").read_text())
+    for number, task in enumerate(exported):
+        (prediction,) = task.pop("predictions")
+        people = chosen[number] if number < len(chosen) else []
+        task["id"] = number
+        task["annotations"] = [
+            {
+                "completed_by": {"id": person, "email": f"p{person}@x"},
+                "was_cancelled": False,
+                "result": [{**prediction["result"][0], "value": {"choices": [choice]}}],
+            }
+            for person, choice in enumerate(people)
+        ]
+        task["annotations"].append({"was_cancelled": True, "result": prediction["result"]})
+    return _saved(folder / "export.json", exported)
+
+
+def json_min(folder: Path, chosen: list[list[str]]) -> Path:
+    """An export of the format JSON_MIN: a row per annotation, with its data beside it."""
+    rows = []
+    for number, task in enumerate(json.loads((folder / "ls.json").read_text())):
+        people: list[str | None] = [*chosen[number]] if chosen[number:] else [None]
+        for person, choice in enumerate(people):
+            row = {**task["data"], "id": number, "annotation_id": person, "annotator": person}
+            rows.append(row if choice is None else {**row, "decision": choice})
+    return _saved(folder / "min.json", rows)
+
+
+def argilla(folder: Path, chosen: list[list[str]]) -> Path:
+    """A folder of `Dataset.to_disk`, with a draft in a record that is not completed."""
+    records = json.loads((folder / "argilla" / "records.json").read_text())
+    for record, people in zip(records, [*chosen, *[[]] * len(records)], strict=False):
+        given = [{"value": c, "user_id": f"u{at}"} for at, c in enumerate(people)]
+        draft = [{"value": "drop", "user_id": "u9"}]
+        record["responses"] = {"decision": given or draft}
+        record["status"] = "completed" if given else "pending"
+    (folder / "answered").mkdir(exist_ok=True)
+    _saved(folder / "answered" / "records.json", records)
+    return folder / "answered"
+
+
+def _saved(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+TOOLS = pytest.mark.parametrize("answer", [label_studio, json_min, argilla])
+
+
+def test_tasks_say_what_the_run_would_choose(run: Path, tasks: Path) -> None:
+    made = json.loads((tasks / "ls.json").read_text())
+    listed = open_run(run).flag(top=12).df()
+    p_wrong = dict(open_run(run).sql("SELECT example_id, p_wrong FROM label_issues").fetchall())
+    choices = [c.attrib["value"] for c in ET.parse(tasks / "ls.xml").iter("Choice")]
+    # A class is called like the choice that drops a row.
+    assert choices == [CLASSES[0].replace("\u202e", "\\u202e"), "drop", "drop row"]
+    texts = [t.attrib for t in ET.parse(tasks / "ls.xml").iter("Text")]
+    assert {t["valueType"] for t in texts} == {"text"}
+    assert all(t["value"].removeprefix("$") in made[0]["data"] for t in texts)
+    assert [int(task["data"]["example_id"]) for task in made] == listed["example_id"].tolist()
+    for task, row in zip(made, listed.to_dict("records"), strict=True):
+        (prediction,) = task["predictions"]
+        assert prediction["result"][0]["value"]["choices"] == [
+            choices[CLASSES.index(row["suggested_label"])]
+        ]
+        wrong = p_wrong[row["example_id"]]
+        differs = row["suggested_label"] != row["given_label"]
+        assert prediction["score"] == pytest.approx(wrong if differs else 1 - wrong, abs=1e-4)
+        assert task["meta"]["source_id"] == row["source_id"]
+        assert not {"\0", "\x1b", "\u202e"} & set(json.dumps(task, ensure_ascii=False))
+        assert not any(code in json.dumps(task) for code in (r"\u0000", r"\u001b"))
+    records = json.loads((tasks / "argilla" / "records.json").read_text())
+    settings = json.loads((tasks / "argilla" / ".argilla" / "settings.json").read_text())
+    options = settings["questions"][0]["settings"]["options"]
+    assert [option["value"] for option in options] == choices
+    assert [r["fields"]["text"] for r in records] == [t["data"]["text"] for t in made]
+    assert not any(field["settings"]["use_markdown"] for field in settings["fields"])
+
+
+@TOOLS
+def test_answers_become_a_review(run: Path, tasks: Path, answer: Answer, tmp_path: Path) -> None:
+    listed = open_run(run).flag(top=12).df()
+    given = listed["given_label"].tolist()
+    shown = {name: name.replace("\u202e", "\\u202e") for name in CLASSES}
+    other = {CLASSES[0]: CLASSES[1], CLASSES[1]: CLASSES[0]}
+    chosen = [
+        [shown[other[given[0]]]],
+        [shown[given[1]]] * 2,
+        ["drop row"],
+        [shown[other[given[3]]]] * 3,
+    ]
+    path = answer(tasks, chosen)
+    review = review_of(lambda: open_run(run), path)
+    assert review is not None
+    rows = [json.loads(line) for line in review.splitlines()]
+    assert [row["decision"] for row in rows] == ["fix", "accept", "drop", "fix", *[""] * 8]
+    assert [int(row["example_id"]) for row in rows] == listed["example_id"].tolist()
+    (tmp_path / "r.jsonl").write_bytes(review)
+    read = read_review(str(tmp_path / "r.jsonl"), "classification", tuple(CLASSES))
+    assert read.values[0] == CLASSES.index(other[given[0]])
+
+
+def test_an_export_is_applied(run: Path, tasks: Path, tmp_path: Path) -> None:
+    listed = open_run(run).flag(top=12).df()
+    suggested = listed["suggested_label"].str.replace("\u202e", "\\u202e").tolist()
+    path = label_studio(tasks, [[suggested[0]], ["drop row"]])
+    done = apply(run, path, tmp_path / "new")
+    labels = dict(done.sql("SELECT example_id, label_name FROM examples").fetchall())
+    assert labels[listed["example_id"][0]] == listed["suggested_label"][0]
+    assert listed["example_id"][1] not in labels
+    assert len(labels) == 79
+    again = done.flag(top=79, is_all=True).df()
+    assert set(again["decision"].dropna()) == {"fix"}
+
+
+@TOOLS
+def test_people_who_disagree_are_told(run: Path, tasks: Path, answer: Answer) -> None:
+    path = answer(tasks, [["drop"], ["drop", "drop row", "drop"]])
+    with pytest.raises(RunError, match=r"task 2 \(example_id \d+\): found answers that differ, "):
+        review_of(lambda: open_run(run), path)
+    with pytest.raises(RunError, match=r"found the choice 'maybe', expected one of <b>yes</b>"):
+        review_of(lambda: open_run(run), answer(tasks, [["maybe"]]))
+
+
+def test_tasks_of_other_rows_are_refused(run: Path, tasks: Path, tmp_path: Path) -> None:
+    path = label_studio(tasks, [["drop row"]])
+    exported = json.loads(path.read_text())
+
+    def refused(change: Callable[[list[Any]], None]) -> str:
+        changed = json.loads(json.dumps(exported))
+        change(changed)
+        return complaint("apply", run, _saved(tmp_path / "e.json", changed))
+
+    said = refused(lambda rows: rows[0]["data"].update(content="0" * 16))
+    assert "task 1 (example_id" in said
+    assert "found another row under this id" in said
+    assert "found no such row" in refused(lambda rows: rows[0]["data"].update(example_id="x"))
+    assert "found the same example_id as in task 1" in refused(lambda rows: rows.append(rows[0]))
+    assert "found no content, expected" in refused(lambda rows: rows[0]["data"].pop("content"))
+    undecided = refused(lambda rows: [row.update(annotations=[]) for row in rows])
+    assert "found no decision" in undecided
+    assert not list(run.parent.glob("run-corrected*"))
+
+
+def test_nothing_is_overwritten_by_tasks(run: Path, tasks: Path, tmp_path: Path) -> None:
+    def refused(form: str, path: Path) -> str:
+        return complaint("flag", run, "--format", form, "--review", path)
+
+    assert "found a file there already" in refused("label-studio", tasks / "ls.json")
+    assert "found a folder there already" in refused("argilla", tasks / "argilla")
+    (tmp_path / "t.xml").touch()
+    assert "t.xml: found a file" in refused("label-studio", tmp_path / "t.json")
+    assert "expected .json" in refused("label-studio", tmp_path / "t.csv")
+    assert "expected the name of a folder" in refused("argilla", tmp_path / "t.json")
+    assert "expected one of csv, label-studio, argilla" in refused("xlsx", tmp_path / "t.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.xml"]
