@@ -14,7 +14,7 @@ import click
 from pipeline import api, plan_summary
 from pipeline import on_terminal as printed
 from pipeline.cli_group import Assay
-from pipeline.cli_options import COUNT, as_json, method, out, settings, wait
+from pipeline.cli_options import COUNT, as_json, method, out, out_or_folder, settings, wait
 from pipeline.cli_report import report as write_report
 from pipeline.cli_review import apply, flag
 from pipeline.cli_view import view
@@ -212,9 +212,9 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
     help="Say first what training on them is expected to give, against random rows.",
 )
 @method
-@out
+@out_or_folder
 @as_json
-def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: Any) -> None:
+def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: Any) -> None:
     """Choose the best examples to train on, and say what that is expected to give.
 
     Example: assay select runs/quickstart --keep 20% --out best.jsonl

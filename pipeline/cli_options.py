@@ -11,6 +11,9 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON for p
 out = click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .parquet, .jsonl or .csv."
 )
+out_or_folder = click.option(
+    "--out", type=click.Path(), help="Write .parquet, .jsonl or .csv; without ending, a new folder."
+)
 wait = click.option(
     "--wait", is_flag=True, help="Wait where another process works on the run, and then go on."
 )

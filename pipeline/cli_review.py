@@ -6,7 +6,7 @@ import click
 
 from pipeline import api
 from pipeline import on_terminal as printed
-from pipeline.cli_options import as_json, method, out, wait
+from pipeline.cli_options import as_json, method, out, out_or_folder, wait
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 
@@ -55,12 +55,12 @@ def flag(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("review", type=click.Path(path_type=Path))
-@out
+@out_or_folder
 @click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
 @wait
 @as_json
 def apply(
-    run: Path, review: Path, out: Path | None, to: Path | None, wait: bool, is_json: bool
+    run: Path, review: Path, out: str | None, to: Path | None, wait: bool, is_json: bool
 ) -> None:
     """Correct the corpus by a review, and make a new run over it.
 
@@ -73,6 +73,6 @@ def apply(
     with Screen() as screen:
         opened = api.apply(run, review, to, screen, wait)
     if out is not None:
-        count = opened.write_corpus(out)
+        count = opened.write_corpus(out, open_run(run))
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
     printed.print_summary(opened, is_json)

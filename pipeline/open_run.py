@@ -248,7 +248,8 @@ class OpenedRun:
             RunError: none or several of the four are given, or the run lacks the values.
         """
         given = (keep, drop, by, utility, method, per_class, quota, soft, keep_flagged, per)
-        return self.decided(choose(self, *given).statement)
+        chosen = choose(self, *given)
+        return Rows(self.decided(chosen.statement).relation, (chosen, given))
 
     def expected(self, progress: "Progress | None" = None, **asked: Any) -> Answer:
         """What training on the rows of `select(**asked)` is expected to give, as plain values.

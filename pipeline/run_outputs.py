@@ -1,4 +1,4 @@
-"""What an opened run writes: rows as files, reviews, and the corpus.
+"""What an opened run writes: rows as files and folders, reviews, and the corpus.
 
 Methods of `pipeline.open_run.OpenedRun`, which takes these functions.
 """
@@ -6,11 +6,9 @@ Methods of `pipeline.open_run.OpenedRun`, which takes these functions.
 from pathlib import Path
 from typing import Any
 
-from storage.sql import named
-
 
 def write(run: Any, rows: Any, path: str | Path) -> int:
-    """Writes rows to a .parquet, .jsonl or .csv file; returns how many.
+    """Writes rows to a .parquet, .jsonl or .csv file, or to a folder; returns how many.
 
     The source's columns come first, under their own names and in their own order; a column of
     assay whose name is taken gets `assay_` in front.
@@ -18,18 +16,38 @@ def write(run: Any, rows: Any, path: str | Path) -> int:
     Args:
         run: The opened run.
         rows: The rows that `flag` or `select` returned.
-        path: The file, replaced as a whole if it exists.
+        path: The file, replaced as a whole if it exists; or a name without ending, of a new folder
+            for the hub, with the rows that `select` left out (`pipeline.handover.folder`).
+
+    Raises:
+        RunError: a folder is to hold rows that are not what `select` returned.
+        storage.schema.StorageError: the folder holds something.
     """
+    from pipeline.handover.folder import is_folder, write_selected
+    from pipeline.source_rows import source_table
     from storage.export import write_rows
+
+    if is_folder(path):
+        return write_selected(run, rows, Path(path))
 
     table = source_table(run, rows.sql_query(), list(rows.columns))
     return write_rows(table, Path(path))
 
 
-def write_corpus(run: Any, path: str | Path) -> int:
-    """Writes every example, in the source's order and as labelled now; returns how many."""
+def write_corpus(run: Any, path: str | Path, before: Any = None) -> int:
+    """Writes every example, in the source's order and as labelled now; returns how many.
+
+    Args:
+        run: The opened run.
+        path: A file as of `write`, or a name without ending, of a new folder for the hub.
+        before: Of a folder, the opened run that was reviewed: what the review changed is told.
+    """
+    from pipeline.handover.folder import is_folder, write_corrected
+    from pipeline.source_rows import source_table
     from storage.export import write_rows
 
+    if is_folder(path):
+        return write_corrected(run, Path(path), before)
     table = source_table(run, "SELECT example_id FROM examples ORDER BY row_number")
     return write_rows(table, Path(path))
 
@@ -51,16 +69,3 @@ def write_review(run: Any, rows: Any, path: str | Path, form: str = "csv") -> in
     from pipeline.handover.review_file import write_review as write_tasks
 
     return write_tasks(run, rows, Path(path), form)
-
-
-def source_table(run: Any, statement: str, columns: list[str] | None = None) -> Any:
-    """The rows of the source whose example_id a statement gives, in its order, as an Arrow table.
-
-    `columns` of the statement stand beside the source's own (`pipeline.source_rows`).
-    """
-    from pipeline.source_rows import source_rows
-
-    added = columns or []
-    chosen = ", ".join(map(named, dict.fromkeys(["example_id", *added])))
-    results = run.to_arrow(f"SELECT {chosen} FROM ({statement})")
-    return source_rows(run.store, run.corpus_manifests(), results, added)

@@ -6,49 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from runs import assay, complaint, write_lines, write_run
+from runs import CLASSES, assay, complaint
 
 from pipeline.api import apply, open_run
 from pipeline.errors import RunError
 from pipeline.handover.answered import review_of
 from stages.corpus.review import read_review
 
-CLASSES = ['<b>yes</b> \u202e& "no"', "drop"]
-TEXTS = [
-    "<script>alert(1)</script>",
-    '=HYPERLINK("http://x")',
-    "$text",
-    "a\x00b\x1b[2J",
-    "s3://x/y",
-]
 Answer = Callable[[Path, list[list[str]]], Path]
 """Writes what a tool exports when people chose these for the first rows; gives where."""
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over hostile texts and class names; 8 labels are wrong."""
-    folder = tmp_path_factory.mktemp("tools")
-    rng = np.random.default_rng(0)
-    kinds = rng.integers(0, 2, 80)
-    np.save(folder / "v.npy", (rng.normal(size=(80, 4)) + 6 * kinds[:, None]).astype(np.float32))
-    given = np.where(np.arange(80) < 8, 1 - kinds, kinds)
-    rows = [
-        {"id": f"={at}", "text": f"{TEXTS[at % 5]} {at}", "kind": CLASSES[kind]}
-        for at, kind in enumerate(given)
-    ]
-    corpus = {
-        "path": write_lines(folder / "c.jsonl", rows),
-        "id": "id",
-        "text": "text",
-        "label": "kind",
-        "features": str(folder / "v.npy"),
-    }
-    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
-    assay("run", write_run(folder, corpus=corpus, stages=stages))
-    return folder / "run"
+def run(judged: Path) -> Path:
+    """The folder of a run over hostile texts and class names."""
+    return judged
 
 
 @pytest.fixture(scope="module")

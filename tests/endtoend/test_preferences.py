@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from desks import Desk, lines
 from pages import Page
@@ -238,3 +239,26 @@ def test_pairs_are_judged_in_an_annotation_tool(ran: Any, tmp_path: Path) -> Non
     assert review is not None
     decisions = [json.loads(line)["decision"] for line in review.splitlines()]
     assert decisions == ["fix", "accept", "drop"]
+
+
+def test_a_folder_of_pairs_says_why_others_are_left_out(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    run.write(select(run, keep=20), tmp_path / "pairs")
+    removed = datasets.load_dataset(
+        str(tmp_path / "pairs"), "removed", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    flagged = {row["example_id"]: f"flagged: {row['reason']}" for row in _dicts(flag(run))}
+    reasons = dict(zip(removed["example_id"], removed["reason"], strict=True))
+    assert flagged.items() <= reasons.items()
+    others = {reason for row, reason in reasons.items() if row not in flagged}
+    assert "lower by middle than the rows that are kept" in others
+    assert others <= {
+        "lower by middle than the rows that are kept",
+        "not judged by middle",
+        "near duplicate of another row",
+    }
+    assert len(reasons) == N + 1 - 20
+
+
+def _dicts(rows: Any) -> list[dict[str, Any]]:
+    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
