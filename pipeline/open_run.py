@@ -11,7 +11,7 @@ from pipeline.decided import decisions
 from pipeline.decisions import suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows, notebook_html
-from pipeline.run_outputs import write, write_corpus, write_review
+from pipeline.run_outputs import show, write, write_corpus, write_review
 from pipeline.selection import PREFERRED_UTILITY, SHAPLEY, choose, expected
 from storage.sql import quoted
 
@@ -43,6 +43,7 @@ class OpenedRun:
 
     _repr_html_ = notebook_html
     datalab = datalab
+    show = show
     write = write
     write_review = write_review
     write_corpus = write_corpus

@@ -1,4 +1,4 @@
-"""What an opened run writes: rows as files and folders, reviews, and the corpus.
+"""What an opened run writes and shows: files and folders, reviews, tables and charts.
 
 Methods of `pipeline.open_run.OpenedRun`, which takes these functions.
 """
@@ -69,3 +69,22 @@ def write_review(run: Any, rows: Any, path: str | Path, form: str = "csv") -> in
     from pipeline.handover.review_file import write_review as write_tasks
 
     return write_tasks(run, rows, Path(path), form)
+
+
+def show(run: Any, name: str | None = None, by: str | None = None, evaluation: Any = None) -> Any:
+    """A table or chart of the report as an object, for a notebook; see `pipeline.page.notebook`.
+
+    `show()` lists what there is. Tables are Stylers of pandas, charts figures of matplotlib.
+
+    Args:
+        run: The opened run.
+        name: What to show, such as `flags`, `matrix`, `scores` or `values`.
+        by: In place of a name: flags and values by this column of the source.
+        evaluation: In place of a name: the curves of what `evaluate` returned, as a list.
+
+    Raises:
+        RunError: there is nothing of this name, or the run has no tables for it.
+    """
+    from pipeline.page.notebook import show as shown
+
+    return shown(run, name, by, evaluation)

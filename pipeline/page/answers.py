@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.page.asked import Asked, Rows
-from pipeline.page.chart import histogram
+from pipeline.page.chart import Chart, histogram
 from pipeline.page.document import share, significant
 from pipeline.page.subject import Subject, flag
 from storage.sql import quoted
@@ -24,7 +24,7 @@ class Answers:
 
     reasons: Asked | None
     scores: Asked | None
-    histogram: str
+    histogram: Chart | None
     worst: Asked
     cards: Rows
     is_judged: bool
@@ -37,7 +37,7 @@ def answers(subject: Subject) -> Answers | None:
     worst = _worst(subject)
     cards = [{**row, "facts": _facts(row)} for row in flag(subject, worst.rows)]
     if subject.judged is None:
-        return Answers(None, None, "", worst, cards, False)
+        return Answers(None, None, None, worst, cards, False)
     rows = subject.judged.rows
     reasons = subject.ask(
         f"""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.page.asked import Asked, Rows
-from pipeline.page.chart import scatter
+from pipeline.page.chart import Chart, scatter
 from pipeline.page.document import significant
 from pipeline.page.subject import Subject
 
@@ -17,7 +17,7 @@ class Targets:
     """What the section shows of a regression."""
 
     method: str
-    chart: str
+    chart: Chart
     points: Asked
     worst: Asked
     cards: Rows

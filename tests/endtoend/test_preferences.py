@@ -223,6 +223,15 @@ def test_the_viewer_swaps_answers(ran: Any, tmp_path: Path) -> None:
     assert after.fetchall() == [before]
 
 
+def test_a_notebook_shows_pairs(ran: Any) -> None:
+    run, _ = ran
+    flagged = flag(run).df()
+    shown = run.show("flags").data
+    assert shown["chosen"][: len(flagged)].tolist() == flagged["chosen"].tolist()
+    assert run.show("reasons").data["flagged"].sum() == len(flagged)
+    assert sum(patch.get_height() for patch in run.show("scores").axes[0].patches) == N
+
+
 def test_pairs_are_judged_in_an_annotation_tool(ran: Any, tmp_path: Path) -> None:
     run, _ = ran
     run.write_review(flag(run), tmp_path / "t.json", "label-studio")
