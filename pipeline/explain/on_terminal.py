@@ -8,7 +8,15 @@ import click
 
 from pipeline.explain import words as explain_words
 from pipeline.explain.query import Rows, shown_text
-from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
+from pipeline.explain.titles import (
+    is_regression,
+    label_text,
+    legend,
+    method_title,
+    shown_sides,
+    side_title,
+    support_title,
+)
 from pipeline.terminal import show, table, tail
 
 
@@ -25,7 +33,7 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
     for line in prediction_lines(found):
         show(line)
     for entry in found["tokens"]:
-        show(f"\n{explain_words.title(entry)}")
+        show(f"\n{explain_words.title(entry, bool(found['answers']))}")
         show(explain_words.on_terminal(entry, query))
     if note := legend(found):
         show(f"\n{note}")
@@ -50,7 +58,11 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
 def prediction_lines(found: Mapping[str, Any]) -> list[str]:
     """A line for each prediction and answer of a model; one line where there is none."""
     query = found["query"]
-    label = f"its label is {query['label']}" if query["label"] is not None else "it has no label"
+    of_numbers = is_regression(found)
+    kind = "target" if of_numbers else "label"
+    label = f"it has no {kind}"
+    if query["label"] is not None:
+        label = f"its {kind} is {label_text(query['label'], of_numbers)}"
     lines = []
     for row in found["predictions"]:
         if row["predicted"] is None:

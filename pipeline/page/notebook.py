@@ -118,10 +118,7 @@ def _flags(subject: Subject) -> Any:
         assert judged is not None
         worst = [{**row, "flag": "⚑" * row[subject.flag]} for row in judged.worst.rows]
         columns = {"reason": "reason", "p_wrong": "p(wrong)", "flag": "flagged"}
-        of = "answers that are most likely bad"
-        if subject.task == "preference":
-            of = "pairs whose order is most likely wrong"
-        caption = f"The {len(worst)} {of}"
+        caption = f"The {len(worst)} {judged.words['worst']}"
     elif subject.task == "regression":
         far = targets(subject)
         assert far is not None
@@ -195,7 +192,7 @@ def _reasons(subject: Subject) -> Any:
     assert found.reasons is not None
     columns = {"reason": "reason", "n": "flagged", "share": "of all", "p_wrong": "mean p(wrong)"}
     return _table(
-        "What is wrong with them", list(_shares(found.reasons.rows, "share", "p_wrong")), columns
+        found.words["reasons"], list(_shares(found.reasons.rows, "share", "p_wrong")), columns
     )
 
 
@@ -214,7 +211,7 @@ def _values(subject: Subject) -> Any:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return row["text"] or f"row {row['example_id']}"
+    return row["text"] or f"id {row['source_id']}"
 
 
 def _class_values(subject: Subject) -> Any:

@@ -52,7 +52,7 @@ def targets(subject: Subject) -> Targets | None:
             **row,
             "bar": abs(row["target"] - row["predicted"]) / (largest or 1.0),
             "facts": f"target {significant(row['target'], 5)} · predicted "
-            f"{significant(row['predicted'], 5)} · {row['source_id']}",
+            f"{significant(row['predicted'], 5)} · id {row['source_id']}",
         }
         for row in worst.rows
     ]

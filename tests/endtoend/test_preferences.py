@@ -17,6 +17,7 @@ from tiny_models import word_model
 from pipeline.api import flag, open_run, select
 from pipeline.errors import RunError
 from pipeline.handover.answered import review_of
+from pipeline.page.report import report_page
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
@@ -229,6 +230,11 @@ def test_a_notebook_shows_pairs(ran: Any) -> None:
     shown = run.show("flags").data
     assert shown["chosen"][: len(flagged)].tolist() == flagged["chosen"].tolist()
     assert run.show("reasons").data["flagged"].sum() == len(flagged)
+    words = Page(report_page(run)).words
+    assert "20 pairs that are most likely in the wrong order" in words
+    assert "probability that the chosen answer is the better one" in words
+    assert "fix lets the two answers change places" in words
+    assert "bad" not in words.partition("All rows")[0]
     assert sum(patch.get_height() for patch in run.show("scores").axes[0].patches) == N
 
 

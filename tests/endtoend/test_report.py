@@ -141,6 +141,11 @@ def test_a_regression_without_texts_or_queries(tmp_path: Path) -> None:
     assay("report", tmp_path / "run", "--out", tmp_path / "report.html")
     words = Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
     assert "60 targets" in words
+    # The legend has the words of this page alone, and nothing is called a label or a class.
+    assert "R²" in words
+    assert "score of a label" not in words
+    assert "no rare class" not in words
+    assert "the most suspicious first" in words
     run = open_run(tmp_path / "run")
     assert run.show("flags").data["id in the source"][0] == "row 7"
     assert len(run.show("scores").axes[0].lines[0].get_xdata()) == 60

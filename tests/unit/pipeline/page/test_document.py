@@ -1,6 +1,7 @@
 import html
 import json
 import re
+from typing import Any
 
 import pytest
 from markupsafe import Markup
@@ -55,7 +56,8 @@ def test_a_page_without_scripts_lets_none_run() -> None:
     assert "&lt;i&gt;" in page
 
 
-EXPLAINED = {"predictions": [], "words": [], "legend": "", "methods": [], "spectra": []}
+LISTS = ("predictions", "probabilities", "words", "legend", "methods", "spectra")
+EXPLAINED: dict[str, list[Any]] = {name: [] for name in LISTS}
 
 
 @pytest.mark.parametrize(
