@@ -62,7 +62,7 @@ def _settings(tasks: Tasks) -> dict[str, Any]:
         {
             "name": name,
             "title": FIELDS[name],
-            "required": name != "text_b",
+            "required": all(task.fields[name] for task in tasks.rows),
             "settings": {"type": "text", "use_markdown": False},
         }
         for name in tasks.fields

@@ -77,9 +77,14 @@ def review_tasks(run: Any, rows: Any) -> Tasks:
         rows: What its `flag` returned.
 
     Raises:
-        RunError: two classes cannot be told apart when shown.
+        RunError: two classes cannot be told apart when shown, or rows have no texts.
     """
     options = choices(run)
+    if not run.facts("text").get("has_text", True):
+        raise RunError(
+            f"{run.folder.path}: found rows that are vectors alone, expected texts that a person "
+            "can read in an annotation tool. Review them in a CSV, beside the source."
+        )
     task = run.task()
     fields = tuple(name for name in FIELDS if name in rows.columns)
     probability = "f.p_wrong"

@@ -181,6 +181,17 @@ def test_tasks_of_other_rows_are_refused(run: Path, tasks: Path, tmp_path: Path)
     assert not list(run.parent.glob("run-corrected*"))
 
 
+def test_rows_without_texts_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_run(run)
+    rows = opened.flag()
+    monkeypatch.setattr(opened, "facts", lambda table: {"has_text": False})
+    with pytest.raises(RunError, match="found rows that are vectors alone, expected texts"):
+        opened.write_review(rows, tmp_path / "t.json", "label-studio")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_overwritten_by_tasks(run: Path, tasks: Path, tmp_path: Path) -> None:
     def refused(form: str, path: Path) -> str:
         return complaint("flag", run, "--format", form, "--review", path)
