@@ -85,8 +85,11 @@ def write_corrected(run: Any, path: Path, before: Any) -> int:
         then = class_counts(before, "SELECT example_id FROM examples")
         counts = [(name, n, now.pop(name, 0)) for name, n, _ in then]
         counts += [(name, 0, n) for name, n in now.items()]
-    command = f"assay apply {_run_name(before or run)} REVIEW --out FOLDER"
-    story = Story(run, "A corpus corrected by a review", command, counts, "class")
+    title, command = "The rows of a run", "run.write_corpus(FOLDER)"
+    if before is not None:
+        title = "A corpus corrected by a review"
+        command = f"assay apply {_run_name(before)} REVIEW --out FOLDER"
+    story = Story(run, title, command, counts, "class")
     _write(run, path, tables, story)
     return int(kept.num_rows)
 

@@ -4,6 +4,7 @@ Written by `datasets` and `huggingface_hub`, as `push_to_hub` does, so that `loa
 folder and the hub shows it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.corpus.huggingface import as_dataset, quiet
+from stages.corpus.json_kinds import both, kind_of_all, type_of
 from stages.stage import DataError
 
 SHARD_BYTES = 500 << 20
@@ -45,7 +47,7 @@ def write_hub_folder(
     from huggingface_hub import DatasetCard, DatasetCardData
 
     infos, configs = {}, {}
-    for name, table in tables.items():
+    for name, table in _without_json(tables).items():
         rows = _dataset(folder, table, class_names)
         place = "data" if name == DEFAULT else name
         (folder / place).mkdir()
@@ -72,6 +74,39 @@ def write_hub_folder(
     DatasetCard(f"---\n{data}\n---\n\n{card}").save(folder / CARD)
 
 
+def _without_json(tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """The tables with columns of JSON, such as messages, in the one type that holds their cells.
+
+    Trainers read lists of messages. A column whose cells have no one type stays JSON.
+    """
+    is_json = pa.json_(pa.string())
+    cells = {
+        name: {
+            field.name: [None if c is None else json.loads(c) for c in _texts(table[field.name])]
+            for field in table.schema
+            if field.type == is_json
+        }
+        for name, table in tables.items()
+    }
+    kinds: dict[str, Any] = {}
+    for columns in cells.values():
+        for column, values in columns.items():
+            kinds[column] = both(kinds.get(column), kind_of_all(values))
+    types = {column: type_of(kind) for column, kind in kinds.items() if kind is not None}
+    typed = dict(tables)
+    for name, columns in cells.items():
+        for column, values in columns.items():
+            if (kind := types.get(column)) is not None:
+                place = typed[name].column_names.index(column)
+                typed[name] = typed[name].set_column(place, column, pa.array(values, kind))
+    return typed
+
+
+def _texts(cells: pa.ChunkedArray) -> list[str | None]:
+    """The JSON of the cells of a column."""
+    return [text for chunk in cells.chunks for text in chunk.storage.to_pylist()]
+
+
 def _dataset(folder: Path, table: pa.Table, class_names: Mapping[str, Sequence[str]]) -> Any:
     """The rows as a `datasets.Dataset`, with the names of classes.
 
@@ -95,7 +130,7 @@ def _dataset(folder: Path, table: pa.Table, class_names: Mapping[str, Sequence[s
 
 
 def _size(n_rows: int) -> str:
-    """The category of size that the hub has for so many rows."""
-    steps = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-    place = next((at for at in range(len(steps)) if n_rows < 10 ** (at + 3)), None)
-    return steps[place] if place is not None else "100M<n<1B"
+    """The category of size that the hub has for so many rows, up to ten billion."""
+    ends = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")
+    place = next(at for at in range(len(ends)) if n_rows < 10 ** (at + 3))
+    return f"{ends[place - 1]}<n<{ends[place]}" if place else "n<1K"
