@@ -179,6 +179,18 @@ def test_a_review_turns_pairs_around_in_the_columns_of_the_source(
     assert told == [(row["rejected"],)]
     judged = corrected.sql("SELECT count(*) FROM preference_issues").fetchall()
     assert judged == [(N - 1,)]
+    corrected.write_corpus(tmp_path / "hub", run)
+    told_of = {
+        name: datasets.load_dataset(
+            str(tmp_path / "hub"), name, split="train", cache_dir=str(tmp_path / "cache")
+        )
+        for name in ("corrected", "removed", "rejected")
+    }
+    (changed,), (removed,) = told_of["corrected"], told_of["removed"]
+    assert (changed["id"], changed["chosen"]) == (fixed, row["rejected"])
+    assert changed["label_before"] == "in the other order"
+    assert (removed["id"], removed["reason"]) == (dropped, "dropped in a review")
+    assert len(told_of["rejected"]) == 2
 
 
 def test_pairs_are_explained_as_people_read_them(ran: Any) -> None:

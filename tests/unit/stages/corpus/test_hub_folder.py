@@ -60,7 +60,7 @@ def test_what_datasets_cannot_hold_is_named(tmp_path: Path) -> None:
         (999, "n<1K"),
         (1000, "1K<n<10K"),
         (10**8 - 1, "10M<n<100M"),
-        (10**9, "100M<n<1B"),
+        (10**9, "1B<n<10B"),
     ],
 )
 def test_sizes_are_called_as_the_hub_does(n_rows: int, size: str) -> None:
