@@ -40,14 +40,14 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
     for entry in [*found["methods"], *found["values"]]:
         for side in shown_sides(entry):
             show(f"\n{method_title(entry)}: {side_title(entry, side, found)}")
-            print_examples(entry[side])
+            print_examples(entry[side], is_regression(found))
     for entry in found["spectra"]:
         for contrast in entry["contrasts"]:
             rows = contrast["examples"]
             show(f"\n{support_title(entry['method'], contrast)}")
             if rows:
                 shown = _spread(rows, top)
-                print_examples(shown)
+                print_examples(shown, is_regression(found))
                 if len(shown) < len(rows):
                     show(
                         f"{len(shown)} of {len(rows)}, from the one that matters for all queries "
@@ -93,10 +93,11 @@ def numbers(row: Mapping[str, Any]) -> dict[str, str]:
     return {word: f"{row[name]:.3g}" for name, word in names.items() if row.get(name) is not None}
 
 
-def print_examples(rows: Rows) -> None:
+def print_examples(rows: Rows, of_numbers: bool = False) -> None:
     """Prints a table of examples: text (or source_id), label and the `numbers` of each row.
 
-    Of completions the end of the prompt and the answer, and no label.
+    Of completions the end of the prompt and the answer, and no label. With `of_numbers` labels are
+    targets.
     """
     if not rows:
         show("none")
@@ -105,11 +106,14 @@ def print_examples(rows: Rows) -> None:
     are_said = all(row.get("answer") is not None for row in rows)
     cells = []
     for row in rows:
-        said = [shown_text(row) or row["source_id"], row["label"]]
+        label = None if row["label"] is None else label_text(row["label"], of_numbers)
+        said = [shown_text(row) or row["source_id"], label]
         if are_said:
             said = [tail(row["prompt"]), row["answer"]]
         cells.append([*said, *(numbers(row).get(name) for name in names)])
-    show(table([*(["prompt", "answer"] if are_said else ["text", "label"]), *names], cells))
+    label_name = "target" if of_numbers else "label"
+    heads = ["prompt", "answer"] if are_said else ["text", label_name]
+    show(table([*heads, *names], cells))
 
 
 def _spread(rows: Rows, n: int) -> Rows:

@@ -113,7 +113,9 @@ def _card(row: Mapping[str, Any], largest: float, of_numbers: bool) -> dict[str,
     label = [] if row["label"] is None else [label_text(row["label"], of_numbers)]
     if of_numbers:
         label = [f"target {text}" for text in label]
-    facts = " · ".join([*label, *named, f"id {row['source_id']}"])
+    # A row without texts is shown by its id.
+    ids = [f"id {row['source_id']}"] if shown_text(row) else []
+    facts = " · ".join([*label, *named, *ids])
     return {**row, "bar": _size(row) / largest if largest else None, "facts": facts}
 
 

@@ -52,7 +52,8 @@ def targets(subject: Subject) -> Targets | None:
             **row,
             "bar": abs(row["target"] - row["predicted"]) / (largest or 1.0),
             "facts": f"target {significant(row['target'], 5)} · predicted "
-            f"{significant(row['predicted'], 5)} · id {row['source_id']}",
+            f"{significant(row['predicted'], 5)}"
+            + (f" · id {row['source_id']}" if row["text"] or row["text_b"] else ""),
         }
         for row in worst.rows
     ]

@@ -97,7 +97,7 @@ def twins(subject: Subject) -> Twins | None:
                         row["label"],
                         f"score {significant(row['outlier_score'])}",
                         "outlier" if row["is_outlier"] else "",
-                        f"id {row['source_id']}",
+                        f"id {row['source_id']}" if row["text"] or row["text_b"] else "",
                     )
                     if part
                 ),
