@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "apply",
     "clean",
+    "datalab",
     "evaluate",
     "explain",
     "flag",
@@ -165,6 +166,11 @@ def flag(
 ) -> Rows:
     """Examples whose label is suspicious, the most suspicious first; see `OpenedRun.flag`."""
     return _opened(run).flag(top, method, precision, is_all)
+
+
+def datalab(run: AnyRun, methods: Sequence[str] = ()) -> Rows:
+    """What the run found of every example, in Datalab's columns; see `pipeline.datalab`."""
+    return _opened(run).datalab(methods)  # type: ignore[no-any-return]
 
 
 def apply(

@@ -1,12 +1,14 @@
-"""Correct a corpus by a reviewed CSV: fix labels, drop rows, and run again over the result."""
+"""Correct a corpus by a review: fix labels, drop rows, and run again over the result."""
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 from pipeline.errors import RunError
 from pipeline.folder import RunFolder
+from pipeline.handover.answered import review_of
 from pipeline.open_run import OpenedRun
 from pipeline.progress import Progress
 from pipeline.run import execute_run
@@ -30,30 +32,36 @@ def apply_review(
     Args:
         run: Folder of the run that was reviewed.
         review: CSV with `source_id` and `decision` (accept, fix, drop), as `assay flag` writes it;
-            `fix` takes the label in `new_label`. Earlier reviews of the run still hold.
+            `fix` takes the label in `new_label`. Or what Label Studio or Argilla exports of its
+            tasks. Earlier reviews of the run still hold.
         to: Folder of the new run; by default the old one's name with `-corrected`, and a number
             where that folder holds a run already.
         progress: Hears how far the new run is.
         waits: Whether to wait where another driver works in the new run's folder.
 
     Raises:
-        RunError: there is no such file, or it decides nothing.
+        RunError: there is no such file, or it decides nothing; or an export does not fit the run.
         stages.stage.DataError: the review names unknown rows, labels or decisions.
     """
     folder = RunFolder(run.expanduser().resolve())
     reviewed = folder.read_run()
-    if not review.is_file():
+    if not review.exists():
         raise RunError(
             f"{review}: found no such file, expected a reviewed CSV. "
             f"Write one with `assay flag {run} --review {review}` and fill in `decision`."
         )
-    _refuse_undecided(run, review)
+    exported = review_of(lambda: OpenedRun(folder), review)
+    if exported is None:
+        _refuse_undecided(review, bool(read_decisions(str(review))[1]))
+    else:
+        decided = [json.loads(line)["decision"] for line in exported.splitlines()]
+        _refuse_undecided(review, any(decided))
     target = to.expanduser().resolve() if to else _unused_folder(folder.path)
     target.mkdir(parents=True, exist_ok=True)
     # Named by its content: a review that is refused must not replace one that counts.
-    content = review.read_bytes()
+    content, suffix = (exported, ".jsonl") if exported else (review.read_bytes(), review.suffix)
     number = len(reviewed.corpus.corrections) + 1
-    name = f"review-{number}-{hashlib.sha256(content).hexdigest()[:8]}{review.suffix}"
+    name = f"review-{number}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
     kept = target / name
     write_whole(kept, content)
     corrected = dataclasses.replace(
@@ -74,17 +82,17 @@ def apply_review(
         raise DataError(str(error).replace(str(kept), str(review))) from error
 
 
-def _refuse_undecided(run: Path, review: Path) -> None:
+def _refuse_undecided(review: Path, is_decided: bool) -> None:
     """Raises unless a review decides something.
 
     Raises:
         RunError: no row has a decision.
-        stages.stage.DataError: the review cannot be read.
     """
-    if not read_decisions(str(review))[1]:
+    if not is_decided:
         raise RunError(
             f"{review}: found no decision, expected accept, fix or drop in the column `decision` "
-            f"of some rows. Fill it in, and give the same command again; nothing was made."
+            "of some rows, or an answer in the tool. Fill it in, and give the same command again; "
+            "nothing was made."
         )
 
 

@@ -14,14 +14,16 @@ import click
 from pipeline import api, plan_summary
 from pipeline import on_terminal as printed
 from pipeline.cli_group import Assay
+from pipeline.cli_options import COUNT, as_json, method, out, out_or_folder, settings, wait
 from pipeline.cli_report import report as write_report
+from pipeline.cli_review import apply, flag
 from pipeline.cli_view import view
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from pipeline.terminal import shown
 
 
-@click.group(cls=Assay, commands=[write_report, view])
+@click.group(cls=Assay, commands=[apply, flag, write_report, view])
 @click.option("--debug", is_flag=True, help="Log more, and show the traceback of an error.")
 @click.version_option(package_name="assay")
 def main(debug: bool) -> None:
@@ -34,20 +36,6 @@ def main(debug: bool) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[shown]
     )
-
-
-settings = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one value."
-)
-as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON for programs.")
-out = click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .parquet, .jsonl or .csv."
-)
-wait = click.option(
-    "--wait", is_flag=True, help="Wait where another process works on the run, and then go on."
-)
-method = click.option("--method", help="The stage to take, when the run has several.")
-COUNT = click.IntRange(min=1)
 
 
 @main.command()
@@ -177,67 +165,6 @@ def sql(run: Path, statement: str, out: Path | None, is_json: bool) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
-@click.option("--precision", type=float, help="List as many as hold this part of wrong labels.")
-@click.option("--all", "is_all", is_flag=True, help="Also rows that a review has decided about.")
-@method
-@out
-@click.option(
-    "--review",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a CSV; fill in `decision` (accept, fix, drop) for `assay apply`.",
-)
-@as_json
-def flag(
-    run: Path,
-    top: int | None,
-    precision: float | None,
-    is_all: bool,
-    method: str | None,
-    out: Path | None,
-    review: Path | None,
-    is_json: bool,
-) -> None:
-    """List the examples whose label, answer or order of answers is probably wrong.
-
-    Example: assay flag runs/quickstart --review review.csv
-    """
-    opened = open_run(run)
-    rows = opened.flag(top, method, precision, is_all)
-    if out is not None:
-        click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
-    if review is not None:
-        click.echo(f"{opened.write_review(rows, review)} rows in {review}", err=True)
-    if out is None and review is None:
-        printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
-
-
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("review", type=click.Path(path_type=Path))
-@out
-@click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
-@wait
-@as_json
-def apply(
-    run: Path, review: Path, out: Path | None, to: Path | None, wait: bool, is_json: bool
-) -> None:
-    """Correct the corpus by a reviewed CSV, and make a new run over it.
-
-    Only what depends on labels is computed again; of preferences, shards with a changed pair.
-
-    Example: assay apply runs/quickstart review.csv --out corrected.parquet
-    """
-    with Screen() as screen:
-        opened = api.apply(run, review, to, screen, wait)
-    if out is not None:
-        count = opened.write_corpus(out)
-        click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
-    printed.print_summary(opened, is_json)
-
-
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
 @click.argument("metric")
 @settings
 @as_json
@@ -285,9 +212,9 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
     help="Say first what training on them is expected to give, against random rows.",
 )
 @method
-@out
+@out_or_folder
 @as_json
-def select(run: Path, forecast: bool, out: Path | None, is_json: bool, **asked: Any) -> None:
+def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: Any) -> None:
     """Choose the best examples to train on, and say what that is expected to give.
 
     Example: assay select runs/quickstart --keep 20% --out best.jsonl

@@ -169,14 +169,16 @@ def between_classes(method: str, utility: str) -> str:
 def extremes(method: str, utility: str, side: str) -> str:
     """The statement of the most `helpful` or `harmful` examples, by their places in their classes.
 
-    Columns: example_id, text, label, value, stderr, p_helpful.
+    Columns: example_id, text, label, value, stderr, p_helpful, source_id.
     """
     order = {"helpful": "DESC", "harmful": "ASC"}[side]
     return (
         "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-        f"s.p_helpful FROM (SELECT *, row_number() OVER (PARTITION BY label ORDER BY value "
-        f"{order}, example_id) AS place FROM ({_labelled_values(method, utility)}) ORDER BY place, "
-        f"value {order}, example_id LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
+        "s.p_helpful, e.source_id "
+        "FROM (SELECT *, row_number() OVER "
+        f"(PARTITION BY label ORDER BY value {order}, example_id) AS place "
+        f"FROM ({_labelled_values(method, utility)}) ORDER BY place, value {order}, example_id "
+        f"LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
         f"ORDER BY s.place, s.value {order}, s.example_id"
     )
 

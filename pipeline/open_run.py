@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decided import decisions, review_columns
+from pipeline.datalab import datalab
+from pipeline.decided import decisions
 from pipeline.decisions import suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows, notebook_html
+from pipeline.run_outputs import show, write, write_corpus, write_review
 from pipeline.selection import PREFERRED_UTILITY, SHAPLEY, choose, expected
-from storage.sql import named, quoted
+from storage.sql import quoted
 
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for torch and DuckDB.
     from pipeline.folder import RunFolder
     from pipeline.progress import Progress
     from pipeline.settings import Run
     from storage.catalog_files import CatalogFiles
+    from storage.manifest import Manifest
 
 
 def open_run(path: str | Path, is_shut_in: bool = False) -> "OpenedRun":
@@ -39,6 +42,11 @@ class OpenedRun:
     """A run opened for reading: its views, and the results of commands over them."""
 
     _repr_html_ = notebook_html
+    datalab = datalab
+    show = show
+    write = write
+    write_review = write_review
+    write_corpus = write_corpus
 
     def __init__(self, folder: "RunFolder", is_shut_in: bool = False):
         """Opens the catalog of `folder` as it is now; later changes are not seen."""
@@ -48,21 +56,21 @@ class OpenedRun:
         self.folder = folder
         self._catalog = catalog
         self.record = folder.read_record()
-        self._store = folder.store(self.record)
+        self.store = folder.store(self.record)
         is_own = folder.has_own_catalog()
-        self.connection = folder.open_catalog(self._store, self.record, is_own)
-        if is_own and not self._store.is_local:
+        self.connection = folder.open_catalog(self.store, self.record, is_own)
+        if is_own and not self.store.is_local:
             self._files.serve()
         self.shut: Shut | None = None
         if is_shut_in or not is_own:
-            self.shut = Shut(self.connection, [self._store.absolute_root])
+            self.shut = Shut(self.connection, [self.store.absolute_root])
 
     @functools.cached_property
     def _files(self) -> "CatalogFiles":
         """The files behind the views; listed when they are first asked for."""
         from storage.catalog_files import CatalogFiles
 
-        return CatalogFiles(self.connection, self._store, self.folder.hashed)
+        return CatalogFiles(self.connection, self.store, self.folder.hashed)
 
     def __repr__(self) -> str:
         views = self.views()
@@ -131,7 +139,7 @@ class OpenedRun:
         )
         instance = self.choice(f"({writers})", "method", method)
         self._files.check([table])
-        return files_of(self.connection, self._store, table, instance)
+        return files_of(self.connection, self.store, table, instance)
 
     def require(self, view: str, stage: str, works_on: str | None = "classification") -> None:
         """Raises unless `view` has rows, naming the stage to add.
@@ -241,7 +249,8 @@ class OpenedRun:
             RunError: none or several of the four are given, or the run lacks the values.
         """
         given = (keep, drop, by, utility, method, per_class, quota, soft, keep_flagged, per)
-        return self.decided(choose(self, *given).statement)
+        chosen = choose(self, *given)
+        return Rows(self.decided(chosen.statement).relation, (chosen, given))
 
     def expected(self, progress: "Progress | None" = None, **asked: Any) -> Answer:
         """What training on the rows of `select(**asked)` is expected to give, as plain values.
@@ -304,54 +313,20 @@ class OpenedRun:
         found = explain(self, query, text, text_b, methods, top, heard, prompt, new_tokens, kept)
         return Answer(found, functools.partial(print_explanation, top=top))
 
-    def write(self, rows: Any, path: str | Path) -> int:
-        """Writes rows to a .parquet, .jsonl or .csv file; returns how many.
-
-        The source's columns come first, under their own names and in their own order; a column of
-        assay whose name is taken gets `assay_` in front.
-
-        Args:
-            rows: The rows that `flag` or `select` returned.
-            path: The file, replaced as a whole if it exists.
-        """
-        return self._export(rows.sql_query(), list(rows.columns), Path(path))
-
-    def write_review(self, rows: Any, path: str | Path) -> int:
-        """Writes a CSV of `pipeline.decided.review_columns`, to decide in; returns how many rows.
-
-        Raises:
-            RunError: the file is there already; it may hold decisions.
-        """
-        if Path(path).exists():
-            raise RunError(
-                f"{path}: found a file there already, expected a new one: it may hold decisions. "
-                "Name another."
-            )
-        columns = review_columns(list(rows.columns))
-        statement = f"SELECT {columns} FROM ({rows.sql_query()})"
-        return self._catalog.export(self.connection, statement, Path(path), self.shut)
-
     def write_rows(self, rows: Any, path: str | Path) -> int:
         """Writes `rows` as they are to `path`; returns how many."""
         return self._catalog.export(self.connection, rows.sql_query(), Path(path), self.shut)
 
-    def write_corpus(self, path: str | Path) -> int:
-        """Writes every example, in the source's order and as labelled now; returns how many."""
-        return self._export("SELECT example_id FROM examples ORDER BY row_number", [], Path(path))
+    def to_arrow(self, statement: str) -> Any:
+        """The rows of a statement as an Arrow table."""
+        return self._catalog.to_arrow(self._catalog.query(self.connection, statement))
 
-    def _export(self, inner: str, columns: list[str], path: Path) -> int:
-        from pipeline.source_rows import source_rows
-        from storage.export import write_rows
-
-        chosen = f"SELECT {', '.join(map(named, dict.fromkeys(['example_id', *columns])))}"
-        results = self._catalog.to_arrow(
-            self._catalog.query(self.connection, f"{chosen} FROM ({inner})")
-        )
+    def corpus_manifests(self) -> dict[str, "Manifest"]:
+        """Manifests of the tables of the corpus, by table name."""
         keys = self.sql(
             "SELECT \"table\", manifest FROM provenance.manifest WHERE stage = 'ingest'"
         ).fetchall()
-        corpus = {table: self._store.read_manifest(table, key) for table, key in keys}
-        return write_rows(source_rows(self._store, corpus, results, columns), path)
+        return {table: self.store.read_manifest(table, key) for table, key in keys}
 
     def facts(self, table: str) -> Any:
         """The facts that ingestion recorded about a table of the corpus, such as `text`."""

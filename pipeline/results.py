@@ -23,9 +23,18 @@ class Rows:
         storage.schema.StorageError: DuckDB stops on the way, whichever method is called.
     """
 
-    def __init__(self, relation: Any):
-        """Holds the relation, which keeps its connection alive."""
+    def __init__(self, relation: Any, chosen: Any = None):
+        """Holds the relation, which keeps its connection alive.
+
+        `chosen` tells of the rows that `select` gave how they were chosen; of others None.
+        """
         self._relation = relation
+        self.chosen = chosen
+
+    @property
+    def relation(self) -> Any:
+        """The DuckDB relation."""
+        return self._relation
 
     def to_dataset(self) -> Any:
         """All rows as a `datasets.Dataset` of Hugging Face, in memory."""

@@ -81,18 +81,18 @@ def choose(
         raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")
     chosen = _source(run, by, utility, method)
     is_of_texts = run.task() in ("completion", "preference")
-    left_out = _left_out(run) if is_of_texts and not keep_flagged else LeftOut()
-    counts = (left_out.n_flagged, left_out.n_repeated)
+    without = left_out(run) if is_of_texts and not keep_flagged else LeftOut()
+    counts = (without.n_flagged, without.n_repeated)
     if per is not None:
         _check_column(run, per)
         per_class = True
     if quota:
         statement = selected(
-            chosen, True, _of_classes(run, quota, per), without=left_out.rows, per=per
+            chosen, True, _of_classes(run, quota, per), without=without.rows, per=per
         )
         return Chosen(chosen, statement, False, True, *counts, per)
     if str(keep).strip().endswith("tokens"):
-        statement = _of_tokens(run, chosen, str(keep), per_class, left_out.rows, per)
+        statement = _of_tokens(run, chosen, str(keep), per_class, without.rows, per)
         return Chosen(chosen, statement, per_class, False, *counts, per)
     count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
     if keep is not None:
@@ -100,7 +100,7 @@ def choose(
     elif drop is not None:
         count = total - rows_of(str(drop), total)
     limit = f"rank <= {count}"
-    statement = selected(chosen, per_class, limit, soft, without=left_out.rows, per=per)
+    statement = selected(chosen, per_class, limit, soft, without=without.rows, per=per)
     return Chosen(chosen, statement, per_class, False, *counts, per)
 
 
@@ -119,7 +119,7 @@ def _check_column(run: Any, column: str) -> None:
         )
 
 
-def _left_out(run: Any) -> LeftOut:
+def left_out(run: Any) -> LeftOut:
     """Rows of completions or preferences that are flagged, and near duplicates of others."""
     flagged, rows = "SELECT NULL::BIGINT AS example_id WHERE false", None
     if run.methods("answer_issues"):
@@ -262,12 +262,8 @@ def expected(
     from pipeline.evaluate import evaluate
     from stages.stage import StageError
 
-    of = f"examples.{named(chosen.per)}::VARCHAR" if chosen.per else "examples.label_name"
-    counted = run.sql(
-        f"SELECT {of}, count(*), count(k.example_id) FROM examples "
-        f"LEFT JOIN ({chosen.statement}) AS k USING (example_id) GROUP BY 1 ORDER BY 2 DESC, 1"
-    ).fetchall()
-    n_examples, n_rows = (sum(row[column] for row in counted) for column in (1, 2))
+    counted = class_counts(run, chosen.statement, chosen.per)
+    n_examples, n_rows = sum(n for _, n, _ in counted), sum(kept for _, _, kept in counted)
     found: dict[str, Any] = {
         "by": chosen.source.by,
         "per": chosen.per,
@@ -306,6 +302,18 @@ def expected(
         row for row in evaluation["rows"] if row["by"] in ("all", "random", chosen.source.called)
     ]
     return found | {"rows": kept, "n_queries": evaluation["facts"]["n_queries"]}
+
+
+def class_counts(
+    run: Any, statement: str, per: str | None = None
+) -> list[tuple[str | None, int, int]]:
+    """Of each class, or value of `per`: its name, and how many rows it has in all and chosen."""
+    of = f"examples.{named(per)}::VARCHAR" if per else "examples.label_name"
+    rows: list[tuple[str | None, int, int]] = run.sql(
+        f"SELECT {of}, count(*), count(k.example_id) FROM examples "
+        f"LEFT JOIN ({statement}) AS k USING (example_id) GROUP BY 1 ORDER BY 2 DESC, 1"
+    ).fetchall()
+    return rows
 
 
 def _trials(run: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,18 @@ from pipeline.errors import RunError
 from stages.corpus.cells import as_json
 from stages.corpus.columns import JSON, VECTOR
 from storage.manifest import Manifest
+from storage.sql import named
 from storage.table import Store
+
+
+def source_table(run: Any, statement: str, columns: Sequence[str] = ()) -> pa.Table:
+    """The rows of the source whose example_id a statement over `run` gives, in its order.
+
+    `columns` of the statement stand beside the source's own. See `source_rows`.
+    """
+    chosen = ", ".join(map(named, dict.fromkeys(["example_id", *columns])))
+    results = run.to_arrow(f"SELECT {chosen} FROM ({statement})")
+    return source_rows(run.store, run.corpus_manifests(), results, columns)
 
 
 def source_rows(

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -73,6 +74,32 @@ def new_file(path: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place if the block ends without an error.
+
+    Raises:
+        StorageError: there is a file, or a folder that holds something, or nothing can be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StorageError(
+            f"{path}: found a {'folder that holds something' if path.is_dir() else 'file'}, "
+            "expected an empty or a new folder. Name another, or remove it."
+        )
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: found that it cannot be written ({error}), expected a folder with room. "
+            "Name another output."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def json_texts(cells: pa.Array) -> list[str]:

@@ -4,6 +4,7 @@ Of a query of the run the results are read from its views. A new text is compute
 stages (`pipeline.explain.new_query`); nothing is stored.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def explain(
     Keys:
         run_id: The run.
         query: query_id, source_id, text, text_b, label; of completions prompt and answer.
-        predictions: One entry for each model.
+        predictions: One entry for each model; of classes with their `probabilities` by name.
         answers: The same where the query is a question about a text.
         tokens: For each token method and output, the words with their scores.
         methods: For each pairwise method `speaks_for` (see `stages.stage.Stage`) and the lists
@@ -93,7 +94,7 @@ def explain(
     found: dict[str, Any] = {
         "run_id": run.record["run_id"],
         "query": explained.facts,
-        "predictions": explained.predictions(),
+        "predictions": _with_probabilities(run, explained.predictions()),
         "answers": explained.answers(),
         "methods": [],
         "values": [],
@@ -127,6 +128,20 @@ def explain(
         found["spectra"].append({"method": method, "contrasts": contrasts})
     _add_texts(run, found)
     return found
+
+
+def _with_probabilities(run: Any, predictions: Rows) -> Rows:
+    """The predictions with the probability of every class, by its name; of numbers None."""
+    classes = run.sql("SELECT label_name FROM provenance.class ORDER BY label").fetchall()
+    names = [str(name) for (name,) in classes]
+    for row in predictions:
+        row["probabilities"] = None
+        if row["predicted"] is not None and len(row["logits"]) == len(names):
+            largest = max(row["logits"])
+            weights = [math.exp(logit - largest) for logit in row["logits"]]
+            shares = [weight / sum(weights) for weight in weights]
+            row["probabilities"] = dict(zip(names, shares, strict=True))
+    return predictions
 
 
 def _chosen_methods(run: Any, finished: Finished, wanted: Sequence[str]) -> tuple[list[str], ...]:

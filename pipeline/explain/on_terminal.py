@@ -8,7 +8,15 @@ import click
 
 from pipeline.explain import words as explain_words
 from pipeline.explain.query import Rows, shown_text
-from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
+from pipeline.explain.titles import (
+    is_regression,
+    label_text,
+    legend,
+    method_title,
+    shown_sides,
+    side_title,
+    support_title,
+)
 from pipeline.terminal import show, table, tail
 
 
@@ -25,21 +33,21 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
     for line in prediction_lines(found):
         show(line)
     for entry in found["tokens"]:
-        show(f"\n{explain_words.title(entry)}")
+        show(f"\n{explain_words.title(entry, bool(found['answers']))}")
         show(explain_words.on_terminal(entry, query))
     if note := legend(found):
         show(f"\n{note}")
     for entry in [*found["methods"], *found["values"]]:
         for side in shown_sides(entry):
             show(f"\n{method_title(entry)}: {side_title(entry, side, found)}")
-            print_examples(entry[side])
+            print_examples(entry[side], is_regression(found))
     for entry in found["spectra"]:
         for contrast in entry["contrasts"]:
             rows = contrast["examples"]
             show(f"\n{support_title(entry['method'], contrast)}")
             if rows:
                 shown = _spread(rows, top)
-                print_examples(shown)
+                print_examples(shown, is_regression(found))
                 if len(shown) < len(rows):
                     show(
                         f"{len(shown)} of {len(rows)}, from the one that matters for all queries "
@@ -50,7 +58,11 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
 def prediction_lines(found: Mapping[str, Any]) -> list[str]:
     """A line for each prediction and answer of a model; one line where there is none."""
     query = found["query"]
-    label = f"its label is {query['label']}" if query["label"] is not None else "it has no label"
+    of_numbers = is_regression(found)
+    kind = "target" if of_numbers else "label"
+    label = f"it has no {kind}"
+    if query["label"] is not None:
+        label = f"its {kind} is {label_text(query['label'], of_numbers)}"
     lines = []
     for row in found["predictions"]:
         if row["predicted"] is None:
@@ -81,10 +93,11 @@ def numbers(row: Mapping[str, Any]) -> dict[str, str]:
     return {word: f"{row[name]:.3g}" for name, word in names.items() if row.get(name) is not None}
 
 
-def print_examples(rows: Rows) -> None:
+def print_examples(rows: Rows, of_numbers: bool = False) -> None:
     """Prints a table of examples: text (or source_id), label and the `numbers` of each row.
 
-    Of completions the end of the prompt and the answer, and no label.
+    Of completions the end of the prompt and the answer, and no label. With `of_numbers` labels are
+    targets.
     """
     if not rows:
         show("none")
@@ -93,11 +106,14 @@ def print_examples(rows: Rows) -> None:
     are_said = all(row.get("answer") is not None for row in rows)
     cells = []
     for row in rows:
-        said = [shown_text(row) or row["source_id"], row["label"]]
+        label = None if row["label"] is None else label_text(row["label"], of_numbers)
+        said = [shown_text(row) or row["source_id"], label]
         if are_said:
             said = [tail(row["prompt"]), row["answer"]]
         cells.append([*said, *(numbers(row).get(name) for name in names)])
-    show(table([*(["prompt", "answer"] if are_said else ["text", "label"]), *names], cells))
+    label_name = "target" if of_numbers else "label"
+    heads = ["prompt", "answer"] if are_said else ["text", label_name]
+    show(table([*heads, *names], cells))
 
 
 def _spread(rows: Rows, n: int) -> Rows:

@@ -77,13 +77,24 @@ def legend(found: Mapping[str, Any]) -> str:
     return " ".join(lines)
 
 
+def is_regression(found: Mapping[str, Any]) -> bool:
+    """Whether models predict numbers, which labels are then, too."""
+    return any(row["predicted"] is None for row in found["predictions"])
+
+
+def label_text(label: Any, of_numbers: bool) -> str:
+    """A label, or a target without the digits that say nothing."""
+    return f"{float(label):.6g}" if of_numbers else str(label)
+
+
 def _output(measured: str, found: Mapping[str, Any]) -> str:
     """The output of the model that a method measures: "label" or "prediction", in full."""
     label, predictions = found["query"]["label"], found["predictions"]
-    is_regression = any(row["predicted"] is None for row in predictions)
+    of_numbers = is_regression(found)
     if measured == "label" and label is not None:
-        return f"the query's {'target' if is_regression else 'label'} ({label})"
-    if is_regression:
+        kind = "target" if of_numbers else "label"
+        return f"the query's {kind} ({label_text(label, of_numbers)})"
+    if of_numbers:
         return "a larger prediction"
     names = {row["predicted"] for row in predictions}
     if len(names) == 1:

@@ -74,9 +74,14 @@ def pieces(
             yield word["word"], word["score"] / largest
 
 
-def title(entry: Mapping[str, Any]) -> str:
-    """The method and the output, such as a class, that it explains by the words."""
+def title(entry: Mapping[str, Any], is_of_answer: bool = False) -> str:
+    """The method and the output, such as a class, that it explains by the words.
+
+    With `is_of_answer` outputs are the `start` and the `end` of a question's answer.
+    """
     name = entry["output_name"] or "the model's output"
+    if is_of_answer and name in ("start", "end"):
+        name = f"the {name} of the answer"
     # Scores of attention and of gradients' lengths have no sign.
     has_sign = any(word["score"] < 0 for word in entry["words"])
     role = "speak for (+) or against (-)" if has_sign else "matter most for"

@@ -1,16 +1,38 @@
 """The section on answers: prompts with their answers, those first that are probably bad."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.page.asked import Asked, Rows
-from pipeline.page.chart import histogram
+from pipeline.page.chart import Chart, histogram
 from pipeline.page.document import share, significant
 from pipeline.page.subject import Subject, flag
 from storage.sql import quoted
 
 WORST = 20
 BINS = 40
+WORDS = {
+    "completion": {
+        "all": "answers",
+        "reasons": "What is wrong with them",
+        "scores": "How likely answers are good",
+        "axis": "probability that the answer is good",
+        "worst": "answers that are most likely bad",
+        "none": "No answer is flagged.",
+        "if": "if bad",
+    },
+    "preference": {
+        "all": "pairs",
+        "reasons": "What speaks against their order",
+        "scores": "How likely pairs are in the right order",
+        "axis": "probability that the chosen answer is the better one",
+        "worst": "pairs that are most likely in the wrong order",
+        "none": "No pair is flagged.",
+        "if": "if wrong",
+    },
+}
+"""Of a task, how the section calls what it shows."""
 SHOWN = {
     "completion": ("completions", "c.answer, NULL AS rejected"),
     "preference": ("preferences", "c.chosen AS answer, c.rejected"),
@@ -24,20 +46,22 @@ class Answers:
 
     reasons: Asked | None
     scores: Asked | None
-    histogram: str
+    histogram: Chart | None
     worst: Asked
     cards: Rows
     is_judged: bool
+    words: Mapping[str, str]
 
 
 def answers(subject: Subject) -> Answers | None:
     """The section of a corpus of completions; None of another."""
     if subject.task not in SHOWN:
         return None
+    words = WORDS[subject.task]
     worst = _worst(subject)
     cards = [{**row, "facts": _facts(row)} for row in flag(subject, worst.rows)]
     if subject.judged is None:
-        return Answers(None, None, "", worst, cards, False)
+        return Answers(None, None, None, worst, cards, False, words)
     rows = subject.judged.rows
     reasons = subject.ask(
         f"""
@@ -57,10 +81,10 @@ def answers(subject: Subject) -> Answers | None:
         [(row["bin"] / BINS, row["kept"], row["flagged"]) for row in scores.rows],
         1 / BINS,
         max((row["last_flagged"] or 0.0 for row in scores.rows), default=0.0),
-        "answers",
-        "probability that the answer is good",
+        words["all"],
+        words["axis"],
     )
-    return Answers(reasons, scores, drawn, worst, cards, True)
+    return Answers(reasons, scores, drawn, worst, cards, True, words)
 
 
 def _worst(subject: Subject) -> Asked:
@@ -96,7 +120,8 @@ def _worst(subject: Subject) -> Asked:
 def _facts(row: dict[str, Any]) -> str:
     """The numbers below an answer."""
     told = [f"{share(row['p_wrong'])} likely wrong"] if row.get("p_wrong") is not None else []
-    told.append(f"{row['length']:,} characters")
+    if row["rejected"] is None:
+        told.append(f"{row['length']:,} characters")
     named = {"loss": "loss", "difficulty": "difficulty", "on_task": "on task", "value": "value"}
     told += [
         f"{words} {significant(row[name])}"
@@ -105,4 +130,4 @@ def _facts(row: dict[str, Any]) -> str:
     ]
     if row.get("stderr") is not None:
         told[-1] += f" ± {significant(1.96 * row['stderr'], 2)}"
-    return " · ".join([*told, str(row["source_id"])])
+    return " · ".join([*told, f"id {row['source_id']}"])

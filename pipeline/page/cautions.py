@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pipeline.agreement import CONFUSION, mismatches
 from pipeline.page.asked import Asked
 from pipeline.page.document import readable, share
-from pipeline.page.subject import Subject
+from pipeline.page.subject import NOUNS, Subject
 from storage.sql import quoted
 
 ALIKE = 0.65
@@ -227,8 +227,9 @@ def _contradictory(subject: Subject) -> Iterator[Caution]:
         WHERE issue IN ('duplicate with another label', 'near duplicate with another label')"""
     )
     if asked.number:
+        noun = NOUNS[subject.task][0]
         yield Caution(
-            f"Examples with a twin under another label: {asked.number:,}. Of each pair one label "
+            f"Examples with a twin under another {noun}: {asked.number:,}. Of each pair one {noun} "
             "is wrong, or the text does not decide.",
             asked,
         )

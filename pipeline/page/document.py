@@ -106,6 +106,13 @@ def significant(number: float | None, digits: int = 3) -> str:
     return "" if number is None else f"{number:.{digits}g}"
 
 
+def score(number: float | None) -> str:
+    """A score from 0 to 1 in four decimals, of which those near 0 need no more."""
+    if number is None:
+        return ""
+    return "<0.0001" if 0 < number < 0.0001 else f"{number:.4f}"
+
+
 def share(number: float | None) -> str:
     """A share from 0 to 1 in percent, with a decimal where it is near an end."""
     if number is None:
@@ -136,6 +143,7 @@ def _environment() -> jinja2.Environment:
         "json": embedded_json,
         "shade": shade,
         "significant": significant,
+        "score": score,
         "share": share,
         "coded": coded,
         "count": lambda number: f"{number:,}",

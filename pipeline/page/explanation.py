@@ -1,14 +1,24 @@
 """An explanation as one page of HTML, and as a part of a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.explain import words as explain_words
 from pipeline.explain.on_terminal import numbers, prediction_lines
 from pipeline.explain.query import Rows, shown_text
-from pipeline.explain.titles import legend, method_title, shown_sides, side_title, support_title
+from pipeline.explain.titles import (
+    is_regression,
+    label_text,
+    legend,
+    method_title,
+    shown_sides,
+    side_title,
+    support_title,
+)
 from pipeline.page.document import document
 
+CLASSES = 5
+"""Classes whose probabilities are shown, the likeliest."""
 Pictures = Mapping[int | None, str]
 """Images as `data:` URLs by example_id; under None that of the query."""
 
@@ -24,29 +34,39 @@ def page(found: Mapping[str, Any], pictures: Pictures) -> str:
     )
 
 
-def explained(found: Mapping[str, Any]) -> dict[str, Any]:
+def explained(
+    found: Mapping[str, Any], scales: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """What a template shows of an explanation that `pipeline.explain.explanation.explain` gave.
 
-    Keys: predictions, words, legend, methods and spectra; every example has `bar`, its share of the
-    largest number of the method, and `facts`.
+    Keys: predictions, probabilities, words, legend, methods and spectra; every example has `bar`,
+    its share of the largest number of the method, and `facts`. `scales` are the largest numbers of
+    methods on a page of several explanations (`largest_numbers`).
     """
+    of_numbers = is_regression(found)
+    largest = scales or largest_numbers([found])
+
     methods = []
     for entry in [*found["methods"], *found["values"]]:
-        sides = shown_sides(entry)
-        largest = max((_size(row) for side in sides for row in entry[side]), default=0.0)
+        title = method_title(entry)
         shown = [
             {
                 "side": side,
                 "title": side_title(entry, side, found),
-                "rows": [_card(row, largest) for row in entry[side]],
+                "rows": [_card(row, largest[title], of_numbers) for row in entry[side]],
             }
-            for side in sides
+            for side in shown_sides(entry)
         ]
-        methods.append({"title": method_title(entry), "sides": shown})
+        methods.append({"title": title, "sides": shown})
+    is_of_answer = bool(found["answers"])
     return {
         "predictions": prediction_lines(found),
+        "probabilities": _probabilities(found),
         "words": [
-            {"title": explain_words.title(entry), "pieces": _pieces(entry, found["query"])}
+            {
+                "title": explain_words.title(entry, is_of_answer),
+                "pieces": _pieces(entry, found["query"]),
+            }
             for entry in found["tokens"]
         ],
         "legend": legend(found),
@@ -54,7 +74,7 @@ def explained(found: Mapping[str, Any]) -> dict[str, Any]:
         "spectra": [
             {
                 "title": support_title(entry["method"], contrast),
-                "rows": [_card(row, 0.0) for row in contrast["examples"]],
+                "rows": [_card(row, 0.0, of_numbers) for row in contrast["examples"]],
             }
             for entry in found["spectra"]
             for contrast in entry["contrasts"]
@@ -62,11 +82,40 @@ def explained(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _card(row: Mapping[str, Any], largest: float) -> dict[str, Any]:
+def largest_numbers(explanations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of every method, by its title, the largest number beside an example, without its sign."""
+    found: dict[str, float] = {}
+    for one in explanations:
+        for entry in [*one["methods"], *one["values"]]:
+            sizes = [_size(row) for side in shown_sides(entry) for row in entry[side]]
+            title = method_title(entry)
+            found[title] = max([found.get(title, 0.0), *sizes])
+    return found
+
+
+def _probabilities(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of every model that predicts classes the likeliest, each with its probability."""
+    shown = []
+    for row in found["predictions"]:
+        by_class = row.get("probabilities") or {}
+        ordered = sorted(by_class.items(), key=lambda pair: -pair[1])
+        if ordered:
+            listed, others = ordered[:CLASSES], ordered[CLASSES:]
+            rest = sum(probability for _, probability in others)
+            model = {"source": row["source"], "classes": listed, "more": len(others), "rest": rest}
+            shown.append(model)
+    return shown
+
+
+def _card(row: Mapping[str, Any], largest: float, of_numbers: bool) -> dict[str, Any]:
     """An example with the share of its number of the largest, and what stands below its text."""
     named = [f"{name} {number}" for name, number in numbers(row).items()]
-    label = [] if row["label"] is None else [str(row["label"])]
-    facts = " · ".join([*label, *named, str(row["source_id"])])
+    label = [] if row["label"] is None else [label_text(row["label"], of_numbers)]
+    if of_numbers:
+        label = [f"target {text}" for text in label]
+    # A row without texts is shown by its id.
+    ids = [f"id {row['source_id']}"] if shown_text(row) else []
+    facts = " · ".join([*label, *named, *ids])
     return {**row, "bar": _size(row) / largest if largest else None, "facts": facts}
 
 

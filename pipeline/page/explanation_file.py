@@ -1,5 +1,6 @@
 """An explanation as a file: a page, JSON, or a picture of the images of its rows."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from pipeline.errors import RunError
 from pipeline.explain.picture import Image, data_url, draw, image_of, largest, png
 from pipeline.explain.titles import lists_of_examples
 from pipeline.page.document import write_output
-from pipeline.page.explanation import page
+from pipeline.page.explanation import all_rows, page
 from pipeline.page.explanation_of_set import set_page
+from pipeline.page.subject import Subject
 from storage.catalog import fetch
 
 ENDINGS = (".html", ".json", ".png")
@@ -49,10 +51,20 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
             ".json instead."
         )
     elif path.suffix == ".html":
-        data = (set_page(found) if is_set else page(found, pictures_of(run, found))).encode()
+        data = (set_page(found) if is_set else _page(run, found)).encode()
     else:
         data = png(_picture(found, images_of(run, found), path))
     write_output(path, data)
+
+
+def _page(run: Any, found: Mapping[str, Any]) -> str:
+    """The page of one query, with the images and the doubts about its examples."""
+    marked = copy.deepcopy(dict(found))
+    rows = all_rows(marked)
+    doubts = Subject(run).doubts([row["example_id"] for row in rows])
+    for row in rows:
+        row["flagged"] = doubts.get(row["example_id"])
+    return page(marked, pictures_of(run, found))
 
 
 def pictures_of(run: Any, found: Mapping[str, Any]) -> dict[int | None, str]:

@@ -7,7 +7,7 @@ from pipeline.errors import RunError
 from pipeline.explain.explanation import explain
 from pipeline.explain.query import shown_text
 from pipeline.page.asked import Asked
-from pipeline.page.explanation import all_rows, explained
+from pipeline.page.explanation import all_rows, explained, largest_numbers
 from pipeline.page.subject import Subject
 from pipeline.progress import Progress
 
@@ -32,7 +32,7 @@ def explorer(subject: Subject, progress: Progress) -> Explorer | None:
     if not total:
         return None
     asked = _chosen(subject)
-    found = []
+    explanations = []
     for row in asked.rows:
         try:
             one = explain(subject.run, row["query_id"], None, None, (), TOP, progress)
@@ -42,14 +42,17 @@ def explorer(subject: Subject, progress: Progress) -> Explorer | None:
         doubts = subject.doubts([other["example_id"] for other in all_rows(one)])
         for other in all_rows(one):
             other["flagged"] = doubts.get(other["example_id"])
-        found.append(
-            {
-                "query": {**one["query"], "shown": shown_text(one["query"])},
-                "why": row["why"],
-                "explained": explained(one),
-                "rows": all_rows(one),
-            }
-        )
+        explanations.append(one)
+    scales = largest_numbers(explanations)
+    found = [
+        {
+            "query": {**one["query"], "shown": shown_text(one["query"])},
+            "why": row["why"],
+            "explained": explained(one, scales),
+            "rows": all_rows(one),
+        }
+        for row, one in zip(asked.rows, explanations, strict=True)
+    ]
     return Explorer(asked, found, total)
 
 

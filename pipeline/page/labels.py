@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.page.asked import Asked, Rows
-from pipeline.page.chart import histogram
+from pipeline.page.chart import Chart, histogram
 from pipeline.page.document import readable, share
 from pipeline.page.subject import Subject, flag
 
@@ -26,11 +26,16 @@ class Labels:
     pairs: Asked
     names: list[str]
     cells: Mapping[tuple[str, str], Mapping[str, Any]]
-    histogram: str
+    histogram: Chart
     scores: Asked
     worst: Asked
     neighbours: Asked | None
     cards: Rows
+
+    @property
+    def different_pairs(self) -> Rows:
+        """The pairs whose labels differ, those with the most flags first."""
+        return [row for row in self.pairs.rows if row["given_label"] != row["suggested_label"]]
 
 
 def labels(subject: Subject) -> Labels | None:

@@ -1,6 +1,7 @@
 """The top of a report: what was judged, how much looks wrong, and what to do next."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.page.asked import Asked
@@ -106,7 +107,9 @@ def _lead(subject: Subject) -> str:
     if subject.task == "regression":
         parts.append("with numbers to predict")
     model = (subject.config.get("model") or {}).get("path")
-    by = f", read by {model}" if model else ""
+    # Of a folder the last part says enough.
+    shown = Path(model).name if model and Path(model).is_absolute() else model
+    by = f", read by {shown}" if shown else ""
     told = f"{queries:,} queries of {subject.source('queries')} stand for what the model is to do."
     return f"{' '.join(parts)}{by}. " + (told if queries else "There are no queries.")
 
@@ -195,6 +198,8 @@ def _review_steps(subject: Subject, flagged: int, rows: str, order: str) -> list
     """How to go through what is flagged; or through the first rows where nothing is."""
     is_answer = subject.task == "completion"
     decide = "accept or drop" if is_answer else "accept, fix or drop"
+    if subject.task == "preference":
+        decide += "; fix lets the two answers change places"
     if flagged:
         top, say = "", "Read them from the most suspicious on, and decide on each"
     else:

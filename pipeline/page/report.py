@@ -22,6 +22,7 @@ from pipeline.page.targets import questions, targets
 from pipeline.page.trust import evaluations, read_evaluation
 from pipeline.page.twins import twins
 from pipeline.page.values import groups, values
+from pipeline.page.words import words
 from pipeline.progress import Progress
 
 
@@ -77,7 +78,7 @@ def contents(
     found = [read_evaluation(given, run.record["run_id"]) for given in evaluated]
     parts: tuple[tuple[str, str, Callable[[Subject], Any]], ...] = (
         ("labels", "Labels", labels),
-        ("answers", "Answers", answers),
+        ("answers", "Pairs" if subject.task == "preference" else "Answers", answers),
         ("targets", "Targets", targets),
         ("questions", "Questions", questions),
         ("rows", "All rows", rows_table),
@@ -88,7 +89,7 @@ def contents(
         ("queries", "Queries", lambda of: explorer(of, progress or Progress())),
         ("cost", "Cost", cost),
         ("provenance", "Provenance", provenance),
-        ("words", "Words", lambda of: True),
+        ("words", "Words", words),
         ("missing", "Not in this run", missing),
     )
     sections = [Section(id, title, make(subject)) for id, title, make in parts if id not in without]

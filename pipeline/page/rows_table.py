@@ -19,6 +19,8 @@ MOST_ROWS = 100_000
 """Rows that are embedded, the most suspicious first."""
 TEXT_BYTES = 8_000_000
 """Bytes of texts that are embedded, about: every text is cut to its share."""
+BY_ID = "e.example_id"
+"""The order of rows that nothing was said of."""
 LONGEST, SHORTEST = 160, 40
 """Characters that a text is cut to, between few rows and many."""
 
@@ -35,6 +37,8 @@ class RowsTable:
     """Rows of the corpus, those that are not embedded among them."""
     cut: int
     """Characters that texts are cut to."""
+    is_by_suspicion: bool
+    """Whether the rows that look most wrong come first; else they are in the order of ids."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -72,7 +76,8 @@ def rows_table(subject: Subject) -> RowsTable:
         f"FROM examples AS e {' '.join(joins)}\nORDER BY {order}, e.example_id LIMIT {MOST_ROWS}"
     )
     rows = [[cell(value) for value in row.values()] for row in asked.rows]
-    return RowsTable([c.shown for c in columns], rows, asked, total, cut)
+    is_ordered = order != BY_ID
+    return RowsTable([c.shown for c in columns], rows, asked, total, cut, is_ordered)
 
 
 def table_script(name: str) -> str:
@@ -103,7 +108,7 @@ def parts(
     """
     columns = [Column("id", "source_id", "e.source_id", "text")]
     joins: list[str] = []
-    order = "e.example_id"
+    order = BY_ID
     if subject.task == "completion":
         joins.append("JOIN completions AS c ON c.id = e.example_id AND c.role = 'example'")
         columns += [
@@ -135,7 +140,13 @@ def parts(
         joins.append(f"LEFT JOIN (FROM {judged.rows}) AS i USING (example_id)")
         columns += [
             Column("reason", "reason", "i.reason", "class"),
-            Column("p(bad)", "p_wrong", "round(i.p_wrong, 3)", "number", 3),
+            Column(
+                "p(wrong)" if subject.task == "preference" else "p(bad)",
+                "p_wrong",
+                "round(i.p_wrong, 3)",
+                "number",
+                3,
+            ),
             Column("flagged", "flagged", f"i.{subject.flag}", "flag"),
         ]
         order = "i.p_wrong DESC NULLS LAST"

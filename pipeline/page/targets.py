@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.page.asked import Asked, Rows
-from pipeline.page.chart import scatter
+from pipeline.page.chart import Chart, scatter
 from pipeline.page.document import significant
 from pipeline.page.subject import Subject
 
@@ -17,7 +17,7 @@ class Targets:
     """What the section shows of a regression."""
 
     method: str
-    chart: str
+    chart: Chart
     points: Asked
     worst: Asked
     cards: Rows
@@ -52,7 +52,8 @@ def targets(subject: Subject) -> Targets | None:
             **row,
             "bar": abs(row["target"] - row["predicted"]) / (largest or 1.0),
             "facts": f"target {significant(row['target'], 5)} · predicted "
-            f"{significant(row['predicted'], 5)} · {row['source_id']}",
+            f"{significant(row['predicted'], 5)}"
+            + (f" · id {row['source_id']}" if row["text"] or row["text_b"] else ""),
         }
         for row in worst.rows
     ]

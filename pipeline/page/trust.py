@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from pipeline.errors import RunError
-from pipeline.page.chart import curves
+from pipeline.page.chart import Chart, curves
 from pipeline.page.document import significant
 
 Row = Mapping[str, Any]
@@ -28,7 +26,7 @@ class Evaluation:
     """What a metric measured of the run."""
 
     metric: str
-    charts: list[Markup]
+    charts: list[Chart]
     columns: list[str]
     rows: list[list[str]]
     fields: str
@@ -78,7 +76,7 @@ def _shown(found: Row) -> Evaluation:
     return Evaluation(str(found["metric"]), _charts(rows), columns, cells, fields)
 
 
-def _charts(rows: Sequence[Row]) -> list[Markup]:
+def _charts(rows: Sequence[Row]) -> list[Chart]:
     """A chart for each utility: of the metric `selection`, or of each action of `curves`."""
     charts = []
     for utility in UTILITIES:
@@ -98,7 +96,7 @@ def _charts(rows: Sequence[Row]) -> list[Markup]:
     return charts
 
 
-def _of_action(rows: Sequence[Row], action: str, utility: str) -> Markup:
+def _of_action(rows: Sequence[Row], action: str, utility: str) -> Chart:
     """The curve of every ranking and of random rows, of one action."""
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in (row for row in rows if row["action"] == action and row["share"] is not None):

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 from pipeline.page.asked import Asked, Rows
 from pipeline.page.document import significant
-from pipeline.page.subject import Subject, flag
+from pipeline.page.subject import NOUNS, Subject, flag
 
 CLUSTERS, OF_CLUSTER = 10, 4
 """Clusters of near duplicates, and texts of each."""
 PAIRS = 10
 """Twins with different labels, and outliers, that are shown."""
+
+
+LABEL = "coalesce({0}.label_name, 'target ' || format('{{:.6g}}', {0}.target))"
+"""SQL of the label or target of an example, of a view that `{0}` names."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Twins:
     groups: list[Rows]
     outliers: Asked | None
     far: Rows
+    nouns: str
+    """What the task calls the labels of rows."""
 
 
 def twins(subject: Subject) -> Twins | None:
@@ -42,9 +48,9 @@ def twins(subject: Subject) -> Twins | None:
     contradictory = subject.ask(
         f"""
         SELECT i.example_id, i.other_id, e.text, e.text_b, e.source_id,
-               coalesce(e.label_name, e.target::VARCHAR) AS label,
+               {LABEL.format("e")} AS label,
                o.text AS other_text, o.source_id AS other_source_id,
-               coalesce(o.label_name, o.target::VARCHAR) AS other_label
+               {LABEL.format("o")} AS other_label
         FROM (SELECT example_id, other_id FROM issues
               WHERE issue LIKE '%duplicate with another label' AND other_role = 'example'
                 AND example_id < other_id
@@ -61,7 +67,7 @@ def twins(subject: Subject) -> Twins | None:
                 GROUP BY cluster ORDER BY n DESC, cluster LIMIT {CLUSTERS}
             )
             SELECT d.cluster, l.n, d.example_id, d.similarity, e.source_id, e.text, e.text_b,
-                   coalesce(e.label_name, e.target::VARCHAR) AS label
+                   {LABEL.format("e")} AS label
             FROM (FROM {near.rows}) AS d JOIN large AS l USING (cluster)
             JOIN examples AS e USING (example_id)
             QUALIFY row_number() OVER (PARTITION BY d.cluster ORDER BY d.example_id) <= {OF_CLUSTER}
@@ -77,7 +83,7 @@ def twins(subject: Subject) -> Twins | None:
         outliers = subject.ask(
             f"""
             SELECT o.example_id, o.outlier_score, o.is_outlier, e.source_id, e.text, e.text_b,
-                   coalesce(e.label_name, e.target::VARCHAR) AS label
+                   {LABEL.format("e")} AS label
             FROM (FROM {found.rows} ORDER BY outlier_score, example_id LIMIT {PAIRS}) AS o
             JOIN examples AS e USING (example_id) ORDER BY o.outlier_score, o.example_id"""
         )
@@ -91,11 +97,19 @@ def twins(subject: Subject) -> Twins | None:
                         row["label"],
                         f"score {significant(row['outlier_score'])}",
                         "outlier" if row["is_outlier"] else "",
-                        str(row["source_id"]),
+                        f"id {row['source_id']}" if row["text"] or row["text_b"] else "",
                     )
                     if part
                 ),
             }
             for row in flag(subject, outliers.rows)
         ]
-    return Twins(issues, contradictory, contradictory.rows, clusters, of_clusters, outliers, far)
+    pairs = contradictory.rows
+    ids = [row[name] for row in pairs for name in ("example_id", "other_id")]
+    doubts = subject.doubts(ids)
+    for row in pairs:
+        row["flagged"], row["other_flagged"] = (
+            doubts.get(row[name]) for name in ("example_id", "other_id")
+        )
+    nouns = NOUNS[subject.task][1]
+    return Twins(issues, contradictory, pairs, clusters, of_clusters, outliers, far, nouns)

@@ -1,4 +1,4 @@
-"""The library `datasets`, which no other module imports but `hub_sets`.
+"""The library `datasets`, which no other module imports but `hub_sets` and `hub_folder`.
 
 It loads data sets of the hub and saved folders, finds the splits of a folder of files, and parses
 split expressions. Its errors become a DataError, and it prints nothing.

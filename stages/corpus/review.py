@@ -268,7 +268,8 @@ def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]
         return number
     # One that begins with an apostrophe may be typed as it is.
     codes = (class_code(spelt, classes) for spelt in (str(name), f"'{name}"))
-    if (code := max(codes)) < 0:
+    code = next((code for code in codes if code >= 0), -1)
+    if code < 0:
         raise DataError(
             f"{where}: found {_given(name)}, expected one of {', '.join(classes)}. "
             "Write the name of the class."

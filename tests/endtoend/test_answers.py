@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from desks import Desk, lines
 from pages import Page
@@ -19,6 +20,7 @@ from pipeline.api import expected, explain, flag, open_run, plan, select
 from pipeline.errors import RunError
 from pipeline.explain import prompt as prompts
 from pipeline.explain.interactive import interactive
+from pipeline.handover.answered import review_of
 from pipeline.page.overview import overview
 from pipeline.page.subject import Subject
 
@@ -166,6 +168,41 @@ def test_a_reviewed_answer_is_dropped(ran: Any, tmp_path: Path) -> None:
     assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
     left = [json.loads(line)["id"] for line in out.read_text().splitlines()]
     assert left == [i for i in range(N) if str(i) not in {row["source_id"] for row in rows}]
+
+
+def test_answers_are_judged_in_an_annotation_tool(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    run.write_review(flag(run, top=N), tmp_path / "tasks", "argilla")
+    records = json.loads((tmp_path / "tasks" / "records.json").read_text())
+    wrong = dict(run.sql("SELECT example_id, p_wrong FROM answer_issues").fetchall())
+    for record in records:
+        suggested = record["suggestions"]["decision"]
+        p = wrong[int(record["id"])]
+        assert suggested["value"] == ("drop" if p > 0.5 else "accept")
+        assert suggested["score"] == pytest.approx(max(p, 1 - p), abs=1e-4)
+        record["responses"] = {"decision": [{"value": suggested["value"], "user_id": "u"}]}
+        record["status"] = "completed"
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    review = review_of(lambda: run, tmp_path / "records.json")
+    assert review is not None
+    decided = [json.loads(line) for line in review.splitlines()]
+    dropped = {int(row["example_id"]) for row in decided if row["decision"] == "drop"}
+    assert dropped == {row[0] for row in flag(run).fetchall()}
+    assert {row["decision"] for row in decided} == {"accept", "drop"}
+
+
+def test_a_folder_of_chosen_answers_says_why_others_are_left_out(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    told = expected(run, keep=10)
+    assert run.write(select(run, keep=10), tmp_path / "chosen") == 10
+    removed = datasets.load_dataset(
+        str(tmp_path / "chosen"), "removed", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    reasons = [reason.partition(":")[0] for reason in removed["reason"]]
+    assert reasons.count("flagged") == told["n_flagged"]
+    assert reasons.count("near duplicate of another row") == told["n_repeated"] > 0
+    rest = N - 10 - told["n_flagged"] - told["n_repeated"]
+    assert reasons.count("lower by query_relevance than the rows that are kept") == rest
 
 
 def test_a_trial_says_what_chosen_rows_train(ran: Any) -> None:

@@ -95,6 +95,11 @@ def test_a_query_is_answered_from_the_views(folder: Path, run: OpenedRun, assay:
     assert found["run_id"] == run.record["run_id"]
     assert found["query"]["source_id"] == "validation-1"
     assert [p["source"] for p in found["predictions"]] == ["kernel", "probe"]
+    for prediction in found["predictions"]:
+        shares = prediction["probabilities"]
+        assert list(shares) == ["negative", "positive"]
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares[prediction["predicted"]] == pytest.approx(prediction["confidence"])
     assert [entry["method"] for entry in found["methods"]] == ["kernel_representer", "tracin"]
     tracin = found["methods"][1]
     for side, order in (("helpful", "DESC"), ("harmful", "ASC")):

@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from runs import write_lines, write_run
 
+from pipeline.api import datalab
+from pipeline.errors import RunError
 from pipeline.open_run import open_run
 
 EXAMPLES = [
@@ -118,3 +122,56 @@ def test_outliers_and_texts_that_are_cut_are_issues_once_their_stages_have_run(
     is_outlier = ids("SELECT example_id FROM issues WHERE issue = 'outlier'")
     assert is_outlier == ids("SELECT example_id FROM outliers WHERE outlier_score < 0.5")
     assert 0 < len(is_outlier) < 20
+
+
+def test_findings_in_the_columns_of_datalab(tmp_path: Path, assay: Any) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.arange(60) % 2
+    vectors = rng.normal(size=(60, 4)) + 6 * np.stack([kinds, 1 - kinds, 0 * kinds, 0 * kinds], 1)
+    vectors[7] = [0, 0, -60, 0]
+    np.save(tmp_path / "v.npy", vectors.astype(np.float32))
+    given = [["a", "b"][kind] for kind in kinds]
+    given[4], given[9] = "b", "rare"
+    texts = [" ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 40)) for _ in given]
+    texts[21] = texts[20][:-1] + "!"
+    texts[23] = texts[20]
+    rows = [{"id": f"r{at}", "text": texts[at], "label": label} for at, label in enumerate(given)]
+    corpus = {"path": write_lines(tmp_path / "c.jsonl", rows), "id": "id", "features": "v.npy"}
+    stages: dict[str, Any] = {
+        "kernel_regression": {"kernel": ["features"]},
+        "label_issues": {},
+        "outliers": {"features": "features"},
+        "again": {"stage": "outliers", "features": "features", "fence": 3.0},
+        "near_duplicates": {},
+    }
+    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
+    run = open_run(tmp_path / "run")
+    found = datalab(run, ["outliers"]).df().set_index("source_id")
+    assert found.index.tolist() == [row["id"] for row in rows]
+    assert found.columns.tolist() == [
+        "example_id",
+        *("is_label_issue", "label_score", "given_label", "predicted_label"),
+        *("is_outlier_issue", "outlier_score"),
+        *("is_near_duplicate_issue", "near_duplicate_score", "near_duplicate_sets"),
+        "distance_to_nearest_neighbor",
+        *("is_class_imbalance_issue", "class_imbalance_score"),
+    ]
+    assert found["given_label"].tolist() == given
+    assert found.loc["r4", ["is_label_issue", "predicted_label"]].tolist() == [True, "a"]
+    scores = dict(run.sql("SELECT example_id, label_score FROM label_issues").fetchall())
+    assert found.set_index("example_id")["label_score"].to_dict() == scores
+    assert found.index[found["is_outlier_issue"]].tolist() == ["r7"]
+    assert found["outlier_score"].idxmin() == "r7"
+    near = found[found["is_near_duplicate_issue"]]
+    assert near.index.tolist() == ["r20", "r21", "r23"]
+    ids = near["example_id"].tolist()
+    for at, others in enumerate(near["near_duplicate_sets"]):
+        assert sorted(others) == sorted(ids[:at] + ids[at + 1 :])
+    assert near["near_duplicate_score"].tolist() == near["distance_to_nearest_neighbor"].tolist()
+    assert near.loc["r23", "near_duplicate_score"] == 0
+    assert set(found["near_duplicate_score"].drop(near.index)) == {1.0}
+    rare = found[found["is_class_imbalance_issue"]]
+    assert rare["class_imbalance_score"].to_dict() == {"r9": 1 / 60}
+    # Of several instances none is taken without being asked for.
+    with pytest.raises(RunError, match="expected one of again, outliers"):
+        datalab(run)

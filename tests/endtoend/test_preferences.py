@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from desks import Desk, lines
 from pages import Page
@@ -15,6 +16,8 @@ from tiny_models import word_model
 
 from pipeline.api import flag, open_run, select
 from pipeline.errors import RunError
+from pipeline.handover.answered import review_of
+from pipeline.page.report import report_page
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
@@ -176,6 +179,18 @@ def test_a_review_turns_pairs_around_in_the_columns_of_the_source(
     assert told == [(row["rejected"],)]
     judged = corrected.sql("SELECT count(*) FROM preference_issues").fetchall()
     assert judged == [(N - 1,)]
+    corrected.write_corpus(tmp_path / "hub", run)
+    told_of = {
+        name: datasets.load_dataset(
+            str(tmp_path / "hub"), name, split="train", cache_dir=str(tmp_path / "cache")
+        )
+        for name in ("corrected", "removed", "rejected")
+    }
+    (changed,), (removed,) = told_of["corrected"], told_of["removed"]
+    assert (changed["id"], changed["chosen"]) == (fixed, row["rejected"])
+    assert changed["label_before"] == "in the other order"
+    assert (removed["id"], removed["reason"]) == (dropped, "dropped in a review")
+    assert len(told_of["rejected"]) == 2
 
 
 def test_pairs_are_explained_as_people_read_them(ran: Any) -> None:
@@ -219,3 +234,58 @@ def test_the_viewer_swaps_answers(ran: Any, tmp_path: Path) -> None:
         f"SELECT rejected, chosen FROM preferences WHERE role = 'example' AND id = {row['id']}"
     )
     assert after.fetchall() == [before]
+
+
+def test_a_notebook_shows_pairs(ran: Any) -> None:
+    run, _ = ran
+    flagged = flag(run).df()
+    shown = run.show("flags").data
+    assert shown["chosen"][: len(flagged)].tolist() == flagged["chosen"].tolist()
+    assert run.show("reasons").data["flagged"].sum() == len(flagged)
+    words = Page(report_page(run)).words
+    assert "20 pairs that are most likely in the wrong order" in words
+    assert "probability that the chosen answer is the better one" in words
+    assert "fix lets the two answers change places" in words
+    assert "bad" not in words.partition("All rows")[0]
+    assert sum(patch.get_height() for patch in run.show("scores").axes[0].patches) == N
+
+
+def test_pairs_are_judged_in_an_annotation_tool(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    run.write_review(flag(run), tmp_path / "t.json", "label-studio")
+    tasks = json.loads((tmp_path / "t.json").read_text())
+    assert {"prompt", "chosen", "rejected", "reason"} <= set(tasks[0]["data"])
+    for task, choice in zip(tasks, ("swap", "accept", "drop"), strict=False):
+        (prediction,) = task.pop("predictions")
+        assert prediction["result"][0]["value"] == {"choices": ["swap"]}
+        assert prediction["score"] > 0.5
+        result = {**prediction["result"][0], "value": {"choices": [choice]}}
+        task["annotations"] = [{"result": [result], "completed_by": 1}]
+    (tmp_path / "e.json").write_text(json.dumps(tasks[:3]))
+    review = review_of(lambda: run, tmp_path / "e.json")
+    assert review is not None
+    decisions = [json.loads(line)["decision"] for line in review.splitlines()]
+    assert decisions == ["fix", "accept", "drop"]
+
+
+def test_a_folder_of_pairs_says_why_others_are_left_out(ran: Any, tmp_path: Path) -> None:
+    run, _ = ran
+    run.write(select(run, keep=20), tmp_path / "pairs")
+    removed = datasets.load_dataset(
+        str(tmp_path / "pairs"), "removed", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    flagged = {row["example_id"]: f"flagged: {row['reason']}" for row in _dicts(flag(run))}
+    reasons = dict(zip(removed["example_id"], removed["reason"], strict=True))
+    assert flagged.items() <= reasons.items()
+    others = {reason for row, reason in reasons.items() if row not in flagged}
+    assert "lower by middle than the rows that are kept" in others
+    assert others <= {
+        "lower by middle than the rows that are kept",
+        "not judged by middle",
+        "near duplicate of another row",
+    }
+    assert len(reasons) == N + 1 - 20
+
+
+def _dicts(rows: Any) -> list[dict[str, Any]]:
+    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from pages import HOSTILE, Page
+from pandas.io.formats.style import Styler
 from runs import assay, complaint, write_lines, write_run
 
 from pipeline import api
+from pipeline.errors import RunError
 from pipeline.open_run import open_run
 from pipeline.page.document import readable
 
@@ -95,9 +98,9 @@ def test_the_table_holds_every_row(page: str, hostile: Path) -> None:
 
 def test_a_run_in_which_nothing_is_flagged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    labels = ["red", "green", "blue"] * 30
-    centres = {"red": (9, 0), "green": (-6, 9), "blue": (-6, -9)}
-    vectors = np.array([centres[name] + rng.normal(size=2) / 2 for name in labels])
+    # More classes than a matrix has room for.
+    labels = [f"colour {at}" for at in range(13)] * 7
+    vectors = np.tile(9 * np.eye(13), (7, 1)) + rng.normal(size=(91, 13)) / 2
     np.save(tmp_path / "clouds.npy", vectors.astype(np.float32))
     rows = [{"text": f"point {at}", "label": name} for at, name in enumerate(labels)]
     corpus = {
@@ -110,9 +113,12 @@ def test_a_run_in_which_nothing_is_flagged(tmp_path: Path) -> None:
     assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
     out = api.report(tmp_path / "run", tmp_path / "clean.html")
     words = Page(out.read_text(encoding="utf-8")).words
-    assert "None of 90 labels looks wrong" in words
+    assert "None of 91 labels looks wrong" in words
     assert "which examples help and which harm" in words  # in the list of what is missing
     assert "Helpful and harmful" not in words
+    matrix = open_run(tmp_path / "run").show("matrix").data
+    assert matrix.shape == (13, 14)
+    assert (matrix.set_index("") == "7").to_numpy().sum() == 13
 
 
 def test_a_regression_without_texts_or_queries(tmp_path: Path) -> None:
@@ -135,6 +141,14 @@ def test_a_regression_without_texts_or_queries(tmp_path: Path) -> None:
     assay("report", tmp_path / "run", "--out", tmp_path / "report.html")
     words = Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
     assert "60 targets" in words
+    # The legend has the words of this page alone, and nothing is called a label or a class.
+    assert "R²" in words
+    assert "score of a label" not in words
+    assert "no rare class" not in words
+    assert "the most suspicious first" in words
+    run = open_run(tmp_path / "run")
+    assert run.show("flags").data["id in the source"][0] == "row 7"
+    assert len(run.show("scores").axes[0].lines[0].get_xdata()) == 60
     farthest = words.split("that are farthest off")[1]
     assert farthest.index("row 7") < farthest.index("SQL")
 
@@ -174,6 +188,9 @@ def test_evaluations_are_shown(hostile: Path, tmp_path: Path) -> None:
     }
     out = api.report(run, tmp_path / "report.html", evaluations=[evaluation])
     text = out.read_text(encoding="utf-8")
+    (figure,) = run.show(evaluation=evaluation)
+    drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert list(drawn["freeshap"]) == [0.525, 0.625]
     assert 'aria-label="accuracy on queries by part of the rows that is kept' in text
     assert "0.625" in Page(text).words
 
@@ -184,6 +201,39 @@ def test_a_notebook_shows_the_top_of_the_report(hostile: Path) -> None:
     assert "look" in html
     assert "<script" not in html
     assert "assay flag" in html
+
+
+def test_a_notebook_shows_what_the_report_shows(hostile: Path, page: str) -> None:
+    run = open_run(hostile)
+    listed = run.show().data["name"].tolist()
+    assert {"flags", "classes", "matrix", "scores", "values", "issues", "cost"} <= set(listed)
+    words = Page(page).words
+    for name in listed:
+        shown = run.show(name)
+        if name == "scores":
+            assert isinstance(shown, Figure)
+            assert shown._repr_svg_().count("<svg") == 1
+            continue
+        html = shown._repr_html_()
+        assert isinstance(shown, Styler)
+        assert not {"script", "img", "iframe"} & {tag for tag, _ in Page(html).tags}, name
+        assert "\u202e" not in html
+    flags = run.show("flags").data
+    asked = [readable(row) for (row,) in run.flag(top=20).project("source_id").fetchall()]
+    assert flags["id in the source"].tolist() == asked
+    assert all(text in words for text in run.show("values").data["example"])
+    counted = dict(run.sql("SELECT given_label, count(*) FROM label_issues GROUP BY 1").fetchall())
+    classes = run.show("classes").data
+    assert dict(zip(classes["given label"], classes["rows"], strict=True)) == {
+        readable(name): n for name, n in counted.items()
+    }
+    by = run.show(by="origin").data
+    origins = run.sql("SELECT count(*) FROM examples GROUP BY origin").fetchall()
+    assert sorted(by["rows"]) == sorted(n for (n,) in origins)
+    with pytest.raises(RunError, match="found 'flaggs', expected one of flags, classes"):
+        run.show("flaggs")
+    with pytest.raises(RunError, match="expected the results of outliers"):
+        run.show("outliers")
 
 
 @pytest.mark.system

@@ -226,10 +226,10 @@ def test_ray_is_imported_by_one_module() -> None:
     assert found == ["engine.py"]
 
 
-def test_datasets_is_imported_by_two_modules() -> None:
+def test_datasets_is_imported_by_three_modules() -> None:
     importing = re.compile(r"^\s*(import|from) datasets\b", re.MULTILINE)
     found = [p.name for p in SOURCES if importing.search(p.read_text(encoding="utf-8"))]
-    assert sorted(found) == ["hub_sets.py", "huggingface.py"]
+    assert sorted(found) == ["hub_folder.py", "hub_sets.py", "huggingface.py"]
 
 
 def raised_texts(path: Path) -> list[str]:

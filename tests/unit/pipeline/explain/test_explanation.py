@@ -14,13 +14,14 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.explain.explanation import _spectra
-from pipeline.explain.on_terminal import _spread, print_explanation
+from pipeline.explain.on_terminal import _spread, prediction_lines, print_explanation
 from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
 from pipeline.explain.stored_query import StoredQuery
 from pipeline.explain.titles import legend, lists_of_examples, shown_sides, side_title
+from pipeline.explain.words import title
 from pipeline.finished import Finished
 from pipeline.open_run import OpenedRun
-from pipeline.page.explanation import page
+from pipeline.page.explanation import explained, largest_numbers, page
 from pipeline.page.explanation_file import check_ending, write_explanation
 from stages.features.gradient import Gradient
 from stages.model.spec import ModelSpec
@@ -49,10 +50,10 @@ CREATE VIEW support AS SELECT * FROM (VALUES
 def run() -> OpenedRun:
     """A run of hand-made views."""
     made = OpenedRun.__new__(OpenedRun)
-    made._connection, made._catalog = duckdb.connect(), catalog
+    made.connection, made._catalog = duckdb.connect(), catalog
     made._files = SimpleNamespace(tables_read=lambda _: [], check=lambda _: None)
     for statement in VIEWS.split(";\n"):
-        made._connection.execute(statement)
+        made.connection.execute(statement)
     return made
 
 
@@ -199,6 +200,50 @@ def test_a_list_is_called_after_what_its_examples_do(
     assert side_title(found["methods"][0], "harmful", found) == expected
 
 
+def test_a_regression_has_targets() -> None:
+    found = explanation()
+    found["query"]["label"] = "1053.0"
+    row = {"source": "kernel", "method": "k", "predicted": None, "logits": [1190.4]}
+    found["predictions"] = [row]
+    assert prediction_lines(found) == ["The kernel (k) predicts 1190; its target is 1053"]
+    for _, rows in lists_of_examples(found):
+        for listed in rows:
+            listed["label"] = "17.50"
+    card = explained(found)["methods"][0]["sides"][0]["rows"][0]
+    assert card["facts"].startswith("target 17.5 · score 2 · ")
+
+
+def test_words_of_an_answer_are_about_its_ends() -> None:
+    entry = {"method": "ig", "output_name": "start", "words": [{"score": -1.0}]}
+    assert (
+        title(entry, True) == "ig: words that speak for (+) or against (-) the start of the answer"
+    )
+    assert title(entry) == "ig: words that speak for (+) or against (-) start"
+
+
+def test_bars_of_a_method_have_one_scale_on_a_page() -> None:
+    small, large = explanation(), explanation()
+    large["methods"][0]["helpful"][0]["score"] = 8.0
+    scales = largest_numbers([small, large])
+    assert scales == {"tracin": 8.0}
+    bars = [
+        side["rows"][0]["bar"]
+        for found in (small, large)
+        for side in explained(found, scales)["methods"][0]["sides"]
+    ]
+    assert bars == [0.25, 0.125, 1.0, 0.125]
+    assert explained(small)["methods"][0]["sides"][0]["rows"][0]["bar"] == 1.0
+
+
+def test_the_likeliest_classes_and_the_rest() -> None:
+    found = explanation()
+    shares = {f"class {at}": (7 - at) / 28 for at in range(7)}
+    found["predictions"][0]["probabilities"] = shares
+    (model,) = explained(found)["probabilities"]
+    assert model["classes"] == list(shares.items())[:5]
+    assert (model["more"], model["rest"]) == (2, pytest.approx(3 / 28))
+
+
 def test_likeness_of_no_sign_has_one_list() -> None:
     found = explanation()
     entry = found["methods"][0]
@@ -311,7 +356,7 @@ def test_of_a_long_row_some_are_drawn_with_both_ends() -> None:
     assert shown == sorted(shown)
 
 
-def test_files_by_their_ending(tmp_path: Path) -> None:
+def test_files_by_their_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = duckdb.connect()
     rows.execute(
         "CREATE TABLE examples AS SELECT i AS example_id, [0, 1, 2, i] AS image "
@@ -323,8 +368,12 @@ def test_files_by_their_ending(tmp_path: Path) -> None:
     write_explanation(run, found, tmp_path / "made" / "why.png")
     canvas = pixels_of((tmp_path / "made" / "why.png").read_bytes())
     assert canvas.shape[0] == 6 + (1 + len(lists_of_examples(found))) * (16 + 64 + 6)
+    judge = SimpleNamespace(doubts=lambda ids: {min(ids): "flagged: c?"})
+    monkeypatch.setattr("pipeline.page.explanation_file.Subject", lambda run: judge)
     write_explanation(run, found, tmp_path / "why.html")
-    assert (tmp_path / "why.html").read_text().count("data:image/png") == 9
+    html = (tmp_path / "why.html").read_text()
+    assert html.count("data:image/png") == 9
+    assert html.count("flagged: c?") == 2  # it stands in two lists
     write_explanation(run, found, tmp_path / "why.json")
     assert json.loads((tmp_path / "why.json").read_text()) == found
     rows.execute("CREATE OR REPLACE TABLE examples AS SELECT 1 AS example_id")

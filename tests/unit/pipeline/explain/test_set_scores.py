@@ -25,16 +25,16 @@ def made_run(scores: np.ndarray, top_k: int | None) -> Any:
             order = np.argsort(-sign * of_query, kind="stable")[:top_k]
             rows += [(query, i, of_query[i]) for i in order.tolist() if sign * of_query[i] > 0]
     made = OpenedRun.__new__(OpenedRun)
-    made._connection, made._catalog = duckdb.connect(), catalog
+    made.connection, made._catalog = duckdb.connect(), catalog
     made._files = SimpleNamespace(tables_read=lambda _: [], check=lambda _: None)
     names = ("query_id", "example_id", "score")
     table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
     labels = pa.table({"id": np.arange(N_EXAMPLES), "label": CLASSES})
-    made._connection.execute("CREATE SCHEMA tables")
+    made.connection.execute("CREATE SCHEMA tables")
     for name, kept in (("attributions", table), ("labels", labels)):
-        made._connection.register("kept", kept)
-        made._connection.execute(f"CREATE TABLE {name} AS FROM kept")
-    made._connection.execute("CREATE VIEW tables.label AS SELECT *, 'example' AS role FROM labels")
+        made.connection.register("kept", kept)
+        made.connection.execute(f"CREATE TABLE {name} AS FROM kept")
+    made.connection.execute("CREATE VIEW tables.label AS SELECT *, 'example' AS role FROM labels")
     return made
 
 
@@ -147,7 +147,7 @@ def test_a_query_whose_scores_are_all_0_has_no_direction(scores: np.ndarray) -> 
     expected = {row["query_id"]: row for row in asked(scores, None, [0, 1, 2, 3]).cosines}
     more = np.vstack([scores, np.zeros(N_EXAMPLES)])
     run = made_run(more, None)
-    run._connection.execute("INSERT INTO attributions SELECT 12, i, 0.0 FROM range(90) AS t(i)")
+    run.connection.execute("INSERT INTO attributions SELECT 12, i, 0.0 FROM range(90) AS t(i)")
     ids = [0, 1, 2, 3, 12]
     given = dict.fromkeys(ids, 1.0), dict.fromkeys(ids, "a"), {}
     found = set_scores(run, Scores(PAIRS, None, True), *given, TOP, WORST)

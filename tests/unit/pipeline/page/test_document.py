@@ -1,11 +1,13 @@
 import html
 import json
 import re
+from typing import Any
 
 import pytest
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from pipeline.page.chart import curves, histogram, scatter
+from pipeline.page.chart import ON_WHITE, Chart, curves, histogram, scatter
 from pipeline.page.document import (
     asset,
     coded,
@@ -54,11 +56,12 @@ def test_a_page_without_scripts_lets_none_run() -> None:
     assert "&lt;i&gt;" in page
 
 
-EXPLAINED = {"predictions": [], "words": [], "legend": "", "methods": [], "spectra": []}
+LISTS = ("predictions", "probabilities", "words", "legend", "methods", "spectra")
+EXPLAINED: dict[str, list[Any]] = {name: [] for name in LISTS}
 
 
 @pytest.mark.parametrize(
-    "chart",
+    "made",
     [
         histogram([(0.0, 3, 2), (0.5, 9, 0)], 0.5, 0.2),
         scatter([(1.0, 2.0), (3.0, 2.5)]),
@@ -66,7 +69,8 @@ EXPLAINED = {"predictions": [], "words": [], "legend": "", "methods": [], "spect
     ],
     ids=["histogram", "scatter", "curves"],
 )
-def test_charts_have_the_colours_of_the_page_and_no_styles(chart: str) -> None:
+def test_charts_have_the_colours_of_the_page_and_no_styles(made: Chart) -> None:
+    chart = str(made.__html__())
     assert chart.startswith("<svg")
     assert 'role="img"' in chart
     assert " style=" not in chart
@@ -74,6 +78,14 @@ def test_charts_have_the_colours_of_the_page_and_no_styles(chart: str) -> None:
     assert "var(--ink)" in chart
     assert not re.search(r'"#0\d0\d0\d"', chart)
     assert "<b>" not in chart
+
+
+def test_a_chart_alone_has_the_light_colours_of_the_style_sheet() -> None:
+    light = dict(re.findall(r"--(\w+): (#\w+)", asset("style.css").split("@media")[0]))
+    assert all(light[name] == colour for name, colour in ON_WHITE._asdict().items())
+    figure = scatter([(1.0, 2.0)]).figure()
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].lines[0].get_color() == ON_WHITE.link
 
 
 def test_an_interval_is_drawn_to_scale() -> None:

@@ -1,0 +1,78 @@
+"""The commands `assay flag` and `assay apply`: rows that a person decides about, and decisions."""
+
+from pathlib import Path
+
+import click
+
+from pipeline import api
+from pipeline import on_terminal as printed
+from pipeline.cli_options import as_json, method, out, out_or_folder, wait
+from pipeline.open_run import open_run
+from pipeline.progress import Screen
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(min=1), help="List this many, flagged or not.")
+@click.option("--precision", type=float, help="List as many as hold this part of wrong labels.")
+@click.option("--all", "is_all", is_flag=True, help="Also rows that a review has decided about.")
+@method
+@out
+@click.option(
+    "--review",
+    type=click.Path(path_type=Path),
+    help="Write a CSV; fill in `decision` (accept, fix, drop) for `assay apply`.",
+)
+@click.option(
+    "--format", "form", default="csv", help="Of the review: csv, label-studio or argilla."
+)
+@as_json
+def flag(
+    run: Path,
+    top: int | None,
+    precision: float | None,
+    is_all: bool,
+    method: str | None,
+    out: Path | None,
+    review: Path | None,
+    form: str,
+    is_json: bool,
+) -> None:
+    """List the examples whose label, answer or order of answers is probably wrong.
+
+    Example: assay flag runs/quickstart --review review.csv
+    """
+    opened = open_run(run)
+    rows = opened.flag(top, method, precision, is_all)
+    if out is not None:
+        click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
+    if review is not None:
+        click.echo(f"{opened.write_review(rows, review, form)} rows in {review}", err=True)
+    if out is None and review is None:
+        printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("review", type=click.Path(path_type=Path))
+@out_or_folder
+@click.option("--to", type=click.Path(path_type=Path), help="Folder of the new run.")
+@wait
+@as_json
+def apply(
+    run: Path, review: Path, out: str | None, to: Path | None, wait: bool, is_json: bool
+) -> None:
+    """Correct the corpus by a review, and make a new run over it.
+
+    REVIEW is the CSV with its decisions, or what Label Studio (JSON) or Argilla (a folder of
+    `to_disk`) exports of the tasks. Several people who decided differently are an error. Only what
+    depends on labels is computed again; of preferences, shards with a changed pair.
+
+    Example: assay apply runs/quickstart review.csv --out corrected.parquet
+    """
+    with Screen() as screen:
+        opened = api.apply(run, review, to, screen, wait)
+    if out is not None:
+        count = opened.write_corpus(out, open_run(run))
+        click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
+    printed.print_summary(opened, is_json)

@@ -1,0 +1,1 @@
+"""What leaves a run for other tools, and what comes back: reviews, data sets of the hub."""
