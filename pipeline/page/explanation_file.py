@@ -60,10 +60,7 @@ def write_explanation(run: Any, found: Mapping[str, Any], path: Path) -> None:
 def _page(run: Any, found: Mapping[str, Any]) -> str:
     """The page of one query, with the images and the doubts about its examples."""
     marked = copy.deepcopy(dict(found))
-    rows = all_rows(marked)
-    doubts = Subject(run).doubts([row["example_id"] for row in rows])
-    for row in rows:
-        row["flagged"] = doubts.get(row["example_id"])
+    Subject(run).mark(all_rows(marked))
     return page(marked, pictures_of(run, found))
 
 

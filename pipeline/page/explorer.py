@@ -39,9 +39,7 @@ def explorer(subject: Subject, progress: Progress) -> Explorer | None:
         except RunError as error:  # the run has no method that scores examples or words
             progress.say(f"queries are not explained: {error}")
             return None
-        doubts = subject.doubts([other["example_id"] for other in all_rows(one)])
-        for other in all_rows(one):
-            other["flagged"] = doubts.get(other["example_id"])
+        subject.mark(all_rows(one))
         explanations.append(one)
     scales = largest_numbers(explanations)
     found = [

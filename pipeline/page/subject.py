@@ -117,6 +117,12 @@ class Subject:
         words = "flagged: {}" if said == "reason" else "flagged: {}?"
         return {row["example_id"]: words.format(row["said"]) for row in rows}
 
+    def mark(self, rows: Rows) -> None:
+        """Puts `flagged`, what an example is flagged for or None, into each of some rows."""
+        doubts = self.doubts([row["example_id"] for row in rows])
+        for row in rows:
+            row["flagged"] = doubts.get(row["example_id"])
+
 
 def flag(subject: Subject, rows: Rows) -> Rows:
     """The rows with `flagged`, what each example is flagged for, or None."""

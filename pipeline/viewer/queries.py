@@ -4,13 +4,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.explain.explanation import explain
 from pipeline.explain.query import shown_text
 from pipeline.page.explanation import all_rows, explained
 from pipeline.page.explanation_file import pictures_of
 from pipeline.page.subject import Subject
-from pipeline.progress import Progress
 from pipeline.viewer.questions import Questions
+from stages.stage import StageError
+from storage.schema import StorageError
 from storage.sql import quoted
 
 PAGE = 25
@@ -26,6 +26,7 @@ class Queries:
     def __init__(self, questions: Questions, subject: Subject, slow: AbstractContextManager[Any]):
         """Holds what is asked; `slow` is held while the run of `subject` is asked."""
         self._questions, self._subject, self._slow = questions, subject, slow
+        self._kept: dict[str, Any] = {}
 
     def page(self, words: str, is_wrong: bool, at: int) -> dict[str, Any]:
         """Some queries with their predictions, those that are predicted wrong first."""
@@ -50,23 +51,31 @@ class Queries:
                 "has_predictions": bool(columns), "is_wrong": is_wrong}  # fmt: skip
 
     def one(self, query_id: int) -> dict[str, Any]:
-        """A query explained, as the template shows it.
+        """A query explained, as the template shows it; or `failed`, why that cannot be."""
+        return self._explained(f"Query {query_id}", query=query_id)
 
-        Raises:
-            RunError: there is no such query.
+    def of_text(self, text: str, text_b: str | None) -> dict[str, Any]:
+        """A text that the run does not have, or a prompt that its language model answers.
+
+        The models are opened with the first one, and kept.
         """
+        if self._subject.task == "completion":
+            return self._explained(text, prompt=text, kept=self._kept)
+        return self._explained(text, text=text, text_b=text_b or None, kept=self._kept)
+
+    def _explained(self, heading: str, **asked: Any) -> dict[str, Any]:
         with self._slow:
             run = self._subject.run
             try:
-                found = explain(run, query_id, None, None, (), TOP, Progress())
-            except RunError as error:
-                return {"heading": f"Query {query_id}", "failed": str(error), "images": {}}
-            doubts = self._subject.doubts([row["example_id"] for row in all_rows(found)])
-            for row in all_rows(found):
-                row["flagged"] = doubts.get(row["example_id"])
+                found = run.explain(top=TOP, **asked)
+            except (RunError, StageError, StorageError) as error:
+                return {"heading": heading, "failed": str(error), "images": {}}
+            rows = all_rows(found)
+            self._subject.mark(rows)
+            for row in rows:
                 row["href"] = f"/example/{row['example_id']}"
             return {
-                "heading": shown_text(found["query"]) or f"Query {query_id}",
+                "heading": shown_text(found["query"]) or heading,
                 "explained": explained(found),
                 "images": pictures_of(run, found),
                 "failed": "",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, abort, jsonify, request
+from flask import Flask, Response, abort, jsonify, redirect, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -77,6 +77,7 @@ class Viewer:
             "/example/<int(signed=True):example_id>/near": self._near,
             "/queries": self._queries_page,
             "/query/<int(signed=True):query_id>": self._query,
+            "/text": self._text_page,
             "/sql": self._sql,
             "/assets/<name>": _asset,
         }
@@ -224,6 +225,14 @@ class Viewer:
 
     def _query(self, query_id: int) -> str:
         return self._page("viewer/query.html", "Query", **self.queries.one(query_id))
+
+    def _text_page(self) -> Any:
+        text = request.args.get("text", "").strip()
+        if not text:
+            return redirect("/queries")
+        return self._page(
+            "viewer/query.html", "Text", **self.queries.of_text(text, request.args.get("text_b"))
+        )
 
     def _sql(self) -> Any:
         statement = request.args.get("q", "").strip()

@@ -336,3 +336,8 @@ def test_the_viewer_shows_conversations_and_takes_them_out(ran: Any, tmp_path: P
     assert not corrected.sql(gone).fetchall()
     queries = Page(person.get("/queries").text)
     assert "what is" in queries.words
+    answered = explain(run, prompt="what is the sky ?")
+    for _ in range(2):
+        words = Page(person.get("/text?text=what+is+the+sky+%3F").text).words
+        assert "what is the sky ?" in words
+        assert answered["query"]["text_b"].strip()[:20] in words
