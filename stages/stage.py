@@ -155,6 +155,10 @@ class Inputs(Protocol):
     def tell(self) -> Tell:
         """Records facts about the part beside its rows."""
 
+    @property
+    def stepped(self) -> Steps:
+        """Hears how much of a long part is done, for people who wait; no row follows from it."""
+
 
 @dataclass(frozen=True)
 class Size:
