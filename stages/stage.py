@@ -226,6 +226,8 @@ class Stage(ABC):
     whole_of: ClassVar[Role | None] = None
     """For `split="whole"`, the role whose rows it reads, where it reads no others: with other
     queries what it computed of the examples stays."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False
     """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
     is_kept: ClassVar[bool] = False

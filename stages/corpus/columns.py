@@ -72,6 +72,8 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
             advice += " For queries without labels, set label: null."
         if role == "query":
             advice += " `queries:` names its own columns; those of `corpus:` are not taken over."
+        if key == "label" and role == "example":
+            advice += " For texts without labels, set task: completion."
         if key == "text" and source.features is not None:
             advice += " For rows that are vectors alone, set text: null."
         raise DataError(
