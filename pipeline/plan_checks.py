@@ -9,6 +9,7 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.catalogue import load
+from stages.corpus.yaml_value import in_yaml
 from stages.model.class_names import (
     CorpusClasses,
     has_saved_head,
@@ -36,7 +37,11 @@ def check_model(read: str, reader: str, root: str, run: Run, name: str) -> None:
         raise ConfigFileError(
             f"{name}: stages.{root}: found that {who} reads {read!r}, which needs a model, "
             "expected the features of the corpus where there is no model. "
-            + (f"Say `{reader}: {hints[-1]}` under `stages:`, or" if hints else "Leave it out, or")
+            + (
+                f"Say `{in_yaml(reader)}: {hints[-1]}` under `stages:`, or"
+                if hints
+                else "Leave it out, or"
+            )
             + " add `model:`."
         )
 
