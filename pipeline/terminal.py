@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+from pipeline import short_ids
 
 TEXT_WIDTH = 60
 """Characters of a cell; a longer text is cut."""
@@ -50,7 +52,7 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:{DIGITS.get(name, '.4g')}}"
     text = str(value).translate(CONTROLS)
-    if len(text) > TEXT_WIDTH:
+    if len(text) > TEXT_WIDTH and name not in short_ids.NAMES:
         return text[: TEXT_WIDTH - 1] + "…"
     return text
 
@@ -64,20 +66,32 @@ def tail(text: str | None) -> str:
 def narrow(item: Table, width: int) -> list[str]:
     """Makes a table of `table` fit into a width; the names of the columns that it cannot have.
 
-    The widest columns are shortened first, all to one width. Where that would be less than `LEAST`,
-    the last columns go, which rich would let go without a word.
+    Long ids are shown as `short_ids` says, and never cut. Of the others the widest columns are
+    shortened first, all to one width. Where that would be less than `LEAST`, the last columns go,
+    which rich would let go without a word.
     """
     names = []
+    for column in filter(_is_of_ids, item.columns):
+        cells: list[Any] = list(column.cells)
+        short = short_ids.shortened([str(text) for text in cells])
+        for text, plain in zip(cells, short, strict=True):
+            text.plain = plain
+        column.max_width = max(map(cell_len, [str(column.header), *short]))
     while (cap := _cap(item, width)) < LEAST and len(item.columns) > 1:
         names.append(str(item.columns.pop().header))
     for column in item.columns:
-        column.min_width = column.width = min(column.max_width or LEAST, max(1, cap))
+        most = width if _is_of_ids(column) else max(1, cap)
+        column.min_width = column.width = min(column.max_width or LEAST, most)
     return names[::-1]
 
 
 def _cap(item: Table, width: int) -> int:
-    """The width that no column may exceed, if all are to fit with two spaces between them."""
-    left, widths = width - GAP * (len(item.columns) - 1), [c.max_width or 0 for c in item.columns]
+    """The width that no column but those of ids may exceed, if all are to fit with their gaps."""
+    of_ids = sum(c.max_width or 0 for c in item.columns if _is_of_ids(c))
+    left = width - GAP * (len(item.columns) - 1) - of_ids
+    widths = [c.max_width or 0 for c in item.columns if not _is_of_ids(c)]
+    if not widths:
+        return left if left < LEAST else width
     cap = 0
     for at, widest in enumerate(sorted(widths)):
         n = len(widths) - at
@@ -85,6 +99,10 @@ def _cap(item: Table, width: int) -> int:
             return max(cap, left // n)
         cap, left = widest, left - widest
     return max(cap, LEAST)
+
+
+def _is_of_ids(column: Column) -> bool:
+    return str(column.header) in short_ids.NAMES
 
 
 def show(item: Any) -> None:

@@ -205,17 +205,17 @@ def verify_run(
     damages = list({(d.table, d.name): d for d in damages}.values())
     in_folder = folder.faults(record)
     maps = damaged_maps(claims, store, None)
-    done: dict[str, str] = {}
+    mended: dict[str, str] = {}
     faults = {f"{d.table}/{d.name}": d.what for d in damages}
     faults |= {str(place): fault for place, fault in maps.items()}
     if is_repair:
-        done = {file: REMOVED for file, fault in faults.items() if fault != "gone"}
+        mended = {file: REMOVED for file, fault in faults.items() if fault != "gone"}
         repair([damage for damage in damages if damage.what != "gone"], store)
         for place in maps:
             remove_map(place)
-        done |= {str(file): what for file, what in folder.mend().items()}
+        mended |= {str(file): what for file, what in folder.mend().items()}
     faults |= {str(file): fault for file, fault in in_folder.items()}
-    found = [{"file": f, "found": what, "done": done.get(f)} for f, what in faults.items()]
+    found = [{"file": f, "found": what, "done": mended.get(f)} for f, what in faults.items()]
     return {
         "run_id": record["run_id"],
         "run": str(folder.path),

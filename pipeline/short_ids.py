@@ -1,0 +1,56 @@
+"""Long ids in the few characters that tell them apart on a screen, and how they are found again.
+
+An id of more than `LONG` characters is shown as its beginning, `0e2f6c1a5b1d…`, or where that would
+be long, too, as with addresses of one site, as its beginning and its end, `https://…/reviews/4711`.
+"""
+
+from collections.abc import Sequence
+
+from storage.sql import quoted
+
+NAMES = ("source_id", "example_id", "query_id", "id")
+"""Columns that hold ids."""
+LONG = 20
+"""An id of no more characters is shown whole."""
+SHORT = 12
+"""Characters of a beginning, if no more are needed."""
+HEAD = 8
+"""Characters of a beginning that an end follows."""
+ELLIPSES = ("…", "...")
+
+
+def shortened(ids: Sequence[str]) -> list[str]:
+    """The ids as they are shown together: those that differ are shown differently."""
+    whole = sorted(set(ids))
+    shared = max(map(_shared, whole, whole[1:]), default=0)
+    begin = max(SHORT, shared + 1)
+    if begin < LONG:
+        return [f"{text[:begin]}…" if len(text) > LONG else text for text in ids]
+    end = SHORT
+    while len({(text[:HEAD], text[-end:]) for text in whole}) < len(whole):
+        end += 1
+    return [
+        f"{text[:HEAD]}…{text[-end:]}" if len(text) > max(LONG, HEAD + end) else text
+        for text in ids
+    ]
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts have in common from their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def condition(column: str, name: str) -> str:
+    """The SQL for ids in a column that may be shown as `name`; for none without an ellipsis.
+
+    For 12 is no beginning of 1234 where an id 12 was meant and is not there.
+    """
+    for ellipsis in ELLIPSES:
+        head, found, tail = name.partition(ellipsis)
+        if found:
+            return (
+                f"(starts_with({column}, {quoted(head)}) AND ends_with({column}, {quoted(tail)}) "
+                f"AND length({column}) > {len(head) + len(tail)})"
+            )
+    return "false"
