@@ -62,7 +62,9 @@ class StoredQuery:
             short_ids.condition(c, name) for c in ("source_id", "query_id::VARCHAR")
         )
         rows = dicts(
-            run.sql(f"SELECT query_id, {COLUMNS} FROM queries WHERE {alike} ORDER BY ALL LIMIT 4")
+            run.sql(
+                f"SELECT query_id, {COLUMNS} FROM queries WHERE {alike} ORDER BY source_id LIMIT 4"
+            )
         )
         if len(rows) > 1:
             several = ", ".join(str(row["source_id"]) for row in rows[:3])
