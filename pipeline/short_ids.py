@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from storage.sql import quoted
 
-NAMES = ("source_id", "example_id", "query_id", "id")
-"""Columns that hold ids."""
 LONG = 20
 """An id of no more characters is shown whole."""
 SHORT = 12
@@ -19,18 +17,26 @@ HEAD = 8
 ELLIPSES = ("…", "...")
 
 
-def shortened(ids: Sequence[str]) -> list[str]:
-    """The ids as they are shown together: those that differ are shown differently."""
+def is_id(name: str) -> bool:
+    """Whether a column of this name holds ids."""
+    return name == "id" or name.endswith("_id")
+
+
+def shortened(ids: Sequence[str], longest: int = LONG) -> list[str]:
+    """The ids as they are shown together: those that differ are shown differently.
+
+    One of up to `longest` characters is shown whole.
+    """
     whole = sorted(set(ids))
     shared = max(map(_shared, whole, whole[1:]), default=0)
     begin = max(SHORT, shared + 1)
     if begin < LONG:
-        return [f"{text[:begin]}…" if len(text) > LONG else text for text in ids]
+        return [f"{text[:begin]}…" if len(text) > max(longest, begin + 1) else text for text in ids]
     end = SHORT
     while len({(text[:HEAD], text[-end:]) for text in whole}) < len(whole):
         end += 1
     return [
-        f"{text[:HEAD]}…{text[-end:]}" if len(text) > max(LONG, HEAD + end) else text
+        f"{text[:HEAD]}…{text[-end:]}" if len(text) > max(longest, HEAD + end + 1) else text
         for text in ids
     ]
 

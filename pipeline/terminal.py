@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -14,9 +14,13 @@ from rich.text import Text
 from pipeline import short_ids
 
 TEXT_WIDTH = 60
-"""Characters of a cell; a longer text is cut."""
+"""Width of a cell, in which a wide letter counts twice; a longer text is cut."""
 LEAST = 8
 """Characters of a column, if it has as many, however narrow the terminal."""
+READABLE = 12
+"""Characters of a column below which what is not needed goes first."""
+SOURCE, OWN = "source_id", "example_id"
+"""The id that a row has in its source, and the number that it has here."""
 GAP = 2
 """Spaces between two columns."""
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
@@ -52,8 +56,8 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:{DIGITS.get(name, '.4g')}}"
     text = str(value).translate(CONTROLS)
-    if len(text) > TEXT_WIDTH and name not in short_ids.NAMES:
-        return text[: TEXT_WIDTH - 1] + "…"
+    if cell_len(text) > TEXT_WIDTH and not short_ids.is_id(name):
+        return set_cell_size(text, TEXT_WIDTH - 1).rstrip() + "…"
     return text
 
 
@@ -66,43 +70,64 @@ def tail(text: str | None) -> str:
 def narrow(item: Table, width: int) -> list[str]:
     """Makes a table of `table` fit into a width; the names of the columns that it cannot have.
 
-    Long ids are shown as `short_ids` says, and never cut. Of the others the widest columns are
-    shortened first, all to one width. Where that would be less than `LEAST`, the last columns go,
-    which rich would let go without a word.
+    Long ids are shown as `short_ids` says, and never cut. Headings are shortened first, then the
+    widest cells, all to one width. Where that would be less than `LEAST`, columns go, which rich
+    would let go without a word: empty ones, numbers of rows that have an id of their own, the last.
     """
-    names = []
-    for column in filter(_is_of_ids, item.columns):
-        cells: list[Any] = list(column.cells)
-        short = short_ids.shortened([str(text) for text in cells])
-        for text, plain in zip(cells, short, strict=True):
-            text.plain = plain
-        column.max_width = max(map(cell_len, [str(column.header), *short]))
-    while (cap := _cap(item, width)) < LEAST and len(item.columns) > 1:
-        names.append(str(item.columns.pop().header))
-    for column in item.columns:
-        most = width if _is_of_ids(column) else max(1, cap)
-        column.min_width = column.width = min(column.max_width or LEAST, most)
-    return names[::-1]
+    names = [str(column.header) for column in item.columns]
+    for longest in (short_ids.LONG, short_ids.SHORT):
+        if longest == short_ids.LONG or _widths(item.columns, width, READABLE) is None:
+            for column in filter(_is_of_ids, item.columns):
+                _shorten(column, longest)
+    for is_needless in (_is_empty, lambda c: str(c.header) == OWN and SOURCE in names):
+        if _widths(item.columns, width, READABLE) is None:
+            item.columns[:] = [c for c in item.columns if not is_needless(c)] or item.columns[:1]
+    while (widths := _widths(item.columns, width, LEAST)) is None and len(item.columns) > 1:
+        item.columns.pop()
+    for place, (column, fitting) in enumerate(zip(item.columns, widths or [width], strict=True)):
+        column.min_width = column.width = fitting
+        column._index = place  # by which rich knows the first, which has no gap before it
+    left = {str(column.header) for column in item.columns}
+    return [name for name in names if name not in left]
 
 
-def _cap(item: Table, width: int) -> int:
-    """The width that no column but those of ids may exceed, if all are to fit with their gaps."""
-    of_ids = sum(c.max_width or 0 for c in item.columns if _is_of_ids(c))
-    left = width - GAP * (len(item.columns) - 1) - of_ids
-    widths = [c.max_width or 0 for c in item.columns if not _is_of_ids(c)]
-    if not widths:
-        return left if left < LEAST else width
-    cap = 0
-    for at, widest in enumerate(sorted(widths)):
-        n = len(widths) - at
-        if widest * n >= left:
-            return max(cap, left // n)
-        cap, left = widest, left - widest
-    return max(cap, LEAST)
+def _widths(columns: Sequence[Column], width: int, least: int) -> list[int] | None:
+    """The width of each column, so that all fit; None where one would have less than `least`."""
+    room = width - GAP * (len(columns) - 1)
+    natural = [column.max_width or 1 for column in columns]
+    # With a heading that is cut.
+    close = [max(_cells(c), min(n, LEAST)) for c, n in zip(columns, natural, strict=True)]
+    caps = range(max(natural), least - 1, -1)
+    sizes = (
+        *([max(c, min(n, cap)) for c, n in zip(close, natural, strict=True)] for cap in caps),
+        *(
+            [w if _is_of_ids(c) else min(w, cap) for c, w in zip(columns, close, strict=True)]
+            for cap in caps
+        ),
+    )
+    return next((widths for widths in sizes if sum(widths) <= room), None)
+
+
+def _cells(column: Column) -> int:
+    """The width of a column's widest cell."""
+    return max((cell_len(str(text)) for text in column.cells), default=0)
+
+
+def _is_empty(column: Column) -> bool:
+    return not _cells(column)
+
+
+def _shorten(column: Column, longest: int) -> None:
+    """Shows the ids of a column in as few characters as tell them apart."""
+    cells: list[Any] = list(column.cells)
+    short = short_ids.shortened([str(text) for text in cells], longest)
+    for text, plain in zip(cells, short, strict=True):
+        text.plain = plain
+    column.max_width = max(cell_len(str(column.header)), _cells(column))
 
 
 def _is_of_ids(column: Column) -> bool:
-    return str(column.header) in short_ids.NAMES
+    return short_ids.is_id(str(column.header))
 
 
 def show(item: Any) -> None:
