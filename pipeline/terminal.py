@@ -19,6 +19,8 @@ LEAST = 8
 """Characters of a column, if it has as many, however narrow the terminal."""
 READABLE = 12
 """Characters of a column below which what is not needed goes first."""
+TEXTS = ("text", "text_b", "prompt", "answer", "chosen", "rejected")
+"""Columns whose cells may begin alike."""
 SOURCE, OWN = "source_id", "example_id"
 """The id that a row has in its source, and the number that it has here."""
 GAP = 2
@@ -72,7 +74,8 @@ def narrow(item: Table, width: int) -> list[str]:
 
     Long ids are shown as `short_ids` says, and never cut. Headings are shortened first, then the
     widest cells, all to one width. Where that would be less than `LEAST`, columns go, which rich
-    would let go without a word: empty ones, numbers of rows that have an id of their own, the last.
+    would let go without a word: empty ones, the number of a row that has an id in its source, the
+    last that are no ids. So do columns behind names that could not be told apart.
     """
     names = [str(column.header) for column in item.columns]
     for longest in (short_ids.LONG, short_ids.SHORT):
@@ -83,7 +86,10 @@ def narrow(item: Table, width: int) -> list[str]:
         if _widths(item.columns, width, READABLE) is None:
             item.columns[:] = [c for c in item.columns if not is_needless(c)] or item.columns[:1]
     while (widths := _widths(item.columns, width, LEAST)) is None and len(item.columns) > 1:
-        item.columns.pop()
+        _drop(item.columns)
+    while widths is not None and len(widths) > 2 and _looks_alike(item.columns[0], widths[0]):
+        _drop(item.columns)
+        widths = _widths(item.columns, width, LEAST)
     for place, (column, fitting) in enumerate(zip(item.columns, widths or [width], strict=True)):
         column.min_width = column.width = fitting
         column._index = place  # by which rich knows the first, which has no gap before it
@@ -106,6 +112,19 @@ def _widths(columns: Sequence[Column], width: int, least: int) -> list[int] | No
         ),
     )
     return next((widths for widths in sizes if sum(widths) <= room), None)
+
+
+def _drop(columns: list[Column]) -> None:
+    """Takes out the last column that is no id, but never the first; the last where all are."""
+    places = [n for n, column in enumerate(columns) if n and not _is_of_ids(column)]
+    del columns[places[-1] if places else -1]
+
+
+def _looks_alike(column: Column, width: int) -> bool:
+    """Whether names in a column are the same when they are cut to a width; texts may be."""
+    cells = {str(text) for text in column.cells}
+    is_of_texts = str(column.header) in TEXTS
+    return not is_of_texts and len({text[: width - 1] for text in cells}) < len(cells)
 
 
 def _cells(column: Column) -> int:

@@ -98,3 +98,17 @@ def test_tables_keep_what_tells_rows_apart(width: int) -> None:
     assert len(set(shown_names)) == len(stages)
     assert max(len(stage) - len(name) for stage, name in zip(stages, shown_names, strict=True)) < 8
     assert max(map(len, lines)) <= width
+
+
+def test_ids_and_names_outlast_numbers() -> None:
+    shown = table(
+        ["text", "label", "doubts", "source_id"], [["a" * 60, "b" * 30, "c" * 30, "id-1"]]
+    )
+    assert narrow(shown, 30) == ["doubts"]
+    cures = ["without the 20 worst of tracin", "without the 20 worst of tracin, of each label"]
+    numbers = ["0.490 ± 0.057"] * 4
+    shown = table(["examples", *"abcd"], [[cure, *numbers] for cure in cures])
+    assert narrow(shown, 80) == ["d"]
+    buffer = io.StringIO()
+    Console(file=buffer, width=80, force_terminal=True, color_system=None).print(shown)
+    assert len({line[:40] for line in buffer.getvalue().splitlines()}) == 3
