@@ -16,6 +16,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from pipeline.terminal import LINES
+
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for pyarrow and NumPy.
     from pipeline.corpus import Corpus
     from pipeline.node import Node
@@ -183,7 +185,7 @@ class Screen(Progress):
 
     def say(self, text: str, style: str = "dim") -> None:
         """Prints a line that stays."""
-        self._console.print(Text(text, style=style))
+        self._console.print(Text(text.translate(LINES), style=style))
 
 
 def plan_lines(plan: "Plan") -> list[tuple[str, str]]:

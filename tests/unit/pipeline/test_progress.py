@@ -84,3 +84,10 @@ def test_parts_of_a_long_task_are_told(monkeypatch):
         "ig: 1 of 2 blocks, 22 s left",
         "ig: 1 of 2 blocks, 75%, 11 s left",
     ]
+
+
+def test_control_characters_of_a_label_are_shown_and_never_sent():
+    shown = screen.Screen()
+    shown._console = Console(file=io.StringIO(), width=100)
+    shown.say("2 classes: a\x1b[2Jb, \x9bc")
+    assert shown._console.file.getvalue() == "2 classes: a␛[2Jb, \\x9bc\n"
