@@ -124,7 +124,8 @@ def spoiled(draw: Any, whole: dict[str, Any]) -> dict[str, Any]:
             place = place[key]
         change = draw(st.sampled_from(["value", "value", "name", "gone"]))
         if change == "value":
-            place[last] = draw(ODD)
+            # A copy: what is spoiled further must not change what is drawn the next time.
+            place[last] = copy.deepcopy(draw(ODD))
         elif change == "name" and isinstance(place, dict):
             place[str(draw(ODD))] = place.pop(last)
         elif isinstance(place, dict | list):
