@@ -290,7 +290,7 @@ def cells(rows: list[dict[str, Any]], ending: str, path: Path) -> None:
         path.write_text("\n".join(lines), encoding="utf-8")
 
 
-@settings(FUZZ, max_examples=max(1, FUZZ.max_examples // 8))
+@settings(FUZZ, max_examples=max(1, FUZZ.max_examples // 16))
 @given(data=st.data())
 def test_whole_runs_over_strange_cells(
     data: st.DataObject, folder: Path, reader: dict[str, Any], monkeypatch_module: Any
