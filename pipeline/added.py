@@ -23,7 +23,7 @@ import yaml
 from pipeline.config import parse_stage, plain, stage_name
 from pipeline.corpus import CORPUS
 from pipeline.errors import ConfigFileError
-from pipeline.plan_checks import check_model
+from pipeline.plan_checks import check_model, check_task
 from pipeline.settings import FOR, Run
 from stages.catalogue import stage_names
 from stages.stage import Size, Stage
@@ -88,6 +88,9 @@ class _AddedStages:
         self._requested: dict[str, Stage] = {}
         """Added stages, with the fields that their readers requested, by temporary name."""
         self._readers: dict[str, list[str]] = {}
+        for instance, stage in run.stages.items():
+            # First what a person has named: of what it would add they know nothing.
+            check_task(instance, stage, run.corpus.task)
         pending = list(run.stages)
         while pending:
             pending += self._settle(pending.pop())
@@ -157,7 +160,7 @@ class _AddedStages:
                 "Name an instance or a table that is there."
             )
         if "model" not in fields:
-            check_model(kind, reader, self._run, self._name)
+            check_model(kind, self._kind(reader), self._root(reader), self._run, self._name)
         requested = parse_stage(kind, fields, self._run.model, self._name)
         equal = [instance for instance in of_kind if self._requested[instance] == requested]
         if read in self._requested and read not in stage.asks:
@@ -188,7 +191,9 @@ class _AddedStages:
 
     def _root(self, instance: str) -> str:
         """The first stage of the YAML, by the alphabet, that reads an instance or its readers."""
-        readers = self._readers[instance]
+        readers = self._readers.get(instance, [])
+        if instance in self._run.stages:
+            return instance
         in_yaml = [reader for reader in readers if reader in self._run.stages]
         return min(in_yaml or [self._root(reader) for reader in readers])
 

@@ -131,7 +131,7 @@ def status(run: AnyRun) -> Answer:
 
 
 def verify(run: AnyRun, repair: bool = False, progress: "Progress | None" = None) -> Answer:
-    """What is damaged among the files of a run, and removed; see `pipeline.verify.verify_run`."""
+    """What is damaged among the files of a run; `repair` removes it (`pipeline.verify`)."""
     from pipeline.on_terminal import print_verified
     from pipeline.verify import verify_run
 

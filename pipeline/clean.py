@@ -16,6 +16,8 @@ from pipeline.corpus import NOTES as NOTES_OF_CORPUS
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.lock import driver_of, hold
+from pipeline.max_length import NOTES as NOTES_OF_LENGTHS
+from pipeline.sizes import NOTES as NOTES_OF_SIZES
 from pipeline.store_users import NOTES, User, user_in, users
 from storage import leftovers
 from storage.feature_map import map_place, remove_map
@@ -167,6 +169,11 @@ class _Cleaning:
             if table == NOTES:
                 note = _note(self._store, NOTES, stem)
                 is_orphan = note.get("path") in self._forgotten
+            elif table == NOTES_OF_SIZES:
+                is_orphan = f"{stem}.parquet" not in needed
+            elif table == NOTES_OF_LENGTHS:
+                first = _note(self._store, table, stem).get("first")
+                is_orphan = first is not None and f"{first}.parquet" not in needed
             elif table.startswith("."):
                 is_orphan = False  # a note that serves any run, such as on a model that was checked
             elif table == NOTES_OF_CORPUS:

@@ -21,6 +21,7 @@ from pipeline.paths import Inputs
 from pipeline.settings import FOR, Run
 from stages.catalogue import load, load_metric, metric_names, stage_names
 from stages.corpus.source import local
+from stages.corpus.yaml_value import in_yaml
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
 from storage.credentials import refuse_secrets
@@ -116,7 +117,7 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
     if not isinstance(fields, Mapping):
         raise ConfigFileError(
             f"{name}: stages.{instance}: found {type_text(fields)}, expected a mapping of fields. "
-            f"Write `{instance}: {{}}` for the defaults."
+            f"Write `{in_yaml(instance)}: {{}}` for the defaults."
         )
     fields = dict(fields)
     kind = fields.pop("stage", instance)
@@ -232,6 +233,13 @@ def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> 
         return f"{spot}: found an unknown key, expected one of {', '.join(known)}. {hint}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{spot}: found nothing, expected a value for this key. Add `{place[-1]}: ...`."
+    if detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float):
+        shown = "a word such as 'yes' or 'on'" if isinstance(detail["input"], bool) else "it"
+        quoted = "" if isinstance(detail["input"], bool) else f": {in_yaml(str(detail['input']))}"
+        return (
+            f"{spot}: found {detail['input']!r}, which YAML reads in {shown} without quotes, "
+            f"expected text. Put quotes around it{quoted}."
+        )
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"{spot}: found {detail['input']!r}, expected {expected}. Correct the value."
 

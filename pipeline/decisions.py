@@ -8,6 +8,17 @@ from typing import Any, NamedTuple
 from pipeline.errors import RunError
 from storage.sql import named, quoted
 
+OF_TASK = {
+    "regression": "For the targets that are worst predicted, use `assay sql`: FROM predictions "
+    "WHERE role = 'example' ORDER BY loss DESC.",
+    "completion": "Answers are judged by answer_issues, and rows chosen by query_relevance.",
+    "preference": "The order of two answers is judged by preference_issues, and rows are chosen by "
+    "answer_margin.",
+    "question_answering": "See the run's views with `assay sql`.",
+    "classification": "Labels are judged by label_issues, and rows chosen by coreset or freeshap.",
+}
+"""What there is for each task of a corpus, where results of another are asked for."""
+
 
 class Source(NamedTuple):
     """What rows are chosen by."""

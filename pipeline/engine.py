@@ -25,7 +25,7 @@ from pipeline.node_versions import check_versions
 from pipeline.ray_address import check_answers
 from pipeline.settings import RaySettings, Resources
 from pipeline.stopping import handle_again
-from pipeline.task import Call, Job, Worker
+from pipeline.task import Call, Heard, Job, Worker
 from pipeline.workers import LOOK_S, Crew, with_gpus
 from stages.corpus.pieces import in_turn
 from storage.manifest import ShardRecord
@@ -43,9 +43,11 @@ class Engine(Protocol):
     """Runs tasks of a stage, somewhere."""
 
     def run_tasks(
-        self, job: Job, tasks: Sequence[Task], resources: Resources
+        self, job: Job, tasks: Sequence[Task], resources: Resources, heard: Heard | None = None
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """Runs the tasks; yields each with the records of its shards, in the order of finishing.
+
+        `heard` is told how far a task is whose stage says so, on Ray every few seconds.
 
         Raises:
             TaskError: a task raised, or its worker was lost too often.
@@ -77,7 +79,7 @@ class InProcess:
         self._worker = Worker()
 
     def run_tasks(
-        self, job: Job, tasks: Sequence[Task], resources: Resources
+        self, job: Job, tasks: Sequence[Task], resources: Resources, heard: Heard | None = None
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """See `Engine.run_tasks`."""
         for task in tasks:
@@ -85,7 +87,7 @@ class InProcess:
                 if task.parts:
                     records = self._worker.merge_task(job, task.part, task.key, task.parts)
                 else:
-                    records = self._worker.run_task(job, task.part, task.key)
+                    records = self._worker.run_task(job, task.part, task.key, heard)
                 yield task, records
             except Exception as error:
                 raise failed(job, task, error) from error
@@ -199,11 +201,11 @@ class OnRay:
             raise failures[0]
 
     def run_tasks(
-        self, job: Job, tasks: Sequence[Task], resources: Resources
+        self, job: Job, tasks: Sequence[Task], resources: Resources, heard: Heard | None = None
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """See `Engine.run_tasks`."""
         resources = with_gpus(resources, job.stage, self._n_gpus())
-        yield from self._run(replace(job, gpus=resources.gpus), tasks, resources)
+        yield from self._run(replace(job, gpus=resources.gpus), tasks, resources, heard)
 
     def call_each(
         self,
@@ -219,7 +221,11 @@ class OnRay:
             yield int(call.key), result
 
     def _run(
-        self, job: Any, tasks: Sequence[Task | Call], resources: Resources
+        self,
+        job: Any,
+        tasks: Sequence[Task | Call],
+        resources: Resources,
+        heard: Heard | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """Runs tasks of a job, or calls that share it; yields each with its result."""
         ray = self._ray
@@ -238,6 +244,9 @@ class OnRay:
                     time.sleep(LOOK_S / 10)
                     continue
                 ready, _ = ray.wait(running, num_returns=1, timeout=LOOK_S)
+                if heard is not None and not ready:
+                    for steps in crew.steps():
+                        heard(*steps)
                 for ref in ready:
                     if ref in crew.recruits:
                         self._answer(crew, ref)

@@ -14,6 +14,7 @@ from pipeline.finished import Finished
 from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.task import StoredInputs
+from stages.corpus.yaml_value import in_yaml
 from stages.metrics.metric import Instance
 
 Stepped = Callable[[str, int, int], None]
@@ -103,7 +104,11 @@ def _table(read: str, tables: dict[str, Any], folder: RunFolder) -> tuple[str, s
             f"{folder.path}: found {'several tables' if places else 'no table'} {read!r}"
             f"{f' ({several})' if places else ''}, expected the name of one of {several or there}. "
             f"Name another, as in --set kernel=[NAME]"
-            + (". " if places else f", or add `{read}: {{}}` under `stages:` and run again.")
+            + (
+                ". "
+                if places
+                else f", or add `{in_yaml(read)}: {{}}` under `stages:` and run again."
+            )
         )
     ((instance, table),) = places
     key = tables[instance][table]["manifest"]

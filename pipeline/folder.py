@@ -40,6 +40,9 @@ from storage.views import (
     summed_tables,
 )
 
+REMOVED = "removed"
+"""What is said of a damaged file that is removed."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -151,17 +154,21 @@ class RunFolder:
         if text is not None and _content(self.config) != str(text).encode():
             found[self.config] = "other content than the run wrote, which run.json has, too"
         sha256 = record.get("catalog", {}).get("sha256")
-        if sha256 is not None and _sha256(self.catalog) != sha256:
-            found[self.catalog] = "other bytes than the run wrote"
+        if sha256 is not None and (now := _sha256(self.catalog)) != sha256:
+            found[self.catalog] = "gone" if now is None else "other bytes than the run wrote"
         return found
 
-    def mend(self) -> None:
-        """Removes a damaged catalog, and writes config.yaml again from the record."""
-        for file in self.faults():
-            if file == self.catalog:
+    def mend(self) -> dict[Path, str]:
+        """Removes a damaged catalog, and writes config.yaml again; what was done to which file."""
+        done = {}
+        for file, fault in self.faults().items():
+            if file == self.catalog and fault != "gone":
                 file.unlink(missing_ok=True)
-            elif (text := self._recorded_config()) is not None:
+                done[file] = REMOVED
+            elif file != self.catalog and (text := self._recorded_config()) is not None:
                 replace_file(file, text)
+                done[file] = "written again"
+        return done
 
     def store(self, record: Mapping[str, Any] | None = None) -> Store:
         """The store of the run's tables; one inside the folder moves with the folder.

@@ -146,7 +146,7 @@ def _kept(model: ModelSpec, corpus: Corpus, store: Store, best: int, is_dry: boo
     if note is not None:
         return int(note["max_length"])
     if not is_dry:
-        store.write_note(NOTES, name, {"max_length": best})
+        store.write_note(NOTES, name, {"max_length": best, "first": first})
     return best
 
 

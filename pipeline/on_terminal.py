@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,9 @@ def print_status(status: Mapping[str, Any], is_json: bool) -> None:
         show(f"driver   process {at_work['pid']} on {at_work['host']}, since {at_work['since']}")
 
 
+NOTHING_LEFT = "nothing is left over"
+
+
 def print_leftovers(found: Mapping[str, Any], is_json: bool) -> None:
     """Prints what is left over: a row for each file, and how many bytes they are."""
     if is_json:
@@ -63,7 +67,7 @@ def print_leftovers(found: Mapping[str, Any], is_json: bool) -> None:
     for item in found["items"]:
         show(f"{item['kind']:<9} {item['bytes']:>15,}  {item['path']}")
     count = f"{len(found['items'])} leftovers, {found['bytes']:,} bytes"
-    show(count + (" removed" if found["is_removed"] else ""))
+    show((count + (" removed" if found["is_removed"] else "")) if found["items"] else NOTHING_LEFT)
     if found["runs"]:
         show(f"kept is what these runs need: {', '.join(found['runs'])}")
     for note in found["notes"]:
@@ -81,17 +85,19 @@ def print_verified(found: Mapping[str, Any], is_json: bool) -> None:
     if not damaged:
         show(f"{found['n_files']} files of {found['run_id']} are as they were written")
         return
-    show(table(["file", "found"], [[row["file"], row["found"]] for row in damaged]))
-    config = _shell_path(f"{found['run']}/config.yaml")
-    show(
-        f"{len(damaged)} of {found['n_files']} files are damaged"
-        + (
-            f", and removed: `{_command()} run {config}` computes them again"
-            if found["is_repaired"]
-            else f": `{_command()} verify {_shell_path(found['run'])} --repair` removes them, and "
-            f"`{_command()} run {config}` computes them again"
-        )
-    )
+    done = Counter(row["done"] for row in damaged if row["done"])
+    names = ["file", "found", *(["done"] if done else [])]
+    show(table(names, [[row[name] for name in names] for row in damaged]))
+    n_gone = sum(row["found"] == "gone" for row in damaged)
+    said = f"{len(damaged)} of {found['n_files']} files are damaged or gone"
+    if done:
+        said += ": " + ", ".join(f"{n} {what}" for what, n in sorted(done.items()))
+    again = f"`{_command()} run {_shell_path(found['run'] + '/config.yaml')}` computes"
+    if done or n_gone == len(damaged):
+        show(f"{said}. {again} what is missing again.")
+    else:
+        verify = f"`{_command()} verify {_shell_path(found['run'])} --repair`"
+        show(f"{said}. {verify} removes what is damaged, and {again} it again.")
 
 
 MOST_CLASSES = 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.datalab import datalab
 from pipeline.decided import decisions
-from pipeline.decisions import suspicious
+from pipeline.decisions import OF_TASK, suspicious
 from pipeline.errors import RunError
 from pipeline.results import Answer, Rows, notebook_html
 from pipeline.run_outputs import show, write, write_corpus, write_review
@@ -141,8 +141,10 @@ class OpenedRun:
         self._files.check([table])
         return files_of(self.connection, self.store, table, instance)
 
-    def require(self, view: str, stage: str, works_on: str | None = "classification") -> None:
-        """Raises unless `view` has rows, naming the stage to add.
+    def require(
+        self, view: str, stage: str, works_on: str | None = "classification", fields: str = "{}"
+    ) -> None:
+        """Raises unless `view` has rows, naming the stage to add, with these fields.
 
         Raises:
             RunError: the view has no rows, or the corpus has another task than `works_on`.
@@ -150,14 +152,8 @@ class OpenedRun:
         task = self.task()
         if works_on is not None and task != works_on:
             raise RunError(
-                f"{self.folder.path}: found a corpus with task: {task}, expected class labels, "
-                f"which {stage} works on. "
-                + (
-                    "For the targets that are worst predicted, use `assay sql`: FROM predictions "
-                    "WHERE role = 'example' ORDER BY loss DESC."
-                    if task == "regression"
-                    else "See the run's views with `assay sql`."
-                )
+                f"{self.folder.path}: found a corpus with task: {task}, expected {works_on}, "
+                f"as results of {stage} are asked for. {OF_TASK[task]}"
             )
         rows = "" if view not in self.views() else f"FROM {SHAPLEY if view == 'shapley' else view}"
         if rows and self.sql(f"{rows} LIMIT 1").fetchall():
@@ -169,7 +165,7 @@ class OpenedRun:
             )
         raise RunError(
             f"{self.folder.path}: found no view {view}, expected the results of a stage such as "
-            f"{stage}. Add `{stage}: {{}}` under `stages:` and run again."
+            f"{stage}. Add `{stage}: {fields}` under `stages:` and run again."
         )
 
     def task(self) -> str:

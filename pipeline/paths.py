@@ -13,12 +13,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pipeline.errors import ConfigFileError
 from stages.corpus.source import Source, is_url, local
+from stages.corpus.yaml_value import in_yaml
 from stages.model.spec import ModelSpec
 
 
@@ -93,11 +91,12 @@ class Inputs:
             ]
             missing = written[elsewhere.index(True)]
             field = key.rpartition(".")[2]
-            line = _line(field, right if field == "corrections" else right[0])
+            value = in_yaml(right if field == "corrections" else right[0])
             raise ConfigFileError(
                 f"{self.name}: {key}: found {missing} in the working directory and not beside the "
                 f"file, in {self.folder}, expected a path relative to the file's folder. Write "
-                f"`{line}`" + (", or start elsewhere if the hub's is meant." if may_be_id else ".")
+                f"`{field}: {value}`"
+                + (", or start elsewhere if the hub's is meant." if may_be_id else ".")
             )
         return absolute
 
@@ -122,9 +121,3 @@ def _exists(path: str) -> bool:
 def _is_marked(path: str) -> bool:
     """Whether a path begins as only a local one does."""
     return path.startswith(("/", ".", "~"))
-
-
-def _line(key: str, value: Any) -> str:
-    """The line of a YAML that gives `key` the value."""
-    text = yaml.safe_dump({key: value}, default_flow_style=True, allow_unicode=True, width=10**6)
-    return text.strip().removeprefix("{").removesuffix("}")

@@ -132,7 +132,8 @@ def make_plan(
     planned: dict[str, Node] = {}
     # First what a person has named: of what it would add they know nothing.
     for instance in sorted(stages, key=added.__contains__):
-        check_fit(instance, stages[instance], corpus)
+        root = _root(instance, stages, added) if instance in added else None
+        check_fit(instance, stages[instance], corpus, root)
     for instance, stage in stages.items():
         reads = sources(instance, stages)
         check_reads(
@@ -221,6 +222,13 @@ def row_fields(
             value = {**spec, "fingerprint": fingerprints[value]}
         fields[f.name] = plain(value)
     return fields
+
+
+def _root(instance: str, stages: Mapping[str, Stage], added: Iterable[str]) -> str:
+    """A stage of the YAML that an added instance is for."""
+    while instance in added:
+        instance = next(i for i in stages if instance in dict(sources(i, stages).values()))
+    return instance
 
 
 def _writer(read: str, reader: str, stages: Mapping[str, Stage], name: str) -> tuple[str, str]:

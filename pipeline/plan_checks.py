@@ -9,6 +9,7 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.catalogue import load
+from stages.corpus.yaml_value import in_yaml
 from stages.model.class_names import (
     CorpusClasses,
     has_saved_head,
@@ -21,14 +22,27 @@ from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Stage
 
 
-def check_model(read: str, reader: str, run: Run, name: str) -> None:
-    """Raises where the stage `read`, added for `reader`, needs a model and the run has none."""
+def check_model(read: str, reader: str, root: str, run: Run, name: str) -> None:
+    """Raises where the stage `read`, added for `reader`, needs a model and the run has none.
+
+    `root` is the stage of the YAML that `reader` is, or was added for.
+    """
     model_default = {f.name: f.default for f in dataclasses.fields(load(read))}.get("model")
     if run.model is None and run.corpus.features and model_default is dataclasses.MISSING:
+        who = "it" if root == reader else f"{reader}, which it adds,"
+        stage = run.stages[reader] if reader in run.stages else load(reader)
+        takes = {f.name for f in dataclasses.fields(stage)} & {"kernel", "embedding", "features"}
+        fields = {"kernel": "{kernel: [features]}"}
+        hints = [fields.get(field, f"{{{field}: features}}") for field in sorted(takes)]
         raise ConfigFileError(
-            f"{name}: stages.{reader}: found that it reads {read!r}, which needs a model, expected "
-            "the features of the corpus where there is no model. Name them there: kernel: "
-            "[features], or embedding: features for a probe and what uses it; or add `model:`."
+            f"{name}: stages.{root}: found that {who} reads {read!r}, which needs a model, "
+            "expected the features of the corpus where there is no model. "
+            + (
+                f"Say `{in_yaml(reader)}: {hints[-1]}` under `stages:`, or"
+                if hints
+                else "Leave it out, or"
+            )
+            + " add `model:`."
         )
 
 
@@ -112,14 +126,37 @@ def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]
         raise ConfigFileError(f"stages.{instance}: {error}") from error
 
 
-def check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
-    """Raises unless the corpus has the task, tables, queries and texts that the stage needs."""
-    if corpus.task not in stage.tasks:
+def check_fit(instance: str, stage: Stage, corpus: Corpus, root: str | None = None) -> None:
+    """Raises unless the corpus has the task, tables, queries and texts that the stage needs.
+
+    `root` is the stage of the YAML that the instance was added for, None where it is there itself.
+    """
+    try:
+        _check_fit(instance, stage, corpus)
+    except ConfigFileError as error:
+        if root is None:
+            raise
         raise ConfigFileError(
-            f"stages.{instance}: found a corpus with task: {corpus.task}, expected "
-            f"{' or '.join(stage.tasks)}, which is what {stage_name(stage)} works on. Leave the "
-            "stage out, or correct the corpus's task."
+            str(error).replace(
+                f"stages.{instance}: ", f"stages.{root}, for which {instance} is added: ", 1
+            )
+        ) from error
+
+
+def check_task(instance: str, stage: Stage, task: str) -> None:
+    """Raises unless the stage works on a corpus of this task."""
+    if task not in stage.tasks:
+        other = stage.instead.get(task)
+        raise ConfigFileError(
+            f"stages.{instance}: found a corpus with task: {task}, expected "
+            f"{' or '.join(stage.tasks)}, which {stage_name(stage)} works on. "
+            + (f"Use {other} instead" if other else "Leave the stage out")
+            + ", or correct corpus.task."
         )
+
+
+def _check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
+    check_task(instance, stage, corpus.task)
     model = stage.model_ref
     if model is not None and corpus.task not in model.kind.corpora:
         raise ConfigFileError(

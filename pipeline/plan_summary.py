@@ -51,8 +51,11 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     show(
         f"In all {most}about {seconds_text(estimate['seconds'])} on {estimate['workers']} workers "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
-        f"{bytes_text(estimate['written_bytes'])} to write, "
-        f"{bytes_text(estimate['memory_bytes'])} of memory for the largest task"
+        f"{bytes_text(estimate['written_bytes']) or 'nothing'} to write, "
+        f"{bytes_text(estimate['memory_bytes']) or 'next to nothing'} of memory for the largest "
+        "task"
+        if any(row["tasks"] for row in estimate["stages"])
+        else "Nothing is left to compute"
     )
 
 

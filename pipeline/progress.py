@@ -16,6 +16,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from pipeline.terminal import LINES
+
 if TYPE_CHECKING:  # `assay --help` imports this module, and should not pay for pyarrow and NumPy.
     from pipeline.corpus import Corpus
     from pipeline.node import Node
@@ -44,6 +46,9 @@ class Progress:
     def advanced(self, node: "Node", records: "Sequence[ShardRecord]") -> None:
         """Hears that a task of the stage is finished, and the records of its shards."""
 
+    def within(self, node: "Node", key: str, done: int, total: int) -> None:
+        """Hears that `done` of `total` steps of the stage's task with this key are done."""
+
     def finished(self, node: "Node", seconds: float, notices: Sequence[str] = ()) -> None:
         """Hears that the stage's tables are whole, and the notices that its tasks recorded."""
 
@@ -67,7 +72,7 @@ class Screen(Progress):
         self._bars = Bars(
             TextColumn("{task.description:<18}"),
             BarColumn(),
-            TextColumn("{task.completed:>7.0f}/{task.total:.0f} {task.fields[unit]}"),
+            TextColumn("{task.fields[done]:>7}/{task.total:.0f} {task.fields[unit]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -76,6 +81,8 @@ class Screen(Progress):
         )
         self._bar: TaskID | None = None
         self._done = 0
+        self._within: dict[str, float] = {}
+        """The share that is done of each task at work whose stage says so, by the task's key."""
         self._begun = self._last_line = 0.0
 
     def __enter__(self) -> "Screen":
@@ -107,7 +114,15 @@ class Screen(Progress):
 
     def advanced(self, node: "Node", records: "Sequence[ShardRecord]") -> None:
         """Moves the bar by one task; without a terminal, prints a line every ten seconds."""
+        for record in records:
+            self._within.pop(record.key, None)
         self._advance(node.instance, len(node.missing), _unit(node))
+
+    def within(self, node: "Node", key: str, done: int, total: int) -> None:
+        """Moves the bar by a part of a task; without a terminal, prints a line as `advanced`."""
+        if done < total:
+            self._within[key] = done / total
+            self._advance(node.instance, len(node.missing), _unit(node), 0)
 
     def finished(self, node: "Node", seconds: float, notices: Sequence[str] = ()) -> None:
         """Removes the bar and prints a line with the time, and one for each notice."""
@@ -144,20 +159,24 @@ class Screen(Progress):
             self.say(f"{name}: {total:,} rows in {seconds}")
 
     def _begin(self, name: str, total: int, unit: str) -> None:
-        self._done = 0
+        self._done, self._within = 0, {}
         self._begun = self._last_line = time.monotonic()
         if total:
-            self._bar = self._bars.add_task(name, total=total, unit=unit)
+            self._bar = self._bars.add_task(name, total=total, done=0, unit=unit)
 
     def _advance(self, name: str, total: int, unit: str, steps: int = 1) -> None:
         self._done += steps
+        done = self._done + sum(self._within.values())
+        if self._within:
+            unit = f"{unit}, {done / total:.0%}"
         if self._bar is not None:
-            self._bars.advance(self._bar, steps)
+            self._bars.update(self._bar, completed=done, done=self._done, unit=unit)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = (now - self._begun) / self._done * (total - self._done)
-            self.say(f"{name}: {self._done} of {total} {unit}, {seconds_text(left)} left")
+            left = (now - self._begun) / done * (total - done) if done else None
+            time_left = f", {seconds_text(left)} left" if left is not None else ""
+            self.say(f"{name}: {self._done} of {total} {unit}{time_left}")
 
     def _end(self) -> None:
         if self._bar is not None:
@@ -166,7 +185,7 @@ class Screen(Progress):
 
     def say(self, text: str, style: str = "dim") -> None:
         """Prints a line that stays."""
-        self._console.print(Text(text, style=style))
+        self._console.print(Text(text.translate(LINES), style=style))
 
 
 def plan_lines(plan: "Plan") -> list[tuple[str, str]]:

@@ -75,7 +75,7 @@ class Readers:
         from stages.model.lengths import row_lengths  # as in `_load`
 
         return {
-            reading: row_lengths(model, tokenizer, texts, pairs, form)
+            reading: row_lengths(tokenizer, texts, pairs, form)
             for (_, reading), (model, _, tokenizer) in zip(
                 self._models, self._loaded(), strict=True
             )

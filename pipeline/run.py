@@ -218,7 +218,10 @@ class _StageTasks:
     def run(self) -> Iterator[tuple[Task, list[ShardRecord]]]:
         """Runs the missing tasks; yields each with its records, in the order of finishing."""
         for wave in self._node.waves:
-            yield from self._engine().run_tasks(self._job, wave, self._resources)
+            yield from self._engine().run_tasks(self._job, wave, self._resources, self._heard)
+
+    def _heard(self, key: str, done: int, total: int) -> None:
+        self._progress.within(self._node, key, done, total)
 
     def keep(self, task: Task, records: list[ShardRecord]) -> None:
         """Keeps the records of a finished task, and reports it to the progress."""

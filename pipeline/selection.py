@@ -19,6 +19,8 @@ COUNTS = ("text_lengths", "diagnostics")
 """Views with the tokens of rows: whole, or of what gradients were taken of."""
 OF_ASSAY = ("id", "role", "source_id", "row_number", "method", "run_id", "assay_file")
 """Columns of the table `extra` that are not the user's own."""
+LOSS = "{kernel: [gradient], utilities: [loss]}"
+"""Fields of `freeshap` for a corpus without classes."""
 PREFERRED_UTILITY = "cross_entropy"
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
@@ -176,7 +178,8 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
         run.require("label_issues", "label_issues")
         instance = run.choice("label_issues", "method", method)
         return Source(by, by, instance, "label_issues", "v.label_score", "v.label_score")
-    run.require("shapley", "freeshap")
+    is_valued = run.task() == "classification"
+    run.require("shapley", "freeshap", None, "{}" if is_valued else LOSS)
     chosen = run.choice(SHAPLEY, "utility", utility, preferred=PREFERRED_UTILITY)
     view = f"(FROM {SHAPLEY} WHERE utility = {quoted(chosen)})"
     instance = run.choice(view, "method", method)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from pipeline.corpus import Corpus
+from stages.corpus.yaml_value import in_yaml
 from stages.stage import Size, Stage
 from storage.manifest import Manifest
 from storage.table import Store
@@ -48,14 +49,10 @@ def choice_notes(stages: Mapping[str, Stage], resized: Mapping[str, Stage]) -> I
             kept, new = getattr(stage, f.name), getattr(other, f.name, None)
             if type(other) is type(stage) and kept != new:
                 yield (
-                    f"{instance} keeps {f.name}: {_plain(kept)}, chosen when the corpus was "
-                    f"smaller, so that its rows stay as they are; {_plain(new)} would now be "
+                    f"{instance} keeps {f.name}: {in_yaml(kept)}, chosen when the corpus was "
+                    f"smaller, so that its rows stay as they are; {in_yaml(new)} would now be "
                     f"chosen. Set stages.{instance}.{f.name} to compute all rows anew."
                 )
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _first_examples(corpus: Corpus, n_examples: int, store: Store, is_dry: bool) -> int:

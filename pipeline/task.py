@@ -20,7 +20,7 @@ from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.capabilities import Merges
 from stages.model.devices import use_gpu
 from stages.model.threads import set_threads
-from stages.stage import Part, Role, Split, Stage, Tell, Vectors
+from stages.stage import Part, Role, Split, Stage, Steps, Tell, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec
@@ -52,6 +52,10 @@ class Call:
     item: Any
 
 
+Heard = Callable[[str, int, int], None]
+"""Hears the key of a task at work, its steps that are done, and how many there are."""
+
+
 class StoredInputs:
     """`stages.stage.Inputs` over the tables of a store."""
 
@@ -66,6 +70,7 @@ class StoredInputs:
         self.part = Part("", 0)
         self.opened: Any = None
         self.facts = ShardFacts()
+        self.stepped: Steps = lambda done, total: None
         self._keys, self._split, self._store = inputs, split, store
         self._manifests: dict[str, Manifest] = {}
         self._part_shards: dict[tuple[str, str], pa.Table] = {}
@@ -151,13 +156,23 @@ class Worker:
         self._inputs: StoredInputs | None = None
         self._store: Store | None = None
         self._store_url: str | None = None
+        self._steps = ("", 0, 0)
 
     def versions(self) -> tuple[str, dict[str, str]]:
         """The host's name, and the versions of Python and of the packages that decide bytes."""
         return platform.node(), installed()
 
-    def run_task(self, job: Job, part: Part, key: str) -> list[ShardRecord]:
-        """The records of the shards with the part's rows, one a table; computes and writes them."""
+    def steps(self) -> tuple[str, int, int]:
+        """The key of the task that told last how far it is, its steps done, and all of them."""
+        return self._steps
+
+    def run_task(
+        self, job: Job, part: Part, key: str, heard: Heard | None = None
+    ) -> list[ShardRecord]:
+        """The records of the shards with the part's rows, one a table; computes and writes them.
+
+        `heard` is told how far the task is, where its stage says so; `steps` says it in any case.
+        """
         if self._job != job or self._inputs is None or self._store is None:
             set_threads(job.threads)
             use_gpu(job.gpus != 0)
@@ -167,6 +182,13 @@ class Worker:
             self._job = job
         inputs, store = self._inputs, self._store
         inputs.begin(part)
+
+        def stepped(done: int, total: int) -> None:
+            self._steps = (key, done, total)
+            if heard is not None:
+                heard(*self._steps)
+
+        inputs.stepped = stepped
         # Before the rows: what these have to say of themselves goes through `tell`.
         details = job.stage.details(inputs)
         tables = gathered(job.stage.writes, job.stage.compute(inputs))

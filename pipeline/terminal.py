@@ -6,15 +6,23 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline import short_ids
+
 TEXT_WIDTH = 60
-"""Characters of a cell; a longer text is cut."""
+"""Width of a cell, in which a wide letter counts twice; a longer text is cut."""
 LEAST = 8
 """Characters of a column, if it has as many, however narrow the terminal."""
+READABLE = 12
+"""Characters of a column below which what is not needed goes first."""
+TEXTS = ("text", "text_b", "prompt", "answer", "chosen", "rejected")
+"""Columns whose cells may begin alike."""
+SOURCE, OWN = "source_id", "example_id"
+"""The id that a row has in its source, and the number that it has here."""
 GAP = 2
 """Spaces between two columns."""
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
@@ -50,8 +58,8 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:{DIGITS.get(name, '.4g')}}"
     text = str(value).translate(CONTROLS)
-    if len(text) > TEXT_WIDTH:
-        return text[: TEXT_WIDTH - 1] + "…"
+    if cell_len(text) > TEXT_WIDTH and not short_ids.is_id(name):
+        return set_cell_size(text, TEXT_WIDTH - 1).rstrip() + "…"
     return text
 
 
@@ -64,27 +72,81 @@ def tail(text: str | None) -> str:
 def narrow(item: Table, width: int) -> list[str]:
     """Makes a table of `table` fit into a width; the names of the columns that it cannot have.
 
-    The widest columns are shortened first, all to one width. Where that would be less than `LEAST`,
-    the last columns go, which rich would let go without a word.
+    Long ids are shown as `short_ids` says, and never cut. Headings are shortened first, then the
+    widest cells, all to one width. Where that would be less than `LEAST`, columns go, which rich
+    would let go without a word: empty ones, the number of a row that has an id in its source, the
+    last that are no ids. So do columns behind names that could not be told apart.
     """
-    names = []
-    while (cap := _cap(item, width)) < LEAST and len(item.columns) > 1:
-        names.append(str(item.columns.pop().header))
-    for column in item.columns:
-        column.min_width = column.width = min(column.max_width or LEAST, max(1, cap))
-    return names[::-1]
+    names = [str(column.header) for column in item.columns]
+    for longest in (short_ids.LONG, short_ids.SHORT):
+        if longest == short_ids.LONG or _widths(item.columns, width, READABLE) is None:
+            for column in filter(_is_of_ids, item.columns):
+                _shorten(column, longest)
+    for is_needless in (_is_empty, lambda c: str(c.header) == OWN and SOURCE in names):
+        if _widths(item.columns, width, READABLE) is None:
+            item.columns[:] = [c for c in item.columns if not is_needless(c)] or item.columns[:1]
+    while (widths := _widths(item.columns, width, LEAST)) is None and len(item.columns) > 1:
+        _drop(item.columns)
+    while widths is not None and len(widths) > 2 and _looks_alike(item.columns[0], widths[0]):
+        _drop(item.columns)
+        widths = _widths(item.columns, width, LEAST)
+    for place, (column, fitting) in enumerate(zip(item.columns, widths or [width], strict=True)):
+        column.min_width = column.width = fitting
+        column._index = place  # by which rich knows the first, which has no gap before it
+    left = {str(column.header) for column in item.columns}
+    return [name for name in names if name not in left]
 
 
-def _cap(item: Table, width: int) -> int:
-    """The width that no column may exceed, if all are to fit with two spaces between them."""
-    left, widths = width - GAP * (len(item.columns) - 1), [c.max_width or 0 for c in item.columns]
-    cap = 0
-    for at, widest in enumerate(sorted(widths)):
-        n = len(widths) - at
-        if widest * n >= left:
-            return max(cap, left // n)
-        cap, left = widest, left - widest
-    return max(cap, LEAST)
+def _widths(columns: Sequence[Column], width: int, least: int) -> list[int] | None:
+    """The width of each column, so that all fit; None where one would have less than `least`."""
+    room = width - GAP * (len(columns) - 1)
+    natural = [column.max_width or 1 for column in columns]
+    # With a heading that is cut.
+    close = [max(_cells(c), min(n, LEAST)) for c, n in zip(columns, natural, strict=True)]
+    caps = range(max(natural), least - 1, -1)
+    sizes = (
+        *([max(c, min(n, cap)) for c, n in zip(close, natural, strict=True)] for cap in caps),
+        *(
+            [w if _is_of_ids(c) else min(w, cap) for c, w in zip(columns, close, strict=True)]
+            for cap in caps
+        ),
+    )
+    return next((widths for widths in sizes if sum(widths) <= room), None)
+
+
+def _drop(columns: list[Column]) -> None:
+    """Takes out the last column that is no id, but never the first; the last where all are."""
+    places = [n for n, column in enumerate(columns) if n and not _is_of_ids(column)]
+    del columns[places[-1] if places else -1]
+
+
+def _looks_alike(column: Column, width: int) -> bool:
+    """Whether names in a column are the same when they are cut to a width; texts may be."""
+    cells = {str(text) for text in column.cells}
+    is_of_texts = str(column.header) in TEXTS
+    return not is_of_texts and len({text[: width - 1] for text in cells}) < len(cells)
+
+
+def _cells(column: Column) -> int:
+    """The width of a column's widest cell."""
+    return max((cell_len(str(text)) for text in column.cells), default=0)
+
+
+def _is_empty(column: Column) -> bool:
+    return not _cells(column)
+
+
+def _shorten(column: Column, longest: int) -> None:
+    """Shows the ids of a column in as few characters as tell them apart."""
+    cells: list[Any] = list(column.cells)
+    short = short_ids.shortened([str(text) for text in cells], longest)
+    for text, plain in zip(cells, short, strict=True):
+        text.plain = plain
+    column.max_width = max(cell_len(str(column.header)), _cells(column))
+
+
+def _is_of_ids(column: Column) -> bool:
+    return short_ids.is_id(str(column.header))
 
 
 def show(item: Any) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import stage_name
 from pipeline.corpus import CORPUS, NOTES, Corpus
 from pipeline.errors import RunError
 from pipeline.finished import Finished
-from pipeline.folder import RunFolder
+from pipeline.folder import REMOVED, RunFolder
 from pipeline.node import CORPUS_INSTANCE, Node
 from pipeline.plan import Plan, sources, tasks_of
 from pipeline.progress import Progress
@@ -169,13 +169,14 @@ def verify_run(
 ) -> dict[str, Any]:
     """What is damaged among the files of the run in the folder `path`, as plain values.
 
-    Keys: run_id, store, n_files (compared), damaged (a list of file and what), is_repaired. Every
+    Keys: run_id, store, n_files (compared), damaged (a list of file, what was found, and what was
+    done: removed, written again or, as with one that is gone, None), is_repaired. Every
     byte of every shard and manifest is compared with its hash, every shard's key with what it was
     computed from, and every map of this machine with its checksums.
 
     Args:
         path: Folder of the run.
-        is_repair: Removes the damaged files, so that `assay run` computes them again.
+        is_repair: Removes what is damaged, so that `assay run` computes it again.
         progress: Hears how far it is.
 
     Raises:
@@ -204,14 +205,17 @@ def verify_run(
     damages = list({(d.table, d.name): d for d in damages}.values())
     in_folder = folder.faults(record)
     maps = damaged_maps(claims, store, None)
+    mended: dict[str, str] = {}
+    faults = {f"{d.table}/{d.name}": d.what for d in damages}
+    faults |= {str(place): fault for place, fault in maps.items()}
     if is_repair:
-        repair(damages, store)
+        mended = {file: REMOVED for file, fault in faults.items() if fault != "gone"}
+        repair([damage for damage in damages if damage.what != "gone"], store)
         for place in maps:
             remove_map(place)
-        folder.mend()
-    found = [{"file": f"{d.table}/{d.name}", "found": d.what} for d in damages]
-    found += [{"file": str(place), "found": fault} for place, fault in maps.items()]
-    found += [{"file": str(file), "found": fault} for file, fault in in_folder.items()]
+        mended |= {str(file): what for file, what in folder.mend().items()}
+    faults |= {str(file): fault for file, fault in in_folder.items()}
+    found = [{"file": f, "found": what, "done": mended.get(f)} for f, what in faults.items()]
     return {
         "run_id": record["run_id"],
         "run": str(folder.path),

@@ -7,6 +7,7 @@ tasks it had, which go to others, and another actor takes its place. Tasks are g
 that have answered, so one that finds no node holds nothing up.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -24,6 +25,8 @@ LOG = logging.getLogger(__name__)
 QUEUED_PER_WORKER = 2
 LOOK_S = 2.0
 """Between two looks at the nodes while workers are missing."""
+TELLING = "telling"
+"""A thread of every actor of its own, which can say how far the task is that the other works on."""
 AHEAD = 64
 """Actors beyond those at work that are asked for where an autoscaler may start nodes for them."""
 KIND = "accelerator_type:"
@@ -50,6 +53,8 @@ class Crew:
     the oldest first."""
     recruits: dict[Any, Any] = field(default_factory=dict)
     """Actors that have not answered yet, by the ref of their answer."""
+    _asked: dict[Any, Any] = field(default_factory=dict)
+    """Refs of what actors at work will answer on how far their task is."""
     _refusal: str = "no answer"
     """Why the last recruit that was lost did not start."""
     _told: float = float("-inf")
@@ -103,6 +108,7 @@ class Crew:
             memory=demand.get("memory"),
             resources=dict(self.resources.resources) or None,
             accelerator_type=self.resources.accelerator,
+            concurrency_groups={TELLING: 1},
             max_restarts=0,
             max_task_retries=0,
         )(Worker)
@@ -136,6 +142,21 @@ class Crew:
     def holder(self, ref: Any) -> Any:
         """The actor that was given the task of `ref`."""
         return next(actor for actor, tasks in self.busy.items() if ref in tasks)
+
+    def steps(self) -> list[tuple[str, int, int]]:
+        """Of actors at work, how far a task is (`Worker.steps`), as they answered the last call."""
+        self._asked = {actor: ref for actor, ref in self._asked.items() if self.busy.get(actor)}
+        refs = list(self._asked.values())
+        answered, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
+        for actor in [actor for actor, tasks in self.busy.items() if tasks]:
+            if self._asked.get(actor) in [None, *answered]:
+                self._asked[actor] = actor.steps.options(concurrency_group=TELLING).remote()
+        steps = []
+        for ref in answered:
+            # The loss of an actor is told by its task.
+            with contextlib.suppress(self.ray.exceptions.RayError):
+                steps.append(self.ray.get(ref))
+        return [one for one in steps if one[2]]
 
     def welcome(self, ref: Any) -> None:
         """Lets a recruit work that has answered with `ref`."""

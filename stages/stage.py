@@ -155,6 +155,10 @@ class Inputs(Protocol):
     def tell(self) -> Tell:
         """Records facts about the part beside its rows."""
 
+    @property
+    def stepped(self) -> Steps:
+        """Hears how much of a long part is done, for people who wait; no row follows from it."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -222,6 +226,8 @@ class Stage(ABC):
     whole_of: ClassVar[Role | None] = None
     """For `split="whole"`, the role whose rows it reads, where it reads no others: with other
     queries what it computed of the examples stays."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False
     """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
     is_kept: ClassVar[bool] = False

@@ -25,6 +25,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.credentials import masked, refuse_secrets
+from storage.extras import install_command
 from storage.schema import StorageError
 
 LOG = logging.getLogger(__name__)
@@ -95,6 +96,12 @@ class Use(NamedTuple):
     """How often the client itself asks S3, before `asked` does so again."""
 
 
+EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "abfs"),
+}
+"""The extra of `pyproject.toml` that brings the file system of a protocol."""
 STORE = Use("store ", "`store:`", "list, read, write and delete", 10, 2)
 SOURCE = Use("", "the path", "list and read", 4, 1)
 
@@ -122,10 +129,11 @@ def open_file_system(url: str, use: Use = STORE) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
+        extra = EXTRAS.get(url.partition("://")[0].lower())
+        advice = f", or run `{install_command(extra)}`" if extra is not None else ""
         raise StorageError(
             f"{use.noun}{url}: found no file system for it ({error}), expected a folder, s3:// or "
-            f"gs://. Correct {use.setting}, or install the extra (pip install -e '.[s3]', '.[gs]' "
-            "or '.[abfs]')."
+            f"gs://. Correct {use.setting}{advice}."
         ) from error
     if is_s3:
         fs.retries = 1  # s3fs would try again without a word

@@ -8,6 +8,7 @@ import click
 
 from pipeline.errors import RunError
 from pipeline.progress import Screen
+from pipeline.terminal import LINES
 from stages.stage import StageError
 from storage.schema import StorageError
 
@@ -37,7 +38,7 @@ def interactive(run: Any, methods: Sequence[str], top: int, new_tokens: int, is_
                     kept=kept,
                 )
         except (RunError, StageError, StorageError) as error:
-            click.echo(f"assay: {error}", err=True)
+            click.echo(f"assay: {str(error).translate(LINES)}", err=True)
             continue
         found.show(is_json)
         click.echo("", err=True)

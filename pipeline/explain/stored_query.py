@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline import short_ids
 from pipeline.errors import RunError
 from pipeline.explain.query import SAID, Rows, said_in
 from storage.catalog import fetch
@@ -12,14 +13,14 @@ COLUMNS = "source_id, text, text_b, coalesce(label_name, target::VARCHAR) AS lab
 
 
 class StoredQuery:
-    """A query of a run, found by its `query_id`, or else by its `source_id`; see `Query`."""
+    """A query of a run, found by its `query_id`, or else its `source_id`, or how one is shown."""
 
     def __init__(self, run: Any, name: str, top: int):
         """Looks up the query `name` in the run.
 
         Args:
             run: The `pipeline.open_run.OpenedRun`.
-            name: The query's `query_id` or `source_id`.
+            name: The query's `query_id` or `source_id`, or what a screen shows of it.
             top: How many rows above and below 0 `scores` and `values` return.
 
         Raises:
@@ -32,6 +33,8 @@ class StoredQuery:
                 f"ORDER BY query_id::VARCHAR <> {quoted(name)}, query_id LIMIT 1"
             )
         )
+        if not rows:
+            rows = self._shown_as(run, name)
         if not rows:
             first = fetch(run.sql("SELECT source_id, text FROM queries ORDER BY query_id LIMIT 1"))
             example = (
@@ -47,6 +50,29 @@ class StoredQuery:
         if (said := said_in(run)) is not None:
             own = f"SELECT prompt, answer FROM ({said}) WHERE role = 'query' AND id = {self.id}"
             self.facts.update(dicts(run.sql(own))[0])
+
+    @staticmethod
+    def _shown_as(run: Any, name: str) -> Rows:
+        """The one query whose id is shortened to `name` on a screen; nothing where none is.
+
+        Raises:
+            RunError: there are several.
+        """
+        alike = " OR ".join(
+            short_ids.condition(c, name) for c in ("source_id", "query_id::VARCHAR")
+        )
+        rows = dicts(
+            run.sql(
+                f"SELECT query_id, {COLUMNS} FROM queries WHERE {alike} ORDER BY source_id LIMIT 4"
+            )
+        )
+        if len(rows) > 1:
+            several = ", ".join(str(row["source_id"]) for row in rows[:3])
+            raise RunError(
+                f"--query {name}: found several queries whose id may be meant ({several}"
+                f"{' and more' if len(rows) > 3 else ''}), expected one. Write more of the id."
+            )
+        return rows
 
     def predictions(self) -> Rows:
         """The prediction of each of the run's models; see `Query.predictions`."""

@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from pipeline.explain.query import Rows
+from pipeline.terminal import CONTROLS, LINES
 from stages.reading.words import words_of as bounds_of
 
 COLUMNS = ("text", "text_b")
@@ -98,7 +99,9 @@ def on_terminal(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Text:
             round(255 + (part - 255) * abs(share)) for part in (GREEN if share > 0 else RED)
         )
         ink = "white" if abs(share) > 0.6 else "black"
-        shown.append(text, f"{ink} on rgb({red},{green},{blue})" if abs(share) > 0.1 else "")
+        shown.append(
+            text.translate(LINES), f"{ink} on rgb({red},{green},{blue})" if abs(share) > 0.1 else ""
+        )
     strongest = sorted(entry["words"], key=lambda word: -abs(word["score"]))[:STRONGEST]
     scores = ", ".join(f"{word['word']} {word['score']:+.3g}" for word in strongest)
-    return shown.append(f"\nstrongest: {scores}" if scores else "")
+    return shown.append(f"\nstrongest: {scores.translate(CONTROLS)}" if scores else "")

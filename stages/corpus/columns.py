@@ -13,6 +13,7 @@ from stages.corpus.forms import (
     preference_columns,
 )
 from stages.corpus.source import LABELLED, Source
+from stages.corpus.yaml_value import in_yaml
 from stages.stage import DataError, Role
 from storage.schema import FILE_COLUMN
 
@@ -67,11 +68,15 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
         if name is None or name in found or (key == "features" and source.features_file):
             continue
         close = get_close_matches(name, found, n=1, cutoff=0.5)
-        advice = f"Did you mean {key}: {close[0]}?" if close else f"Set {key} to one of them."
+        advice = (
+            f"Did you mean {key}: {in_yaml(close[0])}?" if close else f"Set {key} to one of them."
+        )
         if key == "label" and role == "query":
             advice += " For queries without labels, set label: null."
         if role == "query":
             advice += " `queries:` names its own columns; those of `corpus:` are not taken over."
+        if key == "label" and role == "example":
+            advice += " For texts without labels, set task: completion."
         if key == "text" and source.features is not None:
             advice += " For rows that are vectors alone, set text: null."
         raise DataError(

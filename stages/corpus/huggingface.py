@@ -21,6 +21,7 @@ from stages.corpus.pieces import Layout, Reading, Split, select
 from stages.corpus.remote_file import changed
 from stages.corpus.source import ENDINGS, KINDS, Source, ending
 from stages.corpus.source_files import list_files
+from stages.corpus.yaml_value import in_yaml
 from stages.stage import DataError
 from storage.manifest import digest
 
@@ -43,7 +44,7 @@ def load_hub(source: Source) -> Any:
         return next(iter(found.values()))
     raise DataError(
         f"{source.path}: found the splits {', '.join(found)}, expected to be told which. "
-        f"Set split, for example split: {next(iter(found))}."
+        f"Set split, for example split: {in_yaml(next(iter(found)))}."
     )
 
 
@@ -161,7 +162,7 @@ def choose(source: Source, splits: Mapping[str, Callable[[], Split]]) -> Reading
     if expression is None:
         raise DataError(
             f"{source.path}: found the splits {found}, expected to be told which. "
-            f"Set split, for example split: {next(iter(splits))}."
+            f"Set split, for example split: {in_yaml(next(iter(splits)))}."
         )
     expression = "+".join(splits) if expression == "all" else expression
     terms = [term.strip() for term in expression.split("+")]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from stages.corpus import label_notices as told
 from stages.corpus.cells import NULLS, SourceRows, is_number, is_text
 from stages.corpus.source import Source
+from stages.corpus.yaml_value import in_yaml
 from stages.stage import DataError, Role
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0+)?")
@@ -115,7 +116,7 @@ def read_labels(
         raise DataError(
             f"{source.path}: found {len(classes)} class ({', '.join(classes) or 'no label at all'})"
             f" in column {source.label}, expected at least two. Name another label column, or list "
-            "all classes under classes."
+            f"all classes, such as `classes: {in_yaml([*(classes or ('one',)), 'another'])}`."
         )
     codes = np.array([*code_of, -1])
     is_missing = np.array([*(key is None for key in keys), True])

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from stages.corpus.conversations import Turns
+from stages.corpus.yaml_value import in_yaml
 from stages.stage import ConfigError, CorpusTask, DataError
 
 KINDS = {
@@ -252,5 +253,5 @@ def matches(path: str) -> list[str]:
     close = difflib.get_close_matches(os.path.basename(whole), names, n=1)
     raise DataError(
         f"{path}: found no file or folder at {whole}, expected one with an ending among "
-        f"{ENDINGS}. {f'Did you mean {close[0]}?' if close else 'Correct path.'}"
+        f"{ENDINGS}. {f'Did you mean {in_yaml(close[0])}?' if close else 'Correct path.'}"
     )

@@ -155,6 +155,10 @@ class GameFields(FeatureFields):
         check_ridge(self.ridge)
         check_utilities(self.utilities, self.temperature)
 
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("regression", "completion"), "`kernel: [gradient], utilities: [loss]`"
+    )
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of corpora whose examples can be valued; those without classes by `loss` alone."""

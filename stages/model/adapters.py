@@ -11,6 +11,7 @@ from stages.model.hub import adapter_folder, as_model_error, quiet
 from stages.model.seeded import generator_of
 from stages.model.spec import Lora, ModelSpec
 from stages.stage import ConfigError, ModelError
+from storage.extras import install_command
 
 
 def adapted(model: ModelSpec, network: Any) -> Any:
@@ -29,7 +30,7 @@ def adapted(model: ModelSpec, network: Any) -> Any:
     except ImportError as error:
         raise ModelError(
             f"{model.path}: found no package peft, expected it for LoRA adapters. "
-            "Run `pip install -e '.[lora]'`."
+            f"Run `{install_command('lora')}`."
         ) from error
     network.requires_grad_(False)
     if model.adapter is not None:

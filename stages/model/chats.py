@@ -11,10 +11,11 @@ though it may swallow the line end behind it.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from stages.corpus.conversations import ASSISTANT, MARKS, is_learned
+from stages.model.windows import pieces
 from stages.stage import ModelError, RefusedRow
 
 Messages = list[dict[str, Any]]
@@ -180,10 +181,10 @@ def _in_words(render: Callable[[], Any]) -> Any:
         raise RefusedRow(f"chat template: {words}", EXPECTED) from error
 
 
-def tokenise_chat(
+def chat_pieces(
     tokenizer: Any, messages: Messages, tools: list[Any] | None = None
-) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and whether each is a token of an answer.
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Token ids of a conversation, in pieces, and whether each is a token of an answer.
 
     Raises:
         RefusedRow: as `lay_out`.
@@ -195,32 +196,24 @@ def tokenise_chat(
             "expected a fast one because the corpus holds messages. Save tokenizer.json beside the "
             "weights."
         )
-    chat, pieces = _told_apart(tokenizer, messages, tools)
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    for start, text, is_text in pieces:
-        encoded = tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            split_special_tokens=is_text,
-            verbose=False,
-        )
-        ids += encoded["input_ids"]
-        offsets += [(first + start, last + start) for first, last in encoded["offset_mapping"]]
+    chat, parts = _told_apart(tokenizer, messages, tools)
     marks = {token: mark.content for token, mark in tokenizer.added_tokens_decoder.items()}
-    is_answer, reached = [], 0
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        first, last = start, end
-        if marks.get(token) == chat.text[start:end].strip():
-            last = start + 1
-        elif start == end:
-            # Some tokenizers leave spaces out of offsets: a token of spaces alone has those since
-            # the token before.
-            first = min(start, reached)
-        is_answer.append(any(first < stop and last > begin for begin, stop in chat.answers))
-        reached = max(reached, end)
-    return ids, is_answer
+    reached = 0
+    for begun, text, is_text in parts:
+        for piece in pieces(tokenizer, text, splits_special=is_text):
+            is_answer = []
+            for token, place in zip(piece.ids, piece.places, strict=True):
+                start, end = (begun + at for at in place or (0, 0))
+                first, last = start, end
+                if marks.get(token) == chat.text[start:end].strip():
+                    last = start + 1
+                elif start == end:
+                    # Some tokenizers leave spaces out of offsets: a token of spaces alone has those
+                    # since the token before.
+                    first = min(start, reached)
+                is_answer.append(any(first < stop and last > begin for begin, stop in chat.answers))
+                reached = max(reached, end)
+            yield piece.ids, is_answer
 
 
 def _told_apart(

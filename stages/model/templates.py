@@ -6,9 +6,9 @@ the template; a completion loses its end, or its prompt the start: `ModelSpec.tr
 """
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from stages.model.batches import (
     tokenise,
     with_marks,
 )
-from stages.model.chats import parsed, special_ids, tokenise_chat
+from stages.model.chats import chat_pieces, parsed, special_ids
 from stages.model.first_part import first_part
 from stages.model.networks import IGNORED
 from stages.model.spec import Prompt
+from stages.model.windows import Piece, count, pieces, row_length
 from stages.stage import ConfigError, DataError
 
 COLUMN_OF = {"text": 0, "text_b": 1}
@@ -62,20 +63,13 @@ def tokenise_prompts(
             "masked one, and for a causal one a text that its answer follows. Correct template."
         )
     mask = tokenizer.mask_token if is_masked else ""
-    # Special tokens that the template itself spells out stay tokens, as the mask does.
-    named = [token for token in tokenizer.all_special_tokens if token in prompt.template]
-    marks = tuple(dict.fromkeys([*([mask] if mask else []), *named]))
+    marks = _marks(tokenizer, prompt.template, mask)
     marking = with_marks(tokenizer, marks)
 
     def encode(text: str) -> Any:
         return encode_text(
             marking, text, return_attention_mask=False, return_offsets_mapping=with_offsets
         )
-
-    def without_marks(text: str) -> str:
-        for mark in marks:
-            text = text.replace(mark, " ")
-        return text
 
     columns: dict[str, list[list[int]]] = {"input_ids": []}
     positions, spans = [], []
@@ -86,7 +80,7 @@ def tokenise_prompts(
                 f"template {prompt.template!r}. Name text_b, or take it out of the template."
             )
         whole = [first_part(tokenizer, part, max_length) for part in (text, pair or "")]
-        parts = list(map(without_marks, whole))
+        parts = [_without(part, marks) for part in whole]
         is_whole = parts == whole
         encoded = _fit(tokenizer, encode, prompt.template, parts, mask, max_length)
         ids = encoded["input_ids"]
@@ -97,6 +91,33 @@ def tokenise_prompts(
         if with_offsets:
             spans.append(_prompt_spans(encoded, prompt.template, parts, mask, is_whole))
     return Tokens(columns, np.array(positions, dtype=np.int64), spans if with_offsets else None)
+
+
+def prompt_lengths(
+    tokenizer: Any,
+    prompt: Prompt,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
+    is_masked: bool,
+) -> list[int]:
+    """The tokens of each row in the template, however many; see `tokenise_prompts`."""
+    mask = tokenizer.mask_token if is_masked else ""
+    marks = _marks(tokenizer, prompt.template, mask)
+    marking = with_marks(tokenizer, marks)
+    rows = [[_without(part or "", marks) for part in row] for row in zip(texts, pairs, strict=True)]
+    return [row_length(marking, _filled(prompt.template, row, mask), None) for row in rows]
+
+
+def _marks(tokenizer: Any, template: str, mask: str) -> tuple[str, ...]:
+    """Special tokens that a template spells out, which stay tokens, as the mask does."""
+    named = [token for token in tokenizer.all_special_tokens if token in template]
+    return tuple(dict.fromkeys([*([mask] if mask else []), *named]))
+
+
+def _without(text: str, marks: Sequence[str]) -> str:
+    for mark in marks:
+        text = text.replace(mark, " ")
+    return text
 
 
 def label_word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
@@ -151,35 +172,64 @@ def tokenise_completions(
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
     spans = []
     for text, pair in zip(texts, pairs, strict=True):
+        if form != "messages" and not keeps_end:
+            text = first_part(tokenizer, text, max_length)
+            pair = pair and first_part(tokenizer, pair, max_length)
+        ids: list[int] = []
+        is_answer: list[bool] = []
         row_spans: list[Span] = []
-        if form == "messages":
-            ids, is_answer = tokenise_chat(tokenizer, *parsed(text, pair))
-            # A chat template gives no character offsets.
-            special = special_ids(tokenizer)
-            row_spans = [TEMPLATE if i in special else REWRITTEN for i in ids]
-        else:
-            ids, is_answer = [], []
-            for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
-                if not keeps_end:
-                    part = first_part(tokenizer, part, max_length)
-                part_ids, characters = _part(tokenizer, part, column == 0, with_offsets)
-                ids += part_ids
-                is_answer += [column == 1 or form == "text"] * len(part_ids)
-                row_spans += [TEMPLATE if at is None else (column, *at) for at in characters]
-            end = _end(tokenizer)
-            ids, is_answer, row_spans = (
-                ids + end,
-                is_answer + [True] * len(end),
-                row_spans + [TEMPLATE] * len(end),
-            )
         kept = slice(-max_length, None) if keeps_end else slice(max_length)
-        ids, is_answer = ids[kept], is_answer[kept]
+        for piece in row_pieces(tokenizer, text, pair, form):
+            ids, is_answer = [*ids, *piece.ids][kept], [*is_answer, *piece.is_answer][kept]
+            row_spans = [*row_spans, *piece.spans][kept]
+            if len(ids) == max_length and not keeps_end:
+                break
         following = zip(ids[1:], is_answer[1:], strict=True)
         targets = [token if answers else IGNORED for token, answers in following]
         columns["input_ids"].append(ids)
         columns["targets"].append([*targets, IGNORED])
-        spans.append(row_spans[kept])
+        spans.append(row_spans)
     return Tokens(columns, spans=spans if with_offsets else None)
+
+
+class RowPiece(NamedTuple):
+    """Consecutive tokens of a row of completions."""
+
+    ids: list[int]
+    is_answer: list[bool]
+    spans: list[Span]
+
+
+def row_pieces(tokenizer: Any, text: str, pair: str | None, form: str) -> Iterator[RowPiece]:
+    """All tokens of a row, in pieces; see `tokenise_completions`. Memory: that of a piece.
+
+    Raises:
+        RefusedRow: the chat template refuses a conversation.
+        ModelError: there is no chat template, or the tokenizer has no offsets.
+    """
+    if form == "messages":
+        special = special_ids(tokenizer)
+        for ids, is_answer in chat_pieces(tokenizer, *parsed(text, pair)):
+            # A chat template gives no character offsets.
+            yield RowPiece(ids, is_answer, [TEMPLATE if i in special else REWRITTEN for i in ids])
+        return
+    for column, part in enumerate([text] if form == "text" else [text, pair or ""]):
+        last = Piece([], [])
+        for piece in pieces(tokenizer, part, special=column == 0):
+            yield _row_piece(last, column, form)
+            last = piece
+        # A tokenizer that ends every text would end the prompt before its completion.
+        if column == 0 and last.ids and last.ids[-1] == tokenizer.eos_token_id:
+            last = Piece(last.ids[:-1], last.places[:-1])
+        yield _row_piece(last, column, form)
+    end = _end(tokenizer)
+    yield RowPiece(end, [True] * len(end), [TEMPLATE] * len(end))
+
+
+def _row_piece(piece: Piece, column: int, form: str) -> RowPiece:
+    is_answer = [column == 1 or form == "text"] * len(piece.ids)
+    spans = [TEMPLATE if at is None else (column, *at) for at in piece.places]
+    return RowPiece(piece.ids, is_answer, spans)
 
 
 def tokenise_plain(
@@ -299,18 +349,11 @@ def _fit(
     max_length: int,
 ) -> Any:
     while True:
-        try:
-            filled = _Template().format(template, text=parts[0], text_b=parts[1], mask=mask)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ConfigError(
-                f"prompt: found the template {template!r} ({error}), expected {{text}}, {{text_b}} "
-                "and {mask} in braces and nothing else. Correct template."
-            ) from error
-        encoded = encode(filled)
+        encoded = encode(_filled(template, parts, mask))
         excess = len(encoded["input_ids"]) - max_length
         if excess <= 0:
             return encoded
-        lengths = [len(_part(tokenizer, part, False, False)[0]) for part in parts]
+        lengths = [count(tokenizer, part) for part in parts]
         longer = int(lengths[1] > lengths[0])
         if lengths[longer] == 0:
             raise ConfigError(
@@ -326,29 +369,19 @@ def _fit(
         parts[longer] = parts[longer][:end]
 
 
-def _part(
-    tokenizer: Any, text: str, special: bool, with_offsets: bool
-) -> tuple[list[int], list[tuple[int, int] | None]]:
-    """Token ids of a piece of text, and with `with_offsets` the start and stop of each.
+def _filled(template: str, parts: Sequence[str], mask: str) -> str:
+    """The template with a row's texts in it.
 
-    A token that the tokenizer adds has None for these. `special` adds the special tokens that begin
-    a text, never the one that ends it.
+    Raises:
+        ConfigError: it names something else.
     """
-    encoded = encode_text(
-        tokenizer,
-        text,
-        add_special_tokens=special,
-        return_offsets_mapping=with_offsets,
-        verbose=False,  # of texts longer than the model reads: the caller cuts them
-    )
-    ids: list[int] = encoded["input_ids"]
-    # A tokenizer that ends every text would end the prompt before its completion.
-    if special and ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
-    if not with_offsets:
-        return ids, []
-    places = zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
-    return ids, [None if part is None else at for part, at in places][: len(ids)]
+    try:
+        return _Template().format(template, text=parts[0], text_b=parts[1], mask=mask)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"prompt: found the template {template!r} ({error}), expected {{text}}, {{text_b}} "
+            "and {mask} in braces and nothing else. Correct template."
+        ) from error
 
 
 def _end(tokenizer: Any) -> list[int]:

@@ -97,6 +97,10 @@ class AnswerIssues(Stage):
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
+    instead: ClassVar[Mapping[str, str]] = {
+        "classification": "label_issues",
+        "preference": "preference_issues",
+    }
 
     @property
     def seed(self) -> int:

@@ -54,6 +54,10 @@ class LabelIssues(Stage):
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    instead: ClassVar[Mapping[str, str]] = {
+        "completion": "answer_issues",
+        "preference": "preference_issues",
+    }
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -70,6 +70,10 @@ class PreferenceIssues(Stage):
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("preference",)
+    instead: ClassVar[Mapping[str, str]] = {
+        "classification": "label_issues",
+        "completion": "answer_issues",
+    }
 
     @property
     def seed(self) -> int:

@@ -5,7 +5,7 @@ the model: what follows of it is about the rest. Of a preference the longer side
 is run.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from stages.corpus.preferences import SIDE_FORMS, side_columns
 from stages.model.heads.head import Head, head_of
-from stages.model.lengths import UNCUT
 from stages.model.pretrained import load_tokenizer
 from stages.model.spec import ModelSpec, RunsModel
 from stages.stage import Cost, Inputs, Rows, Split, Stage, Work
@@ -36,7 +35,7 @@ them are read."""
 
 
 class Encoder(NamedTuple):
-    """A tokenizer, and the head that lays rows out for it and cuts none."""
+    """A tokenizer, and the head that lays rows out for it."""
 
     tokenizer: Any
     head: Head
@@ -70,9 +69,7 @@ class TextLength(RunsModel, Stage):
             ModelError: the tokenizer cannot be loaded.
         """
         form = str(inputs.details("text").get("format", "text"))
-        return Encoder(
-            load_tokenizer(self.model), head_of(replace(self.model, max_length=UNCUT)), form
-        )
+        return Encoder(load_tokenizer(self.model), head_of(self.model), form)
 
     def compute(self, inputs: Inputs) -> Rows:
         """The lengths of the texts of one shard."""
@@ -83,7 +80,7 @@ class TextLength(RunsModel, Stage):
         if form in SIDE_FORMS:
             texts, pairs = side_columns(texts, pairs, form)
             form = SIDE_FORMS[form]
-        lengths = encoder.head.encode(encoder.tokenizer, texts, pairs, form).lengths
+        lengths = np.array(encoder.head.lengths(encoder.tokenizer, texts, pairs, form), np.int64)
         if form != encoder.form:
             lengths = lengths.reshape(-1, 2).max(1)
         columns = [

@@ -1,8 +1,12 @@
 """Bases of the stages that score the tokens of queries: fields, tables, and loading the model."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.model.spec import ModelSpec, RunsModel
 from stages.saliency.outputs import (
@@ -53,16 +57,46 @@ class TokenScores(TokenStage, contract=True):
     Each method computes them in `score`.
     """
 
+    version: ClassVar[int] = 3
+
     def open(self, inputs: Inputs) -> Any:
         """The model, ready to be called with word embeddings."""
         return load_embedded(self.model, inputs)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Token scores of one block of queries."""
-        explained = read_outputs(inputs.opened, inputs, self.token_budget, self.continuation)
-        scored = self.score(inputs.opened, explained) if explained.n else []
-        yield from token_rows(explained, scored)
+        """Token scores of the part's queries, computed a block at a time."""
+        blocks = list(query_blocks(inputs.table("text", "query"), self.token_budget))
+        inputs.stepped(0, len(blocks))
+        for nth, ids in enumerate(blocks):
+            explained = read_outputs(
+                inputs.opened, inputs, self.token_budget, self.continuation, set(ids)
+            )
+            scored = self.score(inputs.opened, explained) if explained.n else []
+            yield from token_rows(explained, scored)
+            inputs.stepped(nth + 1, len(blocks))
 
     @abstractmethod
     def score(self, embedded: Any, explained: ExplainedOutputs) -> list[ScoredOutput]:
         """The token scores of each explained output; `embedded` is what `open` returned."""
+
+
+def query_blocks(text: pa.Table, token_budget: int) -> Iterator[list[int]]:
+    """The ids of queries, ascending, in blocks whose tokens, offsets and paths are held at a time.
+
+    A block has as many queries as a batch has tokens for 64 each, or fewer of long texts: as many
+    as have eight characters for each token of a batch, but always one. So batches are full, and
+    minutes of work are told of in parts.
+    """
+    text = text.sort_by("id")
+    lengths = pc.add(pc.utf8_length(text["text"]), pc.fill_null(pc.utf8_length(text["text_b"]), 0))
+    block: list[int] = []
+    n_characters = 0
+    for query, length in zip(text["id"].to_pylist(), lengths.to_pylist(), strict=True):
+        is_full = len(block) >= max(1, token_budget // 64)
+        if block and (is_full or n_characters + length > 8 * token_budget):
+            yield block
+            block, n_characters = [], 0
+        block.append(query)
+        n_characters += length
+    if block:
+        yield block

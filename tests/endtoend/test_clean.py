@@ -146,3 +146,53 @@ def test_beside_a_driver_what_is_younger_than_it_stays(run: Path) -> None:
 
 def test_a_place_that_is_no_run_and_no_store_is_refused(tmp_path: Path) -> None:
     assert "found neither a run.json nor tables" in complaint("clean", tmp_path)
+
+
+def test_nothing_is_left_of_another_corpus(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside tables: what was chosen by its size, and a reading that was killed half way."""
+    monkeypatch.setattr("pipeline.sizes.SMALL", 10)
+    rows = tmp_path / "rows.jsonl"
+    corpus = {"path": str(rows), "text": "text", "label": "label"}
+    settings = (f"corpus={json.dumps(corpus)}", "queries=null")
+
+    def write(word: str) -> None:
+        lines = [{"text": f"{word} film {n}", "label": "ab"[n % 2]} for n in range(24)]
+        rows.write_text("\n".join(map(json.dumps, lines)))
+
+    write("good")
+    again(run, *settings)
+    write("bad")
+    write_manifest = Store.write_manifest
+
+    def killed(store: Store, manifest: Any, *rest: Any, **options: Any) -> str:
+        if manifest.table == "label":
+            raise SystemExit(137)
+        return write_manifest(store, manifest, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_manifest", killed)
+        assay(
+            "run",
+            run.parent / "given.yaml",
+            *(x for s in settings for x in ("--set", s)),
+            "--set",
+            f"run={run}",
+            code=137,
+        )
+    write("dull")
+    again(run, *settings)
+    found = cleaned(run)
+    assert len(found["orphan"]) > 20
+    sizes = {path.name for path in (run / "store/.sizes").iterdir()}
+    assert len(sizes & set(found["orphan"])) == 1
+    assay("clean", run, "--remove")
+    assert cleaned(run) == {}
+    fresh = run.parent / "fresh"
+    again(fresh, *settings, f"store={fresh}/store")
+    # Of the model's check and of where sources lie there are notes for any run.
+    own = {p.relative_to(run / "store") for p in (run / "store").rglob("*.*")}
+    new = {p.relative_to(fresh / "store") for p in (fresh / "store").rglob("*.*")}
+    shared = {path for path in own - new if path.parts[0] in (".sources", ".checks", ".runs")}
+    assert own - shared == new - {path for path in new if path.parts[0] == ".runs"}

@@ -169,7 +169,7 @@ def test_plan_of_a_finished_run_reuses_everything_and_writes_nothing(
     assert "at most 4" in told
     assert "In all at most about" in told
     printed = assay("plan", config)
-    assert "In all about" in printed.stdout
+    assert "Nothing is left to compute" in printed.stdout
     assert "48 examples, 16 queries, 2 rejected rows, 4 shards" in printed.stdout
     assert {p: p.stat().st_mtime_ns for p in config.parent.rglob("*")} == before
 

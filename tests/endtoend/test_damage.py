@@ -205,8 +205,15 @@ def test_verify_tells_and_repairs_just_what_is_damaged(whole: Path, folder: Path
         f"prediction/{manifest.name}",
     }
     assert set((run / "store").rglob("*")) == before
-    assert "and removed" in assay("verify", run, "--repair").stdout
+    said = assay("verify", run, "--repair").stdout
+    assert "damaged or gone: 2 removed. " in said
+    assert "computes what is missing again" in said
     assert before - set((run / "store").rglob("*")) == {damaged, manifest}
+    # What is gone is not removed, and nothing says that it was.
+    for said in (assay("verify", run, code=1).stdout, assay("verify", run, "--repair").stdout):
+        assert "2 of" in said
+        assert "gone. `" in said
+        assert "remove" not in said
     again(whole, folder)
     assert tables_of(run / "store") == tables_of(whole / "run/store")
 
@@ -234,7 +241,11 @@ def test_files_of_the_folder_are_verified_and_mended(whole: Path, folder: Path) 
     (run / "config.yaml").write_text("run: [")
     found = json.loads(assay("verify", run, "--json", code=1).stdout)["damaged"]
     assert {Path(row["file"]).name for row in found} == {"catalog.duckdb", "config.yaml"}
-    assay("verify", run, "--repair")
+    assert "gone: 1 removed, 1 written again. `" in assay("verify", run, "--repair").stdout
+    found = json.loads(assay("verify", run, "--json", code=1).stdout)["damaged"]
+    assert [(Path(row["file"]).name, row["found"], row["done"]) for row in found] == [
+        ("catalog.duckdb", "gone", None)
+    ]
     assay("run", run / "config.yaml")
     assert assay("verify", run).exit_code == 0
     flip(run / "run.json")

@@ -210,6 +210,17 @@ def test_files_hold_what_was_found(
     assert "found no image" in complaint("explain", folder, *asked, "--out", tmp_path / "why.png")
 
 
+def test_a_query_is_found_by_what_a_screen_shows_of_its_id(
+    folder: Path, assay: Any, complaint: Any
+) -> None:
+    for name in ("validation-3", "valid…-3", "val...3"):
+        found = json.loads(assay("explain", folder, "--query", name, "--json").stdout)
+        assert found["query"]["source_id"] == "validation-3"
+    said = complaint("explain", folder, "--query", "valid…")
+    assert "several queries whose id may be meant (validation-0, validation-1" in said
+    assert "found no such query" in complaint("explain", folder, "--query", "validation-")
+
+
 def test_what_cannot_be_asked(folder: Path, tmp_path: Path, complaint: Any) -> None:
     said = complaint("explain", folder, "--query", "zz")
     assert "found no such query in the run, expected a source_id or query_id such as" in said

@@ -6,6 +6,7 @@ DuckDB writes shows in the folders.
 
 import contextlib
 import copy
+import csv
 import json
 import os
 import shutil
@@ -17,13 +18,15 @@ from typing import Any
 import pytest
 import yaml
 from configurations import small_config
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from pipeline import api
 from pipeline.api import open_run
 from pipeline.config import read_config
-from pipeline.on_terminal import exit_code
+from pipeline.on_terminal import exit_code, print_rows
 from pipeline.status import run_status
+from pipeline.terminal import shown
 from stages.corpus.review import read_decisions, read_review
 from stages.stage import DataError
 from storage.manifest import open_sealed, parse_manifest, sealed_json
@@ -121,7 +124,8 @@ def spoiled(draw: Any, whole: dict[str, Any]) -> dict[str, Any]:
             place = place[key]
         change = draw(st.sampled_from(["value", "value", "name", "gone"]))
         if change == "value":
-            place[last] = draw(ODD)
+            # A copy: what is spoiled further must not change what is drawn the next time.
+            place[last] = copy.deepcopy(draw(ODD))
         elif change == "name" and isinstance(place, dict):
             place[str(draw(ODD))] = place.pop(last)
         elif isinstance(place, dict | list):
@@ -259,3 +263,85 @@ def test_run_folders(data: st.DataObject, run: Path) -> None:
 def _tables(record: bytes) -> set[str]:
     tables = json.loads(record)["tables"].values()
     return {table for states in tables for table in states}
+
+
+STRANGE = st.sampled_from(
+    [
+        *(None, True, 0, -1, 2**63, 1e300, [], [1], {"a": 1}),
+        *("good", "bad", " good", "GOOD", "nan", "1.0", "'", '"', "a,b\n"),
+        *("\u200b", "\u202e abc", "\x9b31m", "</s>", "[SEP]", "[MASK] x", *EVIL),
+    ]
+) | st.text(max_size=10)
+TEXT = STRANGE | st.sampled_from(["a good film", "a bad plot", "not so dull", "the same text"])
+LABEL = st.sampled_from(["good", "bad"]) | STRANGE
+DECISION = st.sampled_from(["accept", "fix", "drop", "drop"]) | CELL
+NAME = st.sampled_from(["text", "label", "uid"]) | st.text(max_size=6)
+
+
+def cells(rows: list[dict[str, Any]], ending: str, path: Path) -> None:
+    """Writes rows as a source has them: JSON values, or their texts in a CSV."""
+    if ending == ".csv":
+        names = list(rows[0])
+        with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
+            writer = csv.writer(file)
+            writer.writerows([names, *([row[name] for name in names] for row in rows)])
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@settings(FUZZ, max_examples=max(1, FUZZ.max_examples // 16))
+@given(data=st.data())
+def test_whole_runs_over_strange_cells(
+    data: st.DataObject, folder: Path, reader: dict[str, Any], monkeypatch_module: Any
+) -> None:
+    """`run`, what people look at, and `apply`: each works, or ends with a sentence."""
+    place = folder / "whole"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "given").mkdir(parents=True)
+    monkeypatch_module.setenv("ASSAY_MAPS", str(place / "maps"))
+    ending = data.draw(st.sampled_from([".jsonl", ".csv"]))
+    extra = data.draw(NAME)
+    names = ("text", "label", "uid", extra)
+    drawn = data.draw(st.lists(st.tuples(TEXT, LABEL, STRANGE, STRANGE), min_size=1, max_size=8))
+    rows = [dict(zip(names, row, strict=True)) for row in drawn]
+    # So that most cases come to an end: rows that are as they should be.
+    plain = [dict.fromkeys(names, ""), dict.fromkeys(names, "")]
+    for n in range(data.draw(st.sampled_from([0, 8, 8, 8]))):
+        rows.append(plain[n % 2] | {"text": f"film {n}", "label": ["good", "bad"][n % 2], "uid": n})
+    source = place / "given" / f"rows{ending}"
+    cells(rows, ending, source)
+    corpus: dict[str, Any] = {"path": str(source), "text": "text", "label": "label"}
+    if data.draw(st.booleans()):
+        corpus["id"] = "uid"
+    config = {
+        "run": str(place / "run"),
+        "model": {**reader, "head": "probe"},
+        "corpus": corpus,
+        "queries": {**corpus},
+        "ray": {"engine": "in_process"},
+        "stages": {"label_issues": {}, "text_length": {}, "near_duplicates": {}},
+    }
+    with nothing_done(place / "run", place / "maps"), told():
+        done = api.run(config)
+        event("came to its end")
+        str(done.flag(top=3))
+        shown(lambda: print_rows(done.sql("FROM rejected"), False))
+        shown(lambda: print_rows(done.flag(top=9), False))
+    review = place / "given" / "review.csv"
+    ids = [str(row["uid"]) for row in rows] + ["0", "1", "zz"]
+    decisions = data.draw(
+        st.lists(st.tuples(st.sampled_from(ids), DECISION, LABEL), min_size=1, max_size=4)
+    )
+    head = {"source_id": "", "decision": "", "new_label": ""}
+    made = [dict(zip(head, row, strict=True)) for row in decisions]
+    cells(made, ".csv", review)
+    with nothing_done(place / "run", place / "second", place / "maps"), told():
+        api.apply(place / "run", review, to=place / "second")
+        event("was applied")
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch

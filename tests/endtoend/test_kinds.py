@@ -122,7 +122,8 @@ def test_what_vectors_alone_cannot_do_is_said_at_once(
     assert "reads 'hidden_states', which needs a model" in said
     assert "kernel: [features]" in said
     said = complaint(*plan, "stages={prediction: {embedding: features}}")
-    assert "stages.probe: found that it reads 'embedding', which needs a model" in said
+    assert "stages.prediction: found that probe, which it adds, reads 'embedding'" in said
+    assert "Say `probe: {embedding: features}` under `stages:`" in said
     said = complaint(*plan, "stages={embedding: {}}", "--set", f"model={json.dumps(reader)}")
     assert "expected a corpus with text" in said
     said = complaint(*plan, "stages={features: {stage: probe}}")
@@ -226,10 +227,11 @@ def test_a_target_is_corrected_and_written(prices: Path, tmp_path: Path, assay: 
 
 def test_what_a_regression_cannot_do_is_said_at_once(prices: Path, complaint: Any) -> None:
     run = prices.parent / "run"
-    for command in (("flag", run), ("select", run, "--keep", "5")):
-        said = complaint(*command)
-        assert "found a corpus with task: regression" in said
-        assert "ORDER BY loss DESC" in said
+    said = complaint("flag", run)
+    assert "found a corpus with task: regression, expected classification" in said
+    assert "ORDER BY loss DESC" in said
+    said = complaint("select", run, "--keep", "5")
+    assert "Add `freeshap: {kernel: [gradient], utilities: [loss]}` under `stages:`" in said
     for stage in ("label_issues", "freeshap", "leave_one_out"):
         given = {stage: {} if stage == "label_issues" else {"kernel": ["features"]}}
         stages = {"kernel_regression": {"kernel": ["features"]}, **given}

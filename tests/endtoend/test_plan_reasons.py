@@ -228,10 +228,10 @@ def test_a_run_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {reason for found in reasons(config).values() for reason in found} == {"nothing before"}
     perform = pipeline.task.Worker.run_task
 
-    def failing(worker: Any, job: Any, part: Any, key: str) -> Any:
+    def failing(worker: Any, job: Any, part: Any, key: str, *rest: Any) -> Any:
         if job.instance == "prediction" and part.index == 2:
             raise MemoryError
-        return perform(worker, job, part, key)
+        return perform(worker, job, part, key, *rest)
 
     monkeypatch.setattr(pipeline.task.Worker, "run_task", failing)
     assay("run", config, code=1)

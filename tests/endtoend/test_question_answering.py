@@ -148,7 +148,7 @@ def test_faithfulness_of_answers(done: Path, assay: Any) -> None:
     [
         ({"stages": {"prediction": {}}}, "expected classification or regression or completion"),
         ({"stages": {"gradient": {}}}, "found a corpus with task: question_answering"),
-        ({"stages": {"freeshap": {}}}, "found head: span, expected a head with class logits"),
+        ({"stages": {"freeshap": {}}}, "stages.freeshap: found a corpus with task: question_answ"),
         (
             {"stages": {"answer_span": {"model": {"path": "m", "head": "probe"}}}},
             "expected head: span, which",

@@ -117,9 +117,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts[at_work[0]] += int(batch["attention_mask"].shape[0])
         return forward(network, batch)
 
-    def performing(worker: Worker, job: Job, part: Part, key: str) -> list[ShardRecord]:
+    def performing(worker: Worker, job: Job, part: Part, key: str, *rest: Any) -> list[ShardRecord]:
         at_work[0] = job.instance
-        return perform(worker, job, part, key)
+        return perform(worker, job, part, key, *rest)
 
     monkeypatch.setattr(stages.model.measurement, "forward", counting)
     # Random text, once per worker, is no row of the corpus.

@@ -23,10 +23,10 @@ class Weighing:
         self.inner, self.weights = InProcess(), []
 
     def run_tasks(
-        self, job: Job, tasks: Sequence[Task], resources: Resources
+        self, job: Job, tasks: Sequence[Task], resources: Resources, heard: Any = None
     ) -> Iterator[tuple[Task, list[ShardRecord]]]:
         self.weights.append(len(pickle.dumps(job)))
-        for task, records in self.inner.run_tasks(job, tasks, resources):
+        for task, records in self.inner.run_tasks(job, tasks, resources, heard):
             self.weights.append(len(pickle.dumps((task, records))))
             yield task, records
 

@@ -96,7 +96,7 @@ def test_rows_appended_across_a_threshold_change_no_features(tmp_path: Path, ass
     planned = plan_of(assay, config)
     kept = [note for note in planned["notes"] if "keeps directions" in note]
     assert len(kept) == 1
-    assert "freeshap keeps directions: None" in kept[0]
+    assert "freeshap keeps directions: null" in kept[0]
     assert "6 would now be chosen" in kept[0]
     said = assay("run", config).stderr
     assert kept[0] in " ".join(said.split())

@@ -11,7 +11,7 @@ from stages.model.heads.head import Explains, Head
 from stages.model.networks import CompletionNetwork, NextWordNetwork
 from stages.model.pretrained import load_causal
 from stages.model.refusals import WITHOUT, TextCheck, chat_refusal
-from stages.model.templates import tokenise_completions
+from stages.model.templates import row_pieces, tokenise_completions
 from stages.stage import DataError, Inputs
 
 
@@ -51,6 +51,13 @@ class Completion(Head):
             )
         longest, keeps_end = self.spec.max_length, self.spec.truncation_mode == "keep_end"
         return tokenise_completions(tokenizer, texts, pairs, form, longest, keeps_end, with_offsets)
+
+    def lengths(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[int]:
+        """See `Head.lengths`."""
+        rows = zip(texts, pairs, strict=True)
+        return [sum(len(p.ids) for p in row_pieces(tokenizer, *row, form)) for row in rows]
 
     def refusals(
         self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str

@@ -15,6 +15,7 @@ from stages.model.batches import Tokens
 from stages.model.refusals import WITHOUT, TextCheck
 from stages.model.spec import ModelSpec
 from stages.model.templates import plain_texts, tokenise_plain
+from stages.model.windows import row_length
 from stages.stage import TASKS, ConfigError, Inputs
 
 Explains = Literal["output", "answer", "next_tokens"]
@@ -97,6 +98,16 @@ class Head(ABC):
         `form` is the content of the text columns: "text", "prompt_completion" or "messages".
         """
         return tokenise_plain(tokenizer, texts, pairs, form, self.spec.max_length, with_offsets)
+
+    def lengths(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[int]:
+        """The tokens of each row before `max_length` cuts it. Arguments are those of `encode`.
+
+        Memory is that of a window of the longest text (`stages.model.windows`).
+        """
+        rows = zip(*plain_texts(texts, pairs, form), strict=True)
+        return [row_length(tokenizer, text, pair) for text, pair in rows]
 
     def refusals(
         self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str

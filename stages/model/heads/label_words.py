@@ -24,7 +24,7 @@ from stages.model.pretrained import (
     refuse_other_logits,
 )
 from stages.model.spec import ModelSpec, Prompt
-from stages.model.templates import label_word_ids, tokenise_prompts
+from stages.model.templates import label_word_ids, prompt_lengths, tokenise_prompts
 from stages.stage import TASKS, ConfigError, Inputs, ModelError
 
 # Parts of transformers that its own types leave out.
@@ -108,6 +108,12 @@ class LabelWords(Head):
         return tokenise_prompts(
             tokenizer, self._prompt, texts, pairs, longest, self.is_masked, with_offsets
         )
+
+    def lengths(
+        self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str
+    ) -> list[int]:
+        """See `Head.lengths`."""
+        return prompt_lengths(tokenizer, self._prompt, texts, pairs, self.is_masked)
 
     def refusals(
         self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None], form: str

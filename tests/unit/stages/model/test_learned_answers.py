@@ -7,7 +7,7 @@ import pytest
 from tiny_models import TALKING
 
 from stages.corpus.conversations import read_conversation
-from stages.model.chats import Messages, lay_out, leaves_out_reasoning, parsed, tokenise_chat
+from stages.model.chats import Messages, chat_pieces, lay_out, leaves_out_reasoning, parsed
 from stages.stage import RefusedRow
 
 MARKED = (
@@ -21,6 +21,12 @@ FORGETS = (
     "m.content.split('</think>')[-1] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def tokenise_chat(*given: Any) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and whether each is a token of an answer."""
+    found = list(chat_pieces(*given))
+    return [i for ids, _ in found for i in ids], [is_one for _, own in found for is_one in own]
 
 
 @functools.cache
