@@ -35,7 +35,8 @@ def apply_review(
             `fix` takes the label in `new_label`. Or what Label Studio or Argilla exports of its
             tasks. Earlier reviews of the run still hold.
         to: Folder of the new run; by default the old one's name with `-corrected`, and a number
-            where that folder holds a run already.
+            where that folder holds a run already. The same review goes on in the folder that it
+            was begun in.
         progress: Hears how far the new run is.
         waits: Whether to wait where another driver works in the new run's folder.
 
@@ -56,12 +57,17 @@ def apply_review(
     else:
         decided = [json.loads(line)["decision"] for line in exported.splitlines()]
         _refuse_undecided(review, any(decided))
-    target = to.expanduser().resolve() if to else _unused_folder(folder.path)
-    target.mkdir(parents=True, exist_ok=True)
     # Named by its content: a review that is refused must not replace one that counts.
     content, suffix = (exported, ".jsonl") if exported else (review.read_bytes(), review.suffix)
     number = len(reviewed.corpus.corrections) + 1
     name = f"review-{number}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
+    target = to.expanduser().resolve() if to else _folder_for(folder.path, name)
+    if (target / "run.json").exists() and not (target / name).exists():
+        raise RunError(
+            f"--to {target}: found another run there, expected a new folder, or that of the same "
+            "review, where it goes on. Name another."
+        )
+    target.mkdir(parents=True, exist_ok=True)
     kept = target / name
     write_whole(kept, content)
     corrected = dataclasses.replace(
@@ -96,10 +102,10 @@ def _refuse_undecided(review: Path, is_decided: bool) -> None:
         )
 
 
-def _unused_folder(run: Path) -> Path:
-    """A path beside the folder `run` that holds no run yet."""
+def _folder_for(run: Path, name: str) -> Path:
+    """A path beside the folder `run` that holds no run yet, or that of the review called `name`."""
     target, number = run.with_name(f"{run.name}-corrected"), 1
-    while (target / "run.json").exists():
+    while (target / "run.json").exists() and not (target / name).exists():
         number += 1
         target = run.with_name(f"{run.name}-corrected-{number}")
     return target

@@ -9,6 +9,7 @@ from pipeline import on_terminal as printed
 from pipeline.cli_options import as_json, method, out, out_or_folder, wait
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from pipeline.terminal import show
 
 
 @click.command()
@@ -42,12 +43,21 @@ def flag(
 
     Example: assay flag runs/quickstart --review review.csv
     """
+    if form != "csv" and review is None:
+        raise click.UsageError(
+            f"found --format {form} without --review, expected a file to write. Say for example "
+            "--review tasks.json."
+        )
     opened = open_run(run)
     rows = opened.flag(top, method, precision, is_all)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     if review is not None:
-        click.echo(f"{opened.write_review(rows, review, form)} rows in {review}", err=True)
+        click.echo(
+            f"{opened.write_review(rows, review, form)} rows in {review}. Decide about them, then: "
+            f"assay apply {run} {review}",
+            err=True,
+        )
     if out is None and review is None:
         printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
 
@@ -76,3 +86,8 @@ def apply(
         count = opened.write_corpus(out, open_run(run))
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
     printed.print_summary(opened, is_json)
+    if not is_json:
+        from pipeline.applied import changes  # `--help` should not pay for pyarrow
+
+        for line in changes(open_run(run), opened):
+            show(line)

@@ -20,7 +20,7 @@ from pipeline.given import Given, given_in_file, override, type_text
 from pipeline.paths import Inputs
 from pipeline.settings import FOR, Run
 from stages.catalogue import load, load_metric, metric_names, stage_names
-from stages.corpus.source import local
+from stages.corpus.source import LABELLED, local
 from stages.corpus.yaml_value import in_yaml
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
@@ -76,6 +76,7 @@ def parse_config(
         raw["queries"] = {**taken_over, **queries}
     inputs = Inputs(name, local(str(folder or ".")), tuple(overridden))
     checked: Run = _placed(_check(Run, raw, name, ()), inputs)
+    _check_pairs(checked, name)
     if entries is None or not isinstance(entries, Mapping) or not entries:
         raise ConfigFileError(
             f"{name}: stages: found {type_text(entries)}, expected a mapping from stage to its "
@@ -267,6 +268,21 @@ def _check_names(by_stage: Mapping[str, Any], stages: Mapping[str, Any], where: 
                 f"{where}.{name}: found no stage instance of that name, expected one of "
                 f"{', '.join(stages)}. Correct the name."
             )
+
+
+def _check_pairs(run: Run, name: str) -> None:
+    """Raises where only one of corpus and queries has second texts."""
+    if run.queries is None or run.corpus.task not in LABELLED:
+        return
+    named = {"corpus": run.corpus.text_b, "queries": run.queries.text_b}
+    given = [key for key, column in named.items() if column]
+    if len(given) == 1:
+        (other,) = named.keys() - set(given)
+        raise ConfigFileError(
+            f"{name}: {other}.text_b: found no second text, expected one as in {given[0]}, so that "
+            f"pairs are compared with pairs. Name its column under `{other}:`, or leave text_b out "
+            "of both."
+        )
 
 
 def _placed(run: Run, inputs: Inputs) -> Run:

@@ -40,7 +40,7 @@ def decisions(run: Any) -> str | None:
         stages.stage.DataError: it cannot be read.
     """
     found: dict[tuple[str, str], str] = {}
-    for path in _reviews(run):
+    for path in reviews(run):
         from stages.corpus.review import read_decisions  # it takes datasets' time to import
 
         key, decided = read_decisions(str(path))
@@ -59,7 +59,7 @@ def decisions(run: Any) -> str | None:
     )
 
 
-def _reviews(run: Any) -> Iterator[Path]:
+def reviews(run: Any) -> Iterator[Path]:
     """The files of reviews that the run was made with; those in its folder move with it."""
     # The YAML as it is: to parse a configuration would import every stage.
     config = read_yaml(run.record.get("config") or "", str(run.folder.config))

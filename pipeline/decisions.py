@@ -19,6 +19,9 @@ OF_TASK = {
 }
 """What there is for each task of a corpus, where results of another are asked for."""
 
+KEPT = "example_id IN (SELECT id FROM tables.label WHERE role = 'example')"
+"""The condition that a review has not dropped a row: what is told of texts stays in the tables."""
+
 
 class Source(NamedTuple):
     """What rows are chosen by."""

@@ -317,8 +317,10 @@ class OnRay:
         except exceptions.RayActorError as error:
             if error.actor_init_failed:
                 raise TaskError(
-                    f"ray: found that a worker cannot start ({error}), expected this package and "
-                    "what it needs on every node. Install the same version there."
+                    f"ray: found that a worker cannot start ({line_of(error)}), expected the "
+                    f"package of this command, {Path(__file__).parent}, and what it needs on every "
+                    "node. Install the same version there; on this machine, leave the folder of "
+                    "another checkout, or set PYTHONPATH to the one that is meant."
                 ) from error
             crew.refuse(ref, line_of(error))
         except exceptions.RayError as error:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from pipeline.agreement import mismatches
+from pipeline.decisions import KEPT
 from pipeline.trials import trials
 from storage.sql import quoted
 
@@ -42,6 +43,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "flagged": None,
         "doubtful": None,
         "agreement": None,
+        "most_frequent": None,
         "pairs": [],
         "answers": [],
         "bad_answers": None,
@@ -65,6 +67,7 @@ def _summary(run: Any) -> dict[str, Any]:
             {
                 "example_id": r["example_id"],
                 "text": r["text"],
+                **({"text_b": r["text_b"]} if "text_b" in r else {}),
                 "given": r["given_label"],
                 "suggested": r["suggested_label"],
                 "score": r["label_score"],
@@ -120,8 +123,8 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
     names = ("example_id", "prompt", "answer", "reason", "p_wrong")
     reasons = _dicts(
         run.sql(
-            "SELECT reason, count(*) AS n FROM answer_issues WHERE is_answer_issue AND "
-            f"method = {quoted(method)} GROUP BY ALL ORDER BY n DESC, reason"
+            f"SELECT reason, count(*) AS n FROM answer_issues WHERE is_answer_issue AND {KEPT} "
+            f"AND method = {quoted(method)} GROUP BY ALL ORDER BY n DESC, reason"
         )
     )
     found = {"answers": [{name: row[name] for name in names} for row in rows]}
@@ -134,8 +137,8 @@ def _orders(run: Any, method: str) -> dict[str, Any]:
     names = ("example_id", "prompt", "chosen", "rejected", "reason", "p_wrong")
     ((flagged, details),) = _fetch(
         run.sql(
-            "SELECT (SELECT count(*) FROM preference_issues WHERE is_preference_issue AND "
-            f"method = '{method}'), details FROM runs WHERE instance = '{method}' AND "
+            f"SELECT (SELECT count(*) FROM preference_issues WHERE is_preference_issue AND {KEPT} "
+            f"AND method = '{method}'), details FROM runs WHERE instance = '{method}' AND "
             "\"table\" = 'preference_issue'"
         )
     )
@@ -169,17 +172,19 @@ def between_classes(method: str, utility: str) -> str:
 def extremes(method: str, utility: str, side: str) -> str:
     """The statement of the most `helpful` or `harmful` examples, by their places in their classes.
 
+    A class without a value above 0 has no helpful one. By class, the best or the worst first.
     Columns: example_id, text, label, value, stderr, p_helpful, source_id.
     """
-    order = {"helpful": "DESC", "harmful": "ASC"}[side]
+    order, sign = {"helpful": ("DESC", ">"), "harmful": ("ASC", "<")}[side]
     return (
         "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
         "s.p_helpful, e.source_id "
         "FROM (SELECT *, row_number() OVER "
         f"(PARTITION BY label ORDER BY value {order}, example_id) AS place "
-        f"FROM ({_labelled_values(method, utility)}) ORDER BY place, value {order}, example_id "
+        f"FROM ({_labelled_values(method, utility)}) WHERE value {sign} 0 "
+        f"ORDER BY place, value {order}, example_id "
         f"LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
-        f"ORDER BY s.place, s.value {order}, s.example_id"
+        f"ORDER BY e.label, s.value {order}, s.example_id"
     )
 
 
@@ -229,7 +234,14 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
             )
         )
     agreement = facts["n_agreeing"] / facts["n_judged"]
-    return {"doubtful": doubtful, "agreement": agreement, "pairs": pairs}
+    ((majority,),) = _fetch(
+        run.sql(
+            "SELECT max(n) / sum(n) FROM (SELECT count(*) AS n FROM tables.label_issues "
+            f"WHERE method = {quoted(method)} GROUP BY given_label)"
+        )
+    )
+    known = {"doubtful": doubtful, "agreement": agreement, "most_frequent": majority}
+    return {**known, "pairs": pairs}
 
 
 def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

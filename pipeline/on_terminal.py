@@ -182,7 +182,8 @@ def print_summary(run: Any, is_json: bool) -> None:
         return
     if summary["suspicious"]:
         show("\nMost suspicious labels (score from 0 to 1, low: probably wrong)")
-        names = ["text", "given", "suggested", "score"]
+        pair = ["text_b"] if "text_b" in summary["suspicious"][0] else []
+        names = ["text", *pair, "given", "suggested", "score"]
         if summary["planted"]:
             names.append("planted")
         show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
@@ -300,12 +301,22 @@ def _about_orders(orders: Mapping[str, Any], n: int) -> str:
     )
 
 
+BARELY = 0.2
+"""Part of the way from the most frequent class to all labels; below it predictions say little."""
+
+
 def _about_flags(summary: Mapping[str, Any]) -> str:
     """How many labels are flagged, and how much weight the number has."""
     flagged, n, doubtful = (summary[name] for name in ("flagged", "examples", "doubtful"))
     if summary["agreement"] is None:
         return f"{flagged} of {n} labels are flagged as probably wrong."
     agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
+    least = summary["most_frequent"]
+    if least is not None and summary["agreement"] < least + BARELY * (1 - least):
+        agreement += (
+            f", not much more than the {least:.0%} that have the most frequent class, so that "
+            "flags say little"
+        )
     if flagged:
         return (
             f"{flagged} of {n} labels are flagged as probably wrong; {agreement}. The order is "

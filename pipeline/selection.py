@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.decisions import Source, selected
+from pipeline.decisions import KEPT, Source, selected
 from pipeline.errors import RunError
 from pipeline.pair_selection import BY_PAIRS, pair_source
 from pipeline.results import rows_of
@@ -125,14 +125,15 @@ def left_out(run: Any) -> LeftOut:
     """Rows of completions or preferences that are flagged, and near duplicates of others."""
     flagged, rows = "SELECT NULL::BIGINT AS example_id WHERE false", None
     if run.methods("answer_issues"):
-        rows = flagged = "SELECT example_id FROM answer_issues WHERE is_answer_issue"
+        rows = flagged = f"SELECT example_id FROM answer_issues WHERE is_answer_issue AND {KEPT}"
     if run.methods("preference_issues"):
-        rows = flagged = "SELECT example_id FROM preference_issues WHERE is_preference_issue"
+        of_pairs = "SELECT example_id FROM preference_issues WHERE is_preference_issue"
+        rows = flagged = f"{of_pairs} AND {KEPT}"
     if run.methods("near_duplicates"):
         # The first of a cluster that is not flagged stands for it.
         rows = (
-            f"{flagged} UNION SELECT example_id FROM near_duplicates WHERE example_id NOT IN "
-            f"({flagged}) QUALIFY row_number() OVER (PARTITION BY method, cluster "
+            f"{flagged} UNION SELECT example_id FROM near_duplicates WHERE {KEPT} AND example_id "
+            f"NOT IN ({flagged}) QUALIFY row_number() OVER (PARTITION BY method, cluster "
             "ORDER BY example_id) > 1"
         )
     n_flagged, n = (

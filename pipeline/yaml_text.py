@@ -35,10 +35,16 @@ def read_yaml(text: str, name: str) -> Any:
     # A number of many digits, or a day that there is not, is a ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigFileError(
-            f"{name}: found text that is not YAML ({' '.join(str(error).split())[:300]}), "
-            "expected a mapping with run, corpus and stages. Check the indentation there, and put "
-            "quotes around text with special signs."
+            f"{name}: found text that is not YAML ({_told(error)}), expected a mapping with run, "
+            "corpus and stages. Check the indentation there; put quotes around a value with a "
+            "colon in it, and braces around fields in the line of their stage: `ig: {steps: 20}`."
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """What is wrong, without what the parser calls a text."""
+    words = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+    return words[:300]
 
 
 class _Bounded(yaml.SafeLoader):

@@ -32,8 +32,9 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
     show(shown_text(query))
     for line in prediction_lines(found):
         show(line)
+    predicted = [line["predicted"] for line in found["predictions"]]
     for entry in found["tokens"]:
-        show(f"\n{explain_words.title(entry, bool(found['answers']))}")
+        show(f"\n{explain_words.title(entry, bool(found['answers']), predicted)}")
         show(explain_words.on_terminal(entry, query))
     if note := legend(found):
         show(f"\n{note}")

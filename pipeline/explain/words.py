@@ -4,7 +4,7 @@ Colours: green raises the explained output, red lowers it; the darker, the large
 largest score of the method. Methods without a sign are green alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from rich.text import Text
@@ -75,10 +75,13 @@ def pieces(
             yield word["word"], word["score"] / largest
 
 
-def title(entry: Mapping[str, Any], is_of_answer: bool = False) -> str:
+def title(
+    entry: Mapping[str, Any], is_of_answer: bool = False, predicted: Collection[str] = ()
+) -> str:
     """The method and the output, such as a class, that it explains by the words.
 
-    With `is_of_answer` outputs are the `start` and the `end` of a question's answer.
+    Where that is none of the classes in `predicted`, it says whose prediction it is. With
+    `is_of_answer` outputs are the `start` and the `end` of a question's answer.
     """
     name = entry["output_name"] or "the model's output"
     if is_of_answer and name in ("start", "end"):
@@ -86,7 +89,9 @@ def title(entry: Mapping[str, Any], is_of_answer: bool = False) -> str:
     # Scores of attention and of gradients' lengths have no sign.
     has_sign = any(word["score"] < 0 for word in entry["words"])
     role = "speak for (+) or against (-)" if has_sign else "matter most for"
-    return f"{entry['method']}: words that {role} {name}"
+    of_another = bool(predicted) and entry["output_name"] and name not in predicted
+    whose = ", which the model that it looks into predicts" if of_another else ""
+    return f"{entry['method']}: words that {role} {name}{whose}"
 
 
 def on_terminal(entry: Mapping[str, Any], query: Mapping[str, Any]) -> Text:

@@ -69,8 +69,8 @@ def _items(path: Path) -> list[Any]:
     file = path / argilla.RECORDS if path.is_dir() else path
     if not file.is_file():
         raise RunError(
-            f"{file}: found no such file, expected the answers of Argilla in the folder that "
-            "`Dataset.to_disk` wrote. Export the dataset with its records."
+            f"{file}: found no such file, expected a reviewed CSV, or a folder that Argilla's "
+            "`Dataset.to_disk` wrote. Name the CSV, or export the dataset with its records."
         )
     if file.suffix.lower() != ".json":
         return []

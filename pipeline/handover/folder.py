@@ -16,6 +16,8 @@ from storage.sql import quoted
 
 JUDGED = ("answer_issues", "preference_issues")
 """Views whose flagged rows are not chosen among."""
+OWN = ("example_id", "value", "rank", "weight")
+"""What a selection says of a row; all else that is written is the source's."""
 ARGUMENTS = {
     "keep": "--keep",
     "drop": "--drop",
@@ -50,7 +52,7 @@ def write_selected(run: Any, rows: Any, path: Path) -> int:
             ".parquet, .jsonl or .csv."
         )
     chosen, given = rows.chosen
-    kept = source_table(run, chosen.statement, list(rows.columns))
+    kept = source_table(run, chosen.statement, [c for c in rows.columns if c in OWN])
     removed = source_table(run, _removed(run, chosen, given), ["example_id", "value", "reason"])
     story = Story(
         run,

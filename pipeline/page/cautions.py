@@ -288,10 +288,10 @@ _CHECKS: dict[str, Check] = {
     "no row of the source was rejected": _rejected,
     "models are right more often than chance": _mismatched,
     "predictions know clearly more than the most frequent class": _weak,
-    "all pairs of classes are told apart": _alike,
+    "no two classes are near chance to be told apart": _alike,
     "every row was judged": _unjudged,
     "no gradient of unusual length": _gradients,
-    "values have converged": _unsettled,
+    "less than a fifth of the variance of values is error of sampling": _unsettled,
     "no example is also a query": _shared,
     "no twins with different labels": _contradictory,
     "no rare class": _rare,
@@ -300,15 +300,15 @@ _CHECKS: dict[str, Check] = {
 _NEEDS: dict[str, set[str]] = {
     "models are right more often than chance": {"predictions"},
     "predictions know clearly more than the most frequent class": {"predictions"},
-    "all pairs of classes are told apart": {"predictions"},
+    "no two classes are near chance to be told apart": {"predictions"},
     "no gradient of unusual length": {"diagnostics"},
-    "values have converged": {"shapley"},
+    "less than a fifth of the variance of values is error of sampling": {"shapley"},
     "no more than 1 % of the texts lose their end": {"text_lengths"},
 }
 _OF_CLASSES = {
     "models are right more often than chance",
     "predictions know clearly more than the most frequent class",
-    "all pairs of classes are told apart",
+    "no two classes are near chance to be told apart",
     "no rare class",
 }
 _OF_TEXTS = {"no example is also a query", "no twins with different labels"}

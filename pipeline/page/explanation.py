@@ -59,12 +59,13 @@ def explained(
         ]
         methods.append({"title": title, "sides": shown})
     is_of_answer = bool(found["answers"])
+    predicted = [line["predicted"] for line in found["predictions"]]
     return {
         "predictions": prediction_lines(found),
         "probabilities": _probabilities(found),
         "words": [
             {
-                "title": explain_words.title(entry, is_of_answer),
+                "title": explain_words.title(entry, is_of_answer, predicted),
                 "pieces": _pieces(entry, found["query"]),
             }
             for entry in found["tokens"]

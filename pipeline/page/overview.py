@@ -207,11 +207,9 @@ def _review_steps(subject: Subject, flagged: int, rows: str, order: str) -> list
         say = "Nothing must be done. To be sure, read the 20 most suspicious"
     return [
         Step(
-            f"{say} ({decide}), in the browser.", f"assay view {subject.path} --review review.csv"
-        ),
-        Step(
-            "Or in a spreadsheet, where you fill in the column “decision”.",
-            f"assay flag {subject.path} --review review.csv{top}",
+            f"{say} ({decide}), in the browser; or in a spreadsheet, for which `assay flag` with "
+            f"`--review review.csv{top}` begins the same file.",
+            f"assay view {subject.path} --review review.csv",
         ),
         Step(
             "Correct the corpus by your decisions; only what depends on them is computed again.",

@@ -185,7 +185,7 @@ def parts(
             "LEFT JOIN (FROM shapley WHERE semivalue = 'shapley' AND "
             f"method = {quoted(method)} AND utility = {quoted(utility)}) AS v USING (example_id)"
         )
-        columns.append(Column("value", "value", "v.value", "number", 6))
+        columns.append(Column("value", "value", "v.value", "number", 3))
     if not subject.has_texts:  # texts that are all empty would all be duplicates
         return columns, joins, order
     joins.append(

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.decisions import KEPT
 from pipeline.page.asked import Asked, Rows, ask
 from pipeline.page.document import readable
 from pipeline.yaml_text import read_yaml
@@ -34,11 +35,14 @@ class Instance:
 
     view: str
     method: str
+    is_of_texts: bool = False
+    """Whether rows that a review dropped are still in the table, as it is of the texts alone."""
 
     @property
     def rows(self) -> str:
         """The part of a statement that names these rows."""
-        return f"{self.view} WHERE method = {quoted(self.method)}"
+        kept = f" AND {KEPT}" if self.is_of_texts else ""
+        return f"{self.view} WHERE method = {quoted(self.method)}{kept}"
 
 
 class Subject:
@@ -98,7 +102,8 @@ class Subject:
     def instance(self, view: str) -> Instance | None:
         """The instance of a view whose rows are shown; None where there is none."""
         methods = self.run.methods(view)
-        return Instance(view, methods[0]) if methods else None
+        of_texts = view in ("answer_issues", "preference_issues")
+        return Instance(view, methods[0], of_texts) if methods else None
 
     def source(self, role: str) -> str:
         """The name of the source that examples (`corpus`) or `queries` were read from."""

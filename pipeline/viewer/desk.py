@@ -12,7 +12,7 @@ from pipeline.viewer.review_file import VERDICTS, Change, Decision, ReviewFile
 from pipeline.viewer.rows import Filter, Rows
 from stages.corpus.targets import parse_number
 
-HELD_S = 300.0
+HELD_S = 120.0
 """Seconds for which a row that one person looks at is not given to another."""
 ALLOWED = {
     "classification": VERDICTS,
@@ -89,6 +89,12 @@ class Desk:
             if row is not None:
                 self._held[row] = (name, now + HELD_S)
             return row
+
+    def n_held(self, name: str) -> int:
+        """How many rows others look at just now."""
+        with self._lock:
+            now = time.monotonic()
+            return sum(who != name and until > now for who, until in self._held.values())
 
     def skip(self, name: str, row: int) -> None:
         """Leaves a row out for a person, until the page is opened anew."""

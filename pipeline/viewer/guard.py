@@ -15,6 +15,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+REMEMBERED_S = 30 * 86400
 LARGEST = 1 << 20
 """Bytes of a request."""
 
@@ -45,11 +46,12 @@ def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
         given = request.args.get("token")
         if request.method == "GET" and given is not None and _is_same(given, token):
             answer = redirect(request.path)
-            for name, value in (
-                (cookie, token),
-                (person, request.cookies.get(person) or secrets.token_hex(8)),
+            for name, value, seconds in (
+                (cookie, token, None),
+                # Who closes the browser and comes back is the same person.
+                (person, request.cookies.get(person) or secrets.token_hex(8), REMEMBERED_S),
             ):
-                answer.set_cookie(name, value, httponly=True, samesite="Strict")
+                answer.set_cookie(name, value, seconds, httponly=True, samesite="Strict")
             return answer
         if not _is_same(request.cookies.get(cookie, ""), token) or not request.cookies.get(person):
             abort(403, "Open the address that `assay view` printed; it holds a token.")

@@ -57,6 +57,8 @@ class ReviewFile:
         self.path, self._find = path, find
         self._columns = list(columns)
         self._rows: dict[int, dict[str, str]] = {}
+        self._given: dict[int, str] = {}
+        """Labels that stood in the file, or were suggested, before anybody decided here."""
         self._state: tuple[int, ...] | None = None
         if path.suffix != ".csv":
             raise RunError(f"{path}: found the ending {path.suffix!r}, expected .csv. Rename it.")
@@ -94,9 +96,10 @@ class ReviewFile:
             before = {row: self._rows[row] for row in made if row in self._rows}
             for row, decision in made.items():
                 cells = dict(self._rows.get(row) or shown[row])
+                given = self._given.setdefault(row, cells.get("new_label", ""))
                 cells["decision"] = decision.verdict
-                if "new_label" in self._columns and decision.new_label:
-                    cells["new_label"] = decision.new_label
+                if "new_label" in self._columns:
+                    cells["new_label"] = decision.new_label or given
                 self._rows[row] = cells
             try:
                 self._write()

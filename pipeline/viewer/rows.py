@@ -13,6 +13,7 @@ from pipeline.errors import RunError
 from pipeline.page.rows_table import LONGEST, Column, parts
 from pipeline.page.subject import Subject
 from pipeline.viewer.questions import Questions
+from storage.schema import StorageError
 from storage.sql import named, quoted
 
 DECIDED = ("undecided", "decided", "accept", "fix", "drop")
@@ -60,7 +61,7 @@ class Rows:
                     f"found --by {name}, expected a column of the source among "
                     f"{', '.join(known)}. Name one of these."
                 )
-            columns.append(Column(name, name, f"e.{named(name)}::VARCHAR", "class"))
+            columns.insert(1, Column(name, name, f"e.{named(name)}::VARCHAR", "class"))
         self.columns = _distinct(columns)
         reviewed = decisions(questions.run)
         if reviewed:
@@ -119,7 +120,14 @@ class Rows:
         if chosen.condition.strip():
             # The end of the line ends a comment in it, which would take the bracket with it.
             found.append(f"({chosen.condition}\n)")
-            self._questions.ask(f"{self._select('1')} WHERE ({chosen.condition}\n) LIMIT 0")
+            try:
+                self._questions.ask(f"{self._select('1')} WHERE ({chosen.condition}\n) LIMIT 0")
+            except StorageError as error:
+                refused = str(error.__cause__ or error).splitlines()[0]
+                raise RunError(
+                    f"found a condition that DuckDB refuses ({refused}), expected one on "
+                    f"{', '.join(self.names)}, such as p_wrong > 0.9. Correct it."
+                ) from error
         return " AND ".join(found) or "true"
 
     def page(

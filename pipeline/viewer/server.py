@@ -166,7 +166,8 @@ class Viewer:
             for column in self.rows.columns
             if self.rows.choices.get(column.name)
         ]
-        return {"choices": choices, "has_flags": self.rows.has_flags, "decided": DECIDED}
+        decided = [d for d in DECIDED if d in (*DECIDED[:2], *self.desk.verdicts)]
+        return {"choices": choices, "has_flags": self.rows.has_flags, "decided": decided}
 
     def _rows_json(self) -> Any:
         """What DataTables asks for: a page of rows in an order, and how many there are."""
@@ -199,6 +200,7 @@ class Viewer:
             example_id = self.desk.next(self._person(), chosen)
         whole = Filter(chosen.words, chosen.values, chosen.is_flagged, "", chosen.condition)
         progress = {**self.rows.progress(whole), "file": self.desk.n_decided}
+        progress["held"] = self.desk.n_held(self._person())
         if example_id is None:
             return jsonify(id=None, progress=progress)
         seen = self.desk.known(example_id)

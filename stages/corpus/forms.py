@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stages.corpus.cells import SourceRows, is_text
-from stages.corpus.source import Source
+from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError
 
 Form = Literal[
@@ -117,8 +117,19 @@ def form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[s
     return form
 
 
+SECOND = ("text_b", "text2", "sentence2", "question2", "hypothesis")
+"""Names that second texts have in data sets of pairs."""
+
+
 def notice(given: Source, source: Source, form: Form, found: Sequence[str]) -> str | None:
     """A sentence about columns that were taken by name, where a person may have meant others."""
+    if source.task in LABELLED and source.text is not None and source.text_b is None:
+        second = [name for name in SECOND if name in found]
+        if second:
+            return (
+                f"{source.path}: the column {second[0]} is not read. If rows are pairs of texts, "
+                f"name it by `text_b: {second[0]}`, in corpus and queries."
+            )
     if source.task != "completion":
         return None
     others = [name for name in (*SHAREGPT, INSTRUCTION, OUTPUT) if name in found]

@@ -21,6 +21,7 @@ from pipeline.errors import RunError
 from pipeline.explain import prompt as prompts
 from pipeline.explain.interactive import interactive
 from pipeline.handover.answered import review_of
+from pipeline.main_results import summarize
 from pipeline.page.overview import overview
 from pipeline.page.subject import Subject
 
@@ -334,6 +335,10 @@ def test_the_viewer_shows_conversations_and_takes_them_out(ran: Any, tmp_path: P
     corrected = open_run(tmp_path / "corrected")
     gone = f"FROM examples WHERE example_id = {first['example_id']}"
     assert not corrected.sql(gone).fetchall()
+    # What is told of texts stays in the tables; what is counted is of the rows that are left.
+    before, after = (sum(summarize(r)["bad_answers"].values()) for r in (run, corrected))
+    assert after == before - 1
+    assert f"{after or 'None'} of {N - 1} " in overview(Subject(corrected)).headline
     queries = Page(person.get("/queries").text)
     assert "what is" in queries.words
     answered = explain(run, prompt="what is the sky ?")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,37 @@ def test_a_review_without_decisions_makes_nothing(
     path = write(tmp_path / "r.csv", [{"source_id": "'=0", "decision": " "}])
     assert "found no decision" in complaint("apply", run, path, "--to", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_review_never_takes_the_place_of_another_run(
+    run: Path, assay: Any, complaint: Any, tmp_path: Path
+) -> None:
+    one, other = (
+        write(tmp_path / f"{verdict}.csv", [{"source_id": "'=0", "decision": verdict}])
+        for verdict in ("drop", "accept")
+    )
+    said = assay("apply", run, one, "--to", tmp_path / "new").stdout
+    assert "Applied: 1 dropped." in said
+    assert "labels are flagged" in said.split("Applied")[1]
+    before = (tmp_path / "new" / "run.json").read_bytes()
+    assert "found another run there" in complaint("apply", run, other, "--to", tmp_path / "new")
+    assert (tmp_path / "new" / "run.json").read_bytes() == before
+    assert len(list((tmp_path / "new").glob("review-*"))) == 1
+    # The same review goes on where it was begun.
+    assay("apply", run, one, "--to", tmp_path / "new")
+    assert len(list((tmp_path / "new").glob("review-*"))) == 1
+
+
+def test_without_a_folder_a_review_has_one_of_its_own(
+    run: Path, assay: Any, tmp_path: Path
+) -> None:
+    copied = tmp_path / "mine"
+    shutil.copytree(run, copied)
+    one, other = (
+        write(tmp_path / f"{verdict}.csv", [{"source_id": "'=0", "decision": verdict}])
+        for verdict in ("drop", "accept")
+    )
+    assay("status", copied)
+    for review in (one, other, one):
+        assay("apply", copied, review)
+    assert sorted(p.name for p in tmp_path.glob("mine-*")) == ["mine-corrected", "mine-corrected-2"]

@@ -240,6 +240,18 @@ def test_what_is_no_decision_changes_nothing(desk: Desk, verdict: str, label: st
     assert person.decide(12345, "drop").status_code == 400
 
 
+def test_taking_back_brings_back_the_suggestion(desk: Desk) -> None:
+    person = desk.person()
+    row = person.rows()["data"][0]
+    given, suggested = row["given_label"], row["suggested_label"]
+    assert given != suggested
+    person.decide(row["example_id"], "fix", given)
+    assert desk.file()[row["example_id"]] == ("fix", given)
+    person.post("/undo", {})
+    (line,) = lines(desk.review)
+    assert (line["decision"], line["new_label"]) == ("", suggested)
+
+
 def test_two_people_do_not_lose_each_others_decisions(desk: Desk, hostile: Path) -> None:
     one, two = desk.person(), desk.person()
     other = Desk(hostile, desk.review).person()  # through another server
@@ -341,7 +353,7 @@ def test_a_full_disk_loses_no_decision(desk: Desk, monkeypatch: pytest.MonkeyPat
 def test_the_json_of_a_page_is_json(shared: Desk) -> None:
     page = Page(shared.person().get("/rows").text)
     found = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
-    assert [column["name"] for column in found[0]["columns"]][-1] == "origin"
+    assert [column["name"] for column in found[0]["columns"]][:2] == ["source_id", "origin"]
 
 
 def test_targets_are_fixed_to_numbers(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@
     if (id !== null) asked.set("id", id);
     asked.set("part", "1");
     const found = await ask(`/review/next?${asked}`);
-    const { total, accept, fix, drop } = found.progress;
+    const { total, accept, fix, drop, held } = found.progress;
     const done = accept + fix + drop;
-    document.getElementById("progress").textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")} of these rows decided: ${accept} accepted, ${fix} fixed, ${drop} dropped`;
+    document.getElementById("progress").textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")} of these rows decided: ${accept} accepted, ${fix} fixed, ${drop} dropped${held ? `; ${held} ${held === 1 ? "is" : "are"} looked at by somebody else` : ""}`;
     const bar = document.getElementById("bar");
     bar.max = Math.max(total, 1);
     bar.value = done;

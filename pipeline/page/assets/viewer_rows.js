@@ -49,6 +49,9 @@
         const answer = await ask(`/rows.json?${query}`);
         say("");
         found = answer.recordsFiltered;
+        const total = answer.recordsTotal.toLocaleString("en");
+        document.getElementById("n-found").textContent =
+          found === answer.recordsTotal ? `${total} rows` : `${found.toLocaleString("en")} of ${total} rows`;
         draw(answer);
       } catch (error) {
         say(error.message);
@@ -64,7 +67,7 @@
         ...asColumn(column),
         data: column.name,
         name: column.name,
-        ...(column.name === "source_id" ? { render: (_, __, row) => link(row) } : {}),
+        ...(column.name === "source_id" ? { className: "id", render: (_, __, row) => link(row) } : {}),
       })),
     ],
     autoWidth: false,

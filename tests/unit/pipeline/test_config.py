@@ -319,3 +319,14 @@ def test_a_stage_that_can_do_without_a_model_is_given_none() -> None:
     assert with_one.stages["prediction"].model == with_one.model
     with pytest.raises(ConfigFileError, match="stages.ntk: found no model, expected one for this"):
         parse_config({**raw, "stages": {"ntk": {}}}, "test")
+
+
+@pytest.mark.parametrize("given", ["corpus", "queries"])
+def test_pairs_are_compared_with_pairs(given: str) -> None:
+    source = {"path": "rows.csv"}
+    raw = {**RAW, "corpus": source, "queries": source}
+    other = {"corpus": "queries", "queries": "corpus"}[given]
+    with pytest.raises(ConfigFileError, match=rf"{other}\.text_b: found no second text, expected"):
+        parse_config({**raw, given: {**source, "text_b": "b"}}, "test")
+    both = {**source, "text_b": "b"}
+    assert parse_config({**raw, "corpus": both, "queries": both}, "test").corpus.text_b == "b"

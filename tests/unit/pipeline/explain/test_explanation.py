@@ -23,6 +23,7 @@ from pipeline.finished import Finished
 from pipeline.open_run import OpenedRun
 from pipeline.page.explanation import explained, largest_numbers, page
 from pipeline.page.explanation_file import check_ending, write_explanation
+from pipeline.page.subject import Subject
 from stages.features.gradient import Gradient
 from stages.model.spec import ModelSpec
 from stages.pairs.similarity import Similarity
@@ -368,8 +369,8 @@ def test_files_by_their_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_explanation(run, found, tmp_path / "made" / "why.png")
     canvas = pixels_of((tmp_path / "made" / "why.png").read_bytes())
     assert canvas.shape[0] == 6 + (1 + len(lists_of_examples(found))) * (16 + 64 + 6)
-    judge = SimpleNamespace(doubts=lambda ids: {min(ids): "flagged: c?"})
-    monkeypatch.setattr("pipeline.page.explanation_file.Subject", lambda run: judge)
+    monkeypatch.setattr(Subject, "__init__", lambda subject, run: None)
+    monkeypatch.setattr(Subject, "doubts", lambda subject, ids: {min(ids): "flagged: c?"})
     write_explanation(run, found, tmp_path / "why.html")
     html = (tmp_path / "why.html").read_text()
     assert html.count("data:image/png") == 9

@@ -1,0 +1,67 @@
+"""What a review changed: its decisions, and the flags and accuracy of the run before and after."""
+
+from collections import Counter
+from typing import Any
+
+from pipeline.decided import reviews
+from pipeline.main_results import summarize
+from storage.sql import quoted
+
+DONE = {"fix": "fixed", "drop": "dropped", "accept": "accepted"}
+JUDGED = {
+    "classification": ("label_issues", "is_label_issue", "labels"),
+    "completion": ("answer_issues", "is_answer_issue", "answers"),
+    "preference": ("preference_issues", "is_preference_issue", "pairs"),
+}
+"""Of a task, the view that judges rows, its column of flags, and what is judged."""
+STEADY = 1.5
+"""Flags that change by less than this factor, beside those that were decided about, are no news."""
+
+
+def changes(before: Any, after: Any) -> list[str]:
+    """Sentences on what the last review of the opened run `after` made of `before`."""
+    from stages.corpus.review import read_decisions
+
+    *_, review = reviews(after)
+    decided = Counter(read_decisions(str(review))[1].values())
+    listed = [f"{decided[verdict]} {done}" for verdict, done in DONE.items() if decided[verdict]]
+    found = [f"Applied: {', '.join(listed)}."]
+    found += _flags(before, after, decided["fix"] + decided["drop"])
+    one, other = (
+        {line["source"]: line["accuracy"] for line in summarize(run)["accuracy"]}
+        for run in (before, after)
+    )
+    ((n,),) = after.sql(
+        "SELECT count(*) FROM tables.label WHERE role = 'query' AND label IS NOT NULL"
+    ).fetchall()
+    for source in one.keys() & other.keys():
+        right = [round(n * accuracy[source]) for accuracy in (one, other)]
+        if right[0] != right[1]:
+            found.append(f"The {source} is right on {right[1]} of {n} queries, {right[0]} before.")
+    return found
+
+
+def _flags(before: Any, after: Any, n_mended: int) -> list[str]:
+    """How many rows are flagged now, and why that may be other than what was mended."""
+    if after.task() not in JUDGED:
+        return []
+    view, flag, noun = JUDGED[after.task()]
+    counts = []
+    for run in (before, after):
+        methods = run.methods(view)
+        if not methods:
+            return []
+        ((n, expected),) = run.sql(
+            f"SELECT count(*) FILTER ({flag}), sum(p_wrong) FROM {view} "
+            f"WHERE method = {quoted(methods[0])}"
+        ).fetchall()
+        counts.append((int(n), float(expected or 0)))
+    (was, _), (now, expected) = counts
+    told = f"{now} {noun} are flagged, {was} before; {expected:.0f} are expected to be wrong."
+    left = max(was - n_mended, 1)
+    if max(now, 1) > STEADY * left or left > STEADY * max(now, 1):
+        told += (
+            " How many are wrong is estimated anew, of which a few decisions move much where rows "
+            "are few or hard to tell apart: trust the order, and read on from the top with --top."
+        )
+    return [told]
