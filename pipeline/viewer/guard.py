@@ -30,7 +30,8 @@ def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
         port: The port that it listens on.
     """
     cookie, person = f"assay_{port}", f"assay_person_{port}"  # all ports share their cookies
-    hosts = {f"{name}:{port}" for name in names}
+    # Browsers leave out the port that is HTTP's own.
+    hosts = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
     app.config["MAX_CONTENT_LENGTH"] = LARGEST
 
     @app.before_request

@@ -20,7 +20,7 @@ from pipeline.open_run import OpenedRun, open_run
 from pipeline.page.document import asset, part, readable
 from pipeline.page.report import contents
 from pipeline.page.rows_table import cell, table_script
-from pipeline.page.subject import NOUNS, Subject
+from pipeline.page.subject import Subject
 from pipeline.viewer.desk import Desk
 from pipeline.viewer.guard import guard
 from pipeline.viewer.one_row import OneRow
@@ -133,7 +133,6 @@ class Viewer:
             verdicts=self.desk.verdicts,
             classes=self.subject.classes,
             task=self.subject.task,
-            noun=NOUNS[self.subject.task][0],
             **values,
         )
 
