@@ -34,9 +34,9 @@ def apply_review(
         review: CSV with `source_id` and `decision` (accept, fix, drop), as `assay flag` writes it;
             `fix` takes the label in `new_label`. Or what Label Studio or Argilla exports of its
             tasks. Earlier reviews of the run still hold.
-        to: Folder of the new run; by default the old one's name with `-corrected`, and a number
-            where that folder holds a run already. The same review goes on in the folder that it
-            was begun in.
+        to: Folder of the new run, or that of the old one, which is then corrected in place; by
+            default the old one's name with `-corrected`, and a number where that folder holds a run
+            already. The same review goes on in the folder that it was begun in.
         progress: Hears how far the new run is.
         waits: Whether to wait where another driver works in the new run's folder.
 
@@ -62,10 +62,11 @@ def apply_review(
     number = len(reviewed.corpus.corrections) + 1
     name = f"review-{number}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
     target = to.expanduser().resolve() if to else _folder_for(folder.path, name)
-    if (target / "run.json").exists() and not (target / name).exists():
+    is_taken = (target / "run.json").exists() and not (target / name).exists()
+    if is_taken and target != folder.path:  # a run may be corrected in place
         raise RunError(
-            f"--to {target}: found another run there, expected a new folder, or that of the same "
-            "review, where it goes on. Name another."
+            f"--to {target}: found another run there, expected a new folder, that of the run "
+            "itself, or that of the same review, where it goes on. Name another."
         )
     target.mkdir(parents=True, exist_ok=True)
     kept = target / name

@@ -37,7 +37,7 @@ def finished(tmp_path_factory: Any, write_config: Any, assay: Any) -> Path:
     config = write_config(folder, stages=STAGES)
     assay("plan", config)
     ran = assay("run", config)
-    assert "Most helpful examples" in ran.stdout
+    assert "examples of each class" in ran.stdout  # of so short a training none may help
     return folder / "run"
 
 

@@ -437,7 +437,11 @@ def test_a_refused_review_leaves_the_corrected_run_as_it_was(folder: Path) -> No
     before = {p.name: p.read_bytes() for p in corrected.glob("*.*") if p.suffix != ".log"}
     complaint("apply", name, bad)
     assert before == {p.name: p.read_bytes() for p in corrected.glob("*.*") if p.suffix != ".log"}
+    # The same review has its folder; another one gets a folder of its own.
     assay("apply", name, good)
+    assert not (folder / "it's a run-corrected-2" / "run.json").exists()
+    bad.write_text(f"source_id,decision,new_label\n{source_id},accept,\n")
+    assay("apply", name, bad)
     assert (folder / "it's a run-corrected-2" / "run.json").exists()
 
 

@@ -55,6 +55,7 @@ SUMMARY = {
     "flagged": 0,
     "doubtful": 7,
     "agreement": 0.68,
+    "most_frequent": 0.5,
     "answers": (),
     "bad_answers": None,
     "pairs_of_answers": (),
@@ -76,6 +77,7 @@ SUMMARY = {
         ({"doubtful": 0}, ["None of 200 labels is flagged", "rather than hard to predict. 12"]),
         ({"flagged": 3}, ["3 of 200 labels are flagged", "agree with 68%", "--top 100 reads on"]),
         ({"flagged": 3, "agreement": None}, ["3 of 200 labels are flagged as probably wrong. 12"]),
+        ({"flagged": 3, "most_frequent": 0.65}, ["not much more than the 65%", "say little"]),
         ({}, ["12 labels 'bad' are expected to be rows of class 'good'."]),
     ],
 )
