@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+BARELY = 0.2
+"""Part of the way from the most frequent class to always right, below which a model barely knows
+more than that class."""
 CONFUSION = """
     SELECT p.method, p.role, list_position(p.logits, list_max(p.logits)) - 1 AS predicted, l.label,
            count(*)

@@ -4,16 +4,12 @@ from collections import Counter
 from typing import Any
 
 from pipeline.decided import reviews
+from pipeline.decisions import KEPT
 from pipeline.main_results import summarize
+from pipeline.page.subject import NOUNS, VERDICTS
 from storage.sql import quoted
 
 DONE = {"fix": "fixed", "drop": "dropped", "accept": "accepted"}
-JUDGED = {
-    "classification": ("label_issues", "is_label_issue", "labels"),
-    "completion": ("answer_issues", "is_answer_issue", "answers"),
-    "preference": ("preference_issues", "is_preference_issue", "pairs"),
-}
-"""Of a task, the view that judges rows, its column of flags, and what is judged."""
 STEADY = 1.5
 """Flags that change by less than this factor, beside those that were decided about, are no news."""
 
@@ -43,9 +39,10 @@ def changes(before: Any, after: Any) -> list[str]:
 
 def _flags(before: Any, after: Any, n_mended: int) -> list[str]:
     """How many rows are flagged now, and why that may be other than what was mended."""
-    if after.task() not in JUDGED:
+    if after.task() not in VERDICTS:
         return []
-    view, flag, noun = JUDGED[after.task()]
+    view, flag, _ = VERDICTS[after.task()]
+    noun = NOUNS[after.task()][1]
     counts = []
     for run in (before, after):
         methods = run.methods(view)
@@ -53,7 +50,7 @@ def _flags(before: Any, after: Any, n_mended: int) -> list[str]:
             return []
         ((n, expected),) = run.sql(
             f"SELECT count(*) FILTER ({flag}), sum(p_wrong) FROM {view} "
-            f"WHERE method = {quoted(methods[0])}"
+            f"WHERE method = {quoted(methods[0])} AND {KEPT}"
         ).fetchall()
         counts.append((int(n), float(expected or 0)))
     (was, _), (now, expected) = counts

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pipeline.agreement import BARELY
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, summarize
 from pipeline.terminal import show, table, tail
@@ -299,10 +300,6 @@ def _about_orders(orders: Mapping[str, Any], n: int) -> str:
         f"{orders['flagged']} of {n} pairs are flagged, as they are probably the wrong way round; "
         f"{expected}. assay select leaves them out; assay flag RUN lists them."
     )
-
-
-BARELY = 0.2
-"""Part of the way from the most frequent class to all labels; below it predictions say little."""
 
 
 def _about_flags(summary: Mapping[str, Any]) -> str:

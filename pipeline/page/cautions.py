@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.agreement import CONFUSION, mismatches
+from pipeline.agreement import BARELY, CONFUSION, mismatches
 from pipeline.page.asked import Asked
 from pipeline.page.document import readable, share
 from pipeline.page.subject import NOUNS, Subject
@@ -13,9 +13,6 @@ from storage.sql import quoted
 ALIKE = 0.65
 """Of two classes, the mean part of their rows that predictions tell apart below which a report
 warns; one half is chance."""
-BARELY = 0.2
-"""Part of the way from the most frequent class to always right, below which a model barely knows
-more than that class."""
 RELIABLE = 0.8
 """Part of the variance of values that is not error of sampling, below which a report warns."""
 CUT = 0.01

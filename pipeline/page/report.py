@@ -101,8 +101,8 @@ def contents(
         "top": overview(subject),
         "cautions": cautions(subject),
         "sections": shown,
-        "images": pictures(run, "examples", set(_example_ids(shown))),
-        "query_images": pictures(run, "queries", _query_ids(explored)),
+        "images": _pictures(run, "examples", set(_example_ids(shown))),
+        "query_images": _pictures(run, "queries", _query_ids(explored)),
         "most_matrix": MATRIX,
         "has_evaluations": bool(found),
     }
@@ -128,7 +128,7 @@ def _query_ids(explored: Explorer | None) -> set[int]:
     return {one["query"]["query_id"] for one in explored.queries} if explored else set()
 
 
-def pictures(run: Any, view: str, ids: set[int]) -> dict[int, str]:
+def _pictures(run: Any, view: str, ids: set[int]) -> dict[int, str]:
     """Images of rows as `data:` URLs, by id."""
     images = images_in(run, view, sorted(ids))
     white = largest(list(images.values()))

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.viewer.review_file import VERDICTS, Change, Decision, ReviewFile
 from pipeline.viewer.rows import Filter, Rows
+from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 
 HELD_S = 120.0
@@ -29,7 +30,6 @@ CELLS = {
     "question_answering": ("text",),
 }
 """Cells of a row that stand in the review file, so that people can read it."""
-LABELLED = ("classification", "regression")
 
 
 @dataclass
@@ -122,9 +122,7 @@ class Desk:
                 changes[row] = Change(self._checked(change.decision, rows[row]), change.seen)
             shown = {row: _cells(found) for row, found in rows.items()}
             others = self.file.decide(changes, shown)
-            made = {
-                row: Change(c.decision, c.seen) for row, c in changes.items() if row not in others
-            }
+            made = {row: change for row, change in changes.items() if row not in others}
             if made:
                 self._person(name).actions.append(made)
             self._take_over()

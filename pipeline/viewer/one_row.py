@@ -1,11 +1,10 @@
 """What the viewer shows of one row: all of it, what is near it, and what it stands behind."""
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.explain.picture import data_url, image_of, largest
 from pipeline.page.asked import Rows as Found
-from pipeline.page.report import pictures
 from pipeline.page.rows_table import cell
 from pipeline.page.subject import Subject
 from pipeline.viewer.questions import Questions
@@ -25,14 +24,13 @@ LONGEST = 20_000
 class OneRow:
     """Rows of a run, one at a time."""
 
-    def __init__(
-        self, questions: Questions, subject: Subject, rows: Rows, slow: AbstractContextManager[Any]
-    ):
-        """Holds what is asked; `slow` is held while the run of `subject` is asked."""
-        self._questions, self._subject, self._rows, self._slow = questions, subject, rows, slow
+    def __init__(self, questions: Questions, subject: Subject, rows: Rows):
+        """Holds what is asked."""
+        self._questions, self._subject, self._rows = questions, subject, rows
+        self._has_images = "image" in questions.ask("FROM examples LIMIT 0").columns
 
     def shown(self, example_id: int) -> dict[str, Any]:
-        """A row as the template `viewer/row.html` shows it: `row`, `facts`, `issues`, `words`.
+        """A row as the template `viewer/row.html` shows it: `row`, `facts`, `issues`, `image`.
 
         Raises:
             RunError: there is no such row.
@@ -47,7 +45,7 @@ class OneRow:
         return {
             "row": row,
             "facts": [
-                (column.title, cell(row[column.name]), column.digits)
+                (column.title, cell(row[column.name]))
                 for column in self._rows.columns
                 if column.kind != "text"
                 and column.name not in TOLD
@@ -128,5 +126,10 @@ class OneRow:
         ).named()
 
     def _image(self, example_id: int) -> str | None:
-        with self._slow:
-            return pictures(self._subject.run, "examples", {example_id}).get(example_id)
+        if not self._has_images:
+            return None
+        ((cell_of_image,),) = self._questions.ask(
+            f"SELECT image FROM examples WHERE example_id = {example_id}"
+        ).rows
+        image = image_of(cell_of_image)
+        return data_url(image, largest([image])) if image is not None else None

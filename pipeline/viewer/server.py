@@ -57,7 +57,7 @@ class Viewer:
         self.slow = threading.Lock()
         self.rows = Rows(self.questions, self.subject, by)
         self.desk = Desk(self.rows, review, self.subject.task, self.subject.classes)
-        self.one_row = OneRow(self.questions, self.subject, self.rows, self.slow)
+        self.one_row = OneRow(self.questions, self.subject, self.rows)
         self.queries = Queries(self.questions, self.subject, self.slow)
         self._by = by
         self._cookie = ""

@@ -1,5 +1,6 @@
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -270,6 +271,20 @@ def test_two_people_do_not_lose_each_others_decisions(desk: Desk, hostile: Path)
     assert two.decide(first, "drop", seen=["accept", ""]).json["made"] == 1
     assert one.post("/undo", {}).json["made"] == 0  # somebody changed it since
     assert desk.file()[first][0] == "drop"
+
+
+def test_nobody_who_decides_waits_for_the_overview(desk: Desk) -> None:
+    person = desk.person()
+    made: list[Any] = []
+
+    def decide() -> None:
+        made.append(person.decide(person.next()["id"], "accept").json["made"])
+
+    with desk.viewer.slow:  # as while the overview is made, or a query explained
+        thread = threading.Thread(target=decide, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert made == [1]
 
 
 def test_many_rows_are_decided_at_once_and_taken_back(desk: Desk) -> None:
