@@ -1,6 +1,7 @@
 """What a review changed: its decisions, and the flags and accuracy of the run before and after."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.decided import reviews
@@ -22,7 +23,7 @@ def changes(before: Any, after: Any) -> list[str]:
     decided = Counter(read_decisions(str(review))[1].values())
     listed = [f"{decided[verdict]} {done}" for verdict, done in DONE.items() if decided[verdict]]
     found = [f"Applied: {', '.join(listed)}."]
-    found += _flags(before, after, decided["fix"] + decided["drop"])
+    found += _flags(before, after, decided)
     one, other = (
         {line["source"]: line["accuracy"] for line in summarize(run)["accuracy"]}
         for run in (before, after)
@@ -37,7 +38,7 @@ def changes(before: Any, after: Any) -> list[str]:
     return found
 
 
-def _flags(before: Any, after: Any, n_mended: int) -> list[str]:
+def _flags(before: Any, after: Any, decided: Mapping[str, int]) -> list[str]:
     """How many rows are flagged now, and why that may be other than what was mended."""
     if after.task() not in VERDICTS:
         return []
@@ -55,10 +56,11 @@ def _flags(before: Any, after: Any, n_mended: int) -> list[str]:
         counts.append((int(n), float(expected or 0)))
     (was, _), (now, expected) = counts
     told = f"{now} {noun} are flagged, {was} before; {expected:.0f} are expected to be wrong."
-    left = max(was - n_mended, 1)
+    n_wrong, n_right = decided["fix"] + decided["drop"], decided["accept"]
+    left = max(was - n_wrong, 1)
     if max(now, 1) > STEADY * left or left > STEADY * max(now, 1):
         told += (
-            " How many are wrong is estimated anew, of which a few decisions move much where rows "
-            "are few or hard to tell apart: trust the order, and read on from the top with --top."
+            f" Of the {n_wrong + n_right} that were decided about {n_wrong} were wrong, which tells "
+            "how many of the others are."
         )
     return [told]

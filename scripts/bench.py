@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
+    .venv/bin/python scripts/bench.py reviews --data ALL    flags while a person reviews them
     .venv/bin/python scripts/bench.py answers --data ALL    bad answers found in a pool of chats
     .venv/bin/python scripts/bench.py preferences --data ALL
                                                              wrong orders of pairs of answers
@@ -66,6 +67,7 @@ from benchmarks.environment import ROOT, WORK
 CASES = (
     "flags",
     "noise",
+    "reviews",
     "answers",
     "chat_selection",
     "preferences",

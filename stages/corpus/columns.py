@@ -18,8 +18,8 @@ from stages.stage import DataError, Role
 from storage.schema import FILE_COLUMN
 
 OWN = (
-    *("id", "role", "text", "text_b", "label", "true_label", "target", "is_dropped"),
-    *("source_id", "row_number", "features_vector"),
+    *("id", "role", "text", "text_b", "label", "true_label", "label_before_review", "target"),
+    *("is_dropped", "source_id", "row_number", "features_vector"),
 )
 _RESERVED = {
     *OWN,

@@ -74,12 +74,17 @@ LABEL = TableSpec(
             *_ID_ROLE,
             ("label", pa.int64()),
             ("true_label", pa.int64()),
+            ("label_before_review", pa.int64()),
             ("target", pa.float64()),
         ]
     ),
     ("id",),
 )
-"""The class index of a row, or its target number in a regression; null in other tasks."""
+"""The class index of a row, or its target number in a regression; null in other tasks.
+
+`label_before_review` is the class that a row was given before a person accepted or fixed it, null
+where nobody did.
+"""
 EXTRA = TableSpec(
     "extra",
     pa.schema([*_ID_ROLE, ("source_id", pa.string()), ("row_number", pa.int64())]),

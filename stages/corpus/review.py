@@ -87,8 +87,9 @@ def correct(
 ) -> tuple[pa.Table, np.ndarray]:
     """The rows with the decisions about them, and which of the review's these are.
 
-    Labels or targets are fixed; of a preference the answers change places, also in the columns
-    `answers` of the source. A dropped row stays, marked in `is_dropped`.
+    Labels or targets are fixed; what the label of a decided row was before the first review is kept
+    beside it. Of a preference the answers change places, also in the columns `answers` of the
+    source. A dropped row stays, marked in `is_dropped`.
 
     Raises:
         DataError: the answers are columns of two types.
@@ -103,6 +104,13 @@ def correct(
     if task == "preference":
         rows = _turned(rows, places[verdicts == _VERDICTS.index("fix")], answers, review.path)
         return _with_dropped(rows, places, verdicts), decided
+    if task == "classification":
+        before = rows["label_before_review"].to_numpy(zero_copy_only=False)
+        is_decided = np.isin(np.arange(rows.num_rows), places[verdicts > 0])
+        labels = pc.if_else(
+            pa.array(is_decided & np.isnan(before)), rows["label"], rows["label_before_review"]
+        )
+        rows = _with(rows, "label_before_review", labels)
     column = "target" if task == "regression" else "label"
     fixed = rows[column].to_pylist()
     for place, at in zip(places.tolist(), decided.tolist(), strict=True):

@@ -56,8 +56,9 @@ class Made(NamedTuple):
     """Rows that are kept."""
 
     rows: pa.Table
-    """Columns id, role, text, text_b, label, true_label, target, is_dropped, source_id, row_number,
-    features_vector where the source has features, then its other columns; in source order."""
+    """Columns id, role, text, text_b, label, true_label, label_before_review, target, is_dropped,
+    source_id, row_number, features_vector where the source has features, then its other columns; in
+    source order."""
     decided: tuple[np.ndarray, ...]
     """Of each review, which decisions were about these rows."""
 
@@ -95,6 +96,7 @@ def make_rows(recipe: Recipe, part: Part, loaded: SourceRows, numbers: np.ndarra
         "text_b": texts.text_b,
         "label": pa.array(codes, pa.int64(), mask=codes < 0),
         "true_label": pa.array(true_codes, pa.int64(), mask=true_codes < 0),
+        "label_before_review": pa.nulls(n_rows, pa.int64()),
         "target": pa.array(targets, pa.float64(), mask=np.isnan(targets)),
         "is_dropped": pa.repeat(pa.scalar(False), n_rows),
         "source_id": source_ids,

@@ -65,9 +65,9 @@ def read_pool(inputs: Inputs, fields: FeatureFields, predictions: str, noise: st
     if judged:
         ids = np.concatenate([j.ids for j in judged])
         order = np.argsort(ids)
-        right = torch.cat([model.posterior(j.outputs, j.labels) for j in judged])
+        right = torch.cat([j.posterior(model) for j in judged])
         labels = torch.cat([j.labels for j in judged]).numpy()
-        scores = [model.scores(j.outputs, j.labels).numpy() for j in judged]
+        scores = [j.scores(model).numpy() for j in judged]
         pool = Pool(ids, labels, right, np.concatenate(scores)).at(order)
         usable = has_features(inputs, fields.features, "example", pool.ids)
         if usable.any():

@@ -4,7 +4,8 @@ Every example has an out-of-sample prediction (leave-one-out, from `kernel_regre
 model (`label_noise`) turns it into an opinion about the clean label, and into the probability that
 the given label is wrong. The sum of these is how many labels are wrong: that many are flagged, the
 lowest scores first, where the opinion contradicts the label. On clean labels next to nothing is
-flagged. Source: `stages/surrogate/noise_model.py` and `noise_fit.py`; ours, not a paper's.
+flagged, and nothing that a person has accepted or fixed. Source:
+`stages/surrogate/noise_model.py` and `noise_fit.py`; ours, not a paper's.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,8 @@ class LabelIssues(Stage):
 
     `label_score` is the opinion about the given label (`NoiseModel.opinions`), `confidence` that
     about the suggested one, `p_wrong` the probability that the given label is wrong, `margin` the
-    raw out-of-sample margin. A task holds one shard.
+    raw out-of-sample margin. A label that a person accepted or fixed has score 1 and `p_wrong` 0.
+    A task holds one shard.
     """
 
     predictions: str = "kernel_regression"
@@ -50,7 +52,7 @@ class LabelIssues(Stage):
     noise: str = "label_noise"
     """Instance of `label_noise` over the same predictions."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
@@ -97,21 +99,22 @@ class LabelIssues(Stage):
         model, last_score, last_id = inputs.opened
         if inputs.part.role == "query":
             return
-        ids, outputs, labels = judged_in(
+        judged = judged_in(
             inputs.table("label", "example"), inputs.table(self.predictions, "example")
         )
+        ids, labels = judged.ids, judged.labels
         if not len(ids):
             return
-        opinions = model.opinions(outputs, labels)
-        score, suggested = opinions[torch.arange(len(labels)), labels], opinions.argmax(dim=1)
+        opinions, score = judged.opinions(model), judged.scores(model)
+        suggested = opinions.argmax(dim=1)
         is_low = (score < last_score) | ((score == last_score) & torch.from_numpy(ids <= last_id))
         columns = [
             labels,
             suggested,
             score,
             is_low & (suggested != labels),
-            model.wrong(outputs, labels),
-            margins(outputs, labels),
+            judged.wrong(model),
+            margins(judged.outputs, labels),
             opinions.amax(dim=1),
         ]
         arrays = [pa.array(ids), *(pa.array(column.numpy()) for column in columns)]

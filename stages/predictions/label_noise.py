@@ -1,7 +1,8 @@
 """How noisy the labels are: the noise model behind `label_issues`, and how many labels it doubts.
 
 The model of `stages/surrogate/noise_model.py`, fitted to the out-of-sample predictions of examples,
-and the score below which as many labels lie as are expected to be wrong.
+and the score below which as many labels lie as are expected to be wrong. What a person accepted or
+fixed is held for right, and tells how noisy the other labels are.
 """
 
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ class LabelNoise(Stage):
     predictions: str = "kernel_regression"
     """Instance with the out-of-sample predictions that labels are compared with."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -85,19 +86,20 @@ class LabelNoise(Stage):
                 "out of sample, such as kernel_regression."
             )
         chosen = torch.from_numpy(evenly(sum(len(j.ids) for j in sample), FIT_ROWS))
+        decided = [torch.where(j.is_decided, j.labels, -1) for j in sample]
         model = fit_noise_model(
             torch.cat([j.outputs for j in sample])[chosen],
-            torch.cat([j.labels for j in sample])[chosen],
+            torch.cat([j.given for j in sample])[chosen],
+            torch.cat(decided)[chosen],
         )
         del sample
         ids, scores, n_agreeing = [], [], 0
         expected = torch.zeros_like(model.rates)
         for judged in judged_by_shard(inputs, self.predictions):
             if len(judged.ids):
-                posterior = model.posterior(judged.outputs, judged.labels)
-                expected.T.index_add_(0, judged.labels, posterior)
+                expected.T.index_add_(0, judged.labels, judged.posterior(model))
                 n_agreeing += int((judged.outputs.argmax(1) == judged.labels).sum())
-                scores.append(model.scores(judged.outputs, judged.labels).numpy())
+                scores.append(judged.scores(model).numpy())
                 ids.append(judged.ids)
         n_wrong = round(float(expected.sum() - expected.diagonal().sum()))
         last_score, last_id = lowest(np.concatenate(scores), np.concatenate(ids), n_wrong)

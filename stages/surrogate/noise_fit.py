@@ -18,9 +18,10 @@ labels. What it changed: `scripts/benchmarks/noise.md`.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from stages.reading.vectors import evenly
@@ -51,94 +52,117 @@ ZOOMS = 8
 """Ranges that are tried, at most."""
 
 
+class _Labels(NamedTuple):
+    """What is known of the labels of some rows."""
+
+    outputs: Float[Tensor, "rows classes"]
+    given: Int64[Tensor, " rows"]
+    may_be: Bool[Tensor, "rows classes"]
+    """Which classes the clean label may be: any, or the one that a person decided on."""
+
+    def at(self, rows: Tensor) -> "_Labels":
+        """Of these rows alone."""
+        return _Labels(self.outputs[rows], self.given[rows], self.may_be[rows])
+
+    def rates(self, theta: Float[Tensor, " numbers"]) -> Float[Tensor, "rows classes"]:
+        """The rate of each row's given label in each class that it may be of, in others 0."""
+        return _rates(theta, self.outputs.shape[1]).T[self.given] * self.may_be
+
+
 def fit_noise_model(
-    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+    outputs: Float[Tensor, "rows classes"],
+    labels: Int64[Tensor, " rows"],
+    decided: Int64[Tensor, " rows"] | None = None,
 ) -> NoiseModel:
     """The noise model, even at its expected rate or uneven, as unseen labels say.
+
+    `labels` are as they were given, `decided` the classes that a person decided on, -1 where nobody
+    did. Which rows a person looks at may depend on their outputs and given labels, as it does where
+    the most doubtful come first: the likelihood is of both given and decided label.
 
     Cost O(rows * classes^2) per step, some 1,500 steps.
 
     Raises:
         DataError: no fit is finite.
     """
-    even = _even(outputs, labels)
+    may_be = torch.ones_like(outputs, dtype=torch.bool)
+    if decided is not None:
+        places = decided[:, None] == torch.arange(outputs.shape[1])
+        may_be = torch.where(decided[:, None] >= 0, places, may_be)
+    rows = _Labels(outputs, labels, may_be)
+    even = _even(rows)
     if even is None:
         raise DataError(
             "label_noise: found predictions that no noise model can be fitted to, expected finite "
             "ones that vary. Look at the view `predictions`."
         )
-    gained, best = _gains(outputs, labels, even).max(0)
+    gained, best = _gains(rows, even).max(0)
     found = None
     if float(gained) > LEAST_GAIN:
-        found = _search(outputs, labels, even, SPREADS[int(best)])
+        found = _search(rows, even, SPREADS[int(best)])
         if found is not None:
             wrong = _model(found, outputs.shape[1]).wrong(outputs, labels)
             found = found if float(wrong.mean()) <= MOST_UNEVEN else None
     if found is None:
-        found = _at_expected_rate(outputs, labels, even)
+        found = _at_expected_rate(rows, even)
     return _model(found, outputs.shape[1])
 
 
 def _gains(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
+    rows: _Labels,
     even: Float[Tensor, " numbers"],
 ) -> Float[Tensor, " spreads"]:
     """How much likelier uneven noise of each spread makes labels that the fit has not seen.
 
     Logarithms, over `JUDGED_ROWS` at most; `even` is where searches start.
     """
-    chosen = torch.from_numpy(evenly(len(labels), JUDGED_ROWS))
-    outputs, labels = outputs[chosen], labels[chosen]
-    folds = torch.arange(len(labels)) % FOLDS
+    rows = rows.at(torch.from_numpy(evenly(len(rows.given), JUDGED_ROWS)))
+    folds = torch.arange(len(rows.given)) % FOLDS
     gains = torch.zeros(len(SPREADS), dtype=torch.float64)
     for fold in range(FOLDS):
-        seen, unseen = folds != fold, folds == fold
-        start = _search(outputs[seen], labels[seen], even, None)
-        if start is None or not bool(unseen.any()):
+        seen, unseen = rows.at(folds != fold), rows.at(folds == fold)
+        start = _search(seen, even, None)
+        if start is None or not len(unseen.given):
             continue
-        before = _log_likelihood(outputs[unseen], labels[unseen], start)
-        for row, spread in enumerate(SPREADS):
-            other = _search(outputs[seen], labels[seen], start, spread)
+        before = _log_likelihood(unseen, start)
+        for place, spread in enumerate(SPREADS):
+            other = _search(seen, start, spread)
             if other is not None:
-                after = _log_likelihood(outputs[unseen], labels[unseen], other)
-                gains[row] += float((after - before).sum())
+                after = _log_likelihood(unseen, other)
+                gains[place] += float((after - before).sum())
     return gains
 
 
-def _even(
-    outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
-) -> Float[Tensor, " numbers"] | None:
+def _even(rows: _Labels) -> Float[Tensor, " numbers"] | None:
     """The numbers of the likeliest even noise; None where no fit is finite."""
-    n_classes = outputs.shape[1]
+    n_classes = rows.outputs.shape[1]
     best: tuple[float, Tensor] | None = None
     for temperature, noise in STARTS:
         theta = torch.zeros(2 + n_classes, dtype=torch.float64)
         theta[0], theta[1] = math.log(temperature), math.log(noise / (1 - noise) / (n_classes - 1))
-        end = _search(outputs, labels, theta, None)
+        end = _search(rows, theta, None)
         if end is not None:
-            value = -float(_log_likelihood(outputs, labels, end).mean())
+            value = -float(_log_likelihood(rows, end).mean())
             if best is None or value < best[0]:
                 best = (value, end)
     return None if best is None else best[1]
 
 
 def _at_expected_rate(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
+    rows: _Labels,
     even: Float[Tensor, " numbers"],
 ) -> Float[Tensor, " numbers"]:
     """The likeliest numbers at the posterior mean of the noise rate; `even` if there is none.
 
     `even` are those at the likeliest rate, where searches start.
     """
-    n_classes = outputs.shape[1]
+    n_classes = rows.outputs.shape[1]
     low, high = 0.0, (n_classes - 1) / n_classes
     mean = None
     for _ in range(ZOOMS):
         step = (high - low) / RATES
         rates = low + step * (torch.arange(RATES, dtype=torch.float64) + 0.5)
-        evidence = _evidence(outputs, labels, even, rates)
+        evidence = _evidence(rows, even, rates)
         if not bool(evidence.isfinite().any()):
             break
         mean = float((torch.softmax(evidence, 0) * rates).sum())
@@ -148,13 +172,12 @@ def _at_expected_rate(
         low, high = max(low, float(near[0]) - step), min(high, float(near[-1]) + step)
     if mean is None:
         return even
-    found = _search(outputs, labels, _with_rate(even, mean, n_classes), None, is_rate_kept=True)
+    found = _search(rows, _with_rate(even, mean, n_classes), None, is_rate_kept=True)
     return even if found is None else found
 
 
 def _evidence(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
+    rows: _Labels,
     even: Float[Tensor, " numbers"],
     rates: Float[Tensor, " rates"],
 ) -> Float[Tensor, " rates"]:
@@ -162,7 +185,7 @@ def _evidence(
 
     Each search starts where that of the rate before ended, from the rate of `even` outwards.
     """
-    n_classes = outputs.shape[1]
+    n_classes = rows.outputs.shape[1]
     own = 1 - float(_rates(even, n_classes)[0, 0])
     nearest = int((rates - own).abs().argmin())
     found = torch.full_like(rates, -torch.inf)
@@ -170,30 +193,29 @@ def _evidence(
         start = even
         for place in places:
             start = _with_rate(start, float(rates[place]), n_classes)
-            end = _search(outputs, labels, start, None, is_rate_kept=True)
+            end = _search(rows, start, None, is_rate_kept=True)
             if end is not None:
                 start = end
-                found[place] = _laplace(outputs, labels, end)
+                found[place] = _laplace(rows, end)
     return found.nan_to_num(-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def _laplace(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
+    rows: _Labels,
     theta: Float[Tensor, " numbers"],
 ) -> Float[Tensor, ""]:
     """Logarithm of the likelihood of a rate, integrated over log t and the offsets around these."""
-    n, n_classes = outputs.shape
+    n, n_classes = rows.outputs.shape
     offsets = theta[2 : 2 + n_classes]
-    clean = torch.softmax(theta[0].exp() * outputs + offsets, dim=1)
-    of_given = _rates(theta, n_classes).T[labels]
+    clean = torch.softmax(theta[0].exp() * rows.outputs + offsets, dim=1)
+    of_given = rows.rates(theta)
     seen = (clean * of_given).sum(1, keepdim=True).clamp_min(1e-12)
     gradients = clean * (of_given - seen) / seen
-    of_temperature = (theta[0].exp() * outputs * gradients).sum(1, keepdim=True)
-    rows = torch.cat([of_temperature, gradients], 1)
-    precision = rows.T @ rows
+    of_temperature = (theta[0].exp() * rows.outputs * gradients).sum(1, keepdim=True)
+    of_rows = torch.cat([of_temperature, gradients], 1)
+    precision = of_rows.T @ of_rows
     precision[1:, 1:] += 2 * n * OFFSET_PENALTY * torch.eye(n_classes, dtype=torch.float64)
-    value = _log_likelihood(outputs, labels, theta).sum()
+    value = _log_likelihood(rows, theta).sum()
     return value - n * OFFSET_PENALTY * offsets.square().sum() - torch.logdet(precision) / 2
 
 
@@ -207,8 +229,7 @@ def _with_rate(
 
 
 def _search(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
+    rows: _Labels,
     start: Float[Tensor, " numbers"],
     spread: float | None,
     is_rate_kept: bool = False,
@@ -218,7 +239,7 @@ def _search(
     The numbers are log t, a, the offsets and, unless `spread` is None, the d_jk. With
     `is_rate_kept` a stays what it is.
     """
-    n_classes = outputs.shape[1]
+    n_classes = rows.outputs.shape[1]
     theta = start[: 2 + n_classes].clone()
     if spread is not None:
         # From next to no noise on, no step would lead to any.
@@ -231,10 +252,12 @@ def _search(
 
     def closure() -> Tensor:
         search.zero_grad()
-        value = -_log_likelihood(outputs, labels, theta).mean()
+        value = -_log_likelihood(rows, theta).mean()
         value = value + OFFSET_PENALTY * theta[2 : 2 + n_classes].square().sum()
         if spread is not None:
-            value = value + theta[2 + n_classes :].square().sum() / (2 * spread**2 * len(labels))
+            value = value + theta[2 + n_classes :].square().sum() / (
+                2 * spread**2 * len(rows.given)
+            )
         value.backward()  # type: ignore[no-untyped-call]
         if is_rate_kept and theta.grad is not None:
             theta.grad[1] = 0
@@ -242,18 +265,17 @@ def _search(
 
     search.step(closure)  # type: ignore[no-untyped-call]
     end = theta.detach()
-    return end if bool(_log_likelihood(outputs, labels, end).isfinite().all()) else None
+    return end if bool(_log_likelihood(rows, end).isfinite().all()) else None
 
 
 def _log_likelihood(
-    outputs: Float[Tensor, "rows classes"],
-    labels: Int64[Tensor, " rows"],
+    rows: _Labels,
     theta: Float[Tensor, " numbers"],
 ) -> Float[Tensor, " rows"]:
-    """Logarithm of the probability of each given label."""
-    n_classes = outputs.shape[1]
-    clean = torch.softmax(theta[0].exp() * outputs + theta[2 : 2 + n_classes], dim=1)
-    seen = (clean * _rates(theta, n_classes).T[labels]).sum(1)
+    """Logarithm of the probability of what is known of each label."""
+    n_classes = rows.outputs.shape[1]
+    clean = torch.softmax(theta[0].exp() * rows.outputs + theta[2 : 2 + n_classes], dim=1)
+    seen = (clean * rows.rates(theta)).sum(1)
     return seen.clamp_min(1e-12).log()
 
 

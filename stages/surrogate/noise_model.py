@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from stages.reading.supervision import one_hot
 from stages.reading.vectors import matrix_of
 from stages.stage import DataError, Inputs
 from storage.schema import TableSpec
@@ -111,6 +112,31 @@ class Judged(NamedTuple):
     ids: Int64[np.ndarray, " rows"]
     outputs: Float[Tensor, "rows classes"]
     labels: Int64[Tensor, " rows"]
+    given: Int64[Tensor, " rows"]
+    """The labels before a person decided about them."""
+    is_decided: Bool[Tensor, " rows"]
+    """Whether a person did, whose label is held for right."""
+
+    def posterior(self, model: NoiseModel) -> Float[Tensor, "rows classes"]:
+        """Probability of each class being the clean label."""
+        return self._decided(model.posterior(self.outputs, self.labels))
+
+    def opinions(self, model: NoiseModel) -> Float[Tensor, "rows classes"]:
+        """The opinions of `NoiseModel.opinions`."""
+        return self._decided(model.opinions(self.outputs, self.labels))
+
+    def scores(self, model: NoiseModel) -> Float[Tensor, " rows"]:
+        """The opinion about each label."""
+        return model.scores(self.outputs, self.labels).masked_fill(self.is_decided, 1.0)
+
+    def wrong(self, model: NoiseModel) -> Float[Tensor, " rows"]:
+        """Probability that each label is wrong."""
+        return model.wrong(self.outputs, self.labels).masked_fill(self.is_decided, 0.0)
+
+    def _decided(self, found: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+        """The same, 1 for a class that a person decided on and 0 for others."""
+        known = one_hot(self.labels, found.shape[1])
+        return torch.where(self.is_decided[:, None], known, found)
 
 
 def margins(
@@ -129,7 +155,8 @@ def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:
     Raises:
         DataError: an example has several predictions.
     """
-    label = label.select(["id", "label"]).drop_null().sort_by("id")
+    label = label.select(["id", "label", "label_before_review"])
+    label = label.filter(pc.is_valid(label["label"])).sort_by("id")
     rows = predictions.filter(pc.equal(predictions["role"], "example")).sort_by("id")
     given = label["id"].to_numpy()
     label = label.filter(pa.array(np.isin(given, rows["id"].to_numpy())))
@@ -142,10 +169,16 @@ def judged_in(label: pa.Table, predictions: pa.Table) -> Judged:
         )
     if not rows.num_rows:
         no_outputs = torch.zeros(0, 0, dtype=torch.float64)
-        return Judged(given[:0], no_outputs, torch.zeros(0, dtype=torch.int64))
+        none = torch.zeros(0, dtype=torch.int64)
+        return Judged(given[:0], no_outputs, none, none, none.bool())
     outputs = torch.from_numpy(matrix_of(rows["logits"]).astype(np.float64))
-    labels = torch.from_numpy(np.array(label["label"].to_numpy()))
-    return Judged(label["id"].to_numpy(), outputs, labels)
+    before = label["label_before_review"]
+    labels, seen = (
+        torch.from_numpy(np.array(column.to_numpy()))
+        for column in (label["label"], pc.coalesce(before, label["label"]))
+    )
+    is_decided = torch.from_numpy(pc.is_valid(before).to_numpy())
+    return Judged(label["id"].to_numpy(), outputs, labels, seen, is_decided)
 
 
 def judged_by_shard(inputs: Inputs, predictions: str, most: int | None = None) -> Iterator[Judged]:

@@ -75,24 +75,47 @@ def test_the_end_of_the_search_beats_its_neighbours():
         assert best <= loss(fitted._replace(offsets=fitted.offsets + step * torch.eye(3)[0])) + 1e-9
 
 
-def test_the_rate_of_even_noise_is_its_posterior_mean_by_summation() -> None:
-    outputs, given, _, _ = drawn(800, 2, 5.0, 0.25)
+@pytest.mark.parametrize("n_decided", [0, 60])
+def test_the_rate_of_even_noise_is_its_posterior_mean_by_summation(n_decided: int) -> None:
+    outputs, given, wrong, _ = drawn(800, 2, 5.0, 0.25)
     given_rows = torch.arange(len(given)), given
+    # A person decides about the rows whose label is doubted most.
+    own = outputs[given_rows] - outputs.flip(1)[given_rows]
+    is_decided = torch.zeros(800, dtype=torch.bool)
+    is_decided[own.argsort()[:n_decided]] = True
+    decided = torch.where(is_decided, torch.where(wrong, 1 - given, given), -1)
     logs, rates = [], torch.linspace(0.005, 0.495, 50, dtype=torch.float64)
     # Offsets (d/2, -d/2); their common part changes nothing. The prior is flat in log t and d.
     for log_t in torch.linspace(0.0, 3.4, 30, dtype=torch.float64):
         for d in torch.linspace(-1.2, 1.2, 17, dtype=torch.float64):
             offsets = torch.stack([d / 2, -d / 2])
             own = torch.softmax(log_t.exp() * outputs + offsets, 1)[given_rows][:, None]
-            seen = ((1 - rates) * own + rates * (1 - own)).log().sum(0)
+            is_right, is_wrong = (1 - rates) * own, rates * (1 - own)
+            known = torch.where(wrong[:, None], is_wrong, is_right)
+            seen = torch.where(is_decided[:, None], known, is_right + is_wrong).log().sum(0)
             logs.append(seen - 1e-4 * len(given) * d**2 / 2)
     at_rates = torch.logsumexp(torch.stack(logs), 0)
     weights = torch.softmax(at_rates, 0)
     mean = float((weights * rates).sum())
     spread = float((weights * (rates - mean) ** 2).sum().sqrt())
-    assert spread > 0.05
+    assert spread > (0.01 if n_decided else 0.05)
     # Laplace's approximation, and a sum over ten rates for an integral.
-    assert rate_of(fit_noise_model(outputs, given)) == pytest.approx(mean, abs=0.2 * spread)
+    found = rate_of(fit_noise_model(outputs, given, decided))
+    assert found == pytest.approx(mean, abs=0.2 * spread)
+
+
+def test_what_a_person_decided_pins_down_how_many_others_are_wrong() -> None:
+    """Fixing the most doubtful labels must not make the other wrong ones look right."""
+    for seed in range(3):
+        outputs, given, wrong, _ = drawn(500, 2, 5.0, 0.2, seed)
+        right = torch.where(wrong, 1 - given, given)
+        doubt = outputs[torch.arange(500), 1 - given] - outputs[torch.arange(500), given]
+        is_decided = torch.zeros(500, dtype=torch.bool)
+        is_decided[doubt.argsort(descending=True)[:40]] = True
+        n_left = int(wrong[~is_decided].sum())
+        model = fit_noise_model(outputs, given, torch.where(is_decided, right, -1))
+        told = float(model.wrong(outputs, given)[~is_decided].sum())
+        assert n_left / 1.5 < told < 1.5 * n_left
 
 
 def test_where_few_predictions_are_sure_the_number_of_wrong_labels_is_still_about_right() -> None:
@@ -218,6 +241,27 @@ def test_as_many_as_are_expected_to_be_wrong_are_flagged_the_lowest_scores_first
     flagged = rows["is_label_issue"].to_numpy()
     assert 300 < count < 900
     np.testing.assert_array_equal(flagged, contradicted & (np.arange(len(rows)) < count))
+
+
+def test_a_label_that_a_person_decided_on_is_held_for_right() -> None:
+    outputs, given, wrong, _ = drawn(900, 3, 8.0, 0.2)
+    inputs = predicted(outputs, given, 3)
+    worst = flags(inputs).sort_by("label_score")["example_id"].to_numpy()[:60]
+    # All are accepted: what was flagged most surely is right, so next to nothing else is wrong.
+    before = np.full(900, -1)
+    before[worst] = given.numpy()[worst]
+    label = inputs.tables["label"]
+    at = label.column_names.index("label_before_review")
+    known = pa.array(before, mask=before < 0)
+    inputs.tables["label"] = label.set_column(at, "label_before_review", known)
+    rows = flags(inputs)
+    decided = np.isin(rows["example_id"].to_numpy(), worst)
+    assert set(rows.filter(pa.array(decided))["label_score"].to_pylist()) == {1.0}
+    assert set(rows.filter(pa.array(decided))["p_wrong"].to_pylist()) == {0.0}
+    assert not rows.filter(pa.array(decided))["is_label_issue"].to_numpy().any()
+    told = inputs.facts_of["label_noise"]["expected_wrong"]
+    assert told == pytest.approx(sum(rows["p_wrong"].to_pylist()))
+    assert told < 30 < int(wrong.sum())
 
 
 def test_rows_in_any_number_of_shards_are_judged_alike() -> None:

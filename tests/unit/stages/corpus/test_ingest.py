@@ -312,7 +312,16 @@ def test_other_columns_are_carried_and_can_be_traced_back(tmp_path: Path) -> Non
         {"name": "y", "stored": "label", "type": "string", "cells": ["a", "b"]},
         {"name": "tags", "stored": "tags", "type": "list<item: string>"},
     ]
-    assert set(corpus.rows.column_names[10:]) == {
+    own = (
+        "id",
+        "role",
+        *LABEL.schema.names[2:],
+        "text",
+        "text_b",
+        "is_dropped",
+        *EXTRA.schema.names[2:],
+    )
+    assert set(corpus.rows.column_names[len(own) :]) == {
         *("source_Text", "source_source_split", "source_split", "tags"),
     }
     assert corpus.rows["tags"].to_pylist()[0] == ["x"]
@@ -386,6 +395,28 @@ def test_corrections_fix_and_drop_after_the_flip(tmp_path: Path, ending: str) ->
     flipped = read(flip, "example")
     assert by_source_id(flipped, "label")["r0"] == 1
     assert by_source_id(flipped, "true_label")["r0"] == 0
+
+
+def test_the_label_before_the_first_decision_is_kept(tmp_path: Path) -> None:
+    reviewed = [
+        csv(tmp_path / f"{name}.csv", f"source_id,decision,new_label\n{lines}")
+        for name, lines in (
+            ("first", "r0,fix,1\nr2,accept,\nr3,,1\n"),
+            ("second", "r0,accept,\nr2,fix,1\nr4,fix,0\n"),
+        )
+    ]
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    plain = by_source_id(read(Source(path, id="id"), "example"), "label")
+    corpus = read(Source(path, id="id", corrections=tuple(reviewed)), "example")
+    before = {k: v for k, v in by_source_id(corpus, "label_before_review").items() if v is not None}
+    assert before == {k: plain[k] for k in ("r0", "r2", "r4")}
+    labels = by_source_id(corpus, "label")
+    assert labels == plain | {"r0": 1, "r2": 1, "r4": 0}
+    flip = FlipLabels(0.9)
+    flipped = read(Source(path, id="id", flip_labels=flip), "example")
+    both = read(Source(path, id="id", flip_labels=flip, corrections=tuple(reviewed)), "example")
+    given = by_source_id(flipped, "label")
+    assert by_source_id(both, "label_before_review")["r0"] == given["r0"]
 
 
 @pytest.mark.parametrize(
