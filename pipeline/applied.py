@@ -60,7 +60,7 @@ def _flags(before: Any, after: Any, decided: Mapping[str, int]) -> list[str]:
     left = max(was - n_wrong, 1)
     if max(now, 1) > STEADY * left or left > STEADY * max(now, 1):
         told += (
-            f" Of the {n_wrong + n_right} that were decided about {n_wrong} were wrong, which tells "
-            "how many of the others are."
+            f" Of the {n_wrong + n_right} that were decided about {n_wrong} were wrong, which "
+            "tells how many of the others are."
         )
     return [told]

@@ -91,6 +91,16 @@ def test_a_review_goes_to_a_spreadsheet_and_back(run: Path, assay: Any, tmp_path
     assert {again[row["source_id"][1:]] for row in rows[:2]} == {"fix", "accept"}
     assert {again[source_id] for source_id in left} == {None}
     assert len(flagged(assay, tmp_path / "new", "--top", "79")) == 79 - 3
+    asked = (
+        "SELECT source_id, c.label_name, label_score, p_wrong FROM examples JOIN label_issues "
+        "USING (example_id) JOIN provenance.class c ON c.label = label_before_review"
+    )
+    held = assay("sql", tmp_path / "new", asked, "--json")
+    assert {tuple(row.values()) for row in json.loads(held.stdout)} == {
+        (row["source_id"][1:], row["given_label"].removeprefix("'"), 1.0, 0.0)
+        for row, decision in zip(rows, decisions, strict=True)
+        if decision in ("fix", "accept")
+    }
 
 
 def _pair(row: dict[str, str]) -> tuple[str, str]:

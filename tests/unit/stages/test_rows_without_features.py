@@ -49,9 +49,11 @@ class InMemory(MemoryInputs):
             labels += [(i, role, i % 3 % 2, float(i**2)) for i in kept_ids]
         columns = zip(*labels, strict=True)
         names = ["id", "role", "label", "target"]
+        label = pa.table(list(map(pa.array, columns)), names)
+        undecided = pa.nulls(len(label), pa.int64())
         classes = ["no", "yes"] if task == "classification" else []
         super().__init__(
-            {"label": pa.table(list(map(pa.array, columns)), names)},
+            {"label": label.append_column("label_before_review", undecided)},
             {"label": {"task": task, "classes": classes}},
             rows,
         )
