@@ -27,7 +27,7 @@ from stages.model.hub import fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Part, Size, Stage
 from storage.damage import Claim, Examination
-from storage.manifest import Recipe, canonical, digest, digest_with, table_key
+from storage.manifest import Recipe, canonical, digest_with, table_key
 from storage.table import Store
 
 YOUNG: Mapping[str, Any] = {
@@ -262,10 +262,6 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
     recipe = Recipe(stage_name(stage), stage.version, node.fields, stage.writes)
     table_keys = [node.inputs[read] for read in node.reads]
     if stage.split == "whole":
-        if stage.whole_of is not None:
-            tables = (shards_of(source, planned, corpus) for source in node.reads.values())
-            of_role = [[cut for cut in cuts if cut[0] in ("", stage.whole_of)] for cuts in tables]
-            table_keys = [digest(cuts) for cuts in of_role]
         return (Task(Part("", 0), recipe.key(table_keys)),)
     if stage.split == "round":
         return tuple(Task(Part("", r), recipe.key(table_keys, r)) for r in range(stage.n_rounds))

@@ -223,9 +223,6 @@ class Stage(ABC):
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
-    whole_of: ClassVar[Role | None] = None
-    """For `split="whole"`, the role whose rows it reads, where it reads no others: with other
-    queries what it computed of the examples stays."""
     instead: ClassVar[Mapping[str, str]] = {}
     """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False

@@ -151,7 +151,8 @@ class AnswerIssues(Stage):
         ]
         ids, measured = _measured(pa.concat_tables(few).sort_by("id"))
         reference = reference_of(ids, measured)
-        planted = _answered(inputs.table(self.planted))
+        parts = [_answered(table) for table in inputs.by_shard(self.planted, "example")]
+        planted = pa.concat_tables(parts).sort_by([("kind", "ascending"), ("id", "ascending")])
         if not planted.num_rows:
             raise DataError(
                 f"{self.planted}: found no planted answer, expected some to learn from. Raise "

@@ -10,7 +10,7 @@ Of each drawn example:
 What is measured of them is what `answer_loss` measures of the rows as they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,7 +19,6 @@ import pyarrow as pa
 from jaxtyping import Float, Int64
 
 from stages.model.answers import (
-    Answered,
     Reader,
     TokenLosses,
     answer_columns,
@@ -54,6 +53,7 @@ SHORTEST = 6
 """Tokens of an answer that can be cut off."""
 PARTS = (0.2, 0.8)
 """Between these shares of its tokens it is cut."""
+CUT_OFF = "cut off"
 GARBLED = 0.2
 """Share of letters and digits that are replaced."""
 
@@ -69,16 +69,25 @@ class Planted(NamedTuple):
     """An example with a bad answer."""
 
     of: int
+    kind: str
     donor: int | None
     """The example whose answer it is, where it is one's."""
     row: Row
+    """With the bad answer; where that is cut off, with the whole one, of which a part is taken."""
+
+
+class Opened(NamedTuple):
+    """The model, and what each drawn example is given, by id."""
+
+    reader: Reader
+    planted: dict[int, list[Planted]]
 
 
 @dataclass(frozen=True)
 class PlantedAnswers(RunsModel, Stage):
-    """Four bad answers for each drawn example. One task; eight forward passes an example drawn.
+    """Four bad answers for each drawn example, by eight forward passes.
 
-    It holds the vectors of 4,096 examples, and reads every text once.
+    A worker holds the vectors of 4,096 examples, and reads every text once.
     """
 
     model: ModelSpec
@@ -92,9 +101,9 @@ class PlantedAnswers(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 2
-    split: ClassVar[Split] = "whole"
-    whole_of: ClassVar[Role | None] = "example"
+    version: ClassVar[int] = 3
+    split: ClassVar[Split] = "shard"
+    opens: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})
 
@@ -125,12 +134,8 @@ class PlantedAnswers(RunsModel, Stage):
         """One row per drawn example and kind."""
         return (PLANTED_ANSWER,)
 
-    def open(self, inputs: Inputs) -> Reader:
-        """The model."""
-        return Reader(load_measurement(self.model, inputs), self.token_budget)
-
-    def compute(self, inputs: Inputs) -> Rows:
-        """What is measured of the bad answers.
+    def open(self, inputs: Inputs) -> Opened:
+        """The model, and what each drawn example is given.
 
         Raises:
             DataError: too few examples have an answer.
@@ -142,41 +147,62 @@ class PlantedAnswers(RunsModel, Stage):
                 f"planted_answers: found {len(ids)} examples with an answer of which a token is "
                 f"read, expected at least {2 * NEAREST}. Raise max_length, or leave this stage out."
             )
-        generator = np.random.default_rng([self.random_seed, 0])
         drawn = np.flatnonzero(is_drawn(ids, self.rows))
-        near, far = neighbours(prompts, drawn, generator)
+        near, far = neighbours(prompts, drawn, np.random.default_rng([self.random_seed, 0]))
         texts = self._texts(inputs, ids, np.unique([*drawn, *near.ravel(), *far.ravel()]))
         said = {place: answer_of(*row, form) for place, row in texts.items()}
+        planted: dict[int, list[Planted]] = {}
+        for place, likes, others in zip(drawn.tolist(), near, far, strict=True):
+            of, own = int(ids[place]), texts[place]
+            generator = self._generator(of, 1)
+            given = [
+                ("another answer", *_other(said, place, generator.permutation(likes))),
+                ("off topic", *_other(said, place, generator.permutation(others))),
+                ("garbled", garbled(said[place], generator), None),
+            ]
+            planted[of] = [
+                Planted(of, kind, None if donor is None else int(ids[donor]), row)
+                for kind, answer, donor in given
+                if answer is not None
+                for row in [Row(*with_answer(*own, form, answer))]
+            ]
+            planted[of].append(Planted(of, CUT_OFF, None, own))
+        return Opened(Reader(load_measurement(self.model, inputs), self.token_budget), planted)
 
-        def other(place: int, choices: Int64[np.ndarray, " choices"]) -> tuple[str, int] | None:
-            own = said[place].strip()
-            found = ((said[c], int(ids[c])) for c in generator.permutation(choices).tolist())
-            return next((given for given in found if given[0].strip() not in ("", own)), None)
+    def compute(self, inputs: Inputs) -> Rows:
+        """What is measured of the bad answers of the drawn examples of a shard."""
+        if inputs.part.role == "query":
+            return
+        opened: Opened = inputs.opened
+        ids = np.sort(inputs.table("text", "example")["id"].to_numpy()).tolist()
+        rows = [planted for key in ids for planted in opened.planted.get(key, ())]
+        if not rows:
+            return
+        read = opened.reader.read([p.row.text for p in rows], [p.row.pair for p in rows])
+        kept, losses = [], []
+        for at, planted in enumerate(rows):
+            of_row = (read.tokens[at], read.alone[at])
+            if planted.kind == CUT_OFF:
+                cut = _cut(*of_row, self._generator(planted.of, 2))
+                if cut is None:
+                    continue
+                of_row = cut
+            kept.append(at)
+            losses.append(told(*of_row))
+        if not kept:
+            return
+        columns = [
+            pa.array([rows[at].of for at in kept]),
+            pa.array([rows[at].kind for at in kept]),
+            pa.array([rows[at].donor for at in kept], pa.int64()),
+            *answer_columns(losses, read.prompts[kept], read.answers[kept]),
+        ]
+        names = PLANTED_ANSWER.schema.names
+        yield PLANTED_ANSWER.name, pa.RecordBatch.from_arrays(columns, names)
 
-        planted: dict[str, list[Planted]] = {"another answer": [], "off topic": [], "garbled": []}
-        for row, place in enumerate(drawn.tolist()):
-            spoilt = garbled(said[place], generator)
-            answers = {
-                "another answer": other(place, near[row]),
-                "off topic": other(place, far[row]),
-                "garbled": None if spoilt is None else (spoilt, None),
-            }
-            for kind, given in answers.items():
-                if given is not None:
-                    changed = Row(*with_answer(*texts[place], form, given[0]))
-                    planted[kind].append(Planted(int(ids[place]), given[1], changed))
-        reader: Reader = inputs.opened
-        for kind, rows in planted.items():
-            if rows:
-                read = reader.read([r.row.text for r in rows], [r.row.pair for r in rows])
-                of, donors = [r.of for r in rows], [r.donor for r in rows]
-                yield PLANTED_ANSWER.name, _batch(kind, of, donors, read)
-        own = [texts[place] for place in drawn.tolist()]
-        read = reader.read([r.text for r in own], [r.pair for r in own])
-        cut, rows_cut = _cut(read, generator)
-        if rows_cut:
-            of = ids[drawn[rows_cut]].tolist()
-            yield PLANTED_ANSWER.name, _batch("cut off", of, [None] * len(of), cut)
+    def _generator(self, key: int, stream: int) -> np.random.Generator:
+        """The draws of an example, the same in whichever shard it lies."""
+        return np.random.default_rng([self.random_seed, stream, key % 2**64])
 
     def cost(self, work: Work) -> Cost:
         """Eight passes of each drawn row."""
@@ -258,32 +284,28 @@ def garbled(text: str, generator: np.random.Generator) -> str | None:
     return "".join(changed)
 
 
-def _cut(read: Answered, generator: np.random.Generator) -> tuple[Answered, list[int]]:
-    """The rows whose answers are long enough, as if they ended early, and their numbers."""
-    rows: list[int] = []
-    tokens: list[TokenLosses | None] = []
-    alone: list[TokenLosses | None] = []
-    for row, (own, bare) in enumerate(zip(read.tokens, read.alone, strict=True)):
-        if own is None or np.isnan(own.end_losses).any():
-            continue
-        n_text = len(own.losses) - own.n_ends
-        if n_text < SHORTEST:
-            continue
-        n = max(2, int(n_text * generator.uniform(*PARTS)))
-        rows.append(row)
-        tokens.append(cut_after(own, n))
-        fits = bare is not None and len(bare.losses) > n
-        alone.append(cut_after(bare, n) if bare is not None and fits else None)
-    return Answered(tokens, alone, read.prompts[rows], read.answers[rows]), rows
+def _other(
+    said: Mapping[int, str], place: int, choices: Int64[np.ndarray, " choices"]
+) -> tuple[str | None, int | None]:
+    """The first answer of the choices that is another than that of `place`, and whose it is."""
+    own = said[place].strip()
+    others = (choice for choice in choices.tolist() if said[choice].strip() not in ("", own))
+    donor = next(others, None)
+    return (None, None) if donor is None else (said[donor], donor)
 
 
-def _batch(
-    kind: str, ids: list[int], donors: Sequence[int | None], read: Answered
-) -> pa.RecordBatch:
-    found = [told(*row) for row in zip(read.tokens, read.alone, strict=True)]
-    columns = [pa.array(ids), pa.array([kind] * len(ids)), pa.array(donors, pa.int64())]
-    columns += answer_columns(found, read.prompts, read.answers)
-    return pa.RecordBatch.from_arrays(columns, PLANTED_ANSWER.schema.names)
+def _cut(
+    own: TokenLosses | None, alone: TokenLosses | None, generator: np.random.Generator
+) -> tuple[TokenLosses, TokenLosses | None] | None:
+    """An answer as if it ended early; None where it is too short, or its end has no loss."""
+    if own is None or np.isnan(own.end_losses).any():
+        return None
+    n_text = len(own.losses) - own.n_ends
+    if n_text < SHORTEST:
+        return None
+    n = max(2, int(n_text * generator.uniform(*PARTS)))
+    fits = alone is not None and len(alone.losses) > n
+    return cut_after(own, n), cut_after(alone, n) if alone is not None and fits else None
 
 
 STAGE = PlantedAnswers

@@ -25,6 +25,7 @@ from stages.predictions.answer_loss import AnswerLoss
 from stages.predictions.planted_answers import PlantedAnswers
 from stages.predictions.prediction import Prediction
 from stages.reading.vectors import matrix_of
+from stages.stage import Part
 
 ASKED = ["good film", "the plot is", "a very dull and slow film", "not"]
 SAID = [" bad", " very bright and good", " bad plot", " dull not good film and plot"]
@@ -157,7 +158,9 @@ def test_what_stands_in_for_rows() -> None:
     assert with_answer("a", "b", "prompt_completion", "c") == ("a", "c")
 
 
-def test_planted_answers_are_measured_as_rows_with_these_answers(saved: Any, memory: Any) -> None:
+def test_planted_answers_are_measured_as_rows_with_these_answers(
+    saved: Any, memory: Any, sharded: Any
+) -> None:
     model = ModelSpec(str(saved("gpt2", "CausalLM")), head="completion")
     words = "good film bad plot very bright dull slow not and the a".split()
     generator = np.random.default_rng(0)
@@ -167,7 +170,18 @@ def test_planted_answers_are_measured_as_rows_with_these_answers(saved: Any, mem
     details = {"text": {"format": "prompt_completion"}}
     losses = memory({"text": text}, details).run(AnswerLoss(model))
     inputs = memory({"text": text, "answer_loss": losses}, details)
-    planted = inputs.run(PlantedAnswers(model, rows=10))
+    stage = PlantedAnswers(model, rows=10)
+    planted = inputs.run(stage, Part("example", 0))
+    cut = sharded(inputs.tables, details, 3)
+    cut.open(stage)
+    parts = [cut.compute(stage, Part("example", i))["planted_answer"] for i in range(3)]
+    assert all(len(part) for part in parts)
+    # Rows in other batches differ in the last bits.
+    order = [("kind", "ascending"), ("id", "ascending")]
+    one, other = (t.sort_by(order) for t in (planted, pa.concat_tables(parts)))
+    for name in ("kind", "id", "donor_id", "n_tokens"):
+        assert one[name].equals(other[name])
+    np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
     counts = planted.group_by("kind").aggregate([("id", "count")]).to_pydict()
     kinds = dict(zip(counts["kind"], counts["id_count"], strict=True))
     assert kinds == {"another answer": 10, "off topic": 10, "garbled": 10, "cut off": 10}
