@@ -1,5 +1,6 @@
 """What the viewer shows of one row: all of it, what is near it, and what it stands behind."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import RunError
@@ -27,7 +28,7 @@ class OneRow:
     def __init__(self, questions: Questions, subject: Subject, rows: Rows):
         """Holds what is asked."""
         self._questions, self._subject, self._rows = questions, subject, rows
-        self._has_images = "image" in questions.ask("FROM examples LIMIT 0").columns
+        self.has_images = "image" in questions.ask("FROM examples LIMIT 0").columns
 
     def shown(self, example_id: int) -> dict[str, Any]:
         """A row as the template `viewer/row.html` shows it: `row`, `facts`, `issues`, `image`.
@@ -52,7 +53,7 @@ class OneRow:
                 and row[column.name] is not None
             ],
             "issues": self._issues(example_id),
-            "image": self._image(example_id),
+            "image": self.images([example_id]).get(example_id),
         }
 
     def near(self, example_id: int) -> list[dict[str, Any]]:
@@ -125,11 +126,14 @@ class OneRow:
             JOIN viewer.rows AS r USING (example_id) ORDER BY n.similarity DESC, example_id"""
         ).named()
 
-    def _image(self, example_id: int) -> str | None:
-        if not self._has_images:
-            return None
-        ((cell_of_image,),) = self._questions.ask(
-            f"SELECT image FROM examples WHERE example_id = {example_id}"
+    def images(self, ids: Sequence[int]) -> dict[int, str]:
+        """Images of rows as `data:` URLs, by id, of those that have one; all as bright."""
+        if not ids or not self.has_images:
+            return {}
+        cells = self._questions.ask(
+            "SELECT example_id, image FROM examples WHERE example_id IN "
+            f"({', '.join(map(str, ids))})"
         ).rows
-        image = image_of(cell_of_image)
-        return data_url(image, largest([image])) if image is not None else None
+        found = {row: image for row, of_row in cells if (image := image_of(of_row)) is not None}
+        white = largest(list(found.values()))
+        return {row: data_url(image, white) for row, image in found.items()}

@@ -153,6 +153,7 @@ class Viewer:
             "viewer/rows.html",
             "Rows",
             columns=[{**c.shown, "name": c.name} for c in self.rows.columns],
+            has_images=self.one_row.has_images,
             filters=self._filters(),
             total=self.rows.total,
             names=self.rows.names,
@@ -177,12 +178,14 @@ class Viewer:
         count, rows = self.rows.page(
             _filter(given), order, is_descending, max(0, at), min(max(1, n), 200)
         )
+        images = self.one_row.images([row["example_id"] for row in rows])
         return jsonify(
             draw=given.get("draw", 0, type=int),
             recordsTotal=self.rows.total,
             recordsFiltered=count,
             data=[
-                {name: cell(value) for name, value in row.items()} | {"id": str(row["example_id"])}
+                {name: cell(value) for name, value in row.items()}
+                | {"id": str(row["example_id"]), "picture": images.get(row["example_id"])}
                 for row in rows
             ],
         )

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import re
 import threading
@@ -6,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import PIL.Image
 import pytest
 from desks import OWN, PORT, Desk, Person, lines
 from pages import HOSTILE, Page
@@ -375,7 +378,10 @@ def test_targets_are_fixed_to_numbers(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(30, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", vectors)
-    rows = [{"y": float(target), "id": f"row {at}"} for at, target in enumerate(vectors[:, 0])]
+    rows = [
+        {"y": float(target), "id": f"row {at}", "image": [[0, at], [29, 1]] if at % 2 else None}
+        for at, target in enumerate(vectors[:, 0])
+    ]
     corpus = {
         "path": write_lines(tmp_path / "x.jsonl", rows),
         "task": "regression",
@@ -392,6 +398,14 @@ def test_targets_are_fixed_to_numbers(tmp_path: Path) -> None:
     person = desk.person()
     row = person.next()
     assert "predicted" in Page(row["html"]).words
+    page = Page(person.get("/rows").text)
+    (told,) = (json.loads(text) for kind, text in page.scripts if kind == "application/json")
+    assert told["has_images"]
+    pictures = {row["source_id"]: row["picture"] for row in person.rows()["data"]}
+    assert pictures["row 2"] is None
+    shown = PIL.Image.open(io.BytesIO(base64.b64decode(pictures["row 15"].split(",")[1])))
+    corners = np.array(shown.convert("L"))
+    np.testing.assert_allclose(corners, [[0, 255 * 15 / 29], [255, 255 / 29]], atol=1)
     assert person.decide(row["id"], "fix", "much").status_code == 400
     assert person.decide(row["id"], "fix", "2.5").json["made"] == 1
     assay("apply", tmp_path / "run", desk.review, "--to", tmp_path / "corrected")

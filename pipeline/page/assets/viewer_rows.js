@@ -1,6 +1,6 @@
 // The table of rows: filtered, sorted and paged by the server; rows are chosen to be decided about.
 {
-  const { columns } = JSON.parse(document.getElementById("rows-data").textContent);
+  const { columns, has_images } = JSON.parse(document.getElementById("rows-data").textContent);
   const form = document.getElementById("filters");
   const all = document.getElementById("all-found");
   const nChosen = document.getElementById("n-chosen");
@@ -35,6 +35,13 @@
     });
     return input;
   };
+  const picture = (row) => {
+    if (!row.picture) return "";
+    const image = document.createElement("img");
+    image.src = row.picture;
+    image.alt = `Image of row ${row.source_id}`;
+    return image;
+  };
   const decision = (row) => (row.decision ? (row.new_label ? `${row.decision}: ${row.new_label}` : row.decision) : "");
   const table = new DATA_TABLE(document.getElementById("rows-table"), {
     serverSide: true,
@@ -63,6 +70,7 @@
     columns: [
       { title: "<span class='hidden'>choose</span>", data: null, orderable: false, render: (_, __, row) => box(row) },
       { title: "decision", data: null, name: "decision", render: (_, __, row) => asText(decision(row)) },
+      ...(has_images ? [{ title: "picture", data: null, orderable: false, render: (_, __, row) => picture(row) }] : []),
       ...columns.map((column) => ({
         ...asColumn(column),
         data: column.name,
