@@ -85,6 +85,9 @@ class Rows:
         self.total = int(questions.ask("SELECT count(*) FROM viewer.rows").rows[0][0])
         self.choices = {c.name: self._values(c) for c in self.columns if c.kind == "class"}
         self.has_flags = any(column.kind == "flag" for column in self.columns)
+        names = {column.name for column in self.columns}
+        self.has_suggestions = subject.task == "preference" or "suggested_label" in names
+        """Whether a row can be fixed without a label being named."""
 
     def _make(self, name: str, statement: str) -> None:
         self._questions.check(statement)

@@ -133,6 +133,7 @@ class Viewer:
             verdicts=self.desk.verdicts,
             classes=self.subject.classes,
             task=self.subject.task,
+            has_suggestions=self.rows.has_suggestions,
             **values,
         )
 
@@ -220,7 +221,9 @@ class Viewer:
                           supported=self.one_row.supported(example_id), **shown)  # fmt: skip
 
     def _near(self, example_id: int) -> str:
-        return part("viewer/near.html", near=self.one_row.near(example_id))
+        near = self.one_row.near(example_id)
+        images = self.one_row.images([row["example_id"] for side in near for row in side["rows"]])
+        return part("viewer/near.html", near=near, images=images)
 
     def _queries_page(self) -> str:
         words, at = request.args.get("words", ""), max(0, request.args.get("at", 0, type=int))
