@@ -44,8 +44,6 @@ from stages.saliency.outputs import (
     ScoredOutput,
     explained_outputs,
     load_embedded,
-    read_outputs,
-    token_rows,
 )
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares, squared_scores
@@ -137,11 +135,28 @@ class Lafa(TokenStage):
         return LafaState(embedded, labelled, labels, radius)
 
     def compute(self, inputs: Inputs) -> Rows:
-        """Token scores of one block of queries."""
-        state: LafaState = inputs.opened
-        embedded = state.embedded
-        explained = read_outputs(embedded, inputs, self.token_budget, self.continuation)
-        similar = self._similar(inputs, state, explained)
+        """Token scores of the part's queries, computed a block at a time with its neighbours."""
+        same = _same_texts(inputs)
+        return self._by_block(
+            inputs,
+            inputs.opened.embedded,
+            lambda explained: self._smoothed(inputs, explained, same),
+        )
+
+    def cost(self, work: Work) -> Cost:
+        """The cost of gradients of the queries and of `limit` neighbours for each."""
+        count = self.scores.n_gradients * (1 + self.limit)
+        cost = gradient_cost(self.model, work, count, self.token_budget)
+        pairs = min(DISTANCES, work.n_queries * work.n_examples)
+        searched = 48 * pairs if self.neighbours == "embedding" else 0
+        return replace(cost, memory_bytes=cost.memory_bytes + searched)
+
+    def _smoothed(
+        self, inputs: Inputs, explained: ExplainedOutputs, same: Mapping[int, list[int]]
+    ) -> list[ScoredOutput]:
+        """Token scores of a block of outputs; `same` holds what no query has for a neighbour."""
+        embedded = inputs.opened.embedded
+        similar = self._similar(inputs, explained, same)
         query_scores = self._scores(embedded, explained)
         neighbours, row_of = self._neighbours(inputs, explained, similar)
         neighbour_scores = self._scores(embedded, neighbours)
@@ -164,15 +179,7 @@ class Lafa(TokenStage):
             smoothed_scores = smoothed.cpu().numpy() * explained.offsets[row].is_text
             scores = query_scores[row] + self.weight * smoothed_scores
             scored.append(ScoredOutput(scores, self.scores.n_gradients * (1 + len(rows))))
-        yield from token_rows(explained, scored)
-
-    def cost(self, work: Work) -> Cost:
-        """The cost of gradients of the queries and of `limit` neighbours for each."""
-        count = self.scores.n_gradients * (1 + self.limit)
-        cost = gradient_cost(self.model, work, count, self.token_budget)
-        pairs = min(DISTANCES, work.n_queries * work.n_examples)
-        searched = 48 * pairs if self.neighbours == "embedding" else 0
-        return replace(cost, memory_bytes=cost.memory_bytes + searched)
+        return scored
 
     def _scores(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[np.ndarray]:
         """The scores m of the tokens of each row, with sum 1 where `normalize` is set."""
@@ -182,28 +189,21 @@ class Lafa(TokenStage):
         return [scores / (scores.sum() or 1.0) for scores in of_rows]
 
     def _similar(
-        self, inputs: Inputs, state: LafaState, explained: ExplainedOutputs
+        self, inputs: Inputs, explained: ExplainedOutputs, same: Mapping[int, list[int]]
     ) -> dict[int, list[int]]:
         """Ids of the neighbours of every query of the block, by query id.
 
-        Examples of the same text as the query, and with `same_class` those of another label than
-        its predicted class, are left out.
+        Examples of the same text as the query, which `same` holds, and with `same_class` those of
+        another label than its predicted class, are left out.
         """
-        text = inputs.table("text", "query")
-        texts = [_texts_of(row) for row in text.to_pylist()]
-        texts_of_query = dict(zip(text["id"].to_pylist(), texts, strict=True))
-        examples_of: dict[tuple[str, str | None], list[int]] = {}
-        for shard in inputs.by_shard("text", "example"):
-            equal = shard.filter(pc.is_in(shard["text"], text["text"].combine_chunks()))
-            for row in equal.select(["id", "text", "text_b"]).to_pylist():
-                examples_of.setdefault(_texts_of(row), []).append(row["id"])
+        state: LafaState = inputs.opened
         query_ids = sorted(set(explained.query_ids.tolist()))
         classes = dict(
             zip(explained.query_ids.tolist(), explained.targets.choice.tolist(), strict=True)
         )
 
         def is_left_out(query: int, examples: np.ndarray) -> np.ndarray:
-            left_out = np.isin(examples, examples_of.get(texts_of_query[query], []))
+            left_out = np.isin(examples, same[query])
             if self.same_class:
                 rows, at = answered_rows_of(examples, state.labelled)
                 is_other = np.ones(len(examples), dtype=bool)
@@ -258,6 +258,17 @@ def _keys(
     targets = explained.targets
     distribution, choice = int(targets.distribution[row]), int(targets.choice[row])
     return [(example, distribution, choice) for example in similar[int(explained.query_ids[row])]]
+
+
+def _same_texts(inputs: Inputs) -> dict[int, list[int]]:
+    """Ids of the examples of the same text as a query, for every query of the part, by its id."""
+    text = inputs.table("text", "query")
+    examples_of: dict[tuple[str, str | None], list[int]] = {}
+    for shard in inputs.by_shard("text", "example"):
+        equal = shard.filter(pc.is_in(shard["text"], text["text"].combine_chunks()))
+        for row in equal.select(["id", "text", "text_b"]).to_pylist():
+            examples_of.setdefault(_texts_of(row), []).append(row["id"])
+    return {row["id"]: examples_of.get(_texts_of(row), []) for row in text.to_pylist()}
 
 
 def _rows_of(inputs: Inputs, ids: np.ndarray) -> pa.Table:

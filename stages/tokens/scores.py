@@ -1,7 +1,7 @@
 """Bases of the stages that score the tokens of queries: fields, tables, and loading the model."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.model.spec import ModelSpec, RunsModel
+from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.outputs import (
     EXPLAINED,
     TOKEN,
@@ -35,7 +36,7 @@ class TokenStage(RunsModel, Stage, contract=True):
     token_budget: int = field(default=2048, kw_only=True)
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "query"
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train"})
 
@@ -49,6 +50,22 @@ class TokenStage(RunsModel, Stage, contract=True):
         """The tables of token scores and of explained outputs."""
         return (TOKEN, EXPLAINED)
 
+    def _by_block(
+        self,
+        inputs: Inputs,
+        embedded: FromEmbeddings,
+        score: Callable[[ExplainedOutputs], list[ScoredOutput]],
+    ) -> Rows:
+        """Token scores of the part's queries, by `score` of the outputs of one block at a time."""
+        blocks = list(query_blocks(inputs.table("text", "query"), self.token_budget))
+        inputs.stepped(0, len(blocks))
+        for nth, ids in enumerate(blocks):
+            explained = read_outputs(
+                embedded, inputs, self.token_budget, self.continuation, set(ids)
+            )
+            yield from token_rows(explained, score(explained) if explained.n else [])
+            inputs.stepped(nth + 1, len(blocks))
+
 
 @dataclass(frozen=True)
 class TokenScores(TokenStage, contract=True):
@@ -57,23 +74,14 @@ class TokenScores(TokenStage, contract=True):
     Each method computes them in `score`.
     """
 
-    version: ClassVar[int] = 3
-
     def open(self, inputs: Inputs) -> Any:
         """The model, ready to be called with word embeddings."""
         return load_embedded(self.model, inputs)
 
     def compute(self, inputs: Inputs) -> Rows:
         """Token scores of the part's queries, computed a block at a time."""
-        blocks = list(query_blocks(inputs.table("text", "query"), self.token_budget))
-        inputs.stepped(0, len(blocks))
-        for nth, ids in enumerate(blocks):
-            explained = read_outputs(
-                inputs.opened, inputs, self.token_budget, self.continuation, set(ids)
-            )
-            scored = self.score(inputs.opened, explained) if explained.n else []
-            yield from token_rows(explained, scored)
-            inputs.stepped(nth + 1, len(blocks))
+        embedded = inputs.opened
+        return self._by_block(inputs, embedded, lambda explained: self.score(embedded, explained))
 
     @abstractmethod
     def score(self, embedded: Any, explained: ExplainedOutputs) -> list[ScoredOutput]:

@@ -16,6 +16,7 @@ from stages.saliency.from_embeddings import FromEmbeddings
 from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares
 from stages.tables import GENERAL
+from stages.tokens import scores
 from stages.tokens.lafa import Lafa
 from stages.tokens.simple_grad import SimpleGrad
 from stages.tokens.smooth_grad import SmoothGrad
@@ -261,6 +262,24 @@ def test_neighbours_of_a_spectrum_and_of_values(inputs: Any, spec: Any) -> None:
     near = {100: [1, 2], 101: [], 102: []}
     stage = Lafa(spec, neighbours="freeshap", limit=2, kernel="rbf")
     check(inputs(shapley_by_query=values), spec, stage, lambda query, _: near[query])
+
+
+@pytest.mark.parametrize("same_class", [True, False])
+def test_blocks_of_queries_have_the_scores_of_all_at_once(
+    inputs: Any, spec: Any, same_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other batches round otherwise: float32 sums of a few hundred products."""
+    stage = Lafa(spec, limit=3, quantile=None, same_class=same_class)
+    once, apart = inputs(), inputs()
+    found = once.run(stage)
+    monkeypatch.setattr(scores, "query_blocks", lambda text, _: [[i] for i in sorted(QUERY_IDS)])
+    cut = apart.run(stage)
+    assert once.steps == [(0, 1), (1, 1)]
+    assert apart.steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert cut.drop(["score", "word_score"]).equals(found.drop(["score", "word_score"]))
+    np.testing.assert_allclose(cut["score"], found["score"], rtol=2e-4)
+    counted = "n_gradients"
+    assert apart.written["explained"][counted].equals(once.written["explained"][counted])
 
 
 def test_without_noise_smooth_is_simple(inputs: Any, spec: Any) -> None:
