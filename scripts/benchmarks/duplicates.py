@@ -139,7 +139,7 @@ def pieces(texts: list[str]) -> list[set[str]]:
     """The shingles of each text, by sets of strings."""
     from stages.reading.shingles import letters_of
 
-    bare = letters_of(pa.array(texts)).to_pylist()
+    bare = letters_of(texts).to_pylist()
     return [{text[at : at + 5].ljust(5, "\0") for at in range(len(text))} for text in bare]
 
 

@@ -32,14 +32,13 @@ from stages.ranking.near_texts import (
     SHINGLES,
     WINDOW,
     Pairs,
-    bands_of,
     candidates,
     components,
-    contents_of,
     similarities,
+    sketches_of,
 )
 from stages.reading.shared_passages import shared_windows, without_shared
-from stages.reading.shingles import letters_of, shingles_of
+from stages.reading.shingles import letters_of
 from stages.reading.vectors import evenly
 from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Stage, Work
 from storage.schema import TableSpec
@@ -108,7 +107,7 @@ class NearDuplicates(Stage):
     similarity: float = 0.7
     """Least Jaccard similarity of near duplicates, from 0.6 to 1."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion", "preference")
 
@@ -189,8 +188,8 @@ def _shared(inputs: Inputs) -> UInt64[np.ndarray, " windows"]:
     """The windows that many examples share, of texts that are evenly spread over the corpus."""
     drawn = [pa.array([], pa.large_string())]
     for _, letters in _texts(inputs, "example", SAMPLED_SHARDS):
-        few = letters.take(pa.array(evenly(len(letters), OF_SHARD)))
-        drawn.append(pc.utf8_slice_codeunits(few, 0, BEGIN))
+        begins = pc.utf8_slice_codeunits(letters, 0, BEGIN)
+        drawn.append(begins.take(pa.array(evenly(len(letters), OF_SHARD))))
     letters = pa.concat_arrays(drawn)
     return shared_windows(letters.take(pa.array(evenly(len(letters), SAMPLED))))
 
@@ -208,15 +207,20 @@ def _texts(
     """
     form = _form(inputs)
     for table in inputs.by_shard("text", role, most):
-        table = table.filter(pc.is_valid(table["text"]))
-        texts, seconds = (table[name].to_pylist() for name in ("text", "text_b"))
-        if answers_alone:
-            rows = zip(texts, seconds, strict=True)
-            texts, seconds = [answer_of(*row, form) for row in rows], [None] * len(texts)
-        else:
-            texts, seconds = plain_texts(texts, seconds, form)
-        both = [a if b is None else f"{a} {b}" for a, b in zip(texts, seconds, strict=True)]
-        yield table["id"].to_numpy(), letters_of(pa.array(both, pa.large_string()))
+        table = table.filter(pc.is_valid(table["text"])) if table["text"].null_count else table
+        ids, letters = table["id"].to_numpy(), _letters_of_rows(table, form, answers_alone)
+        del table
+        yield ids, letters
+
+
+def _letters_of_rows(table: pa.Table, form: str, answers_alone: bool) -> pa.Array:
+    texts, seconds = (table[name].to_pylist() for name in ("text", "text_b"))
+    if answers_alone:
+        rows = zip(texts, seconds, strict=True)
+        texts, seconds = [answer_of(*row, form) for row in rows], [None] * len(texts)
+    else:
+        texts, seconds = plain_texts(texts, seconds, form)
+    return letters_of([a if b is None else f"{a} {b}" for a, b in zip(texts, seconds, strict=True)])
 
 
 def _sketches(inputs: Inputs, shared: UInt64[np.ndarray, " windows"]) -> Sketches:
@@ -227,11 +231,11 @@ def _sketches(inputs: Inputs, shared: UInt64[np.ndarray, " windows"]) -> Sketche
         of_role = []
         for ids, letters in _texts(inputs, role):
             is_empty = pc.equal(letters, "").to_numpy(zero_copy_only=False)
-            ids, letters = ids[~is_empty], letters.filter(pa.array(~is_empty))
+            if is_empty.any():
+                ids, letters = ids[~is_empty], letters.filter(pa.array(~is_empty))
             for start in range(0, len(ids), TEXTS):
-                shingles = shingles_of(without_shared(letters.slice(start, TEXTS), shared))
-                part = ids[start : start + TEXTS]
-                of_role.append((part, contents_of(shingles), bands_of(shingles)))
+                bare = without_shared(letters.slice(start, TEXTS), shared)
+                of_role.append((ids[start : start + TEXTS], *sketches_of(bare)))
         none = (np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros((0, BANDS), np.uint64))
         ids, contents, bands = map(np.concatenate, zip(*of_role or [none], strict=True))
         order = np.argsort(ids, kind="stable")

@@ -5,7 +5,9 @@ those in either. A random order of all shingles has the same first one in both s
 J; four of such orders are a band, and two texts are a candidate when one of 24 bands is the same:
 with probability 1 - (1 - J^4)^24, which is 0.96 for J = 0.6, 0.999 for 0.7 and 0.0002 for 0.05.
 For each candidate J is counted. It is exact but for shingles of one pair with the same 44 bits of
-hash: one pair in 10^9, for texts of 100 characters.
+hash: one pair in 10^9, for texts of 100 characters. Of two texts that have more than 2^20 shingles
+together those count whose hash is in the lower half of all, or in the lower half of these, and so
+on, until there are no more than 2^20: a sample of shingles, with a standard error below 0.001.
 
 Source: Broder 1997, doi:10.1109/SEQUEN.1997.666900 (shingles, MinHash); Indyk and Motwani 1998,
 doi:10.1145/276698.276876 (bands). The roads not taken, as measured in
@@ -22,7 +24,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int64, UInt64
 
 from stages.reading.drawn import STEP, mixed
-from stages.reading.shingles import Shingles, shingles_of
+from stages.reading.shingles import shingles_of
 
 BANDS, ROWS = 24, 4
 """Bands, and orders of shingles in each."""
@@ -32,7 +34,7 @@ WINDOW = 16
 BITS = 44
 """Bits of a shingle's hash that are compared within a pair."""
 SHINGLES = 2**20
-"""Most shingles of the pairs that are compared at a time, but for a pair of longer texts."""
+"""Most shingles of the pairs that are compared at a time: of longer texts a sample."""
 
 
 class Pairs(NamedTuple):
@@ -42,29 +44,33 @@ class Pairs(NamedTuple):
     second: Int64[np.ndarray, " pairs"]
 
 
-def bands_of(shingles: Shingles) -> UInt64[np.ndarray, "texts bands"]:
-    """The bands of texts with a shingle at least: equal for equal sets. Cost 96 a shingle."""
+def sketches_of(
+    letters: pa.Array,
+) -> tuple[UInt64[np.ndarray, " texts"], UInt64[np.ndarray, "texts bands"]]:
+    """Of texts with a letter each, a hash of all shingles, and the bands.
+
+    The hash is of the shingles with how often each is there; bands are equal for equal sets. Cost
+    96 a shingle. Memory: as `shingles_of`, and 500 bytes a text.
+    """
     drawn = mixed(np.arange(1, 2 * BANDS * ROWS + 1, dtype=np.uint64) * STEP)
     factors, shifts = (drawn >> np.uint64(32)).astype(np.uint32).reshape(2, BANDS, ROWS)
-    hashes = (shingles.hashes >> np.uint64(32)).astype(np.uint32)
-    starts, moved = shingles.starts, np.empty_like(hashes)
-    bands = np.zeros((len(starts), BANDS), np.uint64)
-    for band in range(BANDS):
-        for factor, shift in zip(factors[band], shifts[band], strict=True):
+    contents = np.zeros(len(letters), np.uint64)
+    lowest = np.full((BANDS, ROWS, len(letters)), np.uint32(2**32 - 1))
+    for piece in shingles_of(letters):
+        texts, starts = slice(piece.first, piece.first + len(piece.counts)), piece.starts
+        contents[texts] += np.add.reduceat(mixed(piece.hashes + STEP), starts)
+        hashes = (piece.hashes >> np.uint64(32)).astype(np.uint32)
+        moved = np.empty_like(hashes)
+        for order in np.ndindex(BANDS, ROWS):
             # An odd factor: the products are a permutation of the 32-bit integers.
-            np.multiply(hashes, factor | np.uint32(1), out=moved)
-            moved += shift
-            first = np.minimum.reduceat(moved, starts) if len(starts) else moved
-            bands[:, band] = mixed(bands[:, band] + first.astype(np.uint64) + STEP)
-    return bands
-
-
-def contents_of(shingles: Shingles) -> UInt64[np.ndarray, " texts"]:
-    """A hash of the shingles of each text with how often each is there."""
-    if not len(shingles.counts):
-        return np.zeros(0, np.uint64)
-    total: np.ndarray = np.add.reduceat(mixed(shingles.hashes + STEP), shingles.starts)
-    return total
+            np.multiply(hashes, factors[order] | np.uint32(1), out=moved)
+            moved += shifts[order]
+            found = lowest[order][texts]
+            np.minimum(found, np.minimum.reduceat(moved, starts), out=found)
+    bands = np.zeros((len(letters), BANDS), np.uint64)
+    for band, row in np.ndindex(BANDS, ROWS):
+        bands[:, band] = mixed(bands[:, band] + lowest[band, row].astype(np.uint64) + STEP)
+    return contents, bands
 
 
 def candidates(
@@ -104,7 +110,8 @@ def candidates(
 def similarities(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:
     """The Jaccard similarity of the texts of each pair, numbers in `letters`, by counting.
 
-    Cost: the shingles of both texts of a pair, sorted. Memory: 100 bytes for each of `SHINGLES`.
+    Cost: the shingles of both texts of a pair, sorted. Memory: 100 bytes for each of `SHINGLES`,
+    and both texts.
     """
     lengths = pc.utf8_length(letters).to_numpy(zero_copy_only=False).astype(np.int64)
     found = [np.zeros(0), *(_compared(letters, part) for part in _blocks(lengths, pairs))]
@@ -125,13 +132,19 @@ def _blocks(lengths: Int64[np.ndarray, " texts"], pairs: Pairs) -> Iterator[Pair
 def _compared(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:
     """The similarities of fewer than 2^20 pairs."""
     texts, place = np.unique(np.concatenate(pairs), return_inverse=True)
-    hashes, counts = shingles_of(letters.take(pa.array(texts)))
     # Each set, ascending: the number of the text in the upper bits, a shingle in the lower ones.
     low = np.uint64(2**BITS - 1)
-    owners = np.repeat(np.arange(len(texts), dtype=np.uint64), counts)
-    # numpy's own `unique` hashes integers, which takes ten times as long for these.
-    shingles = np.sort((owners << np.uint64(BITS)) | (hashes >> np.uint64(64 - BITS)))
-    shingles = shingles[np.diff(shingles, prepend=~shingles[:1]) != 0]
+    shingles = np.zeros(0, np.uint64)
+    most = low
+    for piece in shingles_of(letters.take(pa.array(texts))):
+        numbers = np.arange(piece.first, piece.first + len(piece.counts), dtype=np.uint64)
+        owners = np.repeat(numbers, piece.counts) << np.uint64(BITS)
+        shingles = _different(shingles, owners | (piece.hashes >> np.uint64(64 - BITS)))
+        while True:
+            shingles = shingles[(shingles & low) <= most]
+            if len(shingles) <= SHINGLES:
+                break
+            most >>= np.uint64(1)
     sizes = np.bincount((shingles >> np.uint64(BITS)).astype(np.int64), minlength=len(texts))
     starts = np.cumsum(sizes) - sizes
     of_pair = []
@@ -147,6 +160,16 @@ def _compared(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:
     in_either = sizes[place].reshape(2, -1).sum(0) - n_shared
     found: np.ndarray = n_shared / in_either
     return found
+
+
+def _different(
+    known: UInt64[np.ndarray, " known"], more: UInt64[np.ndarray, " more"]
+) -> UInt64[np.ndarray, " different"]:
+    """The different numbers of two arrays, ascending."""
+    # numpy's own `unique` hashes integers, which takes ten times as long for these.
+    both = np.sort(np.concatenate([known, more]))
+    different: np.ndarray = both[np.diff(both, prepend=~both[:1]) != 0]
+    return different
 
 
 def components(n: int, pairs: Pairs) -> Int64[np.ndarray, " texts"]:

@@ -17,6 +17,8 @@ SHARE, LEAST = 0.01, 10
 """Share of the different texts, and the least number of them, that a shared window stands in."""
 LEFT = 16
 """A text of which less would be left stays whole."""
+PIECE = 2**20
+"""Characters that are looked at at a time."""
 BETWEEN = "\0" * (LENGTH - 1)
 """Ends a text: no window reaches from one to the next. `letters_of` leaves no NUL in a text."""
 
@@ -39,27 +41,35 @@ def shared_windows(letters: pa.Array) -> UInt64[np.ndarray, " windows"]:
 def without_shared(letters: pa.Array, shared: UInt64[np.ndarray, " windows"]) -> pa.Array:
     """The texts without the characters that shared windows cover.
 
-    Memory: 30 bytes a character, for the texts together.
+    Memory: the texts three times, and 30 bytes for each of `PIECE` characters.
     """
     if not len(shared) or not len(letters):
         return letters
     texts = letters.to_pylist()
-    codes = _codes(BETWEEN.join([*texts, ""]))
+    joined, left = BETWEEN.join([*texts, ""]), ""
+    for at in range(0, len(joined), PIECE):
+        left += _left(joined, at, at + PIECE, shared)
+    stripped = [
+        part.strip() if len(part.strip()) >= min(LEFT, len(text)) else text
+        for part, text in zip(left.split(BETWEEN), texts, strict=False)
+    ]
+    return pa.array(stripped, letters.type)
+
+
+def _left(joined: str, start: int, stop: int, shared: UInt64[np.ndarray, " windows"]) -> str:
+    """The characters from `start` to `stop` without those that shared windows cover."""
+    before = min(start, LENGTH - 1)
+    codes = _codes(joined[start - before : stop + LENGTH - 1])
     windows = _windows(codes)
     at = np.searchsorted(shared, windows).clip(max=len(shared) - 1)
-    is_shared = (shared[at] == windows) & _begins(codes)
+    begins = np.flatnonzero((shared[at] == windows) & _begins(codes))
     # Each shared window covers LENGTH characters from where it begins.
     edges = np.zeros(len(codes) + 1, np.int64)
-    begins = np.flatnonzero(is_shared)
     np.add.at(edges, begins, 1)
     np.add.at(edges, begins + LENGTH, -1)
     is_left = np.cumsum(edges[:-1]) == 0
-    left = codes[is_left].tobytes().decode("utf-32-le").split(BETWEEN)
-    stripped = [
-        part.strip() if len(part.strip()) >= min(LEFT, len(text)) else text
-        for part, text in zip(left, texts, strict=False)
-    ]
-    return pa.array(stripped, letters.type)
+    own = slice(before, before + stop - start)
+    return codes[own][is_left[own]].tobytes().decode("utf-32-le")
 
 
 def _codes(text: str) -> UInt32[np.ndarray, " characters"]:

@@ -12,6 +12,7 @@ from memory_inputs import ShardedInputs
 
 from stages.predictions.near_duplicates import NearDuplicates
 from stages.ranking import near_texts
+from stages.reading import shared_passages, shingles
 from stages.stage import ConfigError
 
 WORDS = "film plot good bad actor a the of with scene ending slow müde très 東京 कहानी 3.5".split()
@@ -108,6 +109,41 @@ def test_all_pairs_that_are_near_and_no_other(seed: int, similarity: float, n_sh
     assert len(rows) > 20
 
 
+def test_long_texts_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = sentences(60, 3)
+    examples, queries = texts[:50], texts[50:]
+    monkeypatch.setattr(shingles, "PIECE", 7)
+    assert found(examples, queries) == by_definition(examples, queries, 0.7)
+    signs = "aÅ e\u0301 \u1100\u1161\uac00 \u304b\u3099 ﬁn ?! \uff37 к\u0306 東\t"
+    odd = ["".join(np.random.default_rng(i).choice(list(signs), 90)) for i in range(50)]
+    cut = shingles.letters_of(odd).to_pylist()
+    monkeypatch.setattr(shingles, "PIECE", 1000)
+    assert cut == shingles.letters_of(odd).to_pylist()
+    monkeypatch.setattr(shingles, "PIECE", 7)
+    task = "is this review of a film positive or negative "
+    whole = found([task + text for text in examples])
+    assert whole
+    monkeypatch.setattr(shared_passages, "PIECE", 5)
+    assert found([task + text for text in examples]) == whole
+
+
+def test_very_long_texts_are_compared_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is four standard errors, of a sample of half as many shingles at least."""
+    g = np.random.default_rng(0)
+    one, other = ([str(g.integers(10**6)) for _ in range(4000)] for _ in range(2))
+    mixed = [a if g.random() < 0.9 else b for a, b in zip(one, other, strict=True)]
+    texts = [" ".join(one), " ".join(mixed)]
+    ((exact, _),) = ([row["similarity"] for row in found(texts)],)
+    assert exact == jaccard(*texts)
+    monkeypatch.setattr(near_texts, "SHINGLES", 4000)
+    ((sampled, again),) = ([row["similarity"] for row in found(texts)],)
+    assert sampled == again != exact
+    n = 4000 / 2 / (1 + exact)
+    assert abs(sampled - exact) < 4 * (exact * (1 - exact) / n) ** 0.5
+    # A text of few different shingles, and a pair without any in common.
+    assert found(["ab " * 9000, "ab " * 9001])[0]["similarity"] == 1.0
+
+
 def test_many_texts_of_a_bucket_meet_their_neighbours_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,7 +170,7 @@ def test_many_texts_of_a_bucket_meet_their_neighbours_alone(
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sentences(80, 3)
     expected = found(texts)
-    monkeypatch.setattr(near_texts, "SHINGLES", 50)
+    monkeypatch.setattr(near_texts, "SHINGLES", 250)
     monkeypatch.setattr("stages.predictions.near_duplicates.TEXTS", 7)
     assert found(texts, n_shards=5) == expected
 
