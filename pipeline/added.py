@@ -27,6 +27,7 @@ from pipeline.plan_checks import check_model, check_task
 from pipeline.settings import FOR, Run
 from stages.catalogue import stage_names
 from stages.stage import Size, Stage
+from storage.names import near
 
 NAMES = (str, str | None, tuple[str, ...])
 """Types of the fields in which a stage names the tables or instances that it reads."""
@@ -154,9 +155,10 @@ class _AddedStages:
         if kind not in stage_names() and writers_of(read, self._stages):
             return read
         if kind not in stage_names():
+            known = sorted([*CORPUS, *self._run.stages])
             raise ConfigFileError(
                 f"{self._name}: stages.{reader}: found that it reads {read!r}, which no stage "
-                f"writes, expected one of {', '.join(sorted([*CORPUS, *self._run.stages]))}. "
+                f"writes{near(read, known)}, expected one of {', '.join(known)}. "
                 "Name an instance or a table that is there."
             )
         if "model" not in fields:

@@ -13,6 +13,7 @@ import click
 
 from pipeline import api, plan_summary
 from pipeline import on_terminal as printed
+from pipeline.chosen_rows import warnings_about
 from pipeline.cli_group import Assay
 from pipeline.cli_options import COUNT, as_json, method, out, out_or_folder, settings, wait
 from pipeline.cli_report import report as write_report
@@ -234,6 +235,9 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
         with Screen("Reading the run ...") as screen:
             expected = opened.expected(**asked, progress=screen)
         click.echo(shown(lambda: printed.print_expected(expected)), err=True)
+    else:
+        for warning in warnings_about(opened, rows.chosen[0].statement):
+            click.echo(warning, err=True)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:

@@ -22,10 +22,14 @@ from pipeline.terminal import show
 @click.option(
     "--review",
     type=click.Path(path_type=Path),
-    help="Write a CSV; fill in `decision` (accept, fix, drop) for `assay apply`.",
+    help="Write a .csv; fill in `decision` (accept, fix, drop) for `assay apply`.",
 )
 @click.option(
-    "--format", "form", default="csv", help="Of the review: csv, label-studio or argilla."
+    "--format",
+    "form",
+    default="csv",
+    help="Of the review: csv, label-studio (a .json) or argilla (a folder). The ending chooses "
+    "nothing.",
 )
 @as_json
 def flag(

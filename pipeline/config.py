@@ -5,7 +5,6 @@ plain dataclasses, checked here by pydantic, which no stage imports.
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from stages.corpus.yaml_value import in_yaml
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError
 from storage.credentials import refuse_secrets
-from storage.names import is_instance
+from storage.names import is_instance, near
 
 MODELS = ("model", "reference")
 """Fields of stages that name a model."""
@@ -125,11 +124,9 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
     try:
         cls = load(str(kind))
     except ConfigError as error:
-        near = difflib.get_close_matches(str(kind), stage_names(), 1)
         raise ConfigFileError(
-            f"{name}: stages.{instance}: found no stage {kind!r}, expected one of "
-            f"{', '.join(stage_names())}. "
-            + (f"Did you mean {near[0]}?" if near else "Correct the name, or add `stage:`.")
+            f"{name}: stages.{instance}: found no stage {kind!r}{near(kind, stage_names())}, "
+            f"expected one of {', '.join(stage_names())}. Correct the name, or add `stage:`."
         ) from error
     fields_of_stage = {f.name: f for f in dataclasses.fields(cls)}
     if "model" in fields_of_stage and "model" not in fields:
@@ -150,10 +147,9 @@ def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
         ConfigFileError: there is no such metric, or its fields are wrong.
     """
     if metric not in metric_names():
-        near = difflib.get_close_matches(metric, metric_names(), 1)
         raise ConfigFileError(
-            f"found no metric {metric!r}, expected one of {', '.join(metric_names())}. "
-            + (f"Did you mean {near[0]}?" if near else "Correct the name.")
+            f"found no metric {metric!r}{near(metric, metric_names())}, expected one of "
+            f"{', '.join(metric_names())}. Correct the name."
         )
     fields: dict[str, Any] = {}
     for assignment in overrides:
@@ -229,9 +225,10 @@ def _explain(cls: type[Any], detail: Any, name: str, where: tuple[str, ...]) -> 
     spot = f"{name}: {'.'.join(place)}"
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(cls, loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), known, 1)
-        hint = f"Did you mean {near[0]}?" if near else "Remove the key."
-        return f"{spot}: found an unknown key, expected one of {', '.join(known)}. {hint}"
+        return (
+            f"{spot}: found an unknown key{near(loc[-1], known)}, expected one of "
+            f"{', '.join(known)}. Correct or remove it."
+        )
     if detail["type"] in ("missing", "missing_argument"):
         return f"{spot}: found nothing, expected a value for this key. Add `{place[-1]}: ...`."
     if detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float):
@@ -265,8 +262,8 @@ def _check_names(by_stage: Mapping[str, Any], stages: Mapping[str, Any], where: 
     for name in by_stage:
         if name not in stages and not (FOR in name and name.partition(FOR)[0] in stages):
             raise ConfigFileError(
-                f"{where}.{name}: found no stage instance of that name, expected one of "
-                f"{', '.join(stages)}. Correct the name."
+                f"{where}.{name}: found no stage instance of that name{near(name, stages)}, "
+                f"expected one of {', '.join(stages)}. Correct the name."
             )
 
 

@@ -13,20 +13,25 @@ def review_columns(columns: list[str]) -> str:
     """The columns of a review, as SQL over the rows that `OpenedRun.flag` gave, with `columns`.
 
     They are source_id, decision (empty), text, given_label, new_label (the suggestion; change it
-    where another is right), label_score, example_id; text_b for pairs. Of completions: source_id,
-    decision (accept or drop), prompt, answer (of preferences chosen and rejected, which `fix` lets
-    change places), reason, p_wrong, example_id.
+    where another is right), label_score, p_wrong (the probability that the label is wrong), flagged
+    (yes or no), example_id; text_b for pairs. Of completions: source_id, decision (accept or drop),
+    prompt, answer (of preferences chosen and rejected, which `fix` lets change places), reason,
+    p_wrong, flagged, example_id.
     """
     pair = "text_b, " if "text_b" in columns else ""
     shown = (
         f"text, {pair}given_label, suggested_label AS new_label, "
         "round(label_score, 4) AS label_score"
     )
+    flag = "is_label_issue"
     if "rejected" in columns:
-        shown = "prompt, chosen, rejected, reason, round(p_wrong, 4) AS p_wrong"
+        shown, flag = "prompt, chosen, rejected, reason", "is_preference_issue"
     elif "answer" in columns:
-        shown = "prompt, answer, reason, round(p_wrong, 4) AS p_wrong"
-    return f"source_id, NULL::VARCHAR AS decision, {shown}, example_id"
+        shown, flag = "prompt, answer, reason", "is_answer_issue"
+    return (
+        f"source_id, NULL::VARCHAR AS decision, {shown}, round(p_wrong, 4) AS p_wrong, "
+        f"if({flag}, 'yes', 'no') AS flagged, example_id"
+    )
 
 
 def decisions(run: Any) -> str | None:

@@ -93,7 +93,7 @@ def flagged(
     undecided, decision, join = _of_reviews(reviewed, is_all)
     return f"""
         SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
-               i.label_score, i.is_label_issue, i.method, e.true_label{decision}
+               i.label_score, i.p_wrong, i.is_label_issue, i.method, e.true_label{decision}
         FROM (FROM label_issues WHERE method = {quoted(instance)} {undecided} {lowest}) AS i
         JOIN examples AS e USING (example_id) {join} ORDER BY i.label_score, e.example_id"""
 

@@ -5,7 +5,6 @@ is the one way to override. What it says is checked in `pipeline.config`, which 
 """
 
 import copy
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import ConfigFileError
 from pipeline.yaml_text import read_yaml
+from storage.names import near
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def given_in_file(path: str | Path, overrides: Sequence[str] = ()) -> Given:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path().glob("configs/*")], 1)
+        meant = near(path, Path().glob("configs/*"))
         raise ConfigFileError(
-            f"{path}: found no such file, expected the YAML of a run. "
-            + (f"Did you mean {near[0]}?" if near else "Start from a copy of configs/tiny.yaml.")
+            f"{path}: found no such file{meant}, expected the YAML of a run. Correct the path, or "
+            "start from a copy of configs/tiny.yaml."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigFileError(

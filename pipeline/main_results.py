@@ -5,8 +5,9 @@ from typing import Any
 
 from pipeline.agreement import mismatches
 from pipeline.decisions import KEPT
+from pipeline.terminal import PROMPT, TEXTS
 from pipeline.trials import trials
-from storage.sql import quoted
+from storage.sql import named, quoted
 
 SUSPICIOUS = 20
 """Labels that `assay run` shows."""
@@ -15,6 +16,10 @@ EXTREMES = 10
 SIDES = ("helpful", "harmful")
 PAIRS = 3
 """Pairs of classes that `assay run` names as confused."""
+WORTH_A_LOOK = 0.1
+"""Least `p_wrong` of the answers and pairs that `assay run` shows."""
+TEXT_LENGTH = 2_000
+"""Characters that are kept of a text: of a prompt the last, of others the first."""
 LIKELIER = 4
 """Labels are worth a look where another class is so many times as likely."""
 
@@ -62,7 +67,7 @@ def _summary(run: Any) -> dict[str, Any]:
     }
     # Of several instances of a stage the first is shown; the views hold them all.
     for method in run.methods("label_issues")[:1]:
-        rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
+        rows = _dicts(_shortened(run.flag(top=SUSPICIOUS, method=method)))
         summary["suspicious"] = [
             {
                 "example_id": r["example_id"],
@@ -119,7 +124,7 @@ def _summary(run: Any) -> dict[str, Any]:
 
 def _answers(run: Any, method: str) -> dict[str, Any]:
     """The answers that are probably bad, the worst first, and how many for each reason."""
-    rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
+    rows = _dicts(_shortened(run.flag(top=SUSPICIOUS, method=method)))
     names = ("example_id", "prompt", "answer", "reason", "p_wrong")
     reasons = _dicts(
         run.sql(
@@ -133,7 +138,7 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
 
 def _orders(run: Any, method: str) -> dict[str, Any]:
     """The pairs whose order is probably wrong, how many are flagged, and their expected share."""
-    rows = _dicts(run.flag(top=SUSPICIOUS, method=method))
+    rows = _dicts(_shortened(run.flag(top=SUSPICIOUS, method=method)))
     names = ("example_id", "prompt", "chosen", "rejected", "reason", "p_wrong")
     ((flagged, details),) = _fetch(
         run.sql(
@@ -155,7 +160,7 @@ def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
     ((of_classes,),) = _fetch(run.sql(between_classes(method, utility)))
     found = {"utility": utility, "of_classes": of_classes}
     for side in SIDES:
-        found[side] = _dicts(run.sql(extremes(method, utility, side)))
+        found[side] = _dicts(_shortened(run.sql(extremes(method, utility, side))))
     return found
 
 
@@ -280,6 +285,16 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
     if task != "regression":
         del statements["predictions"]
     return [text for view, text in statements.items() if view in views][:3]
+
+
+def _shortened(rows: Any) -> Any:
+    """The rows with `TEXT_LENGTH` characters of each text: a text may be as long as a book."""
+    ends = {name: "right" if name == PROMPT else "left" for name in rows.columns if name in TEXTS}
+    cut = [
+        f"{ends[name]}({name}, {TEXT_LENGTH}) AS {name}" if name in ends else named(name)
+        for name in rows.columns
+    ]
+    return rows.project(", ".join(cut))
 
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:

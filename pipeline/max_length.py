@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.corpus import Corpus
-from pipeline.lengths import SHARE, Lengths
+from pipeline.lengths import SHARE, Left, Lengths
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.model.refusals import reading_fingerprint
@@ -22,6 +22,7 @@ from storage.table import Store
 STEP = 64
 MOST = 2048
 """Tokens; a longer row is chosen by a person, who knows what it costs."""
+ROLES = {"example": "examples", "query": "queries"}
 NOTES = ".lengths"
 """Folder of the store with a note for each corpus and model."""
 
@@ -151,20 +152,15 @@ def _kept(model: ModelSpec, corpus: Corpus, store: Store, best: int, is_dry: boo
 
 
 def _cuts(model: ModelSpec, lengths: Mapping[str, Lengths]) -> list[str]:
-    """A sentence about what `max_length` cuts, in a list; empty where every row is whole."""
+    """A note of what `max_length` cuts, in a list; empty where every row is whole."""
     left = {
         role: found.left(model.max_length, model.truncation_mode == "keep_end")
         for role, found in lengths.items()
     }
     if all(left[role].n_whole == lengths[role].n_measured for role in left):
         return []
-
-    note = (
-        f"{model.path}: max_length: {model.max_length} keeps "
-        f"{_by_role({role: of_role.n_whole for role, of_role in left.items()})} of "
-        f"{_in_all(lengths)} whole; all of the answer is cut off of "
-        f"{_by_role({role: of_role.n_lost for role, of_role in left.items()})}, a part of it of "
-        f"{_by_role({role: of_role.n_cut for role, of_role in left.items()})}."
+    note = f"{model.path}: rows are cut to max_length: {model.max_length} tokens. " + " ".join(
+        _losses(role, lengths[role], of_role) for role, of_role in left.items()
     )
     needed = lengths["example"].long_enough()
     if needed > model.max_length:
@@ -178,6 +174,19 @@ def _cuts(model: ModelSpec, lengths: Mapping[str, Lengths]) -> list[str]:
             advised = min(-(-needed // STEP) * STEP, longest)
             note += f" max_length: {advised} would keep {SHARE:.0%} of the examples whole."
     return [note]
+
+
+def _losses(role: str, lengths: Lengths, left: Left) -> str:
+    """A sentence about how many rows of a role are whole, and what the others lose."""
+    n = lengths.n_measured
+    lost = {
+        "all of the answer": left.n_lost,
+        "a part of the answer": left.n_cut,
+        "a part of the prompt": n - left.n_whole - left.n_lost - left.n_cut,
+    }
+    told = [f"{left.n_whole:,} {'stays' if left.n_whole == 1 else 'stay'} whole"]
+    told += [f"{k:,} {'loses' if k == 1 else 'lose'} {what}" for what, k in lost.items() if k]
+    return f"Of {n:,} {ROLES[role]}{_sampled(lengths)} {', '.join(told)}."
 
 
 def _reasoning(model: ModelSpec, lengths: Mapping[str, Lengths]) -> list[str]:
@@ -198,9 +207,8 @@ def _by_role(counts: Mapping[str, int]) -> str:
 
 
 def _in_all(lengths: Mapping[str, Lengths]) -> str:
-    words = {"example": "examples", "query": "queries"}
     return " and ".join(
-        f"{found.n_measured:,} {words[role]}{_sampled(found)}" for role, found in lengths.items()
+        f"{found.n_measured:,} {ROLES[role]}{_sampled(found)}" for role, found in lengths.items()
     )
 
 

@@ -6,15 +6,15 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from pipeline.agreement import BARELY
 from pipeline.errors import RunError, told
-from pipeline.main_results import LIKELIER, summarize
-from pipeline.terminal import show, table, tail
+from pipeline.main_results import LIKELIER, WORTH_A_LOOK, summarize
+from pipeline.terminal import show, table
 from pipeline.trials import SAID, verdict
 
 
@@ -126,6 +126,8 @@ def print_expected(expected: Mapping[str, Any]) -> None:
     left = [f"{expected[key]} {name}" for name, key in left_out.items() if expected[key]]
     if left:
         show(f"Not chosen among: {' and '.join(left)}. With --keep-flagged they are.")
+    for warning in expected["warnings"]:
+        show(warning)
     classes = expected["classes"][:MOST_CLASSES]
     if len(classes) > 1:
         names = [expected["per"] or "class", "share of all", "share of kept"]
@@ -202,19 +204,14 @@ def print_summary(run: Any, is_json: bool) -> None:
             f"{planted['in_top']} are among the {len(summary['suspicious'])} above."
         )
     if summary["answers"]:
-        show("\nMost suspicious answers (p_wrong: probability that an answer is bad)")
-        names = ["prompt", "answer", "reason", "p_wrong"]
-        short = [{**row, "prompt": tail(row["prompt"])} for row in summary["answers"]]
-        show(table(names, [[row[n] for n in names] for row in short]))
+        _print_likely("answers", "an answer is bad", ["prompt", "answer"], summary["answers"])
     if summary["bad_answers"] is not None:
         show(_about_answers(summary["bad_answers"], summary["examples"]))
     for trial in summary["trials"]:
         _print_trial(trial)
     if summary["pairs_of_answers"]:
-        show("\nMost suspicious pairs (p_wrong: probability that rejected is the better answer)")
-        names = ["prompt", "chosen", "rejected", "reason", "p_wrong"]
-        short = [{**row, "prompt": tail(row["prompt"])} for row in summary["pairs_of_answers"]]
-        show(table(names, [[row[n] for n in names] for row in short]))
+        names = ["prompt", "chosen", "rejected"]
+        _print_likely("pairs", "rejected is the better answer", names, summary["pairs_of_answers"])
     if summary["wrong_orders"] is not None:
         show(_about_orders(summary["wrong_orders"], summary["examples"]))
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
@@ -253,6 +250,22 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
 
 
+def _print_likely(
+    what: str, meaning: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Prints those of the most suspicious answers, or pairs, that are worth a look."""
+    worth = [row for row in rows if row["p_wrong"] >= WORTH_A_LOOK]
+    if worth:
+        show(f"\nMost suspicious {what} (p_wrong: probability that {meaning})")
+        heads = [*names, "reason", "p_wrong"]
+        show(table(heads, [[row[name] for name in heads] for row in worth]))
+    if len(worth) < len(rows):
+        show(
+            f"{'All others' if worth else f'All {what}'} have a p_wrong below {WORTH_A_LOOK:g}. "
+            f"assay flag RUN --top {len(rows)} lists the likeliest."
+        )
+
+
 def _print_trial(trial: Mapping[str, Any]) -> None:
     """Prints what short trainings on chosen rows gave, beside other rows."""
     rows = [
@@ -278,8 +291,8 @@ def _about_answers(reasons: Mapping[str, int], n: int) -> str:
     """How many answers are flagged, and why."""
     if not reasons:
         return (
-            f"None of {n} answers is likelier bad than right. Those above are the likeliest: "
-            "assay flag RUN --top 100 reads on."
+            f"None of {n} answers is likelier bad than right; assay flag RUN --top 100 lists the "
+            "likeliest."
         )
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return (
@@ -293,8 +306,8 @@ def _about_orders(orders: Mapping[str, Any], n: int) -> str:
     expected = f"about {orders['share']:.0%} of all orders are expected to be wrong"
     if not orders["flagged"]:
         return (
-            f"None of {n} pairs is likelier wrong than right; {expected}. Those above are the "
-            "likeliest: assay flag RUN --top 100 reads on."
+            f"None of {n} pairs is likelier wrong than right; {expected}. assay flag RUN --top 100 "
+            "lists the likeliest."
         )
     return (
         f"{orders['flagged']} of {n} pairs are flagged, as they are probably the wrong way round; "

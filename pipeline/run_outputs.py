@@ -64,7 +64,8 @@ def write_review(run: Any, rows: Any, path: str | Path, form: str = "csv") -> in
         form: `csv`, `label-studio` or `argilla`.
 
     Raises:
-        RunError: there is something at `path` already; it may hold decisions.
+        RunError: there is something at `path` already, which may hold decisions; or its ending is
+            not that of the form.
     """
     from pipeline.handover.review_file import write_review as write_tasks
 

@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.chosen_rows import warnings_about
 from pipeline.decisions import KEPT, Source, selected
 from pipeline.errors import RunError
 from pipeline.pair_selection import BY_PAIRS, pair_source
 from pipeline.results import rows_of
 from pipeline.trials import trials
+from storage.names import near
 from storage.sql import named, quoted
 
 BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues", *BY_PAIRS)
@@ -150,7 +152,9 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
         RunError: the run lacks it.
     """
     if by is not None and by not in BY:
-        raise RunError(f"select: found by={by!r}, expected one of {', '.join(BY)}. Correct it.")
+        raise RunError(
+            f"select: found by={by!r}{near(by, BY)}, expected one of {', '.join(BY)}. Correct it."
+        )
     if run.task() == "preference" and by in (None, *BY_PAIRS):
         return pair_source(run, by, method)
     if by in BY_PAIRS:
@@ -262,6 +266,7 @@ def expected(
         trials: As `trials.trials` has them, those that chose by the same.
         n_flagged, n_repeated: Rows of a corpus of completions that are not chosen among: answers
             that are flagged, and near duplicates of others.
+        warnings: As `chosen_rows.warnings_about` gives them.
     """
     from pipeline.evaluate import evaluate
     from stages.stage import StageError
@@ -283,6 +288,7 @@ def expected(
         "trials": [trial for trial in _trials(run) if trial["by"] == chosen.source.by],
         "n_flagged": chosen.n_flagged,
         "n_repeated": chosen.n_repeated,
+        "warnings": warnings_about(run, chosen.statement),
     }
     try:
         if not 0 < n_rows < n_examples:

@@ -21,6 +21,10 @@ READABLE = 12
 """Characters of a column below which what is not needed goes first."""
 TEXTS = ("text", "text_b", "prompt", "answer", "chosen", "rejected")
 """Columns whose cells may begin alike."""
+PROMPT = "prompt"
+"""The column whose texts are cut where they begin."""
+ALIKE = 10
+"""Characters that are left of what two answers to one prompt begin with alike."""
 SOURCE, OWN = "source_id", "example_id"
 """The id that a row has in its source, and the number that it has here."""
 GAP = 2
@@ -39,6 +43,11 @@ LINES = {code: sign for code, sign in CONTROLS.items() if code != 0x0A}
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table with these columns and rows; `narrow` fits it into a terminal."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
+    if {"chosen", "rejected"} <= set(names):
+        one, other = (names.index(name) for name in ("chosen", "rejected"))
+        rows = [list(row) for row in rows]
+        for row in rows:
+            row[one], row[other] = _apart(row[one], row[other])
     cells = [[cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows]
     for column, name in enumerate(names):
         widest = max(cell_len(text) for text in [name, *(row[column] for row in cells)])
@@ -50,23 +59,42 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 
 
 def cell(name: str, value: Any) -> str:
-    """The text that a column of this name shows for a value: numbers rounded, long texts cut."""
+    """The text that a column of this name shows for a value: numbers rounded, long texts cut.
+
+    Of a prompt the end is shown, which tells most of what is asked.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, float):
         return f"{value:{DIGITS.get(name, '.4g')}}"
+    if name == PROMPT:
+        return from_end(" ".join(str(value).split()).translate(CONTROLS), TEXT_WIDTH)
     text = str(value).translate(CONTROLS)
     if cell_len(text) > TEXT_WIDTH and not short_ids.is_id(name):
         return set_cell_size(text, TEXT_WIDTH - 1).rstrip() + "…"
     return text
 
 
-def tail(text: str | None) -> str:
-    """The end of a prompt in the length of a cell, which tells most of what is asked."""
-    words = " ".join((text or "").split())
-    return words if len(words) < TEXT_WIDTH else f"…{words[1 - TEXT_WIDTH :]}"
+def from_end(text: str, width: int) -> str:
+    """The end of a text in a width, behind a sign where more stands before it."""
+    if cell_len(text) <= width:
+        return text
+    start = len(text)
+    while cell_len(text[start - 1 :]) < width:
+        start -= 1
+    return f"…{text[start:].lstrip()}"
+
+
+def _apart(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two texts from where they part, with the words before it; whole where they begin unlike."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return one, other
+    unlike = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    shared = next(unlike, min(len(one), len(other)))
+    start = one.rfind(" ", 0, max(0, shared - ALIKE))
+    return (f"…{one[start + 1 :]}", f"…{other[start + 1 :]}") if start > ALIKE else (one, other)
 
 
 def narrow(item: Table, width: int) -> list[str]:
@@ -92,6 +120,10 @@ def narrow(item: Table, width: int) -> list[str]:
         widths = _widths(item.columns, width, LEAST)
     for place, (column, fitting) in enumerate(zip(item.columns, widths or [width], strict=True)):
         column.min_width = column.width = fitting
+        if str(column.header) == PROMPT:
+            shown: list[Any] = list(column.cells)
+            for text in shown:
+                text.plain = from_end(text.plain, fitting)
         column._index = place  # by which rich knows the first, which has no gap before it
     left = {str(column.header) for column in item.columns}
     return [name for name in names if name not in left]

@@ -5,7 +5,6 @@ folder's methods share. A module is imported when its class is loaded and not be
 never loads torch.
 """
 
-import difflib
 import functools
 import importlib
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stages.stage import ConfigError, Stage
+from storage.names import near
 
 METHODS = ("features", "predictions", "pairs", "values", "tokens")
 """Folders of `stages/` in which every file is a stage, but for `CONTRACTS`."""
@@ -86,10 +86,9 @@ def load_head(name: str) -> type[Any]:
     """
     names = head_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
         raise ConfigError(
-            f"model: found head: {name}, expected one of {', '.join(names)}. "
-            + (f"Did you mean {near[0]}?" if near else "Correct it.")
+            f"model: found head: {name}{near(name, names)}, expected one of "
+            f"{', '.join(names)}. Correct it."
         )
     return cast(type[Any], _class_of(f"stages.model.heads.{name}", "HEAD"))
 

@@ -1,7 +1,8 @@
 """The check that the public names of a stage are fields or hooks that some contract declares."""
 
-import difflib
 from typing import Any, ClassVar, get_origin
+
+from storage.names import near
 
 
 def check_names(cls: type) -> None:
@@ -13,11 +14,11 @@ def check_names(cls: type) -> None:
     known = {name for base in cls.__mro__[1:-1] for name in _names_of(base)}
     fields = {name for name, kind in cls.__annotations__.items() if not _is_class_var(kind)}
     for name in _names_of(cls) - fields - known:
-        near = difflib.get_close_matches(name, known, 1)
         raise TypeError(
-            f"{cls.__module__}.{cls.__name__}: found {name}, which no contract knows, expected "
+            f"{cls.__module__}.{cls.__name__}: found {name}, which no contract knows"
+            f"{near(name, known)}, expected "
             "a field, a hook of stages.stage.Stage, or a name that begins with an underscore. "
-            + (f"Did you mean {near[0]}?" if near else "Rename it.")
+            "Rename it."
         )
     if not hasattr(cls, "version"):
         raise TypeError(

@@ -1,6 +1,8 @@
-"""The names and keys that files, manifests and run folders may hold."""
+"""The names and keys that files, manifests and run folders may hold, and what a slip is near."""
 
 import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 TABLE = re.compile(r"[a-z][a-z0-9_]{0,99}")
@@ -22,3 +24,14 @@ def is_instance(name: Any) -> bool:
 def is_key(key: Any) -> bool:
     """Whether this is the key of a shard or manifest: it is part of a file's name."""
     return isinstance(key, str) and KEY.fullmatch(key) is not None
+
+
+def near(
+    name: Any, known: Iterable[Any], shown: Callable[[str], str] = str, cutoff: float = 0.6
+) -> str:
+    """What a message says of an unknown name before it lists the known ones.
+
+    The known name that it is most like, as `shown` writes it; nothing where none is alike.
+    """
+    close = get_close_matches(str(name), list(map(str, known)), 1, cutoff)
+    return f" (did you mean {shown(close[0])}?)" if close else ""

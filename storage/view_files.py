@@ -5,6 +5,7 @@ import re
 import duckdb
 
 from storage.catalog import view_names
+from storage.names import near
 from storage.schema import StorageError
 from storage.table import Store
 from storage.views import statements, tables_in
@@ -29,9 +30,10 @@ def table_behind(connection: duckdb.DuckDBPyConnection, view: str) -> str:
         return plain[view]
     if view not in existing:
         raise StorageError(
-            f"files: found no view {view!r}, expected one of {', '.join(plain)}, or a table as "
-            f"{', '.join(f'tables.{table}' for table in tables)}. Correct the name, or add the "
-            "stage that writes it and run again."
+            f"files: found no view {view!r}{near(view, plain)}, expected one of "
+            f"{', '.join(plain)}, or a table as "
+            f"{', '.join(f'tables.{table}' for table in tables)}. "
+            "Correct the name, or add the stage that writes it and run again."
         )
     read = sorted(set().union(*map(tables_in, texts.get(view, []))))
     advice = f"Name a table that it reads ({', '.join(f'tables.{t}' for t in read)}), or write"

@@ -21,6 +21,7 @@ from pipeline.progress import Progress
 from stages.capabilities import Samples
 from stages.tables import GENERAL
 from storage.catalog import fetch
+from storage.names import near
 
 
 def explain(
@@ -157,9 +158,9 @@ def _chosen_methods(run: Any, finished: Finished, wanted: Sequence[str]) -> tupl
     others = [*run.methods("support"), *run.methods("shapley_by_query")]
     for name in wanted:
         if name not in (*pairwise, *sampled, *of_tokens, *others):
-            known = ", ".join(dict.fromkeys([*pairwise, *of_tokens, *sampled, *others]))
+            known = list(dict.fromkeys([*pairwise, *of_tokens, *sampled, *others]))
             raise RunError(
-                f"found --method {name}, expected one of {known}. "
+                f"found --method {name}{near(name, known)}, expected one of {', '.join(known)}. "
                 "Name one of these, or add the stage and run again."
             )
     if (

@@ -18,6 +18,7 @@ from pipeline.explain.stored_query import COLUMNS, dicts
 from pipeline.explain.titles import OUTPUTS, method_title
 from pipeline.finished import Finished
 from pipeline.progress import Progress
+from storage.names import near
 from storage.sql import quoted
 
 MOST_REMOVED = 1000
@@ -132,8 +133,9 @@ def _entries(
     known = [*pairwise, *valued]
     if unknown := [name for name in wanted if name not in known]:
         raise RunError(
-            f"found --method {unknown[0]}, expected one of {', '.join(known) or 'none'}, whose "
-            "scores of single queries are stored. Name one, or add the stage and run again."
+            f"found --method {unknown[0]}{near(unknown[0], known)}, expected one of "
+            f"{', '.join(known) or 'none'}, whose scores of single queries are stored. "
+            "Name one, or add the stage and run again."
         )
     if not known:
         raise RunError(

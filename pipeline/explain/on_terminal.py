@@ -17,7 +17,7 @@ from pipeline.explain.titles import (
     side_title,
     support_title,
 )
-from pipeline.terminal import show, table, tail
+from pipeline.terminal import show, table
 
 
 def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None:
@@ -95,7 +95,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def print_examples(rows: Rows, of_numbers: bool = False) -> None:
-    """Prints a table of examples: text (or source_id), label and the `numbers` of each row.
+    """Prints a table of examples: texts (or source_id), label and the `numbers` of each row.
 
     Of completions the end of the prompt and the answer, and no label. With `of_numbers` labels are
     targets.
@@ -105,15 +105,19 @@ def print_examples(rows: Rows, of_numbers: bool = False) -> None:
         return
     names = list(dict.fromkeys(name for row in rows for name in numbers(row)))
     are_said = all(row.get("answer") is not None for row in rows)
+    are_pairs = not are_said and any(row.get("text_b") is not None for row in rows)
     cells = []
     for row in rows:
-        label = None if row["label"] is None else label_text(row["label"], of_numbers)
-        said = [shown_text(row) or row["source_id"], label]
         if are_said:
-            said = [tail(row["prompt"]), row["answer"]]
+            said = [row["prompt"], row["answer"]]
+        else:
+            label = None if row["label"] is None else label_text(row["label"], of_numbers)
+            text = row["text"] or row["source_id"]
+            said = [text, row["text_b"], label] if are_pairs else [text, label]
         cells.append([*said, *(numbers(row).get(name) for name in names)])
     label_name = "target" if of_numbers else "label"
-    heads = ["prompt", "answer"] if are_said else ["text", label_name]
+    of_texts = ["text", *(["text_b"] if are_pairs else []), label_name]
+    heads = ["prompt", "answer"] if are_said else of_texts
     show(table([*heads, *names], cells))
 
 

@@ -9,6 +9,7 @@ from pipeline.errors import RunError
 from pipeline.handover import argilla, label_studio
 from pipeline.handover.tasks import review_tasks
 from pipeline.page.document import write_output
+from storage.names import near
 
 FORMATS = ("csv", "label-studio", "argilla")
 
@@ -21,7 +22,10 @@ def write_review(run: Any, rows: Any, path: Path, form: str) -> int:
             another ending than it needs.
     """
     if form not in FORMATS:
-        raise RunError(f"found format {form!r}, expected one of {', '.join(FORMATS)}. Correct it.")
+        raise RunError(
+            f"found format {form!r}{near(form, FORMATS)}, expected one of {', '.join(FORMATS)}. "
+            "Correct it."
+        )
     if form == "argilla":
         refuse_taken(path, is_folder=True)
         tasks = review_tasks(run, rows)
@@ -42,6 +46,11 @@ def write_review(run: Any, rows: Any, path: Path, form: str) -> int:
         write_output(interface, label_studio.labelling_config(tasks))
         write_output(path, label_studio.import_file(tasks))
         return len(tasks.rows)
+    if path.suffix != ".csv":
+        raise RunError(
+            f"{path}: found the ending {path.suffix!r}, expected .csv, the form that is filled in "
+            "by hand. Rename the review, or say --format label-studio or --format argilla."
+        )
     refuse_taken(path)
     columns = review_columns(list(rows.columns))
     return int(run.write_rows(run.sql(f"SELECT {columns} FROM ({rows.sql_query()})"), path))

@@ -87,18 +87,12 @@ def review_tasks(run: Any, rows: Any) -> Tasks:
         )
     task = run.task()
     fields = tuple(name for name in FIELDS if name in rows.columns)
-    probability = "f.p_wrong"
-    join = ""
-    if task == "classification":
-        probability = "i.p_wrong"
-        join = "LEFT JOIN label_issues AS i ON i.example_id = f.example_id AND i.method = f.method"
-    facts = [name for name in FACTS if name in rows.columns and name != "p_wrong"]
+    facts = [name for name in FACTS if name in rows.columns]
     columns = [f"f.{name}" for name in (*fields, *facts)]
     asked = run.decided(
-        f"SELECT f.example_id, f.source_id, {CONTENT} AS content, {', '.join(columns)}, "
-        f"{probability} AS p_wrong "
+        f"SELECT f.example_id, f.source_id, {CONTENT} AS content, {', '.join(columns)} "
         f"FROM (SELECT *, row_number() OVER () AS place FROM ({rows.sql_query()})) AS f "
-        f"JOIN examples AS e USING (example_id) {join} ORDER BY f.place"
+        f"JOIN examples AS e USING (example_id) ORDER BY f.place"
     )
     shown = {decision: name for name, decision in options.items()}
     made = []
@@ -116,7 +110,7 @@ def review_tasks(run: Any, rows: Any) -> Tasks:
             Task(
                 {name: readable(str(row[name])) for name in NAMES},
                 {name: readable(row[name] or "") for name in fields},
-                {name: _fact(row[name]) for name in (*facts, "p_wrong") if row[name] is not None},
+                {name: _fact(row[name]) for name in facts if row[name] is not None},
                 suggestion,
                 round(1 - wrong if agrees else wrong, 4),
             )

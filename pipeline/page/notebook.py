@@ -19,6 +19,7 @@ from pipeline.page.targets import questions, targets
 from pipeline.page.trust import evaluations, read_evaluation
 from pipeline.page.twins import twins
 from pipeline.page.values import groups, values
+from storage.names import near
 
 LONGEST = 300
 """Characters of a text in a table."""
@@ -65,7 +66,8 @@ def show(run: Any, name: str | None = None, by: str | None = None, evaluation: A
         return _table("run.show(name)", rows, {"name": "name", "shows": "shows"})
     if name not in _SHOWN:
         raise RunError(
-            f"show: found {name!r}, expected one of {', '.join(there)}. Correct the name."
+            f"show: found {name!r}{near(name, there)}, expected one of {', '.join(there)}. "
+            "Correct the name."
         )
     if name not in there:
         needs = _SHOWN[name].needs

@@ -9,6 +9,7 @@ from pipeline.page.asked import Asked, Rows
 from pipeline.page.document import readable, significant
 from pipeline.page.subject import Subject, flag
 from pipeline.trials import NORMAL
+from storage.names import near
 from storage.sql import named, quoted
 
 FEW, GROUPS = 12, 30
@@ -88,7 +89,8 @@ def groups(subject: Subject, column: str) -> Groups:
     columns = subject.run.sql("FROM examples LIMIT 0").columns
     if column not in columns:
         raise RunError(
-            f"--by {column}: found no such column, expected one of {', '.join(columns)}. Name one."
+            f"--by {column}: found no such column{near(column, columns)}, expected one of "
+            f"{', '.join(columns)}. Name one."
         )
     name = named(column)
     facts = subject.ask(

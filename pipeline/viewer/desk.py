@@ -23,7 +23,7 @@ ALLOWED = {
     "question_answering": ("accept", "drop"),
 }
 CELLS = {
-    "classification": ("text", "given_label", "label_score"),
+    "classification": ("text", "given_label", "label_score", "p_wrong"),
     "regression": ("text", "target", "predicted"),
     "preference": ("prompt", "chosen", "rejected", "reason", "p_wrong"),
     "completion": ("prompt", "answer", "reason", "p_wrong"),

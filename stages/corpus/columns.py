@@ -1,7 +1,6 @@
 """The columns of a source by role (text, label, id, ...), and the names they are stored under."""
 
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from stages.corpus.cells import SourceRows
@@ -15,6 +14,7 @@ from stages.corpus.forms import (
 from stages.corpus.source import LABELLED, Source
 from stages.corpus.yaml_value import in_yaml
 from stages.stage import DataError, Role
+from storage.names import near
 from storage.schema import FILE_COLUMN
 
 OWN = (
@@ -67,10 +67,8 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
         name = getattr(source, key)
         if name is None or name in found or (key == "features" and source.features_file):
             continue
-        close = get_close_matches(name, found, n=1, cutoff=0.5)
-        advice = (
-            f"Did you mean {key}: {in_yaml(close[0])}?" if close else f"Set {key} to one of them."
-        )
+        meant = near(name, found, lambda close, key=key: f"{key}: {in_yaml(close)}", 0.5)
+        advice = f"Set {key} to one of them."
         if key == "label" and role == "query":
             advice += " For queries without labels, set label: null."
         if role == "query":
@@ -80,8 +78,8 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
         if key == "text" and source.features is not None:
             advice += " For rows that are vectors alone, set text: null."
         raise DataError(
-            f"{source.path}: found the columns {', '.join(found)}, expected {name!r} among them "
-            f"for {key}. {advice}"
+            f"{source.path}: found no column {name!r} for {key}{meant}, expected one of the "
+            f"columns {', '.join(found)}. {advice}"
         )
 
 

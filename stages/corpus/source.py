@@ -1,6 +1,5 @@
 """The configuration of a source of rows: a file, folder or data set, and its columns."""
 
-import difflib
 import glob
 import os
 import re
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from stages.corpus.conversations import Turns
 from stages.corpus.yaml_value import in_yaml
 from stages.stage import ConfigError, CorpusTask, DataError
+from storage.names import near
 
 KINDS = {
     ".parquet": "parquet",
@@ -250,8 +250,8 @@ def matches(path: str) -> list[str]:
     folder = os.path.dirname(whole)
     names = os.listdir(folder) if os.path.isdir(folder) else []
     names = [n for n in names if n.endswith(tuple(KINDS)) or os.path.isdir(f"{folder}/{n}")]
-    close = difflib.get_close_matches(os.path.basename(whole), names, n=1)
+    meant = near(os.path.basename(whole), names, in_yaml)
     raise DataError(
-        f"{path}: found no file or folder at {whole}, expected one with an ending among "
-        f"{ENDINGS}. {f'Did you mean {in_yaml(close[0])}?' if close else 'Correct path.'}"
+        f"{path}: found no file or folder at {whole}{meant}, expected one with an ending among "
+        f"{ENDINGS}. Correct path."
     )

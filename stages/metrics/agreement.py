@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from stages.metrics.explanations import Explanations, mean_length
 from stages.metrics.metric import Result
 from stages.stage import DataError, Inputs, Role, Steps
+from storage.names import near
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,11 @@ class Agreement(Explanations):
         else:
             table = inputs.table("extra", role)
             if self.topic not in table.column_names:
+                others = table.column_names[4:]
                 raise DataError(
-                    f"topic: found no column {self.topic} among the {role} rows, expected one of "
-                    f"{', '.join(table.column_names[4:]) or 'none'}. Name another, or leave it "
+                    f"topic: found no column {self.topic} among the {role} rows"
+                    f"{near(self.topic, others)}, expected one of {', '.join(others) or 'none'}. "
+                    "Name another, or leave it "
                     "out to compare labels."
                 )
             column = table[self.topic]

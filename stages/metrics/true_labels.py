@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
 from stages.stage import DataError, Inputs
+from storage.names import near
 
 
 class KnownLabels(NamedTuple):
@@ -48,10 +49,11 @@ def _column(inputs: Inputs, column: str) -> tuple[pa.Array, pa.Array]:
     """Ids of the examples, and the class that a column of the corpus names for each."""
     table = inputs.table("extra", "example")
     table = table.filter(pc.equal(table["role"], "example"))
-    if column not in table.column_names[4:]:
+    others = table.column_names[4:]
+    if column not in others:
         raise DataError(
-            f"true_label: found no column {column} among the examples, expected one of "
-            f"{', '.join(table.column_names[4:]) or 'none'}. Name another, or leave it out for the "
+            f"true_label: found no column {column} among the examples{near(column, others)}, "
+            f"expected one of {', '.join(others) or 'none'}. Name another, or leave it out for the "
             "true labels that the corpus knows."
         )
     names = [str(name) for name in inputs.details("label")["classes"]]

@@ -263,10 +263,8 @@ def test_flag_writes_every_column_of_the_source(run: Path, tmp_path: Path, endin
 
 def test_flag_prints_and_writes_a_review(run: Path, tmp_path: Path) -> None:
     rows = json.loads(assay("flag", run, "--top", "4", "--json").stdout)
-    names = (
-        "example_id source_id text given_label suggested_label label_score is_label_issue method"
-    )
-    assert list(rows[0]) == [*names.split(), "true_label"]
+    names = "example_id source_id text given_label suggested_label label_score p_wrong"
+    assert list(rows[0]) == [*names.split(), "is_label_issue", "method", "true_label"]
     assert len(rows) == 4
     assert assay("flag", run, "--top", "4", "--method", "label_issues").stdout.startswith("example")
     review = tmp_path / "review.csv"
@@ -276,6 +274,11 @@ def test_flag_prints_and_writes_a_review(run: Path, tmp_path: Path) -> None:
     assert [row["source_id"] for row in found] == [row["source_id"] for row in rows]
     assert {row["decision"] for row in found} == {""}
     assert [row["new_label"] for row in found] == [row["suggested_label"] for row in rows]
+    assert [float(row["p_wrong"]) for row in found] == [round(row["p_wrong"], 4) for row in rows]
+    flagged = ["yes" if row["is_label_issue"] else "no" for row in rows]
+    assert [row["flagged"] for row in found] == flagged
+    told = complaint("flag", run, "--review", tmp_path / "review.json")
+    assert "found the ending '.json', expected .csv" in told
 
 
 def test_flags_reach_as_far_as_their_expected_precision(run: Path) -> None:

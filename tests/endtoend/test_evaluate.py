@@ -94,9 +94,9 @@ def test_help_shows_an_example(assay: Any) -> None:
     [
         (
             ["robustnes"],
-            "found no metric 'robustnes', expected one of agreement, contamination, curves, "
-            "faithfulness, flags, lds, quantiles, removal, robustness, selection, specificity, "
-            "support_size. Did you mean robustness?",
+            "found no metric 'robustnes' (did you mean robustness?), expected one of agreement, "
+            "contamination, curves, faithfulness, flags, lds, quantiles, removal, robustness, "
+            "selection, specificity, support_size.",
         ),
         (["robustness", "--set", "exampls=3"], "exampls: found an unknown key"),
         (["robustness", "--set", "examples=x"], "robustness: examples: found 'x', expected"),

@@ -114,7 +114,7 @@ def test_what_is_learned_of_a_format(
     made, found = planned(tmp_path, plain, rows, **corpus)
     assert found == predicted
     assert made.corpus.tables["rejected"].rows == 0
-    assert not [note for note in made.notes if "is cut off" in note]
+    assert not [note for note in made.notes if "rows are cut" in note]
 
 
 def test_marks_of_a_template_and_of_messages_work_together(
@@ -164,12 +164,11 @@ def test_what_max_length_cuts_is_said_before_anything_is_computed(cut: Path) -> 
         return " ".join(make_plan(run, corpus, Store(run.store_url)).notes)
 
     found = said("model.max_length=64")
-    assert "max_length: 64 keeps 96 and 0 of 100 examples and 2 queries whole; " in found
-    assert "all of the answer is cut off of 4 and 2, a part of it of 0 and 0" in found
+    assert "rows are cut to max_length: 64 tokens. Of 100 examples 96 stay whole, " in found
+    assert "4 lose all of the answer. Of 2 queries 0 stay whole, 2 lose all of the answer." in found
     assert "max_length: 128 would keep 99% of the examples whole" in found
     found = said("model.max_length=64", "model.truncation_mode=keep_end")
-    assert "keeps 96 and 0 of 100 examples" in found
-    assert "all of the answer is cut off of 0 and 0, a part of it of 0 and 0" in found
+    assert "Of 100 examples 96 stay whole, 4 lose a part of the prompt. Of 2 queries" in found
     assert "whole" not in said("model.max_length=160")
     assert not (cut.parent / "run").exists()
 

@@ -116,7 +116,7 @@ def test_outliers_and_texts_that_are_cut_are_issues_once_their_stages_have_run(
     def ids(sql: str) -> list[int]:
         return [row for (row,) in run.sql(f"{sql} ORDER BY 1").fetchall()]
 
-    is_cut = ids("SELECT example_id FROM issues WHERE issue = 'cut off'")
+    is_cut = ids("SELECT example_id FROM issues WHERE issue = 'longer than max_length'")
     # Two words a turn, beside [CLS] and [SEP].
     assert is_cut == [n for n in range(40) if 2 * (1 + n % 5) + 2 > 8]
     is_outlier = ids("SELECT example_id FROM issues WHERE issue = 'outlier'")

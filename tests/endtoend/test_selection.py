@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import DATA, assay, complaint, write_run
+from runs import DATA, assay, complaint, write_lines, write_run
 
 from pipeline.api import expected, select
 from pipeline.open_run import OpenedRun, open_run
@@ -108,6 +108,37 @@ def test_what_rows_train_is_said_before_they_are_written(run: Path, tmp_path: Pa
     kept = next(row for row in found["rows"] if row["by"] == "coreset")
     assert f"{kept['accuracy']:.3f} ({kept['accuracy_low']:.3f} to" in said
     json.dumps(found)
+
+
+def test_queries_and_flags_among_chosen_rows_are_said_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.arange(80) % 2
+    vectors = rng.normal(size=(80, 3)) + 5 * np.stack([kinds, 1 - kinds, 0 * kinds], 1)
+    words = [" ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 30)) for _ in kinds]
+    sources = {}
+    for role, places in (("corpus", range(60)), ("queries", range(60, 80))):
+        rows = [{"id": n, "text": words[n], "label": "ab"[kinds[n]]} for n in places]
+        if role == "corpus":
+            rows[4]["label"] = "b"
+            rows[6]["text"] = words[61].upper()
+        path = write_lines(tmp_path / f"{role}.jsonl", rows)
+        np.save(tmp_path / f"{role}.npy", vectors[places].astype(np.float32))
+        features = str(tmp_path / f"{role}.npy")
+        sources[role] = {"path": path, "id": "id", "label": "label", "features": features}
+    on_features = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
+    assay("run", write_run(tmp_path, **sources, stages=on_features))
+    run = tmp_path / "run"
+    flagged = {row[1] for row in open_run(run).flag().fetchall()}
+    assert "4" in flagged
+    for how in ("--forecast", "--no-forecast"):
+        told = assay("select", run, "--keep", "60", "--by", "label_score", how)
+        said = " ".join(told.stderr.split())
+        assert "Of the 60 chosen rows 1 stands among the queries, too" in said
+        n = len(flagged)
+        assert f"Of the 60 chosen rows {n} {'is' if n == 1 else 'are'} flagged: labels" in said
+    told = assay("select", run, "--quota", "a=3", "--by", "label_score")
+    assert "flagged" not in told.stderr
+    assert "among the queries" not in told.stderr
 
 
 @pytest.mark.parametrize(

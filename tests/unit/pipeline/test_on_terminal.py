@@ -89,3 +89,26 @@ def test_a_number_of_flags_is_told_with_its_weight(
     said = " ".join(capsys.readouterr().out.split())
     for part in told:
         assert part in said
+
+
+def test_answers_that_are_surely_right_are_not_listed(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"prompt": "p", "answer": "a", "reason": "", "chosen": "good", "rejected": "bad"}
+    rows = [{**row, "p_wrong": p} for p in (0.8, 0.1, 0.01)]
+
+    def said(**known: Any) -> list[str]:
+        monkeypatch.setattr("pipeline.on_terminal.summarize", lambda run: {**SUMMARY, **known})
+        report.print_summary(None, is_json=False)
+        return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+    lines = said(answers=rows)
+    assert [line for line in lines if line.startswith("p a")] == ["p a 0.8", "p a 0.1"]
+    told = "All others have a p_wrong below 0.1. assay flag RUN --top 3 lists the likeliest."
+    assert told in lines
+    lines = said(pairs_of_answers=rows[2:])
+    assert (
+        "All pairs have a p_wrong below 0.1. assay flag RUN --top 1 lists the likeliest." in lines
+    )
+    assert not any(line.startswith("p good") for line in lines)
+    assert not any("All others" in line for line in said(answers=rows[:2]))

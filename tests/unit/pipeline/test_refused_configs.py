@@ -29,15 +29,15 @@ from storage.table import Store
 CASES: dict[str, tuple[Change, list[str]]] = {
     "unknown key": (
         put("corpus", "tetx", value="text"),
-        ["corpus.tetx: found an unknown key", "expected one of path", "Did you mean text?"],
+        ["corpus.tetx: found an unknown key", "expected one of path", "did you mean text?"],
     ),
     "unknown top key": (
         put("querys", value={}),
-        ["querys: found an unknown key", "Did you mean queries?"],
+        ["querys: found an unknown key", "did you mean queries?"],
     ),
     "unknown field of a stage": (
         put("stages", "freeshap", "round", value=3),
-        ["stages.freeshap.round: found an unknown key", "Did you mean rounds?"],
+        ["stages.freeshap.round: found an unknown key", "did you mean rounds?"],
     ),
     "wrong type": (
         put("shard_size", value="many"),
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "unknown stage": (
         stages(freeshapp={}),
-        ["stages.freeshapp: found no stage 'freeshapp'", "Did you mean freeshap?"],
+        ["stages.freeshapp: found no stage 'freeshapp'", "did you mean freeshap?"],
     ),
     "module that is no stage": (
         stages(kernel={}),
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "missing corpus": (
         put("corpus", "path", value=str(ROOT / "configs/data/sst2_trian.parquet")),
-        ["found no file or folder at", "Did you mean sst2_train.parquet?"],
+        ["found no file or folder at", "did you mean sst2_train.parquet?"],
     ),
     "glob without match": (
         put("corpus", "path", value="/no/such/place/*.csv"),
@@ -170,11 +170,11 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     ),
     "missing column": (
         put("corpus", "text", value="txt"),
-        ["found the columns id, text, label", "expected 'txt'", "Did you mean text: text?"],
+        ["found no column 'txt' for text (did you mean text: text?)", "columns id, text, label"],
     ),
     "missing id column": (
         put("corpus", "id", value="key"),
-        ["expected 'key' among them for id", "Set id"],
+        ["found no column 'key' for id", "Set id"],
     ),
     "unknown split": (
         put("corpus", "split", value="test"),
@@ -275,7 +275,7 @@ def test_bad_configurations_and_data(case: str, tmp_path: Path, reader: Any) -> 
         ("a..b=3", ["--set a..b=3", "found no key.path=value"]),
         ("run.deeper=3", ["found str", "at run", "expected a mapping", "Correct the path"]),
         ("stages.freeshap.rounds=[1", ["found a value that is not YAML", "Put quotes"]),
-        ("stages.freeshap.sede=1", ["stages.freeshap.sede", "Did you mean seed?"]),
+        ("stages.freeshap.sede=1", ["stages.freeshap.sede", "did you mean seed?"]),
         ("stages.freeshap.rounds=lots", ["stages.freeshap.rounds: found 'lots'", "integer"]),
     ],
 )

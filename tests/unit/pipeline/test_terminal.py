@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipeline.terminal import cell, narrow, show, table
+from pipeline.terminal import cell, from_end, narrow, show, table
 
 HOSTILE = "a\x1b[2Jb\rc\nd\te\x07f\x9bg\u202eh\u2066i\x7fj"
 
@@ -112,3 +112,32 @@ def test_ids_and_names_outlast_numbers() -> None:
     buffer = io.StringIO()
     Console(file=buffer, width=80, force_terminal=True, color_system=None).print(shown)
     assert len({line[:40] for line in buffer.getvalue().splitlines()}) == 3
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_of_prompts_the_end_is_shown_and_of_answers_what_differs(width: int) -> None:
+    prompt = f"{'The same long instruction. ' * 9}What is {{}}?"
+    alike = "It is a word that people use for "
+    rows = [
+        [prompt.format("a plum"), f"{alike}a fruit", f"{alike}a stone"],
+        [prompt.format("an oak"), "A tree", "A tool"],
+    ]
+    shown = table(["prompt", "chosen", "rejected"], rows)
+    assert narrow(shown, width) == []
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, force_terminal=True, color_system=None).print(shown)
+    _, plum, oak = buffer.getvalue().splitlines()
+    assert "a plum?" in plum
+    assert "an oak?" in oak
+    assert all(part in oak for part in ("A tree", "A tool"))
+    if width >= 80:
+        assert "a fruit" in plum
+        assert "a stone" in plum
+
+
+@pytest.mark.parametrize("text", ["a" * 90, "不思議な文章" * 20, "short", "e\u0301" * 90])
+def test_the_end_of_a_text_fits(text: str) -> None:
+    shown = from_end(text, 40)
+    assert cell_len(shown) <= 40
+    assert text.endswith(shown.removeprefix("…"))
+    assert cell_len(shown) >= min(38, cell_len(text))

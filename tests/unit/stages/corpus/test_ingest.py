@@ -268,11 +268,11 @@ def test_missing_columns_name_what_is_there(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"sentence": "t", "labels": 0}])
     with pytest.raises(DataError) as caught:
         read(Source(path, text="sentense"), "example")
-    assert "found the columns sentence, labels, expected 'sentense'" in str(caught.value)
-    assert "Did you mean text: sentence?" in str(caught.value)
-    with pytest.raises(DataError, match=r"Did you mean label: labels.*set label: null"):
+    assert "found no column 'sentense' for text (did you mean text: sentence?)" in str(caught.value)
+    assert "expected one of the columns sentence, labels." in str(caught.value)
+    with pytest.raises(DataError, match=r"did you mean label: labels.*set label: null"):
         read(Source(path, text="sentence"), "query")
-    with pytest.raises(DataError, match=r"'zzz' among them for id\. Set id to one of them"):
+    with pytest.raises(DataError, match=r"no column 'zzz' for id, .*\. Set id to one of them"):
         read(Source(path, text="sentence", label="labels", id="zzz"), "example")
 
 

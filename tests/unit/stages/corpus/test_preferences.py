@@ -112,7 +112,7 @@ def test_columns_are_taken_by_name_and_carried_along(tmp_path: Path) -> None:
     assert found.format == "preference"
     assert [column["stored"] for column in found.stored] == [*rows[0]]
     named = [{"q": "p", "good": [BLUE], "bad": [GREEN]}]
-    with pytest.raises(DataError, match="expected 'chosen' among them"):
+    with pytest.raises(DataError, match="found no column 'chosen' for chosen"):
         survey(tmp_path, named)
     with pytest.raises(DataError, match="found lists in good, lists in bad, texts in q"):
         survey(tmp_path, named, prompt="q", chosen="good", rejected="bad")

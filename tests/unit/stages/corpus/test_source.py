@@ -211,7 +211,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     message = error(Source(str(tmp_path / "review.csv")))
     assert "found no file or folder at" in message
     assert "expected one with an ending among .parquet, .jsonl" in message
-    assert "Did you mean reviews.csv?" in message
+    assert "did you mean reviews.csv?" in message
     message = error(Source(str(tmp_path / "*.parquet")))
     assert "found no file that the pattern matches" in message
     assert "Correct the pattern" in message

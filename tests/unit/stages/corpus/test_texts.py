@@ -244,7 +244,7 @@ def test_without_any_such_column_the_forms_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         completions(path)
     assert "found the columns question, answer, expected prompt and completion" in str(caught.value)
-    with pytest.raises(DataError, match="expected 'quetsion' among them for prompt. Did you mean"):
+    with pytest.raises(DataError, match=r"found no column 'quetsion' for prompt \(did you mean"):
         completions(path, prompt="quetsion", completion="answer")
 
 

@@ -124,7 +124,7 @@ def test_columns_that_hold_no_vectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found vectors of length 0 in v, expected at least 1"):
         vectors_of(parquet(tmp_path / "a.parquet", empty))
     path = parquet(tmp_path / "a.parquet", pa.array(VECTORS.tolist()))
-    with pytest.raises(DataError, match="expected 'w' among them for features"):
+    with pytest.raises(DataError, match="found no column 'w' for features"):
         vectors_of(path, "w")
     with pytest.raises(DataError, match="For rows that are vectors alone, set text: null"):
         read(Source(path, features="v"), "example")

@@ -51,7 +51,7 @@ def test_a_column_that_is_meant_can_be_copied(name: str) -> None:
     asked = {"yes": "yess"}.get(name, "labels")
     with pytest.raises(DataError) as caught:
         check_columns(Source(path="rows.csv", label=asked), "example", ["text", name])
-    (line,) = re.findall(r"Did you mean (label: .*?)\?", str(caught.value))
+    (line,) = re.findall(r"did you mean (label: .*?)\?", str(caught.value))
     assert yaml.safe_load(line) == {"label": name}
 
 

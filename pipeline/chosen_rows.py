@@ -1,0 +1,63 @@
+"""What speaks against chosen rows before they are used: queries among them, and flags."""
+
+from typing import Any
+
+from pipeline.decided import decisions
+
+FLAGS = {
+    "label_issues": ("is_label_issue", "labels"),
+    "answer_issues": ("is_answer_issue", "answers"),
+    "preference_issues": ("is_preference_issue", "orders of answers"),
+}
+"""By view the column that marks a row as probably wrong, and what is wrong with it."""
+
+
+def warnings_about(run: Any, statement: str) -> list[str]:
+    """Sentences about the rows that `statement` gives by example_id; none where nothing is found.
+
+    Cost: the view `issues`, which reads all texts.
+
+    Args:
+        run: The opened run.
+        statement: What `OpenedRun.select` chose by.
+    """
+    n_rows = _count(run, statement)
+    of_queries = "SELECT example_id FROM issues WHERE issue IN ('also a query', 'near a query')"
+    n_queries = _count(run, f"{of_queries} AND example_id IN ({_ids(statement)})")
+    found = []
+    if n_queries:
+        found.append(
+            f"Of the {n_rows:,} chosen rows {n_queries:,} {'stands' if n_queries == 1 else 'stand'}"
+            " among the queries, too, word for word or nearly so: on these queries a model that is "
+            "trained on them looks better than it is. The view issues lists such rows."
+        )
+    for view, (flag, what) in FLAGS.items():
+        if view not in run.views():
+            continue
+        n_flagged = _count(run, _flagged(run, statement, view, flag))
+        if n_flagged:
+            found.append(
+                f"Of the {n_rows:,} chosen rows {n_flagged:,} {'is' if n_flagged == 1 else 'are'} "
+                f"flagged: {what} that are probably wrong. Decide about them first, with assay "
+                "flag RUN --review."
+            )
+    return found
+
+
+def _ids(statement: str) -> str:
+    return f"SELECT example_id FROM ({statement})"
+
+
+def _count(run: Any, statement: str) -> int:
+    ((n,),) = run.sql(f"SELECT count(DISTINCT example_id) FROM ({statement})").fetchall()
+    return int(n)
+
+
+def _flagged(run: Any, statement: str, view: str, flag: str) -> str:
+    """The chosen rows that are flagged, and that no review has decided about."""
+    reviewed = decisions(run)
+    undecided = f" AND example_id NOT IN (SELECT example_id FROM ({reviewed}))" if reviewed else ""
+    return (
+        f"SELECT example_id FROM {view} WHERE {flag}{undecided} AND "
+        f"example_id IN ({_ids(statement)})"
+    )
