@@ -7,6 +7,7 @@ machines, whose drivers cannot be asked, nothing younger than a day.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.lock import driver_of, hold
 from pipeline.max_length import NOTES as NOTES_OF_LENGTHS
 from pipeline.sizes import NOTES as NOTES_OF_SIZES
 from pipeline.store_users import NOTES, User, user_in, users
+from stages.corpus.known_hashes import NOTES as NOTES_OF_SOURCES
 from storage import leftovers
 from storage.feature_map import map_place, remove_map
 from storage.leftovers import Found
@@ -174,6 +176,9 @@ class _Cleaning:
             elif table == NOTES_OF_LENGTHS:
                 first = _note(self._store, table, stem).get("first")
                 is_orphan = first is not None and f"{first}.parquet" not in needed
+            elif table == NOTES_OF_SOURCES:
+                read = _note(self._store, table, stem).get("files", {})
+                is_orphan = bool(read) and not any(map(os.path.exists, read))
             elif table.startswith("."):
                 is_orphan = False  # a note that serves any run, such as on a model that was checked
             elif table == NOTES_OF_CORPUS:

@@ -28,10 +28,11 @@ def review_columns(columns: list[str]) -> str:
         shown, flag = "prompt, chosen, rejected, reason", "is_preference_issue"
     elif "answer" in columns:
         shown, flag = "prompt, answer, reason", "is_answer_issue"
-    return (
-        f"source_id, NULL::VARCHAR AS decision, {shown}, round(p_wrong, 4) AS p_wrong, "
-        f"if({flag}, 'yes', 'no') AS flagged, example_id"
-    )
+    if "p_wrong" in columns:
+        shown += ", round(p_wrong, 4) AS p_wrong"
+    if flag in columns:
+        shown += f", if({flag}, 'yes', 'no') AS flagged"
+    return f"source_id, NULL::VARCHAR AS decision, {shown}, example_id"
 
 
 def decisions(run: Any) -> str | None:

@@ -128,10 +128,9 @@ class Screen(Progress):
         """Removes the bar and prints a line with the time, and one for each notice."""
         self._end()
         if node.missing:
-            self.say(
-                f"{node.instance}: {len(node.missing)} of {len(node.tasks)} tasks in "
-                f"{seconds:.1f} s"
-            )
+            n, n_all = len(node.missing), len(node.tasks)
+            what = count_text(n, "task") if n == n_all else f"{n} of {n_all} tasks"
+            self.say(f"{node.instance}: {what} in {seconds:.1f} s")
         for notice in notices:
             self.say(f"{node.instance}: {notice}", style="yellow")
 
@@ -144,7 +143,9 @@ class Screen(Progress):
         self._advance(name, total, "steps")
         if done == total:
             self._end()
-            self.say(f"{name}: {total} steps in {time.monotonic() - self._begun:.1f} s")
+            self.say(
+                f"{name}: {count_text(total, 'step')} in {time.monotonic() - self._begun:.1f} s"
+            )
 
     def counted(self, name: str, done: int, total: int) -> None:
         """Shows how many rows are done; the call with 0 starts it, and that with all ends it."""
@@ -192,18 +193,21 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
     """What a person should read of a plan, as lines of text, each with its style."""
     corpus = plan.corpus
     lines = [
-        f"{corpus.rows('label', 'example')} examples and {corpus.rows('text', 'query')} "
-        f"queries in {len(corpus.tables['text'].shards)} shards, {_task_text(corpus)}"
+        f"{count_text(corpus.rows('label', 'example'), 'example')} and "
+        f"{count_text(corpus.rows('text', 'query'), 'query', 'queries')} in "
+        f"{count_text(len(corpus.tables['text'].shards), 'shard')}, {_task_text(corpus)}"
     ]
     if unlabelled := corpus.unlabelled_queries:
         lines.append(
-            f"{unlabelled} queries have no label: values of examples are measured without them"
+            f"{count_text(unlabelled, 'query has', 'queries have')} no label: values of examples "
+            "are measured without them"
         )
     said = [(line, "dim") for line in lines]
     if rejected := corpus.tables["rejected"].rows:
         said.append(
             (
-                f"{rejected} rows could not be used; see the view `rejected` for the reasons",
+                f"{count_text(rejected, 'row')} could not be used; see the view `rejected` for the "
+                "reasons",
                 "yellow",
             )
         )
@@ -212,7 +216,11 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
     names = " -> ".join(node.instance for node in plan.nodes)
     most = "at most " if any(n.missing and n.stop_rule() for n in plan.nodes) else ""
     said.append(
-        (f"{names}: {most}{missing} tasks to do, {tasks - missing} are done already", "dim")
+        (
+            f"{names}: {most}{count_text(missing, 'task')} to do, "
+            f"{tasks - missing} {'is' if tasks - missing == 1 else 'are'} done already",
+            "dim",
+        )
     )
     return said + [(note, "yellow") for note in plan.notes]
 
@@ -221,19 +229,26 @@ def _unit(node: "Node") -> str:
     """The noun for a stage's tasks; where it merges, some compute shards and some combine them."""
     from stages.capabilities import Merges
 
-    return "tasks" if isinstance(node.stage, Merges) else UNITS[node.stage.split]
+    unit = "tasks" if isinstance(node.stage, Merges) else UNITS[node.stage.split]
+    return unit.removesuffix("s") if len(node.missing) == 1 else unit
 
 
 def _task_text(corpus: "Corpus") -> str:
     """What the corpus teaches, such as the names of its classes."""
     if corpus.task == "classification":
-        return f"{len(corpus.classes)} classes: {', '.join(corpus.classes[:12])}"
+        names = corpus.classes
+        return f"{count_text(len(names), 'class', 'classes')}: {', '.join(names[:12])}"
     return {
         "regression": "targets of a regression",
         "completion": "texts to complete",
         "preference": "pairs of answers",
         "question_answering": "texts with questions",
     }[corpus.task]
+
+
+def count_text(n: int, one: str, many: str | None = None) -> str:
+    """A number of things in words, such as `1 task` and `2 tasks`."""
+    return f"{n} {one if n == 1 else many or f'{one}s'}"
 
 
 def seconds_text(seconds: float) -> str:

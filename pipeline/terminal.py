@@ -45,9 +45,10 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     shown = Table(box=None, header_style="bold", pad_edge=False)
     if {"chosen", "rejected"} <= set(names):
         one, other = (names.index(name) for name in ("chosen", "rejected"))
-        rows = [list(row) for row in rows]
-        for row in rows:
+        copies = [list(row) for row in rows]
+        for row in copies:
             row[one], row[other] = _apart(row[one], row[other])
+        rows = copies
     cells = [[cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows]
     for column, name in enumerate(names):
         widest = max(cell_len(text) for text in [name, *(row[column] for row in cells)])

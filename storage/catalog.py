@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pyarrow as pa
 from storage.catalog_files import catalog_read, damaged_catalog, is_damage
 from storage.export import new_file
 from storage.manifest import HEALS
+from storage.names import near
 from storage.read_only import Shut, refuse_changes
 from storage.schema import CorruptError, MissingError, StorageError
 from storage.spreadsheet import escaped_column, mark
 from storage.sql import named, quoted
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+UNKNOWN_COLUMN = re.compile(r'(?:Referenced column|does not have a column named) "([^"]*)"')
+"""What DuckDB says of a column that it does not find."""
 ZONED = "TIMESTAMP WITH TIME ZONE"
 _MICROSECONDS = (
     "CASE WHEN isfinite({0}) THEN epoch_us({0}) WHEN {0} > now() THEN 9223372036854775807 "
@@ -78,10 +82,33 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     except duckdb.Error as error:
         if is_damage(error):
             raise damaged_catalog(error) from error
+        if unknown := UNKNOWN_COLUMN.search(str(error)):
+            raise _without_column(connection, sql, unknown[1]) from error
         raise StorageError(
             f"sql: found a statement DuckDB refuses ({error}), expected one over the views "
             f"{', '.join(view_names(connection))}. Correct the statement."
         ) from error
+
+
+def _without_column(connection: duckdb.DuckDBPyConnection, sql: str, name: str) -> StorageError:
+    """The error of a statement that asks for a column that its views do not have."""
+    columns: dict[str, list[str]] = {}
+    with catalog_read():
+        for view, column in connection.execute(
+            "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND "
+            "schema_name = 'main' ORDER BY table_name, column_index"
+        ).fetchall():
+            columns.setdefault(view, []).append(column)
+    words = set(re.findall(r"\w+", sql.lower()))
+    asked = {view: names for view, names in columns.items() if view in words}
+    known = [column for names in asked.values() for column in names]
+    elsewhere = [view for view, names in columns.items() if name in names and view not in asked]
+    there = f" It is a column of {', '.join(elsewhere)}." if elsewhere else ""
+    of_views = "; ".join(f"{view} has {', '.join(names)}" for view, names in asked.items())
+    return StorageError(
+        f"sql: found no column {name!r}{near(name, known)}, expected one of the views that the "
+        f"statement reads: {of_views or 'it names none'}.{there} Correct the statement."
+    )
 
 
 def fetch(relation: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:

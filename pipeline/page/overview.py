@@ -29,6 +29,10 @@ class Step:
 
     say: str
     command: str
+    page: str = ""
+    """The page of the viewer that does it, where one does."""
+    say_there: str = ""
+    """What the viewer says beside a link to that page."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,8 @@ def _review_steps(subject: Subject, flagged: int, rows: str, order: str) -> list
             f"{say} ({decide}), in the browser; or in a spreadsheet, for which `assay flag` with "
             f"`--review review.csv{top}` begins the same file.",
             f"assay view {subject.path} --review review.csv",
+            "/review" if flagged else "/rows",
+            f"{say} ({decide}):",
         ),
         Step(
             "Correct the corpus by your decisions; only what depends on them is computed again.",

@@ -146,6 +146,7 @@ class Viewer:
             "viewer/overview.html",
             shown["top"].headline,
             has_flags=self.rows.has_flags,
+            in_viewer=True,
             **shown,
         )
 

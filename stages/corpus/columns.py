@@ -1,5 +1,6 @@
 """The columns of a source by role (text, label, id, ...), and the names they are stored under."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
         name = getattr(source, key)
         if name is None or name in found or (key == "features" and source.features_file):
             continue
-        meant = near(name, found, lambda close, key=key: f"{key}: {in_yaml(close)}", 0.5)
+        meant = near(name, found, functools.partial(_set_to, key), 0.5)
         advice = f"Set {key} to one of them."
         if key == "label" and role == "query":
             advice += " For queries without labels, set label: null."
@@ -81,6 +82,10 @@ def check_columns(source: Source, role: Role, found: list[str]) -> None:
             f"{source.path}: found no column {name!r} for {key}{meant}, expected one of the "
             f"columns {', '.join(found)}. {advice}"
         )
+
+
+def _set_to(key: str, column: str) -> str:
+    return f"{key}: {in_yaml(column)}"
 
 
 def used_columns(source: Source) -> set[str]:

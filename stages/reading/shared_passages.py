@@ -69,7 +69,7 @@ def _left(joined: str, start: int, stop: int, shared: UInt64[np.ndarray, " windo
     np.add.at(edges, begins + LENGTH, -1)
     is_left = np.cumsum(edges[:-1]) == 0
     own = slice(before, before + stop - start)
-    return codes[own][is_left[own]].tobytes().decode("utf-32-le")
+    return str(codes[own][is_left[own]].tobytes(), "utf-32-le")
 
 
 def _codes(text: str) -> UInt32[np.ndarray, " characters"]:

@@ -196,3 +196,7 @@ def test_nothing_is_left_of_another_corpus(
     new = {p.relative_to(fresh / "store") for p in (fresh / "store").rglob("*.*")}
     shared = {path for path in own - new if path.parts[0] in (".sources", ".checks", ".runs")}
     assert own - shared == new - {path for path in new if path.parts[0] == ".runs"}
+    # Where a source is gone, what was read of it is nobody's.
+    rows.unlink()
+    (note,) = cleaned(run)["orphan"]
+    assert (run / "store/.sources" / note).is_file()

@@ -166,7 +166,7 @@ def prices(tmp_path_factory: pytest.TempPathFactory, assay: Any) -> Path:
     assay("plan", config)
     ran = assay("run", config)
     assert "targets of a regression" in ran.stderr
-    assert "1 queries have no label" in ran.stderr
+    assert "1 query has no label" in ran.stderr
     assert "Error of the kernel on the queries: R^2 0.99" in ran.stdout
     return config
 
@@ -273,7 +273,7 @@ def test_completions(form: str, tmp_path: Path, assay: Any, complaint: Any, read
     )
     assay("plan", config)
     ran = assay("run", config)
-    assert "3 examples and 1 queries in 2 shards, texts to complete" in ran.stderr
+    assert "3 examples and 1 query in 2 shards, texts to complete" in ran.stderr
     assert "no label" not in ran.stderr
     run = open_run(tmp_path / "run")
     facts = run.sql("SELECT details FROM runs WHERE \"table\" = 'text'").fetchall()[0][0]

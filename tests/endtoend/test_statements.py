@@ -95,6 +95,23 @@ def test_statements_that_read(own: Path, assay: Any) -> None:
     assert "text" in {row["column_name"] for row in rows}
 
 
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("SELECT txt FROM examples", ["no column 'txt' (did you mean text?)", "examples has "]),
+        ("SELECT label FROM runs", ["no column 'label'", "runs has", "a column of examples"]),
+        ("SELECT e.nothing FROM examples AS e JOIN queries AS q ON true", ["; queries has "]),
+        ("WITH a AS (SELECT 1 AS b) SELECT c FROM a", ["no column 'c'", "it names none"]),
+    ],
+)
+def test_a_column_that_is_not_there(
+    statement: str, told: list[str], own: Path, complaint: Any
+) -> None:
+    said = complaint("sql", own, statement)
+    for part in told:
+        assert part in said
+
+
 def test_statements_that_do_more_are_refused(own: Path, complaint: Any) -> None:
     before = listing(own.parent)
     for opened in (open_run(own), open_run(own, is_shut_in=True)):

@@ -31,7 +31,7 @@ def test_progress_is_told_line_by_line_without_a_terminal(monkeypatch):
     assert told == [
         "ntk: 2 of 8 shards, 33 s left",
         "ntk: 4 of 8 shards, 22 s left",
-        "ntk: 8 of 8 tasks in 22.0 s",
+        "ntk: 8 tasks in 22.0 s",
     ]
 
 
@@ -43,7 +43,7 @@ def test_notices_are_shown_once_a_stage_is_finished():
     )
     shown.finished(node, 1.0, ["a batch of 32 rows did not fit in memory; halved (in 3 tasks)"])
     assert shown._console.file.getvalue().splitlines() == [
-        "ntk: 1 of 1 tasks in 1.0 s",
+        "ntk: 1 task in 1.0 s",
         "ntk: a batch of 32 rows did not fit in memory; halved (in 3 tasks)",
     ]
 
@@ -61,7 +61,7 @@ def test_rounds_that_a_rule_may_not_need_are_called_the_most(rule, count):
     )
     shown.planned(SimpleNamespace(corpus=corpus, nodes=[node], notes=()))
     told = shown._console.file.getvalue().splitlines()
-    assert told[1] == f"freeshap: {count} to do, 1 are done already"
+    assert told[1] == f"freeshap: {count} to do, 1 is done already"
 
 
 def test_parts_of_a_long_task_are_told(monkeypatch):
