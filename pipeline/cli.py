@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr.
 import json
 import logging
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.cli_review import apply, flag
 from pipeline.cli_view import view
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
-from pipeline.terminal import shown
+from pipeline.terminal import show
 
 
 @click.group(cls=Assay, commands=[apply, flag, write_report, view])
@@ -234,10 +235,12 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
     if forecast:
         with Screen("Reading the run ...") as screen:
             expected = opened.expected(**asked, progress=screen)
-        click.echo(shown(lambda: printed.print_expected(expected)), err=True)
+        with redirect_stdout(sys.stderr):
+            printed.print_expected(expected)
     else:
-        for warning in warnings_about(opened, rows.chosen[0].statement):
-            click.echo(warning, err=True)
+        with redirect_stdout(sys.stderr):
+            for warning in warnings_about(opened, rows.chosen[0].statement):
+                show(warning)
     if out is not None:
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:

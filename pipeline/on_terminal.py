@@ -14,6 +14,7 @@ import click
 from pipeline.agreement import BARELY
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, WORTH_A_LOOK, summarize
+from pipeline.progress import count_text
 from pipeline.terminal import show, table
 from pipeline.trials import SAID, verdict
 
@@ -122,8 +123,10 @@ def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
 def print_expected(expected: Mapping[str, Any]) -> None:
     """Prints what training on selected rows is expected to give, beside random rows and all."""
     show(f"{expected['n_rows']} of {expected['n_examples']} rows are kept, by {expected['by']}.")
-    left_out = {"flagged rows": "n_flagged", "near duplicates of others": "n_repeated"}
-    left = [f"{expected[key]} {name}" for name, key in left_out.items() if expected[key]]
+    n_flagged, n_repeated = expected["n_flagged"], expected["n_repeated"]
+    left = [count_text(n_flagged, "flagged row")] if n_flagged else []
+    if n_repeated:
+        left.append(f"{count_text(n_repeated, 'near duplicate')} of others")
     if left:
         show(f"Not chosen among: {' and '.join(left)}. With --keep-flagged they are.")
     for warning in expected["warnings"]:
@@ -296,7 +299,7 @@ def _about_answers(reasons: Mapping[str, int], n: int) -> str:
         )
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return (
-        f"{sum(reasons.values())} of {n} answers are flagged as probably bad: {told}. assay select "
+        f"{_of(sum(reasons.values()), n, 'answers')} flagged as probably bad: {told}. assay select "
         "leaves them out; assay flag RUN lists them."
     )
 
@@ -310,7 +313,7 @@ def _about_orders(orders: Mapping[str, Any], n: int) -> str:
             "lists the likeliest."
         )
     return (
-        f"{orders['flagged']} of {n} pairs are flagged, as they are probably the wrong way round; "
+        f"{_of(orders['flagged'], n, 'pairs')} flagged as probably the wrong way round; "
         f"{expected}. assay select leaves them out; assay flag RUN lists them."
     )
 
@@ -319,7 +322,7 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
     """How many labels are flagged, and how much weight the number has."""
     flagged, n, doubtful = (summary[name] for name in ("flagged", "examples", "doubtful"))
     if summary["agreement"] is None:
-        return f"{flagged} of {n} labels are flagged as probably wrong."
+        return f"{_of(flagged, n, 'labels')} flagged as probably wrong."
     agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
     least = summary["most_frequent"]
     if least is not None and summary["agreement"] < least + BARELY * (1 - least):
@@ -329,17 +332,21 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
         )
     if flagged:
         return (
-            f"{flagged} of {n} labels are flagged as probably wrong; {agreement}. The order is "
+            f"{_of(flagged, n, 'labels')} flagged as probably wrong; {agreement}. The order is "
             "surer than this number: assay flag RUN --top 100 reads on."
         )
     look = (
-        f"{doubtful} labels are worth a look all the same, as another class is {LIKELIER} times as "
-        f"likely: assay flag RUN --top {doubtful}."
+        f"{count_text(doubtful, 'label is', 'labels are')} worth a look all the same, as "
+        f"another class is {LIKELIER} times as likely: assay flag RUN --top {doubtful}."
     )
     return (
         f"None of {n} labels is flagged: {agreement}, and of the others none is surely wrong "
         f"rather than hard to predict. {look if doubtful else ''}".rstrip()
     )
+
+
+def _of(count: int, n: int, what: str) -> str:
+    return f"{count} of {n} {what} {'is' if count == 1 else 'are'}"
 
 
 def _command() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.progress import seconds_text
+from pipeline.progress import count_text, seconds_text
 from pipeline.terminal import bytes_text, show, table
 
 
@@ -19,13 +19,13 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         "stage": "stage",
         "tasks": "tasks to do",
         "reused": "reused",
+        "seconds": "time",
+        "reasons": "because",
         "forward_rows": "forward rows",
         "backward_rows": "backward rows",
         "flops": "FLOPs",
         "written_bytes": "written",
         "memory_bytes": "memory/task",
-        "seconds": "time",
-        "reasons": "because",
         "how": "how",
     }
     most = "at most " if any(row["at_most"] for row in estimate["stages"]) else ""
@@ -40,8 +40,10 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
         cells["reasons"] = _reasons(row["reasons"])
         shown.append([cells[name] for name in columns])
     show(
-        f"{estimate['examples']} examples, {estimate['queries']} queries, {estimate['rejected']} "
-        f"rejected rows, {estimate['shards']} shards"
+        f"{count_text(estimate['examples'], 'example')}, "
+        f"{count_text(estimate['queries'], 'query', 'queries')}, "
+        f"{count_text(estimate['rejected'], 'rejected row')}, "
+        f"{count_text(estimate['shards'], 'shard')}"
     )
     show(table(list(columns.values()), shown))
     if added := [f"{i} for {', '.join(by)}" for i, by in estimate["added"].items()]:
@@ -49,7 +51,8 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     for note in estimate["notes"]:
         show(note)
     show(
-        f"In all {most}about {seconds_text(estimate['seconds'])} on {estimate['workers']} workers "
+        f"In all {most}about {seconds_text(estimate['seconds'])} on "
+        f"{count_text(estimate['workers'], 'worker')} "
         f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
         f"{bytes_text(estimate['written_bytes']) or 'nothing'} to write, "
         f"{bytes_text(estimate['memory_bytes']) or 'next to nothing'} of memory for the largest "

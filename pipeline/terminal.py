@@ -103,15 +103,20 @@ def narrow(item: Table, width: int) -> list[str]:
 
     Long ids are shown as `short_ids` says, and never cut. Headings are shortened first, then the
     widest cells, all to one width. Where that would be less than `LEAST`, columns go, which rich
-    would let go without a word: empty ones, the number of a row that has an id in its source, the
-    last that are no ids. So do columns behind names that could not be told apart.
+    would let go without a word: empty ones, the number of a row that has an id in its source,
+    those that say the same of all rows, the last that are neither ids nor texts. So do columns
+    behind names that could not be told apart.
     """
     names = [str(column.header) for column in item.columns]
     for longest in (short_ids.LONG, short_ids.SHORT):
         if longest == short_ids.LONG or _widths(item.columns, width, READABLE) is None:
             for column in filter(_is_of_ids, item.columns):
                 _shorten(column, longest)
-    for is_needless in (_is_empty, lambda c: str(c.header) == OWN and SOURCE in names):
+    for is_needless in (
+        _is_empty,
+        lambda c: str(c.header) == OWN and SOURCE in names,
+        _is_of_one,
+    ):
         if _widths(item.columns, width, READABLE) is None:
             item.columns[:] = [c for c in item.columns if not is_needless(c)] or item.columns[:1]
     while (widths := _widths(item.columns, width, LEAST)) is None and len(item.columns) > 1:
@@ -148,8 +153,10 @@ def _widths(columns: Sequence[Column], width: int, least: int) -> list[int] | No
 
 
 def _drop(columns: list[Column]) -> None:
-    """Takes out the last column that is no id, but never the first; the last where all are."""
-    places = [n for n, column in enumerate(columns) if n and not _is_of_ids(column)]
+    """Takes out the last column, but never the first; ids and texts where no others are left."""
+    others = [n for n, column in enumerate(columns) if n and not _is_of_ids(column)]
+    names = [str(column.header) for column in columns]
+    places = [n for n in others if names[n] not in TEXTS] or others
     del columns[places[-1] if places else -1]
 
 
@@ -169,6 +176,13 @@ def _is_empty(column: Column) -> bool:
     return not _cells(column)
 
 
+def _is_of_one(column: Column) -> bool:
+    """Whether a column says of several rows alike by which run or method they are, or a flag."""
+    cells, name = list(map(str, column.cells)), str(column.header)
+    is_told = name in ("run_id", "method") or name.startswith("is_")
+    return is_told and len(cells) > 1 and len(set(cells)) == 1
+
+
 def _shorten(column: Column, longest: int) -> None:
     """Shows the ids of a column in as few characters as tell them apart."""
     cells: list[Any] = list(column.cells)
@@ -183,7 +197,10 @@ def _is_of_ids(column: Column) -> bool:
 
 
 def show(item: Any) -> None:
-    """Prints a line or a table; where stdout is no terminal, a table in its full width."""
+    """Prints a line or a table; where stdout is no terminal, both in their full width.
+
+    On a terminal lines break between words, but those that begin with two spaces, which are copied.
+    """
     left_out: list[str] = []
     # In a notebook rich would send HTML to the page, past stdout.
     console = Console(
@@ -198,13 +215,20 @@ def show(item: Any) -> None:
     if isinstance(item, Table) and console.is_terminal:
         for name in narrow(item, console.width):
             left_out.append(name)
-    console.print(Text(item.translate(LINES)) if isinstance(item, str) else item)
+    if isinstance(item, str):
+        item = Text(item.translate(LINES))
+    is_prose = isinstance(item, Text) and _is_prose(item.plain, console.width)
+    console.print(item, soft_wrap=False if is_prose and console.is_terminal else None)
     if left_out:
         console.print(
             Text(f"Left out for the width: {', '.join(left_out)}. A wider terminal shows them."),
             style="dim",
-            soft_wrap=True,
         )
+
+
+def _is_prose(text: str, width: int) -> bool:
+    """Whether lines may break between words: not before a path that is longer than a line."""
+    return not text.startswith("  ") and all(cell_len(word) <= width for word in text.split())
 
 
 def shown(print_it: Callable[[], None]) -> str:

@@ -160,6 +160,7 @@ def test_a_reviewed_answer_is_dropped(ran: Any, tmp_path: Path) -> None:
         "answer",
         "reason",
         "p_wrong",
+        "flagged",
         "example_id",
     ]
     with review.open("w", newline="") as file:
