@@ -16,7 +16,7 @@ the sum 1 before they are aggregated. [ours, after methods.md 4.6]
 Source: Zhang et al. 2022, arXiv:2204.10893.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from stages.model.offsets import token_offsets
 from stages.ranking.similar_texts import (
@@ -49,6 +49,16 @@ from stages.saliency.smoothing import KernelName, aggregate
 from stages.saliency.squares import Squares, squared_scores
 from stages.stage import ConfigError, Cost, Inputs, Rows, Work
 from stages.tokens.scores import TokenStage
+
+Key = tuple[int, int, int]
+"""A neighbour: the example's id, and distribution and choice of the output explained of it."""
+
+
+class Scored(NamedTuple):
+    """The tokens of a neighbour's text and their scores m, which are kept for other queries."""
+
+    ids: Int64[np.ndarray, " tokens"]
+    scores: Float64[np.ndarray, " tokens"]
 
 
 class LafaState(NamedTuple):
@@ -136,12 +146,16 @@ class Lafa(TokenStage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """Token scores of the part's queries, computed a block at a time with its neighbours."""
-        same = _same_texts(inputs)
-        return self._by_block(
-            inputs,
-            inputs.opened.embedded,
-            lambda explained: self._smoothed(inputs, explained, same),
-        )
+        same, known = _same_texts(inputs), dict[Key, Scored]()
+
+        def score(explained: ExplainedOutputs) -> list[ScoredOutput]:
+            similar = self._similar(inputs, explained, same)
+            keys = [_keys(explained, row, similar) for row in range(explained.n)]
+            new = sorted({key for of_row in keys for key in of_row} - known.keys())
+            known.update(self._scored(inputs, new) if new else {})
+            return self._smoothed(inputs.opened.embedded, explained, keys, known)
+
+        return self._by_block(inputs, inputs.opened.embedded, score)
 
     def cost(self, work: Work) -> Cost:
         """The cost of gradients of the queries and of `limit` neighbours for each."""
@@ -152,34 +166,40 @@ class Lafa(TokenStage):
         return replace(cost, memory_bytes=cost.memory_bytes + searched)
 
     def _smoothed(
-        self, inputs: Inputs, explained: ExplainedOutputs, same: Mapping[int, list[int]]
+        self,
+        embedded: FromEmbeddings,
+        explained: ExplainedOutputs,
+        keys: Sequence[Sequence[Key]],
+        known: Mapping[Key, Scored],
     ) -> list[ScoredOutput]:
-        """Token scores of a block of outputs; `same` holds what no query has for a neighbour."""
-        embedded = inputs.opened.embedded
-        similar = self._similar(inputs, explained, same)
+        """Token scores of a block of outputs; `keys` name the neighbours of each, in `known`."""
         query_scores = self._scores(embedded, explained)
-        neighbours, row_of = self._neighbours(inputs, explained, similar)
-        neighbour_scores = self._scores(embedded, neighbours)
         scored = []
-        for row in range(explained.n):
-            rows = [row_of[key] for key in _keys(explained, row, similar)]
-            text_tokens = [np.flatnonzero(neighbours.offsets[n].is_text) for n in rows]
+        for row, own in enumerate(keys):
             # A text without any token left by max_length is no neighbour.
-            kept = [
-                (n, of_text) for n, of_text in zip(rows, text_tokens, strict=True) if len(of_text)
-            ]
+            kept = [known[key] for key in own if len(known[key].ids)]
             ids = np.array(explained.tokens.columns["input_ids"][row])
             smoothed = aggregate(
                 self.kernel,
                 embedded.table,
                 torch.from_numpy(ids).to(embedded.table.device),
-                [_tensor(np.array(neighbours.tokens.columns["input_ids"][n])[t]) for n, t in kept],
-                [_tensor(neighbour_scores[n][t]) for n, t in kept],
+                [_tensor(text.ids) for text in kept],
+                [_tensor(text.scores) for text in kept],
             )
             smoothed_scores = smoothed.cpu().numpy() * explained.offsets[row].is_text
             scores = query_scores[row] + self.weight * smoothed_scores
-            scored.append(ScoredOutput(scores, self.scores.n_gradients * (1 + len(rows))))
+            scored.append(ScoredOutput(scores, self.scores.n_gradients * (1 + len(own))))
         return scored
+
+    def _scored(self, inputs: Inputs, keys: Sequence[Key]) -> dict[Key, Scored]:
+        """The tokens of neighbours and their scores m, by key."""
+        neighbours = self._neighbours(inputs, keys)
+        found = {}
+        for row, scores in enumerate(self._scores(inputs.opened.embedded, neighbours)):
+            is_text = np.array(neighbours.offsets[row].is_text)
+            ids = np.array(neighbours.tokens.columns["input_ids"][row])
+            found[keys[row]] = Scored(ids[is_text], scores[is_text])
+        return found
 
     def _scores(self, embedded: FromEmbeddings, explained: ExplainedOutputs) -> list[np.ndarray]:
         """The scores m of the tokens of each row, with sum 1 where `normalize` is set."""
@@ -223,15 +243,8 @@ class Lafa(TokenStage):
             chosen[query] = [i for i, gone in zip(ids, left_out, strict=True) if not gone]
         return chosen
 
-    def _neighbours(
-        self, inputs: Inputs, explained: ExplainedOutputs, similar: dict[int, list[int]]
-    ) -> tuple[ExplainedOutputs, dict[tuple[int, int, int], int]]:
-        """The neighbours as rows, one for each pair of neighbour and explained output.
-
-        Beside them the number of each row, by its key as `_keys` has it.
-        """
-        keys = sorted({key for row in range(explained.n) for key in _keys(explained, row, similar)})
-        row_of = {key: row for row, key in enumerate(keys)}
+    def _neighbours(self, inputs: Inputs, keys: Sequence[Key]) -> ExplainedOutputs:
+        """The neighbours as rows, one for each key."""
         ids = np.array([example for example, _, _ in keys], np.int64)
         text = _rows_of(inputs, ids)
         embedded = inputs.opened.embedded
@@ -245,16 +258,13 @@ class Lafa(TokenStage):
         offsets = token_offsets(embedded.measurement, text, tokens)
         targets = Targets(distribution, choice)
         names: list[str | None] = [None] * len(keys)
-        neighbours = explained_outputs(
+        return explained_outputs(
             embedded, ids, choice, names, tokens, offsets, targets, self.token_budget
         )
-        return neighbours, row_of
 
 
-def _keys(
-    explained: ExplainedOutputs, row: int, similar: dict[int, list[int]]
-) -> list[tuple[int, int, int]]:
-    """Example id, distribution and choice of the output explained of it, for each neighbour."""
+def _keys(explained: ExplainedOutputs, row: int, similar: dict[int, list[int]]) -> list[Key]:
+    """The key of each neighbour of an explained output."""
     targets = explained.targets
     distribution, choice = int(targets.distribution[row]), int(targets.choice[row])
     return [(example, distribution, choice) for example in similar[int(explained.query_ids[row])]]

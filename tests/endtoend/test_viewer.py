@@ -117,6 +117,14 @@ def test_texts_of_a_corpus_are_harmless_in_every_page(shared: Desk) -> None:
     assert rows.mimetype == "application/json"
 
 
+def test_the_overview_leads_to_its_own_pages(shared: Desk) -> None:
+    page = " ".join(shared.person().get("/").get_data(as_text=True).split())
+    assert 'and decide on each (accept, fix or drop): <a href="/review">Review</a>' in page
+    steps = page.partition("What to do next")[2].partition("</ol>")[0]
+    assert "<span>apply</span>" in steps
+    assert "<span>view</span>" not in steps
+
+
 def test_assets_are_whole_and_kept_by_browsers(shared: Desk) -> None:
     person = shared.person()
     page = Page(person.get("/rows").text + person.get("/review").text + person.get("/sql").text)

@@ -14,7 +14,12 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.explain.explanation import _spectra
-from pipeline.explain.on_terminal import _spread, prediction_lines, print_explanation
+from pipeline.explain.on_terminal import (
+    _spread,
+    prediction_lines,
+    print_examples,
+    print_explanation,
+)
 from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
 from pipeline.explain.stored_query import StoredQuery
 from pipeline.explain.titles import legend, lists_of_examples, shown_sides, side_title
@@ -199,6 +204,17 @@ def test_a_list_is_called_after_what_its_examples_do(
     found["predictions"] = [{"predicted": name} for name in predicted]
     found["methods"][0]["speaks_for"] = speaks_for
     assert side_title(found["methods"][0], "harmful", found) == expected
+
+
+def test_both_texts_of_a_pair_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"source_id": "p1", "text": "a plum", "text_b": "a fruit", "label": "yes", "score": 1.5}
+    print_examples([row, {**row, "text_b": None}])
+    heading, pair, single = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["text", "text_b", "label", "score"]
+    assert pair.split() == ["a", "plum", "a", "fruit", "yes", "1.5"]
+    assert single.split() == ["a", "plum", "yes", "1.5"]
+    print_examples([{**row, "text_b": None}])
+    assert "text_b" not in capsys.readouterr().out
 
 
 def test_a_regression_has_targets() -> None:
