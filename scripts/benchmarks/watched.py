@@ -15,9 +15,9 @@ from benchmarks.environment import ROOT
 
 SECONDS_BETWEEN = 0.2
 TICK = os.sysconf("SC_CLK_TCK")
-FINISHED = re.compile(r"(\S+): (\d+) of (\d+) tasks in [\d.]+ s")
+FINISHED = re.compile(r"(\S+): \d+ (?:of \d+ )?tasks? in [\d.]+ s")
 """What `assay run` says when a stage ends,"""
-INGESTED = re.compile(r"\d+ examples and \d+ queries in \d+ shards")
+INGESTED = re.compile(r"\d+ examples? and \d+ quer(?:y|ies) in \d+ shards?")
 """and when the corpus is read."""
 
 

@@ -288,4 +288,4 @@ def test_reasons_in_words(folder: Path) -> None:
     (line,) = (line for line in told if line.startswith("random_score "))
     assert "new rows: 2, label corrected: 1" in line
     (line,) = (line for line in told if line.startswith("prediction "))
-    assert line.endswith("new rows")
+    assert " s new rows 0 0 " in line
