@@ -129,7 +129,7 @@ class Screen(Progress):
         self._end()
         if node.missing:
             n, n_all = len(node.missing), len(node.tasks)
-            what = count_text(n, "task") if n == n_all else f"{n} of {n_all} tasks"
+            what = f"{n} of {n_all} tasks" if n_all > 1 else "1 task"
             self.say(f"{node.instance}: {what} in {seconds:.1f} s")
         for notice in notices:
             self.say(f"{node.instance}: {notice}", style="yellow")

@@ -31,7 +31,7 @@ def test_progress_is_told_line_by_line_without_a_terminal(monkeypatch):
     assert told == [
         "ntk: 2 of 8 shards, 33 s left",
         "ntk: 4 of 8 shards, 22 s left",
-        "ntk: 8 tasks in 22.0 s",
+        "ntk: 8 of 8 tasks in 22.0 s",
     ]
 
 
