@@ -23,7 +23,7 @@ from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_clas
 from pipeline.settings import Run
 from pipeline.sizes import choice_notes, size_of
 from stages.capabilities import Merges
-from stages.model.hub import fingerprint
+from stages.model.hub import content_digest, fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Part, Size, Stage
 from storage.damage import Claim, Examination
@@ -221,6 +221,7 @@ def row_fields(
                     del spec[name]
             value = {**spec, "fingerprint": fingerprints[value]}
         fields[f.name] = plain(value)
+    fields |= {path.name: content_digest(path).hex()[:16] for path in stage.key_files}
     return fields
 
 

@@ -9,6 +9,7 @@ from:
     stages    the versions of its stages
     sources   the corpus and the queries, with their reviews and vectors, each with its fingerprint
     models    the models that its stages run, each with its fingerprints
+    files     other files that its stages' rows follow from, each with its digest
     said      what was said of the plan
 
 Where all of it is as it was, and the files that the run names pass the same look as those of a
@@ -39,7 +40,7 @@ from pipeline.verify import claims_of_record, damaged_maps, look_at
 from stages.catalogue import loaded_version
 from stages.corpus.load import fingerprint as source_fingerprint
 from stages.corpus.source import FlipLabels, Source, local
-from stages.model.hub import ModelFiles, fingerprint
+from stages.model.hub import ModelFiles, content_digest, fingerprint
 from stages.model.refusals import reading_fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import Stage, StageError
@@ -70,6 +71,7 @@ def basis_of(asked: str, run: Run, stages: Iterable[Stage], store: Store) -> dic
             "code": _code(),
             "sources": [[dataclasses.asdict(s), source_fingerprint(s, store)] for s in sources],
             "models": [[list(m), *_fingerprints(m)] for m in _models(stages)],
+            "files": [[str(path), content_digest(path).hex()] for path in _files(stages)],
         }
     except (StageError, OSError) as error:
         LOG.debug("cannot be read: %s", error)
@@ -87,7 +89,9 @@ def kept_of(
         stops: What was said of rules that ended rounds: lines, each with its style.
     """
     stages = [node.stage for node in plan.nodes]
-    if [files for files, *_ in basis["models"]] != [list(m) for m in _models(stages)]:
+    if [files for files, *_ in basis["models"]] != [list(m) for m in _models(stages)] or [
+        path for path, _ in basis["files"]
+    ] != list(map(str, _files(stages))):
         return None  # stages that the size of the corpus chose run others
     versions = {stage_name(stage): stage.version for stage in stages}
     return {**basis, "stages": versions, "said": [*plan_lines(plan), *stops]}
@@ -137,6 +141,8 @@ def _is_as_it_was(folder: RunFolder, record: dict[str, Any], kept: dict[str, Any
                 return False
         if any(_fingerprints(ModelFiles(*files)) != was for files, *was in kept["models"]):
             return False
+        if any(content_digest(Path(path)).hex() != was for path, was in kept["files"]):
+            return False
         claims = claims_of_record(record)
         if any(claim.manifest is None for claim in claims):
             return False
@@ -161,6 +167,10 @@ def _models(stages: Iterable[Stage]) -> list[ModelFiles]:
     models = [value for value in values if isinstance(value, ModelSpec)]
     files = {ModelFiles(m.path, m.revision, m.adapter, m.trust_remote_code) for m in models}
     return sorted(files, key=repr)
+
+
+def _files(stages: Iterable[Stage]) -> list[Path]:
+    return sorted({path for stage in stages for path in stage.key_files})
 
 
 def _fingerprints(model: ModelFiles) -> list[str]:

@@ -21,6 +21,7 @@ Errors of this room:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -255,6 +256,15 @@ class Stage(ABC):
         here while it is not set: rows of before have the same key.
         """
         return frozenset()
+
+    @property
+    def key_files(self) -> tuple[Path, ...]:
+        """Files beside those of its model that its rows follow from: their content is in the key.
+
+        Raises:
+            ModelError: one is missing.
+        """
+        return ()
 
     @property
     def tasks(self) -> tuple[str, ...]:

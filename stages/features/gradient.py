@@ -23,21 +23,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.gradients.of_logits import BATCH_NUMBERS, check_parts, check_writers, rebuilt
 from stages.gradients.of_pairs import Of, PairLoss
-from stages.gradients.of_tokens import token_rows
-from stages.gradients.passes import Passes, make_features, open_passes, pass_cost, vector_length
+from stages.gradients.of_rows import check_task, labelled_rows, loss_rows
+from stages.gradients.passes import Passes, open_passes, pass_cost, vector_length
 from stages.gradients.projection import Precision, Projection
-from stages.gradients.rows import DType, diagnostic_rows, feature_rows
-from stages.model.batches import Tokens
-from stages.model.measurement import UNLABELLED, row_loss
+from stages.gradients.rows import DType, feature_rows
 from stages.model.spec import ModelSpec, RunsModel, Trained
 from stages.reading.chosen_rows import text_of
 from stages.reading.logits import matched
@@ -46,9 +41,7 @@ from stages.reading.vectors import matrix_of
 from stages.stage import (
     ConfigError,
     Cost,
-    DataError,
     Inputs,
-    ModelError,
     Size,
     Split,
     Stage,
@@ -65,45 +58,6 @@ GRADIENT = TableSpec(
     ),
     key=("id",),
 )
-
-
-def labelled_rows(
-    text: pa.Table,
-    label: pa.Table,
-    n_outputs: int,
-    task: str = "classification",
-    queries: Literal["label", "predicted"] = "label",
-) -> tuple[pa.Table, Tensor | None]:
-    """Rows of the text that have a row in `label`, and their labels or targets.
-
-    Labels are integers, -1 for a query without one, or for all queries where the predicted class
-    stands for the label; targets of a regression are floats; a completion has neither (None).
-
-    Raises:
-        DataError: an example's label is null, or a label is not a class of the model.
-    """
-    text = text.filter(pc.is_in(text["id"], value_set=label["id"].combine_chunks()))
-    label = label.take(pc.index_in(text["id"], value_set=label["id"].combine_chunks()))
-    if task in ("completion", "preference"):
-        return text, None
-    if task == "regression":
-        has_target = pc.is_valid(label["target"])
-        targets = label["target"].filter(has_target).to_numpy()
-        return text.filter(has_target), torch.from_numpy(targets.astype(np.float64))
-    unlabelled = pc.is_null(label["label"]).to_numpy(zero_copy_only=False)
-    is_example = pc.equal(text["role"], "example").to_numpy(zero_copy_only=False)
-    labels = pc.fill_null(label["label"], UNLABELLED).to_numpy(zero_copy_only=False)
-    wrong = (unlabelled & is_example) | (~unlabelled & ((labels < 0) | (labels >= n_outputs)))
-    if wrong.any():
-        at_row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"gradient: found label {label['label'][at_row]} for {text['role'][at_row]} "
-            f"{text['id'][at_row]}, expected 0 to {n_outputs - 1}, the model's classes. "
-            "Correct the label, or use a head with that many classes."
-        )
-    if queries == "predicted":
-        labels = np.where(is_example, labels, UNLABELLED)
-    return text, torch.from_numpy(labels.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -278,19 +232,8 @@ class Gradient(RunsModel, Stage):
         is_of_pairs = self.margins is not None
         model = replace(self.model, reduction="sum") if is_of_pairs else self.model
         passes = open_passes(model, inputs, self.projection, self.precision, self.checkpointing)
-        self._check_task(passes.measurement.n_outputs, task_of(inputs))
+        check_task(self.model, passes.measurement.n_outputs, task_of(inputs))
         return passes
-
-    def _check_task(self, n_outputs: int, task: str) -> None:
-        """Raises unless the head measures what a corpus with this task asks for."""
-        kind = self.model.kind
-        is_regression = kind.has_class_outputs and n_outputs == 1
-        if task not in kind.tasks or is_regression != (task == "regression"):
-            raise ModelError(
-                f"{self.model.path}: found head: {self.model.head} with {n_outputs} outputs for a "
-                f"corpus with task: {task}, expected head: completion for completions, one output "
-                "for a regression, and one per class otherwise. Correct model.head or corpus.task."
-            )
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """The blocks of a vector: name, start and size of each layer's part."""
@@ -316,26 +259,9 @@ class Gradient(RunsModel, Stage):
             pairs = PairLoss(passes, self.margins, self.of, self.token_budget)
             yield from pairs.rows(inputs, text, GRADIENT.name, self.dtype)
             return
-        tokens = passes.measurement.tokenise(text)
-        has_target = np.array(passes.measurement.has_target(tokens), dtype=bool)
-        yield from _without_target(text, tokens, has_target)
-        kept = np.flatnonzero(has_target)
-        text, tokens = text.take(pa.array(kept)), tokens.take(kept)
-        if self.per == "token":
-            yield from token_rows(passes, text, tokens, self.token_budget, self.dtype, inputs.tell)
-            return
-        if answers is not None:
-            answers = answers[torch.from_numpy(kept)].to(passes.measurement.device)
-
-        def measured(
-            outputs: Float[Tensor, "batch outputs"], rows: Int[np.ndarray, " batch"]
-        ) -> Float[Tensor, " batch"]:
-            at = None if answers is None else answers[torch.from_numpy(rows).to(answers.device)]
-            return row_loss(outputs, at)
-
-        for made in make_features(passes, tokens, self.token_budget, measured, inputs.tell):
-            lengths = tokens.lengths[made.rows]
-            yield from feature_rows(GRADIENT.name, text, lengths, made, self.dtype, inputs.tell)
+        yield from loss_rows(
+            passes, inputs, text, answers, self.writes[0], self.token_budget, self.dtype
+        )
 
     def _from_logits(self, inputs: Inputs, read: str) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Rows of one shard from the gradients of logits in the instance `read`."""
@@ -348,7 +274,7 @@ class Gradient(RunsModel, Stage):
             return
         logits = matrix_of(predictions["logits"])[in_predictions]
         n_outputs = logits.shape[1]
-        self._check_task(n_outputs, task)
+        check_task(self.model, n_outputs, task)
         both = vectors.take(pa.array(in_vectors))
         length = matrix_of(both["vector"]).shape[1]
         check_parts(inputs.details(read), length, n_outputs, read)
@@ -379,20 +305,6 @@ class Gradient(RunsModel, Stage):
             self.dtype,
             is_checkpointed=self.checkpointing,
             n_sides=1 if self.margins is None else 2,
-        )
-
-
-def _without_target(
-    text: pa.Table, tokens: Tokens, has_target: np.ndarray
-) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Rows of `diagnostics` for texts whose completion `max_length` cut away."""
-    rows = np.flatnonzero(~has_target)
-    if len(rows):
-        none = np.full(len(rows), np.nan)
-        status = np.array(["no target"] * len(rows))
-        yield (
-            DIAGNOSTICS.name,
-            diagnostic_rows(text, rows, tokens.lengths[rows], none, none, status),
         )
 
 

@@ -5,7 +5,7 @@ memory is halved until it does, which is recorded, since it changes the last bit
 gradient is not finite is left out and recorded; it never touches another row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.gradients.adam import Moments
 from stages.gradients.projection import Precision, Projection
-from stages.gradients.projector import Projector
+from stages.gradients.projector import NUMBERS, Projector
 from stages.gradients.rows import BatchVectors, DType
 from stages.model.batches import Tokens, batches
 from stages.model.checkpointing import checkpointed
@@ -41,6 +42,8 @@ class Passes:
     precision: Precision = "float32"
     is_checkpointed: bool = False
     """Whether blocks are run again in the backward pass (`stages.model.checkpointing`)."""
+    moments: Mapping[int, Moments] | None = None
+    """What steps of Adam take the place of gradients by (`stages.gradients.adam`)."""
 
     def details(self) -> dict[str, Any]:
         """The blocks of a vector: name, start and size of each layer's part."""
@@ -125,6 +128,8 @@ def run_batch(
 
     network = passes.measurement.network
     with checkpointed(network) if passes.is_checkpointed else nullcontext():
+        if passes.moments is not None:
+            return passes.projector.steps(measure, mask, passes.moments, passes.precision)
         return passes.projector.features(measure, mask, passes.precision)
 
 
@@ -172,11 +177,13 @@ def pass_cost(
     n_backward: int = 1,
     is_checkpointed: bool = False,
     n_sides: int = 1,
+    has_moments: bool = False,
 ) -> Cost:
     """One forward and `n_backward` weight-free backward passes per row, and the projections.
 
     Where blocks are checkpointed, one more forward pass with each backward pass. `n_sides` is how
-    often a row's text is read, each time with another answer.
+    often a row's text is read, each time with another answer. With moments whole gradients are
+    formed, and projected row by row.
     """
     size = network_size(model, work.n_classes)
     n_rows = work.n_examples + work.n_queries
@@ -198,15 +205,19 @@ def pass_cost(
     last = model.train.last_blocks
     share = 1.0 if last is None else last / (size.n_states - 1)
     n_runs = n_backward * (2 if is_checkpointed else 1)
+    n_weights = sum(shape.inputs * shape.outputs for shape in shapes) if has_moments else 0
+    per_weight = 2 * (max(right for _, right in map(projection.block, shapes)) + 8)
     return Cost(
         forward_rows=n_sides * n_rows,
         backward_rows=n_sides * n_rows * n_backward,
         flops=n_sides * (1 + n_runs * share) * size.forward_flops(work.n_tokens)
-        + n_sides * n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense),
+        + n_sides * n_backward * (share * work.n_tokens * per_token + 2.0 * n_rows * dense)
+        + share * per_weight * n_rows * n_weights,
         written_bytes=n_rows * (width * dim * n_backward + 64),
         memory_bytes=size.forward_bytes(token_budget)
         + kept_bytes
         + 4 * dense
+        + (8 * n_weights + 16 * NUMBERS if has_moments else 0)
         + 3 * width * dim * n_backward * work.n_examples // max(1, work.n_shards),
         vector_length=dim,
     )

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stages.gradients.adam import Moments
 from stages.gradients.projection import Precision, Projection
 from stages.gradients.sketch import Sketch
 from stages.model.checkpointing import checkpointed
@@ -28,9 +29,12 @@ from stages.model.heap import give_back
 from stages.model.layers import Shape, shape_of, tied_tables
 from stages.stage import ModelError
 
+NUMBERS = 2**24
+"""Numbers of a layer's whole gradients that are held at a time, or those of one row."""
+
 
 class _LayerActivity(NamedTuple):
-    """Inputs a_t and output gradients delta_t of a layer in one pass, one row per token."""
+    """Inputs a_t and output gradients delta_t of a layer in one use, (rows, tokens, numbers)."""
 
     inputs: Tensor
     deltas: Tensor
@@ -86,13 +90,79 @@ class Projector:
         The network's blocks are checkpointed and each layer is done with where the backward pass
         gets to it. Memory: the hidden states between blocks and the inside of one block.
         """
+
+        def keep(key: int, seen: Sequence[_LayerActivity]) -> None:
+            inputs, deltas = zip(*seen, strict=True)
+            self.sketch.keep(
+                key,
+                _joined([part.flatten(0, -2) for part in inputs]),
+                _joined([part.flatten(0, -2) for part in deltas]),
+            )
+
+        with checkpointed(self._network):
+            self._activities(measure, mask, keep)
+        give_back()
+
+    def steps(
+        self,
+        measure: Callable[[], Float[Tensor, " rows"]],
+        mask: Bool[Tensor, "rows tokens"],
+        moments: Mapping[int, Moments],
+        precision: Precision = "float32",
+    ) -> tuple[Float[Tensor, "rows one dim"], Float[Tensor, "rows one"]]:
+        """The projected step of Adam on each row's measured number alone, and the numbers.
+
+        As `features`, with Gamma (`stages.gradients.adam`) of the gradient in its place. That works
+        number by number, so a layer's gradient has to be formed before it is projected: of a few
+        rows at a time, with `NUMBERS` numbers. Memory beside: the inputs and output gradients of a
+        layer, and without checkpointed blocks the inputs of all trained layers. A weight that a
+        number does not depend on moves, too, by what Adam remembers.
+
+        Raises:
+            ModelError: a trained weight is that of an embedding table, too.
+        """
+        if self._tables:
+            raise ModelError(
+                f"network: found that {', '.join(self._tables)} shares its weight with a trained "
+                "layer, expected layers of their own, whose gradient Adam can be taken of row by "
+                "row. Leave that layer out by train.layers, or train adapters."
+            )
+        blocks: dict[int, Tensor] = {}
+
+        def step(key: int, seen: Sequence[_LayerActivity]) -> None:
+            layer, parts = self.sketch.layers[key], []
+            shape = (layer.shape.outputs, layer.shape.inputs)
+            per_block = max(1, NUMBERS // (shape[0] * shape[1]))
+            for start in range(0, len(mask), per_block):
+                rows = slice(start, start + per_block)
+                formed = mask.new_zeros((len(mask[rows]), *shape), dtype=torch.float32)
+                for inputs, deltas in seen:
+                    formed += outer_sum(deltas[rows].float(), inputs[rows].float())
+                formed = moments[key].step(formed)
+                formed = formed if layer.right is None else formed @ layer.right
+                parts.append(formed if layer.left is None else layer.left.T @ formed)
+            blocks[key] = _joined(parts)
+
+        numbers = self._activities(measure, mask, step, precision)
+        for key in self.sketch.layers.keys() - blocks.keys():
+            step(key, ())
+        return self.sketch.join(blocks, len(mask)).unsqueeze(1), numbers.unsqueeze(1)
+
+    def _activities(
+        self,
+        measure: Callable[[], Float[Tensor, " rows"]],
+        mask: Bool[Tensor, "rows tokens"],
+        take: Callable[[int, Sequence[_LayerActivity]], None],
+        precision: Precision = "float32",
+    ) -> Float[Tensor, " rows"]:
+        """Runs a batch both ways; `take` is given what each weight did once it is known.
+
+        That is the activity of each of its uses, rows apart, padding without a gradient. Returns
+        the measured numbers.
+        """
         seen: dict[int, list[_LayerActivity]] = {}
         # How often the backward pass has still to get to a weight.
         to_come: Counter[int] = Counter()
-
-        def keep(key: int) -> None:
-            inputs, deltas = zip(*seen.pop(key), strict=True)
-            self.sketch.keep(key, _joined(inputs), _joined(deltas))
 
         def after_layer(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
             key = id(module.weight)
@@ -103,28 +173,23 @@ class Projector:
 
             def after_backward(delta: Tensor) -> None:
                 delta = _without(padding, delta.detach())
-                activity = _LayerActivity(
-                    inputs.saved_tensors[0].flatten(0, -2), delta.flatten(0, -2)
-                )
-                seen.setdefault(key, []).append(activity)
+                seen.setdefault(key, []).append(_LayerActivity(inputs.saved_tensors[0], delta))
                 to_come[key] -= 1
                 if to_come[key] == 0:
-                    keep(key)
+                    take(key, seen.pop(key))
 
             output.register_hook(after_backward)
 
         padding, anchor = _padding(mask), torch.zeros((), requires_grad=True)
-        with (
-            torch.enable_grad(),
-            checkpointed(self._network),
-            self._hooks(mask, after_layer) as passing,
-        ):
-            numbers = measure().sum()
+        kind = mask.device.type
+        with torch.enable_grad(), self._hooks(mask, after_layer) as passing:
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                numbers = measure()
             passing.is_second = True
-            torch.autograd.backward(numbers)
+            torch.autograd.backward(numbers.sum())
         for key in list(seen):
-            keep(key)
-        give_back()
+            take(key, seen.pop(key))
+        return numbers.detach()
 
     def features(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import TrainerCallback
@@ -12,6 +12,9 @@ ADAPTER = "adapter_config.json"
 
 class RecordCheckpoints(TrainerCallback):
     """Writes a file with a `gradient` for every checkpoint, and `tracin` over all of them.
+
+    With `method="less"` an `adam_step` for every checkpoint, `less` over all of them, and
+    `query_relevance` by it: then rows are chosen as LESS does, and the training is its warm-up.
 
     `Trainer(..., callbacks=[RecordCheckpoints("checkpoints.yaml", head="completion")])`; its
     `stages:` go into the YAML of a run over the rows that were trained on. Of a LoRA training the
@@ -23,15 +26,23 @@ class RecordCheckpoints(TrainerCallback):
     learning rate at which it was left.
     """
 
-    def __init__(self, out: str | Path, path: str | None = None, **model: Any) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        path: str | None = None,
+        method: Literal["tracin", "less"] = "tracin",
+        **model: Any,
+    ) -> None:
         """Says where to write, and what `model:` says of the model beside its path.
 
         Args:
             out: The YAML file.
             path: The model that adapters are of; by default the one that is trained.
+            method: What the checkpoints are for.
             model: Fields of `model:`, such as `head` and `max_length`.
         """
         self._out, self._path, self._model = Path(out), path, model
+        self._is_less = method == "less"
         self._found: dict[str, tuple[dict[str, Any], float]] = {}
         self._rate = 0.0
 
@@ -49,12 +60,16 @@ class RecordCheckpoints(TrainerCallback):
         found = {**self._found, f"step_{state.global_step}": (model, self._rate)}
         # In the first step of a warm-up the rate is 0: nothing has been learned.
         self._found = {n: (m, r) for n, (m, r) in found.items() if _is_there(m) and r > 0}
+        stage = "adam_step" if self._is_less else "gradient"
         stages: dict[str, Any] = {
-            name: {"stage": "gradient", "model": model} for name, (model, _) in self._found.items()
+            name: {"stage": stage, "model": model} for name, (model, _) in self._found.items()
         }
-        if stages:
-            rates = [rate for _, rate in self._found.values()]
-            stages["tracin"] = {"gradients": list(self._found), "rates": rates}
+        names, rates = list(self._found), [rate for _, rate in self._found.values()]
+        if names and self._is_less:
+            stages["less"] = {"steps": names, "rates": rates}
+            stages["query_relevance"] = {"features": "less"}
+        elif names:
+            stages["tracin"] = {"gradients": names, "rates": rates}
         self._out.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
 
 

@@ -29,7 +29,12 @@ class Shape(NamedTuple):
 def shape_of(layer: nn.Module) -> Shape:
     """The input and output lengths of a linear layer or a Conv1D."""
     rows, columns = layer.weight.shape  # type: ignore[misc]
-    return Shape(int(rows), int(columns)) if isinstance(layer, Conv1D) else Shape(columns, rows)
+    return Shape(int(rows), int(columns)) if transposes(layer) else Shape(columns, rows)
+
+
+def transposes(layer: nn.Module) -> bool:
+    """Whether a layer keeps its weight as (inputs, outputs), as the Conv1D of GPT-2 does."""
+    return isinstance(layer, Conv1D)
 
 
 def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]:

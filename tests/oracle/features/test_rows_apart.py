@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-import stages.features.gradient
+import stages.gradients.of_rows
 from stages.features.gradient import Gradient
 from stages.features.ntk import Ntk
 from stages.gradients.passes import has_bfloat16
@@ -109,12 +109,12 @@ def test_a_loss_that_is_not_finite_is_put_aside(
     stage = Gradient(classifier(saved), projection=projection, dtype="float32")
     inputs = memory({"text": text, "label": label})
     expected = rows_of(inputs.run(stage))
-    exact = stages.features.gradient.row_loss
+    exact = stages.gradients.of_rows.row_loss
     # Of the rows in one batch, longest first, the third.
     spoilt = torch.ones(7, dtype=torch.float64)
     spoilt[2] = bad
     monkeypatch.setattr(
-        stages.features.gradient,
+        stages.gradients.of_rows,
         "row_loss",
         lambda outputs, answers: exact(outputs, answers) * spoilt,
     )

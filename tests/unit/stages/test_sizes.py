@@ -44,6 +44,7 @@ LENGTHS = {
     "hidden_states": 7 * 384,
     "ntk": 8192,
     "gradient": 9472,
+    "adam_step": 8192,
 }
 """Of embeddings, of the hidden states of all layers, which kernels are of where rows are many, of
 the NTK, and of gradients whose layers are not mixed, 256 numbers for each of 37."""
