@@ -10,6 +10,7 @@ is taken, and the share of their answers that it would write word for word.
     RDS+          relevance by turns alone
     MiniLM        the same with embeddings of all-MiniLM-L6-v2
     BM25          words in common, by turns
+    less          LESS: steps of Adam after a warm-up on a share of the pool, by turns
     likely right  the least p_wrong of `answer_issues`; no target
     IFD           the largest difficulty below 1; no target
     loss          the smallest loss; no target
@@ -31,6 +32,7 @@ import torch
 from benchmarks.answers import pool, read
 from benchmarks.environment import MODEL, language_model
 from benchmarks.finished import Clock, run_config
+from benchmarks.warm_up import warmed
 
 from stages.model.batches import batches
 from stages.model.completion_tuning import completion_learner, load_untuned, tune
@@ -54,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=float, default=0.05, help="share that is chosen")
     parser.add_argument("--steps", type=int, default=50, help="of 8 rows")
     parser.add_argument("--rate", type=float, default=5e-4, help="largest learning rate")
+    parser.add_argument("--less", type=int, default=0, metavar="EPOCHS", help="of its warm-up")
+    parser.add_argument("--warm-up", type=float, default=0.05, help="share that it trains on")
     parser.add_argument("--draws", type=int, default=3, help="random sets")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
 
@@ -84,8 +88,9 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
         ):
             every = read(data / target / file, target)
             name[target] = [every[at] for at in drawn.permutation(len(every))[:count].tolist()]
-    sets, cpu_s = chosen(arguments, folder, rows, asked)
     bench = Bench(rows, judges)
+    less = bench.less(arguments, folder, len(rows)) if arguments.less else {}
+    sets, cpu_s = chosen(arguments, folder, rows, asked, less)
     tokens = np.mean([bench.tokens_of(sets[f"assay, {target}"]) for target in arguments.targets])
     for draw in range(arguments.draws):
         order = drawn.permutation(len(rows))
@@ -109,8 +114,12 @@ def chosen(
     folder: Path,
     rows: list[tuple[str, str]],
     asked: dict[str, list[tuple[str, str]]],
+    less: dict[str, Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Numbers of the rows that each method chooses, and CPU-seconds of the stages."""
+    """Numbers of the rows that each method chooses, and CPU-seconds of the stages.
+
+    `less` are the stages after its warm-up; empty where it is left out.
+    """
     write(folder / "pool.jsonl", rows)
     count = round(arguments.keep * len(rows))
     cpu_s: dict[str, float] = {}
@@ -166,11 +175,13 @@ def chosen(
                 "minilm": {"stage": "embedding", "model": {"path": MODEL, "max_length": 256}},
                 "of_minilm": {"stage": "query_relevance", "features": "minilm"},
                 "bm25": {"top_k": None},
+                **less,
             },
             queries={"path": str(folder / f"{target}.jsonl"), "id": "id"},
         )
         ranked = "JOIN query_relevance AS q USING (example_id) WHERE q.method = "
-        for name, method in (("RDS+", "query_relevance"), ("MiniLM", "of_minilm")):
+        by_turns = {"RDS+": "query_relevance", "MiniLM": "of_minilm"}
+        for name, method in {**by_turns, **({"less": "of_less"} if less else {})}.items():
             order = first(done, f"{ranked} '{method}' ORDER BY q.rank")
             sets[f"{name}, {target}"] = order[:count]
             if name == "RDS+":
@@ -219,13 +230,24 @@ class Bench:
         every = [*rows, *(row for of in judges.values() for row in of)]
         texts = [json.dumps(chat(*row)) for row in every]
         table = pa.table({"text": texts, "text_b": pa.nulls(len(texts), pa.string())})
-        tokens = measurement.tokenise(table)
+        tokens = self._tokens = measurement.tokenise(table)
         self._has_answer = np.array(measurement.has_target(tokens))
         self.learner: Learner = completion_learner(measurement, tokens)
         ends = len(rows) + np.cumsum([0, *(len(of) for of in judges.values())])
         self._judges = {
             target: np.arange(ends[at], ends[at + 1])[self._has_answer[ends[at] : ends[at + 1]]]
             for at, target in enumerate(judges)
+        }
+
+    def less(self, arguments: argparse.Namespace, folder: Path, n_rows: int) -> dict[str, Any]:
+        """The stages of LESS, after its warm-up on random rows of the pool."""
+        drawn = np.random.default_rng(0).permutation(n_rows)
+        drawn = drawn[self._has_answer[drawn]][: round(arguments.warm_up * n_rows)]
+        place = folder / f"warm_up_{arguments.less}_{arguments.warm_up:g}"
+        stages = warmed(language_model(), self._tokens, drawn, place, arguments.less, LONGEST)
+        return {
+            **{name: fields for name, fields in stages.items() if name != "query_relevance"},
+            "of_less": {"stage": "query_relevance", "features": "less"},
         }
 
     def tokens_of(self, rows: np.ndarray) -> int:

@@ -4,6 +4,7 @@ from storage.view_files import only_table
 from storage.views import SQL, statements, tables_in
 
 PLAIN = {
+    "adam_steps": "adam_step",
     "attributions": "attribution",
     "continuations": "continuation",
     "embeddings": "embedding",
@@ -15,6 +16,7 @@ PLAIN = {
     "selection_trial": "selection_trial",
     "features": "features",
     "gradients": "gradient",
+    "less": "less",
     "near_duplicates": "near_duplicate",
     "ntk": "ntk",
     "outliers": "outlier",
