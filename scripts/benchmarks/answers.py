@@ -13,8 +13,8 @@ A share of the rows is made bad, in equal parts:
     near duplicate     the prompt nearly that of another row, with this one's answer
     flipped            of the two labelled sets, another class's words
 
-Every score is one of `answer_losses`, or of `answer_issues`; its area is that under the ROC curve
-of the bad rows, without the flipped ones, which are told apart.
+Every score is one of `answer_losses` or of `answer_issues`, or `spectral_entropy`; its area is that
+under the ROC curve of the bad rows, without the flipped ones, which are told apart.
 """
 
 import argparse
@@ -69,6 +69,7 @@ SCORES = {
     "end loss": "end_loss",
     "worst tokens": "worst_loss",
     "length": "-l.n_tokens",
+    "gradient's entropy": "spectral_entropy",
 }
 
 
@@ -115,7 +116,11 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, 
             "run": str(folder / "run"),
             "model": {"path": str(language_model()), "head": "completion", "max_length": 384},
             "corpus": {"path": str(folder / "pool.jsonl"), "task": "completion", "id": "id"},
-            "stages": {"planted_answers": {"rows": arguments.planted}, "answer_issues": {}},
+            "stages": {
+                "planted_answers": {"rows": arguments.planted},
+                "answer_issues": {},
+                "spectral_entropy": {},
+            },
             "ray": {"engine": "in_process"},
         },
         clock,
@@ -124,7 +129,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, 
     found = done.sql(
         f"SELECT e.source_id::INT AS row, is_answer_issue, reason, {columns} FROM answer_issues "
         "JOIN examples AS e USING (example_id) JOIN answer_losses AS l ON l.id = example_id AND "
-        "l.role = 'example' ORDER BY row"
+        "l.role = 'example' JOIN spectral_entropies USING (example_id) ORDER BY row"
     ).fetchnumpy()
     kind = np.array([rows[at]["kind"] for at in found["row"]])
     is_bad, flagged = kind != "", found["is_answer_issue"].astype(bool)

@@ -25,6 +25,7 @@ HEADS = {
     "answer_margin": "completion",
     "planted_answers": "completion",
     "selection_trial": "completion",
+    "spectral_entropy": "completion",
     "continuation": "completion",
     "token_support": "completion",
     "answer_span": "span",

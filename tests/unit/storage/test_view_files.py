@@ -23,6 +23,7 @@ PLAIN = {
     "rejected": "rejected",
     "shapley": "shapley_value",
     "shapley_by_query": "shapley_query",
+    "spectral_entropies": "spectral_entropy",
     "subsets": "subset",
     "token_gradients": "token_gradient",
     "tokens": "token",
