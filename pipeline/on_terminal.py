@@ -278,6 +278,7 @@ def _print_trial(trial: Mapping[str, Any]) -> None:
             round(row["n_tokens"]),
             f"{row['loss']:.3f} ± {row['stderr']:.3f}",
             "" if row["spread"] is None else f"{row['spread']:.3f}",
+            *([] if row["accuracy"] is None else [f"{row['accuracy']:.2f}"]),
         ]
         for row in trial["rows"]
     ]
@@ -286,6 +287,8 @@ def _print_trial(trial: Mapping[str, Any]) -> None:
         f"{trial['keep']:.0%} of the rows chosen; no query judges rows that it chose:"
     )
     names = ["trained on", "rows", "tokens", "loss of the queries", "sd over random sets"]
+    if any(row["accuracy"] is not None for row in trial["rows"]):
+        names.append("orders learned")
     show(table(names, rows))
     show(verdict(trial))
 

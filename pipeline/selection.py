@@ -298,7 +298,7 @@ def expected(
                 "the surrogate is one of classes, which this corpus has none of"
                 + (
                     "; `selection_trial: {}` under `stages:` measures it by short trainings"
-                    if run.task() == "completion"
+                    if run.task() in ("completion", "preference")
                     else ""
                 )
             )

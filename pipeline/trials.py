@@ -22,9 +22,12 @@ def trials(run: Any) -> list[dict[str, Any]]:
 
     Keys:
         method, by, keep, steps, batch_size: The instance and its fields.
+        unit: What losses are in: nats a token, or the loss of DPO.
         rows: For each of `SAID` its name `trained_on`, n_rows and n_tokens (means over sets), the
-            mean loss of the queries in nats a token, the standard error over queries, and `spread`,
-            the standard deviation of that mean over random sets, None of the others.
+            mean loss of the queries, the standard error over queries, and `spread`, the standard
+            deviation of that mean over random sets, None of the others. Of pairs also `accuracy`,
+            the share of queries whose chosen answer gained more than the rejected one, by the
+            margin of rewards; a margin of 0 is half a hit. None of completions.
         gain, gain_low, gain_high: By how much the loss after chosen rows is below that after random
             ones, a mean over queries with its 95 % interval.
     """
@@ -46,6 +49,9 @@ def trials(run: Any) -> list[dict[str, Any]]:
         )
         by_name = {row[0]: dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()}
         ((gain, stderr),) = run.sql(of_gain(method)).fetchall()
+        accuracies = _accuracies(run, method)
+        for name, row in by_name.items():
+            row["accuracy"] = accuracies.get(name)
         ((fields,),) = run.sql(
             f"SELECT fields FROM runs WHERE instance = {quoted(method)} LIMIT 1"
         ).fetchall()
@@ -54,6 +60,7 @@ def trials(run: Any) -> list[dict[str, Any]]:
             {
                 "method": method,
                 **{name: named[name] for name in ("by", "keep", "steps", "batch_size")},
+                "unit": "of the loss of DPO" if accuracies else "nats a token",
                 "rows": [by_name[name] for name in SAID if name in by_name],
                 "gain": gain,
                 "gain_low": gain - NORMAL * stderr,
@@ -61,6 +68,17 @@ def trials(run: Any) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _accuracies(run: Any, method: str) -> dict[str, float]:
+    """The share of queries whose order was learned, by `trained_on`; empty of completions."""
+    if "trial_margins" not in run.views():
+        return {}
+    hit = "avg((sign(margin) + 1) / 2)"
+    found = run.sql(
+        f"SELECT trained_on, {hit} FROM trial_margins WHERE method = {quoted(method)} GROUP BY ALL"
+    )
+    return dict(found.fetchall())
 
 
 def of_gain(method: str) -> str:
@@ -86,6 +104,6 @@ def verdict(trial: Mapping[str, Any]) -> str:
     least = min(loss, key=lambda name: loss[name])
     beside = f" The lowest loss is that of {SAID[least]}." if least != "chosen" else ""
     return (
-        f"The chosen rows are {told}: {trial['gain']:+.3f} nats a token (95 % interval "
+        f"The chosen rows are {told}: {trial['gain']:+.3f} {trial['unit']} (95 % interval "
         f"{trial['gain_low']:+.3f} to {trial['gain_high']:+.3f}).{beside}"
     )

@@ -189,3 +189,17 @@ ANSWER_MARGIN = TableSpec(
 )
 """Log-likelihoods of both answers of a pair, in nats, by the policy and by the reference, and the
 margin and loss of DPO; null where `max_length` leaves no token of one of them."""
+
+TRIAL_MARGIN = TableSpec(
+    name="trial_margin",
+    schema=pa.schema(
+        [
+            ("trained_on", pa.string()),
+            ("draw", pa.int64()),
+            ("query_id", pa.int64()),
+            ("margin", pa.float64()),
+        ]
+    ),
+    key=("trained_on", "draw", "query_id"),
+)
+"""The margin of a query's rewards after a training on pairs; above 0 its order was learned."""

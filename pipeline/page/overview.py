@@ -351,6 +351,7 @@ def _trial(subject: Subject) -> list[Tile]:
         return []
     asked = subject.ask(of_gain(trial.method))
     gain, stderr = asked.first["gain"], asked.first["stderr"]
+    unit = "of the loss of DPO" if subject.task == "preference" else "nats a token"
     low, high = gain - NORMAL * stderr, gain + NORMAL * stderr
     told = "more than random rows" if low > 0 else "less than random rows"
     if low <= 0 <= high:
@@ -358,7 +359,7 @@ def _trial(subject: Subject) -> list[Tile]:
     return [
         Tile(
             f"{gain:+.3f}",
-            f"nats a token is what the rows chosen for the queries train {told}, in short "
+            f"{unit} is what the rows chosen for the queries train {told}, in short "
             f"fine-tunings on both (95 % interval {low:+.3f} to {high:+.3f}); no query judges rows "
             "that it chose",
             asked,

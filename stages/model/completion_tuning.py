@@ -4,7 +4,7 @@ Every training begins with the same weights and takes the same number of steps, 
 small set is visited several times, of a large one a part. Batches are drawn by a name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,17 @@ from stages.model.training import Learner, Rows, groups, learner, outputs, reset
 from stages.stage import Inputs, StageError
 
 
-def load_untuned(inputs: Inputs, model: ModelSpec, train: Trained) -> Measurement:
-    """The model in float32 with fresh adapters, where `train` has some; its trained one stays."""
+def load_untuned(
+    inputs: Inputs, model: ModelSpec, train: Trained, by_sides: bool = False
+) -> Measurement:
+    """The model in float32 with fresh adapters, where `train` has some; its trained one stays.
+
+    Its outputs are means over tokens; with `by_sides` it reads the sides of pairs, and they are
+    sums, as in the loss of DPO.
+    """
     own = Trained() if model.adapter is not None else train
-    return load_measurement(replace(model, train=own, dtype="float32", reduction="mean"), inputs)
+    spec = replace(model, train=own, dtype="float32", reduction="sum" if by_sides else "mean")
+    return load_measurement(spec, inputs, by_sides=by_sides)
 
 
 def completion_learner(measurement: Measurement, tokens: Tokens) -> Learner:
@@ -63,17 +70,36 @@ def tune(
         StageError: a loss is not finite.
     """
     reset(learner)
-    rated = groups(learner, (how.learning_rate, how.learning_rate))
-    optimiser = torch.optim.AdamW(rated, weight_decay=how.weight_decay, fused=True)
-    visits = _visits(learner.lengths[rows], how.batch_size, name)
-    for at in range(n_steps):
-        batch = rows[next(visits)]
-        for group in optimiser.param_groups:
-            group["lr"] = how.learning_rate * how.factor(at, n_steps)
-        optimiser.zero_grad()
+    drawn = visits(learner.lengths[rows], how.batch_size, name)
+
+    def parts(batch: Rows) -> Iterator[Any]:
         for part in batches(learner.lengths[batch], token_budget):
             # The outputs are mean log-likelihoods of rows.
-            loss: Any = -forward(learner.network, learner.batch(batch[part])).sum() / len(batch)
+            yield -forward(learner.network, learner.batch(batch[part])).sum() / len(batch)
+
+    descend(learner, [rows[next(drawn)] for _ in range(n_steps)], how, parts)
+
+
+def descend(
+    learner: Learner,
+    visited: Sequence[Rows],
+    how: FineTuning,
+    losses: Callable[[Rows], Iterator[Any]],
+) -> None:
+    """Steps of AdamW from the weights as they are, one for each batch in `visited`.
+
+    `losses` gives the parts of a batch's loss one by one, so that one graph is held at a time.
+
+    Raises:
+        StageError: a loss is not finite.
+    """
+    rated = groups(learner, (how.learning_rate, how.learning_rate))
+    optimiser = torch.optim.AdamW(rated, weight_decay=how.weight_decay, fused=True)
+    for at, batch in enumerate(visited):
+        for group in optimiser.param_groups:
+            group["lr"] = how.learning_rate * how.factor(at, len(visited))
+        optimiser.zero_grad()
+        for loss in losses(batch):
             if not loss.isfinite():
                 raise StageError(
                     f"fine-tuning: found a loss that is not finite in step {at + 1}, expected a "
@@ -91,8 +117,8 @@ def losses(learner: Learner, rows: Rows, token_budget: int) -> np.ndarray:
     return found
 
 
-def _visits(lengths: Rows, batch_size: int, name: str) -> Iterator[Int64[np.ndarray, " batch"]]:
-    """Batches of row numbers without end, epoch after epoch."""
+def visits(lengths: Rows, batch_size: int, name: str) -> Iterator[Int64[np.ndarray, " batch"]]:
+    """Batches of row numbers without end, epoch after epoch, drawn by `name`."""
     epoch = 0
     while True:
         yield from shuffled(lengths, batch_size, f"{name}/{epoch}")

@@ -3,7 +3,7 @@
 | `trained_on` | the set of rows |
 |---|---|
 | `nothing` | none: the model as it is |
-| `chosen` | what `select` keeps: the most relevant to the queries, or the likeliest right answers |
+| `chosen` | what `select` keeps, as `by` says |
 | `random` | random rows with as many tokens in all |
 | `all` | all rows |
 
@@ -13,12 +13,16 @@ other queries and the model trained on them is measured on the part alone. So ea
 fewer queries than `select` has. Rows whose answers are flagged and near duplicates of others are
 not chosen among, as in `select`; random rows and all rows are taken as they are.
 
+Of preferences a training lowers the loss of DPO, with the model as it is for the reference
+(`stages.model.pair_tuning`), and queries are judged by that loss and by the margin of their
+rewards. Without a training every loss is log 2 and every margin 0.
+
 A training of so few steps says which set to prefer for a training of so few steps; with more, sets
 of better answers gain on sets that are merely alike. [ours]
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -26,40 +30,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
-from stages.model.completion_tuning import completion_learner, load_untuned, losses, tune
 from stages.model.fine_tuning import FineTuning
+from stages.model.short_training import ShortTraining
 from stages.model.size import network_size
 from stages.model.spec import Lora, ModelSpec, RunsModel, Trained
-from stages.model.training import Learner, reset
+from stages.model.training import Learner
+from stages.ranking.middle import by_middle
 from stages.ranking.turns import relevance
 from stages.reading.drawn import is_drawn
-from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
+from stages.reading.left_out import left_out
+from stages.reading.trial_rows import SELECTION_TRIAL, trial_rows
+from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Size, Split, Stage, Work
+from stages.tables import TRIAL_MARGIN
 from storage.schema import TableSpec
 
-SELECTION_TRIAL = TableSpec(
-    name="selection_trial",
-    schema=pa.schema(
-        [
-            ("trained_on", pa.string()),
-            ("draw", pa.int64()),
-            ("query_id", pa.int64()),
-            ("loss", pa.float64()),
-            ("n_rows", pa.int64()),
-            ("n_tokens", pa.int64()),
-        ]
-    ),
-    key=("trained_on", "draw", "query_id"),
-)
-"""The loss of a query in nats a token, after a training; `draw` counts parts or random sets; of the
-set its rows, and their tokens."""
-
 NOTHING, CHOSEN, ALL, RANDOM = "nothing", "chosen", "all", "random"
+By = Literal[
+    "query_relevance", "answer_issues", "margin", "middle", "influence", "preference_issues"
+]
+OF_ANSWERS: tuple[By, ...] = ("query_relevance", "answer_issues")
+"""What completions are chosen by; preferences by the others."""
+RATES = {True: 1e-4, False: 5e-4}
+"""Largest learning rates for pairs and for completions."""
 
 
 class Opened(NamedTuple):
     """The model, and the rows with an answer of which a token is read: examples, then queries."""
 
     learner: Learner
+    lengths: Int64[np.ndarray, " rows"]
+    """As in `Readable`."""
     example_ids: Int64[np.ndarray, " examples"]
     query_ids: Int64[np.ndarray, " queries"]
 
@@ -77,9 +77,12 @@ class SelectionTrial(RunsModel, Stage):
     train: Trained = field(default_factory=lambda: Trained(lora=Lora()))
     """The weights that are trained: LoRA adapters of all linear layers, or `last_blocks`, or
     `layers`. A trained `adapter` of the model is trained on instead."""
-    by: Literal["query_relevance", "answer_issues"] = "query_relevance"
-    """What rows are chosen by: turns of the queries by the cosine of `features`, or the probability
-    that an answer is right, in which queries have no say."""
+    by: By | None = None
+    """What rows are chosen by. Completions: turns of the queries by the cosine of `features`
+    (`query_relevance`, the default), or the probability that an answer is right (`answer_issues`).
+    Preferences: the nearest to the middle of the `margin` (the default), of the `influence` on the
+    queries, or of both (`middle`), or the probability that an order is right
+    (`preference_issues`). Queries have a say in relevance and influence alone."""
     keep: float = 0.2
     """Share of the examples that is chosen."""
     examples: int = 20_000
@@ -87,15 +90,24 @@ class SelectionTrial(RunsModel, Stage):
     features: str = "position_weighted"
     """The feature table behind `query_relevance`."""
     issues: str | None = "answer_issues"
-    """Instance of `answer_issues` whose flagged answers are left out; null leaves out none."""
+    """Instance of `answer_issues` whose flagged answers are left out, of preferences by default
+    `preference_issues` with its flagged orders; null leaves out none."""
+    margins: str = "answer_margin"
+    """Instance of `answer_margin` behind `margin` and `middle`."""
+    influence: str | None = None
+    """Instance with influences of all pairs on all queries behind `influence` and `middle`, such as
+    `tracin` with top_k: null."""
     duplicates: str | None = "near_duplicates"
     """Instance of `near_duplicates`, of whose clusters one row is left; null leaves all."""
     steps: int = 50
     """Gradient steps of a training."""
     batch_size: int = 8
     """Rows of a step."""
-    learning_rate: float = 5e-4
-    """Largest learning rate, reached after a tenth of the steps; then it falls to 0."""
+    learning_rate: float | None = None
+    """Largest learning rate, reached after a tenth of the steps; then it falls to 0. Null takes
+    5e-4, for preferences 1e-4."""
+    beta: float = 0.1
+    """Of preferences, the strength with which DPO holds to the reference."""
     parts: int = 2
     """Parts of the queries."""
     draws: int = 2
@@ -107,7 +119,6 @@ class SelectionTrial(RunsModel, Stage):
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "round"
-    tasks: ClassVar[tuple[str, ...]] = ("completion",)
 
     def __post_init__(self) -> None:
         """Refuses fields that nothing can be chosen or trained with.
@@ -122,22 +133,55 @@ class SelectionTrial(RunsModel, Stage):
                 f"{list(counts)}, parts: {self.parts}, keep: {self.keep:g}, expected at least 1, "
                 "parts of at least 2 and a share between 0 and 1. Correct them."
             )
-        if self.by == "answer_issues" and self.issues is None:
+        if self.by in ("answer_issues", "preference_issues") and self.issues is None:
             raise ConfigError(
-                "selection_trial: found by: answer_issues with issues: null, expected the instance "
+                f"selection_trial: found by: {self.by} with issues: null, expected the instance "
                 "whose probabilities rows are chosen by. Name it."
             )
-        self._how()
+        if (self.by in ("middle", "influence")) != (self.influence is not None):
+            raise ConfigError(
+                f"selection_trial: found by: {self.by} with influence: {self.influence}, expected "
+                "an instance for by: middle and by: influence, and none otherwise. Name one such "
+                "as tracin with top_k: null, or choose by margin."
+            )
+        self._training()
 
-    def _how(self) -> FineTuning:
-        return FineTuning(
-            batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=0.0
+    def sized(self, size: Size) -> "SelectionTrial":
+        """With what the rows of the corpus's task are chosen by, and trained with."""
+        is_of_pairs = size.task == "preference"
+        own = "preference_issues" if is_of_pairs else "answer_issues"
+        return replace(
+            self,
+            by=self.by or ("margin" if is_of_pairs else "query_relevance"),
+            issues=own if self.issues == "answer_issues" else self.issues,
+            learning_rate=self.learning_rate or RATES[is_of_pairs],
         )
 
     @property
+    def _is_of_pairs(self) -> bool:
+        return self.by not in (None, *OF_ANSWERS)
+
+    def _training(self) -> ShortTraining:
+        rate = self.learning_rate or RATES[self._is_of_pairs]
+        how = FineTuning(batch_size=self.batch_size, learning_rate=rate, weight_decay=0.0)
+        beta = self.beta if self._is_of_pairs else None
+        return ShortTraining(self.steps, how, self.token_budget, beta)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The one whose rows are chosen so."""
+        if self.by is None:
+            return ("completion", "preference")
+        return ("preference",) if self._is_of_pairs else ("completion",)
+
+    @property
     def outside_key(self) -> frozenset[str]:
-        """What changes no row of a round: the number of random sets, and gradients' weights."""
-        return frozenset({"draws", "model.train", "model.reduction", "model.dtype"})
+        """What changes no row of a round: the number of random sets, and gradients' weights.
+
+        And what is about pairs, of completions.
+        """
+        of_pairs = set() if self._is_of_pairs else {"margins", "influence", "beta"}
+        return frozenset({"draws", "model.train", "model.reduction", "model.dtype"} | of_pairs)
 
     @property
     def seed(self) -> int:
@@ -147,7 +191,8 @@ class SelectionTrial(RunsModel, Stage):
     @property
     def _n_parts(self) -> int:
         """Trainings on chosen rows: one where no query has a say."""
-        return self.parts if self.by == "query_relevance" else 1
+        has_say = self.by in (None, "query_relevance") or self.influence is not None
+        return self.parts if has_say else 1
 
     @property
     def n_rounds(self) -> int:
@@ -157,13 +202,29 @@ class SelectionTrial(RunsModel, Stage):
     @property
     def reads(self) -> tuple[str, ...]:
         """The texts, and what rows are chosen by."""
-        chosen = (self.features,) if self.by == "query_relevance" else ()
-        return ("text", *chosen, *(name for name in (self.issues, self.duplicates) if name))
+        by = self.by or "query_relevance"
+        chosen = {"query_relevance": (self.features,), "margin": (self.margins,)}.get(by, ())
+        chosen = (self.margins,) if by == "middle" else chosen
+        others = (self.influence, self.issues, self.duplicates)
+        return ("text", *chosen, *(name for name in others if name))
+
+    def check_reads(self, writers: Mapping[str, Any]) -> None:
+        """Refuses influences of some pairs alone.
+
+        Raises:
+            ConfigError: the instance keeps the largest ones.
+        """
+        top_k = None if self.influence is None else getattr(writers[self.influence], "top_k", 0)
+        if top_k is not None:
+            raise ConfigError(
+                f"{self.influence}: found top_k: {top_k}, expected null, so that there are "
+                "influences of all pairs on all queries. Set it there."
+            )
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
         """One row per training and query that it is measured on."""
-        return (SELECTION_TRIAL,)
+        return (SELECTION_TRIAL, TRIAL_MARGIN) if self._is_of_pairs else (SELECTION_TRIAL,)
 
     def open(self, inputs: Inputs) -> Opened:
         """The untrained model and the tokens of all rows.
@@ -171,16 +232,14 @@ class SelectionTrial(RunsModel, Stage):
         Raises:
             DataError: there are too few queries.
         """
-        measurement = load_untuned(inputs, self.model, self.train)
         ids = np.concatenate([t["id"].to_numpy() for t in inputs.by_shard("text", "example")])
         drawn = pa.array(ids[is_drawn(ids, self.examples)])
         few = [t.filter(pc.is_in(t["id"], drawn)) for t in inputs.by_shard("text", "example")]
         texts = [t.sort_by("id") for t in (pa.concat_tables(few), inputs.table("text", "query"))]
         text = pa.concat_tables(texts)
         is_query = np.arange(text.num_rows) >= texts[0].num_rows
-        tokens = measurement.tokenise(text)
-        is_read = np.array(measurement.has_target(tokens), bool)
-        ids = text["id"].to_numpy()
+        found = self._training().read(inputs, self.model, self.train, text)
+        ids, is_read = text["id"].to_numpy(), found.is_read
         query_ids = ids[is_read & is_query]
         if len(query_ids) < self.parts:
             raise DataError(
@@ -188,8 +247,7 @@ class SelectionTrial(RunsModel, Stage):
                 f"is read, expected at least {self.parts}, one for each part. Name more queries, "
                 "or raise max_length."
             )
-        learner = completion_learner(measurement, tokens.take(np.flatnonzero(is_read)))
-        return Opened(learner, ids[is_read & ~is_query], query_ids)
+        return Opened(found.learner, found.lengths, ids[is_read & ~is_query], query_ids)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """Counts of rows and of trained weights."""
@@ -203,7 +261,7 @@ class SelectionTrial(RunsModel, Stage):
     def compute(self, inputs: Inputs) -> Rows:
         """The losses after the training of one round."""
         opened: Opened = inputs.opened
-        learner, n = opened.learner, len(opened.example_ids)
+        n = len(opened.example_ids)
         judging = np.arange(len(opened.query_ids))
         at, rows = inputs.part.index - 1, np.zeros(0, np.int64)
         if at < 0:
@@ -218,24 +276,11 @@ class SelectionTrial(RunsModel, Stage):
         else:
             trained_on, draw = RANDOM, at - self._n_parts - 1
             rows = self._random(inputs, draw)
-        if len(rows):
-            name = f"selection_trial/{self.random_seed}/{trained_on}/{draw}"
-            tune(learner, rows, self.steps, self._how(), self.token_budget, name)
-        else:
-            reset(learner)
-        found = losses(learner, n + judging, self.token_budget)
-        sizes = (len(rows), int(learner.lengths[rows].sum()))
-        columns = [
-            pa.array([trained_on] * len(judging), pa.string()),
-            pa.array(np.full(len(judging), draw, np.int64)),
-            pa.array(opened.query_ids[judging]),
-            pa.array(found),
-            *(pa.array(np.full(len(judging), size, np.int64)) for size in sizes),
-        ]
-        yield (
-            SELECTION_TRIAL.name,
-            pa.RecordBatch.from_arrays(columns, SELECTION_TRIAL.schema.names),
-        )
+        name = f"selection_trial/{self.random_seed}/{trained_on}/{draw}"
+        found = self._training().judge(opened.learner, rows, n + judging, name)
+        n_tokens = int(opened.lengths[rows].sum())
+        query_ids = opened.query_ids[judging]
+        yield from trial_rows(trained_on, draw, query_ids, *found, len(rows), n_tokens)
 
     def _part_of(self, n_queries: int) -> Int64[np.ndarray, " queries"]:
         """The part of each query."""
@@ -246,25 +291,26 @@ class SelectionTrial(RunsModel, Stage):
     def _chosen(self, inputs: Inputs, part: int) -> Int64[np.ndarray, " rows"]:
         """The rows that `select` would keep if it had the queries outside of the part alone."""
         opened: Opened = inputs.opened
-        if self.by == "query_relevance":
+        is_own = self._part_of(len(opened.query_ids)) == part
+        judging = opened.query_ids[is_own] if self._n_parts > 1 else opened.query_ids
+        if self.by in (None, "query_relevance"):
             ids, vectors = inputs.vectors(self.features, "query")
-            is_own = self._part_of(len(opened.query_ids)) == part
-            others = np.flatnonzero(~np.isin(ids, opened.query_ids[is_own]))
+            others = np.flatnonzero(~np.isin(ids, judging))
             others = others[np.argsort(np.asarray(ids)[others])]
-            drawn = pa.array(opened.example_ids)
-            shards = (
-                table.filter(pc.is_in(table["id"], drawn))
-                for table in inputs.by_shard(self.features, "example")
-            )
+            every, drawn = inputs.by_shard(self.features, "example"), pa.array(opened.example_ids)
+            shards = (table.filter(pc.is_in(table["id"], drawn)) for table in every)
             found = relevance(vectors[others], shards, min(1.0, 2 * self.keep))
             ranked, rank = (found.ids, found.rank) if found else (np.zeros(0, np.int64),) * 2
             order = ranked[np.argsort(rank)]
-        else:
+        elif self.by in ("answer_issues", "preference_issues"):
             issues = inputs.table(str(self.issues))
-            issues = issues.filter(pc.is_in(issues["example_id"], pa.array(opened.example_ids)))
-            order = issues["example_id"].to_numpy()[
-                np.lexsort((issues["example_id"].to_numpy(), issues["p_wrong"].to_numpy()))
-            ]
+            ids, p_wrong = issues["example_id"].to_numpy(), issues["p_wrong"].to_numpy()
+            order = ids[np.lexsort((ids, p_wrong))]
+            order = order[np.isin(order, opened.example_ids)]
+        else:
+            margins = None if self.by == "influence" else inputs.table(self.margins, "example")
+            scores = None if self.influence is None else inputs.table(self.influence)
+            order = by_middle(margins, scores, opened.example_ids, judging)
         left = order[~np.isin(order, self._left_out(inputs))]
         kept = left[: max(1, round(self.keep * len(order)))]
         rows: np.ndarray = np.flatnonzero(np.isin(opened.example_ids, kept))
@@ -276,23 +322,17 @@ class SelectionTrial(RunsModel, Stage):
         return rows
 
     def _left_out(self, inputs: Inputs) -> Int64[np.ndarray, " rows"]:
-        """Ids of examples whose answers are flagged, and near duplicates of others that are not."""
-        flagged = np.zeros(0, np.int64)
-        if self.issues is not None:
-            issues = inputs.table(self.issues)
-            flagged = issues.filter(issues["is_answer_issue"])["example_id"].to_numpy()
-        if self.duplicates is None:
-            return flagged
-        near = inputs.table(self.duplicates)
-        near = near.filter(pc.invert(pc.is_in(near["example_id"], pa.array(flagged))))
-        first = near.group_by("cluster").aggregate([("example_id", "min")])["example_id_min"]
-        repeated = near["example_id"].to_numpy()
-        return np.concatenate([flagged, repeated[~np.isin(repeated, first.to_numpy())]])
+        """Ids of examples that are flagged, and near duplicates of others that are not."""
+        issues, near = (
+            None if name is None else inputs.table(name) for name in (self.issues, self.duplicates)
+        )
+        flag = "is_preference_issue" if self._is_of_pairs else "is_answer_issue"
+        return left_out(issues, flag, near)
 
     def _random(self, inputs: Inputs, draw: int) -> Int64[np.ndarray, " rows"]:
         """Random rows, as many as have the tokens of those chosen for a part."""
         opened: Opened = inputs.opened
-        lengths = opened.learner.lengths[: len(opened.example_ids)]
+        lengths = opened.lengths[: len(opened.example_ids)]
         wanted = lengths[self._chosen(inputs, draw % self._n_parts)].sum()
         drawn = np.random.default_rng([self.random_seed, 1, draw])
         order = drawn.permutation(len(lengths))
@@ -308,7 +348,10 @@ class SelectionTrial(RunsModel, Stage):
         judged = (self.n_rounds - self._n_parts + 1) * work.n_queries
         is_adapter = self.train.lora is not None or self.model.adapter is not None
         # Adapters need no gradients of the weights beside them.
-        passes = 2 if is_adapter else 3
+        passes = (2 if is_adapter else 3) + self._is_of_pairs
+        if self._is_of_pairs:
+            # Both sides of a pair; the reference's likelihoods of rows and queries.
+            seen, judged = 2 * seen, 4 * judged
         widths = sum(sum(shape) for shape in size.linear)
         return Cost(
             forward_rows=seen + judged,

@@ -4,20 +4,24 @@ import csv
 import json
 import os
 import random
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 from desks import Desk, lines
 from pages import Page
 from runs import assay, complaint, write_lines
 from tiny_models import word_model
 
-from pipeline.api import flag, open_run, select
+from pipeline.api import expected, flag, open_run, select
 from pipeline.errors import RunError
 from pipeline.handover.answered import review_of
 from pipeline.page.report import report_page
+from stages.ranking.middle import by_middle
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
 N = 60
@@ -55,6 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tracin": {"top_k": None},
             "text_length": {},
             "near_duplicates": {},
+            "selection_trial": {
+                "by": "middle",
+                "influence": "tracin",
+                "steps": 2,
+                "batch_size": 4,
+                "draws": 1,
+            },
         },
     }
     for name in ("corpus", "queries"):
@@ -105,6 +116,31 @@ def test_wrong_orders_are_flagged(ran: Any) -> None:
     read = run.sql("SELECT prompt, chosen, rejected FROM preferences WHERE role = 'query'")
     queries = run.sql("SELECT prompt, chosen, rejected FROM queries").fetchall()
     assert sorted(read.fetchall()) == sorted(queries)
+
+
+def test_a_trial_says_what_chosen_pairs_train(ran: Any) -> None:
+    run, said = ran
+    (trial,) = expected(run, keep="20%")["trials"]
+    rows = {row["trained_on"]: row for row in trial["rows"]}
+    assert list(rows) == ["chosen", "random", "all", "nothing"]
+    assert (rows["nothing"]["loss"], rows["nothing"]["accuracy"]) == (pytest.approx(log(2)), 0.5)
+    margins = run.sql("FROM trial_margins JOIN selection_trial USING (trained_on, draw, query_id)")
+    for row in margins.df().itertuples():
+        assert row.loss == pytest.approx(log(1 + exp(-row.margin)))
+    for text in (said.stdout, assay("select", run.folder.path, "--keep", "20%").stderr):
+        assert "rows chosen by middle" in text
+        assert "orders learned" in text
+        assert f"{trial['gain']:+.3f} of the loss of DPO" in text
+    # What the trial orders pairs by is what select orders them by.
+    scores, margins = (
+        run.sql(f"FROM tables.{name} WHERE method = '{name_of}'").to_arrow_table()
+        for name, name_of in (("attribution", "tracin"), ("answer_margin", "answer_margin"))
+    )
+    margins = margins.filter(pc.equal(margins["role"], "example"))
+    ids = margins["id"].to_numpy()
+    order = by_middle(margins, scores, ids, np.zeros(0, np.int64)).tolist()
+    every = [row[0] for row in select(run, keep=N, keep_flagged=True).fetchall()]
+    assert every == order[:N]
 
 
 def test_pairs_are_chosen_from_the_middle_without_flagged_ones(ran: Any) -> None:

@@ -27,6 +27,7 @@ PLAIN = {
     "subsets": "subset",
     "token_gradients": "token_gradient",
     "tokens": "token",
+    "trial_margins": "trial_margin",
 }
 
 
