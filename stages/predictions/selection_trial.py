@@ -50,8 +50,6 @@ By = Literal[
 ]
 OF_ANSWERS: tuple[By, ...] = ("query_relevance", "answer_issues")
 """What completions are chosen by; preferences by the others."""
-RATES = {True: 1e-4, False: 5e-4}
-"""Largest learning rates for pairs and for completions."""
 
 
 class Opened(NamedTuple):
@@ -103,9 +101,8 @@ class SelectionTrial(RunsModel, Stage):
     """Gradient steps of a training."""
     batch_size: int = 8
     """Rows of a step."""
-    learning_rate: float | None = None
-    """Largest learning rate, reached after a tenth of the steps; then it falls to 0. Null takes
-    5e-4, for preferences 1e-4."""
+    learning_rate: float = 5e-4
+    """Largest learning rate, reached after a tenth of the steps; then it falls to 0."""
     beta: float = 0.1
     """Of preferences, the strength with which DPO holds to the reference."""
     parts: int = 2
@@ -147,14 +144,13 @@ class SelectionTrial(RunsModel, Stage):
         self._training()
 
     def sized(self, size: Size) -> "SelectionTrial":
-        """With what the rows of the corpus's task are chosen by, and trained with."""
+        """With what the rows of the corpus's task are chosen by."""
         is_of_pairs = size.task == "preference"
         own = "preference_issues" if is_of_pairs else "answer_issues"
         return replace(
             self,
             by=self.by or ("margin" if is_of_pairs else "query_relevance"),
             issues=own if self.issues == "answer_issues" else self.issues,
-            learning_rate=self.learning_rate or RATES[is_of_pairs],
         )
 
     @property
@@ -162,8 +158,9 @@ class SelectionTrial(RunsModel, Stage):
         return self.by not in (None, *OF_ANSWERS)
 
     def _training(self) -> ShortTraining:
-        rate = self.learning_rate or RATES[self._is_of_pairs]
-        how = FineTuning(batch_size=self.batch_size, learning_rate=rate, weight_decay=0.0)
+        how = FineTuning(
+            batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=0.0
+        )
         beta = self.beta if self._is_of_pairs else None
         return ShortTraining(self.steps, how, self.token_budget, beta)
 

@@ -226,14 +226,12 @@ def test_what_is_open_follows_from_the_task(model: ModelSpec) -> None:
     sized = stage.sized(of_pairs)
     assert (sized.by, sized.issues, sized.tasks) == ("margin", "preference_issues", ("preference",))
     assert sized.reads == ("text", "answer_margin", "preference_issues", "near_duplicates")
-    assert sized.learning_rate == 1e-4
     sized = stage.sized(of_chats)
     assert (sized.by, sized.issues, sized.tasks) == (
         "query_relevance",
         "answer_issues",
         ("completion",),
     )
-    assert sized.learning_rate == 5e-4
     for wrong in (
         {"by": "middle"},
         {"by": "margin", "influence": "tracin"},
