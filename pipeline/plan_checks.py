@@ -120,6 +120,14 @@ def _in_class_order(
 
 def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]) -> None:
     """Raises unless the stage accepts the stages whose tables it reads (`Stage.check_reads`)."""
+    of_kernel = {getattr(stage, "gradient", None), *(getattr(stage, "kernel", None) or ())}
+    for read, writer in writers.items():
+        if read in of_kernel and writer is not None and not writer.is_one_map:
+            raise ConfigFileError(
+                f"stages.{instance}: found {read}, an instance of {stage_name(writer)} with one "
+                "map for examples and another for queries, expected features that have a kernel. "
+                "Name an instance of gradient, or score pairs by tracin or similarity."
+            )
     try:
         stage.check_reads({read: writer for read, writer in writers.items() if writer is not None})
     except ConfigError as error:

@@ -228,6 +228,8 @@ class Stage(ABC):
     """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False
     """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
+    is_one_map: ClassVar[bool] = True
+    """Whether vectors of examples and of queries are made alike, so that they have a kernel."""
     is_kept: ClassVar[bool] = False
     """Whether the output is an artefact that is fitted once and then kept, also when the labels it
     was fitted on are corrected or rows are appended: within one run folder, and by `assay apply`.

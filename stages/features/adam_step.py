@@ -59,6 +59,7 @@ class AdamStep(RunsModel, Stage):
     outside_key: ClassVar[frozenset[str]] = frozenset({"rows", "checkpointing"})
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion")
     speaks_for: ClassVar[str] = "label"
+    is_one_map: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses adapters that no training has moved.

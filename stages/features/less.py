@@ -44,6 +44,7 @@ class Less(Stage):
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion")
     speaks_for: ClassVar[str] = "label"
+    is_one_map: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses rates that do not fit the checkpoints.

@@ -13,14 +13,19 @@ import torch
 import transformers
 from memory_inputs import MemoryInputs
 
+from pipeline.errors import ConfigFileError
+from pipeline.plan_checks import check_reads
 from stages.features.adam_step import AdamStep
 from stages.features.gradient import Gradient
 from stages.features.less import Less
 from stages.gradients import projector
 from stages.gradients.projection import Projection
 from stages.model.spec import Lora, ModelSpec, Trained
+from stages.pairs.influence import Influence
+from stages.pairs.tracin import TracIn
 from stages.reading.vectors import matrix_of
 from stages.stage import ConfigError, ModelError, Part
+from stages.values.freeshap import STAGE as FreeShap
 
 EXACT = Projection(inputs=None, outputs=None, principal=0, dim=None)
 EXAMPLES, QUERIES = Part("example", 0), Part("query", 0)
@@ -237,3 +242,12 @@ def test_the_cosine_of_joined_steps_is_the_score() -> None:
             Less(**wrong)
     with pytest.raises(ConfigError, match="found a, which writes gradient"):
         Less(("a",)).check_reads({"a": Gradient(ModelSpec("owner/name"))})
+
+
+def test_steps_have_no_kernel() -> None:
+    model = ModelSpec("owner/name")
+    steps = AdamStep(model)
+    for stage in (FreeShap(kernel=("adam_step",)), Influence(gradient="adam_step")):
+        with pytest.raises(ConfigFileError, match="an instance of adam_step with one map"):
+            check_reads("own", stage, {"adam_step": steps})
+    check_reads("own", TracIn(gradients=("adam_step",)), {"adam_step": steps})
