@@ -89,9 +89,12 @@ def kept_of(
         stops: What was said of rules that ended rounds: lines, each with its style.
     """
     stages = [node.stage for node in plan.nodes]
-    if [files for files, *_ in basis["models"]] != [list(m) for m in _models(stages)] or [
-        path for path, _ in basis["files"]
-    ] != list(map(str, _files(stages))):
+    try:
+        files = list(map(str, _files(stages)))
+    except StageError:
+        return None  # one was removed meanwhile
+    models = [list(m) for m in _models(stages)]
+    if ([m for m, *_ in basis["models"]], [f for f, _ in basis["files"]]) != (models, files):
         return None  # stages that the size of the corpus chose run others
     versions = {stage_name(stage): stage.version for stage in stages}
     return {**basis, "stages": versions, "said": [*plan_lines(plan), *stops]}

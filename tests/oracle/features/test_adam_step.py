@@ -124,7 +124,13 @@ def found(
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_lora"), [("llama", True), ("gpt2", True), ("llama", False), ("gpt2", False)]
+    ("kind", "is_lora"),
+    [
+        ("llama", True),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
+        pytest.param("llama", False, marks=pytest.mark.slow),
+        ("gpt2", False),
+    ],
 )
 def test_a_step_is_what_adam_adds_to_the_weights(
     kind: str,

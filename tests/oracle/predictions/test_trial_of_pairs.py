@@ -87,7 +87,13 @@ def trial(model: ModelSpec, **more: Any) -> SelectionTrial:
     return SelectionTrial(model=model, **{**fields, **more})
 
 
-@pytest.mark.parametrize("train", [Trained(last_blocks=1), Trained(lora=Lora(rank=2, alpha=4))])
+@pytest.mark.parametrize(
+    "train",
+    [
+        pytest.param(Trained(last_blocks=1), marks=pytest.mark.slow),
+        Trained(lora=Lora(rank=2, alpha=4)),
+    ],
+)
 def test_a_training_is_dpo_with_the_untouched_model_for_the_reference(
     model: ModelSpec, inputs: MemoryInputs, train: Trained
 ) -> None:
