@@ -65,7 +65,7 @@ def moments_file(model: ModelSpec) -> Path:
         raise ModelError(
             f"{folder}: found no {FILE}, expected the moments of Adam, which a Trainer saves with "
             "a checkpoint (save_only_model: false). Name such a checkpoint in model.adapter or "
-            "model.path, or leave precondition out."
+            "model.path, or leave adam_step out."
         )
     return folder / FILE
 
@@ -136,5 +136,5 @@ def _refused(path: Path, found: str, expected: str) -> ModelError:
     return ModelError(
         f"{path}: found {found}, expected {expected}: what Adam or AdamW knows of all adapters or, "
         "without adapters, of all weights of the model. Name a checkpoint that was trained so, or "
-        "leave precondition out."
+        "leave adam_step out."
     )
