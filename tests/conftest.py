@@ -22,19 +22,11 @@ ORDER = ("system", "endtoend", "oracle", "unit")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests of processes, and says which tests share a worker of pytest-xdist.
-
-    Tests of a cluster do, all of them; of other rooms than `unit/`, those of a file, because they
-    share a finished run or a model.
-    """
+    """Marks tests of processes, and puts the rooms in order."""
     rooms = {item: item.path.relative_to(TESTS).parts[0] for item in items}
     for item, room in rooms.items():
         if room == "system" and not item.get_closest_marker("smoke"):
             item.add_marker("system")
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-        elif room != "unit":
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
     items.sort(key=lambda item: ORDER.index(rooms[item]))
 
 

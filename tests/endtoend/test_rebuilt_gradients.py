@@ -26,7 +26,7 @@ def test_a_corrected_label_rebuilds_its_shard_without_the_model(
 ) -> None:
     config = write_config(tmp_path, stages=STAGES)
     ran = assay("run", config)
-    assert "gradient: 5 tasks" in ran.stderr
+    assert "gradient: 5 of 5 tasks" in ran.stderr
     run = open_run(tmp_path / "run")
     ((kind, dtype),) = run.sql(
         "SELECT fields->>'logit', dtype FROM runs WHERE \"table\" = 'ntk'"

@@ -258,7 +258,7 @@ def test_a_changed_vector_is_judged_anew_by_one_fit_on_all(tmp_path: Path, assay
     assert (tasks["kernel_regression"], tasks["label_issues"]) == (1, 2)
 
 
-@pytest.mark.parametrize("rows", [41, 87])
+@pytest.mark.parametrize("rows", [pytest.param(41, marks=pytest.mark.slow), 87])
 def test_both_forms_flag_the_same_labels(rows: int, tmp_path: Path, assay: Any) -> None:
     stages = {"kernel_regression": FEATURES, "label_issues": {}}
     scores = {}

@@ -110,20 +110,20 @@ def test_all_pairs_that_are_near_and_no_other(seed: int, similarity: float, n_sh
 
 
 def test_long_texts_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = sentences(60, 3)
-    examples, queries = texts[:50], texts[50:]
-    monkeypatch.setattr(shingles, "PIECE", 7)
+    texts = sentences(30, 3)
+    examples, queries = texts[:25], texts[25:]
+    monkeypatch.setattr(shingles, "PIECE", 21)
     assert found(examples, queries) == by_definition(examples, queries, 0.7)
     signs = "aÅ e\u0301 \u1100\u1161\uac00 \u304b\u3099 ﬁn ?! \uff37 к\u0306 東\t"
     odd = ["".join(np.random.default_rng(i).choice(list(signs), 90)) for i in range(50)]
     cut = shingles.letters_of(odd).to_pylist()
     monkeypatch.setattr(shingles, "PIECE", 1000)
     assert cut == shingles.letters_of(odd).to_pylist()
-    monkeypatch.setattr(shingles, "PIECE", 7)
+    monkeypatch.setattr(shingles, "PIECE", 21)
     task = "is this review of a film positive or negative "
     whole = found([task + text for text in examples])
     assert whole
-    monkeypatch.setattr(shared_passages, "PIECE", 5)
+    monkeypatch.setattr(shared_passages, "PIECE", 11)
     assert found([task + text for text in examples]) == whole
 
 

@@ -226,13 +226,20 @@ def test_mixed_blocks_add_up_over_layers(final: str) -> None:
 @pytest.mark.parametrize(
     "projection",
     [
-        {"inputs": 3, "outputs": 3, "principal": 0, "dim": None},
+        pytest.param(
+            {"inputs": 3, "outputs": 3, "principal": 0, "dim": None}, marks=pytest.mark.slow
+        ),
         {"inputs": 3, "outputs": 3, "principal": 1, "dim": None},
-        {"inputs": 3, "outputs": 2, "principal": 4, "dim": None},
-        {"inputs": 3, "outputs": 3, "principal": 1, "dim": 7, "final": "dense"},
+        pytest.param(
+            {"inputs": 3, "outputs": 2, "principal": 4, "dim": None}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"inputs": 3, "outputs": 3, "principal": 1, "dim": 7, "final": "dense"},
+            marks=pytest.mark.slow,
+        ),
         {"inputs": 3, "outputs": 3, "principal": 1, "dim": 7, "final": "sparse"},
-        {"dim": 7, "final": "dense"},
-        {"dim": 7, "final": "sparse"},
+        pytest.param({"dim": 7, "final": "dense"}, marks=pytest.mark.slow),
+        pytest.param({"dim": 7, "final": "sparse"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
