@@ -7,12 +7,13 @@ would make it, then `select` by each rule, and a fresh logistic head on frozen M
 trained on the rows that are kept, its strength chosen on these rows by three folds. With `--tuned`,
 MiniLM itself is fine-tuned on them instead.
 
-Rules: coreset (the default), shapley, label_score; cleanlab's label quality; k-center and facility
-location in the embeddings; all of these keep the same share of each class. Random rows are drawn
-anew, the same share of each class, too.
+Rules: coreset (the default), shapley, label_score; cleanlab's label quality; class-wise Shapley
+values and, up to half of the rows, k-center and facility location in the embeddings; all of these
+keep the same share of each class. Random rows are drawn anew, the same share of each class, too.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from benchmarks.class_wise import class_wise
 from benchmarks.environment import MODEL
 from benchmarks.finished import run_config
 from benchmarks.noise import confident_learning
@@ -34,8 +36,8 @@ ROWS, QUERIES, TEST = 2000, 400, 1000
 KEEP = (0.05, 0.1, 0.2, 0.5, 0.8, 0.95)
 TUNED_KEEP = (0.05, 0.2, 0.5)
 STRENGTHS = (0.3, 3.0, 30.0)
-RULES = ("coreset", "shapley", "label_score")
-STEPS, RATE, BATCH, EPOCHS = 120, 5e-5, 32, 4
+RULES = ("coreset", "shapley", "label_score", "cleanlab", "class_wise")
+STEPS, RATE, BATCH, EPOCHS = 120, 5e-5, 16, 3
 """Of fine-tuning: so many steps at least."""
 
 
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="draws of rows")
     parser.add_argument("--keep", nargs="+", type=float, help="shares of the rows")
     parser.add_argument("--draws", type=int, help="random choices; by default 10, tuned 3")
+    parser.add_argument("--rules", nargs="+", default=list(RULES), help="beside random rows")
     parser.add_argument("--tuned", action="store_true", help="fine-tune MiniLM")
 
 
@@ -74,7 +77,7 @@ def judged(
     of = {role: vectors(done, role) for role in ("example", "query")}
     ids, rows, given = of["example"]
     n_classes = int(given.max()) + 1
-    test_ids, test_rows, _ = of["query"]
+    test_ids, test_rows, told = of["query"]
     is_test = np.isin(test_ids, list(truth))
     answers = torch.tensor([truth[i] for i in test_ids[is_test].tolist()])
     labels = torch.from_numpy(given.copy())
@@ -88,7 +91,19 @@ def judged(
             outputs = logistic(rows[at], labels[at], n_classes, test_rows[is_test])
         return round(float((outputs.argmax(1) == answers).double().mean()), 4)
 
-    confident = confident_learning(rows.float().numpy(), given, n_classes, folder)["score"]
+    @functools.cache
+    def score_of(rule: str) -> np.ndarray:
+        if rule == "cleanlab":
+            return confident_learning(rows.float().numpy(), given, n_classes, folder)["score"]
+        queries, known = (part[~is_test] for part in (test_rows.numpy(), told))
+        return class_wise(rows.numpy(), given, queries, known.astype(int), seed)
+
+    def chosen_by(rule: str, count: int) -> np.ndarray:
+        if rule in ("cleanlab", "class_wise"):
+            return per_class(score_of(rule), given, count)
+        kept = done.select(keep=count, by=rule).to_arrow_table()["example_id"].to_numpy()
+        return np.searchsorted(ids, np.sort(kept))
+
     everything = train(np.arange(len(ids)))
     shares = arguments.keep or (TUNED_KEEP if arguments.tuned else KEEP)
     forecast = {} if arguments.tuned else forecasts(done, ids, test_ids[is_test], answers)
@@ -100,10 +115,8 @@ def judged(
         ]
         cell: dict[str, Any] = {"set": name, "seed": seed, "flips": flips, "keep": share}
         cell |= {"all": everything, "random": random}
-        for rule in RULES:
-            kept = done.select(keep=count, by=rule).to_arrow_table()["example_id"].to_numpy()
-            cell[rule] = train(np.searchsorted(ids, np.sort(kept)))
-        cell["cleanlab"] = train(per_class(confident, given, count))
+        for rule in arguments.rules:
+            cell[rule] = train(chosen_by(rule, count))
         if share <= 0.5 and not arguments.tuned:
             cell["k_center"] = train(k_center(rows, given, count, generator))
             cell["facility_location"] = train(facility_location(rows, given, count))
