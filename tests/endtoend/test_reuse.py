@@ -426,6 +426,7 @@ def test_numbers_in_the_queries_are_not_taken_for_names_in_some_order(
     assert "list `classes:` of the corpus" in said
 
 
+@pytest.mark.slow
 def test_a_refused_review_leaves_the_corrected_run_as_it_was(folder: Path) -> None:
     name = folder / "it's a run"
     good, bad = folder / "good.csv", folder / "bad.csv"
@@ -475,6 +476,7 @@ def test_all_rows_of_a_shard_are_dropped(
     assert kept == [(N_EXAMPLES - SHARD,)]
 
 
+@pytest.mark.slow
 def test_two_corpora_with_the_same_ids_share_a_store(
     folder: Path, again: dict[str, Any], forwards: Counter[str]
 ) -> None:

@@ -70,6 +70,7 @@ def plan_of(assay: Any, config: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_forms_and_directions_follow_the_number_of_rows(tmp_path: Path, assay: Any) -> None:
     few, many = given(tmp_path / "few", 40), given(tmp_path / "many", 41)
     assay("run", few)
@@ -211,6 +212,7 @@ def test_unscaled_vectors_of_several_tables_are_not_shortened() -> None:
         ShortFeatures(kernel=("a", "b"), normalize=False)
 
 
+@pytest.mark.slow
 def test_old_rows_stay_when_the_run_that_appends_is_killed(
     tmp_path: Path, assay: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

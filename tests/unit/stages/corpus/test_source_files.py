@@ -301,6 +301,7 @@ def test_what_is_denied(web: Web, bucket: Any, monkeypatch: pytest.MonkeyPatch) 
     forget_clients()
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
