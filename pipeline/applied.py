@@ -56,11 +56,14 @@ def _flags(before: Any, after: Any, decided: Mapping[str, int]) -> list[str]:
         counts.append((int(n), float(expected or 0)))
     (was, _), (now, expected) = counts
     told = f"{now} {noun} are flagged, {was} before; {expected:.0f} are expected to be wrong."
-    n_wrong, n_right = decided["fix"] + decided["drop"], decided["accept"]
-    left = max(was - n_wrong, 1)
+    n_fixed, n_judged = decided["fix"], decided["fix"] + decided["accept"]
+    left = max(was - n_fixed - decided["drop"], 1)
     if max(now, 1) > STEADY * left or left > STEADY * max(now, 1):
-        told += (
-            f" Of the {n_wrong + n_right} that were decided about {n_wrong} were wrong, which "
-            "tells how many of the others are."
-        )
+        if after.task() == "classification" and n_judged:
+            told += (
+                f" Of the {n_judged} that were accepted or fixed {n_fixed} were wrong, which tells "
+                "how many of the others are."
+            )
+        else:
+            told += " How many are wrong is estimated anew, from the rows as they are now."
     return [told]
