@@ -105,8 +105,8 @@ class LabelIssues(Stage):
         ids, labels = judged.ids, judged.labels
         if not len(ids):
             return
-        opinions, score = judged.opinions(model), judged.scores(model)
-        suggested = opinions.argmax(dim=1)
+        opinions = judged.opinions(model)
+        score, suggested = opinions[torch.arange(len(labels)), labels], opinions.argmax(dim=1)
         is_low = (score < last_score) | ((score == last_score) & torch.from_numpy(ids <= last_id))
         columns = [
             labels,
