@@ -118,8 +118,10 @@ def read_corpus(
     measures = readers.lengths if readers is not None and readers.learns_completions else None
     fingerprints = [fingerprint(source, store, is_dry) for source in sources]
 
+    declared = [spec.signature for spec in CORPUS.values()]  # With a new column all is read again.
+
     def name_of(shard_size: int | str) -> str:
-        read_as = [INGEST_VERSION, shard_size, fingerprints, keeps_absent]
+        read_as = [INGEST_VERSION, declared, shard_size, fingerprints, keeps_absent]
         return digest(read_as + ([refuses] if refuses else []))
 
     wanted = [t for t in CORPUS if t not in SOMETIMES or run.corpus.features is not None]

@@ -1,6 +1,7 @@
 """The corpus tables: keyed by content, cut once, read again only when something changed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pipeline import corpus as module
 from pipeline.corpus import CORPUS, Corpus, read_corpus
 from pipeline.settings import Run
+from stages.corpus import ingest
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import ConfigError, DataError
 from storage.table import Store
@@ -88,6 +90,21 @@ def test_a_shard_that_is_gone_is_written_again(tmp_path: Path, store: Store, tab
     lost.unlink()
     assert keys(read_corpus(run(tmp_path, rows(25)), store), table) == keys(first, table)
     assert lost.read_bytes() == before
+
+
+def test_labels_of_a_version_with_fewer_columns_are_read_again(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = replace(ingest.LABEL, schema=ingest.LABEL.schema.remove(4))
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest, "LABEL", older)
+        patched.setitem(CORPUS, "label", older)
+        before = read_corpus(run(tmp_path, rows(25)), store)
+    after = read_corpus(run(tmp_path, rows(25)), store)
+    assert keys(after, "text") == keys(before, "text")
+    for corpus, spec in ((before, older), (after, ingest.LABEL)):
+        read = [store.read_shard("label", key).schema.names for key in keys(corpus, "label")]
+        assert read == [spec.schema.names] * 3
 
 
 def test_appended_rows_make_shards_of_their_own(tmp_path: Path, store: Store) -> None:
