@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--less", type=int, default=0, metavar="EPOCHS", help="of its warm-up")
     parser.add_argument("--warm-up", type=float, default=0.05, help="share that it trains on")
     parser.add_argument("--draws", type=int, default=3, help="random sets")
+    parser.add_argument("--by", nargs="+", metavar="RULE", help="trained alone; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
 
 
@@ -100,6 +101,8 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
     cells = []
     for name, taken in sets.items():
         label, _, target = name.partition(", ")
+        if arguments.by and label not in arguments.by:
+            continue
         targets = [target] if target else arguments.targets
         found = bench.train(taken, targets, arguments, f"{seed}/{name}")
         for at in targets:
