@@ -17,7 +17,7 @@ arXiv:1412.6980, algorithm 1.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -124,8 +124,7 @@ def _groups(network: nn.Module) -> list[list[nn.Parameter]]:
 
     named: Iterable[tuple[str, nn.Parameter]] = list(network.named_parameters())
     adapters = [(name, weight) for name, weight in named if ".lora_" in name]
-    decaying: Any = Trainer.get_decay_parameter_names(None, network)  # type: ignore[arg-type]
-    decaying = set(decaying)
+    decaying = set(Trainer.get_decay_parameter_names(None, network))
     groups: list[list[nn.Parameter]] = [[], []]
     for name, weight in adapters or named:
         groups[name not in decaying].append(weight)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 ADAPTER = "adapter_config.json"
 
 
-class RecordCheckpoints(TrainerCallback):
+class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Writes a file with a `gradient` for every checkpoint, and `tracin` over all of them.
 
     With `method="less"` an `adam_step` for every checkpoint, `less` over all of them, and
