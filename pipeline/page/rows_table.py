@@ -112,18 +112,18 @@ def parts(
     if subject.task == "completion":
         joins.append("JOIN completions AS c ON c.id = e.example_id AND c.role = 'example'")
         columns += [
-            Column("prompt", "prompt", f"left(c.prompt, {cut // 2})", "text"),
-            Column("answer", "answer", f"left(c.answer, {cut})", "text"),
+            Column("prompt", "prompt", shortened("c.prompt", cut // 2, by_end=True), "text"),
+            Column("answer", "answer", shortened("c.answer", cut), "text"),
             Column("characters", "characters", "length(c.answer)", "number", 0),
         ]
     elif subject.task == "preference":
         joins.append("JOIN preferences AS c ON c.id = e.example_id AND c.role = 'example'")
         columns += [
-            Column(name, name, f"left(c.{name}, {cut // 2})", "text")
+            Column(name, name, shortened(f"c.{name}", cut // 2, name == "prompt"), "text")
             for name in ("prompt", "chosen", "rejected")
         ]
     elif subject.has_texts:
-        text = f"left(concat_ws(' | ', e.text, e.text_b), {cut})"
+        text = shortened("concat_ws(' | ', e.text, e.text_b)", cut)
         columns.append(Column("text", "text", text, "text"))
     judged = subject.judged
     if judged is not None and subject.task == "classification":
@@ -194,6 +194,12 @@ def parts(
     )
     columns.append(Column("issues", "issues", "s.issues", "text"))
     return columns, joins, order
+
+
+def shortened(text: str, longest: int, by_end: bool = False) -> str:
+    """SQL of a text that is cut to so many characters, with a mark where it was; or of its end."""
+    cut = f"'…' || right({text}, {longest})" if by_end else f"left({text}, {longest}) || '…'"
+    return f"CASE WHEN length({text}) > {longest} THEN {cut} ELSE {text} END"
 
 
 def cell(value: Any) -> Any:

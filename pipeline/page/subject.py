@@ -12,8 +12,10 @@ from pipeline.yaml_text import read_yaml
 from storage.credentials import masked
 from storage.sql import quoted
 
-FEATURES = ("embeddings", "features", "hidden_states")
+FEATURES = ("embeddings", "features", "hidden_states", "position_weighted")
 """Views whose vectors tell what is near, the one that is taken first."""
+SPOKEN = {"completion": "completions", "preference": "preferences"}
+"""Of a task, the view that has prompts as people read them."""
 NOUNS = {
     "classification": ("label", "labels"),
     "regression": ("target", "targets"),
@@ -109,6 +111,15 @@ class Subject:
         """The name of the source that examples (`corpus`) or `queries` were read from."""
         path = masked(str((self.config.get(role) or {}).get("path") or ""))
         return readable(path.rstrip("/").rpartition("/")[2] or path, 120)
+
+    @property
+    def query_text(self) -> tuple[str, str]:
+        """A join onto `queries AS q`, and the text of a query in it as people read it."""
+        view = SPOKEN.get(self.task)
+        if view is None:
+            return "", "concat_ws(' | ', q.text, q.text_b)"
+        joined = f"LEFT JOIN {view} AS t ON t.id = q.query_id AND t.role = 'query'"
+        return joined, "coalesce(t.prompt, '')"
 
     def doubts(self, ids: list[int]) -> dict[int, str]:
         """What examples among `ids` are flagged for: shown wherever they appear."""

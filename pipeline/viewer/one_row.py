@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.explain.picture import data_url, image_of, largest
 from pipeline.page.asked import Rows as Found
-from pipeline.page.rows_table import cell
+from pipeline.page.rows_table import cell, shortened
 from pipeline.page.subject import Subject
 from pipeline.viewer.questions import Questions
 from pipeline.viewer.rows import ISSUES, SEARCHED, Rows
@@ -42,7 +42,7 @@ class OneRow:
                 f"found no row {example_id}, expected an example_id of this run. "
                 "Choose one under Rows."
             )
-        row = {**rows[example_id], **self._texts(example_id)}
+        row = {**rows[example_id], **self._texts(example_id, "example")}
         return {
             "row": row,
             "facts": [
@@ -75,24 +75,34 @@ class OneRow:
             else:
                 sides.append(("Most alike with another", f"AND given_label <> {quoted(label)}"))
         return [
-            {"title": title, "rows": self._nearest(of.rows, example_id, condition)}
+            {"title": title, "rows": self._nearest(of.rows, example_id, "example", condition)}
             for title, condition in sides
         ]
+
+    def query(self, query_id: int) -> dict[str, Any]:
+        """A query that no method explains: its texts as `row`, and `near`, the most alike rows."""
+        of = self._subject.features
+        found = [] if of is None else self._nearest(of.rows, query_id, "query")
+        return {
+            "row": self._texts(query_id, "query"),
+            "near": [{"title": "Most alike", "rows": found}] if found else [],
+        }
 
     def supported(self, example_id: int) -> Found:
         """The queries for whose predictions a row has the largest scores, by method."""
         if "attributions" not in self._subject.views:
             return []
+        joined, text = self._subject.query_text
         return self._questions.ask(
             f"""
-            SELECT a.method, a.query_id, a.score, q.source_id, left(q.text, 300) AS text
+            SELECT a.method, a.query_id, a.score, q.source_id, {shortened(text, 300)} AS text
             FROM (FROM attributions WHERE example_id = {example_id}
                   QUALIFY row_number() OVER (PARTITION BY method ORDER BY abs(score) DESC)
                       <= {SUPPORTED}) AS a
-            JOIN queries AS q USING (query_id) ORDER BY a.method, abs(a.score) DESC"""
+            JOIN queries AS q USING (query_id) {joined} ORDER BY a.method, abs(a.score) DESC"""
         ).named()
 
-    def _texts(self, example_id: int) -> dict[str, Any]:
+    def _texts(self, row_id: int, role: str) -> dict[str, Any]:
         """The whole texts of a row."""
         view, _ = SEARCHED.get(self._subject.task, ("tables.text", ""))
         columns = {
@@ -101,7 +111,7 @@ class OneRow:
         }.get(view, ("text", "text_b"))
         listed = ", ".join(f"left({name}, {LONGEST}) AS {name}" for name in columns)
         found = self._questions.ask(
-            f"SELECT {listed} FROM {view} WHERE role = 'example' AND id = {example_id}"
+            f"SELECT {listed} FROM {view} WHERE role = '{role}' AND id = {row_id}"
         ).named()
         return {"text": None, "text_b": None, **(found[0] if found else {})}
 
@@ -111,15 +121,17 @@ class OneRow:
             f"WHERE example_id = {example_id} ORDER BY ALL"
         ).named()
 
-    def _nearest(self, vectors: str, example_id: int, condition: str) -> Found:
+    def _nearest(self, vectors: str, row_id: int, role: str, condition: str = "") -> Found:
+        """Examples whose vectors are most like that of a row, which is none of them."""
+        itself = f"AND v.id <> {row_id}" if role == "example" else ""
         return self._questions.ask(
             f"""
             WITH near AS (
                 SELECT v.id AS example_id, list_cosine_similarity(v.vector, w.vector) AS similarity
                 FROM (FROM {vectors} AND role = 'example') AS v
                 JOIN viewer.rows AS r ON r.example_id = v.id,
-                     (FROM {vectors} AND role = 'example' AND id = {example_id}) AS w
-                WHERE v.id <> {example_id} {condition}
+                     (FROM {vectors} AND role = '{role}' AND id = {row_id}) AS w
+                WHERE true {itself} {condition}
                 ORDER BY similarity DESC, v.id LIMIT {NEAR}
             )
             SELECT r.* EXCLUDE (place), n.similarity FROM near AS n

@@ -7,6 +7,7 @@ from pipeline.errors import RunError
 from pipeline.explain.query import shown_text
 from pipeline.page.explanation import all_rows, explained
 from pipeline.page.explanation_file import pictures_of
+from pipeline.page.rows_table import shortened
 from pipeline.page.subject import Subject
 from pipeline.viewer.questions import Questions
 from stages.stage import StageError
@@ -14,8 +15,6 @@ from storage.schema import StorageError
 from storage.sql import quoted
 
 PAGE = 25
-SPOKEN = {"completion": "completions", "preference": "preferences"}
-"""Of a task, the view that has prompts as people read them."""
 TOP = 5
 """Examples on each side of a method."""
 
@@ -31,10 +30,7 @@ class Queries:
     def page(self, words: str, is_wrong: bool, at: int) -> dict[str, Any]:
         """Some queries with their predictions, those that are predicted wrong first."""
         joined, columns, order = self._predictions()
-        text = "concat_ws(' | ', q.text, q.text_b)"
-        if (spoken := SPOKEN.get(self._subject.task)) is not None:
-            view, text = spoken, "coalesce(t.prompt, '')"
-            joined += f" LEFT JOIN {view} AS t ON t.id = q.query_id AND t.role = 'query'"
+        texts, text = self._subject.query_text
         found = [
             f"contains(lower(concat_ws(' ', q.source_id, {text})), {quoted(word)})"
             for word in words.lower().split()
@@ -43,8 +39,8 @@ class Queries:
             found.append("is_wrong")
         where = " AND ".join(found) or "true"
         rows = self._questions.ask(
-            f"SELECT q.query_id, q.source_id, left({text}, 200) AS text{columns} "
-            f"FROM queries AS q {joined} WHERE {where} "
+            f"SELECT q.query_id, q.source_id, {shortened(text, 200)} AS text{columns} "
+            f"FROM queries AS q {joined} {texts} WHERE {where} "
             f"ORDER BY {order} q.query_id LIMIT {PAGE + 1} OFFSET {at}"
         ).named()
         return {"rows": rows[:PAGE], "has_more": len(rows) > PAGE, "page": PAGE,

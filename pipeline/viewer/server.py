@@ -232,7 +232,12 @@ class Viewer:
         return self._page("viewer/queries.html", "Queries", words=words, at=at, found=found)
 
     def _query(self, query_id: int) -> str:
-        return self._page("viewer/query.html", "Query", **self.queries.one(query_id))
+        found = self.queries.one(query_id)
+        if found["failed"]:
+            found |= self.one_row.query(query_id)
+            alike = [row["example_id"] for side in found["near"] for row in side["rows"]]
+            found["images"] = self.one_row.images(alike)
+        return self._page("viewer/query.html", "Query", **found)
 
     def _text_page(self) -> Any:
         text = request.args.get("text", "").strip()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import transformers
-from runs import write_lines, write_run
+from desks import Desk
+from runs import assay, write_lines, write_run
 
 from pipeline.api import plan
 from pipeline.open_run import open_run
@@ -180,3 +181,27 @@ def test_a_new_conversation_is_checked_as_a_row_is(
         said = complaint("explain", run, "--text", json.dumps(cell), "--method", "tracin")
         assert reason in said
     assert "such as an image" in complaint("explain", run, "--text", json.dumps(BAD[4][0]))
+
+
+def test_the_viewer_shows_what_is_alike_where_nothing_explains(
+    tmp_path: Path, talker: Path
+) -> None:
+    """Prompts are listed by their ends, queries are shown whole beside the nearest rows."""
+    long = {**USER, "content": "so bad " * 30 + "why <b>not</b>"}
+    cells = [[long, ANSWER], *GOOD]
+    queries = [{"id": 0, "messages": [long, {**ANSWER, "content": "a bad film"}]}]
+    asked = {"path": write_lines(tmp_path / "queries.jsonl", queries), "id": "id"}
+    folder = written(tmp_path, talker, cells, {"position_weighted": {}}, queries=asked)
+    assay("run", folder)
+    person = Desk(tmp_path / "run", tmp_path / "review.csv").person()
+    rows = person.get("/rows.json?draw=1&start=0&length=25").json["data"]
+    assert [row["example_id"] for row in rows] == [0, 1, 2]
+    assert "…" in str(rows[0])
+    assert "why <b>not</b>" in str(rows[0])
+    assert "…" not in str(rows[1])
+    page = person.get("/query/0").text
+    assert "found no pairwise method" in page
+    assert page.count("why &lt;b&gt;not&lt;/b&gt;") == 2
+    assert "a bad film" in page
+    assert '<a href="/example/0">' in page
+    assert '<a href="/example/1">' in person.get("/example/0/near").text
