@@ -4,7 +4,8 @@ Sets of ALL (folders with train.parquet, columns id, text, label), few rows a dr
 in the case `noise`. A reviewer who knows the labels before they were moved decides about the lowest
 scores first, some more at each step; then all is fitted again. Twice: by `label_issues` as it is,
 which holds decided labels for right and learns from them how noisy the others are, and by a noise
-model that takes corrected labels as it finds them.
+model that takes corrected labels as it finds them. With `--errs` a share of the decisions, drawn by
+chance, names another class.
 
 Of each step: how many labels are still wrong, how many are flagged, how many of these are wrong.
 """
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(NOISES), choices=KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12], help="draws of rows")
     parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--errs", type=float, default=0.0, help="share of decisions that are wrong")
     parser.add_argument("--steps", nargs="+", type=int, default=[12, 12, 24], help="decisions")
 
 
@@ -49,28 +51,41 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 given = planted(kind, truth, rows, int(truth.max()) + 1, seed, basis)
                 cell: dict[str, Any] = {"set": name, "seed": seed, "noise": kind}
                 for way in ("learns", "forgets"):
-                    cell[way] = reviewed(basis, given, truth, arguments.steps, way == "learns")
+                    told = mistaken(truth, arguments.errs, seed)
+                    cell[way] = reviewed(
+                        basis, given, truth, told, arguments.steps, way == "learns"
+                    )
                 cells.append(cell)
                 print(json.dumps(cell), file=sys.stderr, flush=True)
-    return {"cells": cells}
+    return {"errs": arguments.errs, "cells": cells}
+
+
+def mistaken(truth: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """What the reviewer takes each label for: the right one, or of a share any other."""
+    drawn = np.random.default_rng([seed, 7])
+    n_classes = int(truth.max()) + 1
+    other = (truth + drawn.integers(1, n_classes, len(truth))) % n_classes
+    return np.where(drawn.random(len(truth)) < share, other, truth)
 
 
 def reviewed(
     basis: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     given: np.ndarray,
     truth: np.ndarray,
+    told: np.ndarray,
     steps: list[int],
     is_told: bool,
 ) -> list[dict[str, int]]:
     """What is wrong, flagged, and rightly so, before the review and after each of its steps.
 
-    Of rows that nobody decided about. `is_told` says whether the noise model knows the decisions.
+    Of rows that nobody decided about. `told` is what the reviewer says of each; `is_told` says
+    whether the noise model knows the decisions.
     """
     from stages.predictions.label_noise import lowest
     from stages.surrogate.noise_fit import fit_noise_model
     from stages.surrogate.noise_model import Judged
 
-    ids, right = np.arange(len(given)), torch.from_numpy(truth)
+    ids, right, said = np.arange(len(given)), torch.from_numpy(truth), torch.from_numpy(told)
     at_first = torch.from_numpy(given)
     labels, is_decided = at_first.clone(), torch.zeros(len(given), dtype=torch.bool)
     found = []
@@ -84,10 +99,10 @@ def reviewed(
         last, last_id = lowest(score, ids, round(float(judged.wrong(model).sum())))
         is_low = (score < last) | ((score == last) & (ids <= last_id))
         flagged = is_low & (judged.opinions(model).argmax(1) != labels).numpy()
-        is_wrong = (labels != right).numpy()
+        is_wrong = ((labels != right) & ~is_decided).numpy()
         counts = (is_wrong.sum(), flagged.sum(), (is_wrong & flagged).sum())
         found.append(dict(zip(("wrong", "flagged", "right"), map(int, counts), strict=True)))
         decided = torch.from_numpy(np.lexsort((ids, score))[:step])
         is_decided[decided] = True
-        labels[decided] = right[decided]
+        labels[decided] = said[decided]
     return found
