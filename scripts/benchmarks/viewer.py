@@ -29,6 +29,8 @@ from benchmarks.environment import ROOT
 from benchmarks.finished import Clock, run_config
 
 CLASSES, DIM, WRONG = 6, 8, 0.08
+BLOCK = 500_000
+"""Rows that are made at a time."""
 ROWS = "/rows.json?draw=1&start={at}&length=25&"
 ORDER = "order[0][name]={}&order[0][dir]=desc"
 REQUESTS = {
@@ -90,23 +92,28 @@ def write_rows(folder: Path, n_rows: int) -> None:
     """Rows and vectors; a row's text is as many words of real sentences as sentences have."""
     drawn = np.random.default_rng(0)
     sentences = pq.read_table(ROOT / "configs/data/sst2_train.parquet")["text"].to_pylist()
-    words = np.array([word for sentence in sentences for word in sentence.split()])
-    lengths = drawn.integers(8, 28, n_rows)
-    flat, ends = words[drawn.integers(0, len(words), lengths.sum())], np.cumsum(lengths)
-    pieces = zip((ends - lengths).tolist(), ends.tolist(), strict=True)
-    texts = [" ".join(flat[begin:end]) for begin, end in pieces]
-    labels = drawn.integers(0, CLASSES, n_rows)
-    vectors = 1.2 * drawn.normal(size=(CLASSES, DIM))[labels] + drawn.normal(size=(n_rows, DIM))
-    is_wrong = drawn.random(n_rows) < WRONG
-    labels = np.where(is_wrong, (labels + drawn.integers(1, CLASSES, n_rows)) % CLASSES, labels)
-    table = {
-        "id": np.arange(n_rows),
-        "text": texts,
-        "label": [f"class {label}" for label in labels],
-        "part": [f"part {part}" for part in drawn.integers(0, 9, n_rows)],
-    }
-    pq.write_table(pa.table(table), folder / "rows.parquet", row_group_size=50_000)
-    np.save(folder / "rows.npy", vectors.astype(np.float32))
+    words = np.array([word for sentence in sentences for word in sentence.split()], dtype=object)
+    means = 1.2 * drawn.normal(size=(CLASSES, DIM))
+    vectors = np.lib.format.open_memmap(
+        folder / "unfinished.npy", "w+", dtype=np.float32, shape=(n_rows, DIM)
+    )
+    columns = {"id": pa.int64(), "text": pa.string(), "label": pa.string(), "part": pa.string()}
+    with pq.ParquetWriter(folder / "rows.parquet", pa.schema(list(columns.items()))) as writer:
+        for start in range(0, n_rows, BLOCK):
+            ids = np.arange(start, min(start + BLOCK, n_rows))
+            lengths = drawn.integers(8, 28, len(ids))
+            flat, ends = words[drawn.integers(0, len(words), lengths.sum())], np.cumsum(lengths)
+            pieces = zip((ends - lengths).tolist(), ends.tolist(), strict=True)
+            texts = [" ".join(flat[begin:end]) for begin, end in pieces]
+            labels = drawn.integers(0, CLASSES, len(ids))
+            vectors[ids] = means[labels] + drawn.normal(size=(len(ids), DIM))
+            shift = (drawn.random(len(ids)) < WRONG) * drawn.integers(1, CLASSES, len(ids))
+            given = [f"class {label}" for label in (labels + shift) % CLASSES]
+            parts = [f"part {part}" for part in drawn.integers(0, 9, len(ids))]
+            rows = {"id": ids, "text": texts, "label": given, "part": parts}
+            writer.write_table(pa.table(rows, writer.schema), row_group_size=50_000)
+    vectors.flush()
+    (folder / "unfinished.npy").rename(folder / "rows.npy")
 
 
 def report(folder: Path) -> dict[str, Any]:
