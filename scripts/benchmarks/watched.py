@@ -121,7 +121,7 @@ def assay(
 
     `also` are further processes whose descendants and sessions count, such as a cluster's; CPU time
     is what is spent from here on. A stage's seconds are those between the end of the one before it
-    and its own; `ingest` lasts until the corpus is read. `is_ingest_only` stops the run there.
+    and its own, its memory the most until then; `ingest` lasts until the corpus is read. `is_ingest_only` stops the run there.
     """
     start, lines = time.time(), []
     command = [sys.executable, "-m", "pipeline", "run", str(config), *arguments]
@@ -153,6 +153,7 @@ def assay(
             stages[ended[1] if ended else "ingest"] = {
                 "wall_s": round(now - last_s, 2),
                 "cpu_s": round(cpu_s - last_cpu_s, 2),
+                "peak_bytes": watch.peak_bytes,
             }
             last_s, last_cpu_s = now, cpu_s
             if is_ingested and is_ingest_only:
