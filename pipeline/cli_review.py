@@ -7,6 +7,7 @@ import click
 from pipeline import api
 from pipeline import on_terminal as printed
 from pipeline.cli_options import as_json, method, out, out_or_folder, wait
+from pipeline.main_results import n_other_answers
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from pipeline.terminal import show
@@ -64,6 +65,8 @@ def flag(
         )
     if out is None and review is None:
         printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
+        if not is_json and (count := n_other_answers(opened)):
+            click.echo(printed.about_other_answers(count), err=True)
 
 
 @click.command()

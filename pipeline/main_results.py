@@ -20,6 +20,8 @@ WORTH_A_LOOK = 0.1
 """Least `p_wrong` of the answers and pairs that `assay run` shows."""
 TEXT_LENGTH = 2_000
 """Characters that are kept of a text: of a prompt the last, of others the first."""
+OTHER_ANSWER = "same prompt with another answer"
+"""The issue of rows whose prompt stands in a corpus of completions with other answers, too."""
 LIKELIER = 4
 """Labels are worth a look where another class is so many times as likely."""
 
@@ -52,6 +54,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "pairs": [],
         "answers": [],
         "bad_answers": None,
+        "other_answers": n_other_answers(run),
         "trials": trials(run) if "selection_trial" in views else [],
         "pairs_of_answers": [],
         "wrong_orders": None,
@@ -134,6 +137,17 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
     )
     found = {"answers": [{name: row[name] for name in names} for row in rows]}
     return found | {"bad_answers": {row["reason"]: row["n"] for row in reasons}}
+
+
+def n_other_answers(run: Any) -> int | None:
+    """How many rows have their prompt in common with a row that has another answer.
+
+    None where no stage of the run looks for what may be wrong with answers or for duplicates.
+    """
+    if run.task() != "completion" or not {"answer_issues", "near_duplicates"} & set(run.views()):
+        return None
+    ((n,),) = _fetch(run.sql(f"SELECT count(*) FROM issues WHERE issue = {quoted(OTHER_ANSWER)}"))
+    return int(n)
 
 
 def _orders(run: Any, method: str) -> dict[str, Any]:

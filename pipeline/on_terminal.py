@@ -13,7 +13,7 @@ import click
 
 from pipeline.agreement import BARELY
 from pipeline.errors import RunError, told
-from pipeline.main_results import LIKELIER, WORTH_A_LOOK, summarize
+from pipeline.main_results import LIKELIER, OTHER_ANSWER, WORTH_A_LOOK, summarize
 from pipeline.progress import count_text
 from pipeline.terminal import show, table
 from pipeline.trials import SAID, verdict
@@ -210,6 +210,8 @@ def print_summary(run: Any, is_json: bool) -> None:
         _print_likely("answers", "an answer is bad", ["prompt", "answer"], summary["answers"])
     if summary["bad_answers"] is not None:
         show(_about_answers(summary["bad_answers"], summary["examples"]))
+    if summary["other_answers"]:
+        show(about_other_answers(summary["other_answers"]))
     for trial in summary["trials"]:
         _print_trial(trial)
     if summary["pairs_of_answers"]:
@@ -304,6 +306,15 @@ def _about_answers(reasons: Mapping[str, int], n: int) -> str:
     return (
         f"{_of(sum(reasons.values()), n, 'answers')} flagged as probably bad: {told}. assay select "
         "leaves them out; assay flag RUN lists them."
+    )
+
+
+def about_other_answers(count: int) -> str:
+    """How many rows have a prompt that another row answers otherwise, and how to see them."""
+    return (
+        f"{count} rows have the prompt of another row and another answer: where a task has one "
+        f'right answer, a person must decide. assay sql RUN "FROM issues WHERE issue = '
+        f"'{OTHER_ANSWER}'\" lists them."
     )
 
 

@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise
     .venv/bin/python scripts/bench.py reviews --data ALL    flags while a person reviews them
     .venv/bin/python scripts/bench.py answers --data ALL    bad answers found in a pool of chats
-    .venv/bin/python scripts/bench.py chat_scale --data ALL  cost of chats, from 2,000 rows to 20,000
+    .venv/bin/python scripts/bench.py chat_scale --data ALL  what chats cost as they grow
     .venv/bin/python scripts/bench.py preferences --data ALL
                                                              wrong orders of pairs of answers
     .venv/bin/python scripts/bench.py chat_selection --data ALL

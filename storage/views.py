@@ -13,7 +13,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,12 @@ SUMS = "shapley_value"
 """The table that holds what these statements give (`storage.summed`)."""
 DIFFERING = ("extra",)
 """Tables that carry the user's own columns, which may differ between examples and queries."""
-OF_TASK = {"completions": "completion", "preferences": "preference"}
-"""Views of corpora of one task alone."""
+OF_TASK = {
+    "completions": "completion",
+    "issues.answers": "completion",
+    "preferences": "preference",
+}
+"""Files of `sql` that are for corpora of one task alone."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +190,7 @@ def _views(connection: duckdb.DuckDBPyConnection, tables: set[str], tasks: set[s
     Raises:
         StorageError: a table has not the columns that this version writes.
     """
-    for name, texts in statements(tables).items():
-        if OF_TASK.get(name, None) not in (None, *tasks):
-            continue
+    for name, texts in statements(tables, tasks).items():
         union = " UNION ALL BY NAME ".join(f"(\n{text}\n)" for text in texts)
         try:
             connection.execute(f"CREATE VIEW {named(name)} AS {union}")
@@ -200,10 +202,12 @@ def _views(connection: duckdb.DuckDBPyConnection, tables: set[str], tasks: set[s
             ) from error
 
 
-def statements(tables: set[str]) -> dict[str, list[str]]:
+def statements(
+    tables: set[str], tasks: Collection[str | None] = tuple(OF_TASK.values())
+) -> dict[str, list[str]]:
     """The SQL of every view over `tables`; one view may have several, whose rows it unites.
 
-    `VIEW.sql` and `VIEW.PART.sql` are of the view VIEW.
+    `VIEW.sql` and `VIEW.PART.sql` are of the view VIEW. Files for other tasks are left out.
     """
     files = [(file.name.split(".")[0], file) for file in sorted(SQL.glob("*.sql"))]
     if SUMS not in tables:
@@ -211,7 +215,7 @@ def statements(tables: set[str]) -> dict[str, list[str]]:
     parts: dict[str, list[str]] = {}
     for name, file in files:
         text = file.read_text(encoding="utf-8").strip().rstrip(";")
-        if tables_in(text) <= tables:
+        if tables_in(text) <= tables and OF_TASK.get(file.stem) in (None, *tasks):
             parts.setdefault(name, []).append(text)
     return parts
 

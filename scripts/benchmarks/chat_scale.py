@@ -9,8 +9,8 @@ is not the model shows: its answers mean nothing, and nothing is said of them.
                 near duplicates, lengths
     gradients   LoRA gradients of all layers
 
-Every run is from nothing, one process and one thread. Told are seconds and CPU-seconds of each stage,
-the most memory until its end, and the exponent b of the least squares fit
+Every run is from nothing, one process and one thread. Told are seconds and CPU-seconds of each
+stage, the most memory until its end, and the exponent b of the least squares fit
 log(CPU-seconds) = a + b log(rows): 1 is linear, less where much is done once.
 """
 

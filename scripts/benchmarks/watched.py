@@ -121,7 +121,8 @@ def assay(
 
     `also` are further processes whose descendants and sessions count, such as a cluster's; CPU time
     is what is spent from here on. A stage's seconds are those between the end of the one before it
-    and its own, its memory the most until then; `ingest` lasts until the corpus is read. `is_ingest_only` stops the run there.
+    and its own, its memory is the most until then; `ingest` lasts until the corpus is read.
+    `is_ingest_only` stops the run there.
     """
     start, lines = time.time(), []
     command = [sys.executable, "-m", "pipeline", "run", str(config), *arguments]

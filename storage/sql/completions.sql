@@ -12,9 +12,7 @@ WITH form AS (
     FROM tables.text AS t CROSS JOIN form
     WHERE t.text IS NOT NULL
 ), said AS (
-    SELECT *, len(turns) - list_position(list_reverse(list_transform(turns, lambda t:
-                  t.role = 'assistant' AND coalesce(t.weight, 1) <> 0 AND coalesce(t.train, true))),
-                  true) AS n_before
+    SELECT *, n_before_answer(turns) AS n_before
     FROM turn
 )
 SELECT id, role,

@@ -30,19 +30,19 @@ WITH form AS (
 SELECT id AS example_id,
        CASE WHEN n_labels > 1 THEN 'duplicate with another label' ELSE 'duplicate' END AS issue,
        CASE WHEN id = first_id THEN last_id ELSE first_id END AS other_id,
-       'example' AS other_role, run_id
+       'example' AS other_role, NULL::BIGINT AS n_answers, run_id
 FROM kept JOIN same USING (content)
 WHERE role = 'example' AND first_id < last_id
 UNION ALL
-SELECT id, 'also a query', query_id, 'query', run_id
+SELECT id, 'also a query', query_id, 'query', NULL, run_id
 FROM kept JOIN same USING (content)
 WHERE role = 'example' AND query_id IS NOT NULL
 UNION ALL
-SELECT id, 'no words', NULL, NULL, run_id
+SELECT id, 'no words', NULL, NULL, NULL, run_id
 FROM kept
 WHERE role = 'example'
   AND NOT regexp_matches(concat_ws(' ', text, text_b), '[\p{L}\p{N}]')
 UNION ALL
-SELECT l.id, 'rare class', NULL, NULL, l.run_id
+SELECT l.id, 'rare class', NULL, NULL, NULL, l.run_id
 FROM tables.label AS l JOIN share USING (label)
 WHERE l.role = 'example' AND is_rare

@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     rows[7]["completion"] = " ..."
     rows[20] |= {name: rows[4][name] for name in ("prompt", "completion")}
+    rows[31]["prompt"] = rows[30]["prompt"].upper()
     raw = {
         "run": "run",
         "model": {
@@ -101,6 +102,23 @@ def test_an_empty_answer_is_flagged_and_named(ran: Any) -> None:
     assert len(every) == N
     kinds = {"another answer", "off topic", "cut off", "garbled", "empty"}
     assert set(every["reason"]) <= kinds
+
+
+def test_rows_with_one_prompt_and_two_answers_are_counted(ran: Any) -> None:
+    run, said = ran
+    found = run.sql(
+        "SELECT e.source_id, o.source_id, n_answers FROM issues JOIN examples AS e USING "
+        "(example_id) JOIN examples AS o ON o.example_id = other_id "
+        "WHERE issue = 'same prompt with another answer' ORDER BY ALL"
+    ).fetchall()
+    # By chance two of the drawn prompts are the same.
+    pairs = [("0", "17"), ("17", "0"), ("30", "31"), ("31", "30")]
+    assert found == [(*pair, 2) for pair in pairs]
+    told = "4 rows have the prompt of another row and another answer"
+    assert told in " ".join(said.split())
+    flagged = assay("flag", run.folder.path)
+    assert told in " ".join(flagged.stderr.split())
+    assert told not in " ".join(flagged.stdout.split())
 
 
 def test_prompts_and_answers_are_read(ran: Any) -> None:

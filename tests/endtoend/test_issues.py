@@ -175,3 +175,86 @@ def test_findings_in_the_columns_of_datalab(tmp_path: Path, assay: Any) -> None:
     # Of several instances none is taken without being asked for.
     with pytest.raises(RunError, match="expected one of again, outliers"):
         datalab(run)
+
+
+PROMPTS = ("How far is it?", " how  far\nis it?", "How far is that?", "", "How far is it ?")
+ANSWERS = ("Two miles", "two  MILES ", "Three miles", "")
+
+
+def bare(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def several_answers(rows: list[tuple[str, str]]) -> list[tuple[int, int, int]]:
+    """The definition: row, the first row with its prompt and another answer, how many answers."""
+    found = []
+    for at, (prompt, answer) in enumerate(rows):
+        same = [i for i, row in enumerate(rows) if bare(row[0]) == bare(prompt) != ""]
+        others = [i for i in same if bare(rows[i][1]) != bare(answer)]
+        if others:
+            found.append((at, others[0], len({bare(rows[i][1]) for i in same})))
+    return found
+
+
+OTHERS = (
+    "SELECT example_id, other_id, n_answers FROM issues "
+    "WHERE issue = 'same prompt with another answer' ORDER BY ALL"
+)
+
+
+@pytest.mark.parametrize("form", ["prompt_completion", "messages"])
+def test_prompts_with_several_answers(form: str, tmp_path: Path, assay: Any) -> None:
+    draw = np.random.default_rng(0)
+    rows = [(str(draw.choice(PROMPTS)), str(draw.choice(ANSWERS[:3]))) for _ in range(15)]
+    rows += [(f"asked once {at}", "Two miles") for at in range(3)]
+    if form == "prompt_completion":
+        lines = [{"id": i, "prompt": p, "completion": a} for i, (p, a) in enumerate(rows)]
+    else:
+        lines = [
+            {
+                "id": i,
+                "messages": [
+                    {"role": "user", "content": p},
+                    {"role": "assistant", "content": a},
+                ],
+            }
+            for i, (p, a) in enumerate(rows)
+        ]
+    corpus = {"path": write_lines(tmp_path / "c.jsonl", lines), "id": "id", "task": "completion"}
+    assay("run", write_run(tmp_path, corpus=corpus, stages={"near_duplicates": {}}, shard_size=4))
+    found = open_run(tmp_path / "run").sql(OTHERS).fetchall()
+    assert found == several_answers(rows)
+    assert len(found) > 8
+
+
+def test_what_is_said_and_called_before_an_answer_is_its_prompt(tmp_path: Path, assay: Any) -> None:
+    def call(city: str) -> dict[str, Any]:
+        function = {"name": "weather", "arguments": {"city": city}}
+        calls = [{"type": "function", "function": function}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    def said(role: str, content: str) -> dict[str, Any]:
+        return {"role": role, "content": content}
+
+    asked, rain, sun = (
+        said("user", "Is it raining?"),
+        said("assistant", "It is."),
+        said("assistant", "No."),
+    )
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    conversations: list[tuple[list[dict[str, Any]], Any]] = [
+        ([asked, rain], None),
+        ([said("system", "Be brief."), asked, sun], None),
+        ([asked, call("Oslo")], tools),
+        ([asked, call("Rome")], tools),
+        ([asked, call("Oslo"), said("tool", "wet"), rain], tools),
+        ([asked, call("Rome"), said("tool", "wet"), sun], tools),
+        ([asked, rain, asked, sun], None),
+        # Not learned: the answer is the one before it.
+        ([asked, sun, asked, {**sun, "train": False}], None),
+    ]
+    lines = [{"id": i, "messages": m, "tools": t} for i, (m, t) in enumerate(conversations)]
+    corpus = {"path": write_lines(tmp_path / "c.jsonl", lines), "id": "id", "task": "completion"}
+    assay("run", write_run(tmp_path, corpus=corpus, stages={"near_duplicates": {}}))
+    found = open_run(tmp_path / "run").sql(OTHERS).fetchall()
+    assert found == [(0, 7, 2), (2, 3, 2), (3, 2, 2), (7, 0, 2)]

@@ -1,5 +1,5 @@
--- The messages of a conversation that is JSON: a list of their roles and contents, and the marks that
--- say whether they are learned.
+-- The messages of a conversation that is JSON: a list of their roles, contents and calls of tools, and
+-- the marks that say whether they are learned.
 CREATE OR REPLACE MACRO turns_of(conversation) AS
-    from_json(conversation, '[{"role": "VARCHAR", "content": "VARCHAR", "weight": "DOUBLE",
-                               "train": "BOOLEAN"}]');
+    from_json(conversation, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": "JSON",
+                               "weight": "DOUBLE", "train": "BOOLEAN"}]');

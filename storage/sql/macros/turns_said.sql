@@ -3,5 +3,6 @@
 CREATE OR REPLACE MACRO turns_said(conversation) AS
     CASE WHEN len(turns_of(conversation)) = 1 THEN turns_of(conversation)[1].content
          ELSE list_aggregate(list_transform(turns_of(conversation),
-                  lambda t: t.role || ': ' || coalesce(t.content, '')), 'string_agg', chr(10))
+                  lambda message: message.role || ': ' || coalesce(message.content, '')),
+                  'string_agg', chr(10))
     END;

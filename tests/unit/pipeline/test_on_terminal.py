@@ -58,6 +58,7 @@ SUMMARY = {
     "most_frequent": 0.5,
     "answers": (),
     "bad_answers": None,
+    "other_answers": None,
     "pairs_of_answers": (),
     "wrong_orders": None,
     "trials": [],
