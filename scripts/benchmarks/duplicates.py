@@ -7,7 +7,8 @@ rensa up to `--peers` rows. Found: of the planted pairs whose Jaccard similarity
 the share in one cluster; in real sets, of all pairs of rows that reach 0.7 by comparing all, and
 pairs to read. Outliers: rows of other corpora, and messages of an editor in 12 languages where it
 is installed (`--messages`), mixed into real sets; precision and recall of the flags, and the area
-under the ROC curve beside the mean distance to ten neighbours and the leverage.
+under the ROC curve beside the mean distance to ten neighbours and the leverage. Chats: prompts with
+several answers (`same_prompts.py`).
 
 ALL holds the labelled sets, each a folder with train.parquet.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.environment import MODEL, ROOT, environment
+from benchmarks.same_prompts import of_chats
 
 PEERS = ("datasketch==2.0.0", "rensa==0.5.0", "numpy", "scipy", "pyarrow")
 SOURCES = ("sst2", "subj", "cola", "trec", "tweeteval_hate", "tweeteval_emotion", "tweeteval_emoji")
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", type=int, default=100_000, help="most rows that peers are given")
     parser.add_argument("--real", nargs="*", default=["trec", "subj", "cola", "tweeteval_emoji"])
     parser.add_argument("--show", type=int, default=3, help="pairs of each real set to read")
+    parser.add_argument("--chats", type=int, default=400, help="copies with another answer")
     parser.add_argument("--outliers", nargs="*", default=["tweeteval_hate", "subj"])
     parser.add_argument("--foreign", nargs="*", default=["gsm8k", "trec", "gpteacher_toolformer"])
     parser.add_argument("--messages", default="/usr/share/vim/vim90/lang", help="vim's catalogs")
@@ -57,6 +60,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in arguments.real:
         result[name] = of_real(name, data, work, arguments.show)
         print(json.dumps({name: result[name]}, indent=1), file=sys.stderr, flush=True)
+    if arguments.chats:
+        result["chats"] = of_chats(data, work, arguments.chats, arguments.show)
+        print(json.dumps({"chats": result["chats"]}, indent=1), file=sys.stderr, flush=True)
     if arguments.outliers:
         result["outliers"] = of_outliers(arguments, data)
     return result

@@ -4,10 +4,12 @@ Prompts: SST-2 as "<text> It was" with the label words terrible and great. The k
 own gradients, of its last four blocks and of fresh LoRA adapters, against the model's answers as
 they are. Completions: answers to questions about paragraphs, one gradient per answer, and whether
 rows with similar gradients belong together: to the same article, where rows of the same paragraph,
-whose prompts are nearly the same text, are left out.
+whose prompts are nearly the same text, are left out. Steps: gradients of chats of six kinds against
+plain forward and backward passes (`plain_step.py`).
 
 DIR holds the folders sst2 (train.parquet and validation.parquet: id, text, label) and
-squad_xquad_en (train.parquet: id, text, text_b, answer_text, article). One process, one thread.
+squad_xquad_en (train.parquet: id, text, text_b, answer_text, article), for steps also the others of
+`answers`. One process, one thread.
 """
 
 import argparse
@@ -21,11 +23,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmarks.answers import pool
 from benchmarks.environment import language_model
 from benchmarks.finished import Clock, accuracy, run_config
 from benchmarks.memory import MemoryInputs
+from benchmarks.plain_step import against_plain
 
 TRAINED = {"last_blocks": {"last_blocks": 4}, "lora": {"lora": {"rank": 16}}}
+PARTS = ("prompts", "completions", "steps")
 TOKEN_BUDGET = 1024
 """The default of the stages, which the passes without them share."""
 
@@ -36,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=1000, help="training rows of SST-2")
     parser.add_argument("--queries", type=int, default=400, help="first validation rows of SST-2")
     parser.add_argument("--completions", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=60, help="chats of the steps")
+    parser.add_argument("--rounds", type=int, default=3, help="of the steps")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seed", type=int, default=0, help="of the draws of training rows")
 
 
@@ -50,7 +58,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     work = work / "language_model" / str(time.time_ns())
     work.mkdir(parents=True)
     result: dict[str, Any] = {"seed": arguments.seed, "token_budget": TOKEN_BUDGET}
-    for name, measure in (("prompts", prompts), ("completions", completions)):
+    measures = dict(zip(PARTS, (prompts, completions, steps), strict=True))
+    for name, measure in ((part, measures[part]) for part in arguments.parts):
         result[name] = measure(data, work, model, arguments)
         print(json.dumps({name: result[name]}, indent=1), file=sys.stderr, flush=True)
     return result
@@ -151,6 +160,14 @@ def completions(
     for name, view in (("gradient", "gradients"), ("embedding", "embeddings")):
         result[f"neighbours_by_{name}"] = neighbours(finished, view)
     return result
+
+
+def steps(
+    data: Path, work: Path, model: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Gradients against plain steps on chats."""
+    rows = [(r["prompt"], r["answer"]) for r in pool(data, arguments.steps, 0.0, arguments.seed)]
+    return against_plain(Path(model["path"]), rows, arguments.rounds)
 
 
 def draw(table: pa.Table, n_rows: int, seed: int) -> pa.Table:
