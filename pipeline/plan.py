@@ -281,6 +281,8 @@ def tasks_of(node: Node, planned: Mapping[str, Node], corpus: Corpus) -> tuple[T
             continue
         if isinstance(stage, Merges) and shard.role != "example":
             continue
+        if stage.split == "shard" and shard.role not in stage.roles:
+            continue
         first = shard.index - shard.index % shards_per_part
         keys = parts.setdefault(Part(shard.role, first, shards_per_part), [])
         for read in node.reads:

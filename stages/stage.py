@@ -224,6 +224,8 @@ class Stage(ABC):
     opens: ClassVar[tuple[Role, ...]] = ()
     """For `split="shard"`, the roles of which `open` reads the rows of every shard, so that each
     shard of the result depends on them all."""
+    roles: ClassVar[tuple[Role, ...]] = ("example", "query")
+    """For `split="shard"`, the roles of whose shards there are rows: others get no task."""
     instead: ClassVar[Mapping[str, str]] = {}
     """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False

@@ -96,6 +96,7 @@ class AnswerIssues(Stage):
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
+    roles: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     instead: ClassVar[Mapping[str, str]] = {
         "classification": "label_issues",
@@ -189,8 +190,6 @@ class AnswerIssues(Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """The judgements of one shard."""
-        if inputs.part.role == "query":
-            return
         judge: Judge = inputs.opened
         table = _answered(inputs.table(self.losses, "example")).sort_by("id")
         if not table.num_rows:

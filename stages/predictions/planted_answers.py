@@ -104,6 +104,7 @@ class PlantedAnswers(RunsModel, Stage):
     version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
+    roles: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})
 
@@ -171,8 +172,6 @@ class PlantedAnswers(RunsModel, Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """What is measured of the bad answers of the drawn examples of a shard."""
-        if inputs.part.role == "query":
-            return
         opened: Opened = inputs.opened
         ids = np.sort(inputs.table("text", "example")["id"].to_numpy()).tolist()
         rows = [planted for key in ids for planted in opened.planted.get(key, ())]

@@ -69,6 +69,7 @@ class PreferenceIssues(Stage):
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
+    roles: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("preference",)
     instead: ClassVar[Mapping[str, str]] = {
         "classification": "label_issues",
@@ -124,8 +125,6 @@ class PreferenceIssues(Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """The judgements of one shard."""
-        if inputs.part.role == "query":
-            return
         order: Order = inputs.opened
         kept = inputs.table("label", "example")["id"].combine_chunks()
         table = inputs.table(self.reads[1], "example")

@@ -62,6 +62,7 @@ class SpectralEntropy(RunsModel, Stage):
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
+    roles: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})
 
@@ -94,8 +95,6 @@ class SpectralEntropy(RunsModel, Stage):
 
     def compute(self, inputs: Inputs) -> Rows:
         """The entropies of one shard of examples."""
-        if inputs.part.role == "query":
-            return
         measurement, network = inputs.opened
         text = inputs.table("text", "example")
         tokens = measurement.tokenise(text)

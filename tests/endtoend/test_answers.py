@@ -121,6 +121,14 @@ def test_rows_with_one_prompt_and_two_answers_are_counted(ran: Any) -> None:
     assert told not in " ".join(flagged.stdout.split())
 
 
+def test_stages_without_rows_of_queries_have_no_task_for_them(ran: Any) -> None:
+    run, _ = ran
+    shards = dict(run.sql("SELECT instance, shards FROM runs WHERE shards IS NOT NULL").fetchall())
+    n_examples = run.sql("SELECT count(DISTINCT shard) FROM examples").fetchall()[0][0]
+    assert shards["planted_answers"] == shards["answer_issues"] == n_examples
+    assert shards["answer_loss"] == n_examples + 1
+
+
 def test_prompts_and_answers_are_read(ran: Any) -> None:
     run, _ = ran
     rows = run.sql(
@@ -313,9 +321,9 @@ def test_with_other_queries_the_planted_answers_stay(folder: Path, ran: Any) -> 
     raw["stages"] = {name: raw["stages"][name] for name in ("answer_issues", "planted_answers")}
     (folder / "other.yaml").write_text(json.dumps(raw))
     planned = {row["stage"]: row for row in plan(folder / "other.yaml")["stages"]}
-    # The shard of queries alone, of which nothing is planted.
+    # The losses of the queries alone: nothing is planted in these, and nobody judges them.
     names = ("answer_issues", "answer_loss", "planted_answers")
-    assert [planned[name]["tasks"] for name in names] == [1, 1, 1]
+    assert [planned[name]["tasks"] for name in names] == [0, 1, 0]
     assert assay("verify", run.folder.path).stdout.count("are as they were written") == 1
 
 
