@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.copied import command
 from pipeline.decided import decisions
 
 FLAGS = {
@@ -38,8 +39,8 @@ def warnings_about(run: Any, statement: str) -> list[str]:
         if n_flagged:
             found.append(
                 f"Of the {n_rows:,} chosen rows {n_flagged:,} {'is' if n_flagged == 1 else 'are'} "
-                f"flagged: {what} that are probably wrong. Decide about them first, with assay "
-                "flag RUN --review."
+                f"flagged: {what} that are probably wrong. Decide about them first: "
+                f"{command('flag', run.folder.path, '--review', 'review.csv')}"
             )
     return found
 

@@ -66,7 +66,7 @@ def flag(
     if out is None and review is None:
         printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
         if not is_json and (count := n_other_answers(opened)):
-            click.echo(printed.about_other_answers(count), err=True)
+            click.echo(printed.about_other_answers(str(opened.folder.path), count), err=True)
 
 
 @click.command()

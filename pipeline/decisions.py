@@ -40,6 +40,40 @@ class Source(NamedTuple):
     """The expression that is highest for the best row."""
 
 
+class Content(NamedTuple):
+    """What a person reads of a row `e` of the view `examples`."""
+
+    columns: str
+    """Its texts and what it teaches."""
+    join: str = ""
+    """The join that brings them."""
+
+
+OF_CLASSES = Content("e.text, e.label, e.label_name")
+JOIN = "JOIN {} AS t ON t.id = e.example_id AND t.role = 'example'"
+OF_TEXTS = {
+    "completion": Content("t.prompt, t.answer", JOIN.format("completions")),
+    "preference": Content("t.prompt, t.chosen, t.rejected", JOIN.format("preferences")),
+}
+
+
+def content_of(run: Any) -> Content:
+    """What a person reads of the rows of `run`: columns that its task does not have are left out.
+
+    Cost: reads the second texts once, to know whether there are any.
+    """
+    task = run.task()
+    if task in OF_TEXTS:
+        return OF_TEXTS[task]
+    answer = {"regression": ", e.target", "classification": ", e.label, e.label_name"}
+    return Content(f"e.text{', e.text_b' if has_pairs(run) else ''}{answer.get(task, '')}")
+
+
+def has_pairs(run: Any) -> bool:
+    """Whether rows of the corpus have a second text."""
+    return bool(run.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0])
+
+
 def suspicious(
     run: Any,
     top: int | None,
@@ -72,15 +106,14 @@ def suspicious(
         return flagged_pairs(instance, top, precision, reviewed, is_all)
     run.require("label_issues", "label_issues")
     instance = run.choice("label_issues", "method", method)
-    pairs = run.sql("SELECT count(text_b) FROM tables.text").fetchall()[0][0]
-    return flagged(instance, top, precision, bool(pairs), reviewed, is_all)
+    return flagged(instance, top, precision, has_pairs(run), reviewed, is_all)
 
 
 def flagged(
     instance: str,
     top: int | None,
     precision: float | None,
-    has_pairs: bool,
+    are_pairs: bool,
     reviewed: str | None = None,
     is_all: bool = False,
 ) -> str:
@@ -89,7 +122,7 @@ def flagged(
     Or the lowest `top` scores, or as many as have a mean `p_wrong` of `precision`.
     """
     lowest = _worst("label_score", "is_label_issue", top, precision)
-    pair = "e.text_b, " if has_pairs else ""
+    pair = "e.text_b, " if are_pairs else ""
     undecided, decision, join = _of_reviews(reviewed, is_all)
     return f"""
         SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
@@ -172,6 +205,7 @@ def selected(
     counts: str | None = None,
     without: str | None = None,
     per: str | None = None,
+    content: Content = OF_CLASSES,
 ) -> str:
     """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 
@@ -206,7 +240,7 @@ def selected(
             JOIN (SELECT id, max(n_tokens) AS n FROM {counts}
                   WHERE role = 'example' GROUP BY id) AS t ON t.id = r.example_id"""
     return f"""
-        SELECT e.example_id, e.source_id, e.text, e.label, e.label_name, c.value, c.rank
+        SELECT e.example_id, e.source_id, {content.columns}, c.value, c.rank
                {", c.weight" if soft is not None else ""}
         FROM (FROM ({ranked}) WHERE {limit}) AS c
-        JOIN examples AS e USING (example_id) ORDER BY c.rank"""
+        JOIN examples AS e USING (example_id) {content.join} ORDER BY c.rank"""

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pipeline.agreement import mismatches
-from pipeline.decisions import KEPT
+from pipeline.decisions import KEPT, Content, content_of
 from pipeline.terminal import PROMPT, TEXTS
 from pipeline.trials import trials
 from storage.sql import named, quoted
@@ -18,12 +18,21 @@ PAIRS = 3
 """Pairs of classes that `assay run` names as confused."""
 WORTH_A_LOOK = 0.1
 """Least `p_wrong` of the answers and pairs that `assay run` shows."""
+OF_CLASSES = Content("e.text, e.label_name AS label")
 TEXT_LENGTH = 2_000
 """Characters that are kept of a text: of a prompt the last, of others the first."""
 OTHER_ANSWER = "same prompt with another answer"
 """The issue of rows whose prompt stands in a corpus of completions with other answers, too."""
 LIKELIER = 4
 """Labels are worth a look where another class is so many times as likely."""
+
+
+VALUED = {
+    "regression": "text, target, value FROM shapley JOIN examples USING (example_id)",
+    "completion": "prompt, answer, value FROM shapley JOIN completions ON id = example_id "
+    "AND role = 'example'",
+}
+"""What is asked of the values of examples that have no classes, by task."""
 
 
 def summarize(run: Any) -> dict[str, Any]:
@@ -74,6 +83,7 @@ def _summary(run: Any) -> dict[str, Any]:
         summary["suspicious"] = [
             {
                 "example_id": r["example_id"],
+                "source_id": r["source_id"],
                 "text": r["text"],
                 **({"text_b": r["text_b"]} if "text_b" in r else {}),
                 "given": r["given_label"],
@@ -171,10 +181,14 @@ def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
 
     And the part of the values' variance that lies between classes.
     """
-    ((of_classes,),) = _fetch(run.sql(between_classes(method, utility)))
-    found = {"utility": utility, "of_classes": of_classes}
+    found: dict[str, Any] = {"utility": utility}
+    if run.task() == "classification":
+        ((found["of_classes"],),) = _fetch(run.sql(between_classes(method, utility)))
+    content = content_of(run)
+    columns = content.columns.replace("e.label, e.label_name", "e.label_name AS label")
     for side in SIDES:
-        found[side] = _dicts(_shortened(run.sql(extremes(method, utility, side))))
+        rows = run.sql(extremes(method, utility, side, Content(columns, content.join)))
+        found[side] = _dicts(_shortened(rows))
     return found
 
 
@@ -188,21 +202,25 @@ def between_classes(method: str, utility: str) -> str:
     )
 
 
-def extremes(method: str, utility: str, side: str) -> str:
+def extremes(
+    method: str,
+    utility: str,
+    side: str,
+    content: Content = OF_CLASSES,
+) -> str:
     """The statement of the most `helpful` or `harmful` examples, by their places in their classes.
 
     A class without a value above 0 has no helpful one. By class, the best or the worst first.
-    Columns: example_id, text, label, value, stderr, p_helpful, source_id.
+    Columns: example_id, those of `content`, value, stderr, p_helpful, source_id.
     """
     order, sign = {"helpful": ("DESC", ">"), "harmful": ("ASC", "<")}[side]
     return (
-        "SELECT s.example_id, e.text, e.label_name AS label, s.value, s.stderr, "
-        "s.p_helpful, e.source_id "
+        f"SELECT s.example_id, {content.columns}, s.value, s.stderr, s.p_helpful, e.source_id "
         "FROM (SELECT *, row_number() OVER "
         f"(PARTITION BY label ORDER BY value {order}, example_id) AS place "
         f"FROM ({_labelled_values(method, utility)}) WHERE value {sign} 0 "
         f"ORDER BY place, value {order}, example_id "
-        f"LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) "
+        f"LIMIT {EXTREMES}) AS s JOIN examples AS e USING (example_id) {content.join} "
         f"ORDER BY e.label, s.value {order}, s.example_id"
     )
 
@@ -274,8 +292,9 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
     of_examples = {
         "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
         "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
-        "completion": "SELECT text, text_b FROM examples LIMIT 20",
-        "preference": "SELECT prompt, chosen, rejected FROM preferences LIMIT 20",
+        "completion": "SELECT prompt, answer FROM completions WHERE role = 'example' LIMIT 20",
+        "preference": "SELECT prompt, chosen, rejected FROM preferences WHERE role = 'example' "
+        "LIMIT 20",
         "question_answering": "SELECT text_b AS question, text FROM examples LIMIT 20",
     }
     statements = {
@@ -298,6 +317,8 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
     }
     if task != "regression":
         del statements["predictions"]
+    if task in VALUED:
+        statements["shapley"] = f"SELECT {VALUED[task]} ORDER BY value DESC LIMIT 20"
     return [text for view, text in statements.items() if view in views][:3]
 
 

@@ -1,10 +1,6 @@
 """What commands print on stdout: tables and lines for people, or JSON for programs."""
 
 import json
-import os
-import shlex
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +8,11 @@ from typing import Any
 import click
 
 from pipeline.agreement import BARELY
+from pipeline.copied import command, shell_path
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, OTHER_ANSWER, WORTH_A_LOOK, summarize
 from pipeline.progress import count_text
-from pipeline.terminal import show, table
+from pipeline.terminal import TEXTS, show, table
 from pipeline.trials import SAID, verdict
 
 
@@ -94,11 +91,11 @@ def print_verified(found: Mapping[str, Any], is_json: bool) -> None:
     said = f"{len(damaged)} of {found['n_files']} files are damaged or gone"
     if done:
         said += ": " + ", ".join(f"{n} {what}" for what, n in sorted(done.items()))
-    again = f"`{_command()} run {_shell_path(found['run'] + '/config.yaml')}` computes"
+    again = f"`{command('run', found['run'] + '/config.yaml')}` computes"
     if done or n_gone == len(damaged):
         show(f"{said}. {again} what is missing again.")
     else:
-        verify = f"`{_command()} verify {_shell_path(found['run'])} --repair`"
+        verify = f"`{command('verify', found['run'], '--repair')}`"
         show(f"{said}. {verify} removes what is damaged, and {again} it again.")
 
 
@@ -186,10 +183,10 @@ def print_summary(run: Any, is_json: bool) -> None:
     if is_json:
         click.echo(json.dumps(summary, default=str))
         return
+    here = summary["run"]
     if summary["suspicious"]:
         show("\nMost suspicious labels (score from 0 to 1, low: probably wrong)")
-        pair = ["text_b"] if "text_b" in summary["suspicious"][0] else []
-        names = ["text", *pair, "given", "suggested", "score"]
+        names = [*_content(summary["suspicious"]), "given", "suggested", "score"]
         if summary["planted"]:
             names.append("planted")
         show(table(names, [[row[n] for n in names] for row in summary["suspicious"]]))
@@ -207,27 +204,30 @@ def print_summary(run: Any, is_json: bool) -> None:
             f"{planted['in_top']} are among the {len(summary['suspicious'])} above."
         )
     if summary["answers"]:
-        _print_likely("answers", "an answer is bad", ["prompt", "answer"], summary["answers"])
+        names = ["prompt", "answer"]
+        _print_likely(here, "answers", "an answer is bad", names, summary["answers"])
     if summary["bad_answers"] is not None:
-        show(_about_answers(summary["bad_answers"], summary["examples"]))
+        show(_about_answers(here, summary["bad_answers"], summary["examples"]))
     if summary["other_answers"]:
-        show(about_other_answers(summary["other_answers"]))
+        show(about_other_answers(here, summary["other_answers"]))
     for trial in summary["trials"]:
         _print_trial(trial)
     if summary["pairs_of_answers"]:
         names = ["prompt", "chosen", "rejected"]
-        _print_likely("pairs", "rejected is the better answer", names, summary["pairs_of_answers"])
+        meaning = "rejected is the better answer"
+        _print_likely(here, "pairs", meaning, names, summary["pairs_of_answers"])
     if summary["wrong_orders"] is not None:
-        show(_about_orders(summary["wrong_orders"], summary["examples"]))
+        show(_about_orders(here, summary["wrong_orders"], summary["examples"]))
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
-            utility = summary["utility"]
+            rows, utility = summary[key], summary["utility"]
+            of_each = " of each class" if rows[0].get("label") is not None else ""
             show(
-                f"\nMost {key} examples of each class (value {effect} predictions of the queries, "
+                f"\nMost {key} examples{of_each} (value {effect} predictions of the queries, "
                 f"by {utility})"
             )
-            names = ["text", "label", "value", "stderr", "p_helpful"]
-            show(table(names, [[row[n] for n in names] for row in summary[key]]))
+            names = [*_content(rows), "value", "stderr", "p_helpful"]
+            show(table(names, [[row[n] for n in names] for row in rows]))
     if summary["of_classes"] is not None:
         show(
             f"{summary['of_classes']:.0%} of the variance of values lies between classes, which "
@@ -250,13 +250,21 @@ def print_summary(run: Any, is_json: bool) -> None:
             f"Error of the {line['source']} on the queries: {share}"
             f"mean squared error {line['mean_squared_error']:.4g}"
         )
-    show(f"\nCatalog: {_shell_path(summary['catalog'])}   Ask it in SQL, for example:")
+    show(f"\nCatalog: {shell_path(summary['catalog'])}   Ask it in SQL, for example:")
     for statement in summary["try"]:
-        show(f'  {_command()} sql {_shell_path(summary["run"])} "{statement}"')
+        quoted = f'"{statement}"'
+        show(f"  {command('sql', summary['run'], quoted)}")
+
+
+def _content(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that tell which rows these are: texts and labels, or ids where there are none."""
+    names = [name for name in (*TEXTS, "label", "target") if name in rows[0]]
+    has_texts = any(row[name] for row in rows for name in names if name in TEXTS)
+    return names if has_texts else ["source_id", *(n for n in names if n not in TEXTS)]
 
 
 def _print_likely(
-    what: str, meaning: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    run: str, what: str, meaning: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Prints those of the most suspicious answers, or pairs, that are worth a look."""
     worth = [row for row in rows if row["p_wrong"] >= WORTH_A_LOOK]
@@ -267,7 +275,7 @@ def _print_likely(
     if len(worth) < len(rows):
         show(
             f"{'All others' if worth else f'All {what}'} have a p_wrong below {WORTH_A_LOOK:g}. "
-            f"assay flag RUN --top {len(rows)} lists the likeliest."
+            f"{command('flag', run, '--top', str(len(rows)))} lists the likeliest."
         )
 
 
@@ -295,40 +303,40 @@ def _print_trial(trial: Mapping[str, Any]) -> None:
     show(verdict(trial))
 
 
-def _about_answers(reasons: Mapping[str, int], n: int) -> str:
+def _about_answers(run: str, reasons: Mapping[str, int], n: int) -> str:
     """How many answers are flagged, and why."""
     if not reasons:
         return (
-            f"None of {n} answers is likelier bad than right; assay flag RUN --top 100 lists the "
-            "likeliest."
+            f"None of {n} answers is likelier bad than right; "
+            f"{command('flag', run, '--top', '100')} lists the likeliest."
         )
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return (
         f"{_of(sum(reasons.values()), n, 'answers')} flagged as probably bad: {told}. assay select "
-        "leaves them out; assay flag RUN lists them."
+        f"leaves them out; {command('flag', run)} lists them."
     )
 
 
-def about_other_answers(count: int) -> str:
+def about_other_answers(run: str, count: int) -> str:
     """How many rows have a prompt that another row answers otherwise, and how to see them."""
+    listed = f"\"FROM issues WHERE issue = '{OTHER_ANSWER}'\""
     return (
         f"{count} rows have the prompt of another row and another answer: where a task has one "
-        f'right answer, a person must decide. assay sql RUN "FROM issues WHERE issue = '
-        f"'{OTHER_ANSWER}'\" lists them."
+        f"right answer, a person must decide. {command('sql', run, listed)} lists them."
     )
 
 
-def _about_orders(orders: Mapping[str, Any], n: int) -> str:
+def _about_orders(run: str, orders: Mapping[str, Any], n: int) -> str:
     """How many pairs are flagged, and how many are expected to be wrong."""
     expected = f"about {orders['share']:.0%} of all orders are expected to be wrong"
     if not orders["flagged"]:
         return (
-            f"None of {n} pairs is likelier wrong than right; {expected}. assay flag RUN --top 100 "
-            "lists the likeliest."
+            f"None of {n} pairs is likelier wrong than right; {expected}. "
+            f"{command('flag', run, '--top', '100')} lists the likeliest."
         )
     return (
         f"{_of(orders['flagged'], n, 'pairs')} flagged as probably the wrong way round; "
-        f"{expected}. assay select leaves them out; assay flag RUN lists them."
+        f"{expected}. assay select leaves them out; {command('flag', run)} lists them."
     )
 
 
@@ -347,11 +355,12 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
     if flagged:
         return (
             f"{_of(flagged, n, 'labels')} flagged as probably wrong; {agreement}. The order is "
-            "surer than this number: assay flag RUN --top 100 reads on."
+            f"surer than this number: {command('flag', summary['run'], '--top', '100')} reads on."
         )
     look = (
         f"{count_text(doubtful, 'label is', 'labels are')} worth a look all the same, as "
-        f"another class is {LIKELIER} times as likely: assay flag RUN --top {doubtful}."
+        f"another class is {LIKELIER} times as likely: "
+        f"{command('flag', summary['run'], '--top', str(doubtful))}."
     )
     return (
         f"None of {n} labels is flagged: {agreement}, and of the others none is surely wrong "
@@ -361,17 +370,6 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
 
 def _of(count: int, n: int, what: str) -> str:
     return f"{count} of {n} {what} {'is' if count == 1 else 'are'}"
-
-
-def _command() -> str:
-    """`assay`, or the path by which it was called where it is not on the PATH, for copied lines."""
-    is_called_by_path = os.path.basename(sys.argv[0]) == "assay" and not shutil.which("assay")
-    return _shell_path(sys.argv[0]) if is_called_by_path else "assay"
-
-
-def _shell_path(path: str) -> str:
-    """The path quoted for a shell, relative to the working directory where that is shorter."""
-    return shlex.quote(min(path, os.path.relpath(path), key=len))
 
 
 def _short(value: Any) -> str:

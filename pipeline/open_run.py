@@ -215,8 +215,9 @@ class OpenedRun:
     ) -> Rows:
         """Examples to train on, the best first.
 
-        Columns: example_id, source_id, text, label, label_name, value (above 0 helps), rank; with
-        `soft` also weight.
+        Columns: example_id, source_id, text (and text_b for pairs), label, label_name, value (above
+        0 helps), rank; with `soft` also weight. Of a regression target stands for the label; of
+        completions there are prompt and answer, of preferences prompt, chosen and rejected.
 
         The same share of each class is kept, those with the largest values of it: a mean utility
         is raised most by the class that its queries lack, so the best rows of all together may be

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.chosen_rows import warnings_about
-from pipeline.decisions import KEPT, Source, selected
+from pipeline.decisions import KEPT, Source, content_of, selected
 from pipeline.errors import RunError
 from pipeline.pair_selection import BY_PAIRS, pair_source
 from pipeline.results import rows_of
@@ -90,13 +90,12 @@ def choose(
     if per is not None:
         _check_column(run, per)
         per_class = True
+    of_all: dict[str, Any] = {"without": without.rows, "per": per, "content": content_of(run)}
     if quota:
-        statement = selected(
-            chosen, True, _of_classes(run, quota, per), without=without.rows, per=per
-        )
+        statement = selected(chosen, True, _of_classes(run, quota, per), **of_all)
         return Chosen(chosen, statement, False, True, *counts, per)
     if str(keep).strip().endswith("tokens"):
-        statement = _of_tokens(run, chosen, str(keep), per_class, without.rows, per)
+        statement = _of_tokens(run, chosen, str(keep), per_class, of_all)
         return Chosen(chosen, statement, per_class, False, *counts, per)
     count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
     if keep is not None:
@@ -104,7 +103,7 @@ def choose(
     elif drop is not None:
         count = total - rows_of(str(drop), total)
     limit = f"rank <= {count}"
-    statement = selected(chosen, per_class, limit, soft, without=without.rows, per=per)
+    statement = selected(chosen, per_class, limit, soft, **of_all)
     return Chosen(chosen, statement, per_class, False, *counts, per)
 
 
@@ -192,9 +191,12 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
 
 
 def _of_tokens(
-    run: Any, chosen: Source, keep: str, per_class: bool, without: str | None, per: str | None
+    run: Any, chosen: Source, keep: str, per_class: bool, of_all: Mapping[str, Any]
 ) -> str:
-    """The statement for the first rows that have so many tokens together."""
+    """The statement for the first rows that have so many tokens together.
+
+    `of_all` are arguments of `selected` that every choice has.
+    """
     number = keep.strip().removesuffix("tokens").strip()
     if not number.isdecimal():
         raise RunError(
@@ -210,7 +212,7 @@ def _of_tokens(
             "`text_length: {}` under `stages:` and run again, or name a number of rows or a share."
         )
     limit = f"tokens <= {number}"
-    return selected(chosen, per_class, limit, counts=view, without=without, per=per)
+    return selected(chosen, per_class, limit, counts=view, **of_all)
 
 
 def _of_classes(run: Any, quota: Mapping[str, str | int], per: str | None) -> str:

@@ -1,6 +1,7 @@
 """Tables and lines for people, printed on stdout."""
 
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -17,8 +18,8 @@ TEXT_WIDTH = 60
 """Width of a cell, in which a wide letter counts twice; a longer text is cut."""
 LEAST = 8
 """Characters of a column, if it has as many, however narrow the terminal."""
-READABLE = 12
-"""Characters of a column below which what is not needed goes first."""
+READABLE, LEGIBLE = 12, 24
+"""Characters of a column, and of one of texts, below which what is not needed goes first."""
 TEXTS = ("text", "text_b", "prompt", "answer", "chosen", "rejected")
 """Columns whose cells may begin alike."""
 PROMPT = "prompt"
@@ -30,6 +31,9 @@ SOURCE, OWN = "source_id", "example_id"
 GAP = 2
 """Spaces between two columns."""
 DIGITS = {"value": ".5f", "stderr": ".5f", "p_helpful": ".4f", "score": ".4f", "label_score": ".4f"}
+
+NUMBERS = re.compile(r"([-+±\d.,eE%/()\s]|\bto\b|\bof\b|\binf\b|\bnan\b)*")
+"""A number, an interval or a share."""
 
 CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵", 0x0D: ""}
 CONTROLS |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
@@ -69,7 +73,8 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, float):
-        return f"{value:{DIGITS.get(name, '.4g')}}"
+        rounded = f"{value:{DIGITS.get(name, '.4g')}}"
+        return f"{value:.1e}" if value and not float(rounded) else rounded
     if name == PROMPT:
         return from_end(" ".join(str(value).split()).translate(CONTROLS), TEXT_WIDTH)
     text = str(value).translate(CONTROLS)
@@ -101,11 +106,12 @@ def _apart(one: Any, other: Any) -> tuple[Any, Any]:
 def narrow(item: Table, width: int) -> list[str]:
     """Makes a table of `table` fit into a width; the names of the columns that it cannot have.
 
-    Long ids are shown as `short_ids` says, and never cut. Headings are shortened first, then the
-    widest cells, all to one width. Where that would be less than `LEAST`, columns go, which rich
-    would let go without a word: empty ones, the number of a row that has an id in its source,
-    those that say the same of all rows, the last that are neither ids nor texts. So do columns
-    behind names that could not be told apart.
+    Long ids are shown as `short_ids` says; these and numbers are never cut. Headings are shortened
+    first, then the widest cells, all to one width. Where that would be less than `READABLE`, or
+    than `LEGIBLE` of texts, columns go, which rich would let go without a word: empty ones, the
+    number of a row that has an id in its source or of a class that has a name, those that say the
+    same of all rows; and where it would be less than `LEAST` the last that are neither ids nor
+    texts. So do columns behind names that could not be told apart.
     """
     names = [str(column.header) for column in item.columns]
     for longest in (short_ids.LONG, short_ids.SHORT):
@@ -115,9 +121,10 @@ def narrow(item: Table, width: int) -> list[str]:
     for is_needless in (
         _is_empty,
         lambda c: str(c.header) == OWN and SOURCE in names,
+        lambda c: f"{c.header}_name" in names,
         _is_of_one,
     ):
-        if _widths(item.columns, width, READABLE) is None:
+        if _is_crowded(item.columns, width):
             item.columns[:] = [c for c in item.columns if not is_needless(c)] or item.columns[:1]
     while (widths := _widths(item.columns, width, LEAST)) is None and len(item.columns) > 1:
         _drop(item.columns)
@@ -141,15 +148,25 @@ def _widths(columns: Sequence[Column], width: int, least: int) -> list[int] | No
     natural = [column.max_width or 1 for column in columns]
     # With a heading that is cut.
     close = [max(_cells(c), min(n, LEAST)) for c, n in zip(columns, natural, strict=True)]
-    caps = range(max(natural), least - 1, -1)
+    caps = range(max(*natural, least), least - 1, -1)
     sizes = (
         *([max(c, min(n, cap)) for c, n in zip(close, natural, strict=True)] for cap in caps),
         *(
-            [w if _is_of_ids(c) else min(w, cap) for c, w in zip(columns, close, strict=True)]
+            [w if _is_whole(c) else min(w, cap) for c, w in zip(columns, close, strict=True)]
             for cap in caps
         ),
     )
     return next((widths for widths in sizes if sum(widths) <= room), None)
+
+
+def _is_crowded(columns: Sequence[Column], width: int) -> bool:
+    """Whether columns would be hard to read in a width."""
+    widths = _widths(columns, width, READABLE)
+    return widths is None or any(
+        fitting < min(LEGIBLE, column.max_width or 1)
+        for column, fitting in zip(columns, widths, strict=True)
+        if str(column.header) in TEXTS
+    )
 
 
 def _drop(columns: list[Column]) -> None:
@@ -163,8 +180,8 @@ def _drop(columns: list[Column]) -> None:
 def _looks_alike(column: Column, width: int) -> bool:
     """Whether names in a column are the same when they are cut to a width; texts may be."""
     cells = {str(text) for text in column.cells}
-    is_of_texts = str(column.header) in TEXTS
-    return not is_of_texts and len({text[: width - 1] for text in cells}) < len(cells)
+    cut = {text if cell_len(text) <= width else text[: width - 1] for text in cells}
+    return str(column.header) not in TEXTS and len(cut) < len(cells)
 
 
 def _cells(column: Column) -> int:
@@ -173,7 +190,8 @@ def _cells(column: Column) -> int:
 
 
 def _is_empty(column: Column) -> bool:
-    return not _cells(column)
+    """Whether no row of a table has anything in a column; of a table without rows it is not."""
+    return any(True for _ in column.cells) and not _cells(column)
 
 
 def _is_of_one(column: Column) -> bool:
@@ -194,6 +212,12 @@ def _shorten(column: Column, longest: int) -> None:
 
 def _is_of_ids(column: Column) -> bool:
     return short_ids.is_id(str(column.header))
+
+
+def _is_whole(column: Column) -> bool:
+    """Whether no cell of a column may be cut: without its end a number is another one."""
+    are_numbers = all(NUMBERS.fullmatch(str(text)) for text in column.cells)
+    return _is_of_ids(column) or (are_numbers and str(column.header) not in TEXTS)
 
 
 def show(item: Any) -> None:

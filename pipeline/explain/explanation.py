@@ -160,8 +160,8 @@ def _chosen_methods(run: Any, finished: Finished, wanted: Sequence[str]) -> tupl
         if name not in (*pairwise, *sampled, *of_tokens, *others):
             known = list(dict.fromkeys([*pairwise, *of_tokens, *sampled, *others]))
             raise RunError(
-                f"found --method {name}{near(name, known)}, expected one of {', '.join(known)}. "
-                "Name one of these, or add the stage and run again."
+                f"found --method {name}{near(name, known)}, expected one of "
+                f"{', '.join(known) or 'none'}. Name one of these, or add the stage and run again."
             )
     if (
         not wanted

@@ -57,7 +57,7 @@ def print_explanation(found: Mapping[str, Any], top: int, is_json: bool) -> None
 
 
 def prediction_lines(found: Mapping[str, Any]) -> list[str]:
-    """A line for each prediction and answer of a model; one line where there is none."""
+    """A line for each prediction and answer of a model; of a text without any one that says so."""
     query = found["query"]
     of_numbers = is_regression(found)
     kind = "target" if of_numbers else "label"
@@ -75,7 +75,9 @@ def prediction_lines(found: Mapping[str, Any]) -> list[str]:
         if row["answer"] is not None:
             answer = f"{row['answer']}, probability {row['probability']:.3f}"
             lines.append(f"{row['method']} answers: {answer}")
-    return lines or [f"The run predicts no class or number for this text; {label}"]
+    if not lines and query.get("answer") is None:  # a completion is to be learned, not predicted
+        lines.append(f"The run predicts no class or number for this text; {label}")
+    return lines
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, str]:
@@ -97,8 +99,8 @@ def numbers(row: Mapping[str, Any]) -> dict[str, str]:
 def print_examples(rows: Rows, of_numbers: bool = False) -> None:
     """Prints a table of examples: texts (or source_id), label and the `numbers` of each row.
 
-    Of completions the end of the prompt and the answer, and no label. With `of_numbers` labels are
-    targets.
+    Of completions the end of the prompt and the answer, and a label where rows have any. With
+    `of_numbers` labels are targets.
     """
     if not rows:
         show("none")
@@ -106,6 +108,8 @@ def print_examples(rows: Rows, of_numbers: bool = False) -> None:
     names = list(dict.fromkeys(name for row in rows for name in numbers(row)))
     are_said = all(row.get("answer") is not None for row in rows)
     are_pairs = not are_said and any(row.get("text_b") is not None for row in rows)
+    label_name = "target" if of_numbers else "label"
+    labels = [label_name] if any(row["label"] is not None for row in rows) else []
     cells = []
     for row in rows:
         if are_said:
@@ -113,10 +117,9 @@ def print_examples(rows: Rows, of_numbers: bool = False) -> None:
         else:
             label = None if row["label"] is None else label_text(row["label"], of_numbers)
             text = row["text"] or row["source_id"]
-            said = [text, row["text_b"], label] if are_pairs else [text, label]
+            said = [text, *([row["text_b"]] if are_pairs else []), *([label] if labels else [])]
         cells.append([*said, *(numbers(row).get(name) for name in names)])
-    label_name = "target" if of_numbers else "label"
-    of_texts = ["text", *(["text_b"] if are_pairs else []), label_name]
+    of_texts = ["text", *(["text_b"] if are_pairs else []), *labels]
     heads = ["prompt", "answer"] if are_said else of_texts
     show(table([*heads, *names], cells))
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.copied import command
 from pipeline.errors import RunError
 from pipeline.explain.query import Rows
-from pipeline.explain.stored_query import COLUMNS, dicts
+from pipeline.explain.stored_query import COLUMNS, LISTED, dicts
 from pipeline.progress import Progress
 from stages.corpus.load import load_file
 from storage.sql import quoted
@@ -125,8 +126,8 @@ def _ids_of(run: Any, name: str, key: str | None, wanted: Sequence[str]) -> list
         ids_named = " or ".join(kinds)
         raise RunError(
             f"{name}: found {_count(len(unknown), 'id')} that no query of the run has, the first "
-            f"{unknown[0]}, expected a {ids_named} of the run. Look them up: assay sql RUN "
-            '"SELECT query_id, source_id, text FROM queries".'
+            f"{unknown[0]}, expected a {ids_named} of the run. Look them up: "
+            f"{command('sql', run.folder.path, LISTED)}"
         )
     return ids
 

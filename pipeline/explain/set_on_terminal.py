@@ -1,7 +1,7 @@
 """An explanation of a set of queries as lines and tables on the terminal."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -27,8 +27,7 @@ def print_set(found: Mapping[str, Any], top: int, is_json: bool) -> None:
             _print_examples(listed, entry["top_k"])
         show(f"\n{method_title(entry)}: {set_titles.common(entry)}")
         if out := set_titles.outliers(entry, found)[:top]:
-            cells = [[_text(row), row["label"], row["cosine"], row["source_id"]] for row in out]
-            show(table(["text", "label", "cosine", "source_id"], cells))
+            _print_rows([{**_of_row(row), "cosine": row["cosine"]} for row in out], out)
     show(f"\n{set_titles.forecast_title(found['forecast'])}")
     if found["forecast"]["rows"]:
         show(table(*set_titles.forecast_table(found["forecast"])))
@@ -39,12 +38,29 @@ def _print_examples(listed: set_titles.Listed, top_k: int | None) -> None:
     if not listed.rows:
         show("none")
         return
-    shown = [set_titles.numbers(row, top_k, listed.n_queries) for row in listed.rows]
+    n = listed.n_queries
+    _print_rows(
+        [
+            {**_of_row(row), **set_titles.numbers(row, top_k, n), "doubts": set_titles.doubts(row)}
+            for row in listed.rows
+        ],
+        listed.rows,
+    )
+
+
+def _of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row is, by the names of columns."""
+    return {"text": _text(row), "label": row["label"]}
+
+
+def _print_rows(shown: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a table, without labels and doubts where no row has any, and with the ids last."""
+    names = [n for n in shown[0] if n not in ("label", "doubts") or any(row[n] for row in shown)]
     cells = [
-        [_text(row), row["label"], *named.values(), set_titles.doubts(row), row["source_id"]]
-        for row, named in zip(listed.rows, shown, strict=True)
+        [*(row[name] for name in names), told["source_id"]]
+        for row, told in zip(shown, rows, strict=True)
     ]
-    show(table(["text", "label", *shown[0], "doubts", "source_id"], cells))
+    show(table([*names, "source_id"], cells))
 
 
 def _text(row: Mapping[str, Any]) -> str:

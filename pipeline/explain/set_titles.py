@@ -108,6 +108,8 @@ def legend(found: Mapping[str, Any]) -> str:
     lines = ["mean: the mean score over the queries; above 0 an example helps them."]
     if cut := [e for e in entries if e["top_k"] is not None]:
         largest = ", ".join(f"{e['top_k']} ({method_title(e)})" for e in cut)
+        if len({e["top_k"] for e in cut}) == 1:
+            largest = str(cut[0]["top_k"])
         lines.append(
             f"±: how far it may be off, as of a query no more scores of each sign are stored than "
             f"{largest}; where it is larger than the mean, not even the sign is sure. "

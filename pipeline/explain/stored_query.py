@@ -3,11 +3,14 @@
 from typing import Any
 
 from pipeline import short_ids
+from pipeline.copied import command
 from pipeline.errors import RunError
 from pipeline.explain.query import SAID, Rows, said_in
 from storage.catalog import fetch
 from storage.sql import quoted
 
+LISTED = '"SELECT query_id, source_id, text FROM queries"'
+"""What lists the queries of a run, as a command takes it."""
 COLUMNS = "source_id, text, text_b, coalesce(label_name, target::VARCHAR) AS label"
 """What is shown of an example or a query, selected from the view of that name."""
 
@@ -37,13 +40,12 @@ class StoredQuery:
             rows = self._shown_as(run, name)
         if not rows:
             first = fetch(run.sql("SELECT source_id, text FROM queries ORDER BY query_id LIMIT 1"))
-            example = (
-                f"such as {first[0][0]} ({first[0][1][:40]!r})" if first else "but it has none"
-            )
+            example = f"such as {first[0][0]}" if first else "but it has none"
+            if first and first[0][1]:
+                example += f" ({first[0][1][:40]!r})"
             raise RunError(
                 f"--query {name}: found no such query in the run, expected a source_id or query_id "
-                f'{example}. Look it up: assay sql RUN "SELECT query_id, source_id, text FROM '
-                'queries".'
+                f"{example}. Look it up: {command('sql', run.folder.path, LISTED)}"
             )
         self.facts, self.id = {**rows[0], **SAID}, int(rows[0]["query_id"])
         self._run, self._top = run, top

@@ -101,4 +101,6 @@ def _output(measured: str, found: Mapping[str, Any]) -> str:
         return f"the predicted class ({names.pop()})"
     if names:
         return "the predicted class"
+    if found["query"].get("answer") is not None:
+        return "the answer"
     return "the predicted answer" if found["answers"] else "the predicted class or text"

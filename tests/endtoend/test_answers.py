@@ -155,6 +155,10 @@ def test_the_choice_leaves_out_flagged_answers_and_near_duplicates(ran: Any) -> 
     assert ranks == sorted(ranks)
     dropped = [row[0] for row in select(run, drop=N - 5).fetchall()]
     assert dropped == ids[:5]
+    shown = ["example_id", "source_id", "prompt", "answer", "value", "rank"]
+    assert select(run, keep=5).columns == shown
+    answers = dict(run.sql("SELECT id, answer FROM completions WHERE role = 'example'").fetchall())
+    assert all(row[3] == answers[row[0]] for row in select(run, keep=5).fetchall())
     few = [row[0] for row in select(run, keep=5).fetchall()]
     assert few == ids[:5]
     by_answers = [row[0] for row in select(run, keep=5, by="answer_issues").fetchall()]

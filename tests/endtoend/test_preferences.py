@@ -147,6 +147,8 @@ def test_pairs_are_chosen_from_the_middle_without_flagged_ones(ran: Any) -> None
     run, _ = ran
     flagged = {row[0] for row in flag(run).fetchall()}
     every = select(run, keep=N).fetchall()
+    shown = ["example_id", "source_id", "prompt", "chosen", "rejected", "value", "rank"]
+    assert select(run, keep=N).columns == shown
     assert not flagged & {row[0] for row in every}
     assert len(every) == N - len(flagged)
     margins = dict(

@@ -44,6 +44,8 @@ def test_no_column_is_lost_off_a_terminal(capsys):
 
 def test_statements_to_try_use_only_views_that_are_there():
     assert len(main_results._statements({"examples", "runs", "rejected", "shapley"})) == 3
+    of_values = main_results._statements({"shapley"}, "regression")
+    assert of_values == [f"SELECT {main_results.VALUED['regression']} ORDER BY value DESC LIMIT 20"]
     assert main_results._statements({"examples"}) == [
         "SELECT label_name, count(*) FROM examples GROUP BY ALL"
     ]
@@ -74,7 +76,14 @@ SUMMARY = {
 @pytest.mark.parametrize(
     ("known", "told"),
     [
-        ({}, ["None of 200 labels is flagged", "agree with 68% of the labels", "RUN --top 7."]),
+        (
+            {},
+            [
+                "None of 200 labels is flagged",
+                "agree with 68% of the labels",
+                "assay flag run --top 7.",
+            ],
+        ),
         ({"doubtful": 0}, ["None of 200 labels is flagged", "rather than hard to predict. 12"]),
         ({"flagged": 3}, ["3 of 200 labels are flagged", "agree with 68%", "--top 100 reads on"]),
         ({"flagged": 3, "agreement": None}, ["3 of 200 labels are flagged as probably wrong. 12"]),
@@ -105,11 +114,43 @@ def test_answers_that_are_surely_right_are_not_listed(
 
     lines = said(answers=rows)
     assert [line for line in lines if line.startswith("p a")] == ["p a 0.8", "p a 0.1"]
-    told = "All others have a p_wrong below 0.1. assay flag RUN --top 3 lists the likeliest."
+    told = "All others have a p_wrong below 0.1. assay flag run --top 3 lists the likeliest."
     assert told in lines
     lines = said(pairs_of_answers=rows[2:])
     assert (
-        "All pairs have a p_wrong below 0.1. assay flag RUN --top 1 lists the likeliest." in lines
+        "All pairs have a p_wrong below 0.1. assay flag run --top 1 lists the likeliest." in lines
     )
     assert not any(line.startswith("p good") for line in lines)
     assert not any("All others" in line for line in said(answers=rows[:2]))
+
+
+VALUE = {"example_id": 1, "source_id": "row-1", "value": 0.5, "stderr": 0.1, "p_helpful": 0.9}
+FLAG = {"given": "a", "suggested": "b", "score": 3e-6, "planted": False}
+
+
+@pytest.mark.parametrize(
+    ("row", "heading", "line"),
+    [
+        ({"text": "good", "label": "a"}, "text label", "good a"),
+        ({"text": "good", "target": 1.5}, "text target", "good 1.5"),
+        ({"text": "one", "text_b": "two", "label": "a"}, "text text_b label", "one two a"),
+        ({"prompt": "why", "answer": "so"}, "prompt answer", "why so"),
+        ({"text": None, "label": "a"}, "source_id label", "row-1 a"),
+    ],
+)
+def test_examples_are_told_by_what_they_have(
+    row: dict[str, Any], heading: str, line: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A regression has targets, chats prompts and answers, and rows of vectors ids."""
+    known = {**SUMMARY, "utility": "loss", "helpful": [{**VALUE, **row}]}
+    if "label" in row:
+        known["suspicious"] = [{**VALUE, **FLAG, **row}]
+        del known["suspicious"][0]["label"]
+    monkeypatch.setattr("pipeline.on_terminal.summarize", lambda run: known)
+    report.print_summary(None, is_json=False)
+    lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
+    assert f"{heading} value stderr p_helpful" in lines
+    assert f"{line} 0.50000 0.10000 0.9000" in lines
+    assert any("of each class" in text for text in lines) == ("label" in row)
+    if "label" in row:
+        assert f"{line.removesuffix(' a')} a b 3.0e-06" in lines

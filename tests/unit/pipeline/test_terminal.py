@@ -70,9 +70,40 @@ def test_no_column_is_lost_without_a_word(width: int) -> None:
     if width >= 60:
         assert {"suggested_label", "label_score"} <= kept.keys()
     if width >= 120:
-        assert not left_out
+        assert not gone
+        assert rows[0].split("surprisingly")[1].index("…") >= 12
     if width >= 200:
+        assert not left_out
         assert "somewhat positive" in rows[0]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_table_of_narrow_cells_fits(width: int, is_empty: bool) -> None:
+    """Numbers whose beginnings are alike are not names that the width makes alike."""
+    names = ["id", "role", "rank", "n", "of"]
+    rows = [[20 + at % 2, "query", at, at, at] for at in range(3 * (not is_empty))]
+    shown = table(names, rows)
+    left_out = narrow(shown, width)
+    assert bool(left_out) == (width == 20)
+    assert [str(column.header) for column in shown.columns] == names[: 5 - len(left_out)]
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, force_terminal=True, color_system=None).print(shown)
+    assert all(len(line) <= width for line in buffer.getvalue().splitlines())
+
+
+def test_a_name_tells_more_than_the_number_of_its_class() -> None:
+    names = ["source_id", "text", "label", "label_name", "value", "rank"]
+    rows = [[f"row-{at}", "a" * 60, at, f"class {at}", 0.5, at] for at in range(3)]
+    assert narrow(table(names, rows), 60) == ["label"]
+    assert narrow(table(names, rows), 120) == []
+
+
+def test_small_numbers_are_not_shown_as_none() -> None:
+    assert cell("label_score", 3.2e-6) == "3.2e-06"
+    assert cell("value", -1e-7) == "-1.0e-07"
+    assert cell("stderr", 0.0) == "0.00000"
+    assert cell("p_helpful", 0.00012) == "0.0001"
 
 
 def test_wide_letters_are_cut_by_their_width(capsys: pytest.CaptureFixture[str]) -> None:

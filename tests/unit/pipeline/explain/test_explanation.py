@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from pipeline.explain.on_terminal import (
     print_explanation,
 )
 from pipeline.explain.picture import MOST, data_url, draw, image_of, largest, png
-from pipeline.explain.stored_query import StoredQuery
+from pipeline.explain.stored_query import LISTED, StoredQuery
 from pipeline.explain.titles import legend, lists_of_examples, shown_sides, side_title
 from pipeline.explain.words import title
 from pipeline.finished import Finished
@@ -57,6 +58,7 @@ def run() -> OpenedRun:
     """A run of hand-made views."""
     made = OpenedRun.__new__(OpenedRun)
     made.connection, made._catalog = duckdb.connect(), catalog
+    made.folder = SimpleNamespace(path="runs/it's mine")  # type: ignore[assignment]
     made._files = SimpleNamespace(tables_read=lambda _: [], check=lambda _: None)
     for statement in VIEWS.split(";\n"):
         made.connection.execute(statement)
@@ -117,6 +119,32 @@ def test_a_query_is_found_by_its_id_and_then_by_the_users(run: OpenedRun) -> Non
     assert StoredQuery(run, "6", 3).facts["text"] == "another"
     with pytest.raises(RunError, match=r"found no such query.*such as five \('a query'\)"):
         StoredQuery(run, "x' OR true --", 3)
+
+
+def test_what_looks_a_query_up_can_be_pasted(run: OpenedRun) -> None:
+    run.connection.execute(
+        "CREATE OR REPLACE VIEW queries AS SELECT 7 AS query_id, 'seven' AS source_id, "
+        "NULL AS text, NULL AS text_b, NULL AS label_name, NULL AS target"
+    )
+    with pytest.raises(RunError) as caught:
+        StoredQuery(run, "nobody", 3)
+    told = str(caught.value)
+    assert "such as seven. Look it up: " in told
+    words = shlex.split(told.rpartition("Look it up: ")[2])
+    assert words == ["assay", "sql", "runs/it's mine", LISTED.strip('"')]
+
+
+@pytest.mark.parametrize("answer", [None, " Vienna"])
+def test_rows_without_labels_have_no_column_of_labels(answer: str | None, capsys: Any) -> None:
+    """Nor is a completion, which is to be learned, said to have no label."""
+    said = {"prompt": None if answer is None else "text 1", "answer": answer}
+    rows = [example(at, score=0.5, **said) | {"label": None} for at in range(2)]
+    print_examples(rows)
+    heading = capsys.readouterr().out.splitlines()[0].split()
+    assert heading == [*(["text"] if answer is None else ["prompt", "answer"]), "score"]
+    query = {"label": None, "target": None, **said}
+    found = {"query": query, "predictions": [], "answers": []}
+    assert bool(prediction_lines(found)) == (answer is None)
 
 
 def test_the_best_of_each_sign_come_with_their_parts(run: OpenedRun) -> None:
