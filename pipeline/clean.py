@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus import NOTES as NOTES_OF_CORPUS
-from pipeline.errors import RunFolderError
+from pipeline.errors import RunError, RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.lock import driver_of, hold
 from pipeline.max_length import NOTES as NOTES_OF_LENGTHS
 from pipeline.sizes import NOTES as NOTES_OF_SIZES
 from pipeline.store_users import NOTES, User, user_in, users
 from stages.corpus.known_hashes import NOTES as NOTES_OF_SOURCES
+from stages.corpus.known_hashes import note_key
+from stages.stage import StageError
 from storage import leftovers
 from storage.feature_map import map_place, remove_map
 from storage.leftovers import Found
@@ -164,6 +166,7 @@ class _Cleaning:
             )
             return
         needed = _needed(self._store, self.users, {name: table for table, name, _ in self._files})
+        sources = _sources(self.users)
         for table, name, found in self._files:
             stem, _, ending = name.rpartition(".")
             if leftovers.is_temporary(name) or ending not in ("json", "parquet"):
@@ -178,7 +181,8 @@ class _Cleaning:
                 is_orphan = first is not None and f"{first}.parquet" not in needed
             elif table == NOTES_OF_SOURCES:
                 read = _note(self._store, table, stem).get("files", {})
-                is_orphan = bool(read) and not any(map(os.path.exists, read))
+                is_unused = sources is not None and stem not in sources
+                is_orphan = bool(read) and (is_unused or not any(map(os.path.exists, read)))
             elif table.startswith("."):
                 is_orphan = False  # a note that serves any run, such as on a model that was checked
             elif table == NOTES_OF_CORPUS:
@@ -188,6 +192,23 @@ class _Cleaning:
                 is_orphan = name not in needed
             if is_orphan:
                 yield "orphan", found
+
+
+def _sources(runs: Iterable[User]) -> set[str] | None:
+    """Keys of the notes on the sources that the runs read; None where one of them cannot be asked.
+
+    That is so of a run of another machine, and of one whose folder is gone or damaged.
+    """
+    found = set()
+    for user in runs:
+        if not user.is_here:
+            return None
+        try:
+            run = RunFolder(Path(user.path)).read_run()
+        except (RunError, StageError):
+            return None
+        found |= {note_key(source) for source in (run.corpus, run.queries) if source is not None}
+    return found
 
 
 def _note(store: Store, table: str, name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from stages.corpus.source import Source
 from stages.corpus.source_files import SourceFile, open_file
 from storage.manifest import digest
 from storage.schema import FileError
@@ -22,10 +23,15 @@ RACY_NS = 2_000_000_000
 steps of two seconds."""
 
 
+def note_key(source: Source) -> str:
+    """The name of the note of a source's files."""
+    return digest(["files", source.path, source.features_file])
+
+
 def hashes(
     files: Sequence[SourceFile],
     listed_ns: int,
-    name: Sequence[str | None],
+    key: str,
     store: Store | None,
     is_dry: bool,
 ) -> dict[str, str]:
@@ -34,13 +40,12 @@ def hashes(
     Args:
         files: The files, as they were listed.
         listed_ns: When their listing began, in ns since 1970.
-        name: Identifies the source that they are of.
+        key: Names the note of the source that they are of.
         store: Holds the note. It is written where a file was read.
         is_dry: Whether nothing is written.
     """
     if not files:
         return {}
-    key = digest(["files", *name])
     known, noted_ns = _note(store, key)
     found: dict[str, str] = {}
     for file in files:

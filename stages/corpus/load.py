@@ -21,7 +21,7 @@ from stages.corpus.huggingface import (
     split_folder,
     split_names,
 )
-from stages.corpus.known_hashes import hashes
+from stages.corpus.known_hashes import hashes, note_key
 from stages.corpus.pieces import PIECE_BYTES, Each, Reading, Split, in_turn, read_all, select
 from stages.corpus.source import ENDINGS, Source, is_local, is_url, local
 from stages.corpus.source_files import (
@@ -70,7 +70,7 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
     if source.features_file is not None:
         files += _vectors(source.features_file)
     on_disk = [file for file in files if not is_url(file.path)]
-    known = hashes(on_disk, begun_ns, [source.path, source.features_file], store, is_dry)
+    known = hashes(on_disk, begun_ns, note_key(source), store, is_dry)
     for file in files:
         digest.update(os.path.basename(file.path).encode() + b"\0")
         is_known = file.path in known

@@ -130,6 +130,30 @@ def test_a_store_that_knows_no_run_is_told_its_runs(run: Path, tmp_path: Path) -
     assert cleaned(bare, "--run", run, "--remove") == {}
 
 
+def test_what_was_read_of_a_source_that_no_run_uses_is_left_over(run: Path, tmp_path: Path) -> None:
+    """Though its file is there; not where a run cannot be asked what it reads."""
+    notes = run / "store/.sources"
+    of_before = {path.name for path in notes.iterdir()}
+    lines = [json.dumps({"text": f"a film {n}", "label": "ab"[n % 2]}) for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    corpus = {"path": str(tmp_path / "rows.jsonl"), "text": "text", "label": "label"}
+    again(run, f"corpus={json.dumps(corpus)}", "queries=null")
+    of_now = {path.name for path in notes.iterdir()} - of_before
+    assert (len(of_before), len(of_now)) == (2, 1)
+    elsewhere = run.parent / "elsewhere"
+    again(elsewhere, f"store={run}/store")
+    assert not of_before & set(cleaned(run).get("orphan", ()))
+    config = (elsewhere / "run.json").read_text()
+    (elsewhere / "run.json").write_text("{")
+    (elsewhere / "config.yaml").write_text("{")
+    assert not of_before & set(cleaned(run).get("orphan", ()))
+    (elsewhere / "run.json").write_text(config)
+    orphans = set(cleaned(run, "--forget", elsewhere, "--remove")["orphan"])
+    assert of_before <= orphans
+    assert {path.name for path in notes.iterdir()} == of_now
+    assert cleaned(run, "--forget", elsewhere) == {}
+
+
 def test_beside_a_driver_what_is_younger_than_it_stays(run: Path) -> None:
     old, young = run / ".old.0a.tmp", run / ".young.0a.tmp"
     old.write_text("")
@@ -191,10 +215,10 @@ def test_nothing_is_left_of_another_corpus(
     assert cleaned(run) == {}
     fresh = run.parent / "fresh"
     again(fresh, *settings, f"store={fresh}/store")
-    # Of the model's check and of where sources lie there are notes for any run.
+    # Of the model's check there are notes for any run.
     own = {p.relative_to(run / "store") for p in (run / "store").rglob("*.*")}
     new = {p.relative_to(fresh / "store") for p in (fresh / "store").rglob("*.*")}
-    shared = {path for path in own - new if path.parts[0] in (".sources", ".checks", ".runs")}
+    shared = {path for path in own - new if path.parts[0] in (".checks", ".runs")}
     assert own - shared == new - {path for path in new if path.parts[0] == ".runs"}
     # Where a source is gone, what was read of it is nobody's.
     rows.unlink()
