@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class CorpusShards:
                 self._reject(rows)
                 due = next(waiting, None)
         for review, found in zip(making.recipe.reviews, decided, strict=True):
-            check_used(review, found, refused)
+            check_used(review, found, refused, partial(survey.names, review.key))
         for table, of_table in records.items():
             self._records[table] += sorted(of_table, key=lambda record: record.index)
         return n_unlabelled

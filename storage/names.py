@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 TABLE = re.compile(r"[a-z][a-z0-9_]{0,99}")
 INSTANCE = re.compile(r"\w[\w.-]{0,199}")
 """Stages, as a YAML names them: letters of any script, digits, `_`, `.` and `-`."""
 KEY = re.compile(r"[0-9a-f]{16}")
+COMPARED = 20_000
+"""Names that a slip is compared with."""
 
 
 def is_table(name: Any) -> bool:
@@ -31,7 +34,9 @@ def near(
 ) -> str:
     """What a message says of an unknown name before it lists the known ones.
 
-    The known name that it is most like, as `shown` writes it; nothing where none is alike.
+    The known name that it is most like, as `shown` writes it; nothing where none is alike. Of more
+    than `COMPARED` known names the first are compared: a message is to come at once.
     """
-    close = get_close_matches(str(name), list(map(str, known)), 1, cutoff)
+    compared = list(map(str, islice(known, COMPARED)))
+    close = get_close_matches(str(name), compared, 1, cutoff)
     return f" (did you mean {shown(close[0])}?)" if close else ""

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.explain.new_query import NewQuery
 from pipeline.explain.prompt import answered
-from pipeline.explain.query import SAID, Query, Rows, said_in
+from pipeline.explain.query import SAID, Query, Rows, said_of
 from pipeline.explain.replay import replay
 from pipeline.explain.stored_query import COLUMNS, StoredQuery, dicts
 from pipeline.explain.titles import lists_of_examples
@@ -264,12 +264,7 @@ def _add_texts(run: Any, found: Mapping[str, Any]) -> None:
     rows = dicts(
         run.sql(f"SELECT example_id, {COLUMNS} FROM examples WHERE example_id IN ({id_list})")
     )
-    by_id = {row["example_id"]: {**row, **SAID} for row in rows}
-    if (said := said_in(run)) is not None:
-        own = (
-            f"SELECT id, prompt, answer FROM ({said}) WHERE role = 'example' AND id IN ({id_list})"
-        )
-        for row in dicts(run.sql(own)):
-            by_id[row.pop("id")].update(row)
+    said = said_of(run, "example", ids)
+    by_id = {i: {**row, **said.get(i, SAID)} for row in rows for i in [row["example_id"]]}
     for row in (row for rows in lists for row in rows):
         row.update(by_id[row["example_id"]])

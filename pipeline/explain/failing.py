@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.explain.query import Rows
+from pipeline.explain.query import Rows, said_of
 from pipeline.explain.query_set import QuerySet, read_query_set
 from pipeline.explain.set_forecast import forecast, halves
 from pipeline.explain.set_scores import Scores, set_scores
@@ -38,7 +38,8 @@ def explain_set(
 
     Keys:
         run_id, task, file: The run, the task of its corpus, and the file that named the queries.
-        queries: query_id, source_id, text, text_b, label of each.
+        queries: query_id, source_id, text, text_b, label of each; of completions and preferences
+            also prompt and answer as people read them, as of examples.
         predictions: For each model and label of the set: method, source, label, n, and n_right.
         methods: For each pairwise method `speaks_for`, `top_k` (scores of each sign that are stored
             of a query; None for all), n_queries (those with scores), and the lists `harmful` (mean
@@ -78,11 +79,15 @@ def explain_set(
     finished = Finished(run.folder)
     source = finished.run.queries
     chosen = read_query_set(run, queries, source.id if source is not None else None, progress)
+    said = said_of(run, "query", chosen.ids)
     found: dict[str, Any] = {
         "run_id": run.record["run_id"],
         "task": run.task(),
         "file": chosen.name,
-        "queries": [{k: v for k, v in row.items() if k != "answer"} for row in chosen.rows],
+        "queries": [
+            {k: v for k, v in row.items() if k != "answer"} | said.get(row["query_id"], {})
+            for row in chosen.rows
+        ],
         "predictions": _predictions(run, chosen),
         "methods": [],
         "values": [],
@@ -255,6 +260,8 @@ def _add_facts(run: Any, found: Mapping[str, Any], ids: set[int]) -> dict[int, i
             f"WHERE example_id IN ({', '.join(map(str, sorted(shown))) or 'NULL'}) GROUP BY ALL"
         ).fetchall():
             facts[example_id]["issues"] = issues
+    for example_id, said in said_of(run, "example", shown).items():
+        facts[example_id] |= said
     for row in (row for rows in lists for row in rows):
         row.update(facts[row["example_id"]])
     return {i: label for i, label in suggested.items() if i in ids}

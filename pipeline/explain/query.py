@@ -1,6 +1,6 @@
 """What an explanation asks of a query: the answers of one in the run, or of a new text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 Rows = list[dict[str, Any]]
@@ -24,6 +24,21 @@ def shown_text(row: Mapping[str, Any]) -> str:
 def said_in(run: Any) -> str | None:
     """The statement that gives what rows of `run` say; None where its texts are shown as stored."""
     return next((SAID_IN[view] for view in SAID_IN if view in run.views()), None)
+
+
+def said_of(run: Any, role: str, ids: Iterable[int]) -> dict[int, Mapping[str, str | None]]:
+    """The keys of `SAID` of rows, by their ids; nothing of a corpus whose texts are shown as stored.
+
+    `role` is "example" or "query".
+    """
+    id_list = ", ".join(map(str, sorted(ids)))
+    said = said_in(run)
+    if said is None or not id_list:
+        return {}
+    rows = run.sql(
+        f"SELECT id, prompt, answer FROM ({said}) WHERE role = '{role}' AND id IN ({id_list})"
+    ).fetchall()
+    return {row_id: {"prompt": prompt, "answer": answer} for row_id, prompt, answer in rows}
 
 
 class Query(Protocol):

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline import short_ids
 from pipeline.copied import command
 from pipeline.errors import RunError
-from pipeline.explain.query import SAID, Rows, said_in
+from pipeline.explain.query import SAID, Rows, said_of
 from storage.catalog import fetch
 from storage.sql import quoted
 
@@ -49,9 +49,7 @@ class StoredQuery:
             )
         self.facts, self.id = {**rows[0], **SAID}, int(rows[0]["query_id"])
         self._run, self._top = run, top
-        if (said := said_in(run)) is not None:
-            own = f"SELECT prompt, answer FROM ({said}) WHERE role = 'query' AND id = {self.id}"
-            self.facts.update(dicts(run.sql(own))[0])
+        self.facts.update(said_of(run, "query", [self.id]).get(self.id, SAID))
 
     @staticmethod
     def _shown_as(run: Any, name: str) -> Rows:

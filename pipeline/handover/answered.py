@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.handover import argilla, label_studio
 from pipeline.handover.tasks import CONTENT, NAMES, choices
-from stages.corpus.review import short
+from stages.corpus.review import ALIKE, short
+from storage.names import near
 
 Answers = Iterator[tuple[Mapping[str, Any], list[tuple[str, Any]]]]
 TOOLS: dict[str, tuple[Callable[[Sequence[Any]], bool], Callable[[Sequence[Any]], Answers]]] = {
@@ -105,7 +106,9 @@ def _check_row(
         )
     row = rows.get(str(names["example_id"]))
     if row is None or row[0] != str(names["content"]):
-        found = "no such row" if row is None else "another row under this id"
+        found = "another row under this id"
+        if row is None:
+            found = f"no such row{near(names['example_id'], rows, short, ALIKE)}"
         raise RunError(
             f"{where}: found {found} in {run.folder.path}, expected the one that source_id "
             f"{short(names['source_id'])} named when the task was written. Give the run that the "
@@ -125,8 +128,8 @@ def _one(
     for _, choice in given:
         if choice not in options:
             raise RunError(
-                f"{where}: found the choice {short(choice)!r}, expected one of "
-                f"{', '.join(options)}. Correct the answer in {tool}."
+                f"{where}: found the choice {short(choice)!r}{near(choice, options)}, expected one "
+                f"of {', '.join(options)}. Correct the answer in {tool}."
             )
     chosen = {choice: who for who, choice in reversed(given)}
     if len(chosen) > 1:

@@ -16,7 +16,7 @@ which row of an id is the first, is known at its end.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -42,7 +42,7 @@ from stages.corpus.load import reading
 from stages.corpus.pieces import PIECE_BYTES, Each, Part, Reading, in_turn, read_part
 from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
 from stages.corpus.review import new_labels, read_review
-from stages.corpus.row_ids import written_type
+from stages.corpus.row_ids import read_ids, written_type
 from stages.corpus.rows import REJECTED, Recipe
 from stages.corpus.scan import Columns, Measures, Refusals, Scanned, scan
 from stages.corpus.source import LABELLED, LEARNED, Source
@@ -119,6 +119,15 @@ class Survey(NamedTuple):
     """What a person should know of how the source was read, and of its labels."""
     lengths: Mapping[str, np.ndarray] = MappingProxyType({})
     """Of usable rows, or at most `MEASURED` evenly spread ones, what `Measures` gives."""
+
+    def names(self, key: str) -> Iterator[str]:
+        """What names the usable rows: their `source_id` or `example_id`, read anew."""
+        for part in self.parts:
+            loaded = self.recipe.columns.read(part)
+            ids, source_ids = read_ids(self.recipe.columns.source, loaded, part.first)
+            usable = self.reasons[part.first : part.first + part.n_rows] == 0
+            named = source_ids.to_numpy(zero_copy_only=False) if key == "source_id" else ids
+            yield from map(str, named[usable])
 
     @property
     def task(self) -> CorpusTask:

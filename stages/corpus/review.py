@@ -3,7 +3,7 @@
 The answers of a preference that is to be fixed change places.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,14 @@ from stages.corpus.preferences import SIDES, swapped
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 from stages.stage import CorpusTask, DataError
+from storage.names import near
 from storage.spreadsheet import unescaped
 
 _VERDICTS = ("", "accept", "fix", "drop")
 _SHOWN = 60
 """Characters of a cell that a message shows."""
+ALIKE = 0.85
+"""How like an id must be to one that was meant: ids of one source are much alike."""
 
 
 class Review(NamedTuple):
@@ -73,8 +76,8 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
         seen[row_id] = at
         if verdict not in _VERDICTS:
             raise DataError(
-                f"{where}: found decision {short(decision)!r}, expected accept, fix, drop or "
-                "nothing. Correct it."
+                f"{where}: found decision {short(decision)!r}{near(verdict, _VERDICTS[1:])}, "
+                "expected accept, fix, drop or nothing. Correct it."
             )
         verdicts[at] = _VERDICTS.index(verdict)
         if verdict == "fix" and not is_pair:
@@ -158,10 +161,16 @@ def _with(rows: pa.Table, name: str, values: Any) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, values)
 
 
-def check_used(review: Review, used: Sequence[np.ndarray], refused: Mapping[str, str]) -> None:
+def check_used(
+    review: Review,
+    used: Sequence[np.ndarray],
+    refused: Mapping[str, str],
+    known: Callable[[], Iterable[str]] = tuple,
+) -> None:
     """Raises unless each decision was about one row.
 
     `used` says which were about one, and `refused` why a row was rejected, by its `source_id`.
+    `known` gives ids that rows have, of the kind that the review names rows by.
 
     Raises:
         DataError: a decision fits no row, or several.
@@ -178,9 +187,10 @@ def check_used(review: Review, used: Sequence[np.ndarray], refused: Mapping[str,
                 "the row by its example_id."
             )
         note = f", where it was rejected: {refused[row_id]}" if row_id in refused else ""
+        meant = "" if note else near(row_id[: 10 * _SHOWN], known(), short, ALIKE)
         raise DataError(
-            f"{where}: found a {review.key} that no row has, expected one of the source{note}. "
-            "Remove the row or correct its id."
+            f"{where}: found a {review.key} that no row has{meant}, expected one of the "
+            f"source{note}. Remove the row or correct its id."
         )
 
 
@@ -239,6 +249,11 @@ def _given(name: Any) -> str:
     return "no new_label" if name is None else f"new_label {short(name)!r}"
 
 
+def _meant(name: Any, known: Iterable[str]) -> str:
+    """What is said of a cell that a person wrote by hand and that is nearly a known name."""
+    return "" if name is None else near(str(name)[: 10 * _SHOWN], known, short)
+
+
 def _values(reviewed: SourceRows, name: str) -> list[Any]:
     """The cells of a column; of a CSV file as they were before they were escaped."""
     cells = reviewed.values(name)
@@ -279,8 +294,8 @@ def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]
     code = next((code for code in codes if code >= 0), -1)
     if code < 0:
         raise DataError(
-            f"{where}: found {_given(name)}, expected one of {', '.join(classes)}. "
-            "Write the name of the class."
+            f"{where}: found {_given(name)}{_meant(name, classes)}, expected one of "
+            f"{', '.join(classes)}. Write the name of the class."
         )
     return code
 

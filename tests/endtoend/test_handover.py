@@ -162,6 +162,8 @@ def test_people_who_disagree_are_told(run: Path, tasks: Path, answer: Answer) ->
         review_of(lambda: open_run(run), path)
     with pytest.raises(RunError, match=r"found the choice 'maybe', expected one of <b>yes</b>"):
         review_of(lambda: open_run(run), answer(tasks, [["maybe"]]))
+    with pytest.raises(RunError, match=r"'drop rwo' \(did you mean drop row\?\), expected"):
+        review_of(lambda: open_run(run), answer(tasks, [["drop rwo"]]))
 
 
 def test_tasks_of_other_rows_are_refused(run: Path, tasks: Path, tmp_path: Path) -> None:
@@ -176,7 +178,10 @@ def test_tasks_of_other_rows_are_refused(run: Path, tasks: Path, tmp_path: Path)
     said = refused(lambda rows: rows[0]["data"].update(content="0" * 16))
     assert "task 1 (example_id" in said
     assert "found another row under this id" in said
-    assert "found no such row" in refused(lambda rows: rows[0]["data"].update(example_id="x"))
+    assert "found no such row in" in refused(lambda rows: rows[0]["data"].update(example_id="x"))
+    own = exported[0]["data"]["example_id"]
+    said = refused(lambda rows: rows[0]["data"].update(example_id=f"{own}0"))
+    assert f"found no such row (did you mean {own}?) in" in said
     assert "found the same example_id as in task 1" in refused(lambda rows: rows.append(rows[0]))
     assert "found no content, expected" in refused(lambda rows: rows[0]["data"].pop("content"))
     undecided = refused(lambda rows: [row.update(annotations=[]) for row in rows])

@@ -143,6 +143,23 @@ def test_a_trial_says_what_chosen_pairs_train(ran: Any) -> None:
     assert every == order[:N]
 
 
+def test_a_set_of_pairs_is_told_as_people_read_it(ran: Any, capsys: Any) -> None:
+    run, _ = ran
+    ids = [row[0] for row in run.sql("SELECT query_id FROM queries LIMIT 3").fetchall()]
+    found = run.explain(queries=ids, top=2)
+    listed = [row for side in ("harmful", "helpful") for row in found["methods"][0][side]]
+    said = {
+        (row[0], f"{row[1].strip()}, not {row[2].strip()}")
+        for row in run.sql("SELECT prompt, chosen, rejected FROM preferences").fetchall()
+    }
+    assert listed
+    assert {(row["prompt"], row["answer"]) for row in [*listed, *found["queries"]]} <= said
+    found.show()
+    printed = capsys.readouterr().out
+    assert listed[0]["prompt"][:20] in printed
+    assert '"role"' not in printed
+
+
 def test_pairs_are_chosen_from_the_middle_without_flagged_ones(ran: Any) -> None:
     run, _ = ran
     flagged = {row[0] for row in flag(run).fetchall()}

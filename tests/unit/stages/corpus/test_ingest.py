@@ -439,6 +439,33 @@ def test_corrections_that_fit_no_row_are_refused(tmp_path: Path, line: str, mess
         read(source, "example")
 
 
+@pytest.mark.parametrize(
+    ("key", "line", "message"),
+    [
+        ("source_id", "reveiw-1004,drop,", r"no row has \(did you mean review-1004\?\), expected"),
+        ("source_id", "another,drop,", r"no row has, expected"),
+        ("source_id", "review-1009,drop,", r"no row has, expected .*it was rejected: null text"),
+        ("source_id", "review-1001,acept,", r"'acept' \(did you mean accept\?\), expected accept"),
+        (
+            "source_id",
+            "review-1001,fix,postive",
+            r"'postive' \(did you mean positive\?\)",
+        ),
+        ("example_id", "{}00,drop,", r"no row has \(did you mean {}\?\), expected"),
+    ],
+)
+def test_slips_in_a_review_are_told(tmp_path: Path, key: str, line: str, message: str) -> None:
+    rows = [{**row, "id": f"review-100{i}"} for i, row in enumerate(reviews())]
+    rows[9]["text"] = None
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    classes = ("negative", "positive")
+    ids = read(Source(path, id="id", classes=classes), "example").rows["id"].to_pylist()
+    review = csv(tmp_path / "r.csv", f"{key},decision,new_label\n{line.format(ids[3])}\n")
+    source = Source(path, id="id", classes=classes, corrections=(review,))
+    with pytest.raises(DataError, match=message.format(ids[3])):
+        read(source, "example")
+
+
 def test_corrections_need_their_columns(tmp_path: Path) -> None:
     review = csv(tmp_path / "r.csv", "decision\nfix\n")
     source = Source(jsonl(tmp_path / "a.jsonl", reviews()), corrections=(review,))
