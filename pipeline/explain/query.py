@@ -26,8 +26,8 @@ def said_in(run: Any) -> str | None:
     return next((SAID_IN[view] for view in SAID_IN if view in run.views()), None)
 
 
-def said_of(run: Any, role: str, ids: Iterable[int]) -> dict[int, Mapping[str, str | None]]:
-    """The keys of `SAID` of rows, by their ids; nothing of a corpus whose texts are shown as stored.
+def said_of(run: Any, role: str, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """The keys of `SAID` of rows, by their ids; none of a corpus whose texts are shown as stored.
 
     `role` is "example" or "query".
     """
