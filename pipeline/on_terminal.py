@@ -134,9 +134,11 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         show(
             table(names, [[c["class"], f"{c['before']:.1%}", f"{c['kept']:.1%}"] for c in classes])
         )
-    fewer = [c for c in classes if c["kept"] < c["before"] / 2]
+    fewer = [c for c in expected["classes"] if c["kept"] < c["before"] / 2]
     if len(classes) > 1 and fewer:
-        shares = ", ".join(f"{c['class']} ({c['before']:.0%} to {c['kept']:.0%})" for c in fewer)
+        lost = [f"{c['class']} ({c['before']:.1%} to {c['kept']:.1%})" for c in fewer]
+        others = [f"{len(lost) - MOST_CLASSES} others"] if len(lost) > MOST_CLASSES else []
+        shares = ", ".join([*lost[:MOST_CLASSES], *others])
         show(
             f"Fewer than half of their share are kept of {shares}: what is trained on these rows "
             "will know them less. --per-class, the default, keeps the shares."

@@ -127,6 +127,17 @@ def test_on_the_terminal_texts_stand_beside_their_numbers(folder: Path, assay: A
     assert result.stderr.splitlines() == ["Reading the run ..."]
 
 
+def test_a_method_that_is_named_is_shown_alone(folder: Path, assay: Any) -> None:
+    asked = ("explain", folder, "--query", "validation-0")
+    assert {"kernel_representer: ", "tracin: "} <= {
+        line[: line.find(": ") + 2] for line in assay(*asked).stdout.splitlines()
+    }
+    alone = assay(*asked, "--method", "tracin").stdout
+    assert "tracin: " in alone
+    assert "kernel_representer: " not in alone
+    assert not any(line.startswith("support: ") for line in alone.splitlines())
+
+
 def test_a_text_is_answered_as_the_query_that_it_could_be(run: OpenedRun) -> None:
     """That of the query without a label, whose class is the predicted one, as the text's is."""
     stored = run.explain("validation-2", top=ALL)

@@ -154,3 +154,22 @@ def test_examples_are_told_by_what_they_have(
     assert any("of each class" in text for text in lines) == ("label" in row)
     if "label" in row:
         assert f"{line.removesuffix(' a')} a b 3.0e-06" in lines
+
+
+@pytest.mark.parametrize("n_classes", [3, 30, 60])
+@pytest.mark.parametrize("is_fair", [True, False])
+def test_a_class_that_loses_more_than_half_of_its_share_is_told(
+    n_classes: int, is_fair: bool, capsys: Any
+) -> None:
+    """Also one that is too rare to stand in the table."""
+    shares = [{"class": f"c{n}", "before": 1 / n_classes} for n in range(n_classes)]
+    for row in shares:
+        row["kept"] = row["before"] * (0.6 if is_fair else 0.4)
+    shares[0]["kept"] = 1 - sum(row["kept"] for row in shares[1:])
+    expected = dict.fromkeys(("n_flagged", "n_repeated", "n_rows", "n_examples"), 0)
+    expected |= {"by": "coreset", "per": None, "warnings": [], "trials": [], "rows": []}
+    report.print_expected({**expected, "classes": shares, "why_not": "all rows are kept"})
+    said = capsys.readouterr().out
+    assert ("Fewer than half of their share are kept of c1 (" in said) == (not is_fair)
+    last = f"c{n_classes - 1} (" if n_classes <= 21 else f"{n_classes - 21} others"
+    assert (f"{last}" in said) == (not is_fair)
