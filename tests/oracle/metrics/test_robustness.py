@@ -130,7 +130,7 @@ def share_of_non_robust(values: list[list[float]]) -> float:
     return count / len(values)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("n_classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ["prefix_cholesky", "least_squares"])
 def test_values_and_shares_are_those_of_the_protocol(n_classes: int, engine: Any) -> None:
     pool = Pool(n_classes)
