@@ -18,7 +18,6 @@ PAIRS = 3
 """Pairs of classes that `assay run` names as confused."""
 WORTH_A_LOOK = 0.1
 """Least `p_wrong` of the answers and pairs that `assay run` shows."""
-OF_CLASSES = Content("e.text, e.label_name AS label")
 TEXT_LENGTH = 2_000
 """Characters that are kept of a text: of a prompt the last, of others the first."""
 OTHER_ANSWER = "same prompt with another answer"
@@ -184,12 +183,17 @@ def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
     found: dict[str, Any] = {"utility": utility}
     if run.task() == "classification":
         ((found["of_classes"],),) = _fetch(run.sql(between_classes(method, utility)))
+    content = named_content(run)
+    for side in SIDES:
+        found[side] = _dicts(_shortened(run.sql(extremes(method, utility, side, content))))
+    return found
+
+
+def named_content(run: Any) -> Content:
+    """What a person reads of the rows of `run`, with the name of the class as `label`."""
     content = content_of(run)
     columns = content.columns.replace("e.label, e.label_name", "e.label_name AS label")
-    for side in SIDES:
-        rows = run.sql(extremes(method, utility, side, Content(columns, content.join)))
-        found[side] = _dicts(_shortened(rows))
-    return found
+    return content._replace(columns=columns)
 
 
 def between_classes(method: str, utility: str) -> str:
@@ -202,12 +206,7 @@ def between_classes(method: str, utility: str) -> str:
     )
 
 
-def extremes(
-    method: str,
-    utility: str,
-    side: str,
-    content: Content = OF_CLASSES,
-) -> str:
+def extremes(method: str, utility: str, side: str, content: Content) -> str:
     """The statement of the most `helpful` or `harmful` examples, by their places in their classes.
 
     A class without a value above 0 has no helpful one. By class, the best or the worst first.

@@ -206,14 +206,23 @@ def _values(subject: Subject) -> Any:
         for listed in found.lists
         for row in listed.rows
     ]
-    columns = {"side": "", "text": "example", "label": "label", "value": "value"}
-    columns |= {"stderr": "standard error", "p_helpful": "p(helpful)", "flagged": "flagged"}
+    columns = {
+        "side": "",
+        "text": "example",
+        **({found.answer: found.answer} if found.answer else {}),
+    }
+    columns |= {
+        "value": "value",
+        "stderr": "standard error",
+        "p_helpful": "p(helpful)",
+        "flagged": "flagged",
+    }
     caption = f"Most helpful and most harmful examples ({found.utility.replace('_', ' ')})"
     return _table(caption, rows, columns).format(precision=6, escape="html", na_rep="")
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return row["text"] or f"id {row['source_id']}"
+    return " | ".join(row["texts"]) or f"id {row['source_id']}"
 
 
 def _class_values(subject: Subject) -> Any:

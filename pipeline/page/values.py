@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.main_results import SIDES, between_classes, extremes
+from pipeline.main_results import SIDES, between_classes, extremes, named_content
 from pipeline.page.asked import Asked, Rows
 from pipeline.page.document import readable, significant
 from pipeline.page.subject import Subject, flag
+from pipeline.terminal import TEXTS
 from pipeline.trials import NORMAL
 from storage.names import near
 from storage.sql import named, quoted
@@ -31,6 +32,8 @@ class Values:
 
     method: str
     utility: str
+    answer: str | None
+    """What rows have beside their texts: `label`, `target` or nothing."""
     lists: list[Listed]
     classes: Asked
     class_rows: Rows
@@ -42,11 +45,12 @@ def values(subject: Subject) -> Values | None:
     if subject.values is None:
         return None
     method, utility = subject.values
-    asked = {side: subject.ask(extremes(method, utility, side)) for side in SIDES}
+    content = named_content(subject.run)
+    asked = {side: subject.ask(extremes(method, utility, side, content)) for side in SIDES}
     ends = [abs(row["value"]) + _reach(row) for found in asked.values() for row in found.rows]
     scale = max(ends, default=0.0) or 1.0
     lists = [
-        Listed(side, found, flag(subject, [{**row, **_drawn(row, scale)} for row in found.rows]))
+        Listed(side, found, flag(subject, [_listed(row, scale) for row in found.rows]))
         for side, found in asked.items()
     ]
     classes = subject.ask(
@@ -62,11 +66,17 @@ def values(subject: Subject) -> Values | None:
     return Values(
         method,
         utility,
+        {"classification": "label", "regression": "target"}.get(subject.task),
         lists,
         classes,
         _scaled(classes.rows),
         subject.ask(between_classes(method, utility)),
     )
+
+
+def _listed(row: dict[str, Any], scale: float) -> dict[str, Any]:
+    """A row as it is drawn, with its texts that are not empty."""
+    return {**row, **_drawn(row, scale), "texts": [row[n] for n in TEXTS if row.get(n)]}
 
 
 @dataclass(frozen=True)

@@ -325,6 +325,12 @@ def test_completions_are_valued_by_the_loss(tmp_path: Path, assay: Any) -> None:
     ).fetchall()
     assert len(spread) == 3
     assert max(difference for (difference,) in spread) < 1e-6
+    assay("report", tmp_path / "run", "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    listed = page.partition("Most helpful examples</h3>")[2].partition("</table>")[0]
+    assert '<p class="text" dir="auto">2+2=</p><p class="text" dir="auto">4</p>' in listed
+    assert "label</th>" not in listed
+    assert {"2+2= | 4"} <= set(run.show("values").data["example"])
 
 
 def test_conversations_survive_parquet(tmp_path: Path, assay: Any, reader: Any) -> None:
