@@ -38,6 +38,7 @@ from stages.model.batches import batches
 from stages.model.completion_tuning import completion_learner, load_untuned, tune
 from stages.model.fine_tuning import FineTuning
 from stages.model.networks import IGNORED
+from stages.model.precision import Precision
 from stages.model.spec import Lora, ModelSpec, Trained
 from stages.model.training import Learner, reset
 from stages.ranking.turns import Choices
@@ -59,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--less", type=int, default=0, metavar="EPOCHS", help="of its warm-up")
     parser.add_argument("--warm-up", type=float, default=0.05, help="share that it trains on")
     parser.add_argument("--draws", type=int, default=3, help="random sets")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the model behind the scores; trainings in mixed precision",
+    )
     parser.add_argument("--by", nargs="+", metavar="RULE", help="trained alone; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
 
@@ -68,9 +75,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     work = Path(arguments.work).resolve() / "chat_selection"
     cells = []
     for seed in arguments.seeds:
-        folder = work / f"{arguments.rows}-{seed}"
+        own = "" if arguments.dtype == "float32" else f"-{arguments.dtype}"
+        folder = work / f"{arguments.rows}-{seed}{own}"
         cells += judged(arguments, folder, seed)
-    asked = {name: getattr(arguments, name) for name in ("rows", "keep", "steps", "rate", "draws")}
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("rows", "keep", "steps", "rate", "draws", "dtype")
+    }
     return {**asked, "cells": cells}
 
 
@@ -129,7 +140,12 @@ def chosen(
 
     def finished(name: str, stages: dict[str, Any], **more: Any) -> Any:
         clock = Clock()
-        model = {"path": str(language_model()), "head": "completion", "max_length": LONGEST}
+        model = {
+            "path": str(language_model()),
+            "head": "completion",
+            "max_length": LONGEST,
+            "dtype": arguments.dtype,
+        }
         done = run_config(
             {
                 "run": str(folder / name),
@@ -264,7 +280,8 @@ class Bench:
         rows = rows[self._has_answer[rows]]
         how = FineTuning(batch_size=8, learning_rate=asked.rate, weight_decay=0.0)
         if len(rows):
-            tune(self.learner, rows, asked.steps, how, BUDGET, name)
+            precision: Precision = asked.dtype
+            tune(self.learner, rows, asked.steps, how, BUDGET, name, precision)
         else:
             reset(self.learner)
         found = {}

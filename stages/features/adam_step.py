@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 from stages.gradients.adam import moments_file, read_moments
 from stages.gradients.of_rows import check_task, labelled_rows, loss_rows
 from stages.gradients.passes import Passes, open_passes, pass_cost
-from stages.gradients.projection import Precision, Projection
+from stages.gradients.projection import Projection
 from stages.gradients.rows import DType
 from stages.model.averaged import vector_table
+from stages.model.precision import Precision
 from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.chosen_rows import text_of
 from stages.reading.supervision import task_of

@@ -31,8 +31,9 @@ from stages.gradients.of_logits import BATCH_NUMBERS, check_parts, check_writers
 from stages.gradients.of_pairs import Of, PairLoss
 from stages.gradients.of_rows import check_task, labelled_rows, loss_rows
 from stages.gradients.passes import Passes, open_passes, pass_cost, vector_length
-from stages.gradients.projection import Precision, Projection
+from stages.gradients.projection import Projection
 from stages.gradients.rows import DType, feature_rows
+from stages.model.precision import Precision
 from stages.model.spec import ModelSpec, RunsModel, Trained
 from stages.reading.chosen_rows import text_of
 from stages.reading.logits import matched

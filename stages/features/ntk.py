@@ -28,8 +28,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.gradients.passes import Passes, make_features, open_passes, pass_cost
-from stages.gradients.projection import Precision, Projection
+from stages.gradients.projection import Projection
 from stages.gradients.rows import DType, feature_rows
+from stages.model.precision import Precision
 from stages.model.spec import ModelSpec, RunsModel
 from stages.reading.chosen_rows import text_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work

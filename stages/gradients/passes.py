@@ -16,16 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.gradients.adam import Moments
-from stages.gradients.projection import Precision, Projection
+from stages.gradients.projection import Projection
 from stages.gradients.projector import NUMBERS, Projector
 from stages.gradients.rows import BatchVectors, DType
 from stages.model.batches import Tokens, batches
 from stages.model.checkpointing import checkpointed
 from stages.model.layers import Shape, trained_layers
 from stages.model.measurement import Measurement, load_measurement
+from stages.model.precision import Precision, check_precision
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec
-from stages.stage import ConfigError, Cost, Inputs, StageError, Tell, Work
+from stages.stage import Cost, Inputs, StageError, Tell, Work
 
 Measured = Callable[[Float[Tensor, "batch outputs"], Int[np.ndarray, " batch"]], Tensor]
 RANDOM_ROWS, RANDOM_WORDS = 32, 32
@@ -73,26 +74,6 @@ def open_passes(
     if projection.principal:
         _calibrate(passes, projection.seed)
     return passes
-
-
-def check_precision(device: str, precision: Precision) -> None:
-    """Refuses bfloat16 on a device that would emulate it.
-
-    Raises:
-        ConfigError: the device does not compute in it.
-    """
-    if precision == "bfloat16" and not has_bfloat16(device):
-        raise ConfigError(
-            f"precision: found bfloat16 on {device}, expected a device that computes in it. Set "
-            "precision: float32."
-        )
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether the device computes matrix products in bfloat16 natively."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def make_features(

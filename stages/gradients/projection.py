@@ -11,8 +11,6 @@ from typing import Literal
 from stages.model.layers import Shape
 from stages.stage import ConfigError
 
-Precision = Literal["float32", "bfloat16"]
-
 BY_LAYER = {"inputs": 16, "outputs": 16, "dim": None}
 """Fields of a projection that leaves layers side by side, for stages that need their blocks."""
 

@@ -22,11 +22,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stages.gradients.adam import Moments
-from stages.gradients.projection import Precision, Projection
+from stages.gradients.projection import Projection
 from stages.gradients.sketch import Sketch
 from stages.model.checkpointing import checkpointed
 from stages.model.heap import give_back
 from stages.model.layers import Shape, shape_of, tied_tables
+from stages.model.precision import Precision, mixed
 from stages.stage import ModelError
 
 NUMBERS = 2**24
@@ -181,9 +182,8 @@ class Projector:
             output.register_hook(after_backward)
 
         padding, anchor = _padding(mask), torch.zeros((), requires_grad=True)
-        kind = mask.device.type
         with torch.enable_grad(), self._hooks(mask, after_layer) as passing:
-            with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            with mixed(mask.device, precision):
                 numbers = measure()
             passing.is_second = True
             torch.autograd.backward(numbers.sum())
@@ -256,9 +256,8 @@ class Projector:
 
             output.register_hook(after_backward)  # type: ignore[no-untyped-call]
 
-        kind = mask.device.type
         with torch.enable_grad(), self._hooks(mask, after_layer, after_table) as passing:
-            with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            with mixed(mask.device, precision):
                 numbers = measure()
             passing.is_second = True
             numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers

@@ -17,6 +17,7 @@ from stages.model.batches import Tokens, batches
 from stages.model.fine_tuning import LONGEST_GRADIENT, FineTuning, shuffled
 from stages.model.layers import parameters_above, trained_layers
 from stages.model.measurement import Measurement, forward, load_measurement
+from stages.model.precision import Precision, mixed
 from stages.model.spec import ModelSpec, Trained
 from stages.model.training import Learner, Rows, groups, learner, outputs, reset
 from stages.stage import Inputs, StageError
@@ -59,7 +60,13 @@ def completion_learner(measurement: Measurement, tokens: Tokens) -> Learner:
 
 
 def tune(
-    learner: Learner, rows: Rows, n_steps: int, how: FineTuning, token_budget: int, name: str
+    learner: Learner,
+    rows: Rows,
+    n_steps: int,
+    how: FineTuning,
+    token_budget: int,
+    name: str,
+    precision: Precision = "float32",
 ) -> None:
     """Trains from the initial weights on `rows`, for `n_steps` batches drawn by `name`.
 
@@ -74,8 +81,10 @@ def tune(
 
     def parts(batch: Rows) -> Iterator[Any]:
         for part in batches(learner.lengths[batch], token_budget):
-            # The outputs are mean log-likelihoods of rows.
-            yield -forward(learner.network, learner.batch(batch[part])).sum() / len(batch)
+            inputs = learner.batch(batch[part])
+            with mixed(learner.device, precision):
+                likelihoods = forward(learner.network, inputs)  # means over the tokens of a row
+            yield -likelihoods.sum() / len(batch)
 
     descend(learner, [rows[next(drawn)] for _ in range(n_steps)], how, parts)
 

@@ -18,6 +18,7 @@ from stages.model.batches import batches
 from stages.model.completion_tuning import descend, visits
 from stages.model.fine_tuning import FineTuning
 from stages.model.measurement import forward
+from stages.model.precision import Precision, mixed
 from stages.model.training import Learner, Rows, outputs, reset
 
 
@@ -49,6 +50,7 @@ def tune_pairs(
     beta: float,
     token_budget: int,
     name: str,
+    precision: Precision = "float32",
 ) -> None:
     """Trains from the initial weights on `pairs`, for `n_steps` batches drawn by `name`.
 
@@ -67,7 +69,9 @@ def tune_pairs(
 
     def losses(batch: Rows) -> Iterator[Any]:
         for part in batches(longest[batch], max(1, token_budget // 2)):
-            now = forward(learner.network, learner.batch(_sides(batch[part])))
+            inputs = learner.batch(_sides(batch[part]))
+            with mixed(learner.device, precision):
+                now = forward(learner.network, inputs)
             at = torch.from_numpy(np.searchsorted(used, batch[part]))
             gained = now[:, 0].double().reshape(-1, 2) - reference[at].to(now.device)
             margins = beta * (gained[:, 0] - gained[:, 1])

@@ -11,6 +11,7 @@ from stages.corpus.preferences import side_columns
 from stages.model.completion_tuning import completion_learner, load_untuned, losses, tune
 from stages.model.fine_tuning import FineTuning
 from stages.model.pair_tuning import log_likelihoods, reward_margins, tune_pairs
+from stages.model.precision import Precision, check_precision
 from stages.model.spec import ModelSpec, Trained
 from stages.model.training import Learner, reset
 from stages.stage import ConfigError, Inputs
@@ -44,6 +45,8 @@ class ShortTraining:
     token_budget: int
     beta: float | None
     """Of pairs, the strength with which DPO holds to the reference; None of completions."""
+    precision: Precision = "float32"
+    """Of the training. Losses are read in float32."""
 
     def __post_init__(self) -> None:
         """Refuses a beta that weighs nothing.
@@ -58,9 +61,14 @@ class ShortTraining:
             )
 
     def read(self, inputs: Inputs, model: ModelSpec, train: Trained, text: pa.Table) -> Readable:
-        """The untrained model, and the tokens of the rows of `text`."""
+        """The untrained model, and the tokens of the rows of `text`.
+
+        Raises:
+            ConfigError: the device does not compute in `precision`.
+        """
         is_of_pairs = self.beta is not None
         measurement = load_untuned(inputs, model, train, by_sides=is_of_pairs)
+        check_precision(measurement.device, self.precision)
         per_row = 1
         if is_of_pairs:
             form, per_row = str(inputs.details("text").get("format", "preference")), 2
@@ -87,11 +95,20 @@ class ShortTraining:
         reset(learner)
         if self.beta is None:
             if len(rows):
-                tune(learner, rows, self.steps, self.how, self.token_budget, name)
+                tune(learner, rows, self.steps, self.how, self.token_budget, name, self.precision)
             return Judged(losses(learner, judging, self.token_budget), None)
         reference = log_likelihoods(learner, judging, self.token_budget)
         if len(rows):
-            tune_pairs(learner, rows, self.steps, self.how, self.beta, self.token_budget, name)
+            tune_pairs(
+                learner,
+                rows,
+                self.steps,
+                self.how,
+                self.beta,
+                self.token_budget,
+                name,
+                self.precision,
+            )
         now = log_likelihoods(learner, judging, self.token_budget)
         margins = reward_margins(now, reference, self.beta)
         return Judged(np.logaddexp(0, -margins), margins)

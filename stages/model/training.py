@@ -82,6 +82,11 @@ class Learner:
     start: tuple[Tensor, ...]
     """Initial values of body and head, before any training."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the trained weights lie."""
+        return self.start[0].device
+
 
 def learner(
     network: nn.Module,

@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from stages.model.fine_tuning import FineTuning
+from stages.model.precision import Precision
 from stages.model.short_training import ShortTraining
 from stages.model.size import network_size
 from stages.model.spec import Lora, ModelSpec, RunsModel, Trained
@@ -113,6 +114,8 @@ class SelectionTrial(RunsModel, Stage):
     """Seed of the parts, the random rows and the batches."""
     token_budget: int = 2048
     """Padded tokens per pass; changes the last bits of a loss, hence part of the key."""
+    precision: Precision = "float32"
+    """`bfloat16` trains in mixed precision, where the device has it; losses are read in float32."""
 
     version: ClassVar[int] = 1
     split: ClassVar[Split] = "round"
@@ -162,7 +165,7 @@ class SelectionTrial(RunsModel, Stage):
             batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=0.0
         )
         beta = self.beta if self._is_of_pairs else None
-        return ShortTraining(self.steps, how, self.token_budget, beta)
+        return ShortTraining(self.steps, how, self.token_budget, beta, self.precision)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -178,7 +181,9 @@ class SelectionTrial(RunsModel, Stage):
         And what is about pairs, of completions.
         """
         of_pairs = set() if self._is_of_pairs else {"margins", "influence", "beta"}
-        return frozenset({"draws", "model.train", "model.reduction", "model.dtype"} | of_pairs)
+        usual = {"precision"} if self.precision == "float32" else set()  # trials without the field
+        always = {"draws", "model.train", "model.reduction", "model.dtype"}
+        return frozenset(always | of_pairs | usual)
 
     @property
     def seed(self) -> int:

@@ -11,8 +11,8 @@ import torch
 import stages.gradients.of_rows
 from stages.features.gradient import Gradient
 from stages.features.ntk import Ntk
-from stages.gradients.passes import has_bfloat16
 from stages.gradients.projection import Projection
+from stages.model.precision import has_bfloat16
 from stages.model.spec import Lora, ModelSpec, Prompt, Trained
 from stages.reading.vectors import matrix_of
 from stages.stage import StageError

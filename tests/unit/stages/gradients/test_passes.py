@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from pipeline.shard_facts import ShardFacts
-from stages.gradients import passes as feature_pass
-from stages.gradients.passes import check_precision, halving
+from stages.gradients.passes import halving
 from stages.gradients.rows import BatchVectors
-from stages.stage import ConfigError, StageError
+from stages.stage import StageError
 
 
 def fitting(most: int) -> Any:
@@ -57,10 +56,3 @@ def test_other_failures_pass_through() -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(halving(compute, np.arange(4), ShardFacts().tell))
-
-
-def test_bfloat16_is_refused_where_it_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_pass, "has_bfloat16", lambda device: False)
-    check_precision("cpu", "float32")
-    with pytest.raises(ConfigError, match=r"found bfloat16 on cpu.*precision: float32"):
-        check_precision("cpu", "bfloat16")
