@@ -49,7 +49,6 @@ class Content(NamedTuple):
     """The join that brings them."""
 
 
-OF_CLASSES = Content("e.text, e.label, e.label_name")
 JOIN = "JOIN {} AS t ON t.id = e.example_id AND t.role = 'example'"
 OF_TEXTS = {
     "completion": Content("t.prompt, t.answer", JOIN.format("completions")),
@@ -57,15 +56,17 @@ OF_TEXTS = {
 }
 
 
-def content_of(run: Any) -> Content:
+def content_of(run: Any, of_class: str = "e.label, e.label_name") -> Content:
     """What a person reads of the rows of `run`: columns that its task does not have are left out.
+
+    `of_class` are the columns that tell the class of a row.
 
     Cost: reads the second texts once, to know whether there are any.
     """
     task = run.task()
     if task in OF_TEXTS:
         return OF_TEXTS[task]
-    answer = {"regression": ", e.target", "classification": ", e.label, e.label_name"}
+    answer = {"regression": ", e.target", "classification": f", {of_class}"}
     return Content(f"e.text{', e.text_b' if has_pairs(run) else ''}{answer.get(task, '')}")
 
 
@@ -205,7 +206,8 @@ def selected(
     counts: str | None = None,
     without: str | None = None,
     per: str | None = None,
-    content: Content = OF_CLASSES,
+    *,
+    content: Content,
 ) -> str:
     """Rows that a scored `source` chooses, the best first; `limit` is an SQL condition on them.
 

@@ -74,7 +74,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "accuracy": [],
         "mismatch": [],
         "regression": [],
-        "try": _statements(views, run.task()),
+        "try": _statements(views, run.task(), run.facts("text").get("has_text", True)),
     }
     # Of several instances of a stage the first is shown; the views hold them all.
     for method in run.methods("label_issues")[:1]:
@@ -191,9 +191,7 @@ def _values(run: Any, method: str, utility: str) -> dict[str, Any]:
 
 def named_content(run: Any) -> Content:
     """What a person reads of the rows of `run`, with the name of the class as `label`."""
-    content = content_of(run)
-    columns = content.columns.replace("e.label, e.label_name", "e.label_name AS label")
-    return content._replace(columns=columns)
+    return content_of(run, of_class="e.label_name AS label")
 
 
 def between_classes(method: str, utility: str) -> str:
@@ -286,8 +284,9 @@ def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any
     return [{**row, "true_name": names.get(row["true_label"])} for row in rows]
 
 
-def _statements(views: set[str], task: str = "classification") -> list[str]:
+def _statements(views: set[str], task: str = "classification", has_texts: bool = True) -> list[str]:
     """Up to three SQL statements to try, over views that the run has."""
+    row = "text" if has_texts else "source_id"
     of_examples = {
         "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
         "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
@@ -297,8 +296,8 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
         "question_answering": "SELECT text_b AS question, text FROM examples LIMIT 20",
     }
     statements = {
-        "label_issues": "SELECT text, given_label, suggested_label, label_score FROM label_issues "
-        "JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
+        "label_issues": f"SELECT {row}, given_label, suggested_label, label_score FROM "
+        "label_issues JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
         "answer_issues": "SELECT prompt, answer, reason, p_wrong FROM answer_issues JOIN "
         "completions ON id = example_id AND role = 'example' ORDER BY p_wrong DESC LIMIT 20",
         "preference_issues": "SELECT prompt, chosen, rejected, reason, p_wrong FROM "
@@ -307,7 +306,7 @@ def _statements(views: set[str], task: str = "classification") -> list[str]:
         "answer_margins": "SELECT role, avg(margin), avg(loss) FROM answer_margins GROUP BY ALL",
         "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "
         "USING (example_id) GROUP BY ALL",
-        "predictions": "SELECT text, target, logits[1] AS predicted FROM predictions JOIN "
+        "predictions": f"SELECT {row}, target, logits[1] AS predicted FROM predictions JOIN "
         "examples ON id = example_id WHERE role = 'example' ORDER BY loss DESC LIMIT 20",
         "runs": "SELECT instance, stage, rows, bytes, seconds FROM runs",
         "rejected": "SELECT reason, count(*) FROM rejected GROUP BY ALL",

@@ -49,6 +49,8 @@ def test_statements_to_try_use_only_views_that_are_there():
     assert main_results._statements({"examples"}) == [
         "SELECT label_name, count(*) FROM examples GROUP BY ALL"
     ]
+    (of_vectors,) = main_results._statements({"label_issues"}, has_texts=False)
+    assert of_vectors.startswith("SELECT source_id, given_label")
 
 
 SUMMARY = {
