@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         help="of the model behind the scores; trainings in mixed precision",
     )
+    parser.add_argument("--on-ray", action="store_true", help="stages on all cores, not timed")
     parser.add_argument("--by", nargs="+", metavar="RULE", help="trained alone; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
 
@@ -153,12 +154,13 @@ def chosen(
                 "model": model,
                 "corpus": {"path": str(folder / "pool.jsonl"), "task": "completion", "id": "id"},
                 "stages": stages,
-                "ray": {"engine": "in_process"},
+                "ray": {"engine": "ray" if arguments.on_ray else "in_process"},
                 **more,
             },
             clock,
         )
-        cpu_s.update({f"{stage}, {name}": round(s, 1) for stage, s in clock.cpu_s.items()})
+        if not arguments.on_ray:
+            cpu_s.update({f"{stage}, {name}": round(s, 1) for stage, s in clock.cpu_s.items()})
         return done
 
     def first(done: Any, statement: str) -> np.ndarray:

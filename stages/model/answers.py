@@ -54,7 +54,10 @@ class Answered(NamedTuple):
 
 
 class Reader:
-    """A measurement of `head: completion` that says the loss of each token."""
+    """A measurement of `head: completion` that says the loss of each token.
+
+    The model computes in the type of its weights, what is made of its logits in float32.
+    """
 
     def __init__(self, measurement: Measurement, token_budget: int, in_rows: bool = False) -> None:
         self._measurement, self._in_rows = measurement, in_rows
@@ -120,7 +123,8 @@ class Reader:
                     at = torch.nonzero(targets[place] != IGNORED)[:, 0]
                     if not len(at):
                         continue
-                    found[row] = self._losses(head(states[place, at]), targets[place, at])
+                    own = states[place, at].to(head.weight.dtype)
+                    found[row] = self._losses(head(own), targets[place, at])
                     prompts[row] = states[place, : int(at[0]) + 1].mean(0).cpu().numpy()
                     answers[row] = states[place, at + 1].mean(0).cpu().numpy()
         empty = np.zeros((n, 0), np.float32)

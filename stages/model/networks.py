@@ -260,9 +260,8 @@ class TokenNetwork(nn.Module):
         if not isinstance(whole, CompletionNetwork):
             raise ConfigError(
                 f"model: found a {type(whole).__name__}, expected one with head: completion, whose "
-                "tokens are explained. Set it in model."
+                "tokens are read. Set it in model."
             )
-        widened(whole)
         self.trunk, self.head = whole.trunk, whole.head
 
     def forward(self, **batch: Tensor) -> Float[Tensor, "rows tokens dim"]:

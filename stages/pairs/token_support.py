@@ -24,7 +24,7 @@ from torch import Tensor
 from stages.capabilities import Merges
 from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward, load_measurement
-from stages.model.networks import TokenNetwork
+from stages.model.networks import TokenNetwork, widened
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.ranking.spectrum import Similarity, frontier, merged, scaled
@@ -157,7 +157,7 @@ class TokenSupport(RunsModel, Merges):
         measurement = load_measurement(self.model, inputs)
         return ExplainedTokens(
             measurement,
-            TokenNetwork(measurement.network),
+            TokenNetwork(widened(measurement.network)),
             tokens["query_id"].to_numpy(),
             tokens["token_index"].to_numpy(),
             tokens["token_id"].to_numpy(),

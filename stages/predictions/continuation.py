@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stages.model.batches import Tokens, batches
 from stages.model.measurement import Measurement, forward, load_measurement
-from stages.model.networks import IGNORED, TokenNetwork
+from stages.model.networks import IGNORED, TokenNetwork, widened
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
@@ -116,7 +116,7 @@ class Continuation(RunsModel, Stage):
         for row in measurement.tokenise(texts).columns["input_ids"]:
             frequencies.update(set(row))
         return ContinuationState(
-            measurement, TokenNetwork(measurement.network), frequencies, texts.num_rows
+            measurement, TokenNetwork(widened(measurement.network)), frequencies, texts.num_rows
         )
 
     def compute(self, inputs: Inputs) -> Rows:

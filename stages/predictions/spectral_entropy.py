@@ -28,7 +28,7 @@ import torch
 from stages.gradients.spectra import singular_values, spectral_entropy
 from stages.model.batches import batches
 from stages.model.measurement import Measurement, forward, load_measurement
-from stages.model.networks import IGNORED, TokenNetwork
+from stages.model.networks import IGNORED, TokenNetwork, widened
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
 from stages.stage import ConfigError, Cost, Inputs, Role, Rows, Split, Stage, Work
@@ -91,7 +91,7 @@ class SpectralEntropy(RunsModel, Stage):
     def open(self, inputs: Inputs) -> tuple[Measurement, TokenNetwork]:
         """The model, and its states of all tokens."""
         measurement = load_measurement(self.model, inputs)
-        return measurement, TokenNetwork(measurement.network)
+        return measurement, TokenNetwork(widened(measurement.network))
 
     def compute(self, inputs: Inputs) -> Rows:
         """The entropies of one shard of examples."""

@@ -18,10 +18,12 @@ from stages.features.hidden_states import HiddenStates
 from stages.features.ntk import Ntk
 from stages.gradients.projection import Projection
 from stages.model.measurement import load_measurement
-from stages.model.networks import TokenNetwork
 from stages.model.size import network_size
 from stages.model.spec import Lora, ModelSpec, Prompt, Trained
+from stages.predictions.answer_loss import AnswerLoss
+from stages.predictions.continuation import Continuation
 from stages.predictions.prediction import Prediction
+from stages.predictions.spectral_entropy import SpectralEntropy
 from stages.reading.vectors import matrix_of
 from stages.tokens.attn_lrp import AttnLrp
 from stages.tokens.ig import IntegratedGradients
@@ -132,8 +134,10 @@ def test_a_language_model_in_bfloat16_is_that_in_float32_to_its_rounding(
         model = ModelSpec(str(folder), head="completion", train=train, dtype=dtype)
         stage = Gradient(model, projection=Projection(inputs=8, outputs=8, principal=2, dim=200))
         inputs = memory({"text": text, "label": label}, details)
+        losses = inputs.run(AnswerLoss(model)).sort_by("id")
         vectors = matrix_of(inputs.run(stage)["vector"])
-        return [vectors, inputs.written["diagnostics"]["measured"].to_numpy()]
+        measured = inputs.written["diagnostics"]["measured"].to_numpy()
+        return [vectors, measured, losses["loss"].to_numpy(), matrix_of(losses["vector"])]
 
     exact, rounded = results(whole, "float32"), results(half, "auto")
     assert all(
@@ -144,14 +148,22 @@ def test_a_language_model_in_bfloat16_is_that_in_float32_to_its_rounding(
 
 def test_tokens_are_explained_in_float32(halves: Any, memory: Any) -> None:
     half, whole = halves("llama", "CausalLM")
-    ids = torch.tensor([[5, 6, 7]])
-    logits = []
+    text = pa.table(
+        {
+            "id": [1, 2, 3],
+            "role": ["example", "example", "query"],
+            "text": ["good film", "the plot is slow", "the film is"],
+            "text_b": pa.nulls(3, pa.string()),
+        }
+    )
+    tables = []
     for folder, dtype in ((whole, "float32"), (half, "auto")):
-        spec = ModelSpec(str(folder), head="completion", dtype=dtype)
-        details = {"text": {"format": "text"}}
-        network: Any = TokenNetwork(load_measurement(spec, memory({}, details)).network)
-        logits.append(network.head(network(input_ids=ids)))
-    assert logits[1].equal(logits[0])
+        model = ModelSpec(str(folder), head="completion", dtype=dtype)
+        inputs = memory({"text": text}, {"text": {"format": "text"}})
+        written = inputs.run(Continuation(model, new_tokens=0, positions=2, words=None))
+        tables.append((written, inputs.run(SpectralEntropy(model))))
+    assert all(table.num_rows for table in tables[0])
+    assert tables[1] == tables[0]
 
 
 @pytest.mark.parametrize(
