@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bad", type=float, default=0.3, help="share of bad rows")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--planted", type=int, default=96, help="rows of planted_answers")
+    parser.add_argument("--dtype", default="float32", help="of the model's weights")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,10 +88,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     work = Path(arguments.work).resolve() / "answers"
     cells = []
     for seed in arguments.seeds:
-        folder = work / f"{arguments.rows}-{arguments.bad:g}-{seed}"
+        own = "" if arguments.dtype == "float32" else f"-{arguments.dtype}"
+        folder = work / f"{arguments.rows}-{arguments.bad:g}-{seed}{own}"
         cells.append(judged(arguments, folder, seed))
         print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
-    return {"rows": arguments.rows, "bad": arguments.bad, "cells": cells}
+    asked = {name: getattr(arguments, name) for name in ("rows", "bad", "dtype")}
+    return {**asked, "cells": cells}
 
 
 def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
@@ -114,7 +117,12 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, 
     done = run_config(
         {
             "run": str(folder / "run"),
-            "model": {"path": str(language_model()), "head": "completion", "max_length": 384},
+            "model": {
+                "path": str(language_model()),
+                "head": "completion",
+                "max_length": 384,
+                "dtype": arguments.dtype,
+            },
             "corpus": {"path": str(folder / "pool.jsonl"), "task": "completion", "id": "id"},
             "stages": {
                 "planted_answers": {"rows": arguments.planted},
