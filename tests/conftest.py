@@ -12,6 +12,7 @@ pytest_plugins = (
     "gradients_by_loop",
     "runs",
     "pages",
+    "plans",
     "processes",
     "web",
 )
