@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import torch
 
-from stages.stage import Cost, Inputs, Rows, Split, Stage, Work, check_alike
+from stages.stage import Cost, Inputs, Role, Rows, Split, Stage, Work, check_alike
 from stages.surrogate.noise_model import NoiseModel, judged_in, margins, read_noise_model
 from storage.schema import TableSpec
 
@@ -55,6 +55,7 @@ class LabelIssues(Stage):
     version: ClassVar[int] = 4
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
+    roles: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     instead: ClassVar[Mapping[str, str]] = {
         "completion": "answer_issues",
@@ -97,8 +98,6 @@ class LabelIssues(Stage):
     def compute(self, inputs: Inputs) -> Rows:
         """One row per labelled example of a shard that has a prediction."""
         model, last_score, last_id = inputs.opened
-        if inputs.part.role == "query":
-            return
         judged = judged_in(
             inputs.table("label", "example"), inputs.table(self.predictions, "example")
         )

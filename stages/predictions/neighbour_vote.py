@@ -197,6 +197,7 @@ class NeighbourVote(Stage):
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
+    roles: ClassVar[tuple[Role, ...]] = ("example",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self) -> None:
@@ -269,20 +270,17 @@ class NeighbourVote(Stage):
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
         """How many vote, the rates, and the shard's labelled examples without features."""
         voters: Voters = inputs.opened
-        facts: dict[str, Any] = {
+        labels = inputs.table("label")["label"]
+        n_labelled = len(labels) - labels.null_count
+        return {
             "n_voters": len(voters.ids),
             "rates": voters.rates.tolist(),
             "wrong": voters.wrong.tolist(),
+            "n_left_out": n_labelled - len(self._shard(inputs)[0]),
         }
-        if inputs.part.role == "example":
-            n_labelled = inputs.table("label").num_rows - inputs.table("label")["label"].null_count
-            facts["n_left_out"] = n_labelled - len(self._shard(inputs)[0])
-        return facts
 
     def compute(self, inputs: Inputs) -> Rows:
         """The votes about one shard of examples."""
-        if inputs.part.role == "query":
-            return
         voters: Voters = inputs.opened
         ids, labels, vectors = self._shard(inputs)
         if not len(ids):
