@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_rows import reasons
 from whole_corpus import Corpus, read
 
 from stages.corpus.source import Source
@@ -13,11 +14,6 @@ from stages.stage import DataError
 def corpus(path: Path, content: str | bytes, **fields: Any) -> Corpus:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return read(Source(str(path), **fields), "example")
-
-
-def reasons(found: Corpus) -> dict[int, str]:
-    columns = (found.rejected[c].to_pylist() for c in ("row_number", "reason"))
-    return dict(zip(*columns, strict=True))
 
 
 @pytest.mark.parametrize(

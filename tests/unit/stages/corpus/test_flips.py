@@ -1,13 +1,17 @@
 """Which labels are flipped on purpose, against all hashes in order."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from source_rows import jsonl, reviews
+from whole_corpus import read
 
 from stages.corpus import flips as module
 from stages.corpus.flips import flips
-from stages.corpus.source import FlipLabels
+from stages.corpus.source import FlipLabels, Source
+from stages.stage import ConfigError
 
 
 def hashed(seed: int, row_id: int) -> bytes:
@@ -34,3 +38,33 @@ def test_hashes_that_begin_alike_are_told_apart(monkeypatch: pytest.MonkeyPatch)
 def test_none_is_flipped_of_a_fraction_that_rounds_to_none() -> None:
     ids = np.arange(10)
     assert flips(ids, ids < 10, FlipLabels(0.01)).largest == b""
+
+
+def test_flip_labels_changes_exactly_that_many_and_remembers(tmp_path: Path) -> None:
+    rows = [{"text": "t", "label": i % 3} for i in range(50)]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    corpus = read(Source(path, flip_labels=FlipLabels(0.3, seed=1)), "example")
+    label, true = (corpus.rows[c].to_numpy() for c in ("label", "true_label"))
+    assert true.tolist() == [row["label"] for row in rows]
+    assert (label != true).sum() == 15
+    assert set(label.tolist()) == {0, 1, 2}
+    again = read(Source(path, flip_labels=FlipLabels(0.3, seed=1)), "example")
+    assert again.rows.equals(corpus.rows)
+    other = read(Source(path, flip_labels=FlipLabels(0.3, seed=2)), "example")
+    assert other.rows["label"].to_pylist() != label.tolist()
+    assert (
+        read(Source(path, flip_labels=FlipLabels(0.0)), "example")
+        .rows["true_label"]
+        .equals(corpus.rows["true_label"])
+    )
+
+
+def test_flip_labels_refuses_what_makes_no_sense(tmp_path: Path) -> None:
+    for fraction in (1.0, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match=r"found .*, expected a number in \[0, 1\)\. Write"):
+            FlipLabels(fraction)
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    with pytest.raises(ConfigError, match=r"found on queries, expected on the corpus only. Remove"):
+        read(Source(path, flip_labels=FlipLabels(0.1)), "query")
+    with pytest.raises(ConfigError, match="found label: null for examples"):
+        read(Source(path, label=None), "example")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from source_rows import reasons
 from whole_corpus import Corpus, read
 
 from stages.corpus.ingest import LABEL, tables
@@ -29,11 +30,6 @@ def parquet(path: Path, labels: pa.Array) -> str:
 
 def numbers(path: str, role: Role = "example", **fields: Any) -> Corpus:
     return read(Source(path, task="regression", label="score", **fields), role)
-
-
-def reasons(corpus: Corpus) -> dict[int, str]:
-    found = (corpus.rejected[c].to_pylist() for c in ("row_number", "reason"))
-    return dict(zip(*found, strict=True))
 
 
 def test_numbers_of_a_typed_format(tmp_path: Path) -> None:

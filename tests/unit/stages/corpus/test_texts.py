@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from source_rows import jsonl, reasons
 from whole_corpus import Corpus, read
 
 from stages.corpus.ingest import EXTRA, LABEL, TEXT, tables
@@ -17,11 +18,6 @@ USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}
 
 
-def jsonl(path: Path, rows: Rows) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return str(path)
-
-
 def parquet(path: Path, columns: dict[str, Any]) -> str:
     import pyarrow.parquet
 
@@ -31,11 +27,6 @@ def parquet(path: Path, columns: dict[str, Any]) -> str:
 
 def completions(path: str, **fields: Any) -> Corpus:
     return read(Source(path, task="completion", **fields), "example")
-
-
-def reasons(corpus: Corpus) -> dict[int, str]:
-    numbers, found = (corpus.rejected[c].to_pylist() for c in ("row_number", "reason"))
-    return dict(zip(numbers, found, strict=True))
 
 
 def test_prompts_and_completions(tmp_path: Path) -> None:

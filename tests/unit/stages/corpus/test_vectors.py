@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from source_rows import reasons
 from whole_corpus import Corpus, read
 
 from stages.corpus.ingest import tables
@@ -48,11 +49,6 @@ def vectors_of(
 def matrix(corpus: Corpus) -> list[list[float]]:
     found: list[list[float]] = tables(corpus.rows)["features"]["vector"].to_pylist()
     return found
-
-
-def reasons(corpus: Corpus) -> dict[int, str]:
-    found = (corpus.rejected[c].to_pylist() for c in ("row_number", "reason"))
-    return dict(zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Labels that are changed on the way in: flips, and the corrections of a review."""
+
+from pathlib import Path
+
+import pytest
+from source_rows import by_source_id, csv, jsonl, reviews
+from whole_corpus import read
+
+from stages.corpus.source import FlipLabels, Source
+from stages.stage import DataError
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_corrections_fix_and_drop_after_the_flip(tmp_path: Path, ending: str) -> None:
+    rows = [
+        {"source_id": "r0", "decision": "fix", "new_label": "1"},
+        {"source_id": "r1", "decision": "drop", "new_label": None},
+        {"source_id": "r2", "decision": "Accept", "new_label": None},
+        {"source_id": "r3", "decision": None, "new_label": "1"},
+    ]
+    review = tmp_path / f"review.{ending}"
+    if ending == "jsonl":
+        jsonl(review, rows)
+    else:
+        lines = [",".join(value or "" for value in row.values()) for row in rows]
+        csv(review, "\n".join(["source_id,decision,new_label", *lines]))
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    plain = read(Source(path, id="id"), "example")
+    fixed = read(Source(path, id="id", corrections=(str(review),)), "example")
+    assert by_source_id(fixed, "label") == by_source_id(plain, "label") | {"r0": 1}
+    assert [k for k, dropped in by_source_id(fixed, "is_dropped").items() if dropped] == ["r1"]
+    assert fixed.rows["id"].equals(plain.rows["id"])
+    flip = Source(path, id="id", corrections=(str(review),), flip_labels=FlipLabels(0.9))
+    flipped = read(flip, "example")
+    assert by_source_id(flipped, "label")["r0"] == 1
+    assert by_source_id(flipped, "true_label")["r0"] == 0
+
+
+def test_the_label_before_the_first_decision_is_kept(tmp_path: Path) -> None:
+    reviewed = [
+        csv(tmp_path / f"{name}.csv", f"source_id,decision,new_label\n{lines}")
+        for name, lines in (
+            ("first", "r0,fix,1\nr2,accept,\nr3,,1\n"),
+            ("second", "r0,accept,\nr2,fix,1\nr4,fix,0\n"),
+        )
+    ]
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    plain = by_source_id(read(Source(path, id="id"), "example"), "label")
+    corpus = read(Source(path, id="id", corrections=tuple(reviewed)), "example")
+    before = {k: v for k, v in by_source_id(corpus, "label_before_review").items() if v is not None}
+    assert before == {k: plain[k] for k in ("r0", "r2", "r4")}
+    labels = by_source_id(corpus, "label")
+    assert labels == plain | {"r0": 1, "r2": 1, "r4": 0}
+    flip = FlipLabels(0.9)
+    flipped = read(Source(path, id="id", flip_labels=flip), "example")
+    both = read(Source(path, id="id", flip_labels=flip, corrections=tuple(reviewed)), "example")
+    given = by_source_id(flipped, "label")
+    assert by_source_id(both, "label_before_review")["r0"] == given["r0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("r1,maybe,", r"line 3 .*found decision 'maybe', expected accept, fix, drop.*Correct it"),
+        ("r1,fix,9", r"line 3 \(source_id r1\): found new_label '9', expected one of 0, 1.*Write"),
+        ("r1,fix,", r"line 3 .*found no new_label"),
+        ("zz,drop,", r"line 3 .*found a source_id that no row has, expected one.*Remove"),
+        ("r9,drop,", r"line 3 .*it was rejected: null text"),
+        ("r0,drop,", r"line 3 .*the same source_id as in line 2, expected each once.*Remove"),
+    ],
+)
+def test_corrections_that_fit_no_row_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    rows = reviews()
+    rows[9]["text"] = None
+    review = csv(tmp_path / "r.csv", f"source_id,decision,new_label\nr0,accept,\n{line}\n")
+    source = Source(jsonl(tmp_path / "a.jsonl", rows), id="id", corrections=(review,))
+    with pytest.raises(DataError, match=message):
+        read(source, "example")
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "message"),
+    [
+        ("source_id", "reveiw-1004,drop,", r"no row has \(did you mean review-1004\?\), expected"),
+        ("source_id", "another,drop,", r"no row has, expected"),
+        ("source_id", "review-1009,drop,", r"no row has, expected .*it was rejected: null text"),
+        ("source_id", "review-1001,acept,", r"'acept' \(did you mean accept\?\), expected accept"),
+        (
+            "source_id",
+            "review-1001,fix,postive",
+            r"'postive' \(did you mean positive\?\)",
+        ),
+        ("example_id", "{}00,drop,", r"no row has \(did you mean {}\?\), expected"),
+    ],
+)
+def test_slips_in_a_review_are_told(tmp_path: Path, key: str, line: str, message: str) -> None:
+    rows = [{**row, "id": f"review-100{i}"} for i, row in enumerate(reviews())]
+    rows[9]["text"] = None
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    classes = ("negative", "positive")
+    ids = read(Source(path, id="id", classes=classes), "example").rows["id"].to_pylist()
+    review = csv(tmp_path / "r.csv", f"{key},decision,new_label\n{line.format(ids[3])}\n")
+    source = Source(path, id="id", classes=classes, corrections=(review,))
+    with pytest.raises(DataError, match=message.format(ids[3])):
+        read(source, "example")
+
+
+def test_corrections_need_their_columns(tmp_path: Path) -> None:
+    review = csv(tmp_path / "r.csv", "decision\nfix\n")
+    source = Source(jsonl(tmp_path / "a.jsonl", reviews()), corrections=(review,))
+    with pytest.raises(DataError, match="found the columns decision, expected source_id or exam"):
+        read(source, "example")
