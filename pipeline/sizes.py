@@ -15,7 +15,7 @@ from storage.manifest import Manifest
 from storage.table import Store
 
 SMALL = 5_000
-"""Rows up to which all choices are the same."""
+"""Rows up to which what depends on the first size is the same."""
 NOTES = ".sizes"
 """Folder of the store with a note for each corpus, named by the key of its first shard."""
 

@@ -1,4 +1,4 @@
-"""Runs one named benchmark and appends its result to `benchmarks/results.jsonl`.
+"""Runs one named benchmark and appends its result to `scripts/benchmarks/results.jsonl`.
 
     .venv/bin/python scripts/bench.py flags --data DIR       wrong labels found, against a peer
     .venv/bin/python scripts/bench.py noise --data ALL      the same under every kind of noise

@@ -3,8 +3,7 @@
     .venv/bin/python scripts/toy.py [PICTURE]      by default scripts/pictures/toy.png
 
 A probe on points of the plane, one of which, of a wrong label, lies deep in another class. Support
-spectrum, representer points and influence, each the same number of examples. Needs matplotlib: the
-extra `pictures`.
+spectrum, representer points and influence, each the same number of examples.
 """
 
 import sys

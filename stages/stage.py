@@ -7,7 +7,7 @@ nothing, reads no clock, and takes its randomness from a seed field and the part
 inputs give the same rows.
 
 Sign, everywhere in assay: positive helps. A positive Shapley value raises the utility; a positive
-score raises the measured output of the query's predicted class.
+score raises the measured output of the query's class that it speaks for (`speaks_for`).
 
 Errors of this room:
 

@@ -5,8 +5,7 @@ are all that is kept of them. For fewer than d / 2 members F_D, P is cheaper by 
 L L^T = F_D F_D^T + damping I and V = L^-1 F_D it is (I - V^T V) / damping. For a block of others
 with rows F, in the kernel's terms, the Schur complement is damping (I + F P F^T), its column of the
 queries damping F P Phi_queries^T, and the residuals y - F w. Cost 2 d (2 d + b + m) per example
-that joins in blocks of b beside m queries: linear in the number of examples. [derived, design.md
-5.2]
+that joins in blocks of b beside m queries: linear in the number of examples. [derived]
 """
 
 from collections.abc import Callable

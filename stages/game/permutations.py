@@ -5,7 +5,7 @@ Units, the independent estimates: one permutation (`uniform`), a permutation and
 its length (`quasi_random`: within a unit every example is once in each fraction of the order; ours,
 after lattice rules). Truncation: by the paper's rule, biased towards small coalitions, or at a
 random length T that is drawn first, with P(T >= s) = min(1, survival / s), which is made up for by
-weights. [paper; design.md 5.3]
+weights. [paper]
 """
 
 import itertools
@@ -143,7 +143,7 @@ def _walk_on(
 
 
 class _ToleranceRule:
-    """The paper's truncation of one permutation (methods.md 1.5), for all utilities together."""
+    """The paper's truncation of one permutation, for all utilities together."""
 
     def __init__(self, ends: Float[Tensor, "utilities ends *queries"], tolerance: float | None):
         self._value, self._end = ends[:, 0], ends[:, 1]

@@ -3,7 +3,7 @@
 One factor gives every prefix of a permutation: with L that of K[order, order] + damping I and
 V = L^-1 K[order, queries], Z = L^-1 targets[order], the outputs after p examples are
 sum_{q<p} V[q,t] Z[q,c]. It grows block by block, nearly all of the work being products of matrices,
-so a permutation that is cut short costs what it has used. [derived, methods.md 1.6]
+so a permutation that is cut short costs what it has used. [derived]
 """
 
 from typing import NamedTuple

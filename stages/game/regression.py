@@ -15,7 +15,7 @@ at a time, a block B being a few examples that join or leave together:
 `join` takes the rows of each block in one order, which gives `Joined`: the Cholesky factor L of S,
 and L^-1 times the rest of `Blocks`. From it `gains` has the marginal contribution of every example
 of the block in that order. In whatever order B joins, S, the columns and the residuals are enough.
-[derived, methods.md 1.6 and design.md 5.1]
+[derived]
 
 The two engines, `stages.game.prefix_cholesky` and `stages.game.least_squares`, differ in what they
 hold of D: a Cholesky factor of the kernel, or matrices of the features.

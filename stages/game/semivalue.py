@@ -3,8 +3,7 @@
 A semivalue of example i is (1/n) sum_k w_k Delta_i(k), where Delta_i(k) is the mean marginal
 contribution of i to coalitions of k others and the weights w_0 to w_{n-1} have the mean 1.
 
-Source: Beta Shapley, Kwon and Zou 2022, arXiv:2110.14049 (methods.md 5); the Shapley value is
-Beta(1, 1).
+Source: Beta Shapley, Kwon and Zou 2022, arXiv:2110.14049; the Shapley value is Beta(1, 1).
 """
 
 import math

@@ -2,8 +2,8 @@
 
 Every utility of a classifier sees only differences between a query's class outputs, so a number
 added to all classes of a query changes nothing, and the utility of the empty set, U(empty), is that
-of equal outputs: accuracy 1/C, cross-entropy -log C, margin 0 (methods.md 1.5; the paper's U(empty)
-is the random guess as well).
+of equal outputs: accuracy 1/C, cross-entropy -log C, margin 0 (the paper's U(empty) is the random
+guess as well).
 
 `loss` is the utility of another game, which needs no classes: the players are per-example gradients
 of the loss, and the one output is by how much a step on the set lowers the loss of the queries
@@ -78,7 +78,7 @@ class Judge:
     cross_entropy: log of the label's share in softmax(outputs / temperature), hence at most 0.
     margin: the label's output minus the largest other output.
 
-    Source: arXiv:2406.04606, Sec. 1.4 and 1.5 of methods.md; temperature and margin are ours.
+    Source: arXiv:2406.04606; temperature and margin are ours.
     """
 
     labels: Int64[Tensor, " queries"]

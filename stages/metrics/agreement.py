@@ -11,7 +11,7 @@ trained, and `topic` names the column of the finer ones, it is their identical s
 whether a method finds examples of the same finer class, which no label told the model. The true
 label is taken where the corpus knows one, so that a wrong label does not count as agreement.
 
-Source: the protocol of methods.md 2.5 (5) [derived].
+Source: the classes of arXiv:2006.04528; its use for supports (arXiv:2408.05976) is ours.
 """
 
 from collections import Counter

@@ -11,7 +11,7 @@ examples (Barshan, Brunet and Dziugaite 2020, arXiv:2003.11630). The model has s
 unless the predictions are those of `kernel_regression`, which are leave-one-out. A wrong label
 mostly has a high loss, so the two shares are not of different examples.
 
-Source: the protocol of methods.md 2.5 (3) [derived]; the threshold of 5 % is ours.
+Source: ours, for the supports of arXiv:2408.05976, the threshold of 5 % with it.
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ spread evenly over it, both ends among them. [ours]
 
 A spectrum has a length of its own, mostly less than that of the other methods' lists, and a measure
 of a list may depend on its length: result rows hold mean lengths, and `equal_length` cuts the lists
-of a query to the shortest of all methods (methods.md 2.5 removes as many examples as the spectrum
-has).
+of a query to the shortest of all methods (so that removals take out as many examples as the
+spectrum has).
 """
 
 from dataclasses import dataclass

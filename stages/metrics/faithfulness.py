@@ -26,8 +26,8 @@ tokens are replaced, never deleted.
 
 Source: DeYoung et al. 2020, arXiv:1911.03429 (comprehensiveness, sufficiency), Shrikumar et al.
 2017, arXiv:1704.02685 (log-odds), Samek et al. 2017, arXiv:1509.06321 (the area), in the form of
-methods.md 3.5. Other than in the code of arXiv:2108.13654 special tokens and templates are always
-kept, as a classifier may read the hidden state of the first token, and T has at least one token.
+the code of arXiv:2108.13654. Other than there special tokens and templates are always kept, as a
+classifier may read the hidden state of the first token, and T has at least one token.
 
 Soft measures: Zhao and Aletras 2023, arXiv:2305.10496, at one expected retention for all methods as
 in the pi-Soft-NC and pi-Soft-NS of Huang and Chan 2026, arXiv:2601.03089. Of the latter only the

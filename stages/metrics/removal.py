@@ -19,8 +19,8 @@ queries, from the same start and in the same order as on all. The outputs of a
 training without a few rows differ by some noise, for its batches are cut elsewhere: compare with
 the removal of random examples.
 
-Source: the protocol of methods.md 2.5 (4) [derived]; removal and retraining as in Hooker et al.
-2019, arXiv:1806.10758, there of features.
+Source: ours, for the supports of arXiv:2408.05976; removal and retraining as in Hooker et al. 2019,
+arXiv:1806.10758, there of features.
 """
 
 from collections.abc import Callable

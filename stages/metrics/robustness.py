@@ -1,8 +1,8 @@
 """The share of examples whose value changes its sign with the rest of the training set.
 
-Protocol of arXiv:2406.04606 (beta-robustness, methods.md 1.7): some points are kept, the rest of
-the training set is drawn anew several times, and each time a method values the points. The sign of
-most draws is taken for the true one, with sgn(0) = +1; a point is not robust if any draw differs.
+Protocol of arXiv:2406.04606 (beta-robustness): some points are kept, the rest of the training set
+is drawn anew several times, and each time a method values the points. The sign of most draws is
+taken for the true one, with sgn(0) = +1; a point is not robust if any draw differs.
 
 How it is read here. [derived]
 

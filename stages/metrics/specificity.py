@@ -6,7 +6,7 @@ specific. Queries of one predicted class share more with each other than with th
 by construction, so the mean over such pairs stands beside the one over all. Lists drawn at random
 overlap by about r / (2n - r) for r of n examples.
 
-Source: the protocol of methods.md 2.5 (2) [derived]; that influence lists the same few outliers for
+Source: ours, for the supports of arXiv:2408.05976; that influence lists the same few outliers for
 many queries is from Barshan, Brunet and Dziugaite 2020, arXiv:2003.11630.
 """
 

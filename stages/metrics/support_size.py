@@ -13,7 +13,7 @@ where the prediction is right. For each instance of `support`:
   labelled queries; gain: that less the AUC of the confidence itself, the baseline that costs
   nothing, on the same draws of queries, so that its interval is narrower than theirs apart.
 
-Source: the protocol of methods.md 2.5 (1) [derived].
+Source: ours; what is tested is said of arXiv:2408.05976.
 """
 
 from collections import Counter

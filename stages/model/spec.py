@@ -17,7 +17,7 @@ class Prompt:
     """A cloze question, which a language model answers by the word predicted at one position.
 
     Of a masked language model the logits at its mask token count, of a causal one those at the last
-    token. Source: arXiv:2406.04606, section 2 (methods.md 1.2).
+    token. Source: arXiv:2406.04606, section 2.
     """
 
     template: str

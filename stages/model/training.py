@@ -33,7 +33,7 @@ rates both are so overconfident that their cross-entropy is worse than that of a
 class Training:
     """How a model is trained on a set of examples.
 
-    The defaults are those of arXiv:2406.04606 (methods.md 1.8), with a rate for fresh heads.
+    The defaults are those of arXiv:2406.04606, with a rate for fresh heads.
     """
 
     kind: Literal["anew", "one_pass"] = "anew"

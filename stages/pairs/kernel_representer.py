@@ -10,7 +10,7 @@ which add up to the output of c less the offset. A positive score raises that ou
 Global: max_c |alpha_ic|, large where the regression leaves a large residual, as alpha is that
 residual divided by the damping; local: what is left, for two classes +-K(x_i, x_t).
 
-Source: the dual form of kernel ridge regression; global and local as in methods.md 2.3. [derived]
+Source: the dual form of kernel ridge regression; global and local are ours.
 """
 
 from collections.abc import Mapping

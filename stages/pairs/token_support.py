@@ -8,8 +8,8 @@ global score is -logit_c(i), its local score f_i . f_t, and the spectrum is as i
 states and logits are computed at such places alone, in texts that have one: what most texts cost is
 a look at their tokens.
 
-Source: arXiv:2408.05976, its part on text generation, whose text could not be read (methods.md 2.2
-and 2.4; `stages/ranking/spectrum.py` says what is quoted and what derived).
+Source: arXiv:2408.05976, its part on text generation, whose text could not be read
+(`stages/ranking/spectrum.py` says what is quoted and what derived).
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,8 +16,8 @@ e_y and f the features that it reads, so that embeddings and logits are enough:
 where r_t is taken at the class that the model predicts. Where the model's last layer reads anything
 but the embedding that is named, this stands for its gradient and is not it.
 
-Source: Pruthi et al. 2020, arXiv:2002.08484, eq. 3 (TracInCP); projected gradients stand for
-whole ones here. The parts of the last layer: methods.md 2.3. [derived]
+Source: Pruthi et al. 2020, arXiv:2002.08484, eq. 3 (TracInCP); projected gradients stand for whole
+ones here. The parts of the last layer are ours.
 """
 
 from collections.abc import Mapping

@@ -4,8 +4,8 @@ A generated text is a sequence of predictions of a class, the next token. The to
 are chosen by TF-IDF: tokens that are frequent in the query's text and rare among the texts of the
 corpus, but in one of them at least; or they are the words that the user names.
 
-Source: arXiv:2408.05976 explains text generation so (methods.md 2.4, after public reviews); what
-counts as a document, a text of the corpus, is ours.
+Source: arXiv:2408.05976 explains text generation so, after public reviews; what counts as a
+document, a text of the corpus, is ours.
 """
 
 from collections import Counter

@@ -1,8 +1,8 @@
 """Kernel regression: predictions for queries of a fit on all examples, leave-one-out for examples.
 
 Out-of-sample predictions for every example without cross-validation, exact where the kernel saw no
-labels. Source: the regression of arXiv:2406.04606 (methods.md 1.4), the leave-one-out
-identity of linear smoothers. [derived]
+labels. Source: the regression of arXiv:2406.04606, the leave-one-out identity of linear smoothers.
+[derived]
 
 Up to 5,000 examples one task solves it in dual form, from the kernel of the examples. Beyond, each
 shard's predictions follow from a fit in primal form (`kernel_fit`), whose cost grows with the

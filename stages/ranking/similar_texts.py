@@ -8,9 +8,9 @@
 The last two are ours: token scores are then smoothed over the training texts that support the
 prediction, and not over texts that look alike.
 
-Source: Zhang et al. 2022, arXiv:2204.10893, section 3 (methods.md 4.2). The paper does not say how
-tokens are pooled to one vector of a text: here by their mean, as `stages.features.embedding` does.
-Its quantile is taken over 2,000 drawn pairs of examples.
+Source: Zhang et al. 2022, arXiv:2204.10893, section 3. The paper does not say how tokens are pooled
+to one vector of a text: here by their mean, as `stages.features.embedding` does. Its quantile is
+taken over 2,000 drawn pairs of examples.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,7 +20,7 @@ Status of the formulas: the text of the paper could not be read. R(t; k), g, l a
 its public reviews quote them; that w_k is W_c - W_k, the form by margins, the Pareto construction,
 the readings of the general set and the order of ties are derived here.
 
-Source: Agussurja, Lu and Low 2024, arXiv:2408.05976 (methods.md 2.2).
+Source: Agussurja, Lu and Low 2024, arXiv:2408.05976.
 """
 
 from collections.abc import Sequence

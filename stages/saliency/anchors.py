@@ -21,8 +21,8 @@ need one product of the word with the vocabulary: |e - u|^2 = |e|^2 - 2 (1 - t) 
 const for u = w' + t (w - w').
 
 Source: Sanyal and Ren 2021, arXiv:2108.13654 (DIG), and Sinha Roy and Kundu 2024, arXiv:2412.03886
-(UDIG), whose papers could be read in part only: the steps are those of the authors' code as
-methods.md 3.3 and 3.4 describes it. There UDIG fails where no candidate is left; here it goes on.
+(UDIG), whose papers could be read in part only: the steps are those of the authors' code. There
+UDIG fails where no candidate is left; here it goes on.
 """
 
 from typing import Literal

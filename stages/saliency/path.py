@@ -14,7 +14,7 @@ F(x) - F(baseline) but for the *convergence delta*, which is stored:
     gauss_legendre   on the straight line only
 
 Source: Sundararajan, Taly and Yan 2017, arXiv:1703.01365; the sum over steps of unequal size is
-Sanyal and Ren 2021, arXiv:2108.13654 (methods.md 3.2).
+Sanyal and Ren 2021, arXiv:2108.13654.
 """
 
 from collections.abc import Callable

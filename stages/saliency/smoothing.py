@@ -5,8 +5,7 @@ tokens, of M neighbours,
 
     E(w) = 1/M sum_i 1/T_i sum_k m_ik kappa(h_w, h_ik).
 
-Source: Zhang et al. 2022, arXiv:2204.10893, section 3, with the kernels and constants there
-(methods.md 4.2).
+Source: Zhang et al. 2022, arXiv:2204.10893, section 3, with the kernels and constants there.
 """
 
 from collections.abc import Sequence

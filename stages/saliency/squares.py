@@ -6,10 +6,9 @@ m_i = sum_j S_ij^2 with one of three S, of shape (tokens, dim):
     smooth      its mean over noisy copies of the text (SmoothGrad)
     integrated  integrated gradients before they are summed over dimensions
 
-Source: Zhang et al. 2022, arXiv:2204.10893, section 3 (methods.md 4.2), where all end in a sum of
-squares; Simonyan et al. 2014, arXiv:1312.6034; Smilkov et al. 2017, arXiv:1706.03825. The noise
-level of the paper is not given; here it is a share of the range of a text's embeddings, as
-SmoothGrad has it.
+Source: Zhang et al. 2022, arXiv:2204.10893, section 3, where all end in a sum of squares; Simonyan
+et al. 2014, arXiv:1312.6034; Smilkov et al. 2017, arXiv:1706.03825. The noise level of the paper is
+not given; here it is a share of the range of a text's embeddings, as SmoothGrad has it.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ The mean is over the points of a path and the tokens of the text, the distance E
 nearest word embedding. A token's part depends on its word and the baseline alone, and is computed
 once for each word.
 
-Source: the metric of Sanyal and Ren 2021, arXiv:2108.13654 (methods.md 3.5).
+Source: the metric of Sanyal and Ren 2021, arXiv:2108.13654.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@ The outputs for query t after fitting the examples S are, with Y one-hot over C 
 
     f_S(t) = 1/C + K[t,S] (K[S,S] + damping I)^-1 (Y_S - 1/C),    damping = ridge * mean diag of K.
 
-Source: arXiv:2406.04606, kernel regression as in methods.md 1.4; the ridge relative to the kernel's
-scale, its automatic choice and the fixed offset 1/C are ours.
+Source: arXiv:2406.04606, kernel regression; the ridge relative to the kernel's scale, its automatic
+choice and the fixed offset 1/C are ours.
 
 The paper has no offset. Taking one number from the targets of all classes moves the outputs of a
 query by one common number, so argmax, margin and softmax are the paper's exactly, for every S;

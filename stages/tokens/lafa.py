@@ -11,7 +11,7 @@ printed as the indicator (`kernel: cubic`, `kernel: indicator`), and its cut-off
 and the quantile 0.05 in the appendix (`quantile`). The defaults are the printed kernel and the
 appendix's quantile. E is not divided by the sum of kernels and m differs in scale between texts, so
 a `weight` does not carry over from one model to another; `normalize` gives the scores of each text
-the sum 1 before they are aggregated. [ours, after methods.md 4.6]
+the sum 1 before they are aggregated. [ours]
 
 Source: Zhang et al. 2022, arXiv:2204.10893.
 """

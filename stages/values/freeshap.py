@@ -1,10 +1,10 @@
 """FreeShap: Shapley values of examples in the game "utility of kernel regression on a subset".
 
-Source: arXiv:2406.04606 (methods.md 1.4 to 1.6). The players are the labelled examples, the
-utility is a mean over the labelled queries, and every marginal contribution is exact. What the
-paper does along permutations, with a new inverse per step, is one Cholesky factor here; and by
-default permutations give way to coalitions of drawn sizes, which give an error several times
-smaller in the same time (`stages/game/coalitions.py`). The paper's own estimator is
+Source: arXiv:2406.04606. The players are the labelled examples, the utility is a mean over the
+labelled queries, and every marginal contribution is exact. What the paper does along permutations,
+with a new inverse per step, is one Cholesky factor here; and by default permutations give way to
+coalitions of drawn sizes, which give an error several times smaller in the same time
+(`stages/game/coalitions.py`). The paper's own estimator is
 `sampling: uniform, truncation: tolerance`.
 
 Round r draws from (seed, r) alone: values do not depend on the number of workers, and more rounds

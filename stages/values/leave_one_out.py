@@ -1,8 +1,8 @@
 """Leave-one-out values of examples, U(all) - U(all but i), in closed form.
 
-Source: arXiv:2406.04606 (g_LOO, methods.md 1.5), in the same game as `freeshap`. With
+Source: arXiv:2406.04606 (g_LOO), in the same game as `freeshap`. With
 M = (K + damping I)^-1 and A = M targets, the outputs without example i are
-f(t) - (K[t,:] M)_i A_i / M_ii. [derived, methods.md 1.6]
+f(t) - (K[t,:] M)_i A_i / M_ii. [derived]
 """
 
 from collections.abc import Mapping

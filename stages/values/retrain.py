@@ -27,7 +27,7 @@ all examples (`stages/game/sample_reuse.py`); a marginal along a permutation cou
 the noise of two trainings. A unit is `coalitions` of them and one training on all; a coalition and
 its complement are visited in one order.
 
-Source: the reference of arXiv:2406.04606, Sec. 4 (methods.md 1.5 and 1.8).
+Source: the reference of arXiv:2406.04606, Sec. 4.
 """
 
 from collections.abc import Iterator, Mapping

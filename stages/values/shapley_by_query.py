@@ -5,7 +5,7 @@ query; the mean over queries of an example's values is its value in the game of 
 without a label is valued for the class that all examples together predict. Each task takes a block
 of queries, a shard of them, and draws the same coalitions as every other task.
 
-Source: arXiv:2406.04606, test explanation (methods.md 1.1 and 1.8).
+Source: arXiv:2406.04606, test explanation.
 """
 
 from dataclasses import dataclass, replace

@@ -24,7 +24,7 @@ from pipeline.cli import main
 N_EXAMPLES, N_QUERIES, SHARD = 48, 16, 16
 COLUMNS = ["method", "review", "stars", "id", "Text", "tags"]
 
-# The first columns of every view, design.md 3.3.
+# The first columns of every view.
 VIEWS = {
     "position_weighted": "id role vector",
     "query_relevance": "method example_id rank similarity query_id is_taken",

@@ -1,4 +1,4 @@
-"""The guards of style.md: names, places, and what documentation promises."""
+"""The guards of the style: names, places, and what documentation promises."""
 
 import ast
 import dataclasses
@@ -50,7 +50,7 @@ def test_no_drawer_for_odds_and_ends() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    # 300 lines must justify themselves in review (style.md 7); 400 are not justified.
+    # 300 lines must justify themselves in review; 400 are not justified.
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 

@@ -1,6 +1,6 @@
 """The head `label_words`: a language model that answers a prompt by one word per class.
 
-Source: arXiv:2406.04606, section 2 (methods.md 1.2).
+Source: arXiv:2406.04606, section 2.
 """
 
 import functools
@@ -75,7 +75,7 @@ class LabelWords(Head):
         """The language model, and the number of label words.
 
         The rows of the output layer are copied: a head of its own, not tied to the embedding
-        tables (methods.md 1.2).
+        tables.
         """
         spec = self.spec
         ids = label_word_ids(tokenizer, self._prompt.label_words)
