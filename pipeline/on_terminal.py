@@ -165,13 +165,17 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         )
     )
     kept = next(row for row in rows if row["by"] not in called)
+    is_worse = False
     for name in utilities:
         low, high = (kept[f"{name}_over_random_{end}"] for end in ("low", "high"))
         told = "better than random rows" if low > 0 else "worse than random rows"
         if low <= 0 <= high:
             told = "no better than random rows, as far as these queries tell"
+        is_worse |= high < 0
         gain = kept[f"{name}_over_random"]
         show(f"{name}: {told} ({gain:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}).")
+    if is_worse:
+        show("Keep all rows or random ones: the model cannot tell which of them serve the queries.")
 
 
 def _with_interval(row: Mapping[str, Any], name: str) -> str:

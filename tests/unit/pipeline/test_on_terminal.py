@@ -175,3 +175,26 @@ def test_a_class_that_loses_more_than_half_of_its_share_is_told(
     assert ("Fewer than half of their share are kept of c1 (" in said) == (not is_fair)
     last = f"c{n_classes - 1} (" if n_classes <= 21 else f"{n_classes - 21} others"
     assert (f"{last}" in said) == (not is_fair)
+
+
+@pytest.mark.parametrize(("gain", "is_advised"), [(-0.1, True), (0.0, False), (0.1, False)])
+def test_a_choice_that_is_worse_than_chance_is_advised_against(
+    gain: float, is_advised: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "accuracy_sd": 0.0}
+    over = {"accuracy_over_random": gain}
+    over |= {f"accuracy_over_random_{end}": gain + d for end, d in (("low", -0.05), ("high", 0.05))}
+    expected = {
+        **dict.fromkeys(("n_flagged", "n_repeated"), 0),
+        **dict.fromkeys(("warnings", "classes", "trials"), ()),
+        "n_rows": 20,
+        "n_examples": 100,
+        "by": "coreset",
+        "per": None,
+        "why_not": "",
+        "rows": [{"by": by, **numbers, **over} for by in ("coreset", "random", "all")],
+    }
+    report.print_expected(expected)
+    said = capsys.readouterr().out
+    assert ("Keep all rows or random ones" in said) == is_advised
+    assert ("worse than random rows" in said) == is_advised
