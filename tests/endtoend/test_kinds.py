@@ -58,7 +58,7 @@ def done(images: Path, assay: Any) -> Path:
         "kernel_regression": 1,
         "freeshap": 2,
         "label_noise": 1,
-        "label_issues": 4,
+        "label_issues": 3,
     }
     ran = assay("run", images)
     assert "Accuracy of the kernel on the queries: 1.000" in ran.stdout
