@@ -128,6 +128,11 @@ def test_a_training_is_adam_on_mean_losses(
     np.testing.assert_allclose(found, wanted, rtol=2e-4 if precision == "float32" else 5e-3)
 
 
+def test_trials_from_before_there_was_a_precision_keep_their_key(model: ModelSpec) -> None:
+    assert "precision" in trial(model).outside_key
+    assert "precision" not in trial(model, precision="bfloat16").outside_key
+
+
 def test_no_query_judges_rows_that_it_chose(model: ModelSpec, inputs: MemoryInputs) -> None:
     stage = trial(model)
     nothing, first, second, every, *random = rows_of(inputs, stage)
