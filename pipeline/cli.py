@@ -22,6 +22,7 @@ from pipeline.cli_review import apply, flag
 from pipeline.cli_view import view
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
+from pipeline.selection import is_worse_than_random
 from pipeline.terminal import show
 
 
@@ -195,7 +196,8 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
 @click.option(
     "--by",
     help="coreset, shapley, label_score; of completions query_relevance, answer_issues; of "
-    "preferences middle, margin, influence, preference_issues.",
+    "preferences middle, margin, influence, preference_issues; random. By default random rows "
+    "stand in where the others are expected to do worse.",
 )
 @click.option("--utility", help="The utility whose values count, when the run has several.")
 @click.option(
@@ -237,6 +239,12 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
             expected = opened.expected(**asked, progress=screen)
         with redirect_stdout(sys.stderr):
             printed.print_expected(expected)
+            if asked["by"] is None and is_worse_than_random(expected):
+                rows = opened.select(**asked | {"by": "random"})
+                show(
+                    "These are random rows instead, the same number; "
+                    f"--by {expected['by']} gives those that were chosen."
+                )
     else:
         with redirect_stdout(sys.stderr):
             for warning in warnings_about(opened, rows.chosen[0].statement):

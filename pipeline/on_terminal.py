@@ -12,6 +12,7 @@ from pipeline.copied import command, shell_path
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, OTHER_ANSWER, WORTH_A_LOOK, summarize
 from pipeline.progress import count_text
+from pipeline.selection import is_worse_than_random
 from pipeline.terminal import TEXTS, show, table
 from pipeline.trials import SAID, verdict
 
@@ -145,8 +146,16 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         )
     for trial in expected["trials"]:
         _print_trial(trial)
-    if expected["trials"]:
-        return
+    if not expected["trials"]:
+        _print_forecast(expected)
+    if is_worse_than_random(expected):
+        show(
+            "The model cannot tell which rows serve the queries: keep all of them, or random ones."
+        )
+
+
+def _print_forecast(expected: Mapping[str, Any]) -> None:
+    """Prints what the surrogate says, or why it says nothing."""
     if expected["why_not"]:
         show(f"No forecast of what they train: {expected['why_not'].rstrip('.')}.")
         return
@@ -165,17 +174,13 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         )
     )
     kept = next(row for row in rows if row["by"] not in called)
-    is_worse = False
     for name in utilities:
         low, high = (kept[f"{name}_over_random_{end}"] for end in ("low", "high"))
         told = "better than random rows" if low > 0 else "worse than random rows"
         if low <= 0 <= high:
             told = "no better than random rows, as far as these queries tell"
-        is_worse |= high < 0
         gain = kept[f"{name}_over_random"]
         show(f"{name}: {told} ({gain:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}).")
-    if is_worse:
-        show("Keep all rows or random ones: the model cannot tell which of them serve the queries.")
 
 
 def _with_interval(row: Mapping[str, Any], name: str) -> str:

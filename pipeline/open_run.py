@@ -230,7 +230,9 @@ class OpenedRun:
             by: `coreset` (the default where the run has one; the value is the gain), `shapley` or
                 `label_score`; of completions `query_relevance` (the default where there is one; the
                 value is the similarity) or `answer_issues`; of preferences `middle` (the default),
-                `margin`, `influence` or `preference_issues`, see `pipeline.pair_selection`.
+                `margin`, `influence` or `preference_issues`, see `pipeline.pair_selection`. Or
+                `random`. Nothing is forecast here: see `expected`, by which `assay select` takes
+                random rows where those of the default would do worse.
             utility: The utility whose values count; by default cross-entropy, or the only one.
             method: The stage instance, when the run has several.
             per_class: Whether values are compared within classes, or all together.

@@ -16,7 +16,10 @@ from pipeline.trials import trials
 from storage.names import near
 from storage.sql import named, quoted
 
-BY = ("coreset", "shapley", "label_score", "query_relevance", "answer_issues", *BY_PAIRS)
+BY = (
+    *("coreset", "shapley", "label_score", "query_relevance", "answer_issues", *BY_PAIRS),
+    "random",
+)
 COUNTS = ("text_lengths", "diagnostics")
 """Views with the tokens of rows: whole, or of what gradients were taken of."""
 OF_ASSAY = ("id", "role", "source_id", "row_number", "method", "run_id", "assay_file")
@@ -24,6 +27,15 @@ OF_ASSAY = ("id", "role", "source_id", "row_number", "method", "run_id", "assay_
 LOSS = "{kernel: [gradient], utilities: [loss]}"
 """Fields of `freeshap` for a corpus without classes."""
 PREFERRED_UTILITY = "cross_entropy"
+RANDOM = Source(
+    "random",
+    "random",
+    "random",
+    "(SELECT id AS example_id, 'random' AS method FROM tables.label WHERE role = 'example')",
+    "NULL::DOUBLE",
+    "md5(v.example_id::VARCHAR)",
+)
+"""Rows in an order that has nothing to do with them, the same on every call."""
 SHAPLEY = "(FROM shapley WHERE semivalue = 'shapley')"
 """Shapley values proper, without the leave-one-out values that share their view."""
 
@@ -154,6 +166,8 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
         raise RunError(
             f"select: found by={by!r}{near(by, BY)}, expected one of {', '.join(BY)}. Correct it."
         )
+    if by == "random":
+        return RANDOM
     if run.task() == "preference" and by in (None, *BY_PAIRS):
         return pair_source(run, by, method)
     if by in BY_PAIRS:
@@ -256,7 +270,7 @@ def expected(
     """What training on the rows is expected to give, before they are used.
 
     Keys:
-        by: What chose: coreset, shapley or label_score.
+        by: What chose, one of `BY`.
         per: As in `Chosen`.
         n_rows, n_examples: How many rows are kept, of how many.
         classes: For each class, or value of `per`, its name, and its shares of all rows (`before`)
@@ -306,6 +320,8 @@ def expected(
             )
         if chosen.is_by_quota:
             raise RunError("the numbers of each class are your own")
+        if chosen.source is RANDOM:
+            raise RunError("they are random rows")
         overrides = _as_chosen(run, chosen, n_rows / n_examples)
         evaluation = evaluate(run.folder.path, "selection", overrides, stepped)
     except (RunError, StageError) as error:
@@ -314,6 +330,26 @@ def expected(
         row for row in evaluation["rows"] if row["by"] in ("all", "random", chosen.source.called)
     ]
     return found | {"rows": kept, "n_queries": evaluation["facts"]["n_queries"]}
+
+
+def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
+    """Whether rows train worse than random ones: the 95 % interval over queries lies below 0.
+
+    By a trial, or by the forecast of a utility while no other lies above 0; `expected` is what the
+    function of that name gives.
+    """
+    low, high = (
+        [
+            value
+            for row in expected["rows"]
+            if row["by"] not in ("all", "random")
+            for name, value in row.items()
+            if name.endswith(f"_over_random_{end}")
+        ]
+        for end in ("low", "high")
+    )
+    is_forecast = any(end < 0 for end in high) and not any(end > 0 for end in low)
+    return is_forecast or any(trial["gain_high"] < 0 for trial in expected["trials"])
 
 
 def class_counts(

@@ -110,6 +110,43 @@ def test_what_rows_train_is_said_before_they_are_written(run: Path, tmp_path: Pa
     json.dumps(found)
 
 
+def test_random_rows_are_the_same_share_of_each_class(opened: OpenedRun) -> None:
+    kept = select(opened, keep="20%", by="random").df()
+    assert kept.equals(select(opened, keep="20%", by="random").df())
+    sizes = opened.sql("SELECT label_name, count(*) FROM examples GROUP BY 1").fetchall()
+    found = kept["label_name"].value_counts()
+    assert all(abs(found[name] - n / 5) <= 1 for name, n in sizes)
+    assert kept["value"].isna().all()
+    more = select(opened, keep="50%", by="random").df()
+    assert set(kept["example_id"]) < set(more["example_id"])
+    # Neither the first rows nor those that anything else would choose.
+    assert 60 < more["example_id"].rank().corr(more["rank"]) * 100 + 100 < 140
+    best = set(select(opened, keep="20%").df()["example_id"])
+    assert len(best & set(kept["example_id"])) < 30
+    assert expected(opened, keep="20%", by="random")["why_not"] == "they are random rows"
+
+
+@pytest.mark.parametrize(("more", "is_random"), [([], True), (["--by", "coreset"], False)])
+def test_random_rows_stand_in_where_those_of_the_default_do_worse(
+    run: Path, more: list[str], is_random: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecast = OpenedRun.expected
+
+    def worse(opened: OpenedRun, *args: Any, **asked: Any) -> Any:
+        told = forecast(opened, *args, **asked)
+        kept = next(row for row in told["rows"] if row["by"] == "coreset")
+        for name in [name for name in kept if "_over_random" in name]:
+            kept[name] = -0.2
+        return told
+
+    monkeypatch.setattr(OpenedRun, "expected", worse)
+    told = assay("select", run, "--keep", "10%", "--json", *more)
+    assert "worse than random rows (-0.2" in " ".join(told.stderr.split())
+    assert ("These are random rows instead" in told.stderr) == is_random
+    wanted = select(run, keep="10%", by="random" if is_random else "coreset").df()
+    assert [row["example_id"] for row in json.loads(told.stdout)] == list(wanted["example_id"])
+
+
 def test_queries_and_flags_among_chosen_rows_are_said_first(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kinds = np.arange(80) % 2

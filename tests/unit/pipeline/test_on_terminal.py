@@ -5,6 +5,7 @@ import pytest
 from pipeline import main_results, terminal
 from pipeline import on_terminal as report
 from pipeline.errors import TaskError
+from pipeline.selection import is_worse_than_random
 from stages.stage import DataError
 from storage.schema import MissingError
 
@@ -177,13 +178,24 @@ def test_a_class_that_loses_more_than_half_of_its_share_is_told(
     assert (f"{last}" in said) == (not is_fair)
 
 
-@pytest.mark.parametrize(("gain", "is_advised"), [(-0.1, True), (0.0, False), (0.1, False)])
+@pytest.mark.parametrize(
+    ("gains", "is_worse", "is_advised"),
+    [
+        ({"accuracy": -0.1}, True, True),
+        ({"accuracy": 0.0}, False, False),
+        ({"accuracy": 0.1}, False, False),
+        ({"accuracy": 0.0, "margin": -0.1}, True, True),
+        ({"accuracy": 0.1, "margin": -0.1}, True, False),
+    ],
+)
 def test_a_choice_that_is_worse_than_chance_is_advised_against(
-    gain: float, is_advised: bool, capsys: pytest.CaptureFixture[str]
+    gains: dict[str, float], is_worse: bool, is_advised: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    numbers = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "accuracy_sd": 0.0}
-    over = {"accuracy_over_random": gain}
-    over |= {f"accuracy_over_random_{end}": gain + d for end, d in (("low", -0.05), ("high", 0.05))}
+    numbers, over = {}, {}
+    for name, gain in gains.items():
+        numbers |= {name: 0.5, f"{name}_low": 0.4, f"{name}_high": 0.6, f"{name}_sd": 0.0}
+        name = f"{name}_over_random"
+        over |= {name: gain, f"{name}_low": gain - 0.05, f"{name}_high": gain + 0.05}
     expected = {
         **dict.fromkeys(("n_flagged", "n_repeated"), 0),
         **dict.fromkeys(("warnings", "classes", "trials"), ()),
@@ -196,5 +208,10 @@ def test_a_choice_that_is_worse_than_chance_is_advised_against(
     }
     report.print_expected(expected)
     said = capsys.readouterr().out
-    assert ("Keep all rows or random ones" in said) == is_advised
-    assert ("worse than random rows" in said) == is_advised
+    assert ("keep all of them, or random ones" in said) == is_advised
+    assert ("worse than random rows" in said) == is_worse
+
+
+@pytest.mark.parametrize(("high", "is_worse"), [(-0.01, True), (0.01, False)])
+def test_a_trial_alone_tells_that_chance_is_better(high: float, is_worse: bool) -> None:
+    assert is_worse_than_random({"rows": [], "trials": [{"gain_high": high}]}) == is_worse
