@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from benchmarks.environment import language_model
 from benchmarks.finished import Clock, run_config
 
-from stages.metrics.support_size import auc
+from stages.metrics.ranks import auc
 
 TASKS = (
     "gsm8k",

@@ -111,12 +111,12 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
         sets[f"random {draw}"] = order[: int(np.searchsorted(sizes, tokens)) + 1]
     sets |= {"all": np.arange(len(rows)), "nothing": np.zeros(0, np.int64)}
     cells = []
-    for name, taken in sets.items():
-        label, _, target = name.partition(", ")
+    for chose, taken in sets.items():
+        label, _, target = chose.partition(", ")
         if arguments.by and label not in arguments.by:
             continue
         targets = [target] if target else arguments.targets
-        found = bench.train(taken, targets, arguments, f"{seed}/{name}")
+        found = bench.train(taken, targets, arguments, f"{seed}/{chose}")
         for at in targets:
             cell = {"seed": seed, "target": at, "by": label, "n": len(taken)}
             cells.append({**cell, "tokens": bench.tokens_of(taken), **found[at]})

@@ -232,7 +232,7 @@ def sentences(
 
 def digits(arguments: argparse.Namespace, work: Path) -> Case:
     """Images of digits as the last hidden layer of a small network sees them."""
-    from stages.corpus.labels import flip
+    from stages.corpus.flips import flips
     from stages.corpus.source import FlipLabels
 
     images = work / "digits.npz"
@@ -244,9 +244,9 @@ def digits(arguments: argparse.Namespace, work: Path) -> Case:
     ids = np.arange(len(labels))
     order = np.random.default_rng(arguments.seed).permutation(ids)
     of = {"queries": order[: arguments.queries], "train": order[arguments.queries :]}
-    flips = FlipLabels(0.1, arguments.seed)
-    noisy = flip(labels[of["train"]], of["train"], 10, flips)
-    hidden = trained_layer(pixels[of["train"]], noisy, pixels, arguments.seed)
+    flip, train = FlipLabels(0.1, arguments.seed), of["train"]
+    noisy = flips(train, np.ones(len(train), bool), flip).of(labels[train], train, 10)
+    hidden = trained_layer(pixels[train], noisy, pixels, arguments.seed)
     sources = {}
     for name, rows in of.items():
         columns = {"id": rows, "label": labels[rows], "topic": labels[rows].astype(str)}
@@ -258,7 +258,7 @@ def digits(arguments: argparse.Namespace, work: Path) -> Case:
             "text": None,
             "features": str(work / f"{name}.npy"),
         }
-    made = {"fraction": flips.fraction, "seed": flips.seed}
+    made = {"fraction": flip.fraction, "seed": flip.seed}
     corpus = {**sources["train"], "flip_labels": made, "classes": [str(c) for c in range(10)]}
     return Case(corpus, sources["queries"], "features")
 

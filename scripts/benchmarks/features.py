@@ -157,7 +157,7 @@ class Bench:
         settings = {**self.settings, "threads": 1, "compare": self.arguments.compare_rows}
         found = self.finish(self.start(one, path, settings))
         self.versions |= found["versions"]
-        return found["error"]  # type: ignore[no-any-return]
+        return found["error"]
 
     def time(self, one: str, path: Path, layout: str, n_rows: int) -> Measured:
         """One contestant on the first rows, cut into as many runs of rows as it has processes."""

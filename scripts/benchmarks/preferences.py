@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmarks.environment import language_model
 from benchmarks.finished import Clock, run_config
-from smollm2 import smollm2
 
-from stages.metrics.support_size import auc
+from stages.metrics.ranks import auc
 from stages.predictions.preference_issues import PreferenceIssues
 from stages.surrogate.answer_mixture import NUMBERS
 from stages.surrogate.pair_order import PARTS, Differences, differences, fit_order
@@ -94,7 +94,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, 
     done = run_config(
         {
             "run": str(folder / "run"),
-            "model": {"path": str(smollm2()), "head": "completion", "max_length": 384},
+            "model": {"path": str(language_model()), "head": "completion", "max_length": 384},
             "corpus": {"path": str(folder / "pool.jsonl"), "task": "preference", "id": "id"},
             "stages": {"answer_margin": {}, "preference_issues": {}},
             "ray": {"engine": "in_process"},

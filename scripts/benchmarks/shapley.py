@@ -147,8 +147,8 @@ def error_against_time(
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
     """Correlation of ranks."""
-    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (left, right))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def scale(n: int, dim: int = 512, n_queries: int = 872) -> dict[str, float]:

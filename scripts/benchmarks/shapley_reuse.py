@@ -128,7 +128,7 @@ def trained(rows: dict[str, torch.Tensor], n: int, arguments: argparse.Namespace
         return marginals(said, labels[n:], order, sizes, UTILITIES).numpy()
 
     def of_units(units: Any, kind: Any) -> np.ndarray:
-        return mean([values(*unit, kind) for unit in units])
+        return mean([values(unit, said, kind) for unit, said in units])
 
     def some(kind: Any, g: np.random.Generator) -> tuple[Any, torch.Tensor]:
         unit = coalition_unit(n, 4 * n, kind, g)

@@ -94,8 +94,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         lambda: _rows(WordPath(**{**fields, "model": spec}), TextInputs({"text": text}))
     )
     inputs = TextInputs({"text": text, "word_path": paths})
-    inputs.opened = stage.open(inputs)  # type: ignore[arg-type]
-    embedded = inputs.opened
+    embedded: Any = stage.open(inputs)
+    inputs.opened = embedded
     tokens = embedded.measurement.tokenise(text)
     methods: dict[str, Any] = {
         "attn_lrp": AttnLrp(spec, token_budget=budget),
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds_of: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(arguments.rounds):
         bare.append(_timed(lambda: _bare(embedded, tokens, budget))[0] / n)
-        udig.append(_timed(lambda: list(stage.compute(inputs)))[0] / n)  # type: ignore[arg-type]
+        udig.append(_timed(lambda: list(stage.compute(inputs)))[0] / n)
         for name, method in methods.items():
             seconds_of[name].append(_timed(lambda m=method: list(m.compute(inputs)))[0] / n)
     ratios = [mine / floor for mine, floor in zip(udig, bare, strict=True)]

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from benchmarks.environment import MODEL, environment
 from benchmarks.finished import Clock, run_config
 from benchmarks.noise import KINDS, PEERS, drawn, judged, planted
-from benchmarks.short_rows import unit
+from benchmarks.short_rows import Rows, directions, unit
 
 SETS = ("mr", "trec", "tweeteval_emotion")
 NOISES = ("even 20", "one-way", "even 40")
@@ -76,8 +76,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for seed in arguments.seeds:
             source = Path(arguments.data).resolve() / name
             truth, features = drawn(source, work, seed, arguments.rows)
+            rows, n_classes = unit(features), int(truth.max()) + 1
+            basis = directions(Rows(rows, rows[:1]))
             for kind in arguments.kinds:
-                given = planted(kind, truth, unit(features), int(truth.max()) + 1, seed)
+                given = planted(kind, truth, rows, n_classes, seed, basis)
                 cell = {"set": name, "seed": seed, "noise": kind, "rows": len(truth)}
                 cell["planted"] = int((given != truth).sum())
                 cell |= one_cell(arguments, work / f"{name}-{seed}", kind, given, truth)
