@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--characters", type=int, default=1200, help="of a prompt with its answer, at most"
     )
     parser.add_argument("--wrong", type=float, default=0.2, help="share of wrong orders")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
 
 
@@ -61,10 +62,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     work = Path(arguments.work).resolve() / "preferences"
     cells = []
     for seed in arguments.seeds:
-        folder = work / f"{arguments.pairs}-{arguments.characters}-{arguments.wrong:g}-{seed}"
+        own = "" if arguments.dtype == "float32" else f"-{arguments.dtype}"
+        sizes = f"{arguments.pairs}-{arguments.characters}-{arguments.wrong:g}"
+        folder = work / f"{sizes}-{seed}{own}"
         cells.append(judged(arguments, folder, seed))
         print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
-    told = {name: getattr(arguments, name) for name in ("pairs", "characters", "wrong")}
+    told = {name: getattr(arguments, name) for name in ("pairs", "characters", "wrong", "dtype")}
     return {**told, "cells": cells}
 
 
@@ -94,7 +97,12 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, 
     done = run_config(
         {
             "run": str(folder / "run"),
-            "model": {"path": str(language_model()), "head": "completion", "max_length": 384},
+            "model": {
+                "path": str(language_model()),
+                "head": "completion",
+                "max_length": 384,
+                "dtype": arguments.dtype,
+            },
             "corpus": {"path": str(folder / "pool.jsonl"), "task": "preference", "id": "id"},
             "stages": {"answer_margin": {}, "preference_issues": {}},
             "ray": {"engine": "in_process"},
