@@ -239,7 +239,8 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
             expected = opened.expected(**asked, progress=screen)
         with redirect_stdout(sys.stderr):
             printed.print_expected(expected)
-            if asked["by"] is None and is_worse_than_random(expected):
+            is_named = any(asked[name] is not None for name in ("by", "method", "utility"))
+            if not is_named and is_worse_than_random(expected):
                 rows = opened.select(**asked | {"by": "random"})
                 show(
                     "These are random rows instead, the same number; "

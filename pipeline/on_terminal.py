@@ -12,7 +12,7 @@ from pipeline.copied import command, shell_path
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, OTHER_ANSWER, WORTH_A_LOOK, summarize
 from pipeline.progress import count_text
-from pipeline.selection import is_worse_than_random
+from pipeline.selection import how, is_worse_than_random
 from pipeline.terminal import TEXTS, show, table
 from pipeline.trials import SAID, verdict
 
@@ -120,7 +120,7 @@ def print_evaluation(evaluation: Mapping[str, Any], is_json: bool) -> None:
 
 def print_expected(expected: Mapping[str, Any]) -> None:
     """Prints what training on selected rows is expected to give, beside random rows and all."""
-    show(f"{expected['n_rows']} of {expected['n_examples']} rows are kept, by {expected['by']}.")
+    show(f"{expected['n_rows']} of {expected['n_examples']} rows are kept, {how(expected['by'])}.")
     n_flagged, n_repeated = expected["n_flagged"], expected["n_repeated"]
     left = [count_text(n_flagged, "flagged row")] if n_flagged else []
     if n_repeated:

@@ -332,6 +332,11 @@ def expected(
     return found | {"rows": kept, "n_queries": evaluation["facts"]["n_queries"]}
 
 
+def how(by: str) -> str:
+    """How rows were chosen, in words: by what, or at random."""
+    return "at random" if by == RANDOM.by else f"by {by}"
+
+
 def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
     """Whether rows train worse than random ones: the 95 % interval over queries lies below 0.
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import RunError
 from pipeline.handover.card import Story, card_text
-from pipeline.selection import Chosen, class_counts, left_out
+from pipeline.selection import RANDOM, Chosen, class_counts, how, left_out
 from pipeline.source_rows import source_table
 from storage.export import new_folder
 from storage.sql import quoted
@@ -56,7 +56,7 @@ def write_selected(run: Any, rows: Any, path: Path) -> int:
     removed = source_table(run, _removed(run, chosen, given), ["example_id", "value", "reason"])
     story = Story(
         run,
-        f"Rows selected by {chosen.source.by}",
+        f"Rows selected {how(chosen.source.by)}",
         f"assay select {_run_name(run)} {_options(given)}--out FOLDER",
         class_counts(run, chosen.statement, chosen.per),
         chosen.per or "class",
@@ -135,6 +135,9 @@ def _listed(ids: Sequence[int]) -> str:
 def _removed(run: Any, chosen: Chosen, given: Sequence[Any]) -> str:
     """The statement of the rows that a selection left out: example_id, value and reason."""
     source = chosen.source
+    other = f"lower by {source.by} than the rows that are kept"
+    if source is RANDOM:
+        other = "not drawn"
     flagged = "SELECT NULL::BIGINT AS example_id, NULL AS reason WHERE false"
     repeated = "SELECT NULL::BIGINT AS example_id WHERE false"
     asked = dict(zip(ARGUMENTS, given, strict=True))
@@ -152,7 +155,7 @@ def _removed(run: Any, chosen: Chosen, given: Sequence[Any]) -> str:
                    f.reason,
                    CASE WHEN r.example_id IS NOT NULL THEN 'near duplicate of another row' END,
                    CASE WHEN v.example_id IS NULL THEN {quoted(f"not judged by {source.by}")} END,
-                   {quoted(f"lower by {source.by} than the rows that are kept")}) AS reason
+                   {quoted(other)}) AS reason
         FROM examples AS e
         LEFT JOIN ({flagged}) AS f USING (example_id)
         LEFT JOIN (SELECT DISTINCT example_id FROM ({repeated})) AS r USING (example_id)

@@ -123,10 +123,15 @@ def test_random_rows_are_the_same_share_of_each_class(opened: OpenedRun) -> None
     assert 60 < more["example_id"].rank().corr(more["rank"]) * 100 + 100 < 140
     best = set(select(opened, keep="20%").df()["example_id"])
     assert len(best & set(kept["example_id"])) < 30
-    assert expected(opened, keep="20%", by="random")["why_not"] == "they are random rows"
+    found = expected(opened, keep="20%", by="random")
+    assert found["why_not"] == "they are random rows"
+    assert "60 of 300 rows are kept, at random." in repr(found)
 
 
-@pytest.mark.parametrize(("more", "is_random"), [([], True), (["--by", "coreset"], False)])
+@pytest.mark.parametrize(
+    ("more", "is_random"),
+    [([], True), (["--by", "coreset"], False), (["--method", "coreset"], False)],
+)
 def test_random_rows_stand_in_where_those_of_the_default_do_worse(
     run: Path, more: list[str], is_random: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
