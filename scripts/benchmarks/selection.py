@@ -1,8 +1,8 @@
 """What training on selected rows gives, beside random rows and other rules.
 
 Sets of ALL (folders with train, validation and test.parquet, columns id, text, label): 2,000 rows
-of the first, 400 queries of the second, judged on up to 1,000 rows of the third, which nothing else
-sees. Labels as they are, or a fifth of them moved to any other class. A run of assay as a user
+of the first, 400 queries of the second, judged on up to 1,000 rows of the third (or, where there is
+none, on others of the second), which nothing else sees. Labels as they are, or a fifth of them moved to any other class. A run of assay as a user
 would make it, then `select` by each rule, and a fresh logistic head on frozen MiniLM embeddings
 trained on the rows that are kept, its strength chosen on these rows by three folds. With `--tuned`,
 MiniLM itself is fine-tuned on them instead.
@@ -129,9 +129,13 @@ def drawn(
     """Texts by id, and right labels of the test rows, once the files of a run are written."""
     generator = np.random.default_rng(seed)
     parts = []
-    for split, most in (("train", ROWS), ("validation", QUERIES), ("test", TEST)):
+    has_test = (source / "test.parquet").exists()
+    held_out = (("validation", QUERIES), ("test", TEST))
+    for split, most in (("train", ROWS), *(held_out if has_test else (("validation", None),))):
         table = pq.read_table(source / f"{split}.parquet", columns=["id", "text", "label"])
-        parts.append(table.take(np.sort(generator.permutation(table.num_rows)[:most])))
+        order = generator.permutation(table.num_rows)
+        cuts = [order[:most]] if most else [order[:QUERIES], order[QUERIES:][:TEST]]
+        parts += [table.take(np.sort(cut)) for cut in cuts]
     train, queries, test = parts
     given = train["label"].to_numpy().copy()
     n_classes = int(given.max()) + 1
