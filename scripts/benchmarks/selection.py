@@ -2,10 +2,10 @@
 
 Sets of ALL (folders with train, validation and test.parquet, columns id, text, label): 2,000 rows
 of the first, 400 queries of the second, judged on up to 1,000 rows of the third (or, where there is
-none, on others of the second), which nothing else sees. Labels as they are, or a fifth of them moved to any other class. A run of assay as a user
-would make it, then `select` by each rule, and a fresh logistic head on frozen MiniLM embeddings
-trained on the rows that are kept, its strength chosen on these rows by three folds. With `--tuned`,
-MiniLM itself is fine-tuned on them instead.
+none, on others of the second), which nothing else sees. Labels as they are, or a fifth of them
+moved to any other class. A run of assay as a user would make it, then `select` by each rule, and a
+fresh logistic head on frozen MiniLM embeddings trained on the rows that are kept, its strength
+chosen on these rows by three folds. With `--tuned`, MiniLM itself is fine-tuned on them instead.
 
 Rules: coreset (the default), shapley, label_score; cleanlab's label quality; class-wise Shapley
 values and, up to half of the rows, k-center and facility location in the embeddings; all of these
