@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.reading.supervision import count_classes
 from stages.reading.vectors import evenly
 from stages.stage import Cost, DataError, Inputs, Rows, Split, Stage, Work
-from stages.surrogate.noise_fit import fit_noise_model
+from stages.surrogate.noise_fit import fit_noise_model, is_unknown
 from stages.surrogate.noise_model import LABEL_NOISE, NoiseModel, judged_by_shard
 from storage.schema import TableSpec
 
@@ -57,7 +57,7 @@ class LabelNoise(Stage):
     predictions: str = "kernel_regression"
     """Instance with the out-of-sample predictions that labels are compared with."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -123,12 +123,18 @@ class LabelNoise(Stage):
             "n_agreeing": fitted.n_agreeing,
             "n_without_features": fitted.n_without_features,
         }
+        notices = []
         if fitted.n_without_features:
-            facts["notices"] = [
+            notices.append(
                 "labelled examples not judged, as they have no features and hence no prediction: "
                 f"{fitted.n_without_features}"
-            ]
-        return facts
+            )
+        if is_unknown(fitted.model):
+            notices.append(
+                f"the predictions of {self.predictions} tell no more of the labels than how "
+                "frequent each class is, so that none is held for wrong by them"
+            )
+        return facts | ({"notices": notices} if notices else {})
 
     def compute(self, inputs: Inputs) -> Rows:
         """The model, a row per class."""

@@ -5,6 +5,11 @@ even noise. How strong it is, and whether noise is even, is decided by the likel
 a fit has not seen: even noise, unless these are far more likely by another fit. Temperature,
 offsets and uneven rates maximise the likelihood of the given labels, times the prior.
 
+Predictions that make the labels no likelier than the frequencies of their classes tell nothing of
+noise: no label is then held for wrong. Left-out predictions of as many rows of each class are of
+this kind where features say nothing, and contradict every label, for the class of a row that is
+left out becomes the rarer one. So no noise beyond that of labels drawn at random is fitted.
+
 The rate e of even noise is its posterior mean, under a prior that holds every rate up to that of
 labels drawn at random for equally likely, and temperature and offsets w for flat in (log t, b):
 
@@ -30,6 +35,11 @@ from stages.surrogate.noise_model import NoiseModel
 
 STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 """Temperatures and noise rates that the search starts from; the likeliest result is kept."""
+LEAST_KNOWN = 5.0
+"""Log-likelihood of the labels that predictions must gain over the frequencies of classes, which
+the likelihood ratio of two numbers, temperature and noise rate, does by chance once in 150."""
+UNKNOWN, NO_NOISE = 1e-3, 1e-6
+"""Temperature of predictions that tell nothing, and rate of noise then. Scores keep their order."""
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
 MOST_UNEVEN = 0.4
@@ -76,6 +86,9 @@ def fit_noise_model(
 ) -> NoiseModel:
     """The noise model, even at its expected rate or uneven, as unseen labels say.
 
+    Without noise where the predictions tell nothing of the labels; where people decided about some,
+    their decisions alone tell its rate then.
+
     `labels` are as they were given, `decided` the classes that a person decided on, -1 where nobody
     did. Which rows a person looks at may depend on their outputs and given labels, as it does where
     the most doubtful come first: the likelihood is of both given and decided label.
@@ -85,9 +98,15 @@ def fit_noise_model(
     Raises:
         DataError: no fit is finite.
     """
+    n_classes = outputs.shape[1]
+    if len(labels) < 2:
+        # Nothing to search by.
+        numbers = torch.zeros(2 + n_classes, dtype=torch.float64)
+        numbers[0] = math.log(UNKNOWN)
+        return _model(_with_rate(numbers, NO_NOISE, n_classes), n_classes)
     may_be = torch.ones_like(outputs, dtype=torch.bool)
     if decided is not None:
-        places = decided[:, None] == torch.arange(outputs.shape[1])
+        places = decided[:, None] == torch.arange(n_classes)
         may_be = torch.where(decided[:, None] >= 0, places, may_be)
     rows = _Labels(outputs, labels, may_be)
     even = _even(rows)
@@ -96,16 +115,24 @@ def fit_noise_model(
             "label_noise: found predictions that no noise model can be fitted to, expected finite "
             "ones that vary. Look at the view `predictions`."
         )
+    unknown = _unknown(rows, even)
+    if float((_log_likelihood(rows, even) - _log_likelihood(rows, unknown)).sum()) < LEAST_KNOWN:
+        return _model(unknown, n_classes)
     gained, best = _gains(rows, even).max(0)
     found = None
     if float(gained) > LEAST_GAIN:
         found = _search(rows, even, SPREADS[int(best)])
         if found is not None:
-            wrong = _model(found, outputs.shape[1]).wrong(outputs, labels)
+            wrong = _model(found, n_classes).wrong(outputs, labels)
             found = found if float(wrong.mean()) <= MOST_UNEVEN else None
     if found is None:
         found = _at_expected_rate(rows, even)
-    return _model(found, outputs.shape[1])
+    return _model(found, n_classes)
+
+
+def is_unknown(model: NoiseModel) -> bool:
+    """Whether the predictions tell nothing of the labels."""
+    return math.isclose(model.temperature, UNKNOWN)
 
 
 def _gains(
@@ -148,6 +175,17 @@ def _even(rows: _Labels) -> Float[Tensor, " numbers"] | None:
     return None if best is None else best[1]
 
 
+def _unknown(rows: _Labels, even: Float[Tensor, " numbers"]) -> Float[Tensor, " numbers"]:
+    """The numbers of predictions that tell nothing; its noise is that of decisions, or none."""
+    start = even.clone()
+    start[0] = math.log(UNKNOWN)
+    kept: tuple[int, ...] = (0,)
+    if bool(rows.may_be.all()):
+        start, kept = _with_rate(start, NO_NOISE, rows.outputs.shape[1]), (0, 1)
+    found = _search(rows, start, None, kept)
+    return start if found is None else found
+
+
 def _at_expected_rate(
     rows: _Labels,
     even: Float[Tensor, " numbers"],
@@ -172,7 +210,7 @@ def _at_expected_rate(
         low, high = max(low, float(near[0]) - step), min(high, float(near[-1]) + step)
     if mean is None:
         return even
-    found = _search(rows, _with_rate(even, mean, n_classes), None, is_rate_kept=True)
+    found = _search(rows, _with_rate(even, mean, n_classes), None, kept=(1,))
     return even if found is None else found
 
 
@@ -193,7 +231,7 @@ def _evidence(
         start = even
         for place in places:
             start = _with_rate(start, float(rates[place]), n_classes)
-            end = _search(rows, start, None, is_rate_kept=True)
+            end = _search(rows, start, None, kept=(1,))
             if end is not None:
                 start = end
                 found[place] = _laplace(rows, end)
@@ -232,12 +270,12 @@ def _search(
     rows: _Labels,
     start: Float[Tensor, " numbers"],
     spread: float | None,
-    is_rate_kept: bool = False,
+    kept: tuple[int, ...] = (),
 ) -> Float[Tensor, " found"] | None:
     """The end of a search for the likeliest noise; None if it is not finite.
 
-    The numbers are log t, a, the offsets and, unless `spread` is None, the d_jk. With
-    `is_rate_kept` a stays what it is.
+    The numbers are log t, a, the offsets and, unless `spread` is None, the d_jk. Those at the
+    places `kept` stay what they are.
     """
     n_classes = rows.outputs.shape[1]
     theta = start[: 2 + n_classes].clone()
@@ -259,8 +297,8 @@ def _search(
                 2 * spread**2 * len(rows.given)
             )
         value.backward()  # type: ignore[no-untyped-call]
-        if is_rate_kept and theta.grad is not None:
-            theta.grad[1] = 0
+        if theta.grad is not None:
+            theta.grad[list(kept)] = 0
         return value
 
     search.step(closure)  # type: ignore[no-untyped-call]
@@ -286,9 +324,11 @@ def _model(theta: Float[Tensor, " numbers"], n_classes: int) -> NoiseModel:
 
 
 def _rates(theta: Float[Tensor, " numbers"], n_classes: int) -> Float[Tensor, "classes classes"]:
-    """R of the numbers of a search."""
+    """R of the numbers of a search; even noise is at most that of labels drawn at random."""
     is_kept = torch.eye(n_classes, dtype=torch.bool)
     logits = theta[1].expand(n_classes, n_classes)
+    if len(theta) == 2 + n_classes:
+        logits = logits.clamp_max(0)
     if len(theta) > 2 + n_classes:
         logits = logits + theta[2 + n_classes :].reshape(n_classes, n_classes)
     return torch.softmax(logits.masked_fill(is_kept, 0), dim=1)

@@ -10,7 +10,7 @@ from stages.predictions.label_issues import LabelIssues
 from stages.predictions.label_noise import LabelNoise, lowest
 from stages.reading.vectors import evenly
 from stages.stage import Part
-from stages.surrogate.noise_fit import fit_noise_model
+from stages.surrogate.noise_fit import fit_noise_model, is_unknown
 from stages.surrogate.noise_model import NoiseModel, judged_by_shard, margins
 
 
@@ -40,6 +40,62 @@ def drawn(n, n_classes, temperature, noise, seed=0):
     shift = rng.integers(1, n_classes, size=n)
     given = np.where(wrong, (labels + shift) % n_classes, labels)
     return outputs, torch.from_numpy(given), torch.from_numpy(wrong), model
+
+
+def left_out(rows, given, n_classes, ridge=0.3):
+    """Outputs of a ridge regression on rows, each left out of the fit for its own."""
+    kernel = rows @ rows.T
+    hat = kernel @ torch.linalg.inv(kernel + ridge * len(rows) * torch.eye(len(rows)))
+    targets = torch.nn.functional.one_hot(given, n_classes).double() - 1 / n_classes
+    own = hat.diagonal()[:, None]
+    return (hat @ targets - own * targets) / (1 - own)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 30, 120])
+@pytest.mark.parametrize("kind", ["random", "constant"])
+def test_no_label_is_wrong_where_predictions_tell_nothing(n, n_classes, kind):
+    """Those of balanced rows that are left out contradict every label."""
+    given = torch.arange(n) % n_classes
+    rows = torch.ones(n, 1, dtype=torch.float64)
+    for seed in range(3):
+        if kind == "random":
+            rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 8)))
+        outputs = left_out(rows.double(), given, n_classes)
+        model = fit_noise_model(outputs, given)
+        assert is_unknown(model)
+        assert float(model.wrong(outputs, given).max()) < 1e-3
+        # Scores are of the same order within a class.
+        first = given == 0
+        score, output = model.scores(outputs, given)[first], outputs[first, 0]
+        if n_classes == 2 and kind == "random":
+            assert torch.equal(score.argsort(), (output - outputs[first, 1]).argsort())
+
+
+def test_one_wrong_label_among_few_that_are_told_apart_is_found():
+    clean = torch.arange(20) % 2
+    rows = torch.nn.functional.one_hot(clean, 2).double() * 2 - 1
+    rows += torch.from_numpy(np.random.default_rng(0).normal(size=(20, 2))) * 0.1
+    given = clean.clone()
+    given[3] = 1 - given[3]
+    outputs = left_out(rows, given, 2)
+    model = fit_noise_model(outputs, given)
+    assert not is_unknown(model)
+    wrong = model.wrong(outputs, given)
+    assert int(wrong.argmax()) == 3
+    assert float(wrong.sum()) == pytest.approx(1, abs=0.3)
+
+
+def test_decisions_alone_tell_the_noise_where_predictions_tell_nothing():
+    rng = np.random.default_rng(0)
+    outputs = torch.from_numpy(rng.normal(size=(400, 2)))
+    right = torch.from_numpy(rng.integers(0, 2, 400))
+    given = torch.where(torch.from_numpy(rng.random(400) < 0.2), 1 - right, right)
+    decided = torch.where(torch.arange(400) < 200, right, -1)
+    model = fit_noise_model(outputs, given, decided)
+    assert is_unknown(model)
+    share = float((given != right)[:200].double().mean())
+    assert rate_of(model) == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.parametrize(
