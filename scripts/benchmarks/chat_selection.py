@@ -214,8 +214,8 @@ def chosen(
         of = np.unique(pairs["query_id"], return_inverse=True)[1]
         scores = np.zeros((len(rows), of.max() + 1), np.float32)
         scores[pairs["row"], of] = pairs["score"]
-        choices = Choices(scores.shape[1], arguments.keep)
-        choices.add(scores)
+        choices = Choices(scores.shape[1], arguments.keep, len(rows))
+        choices.add(np.arange(len(rows)), scores)
         sets[f"BM25, {target}"] = choices.turns(count)[0]
     return sets, cpu_s
 

@@ -181,7 +181,8 @@ def _form_of_pairs(
 ) -> Form:
     names = [name for name in (source.chosen, source.rejected, source.prompt) if name]
     hold = [_holds_lists(name, empty, first) for name in names]
-    if hold[0] != hold[1] or (given.prompt is not None and hold[2] != hold[0]):
+    has_prompt = len(hold) > 2 and (given.prompt is not None or hold[2])
+    if hold[0] != hold[1] or (has_prompt and hold[2] != hold[0]):
         told = ", ".join(
             f"{'lists' if is_list else 'texts'} in {name}"
             for name, is_list in zip(names, hold, strict=True)

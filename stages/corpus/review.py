@@ -290,7 +290,8 @@ def _new_label(where: str, name: Any, task: CorpusTask, classes: tuple[str, ...]
             )
         return number
     # One that begins with an apostrophe may be typed as it is.
-    codes = (class_code(spelt, classes) for spelt in (str(name), f"'{name}"))
+    spelled = () if name is None else (str(name), f"'{name}")
+    codes = (class_code(spelt, classes) for spelt in spelled)
     code = next((code for code in codes if code >= 0), -1)
     if code < 0:
         raise DataError(

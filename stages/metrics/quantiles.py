@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from stages.metrics.bootstrap import Estimate, draws, estimated
 from stages.metrics.metric import Result
 from stages.metrics.ranks import spearman
-from stages.metrics.refitted import Ordered, Refittable, Refitted, places
+from stages.metrics.refitted import Ordered, Refittable, Refitted, best_rows
 from stages.stage import ConfigError, DataError, Inputs, Steps
 
 
@@ -92,8 +92,10 @@ class Quantiles(Refitted):
         self, score: Float[np.ndarray, " examples"], labels: Int64[np.ndarray, " examples"]
     ) -> Int64[np.ndarray, " examples"]:
         """The quantile of each example, 0 the one of the largest scores."""
-        at = places(score, labels, self.per_class) * self.quantiles
-        found: np.ndarray = at.astype(np.int64).clip(max=self.quantiles - 1)
+        n = len(score)
+        order = best_rows(score, labels, n, self.per_class)
+        found = np.empty(n, np.int64)
+        found[order] = np.arange(n) * self.quantiles // n
         return found
 
     def _by_quantile(

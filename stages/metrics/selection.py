@@ -68,10 +68,11 @@ class Selection(Valuation, Metric):
             ConfigError: a field is out of range, or utilities of no class are asked for.
         """
         self.check()
-        if not self.keep or not all(0 < share < 1 for share in self.keep):
+        are_shares = bool(self.keep) and all(0 < share < 1 for share in self.keep)
+        if not are_shares or len(set(self.keep)) < len(self.keep):
             raise ConfigError(
-                f"keep: found {list(self.keep)}, expected shares between 0 and 1. Say for example "
-                "keep=[0.2]."
+                f"keep: found {list(self.keep)}, expected different shares between 0 and 1. Say "
+                "for example keep=[0.2]."
             )
         if self.draws < 2 or self.parts < 2 or self.examples < 2 or self.rounds < 1:
             raise ConfigError(

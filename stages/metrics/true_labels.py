@@ -59,7 +59,8 @@ def _column(inputs: Inputs, column: str) -> tuple[pa.Array, pa.Array]:
     names = [str(name) for name in inputs.details("label")["classes"]]
     numbers = {name: at for at, name in enumerate(names)}
     values = table[column].combine_chunks()
-    if pa.types.is_integer(values.type) and not set(numbers) >= {str(v) for v in values.unique()}:
+    known = {str(value) for value in values.drop_null().unique()}
+    if pa.types.is_integer(values.type) and not set(numbers) >= known:
         numbers = {str(at): at for at in range(len(names))}
     found = []
     for value in values.to_pylist():

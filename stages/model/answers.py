@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from stages.corpus.conversations import is_learned
+from stages.corpus.conversations import MARKS, is_learned
 from stages.corpus.preferences import SIDE_FORMS, sides
 from stages.model.batches import Tokens, batches
 from stages.model.chats import special_ids
@@ -179,6 +179,8 @@ def answer_columns(
     return [*columns, pa.FixedSizeListArray.from_arrays(flat, joined.shape[1])]
 
 
+SILENT = ("role", "name", "tool_call_id", *MARKS)
+"""What is left of a message that says nothing, beside an empty content."""
 UNKNOWN = Losses(0, *[float("nan")] * 5)
 
 
@@ -218,8 +220,13 @@ def without_prompt(text: str, pair: str | None, form: str) -> tuple[str, str | N
         return ("", pair) if text else None
     if form != "messages":
         return None
-    messages = [turn if is_learned(turn) else {**turn, "content": ""} for turn in json.loads(text)]
+    messages = [turn if is_learned(turn) else _silent(turn) for turn in json.loads(text)]
     return json.dumps(messages, ensure_ascii=False), None
+
+
+def _silent(turn: dict[str, Any]) -> dict[str, Any]:
+    """A message that says nothing: who speaks, and no calls of tools or reasoning either."""
+    return {name: turn[name] for name in SILENT if name in turn} | {"content": ""}
 
 
 def answer_of(text: str, pair: str | None, form: str) -> str:

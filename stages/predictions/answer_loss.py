@@ -41,7 +41,7 @@ class AnswerLoss(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch; changes the last bits of a loss, hence part of the key."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})

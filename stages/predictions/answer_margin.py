@@ -66,7 +66,7 @@ class AnswerMargin(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch; changes the last bits of a number, hence part of the key."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "shard"
     tasks: ClassVar[tuple[str, ...]] = ("preference",)
     outside_key: ClassVar[frozenset[str]] = frozenset({"model.train", "model.reduction"})

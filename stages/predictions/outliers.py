@@ -41,6 +41,10 @@ OUTLIER = TableSpec(
 distance that is d above the median, f of the fence; an outlier's is below 1/2."""
 
 
+ALIKE = 1e-6
+"""Distances that differ by less are of equal texts: where most texts are equal, so is the fence."""
+
+
 class Distances(NamedTuple):
     """How far the examples lie, by ascending id, and what is far."""
 
@@ -53,10 +57,7 @@ class Distances(NamedTuple):
 def scores(found: Distances) -> Float64[np.ndarray, " examples"]:
     """From 0, farthest, to 1, at the median and nearer; 1/2 on the fence."""
     beyond = np.maximum(found.distances - found.median, 0.0)
-    reach = found.fence - found.median
-    if not reach > 0:
-        return np.where(beyond > 0, 0.0, 1.0)
-    return np.exp2(-beyond / reach)
+    return np.exp2(-beyond / (found.fence - found.median))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Outliers(Stage):
     """k: interquartile ranges above the upper quartile, beyond which examples are outliers. Higher
     flags fewer."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
 
     def __post_init__(self) -> None:
@@ -118,7 +119,7 @@ class Outliers(Stage):
         every, distances = np.concatenate(ids), 1 - np.concatenate(cosines)
         order = np.argsort(every)
         low, median, high = np.quantile(distances, (0.25, 0.5, 0.75))
-        fence = high + self.fence * (high - low)
+        fence = high + max(self.fence * (high - low), ALIKE)
         return Distances(every[order], distances[order], float(median), float(fence))
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:

@@ -101,7 +101,7 @@ class PlantedAnswers(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
     roles: ClassVar[tuple[Role, ...]] = ("example",)

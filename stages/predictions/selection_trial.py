@@ -117,7 +117,7 @@ class SelectionTrial(RunsModel, Stage):
     precision: Precision = "float32"
     """`bfloat16` trains in mixed precision, where the device has it; losses are read in float32."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "round"
 
     def __post_init__(self) -> None:
@@ -301,7 +301,8 @@ class SelectionTrial(RunsModel, Stage):
             others = others[np.argsort(np.asarray(ids)[others])]
             every, drawn = inputs.by_shard(self.features, "example"), pa.array(opened.example_ids)
             shards = (table.filter(pc.is_in(table["id"], drawn)) for table in every)
-            found = relevance(vectors[others], shards, min(1.0, 2 * self.keep))
+            share, n = min(1.0, 2 * self.keep), len(opened.example_ids)
+            found = relevance(vectors[others], shards, share, n)
             ranked, rank = (found.ids, found.rank) if found else (np.zeros(0, np.int64),) * 2
             order = ranked[np.argsort(rank)]
         elif self.by in ("answer_issues", "preference_issues"):

@@ -78,7 +78,8 @@ def nearest(
             distances[row, torch.from_numpy(is_left_out(query, part_ids))] = torch.inf
         best = torch.cat([best, distances], 1)
         ids = torch.cat([ids, torch.from_numpy(part_ids).expand(len(queries), -1)], 1)
-        best, order = best.sort(dim=1, stable=True)
+        ids, order = ids.sort(dim=1)
+        best, order = best.gather(1, order).sort(dim=1, stable=True)
         best, ids = best[:, :limit], ids.gather(1, order)[:, :limit]
     return {
         int(query): [int(i) for i, d in zip(row, far, strict=True) if d <= radius and d < torch.inf]

@@ -10,34 +10,44 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from stages.ranking.top_k import Pairs, best
 from stages.reading.vectors import matrix_of, unit_rows
 
 FIRST = 1000
 """Most similar examples that a query has to choose from, at least."""
 SPARE = 8
 """Times as many as fall to a query's share."""
+DECIMALS = 6
+"""Of cosines: how equal vectors are multiplied in blocks of rows shows behind these."""
 
 
 class Choices:
-    """The examples that each query may choose, the most similar of all that were added."""
+    """The examples that each query may choose, the most similar of all that were added.
 
-    def __init__(self, n_queries: int, share: float) -> None:
-        self._share = share
-        self._n = 0
+    Of equally similar ones those of the smallest ids, however the examples are cut.
+    """
+
+    def __init__(self, n_queries: int, share: float, n_examples: int) -> None:
+        """Empty. At most `n_examples` are added, a `share` of which is chosen."""
+        self._most = max(FIRST, -(-round(SPARE * share * n_examples) // max(1, n_queries)))
+        self._ids = np.zeros(0, np.int64)
         self._places = np.zeros((n_queries, 0), np.int64)
         self._cosines = np.zeros((n_queries, 0), np.float32)
 
-    def add(self, cosines: Float32[np.ndarray, "rows queries"]) -> None:
-        """Offers more examples. Cost: a partition of each query's."""
-        places = np.arange(self._n, self._n + len(cosines))
-        self._n += len(cosines)
+    def add(
+        self, ids: Int64[np.ndarray, " rows"], cosines: Float32[np.ndarray, "rows queries"]
+    ) -> None:
+        """Offers more examples. Cost: a few passes over the cosines."""
+        places = len(self._ids) + np.arange(len(ids))
+        self._ids = np.concatenate([self._ids, ids])
         every = np.concatenate([self._cosines, cosines.T], axis=1)
         of = np.concatenate([self._places, np.tile(places, (len(every), 1))], axis=1)
-        most = max(FIRST, -(-round(SPARE * self._share * self._n) // len(every)))
-        if every.shape[1] > most:
-            # Of equal cosines at the border any: the order of those kept is settled by place.
-            kept = np.argpartition(-every, most - 1, axis=1)[:, :most]
-            every, of = np.take_along_axis(every, kept, 1), np.take_along_axis(of, kept, 1)
+        n_queries, width = every.shape
+        if width > self._most:
+            asking = np.repeat(np.arange(n_queries), width)
+            kept = best(Pairs(asking, self._ids[of.ravel()], every.ravel()), self._most)
+            every = every.ravel()[kept].reshape(n_queries, -1)
+            of = of.ravel()[kept].reshape(n_queries, -1)
         self._cosines, self._places = every, of
 
     def turns(self, count: int) -> tuple[Int64[np.ndarray, " taken"], Int64[np.ndarray, " taken"]]:
@@ -45,9 +55,9 @@ class Choices:
 
         Fewer where every query has run out of choices.
         """
-        order = np.lexsort((self._places, -self._cosines), axis=1)
+        order = np.lexsort((self._ids[self._places], -self._cosines), axis=1)
         lists = np.take_along_axis(self._places, order, 1).tolist()
-        is_free = np.ones(self._n, bool)
+        is_free = np.ones(len(self._ids), bool)
         reached = [0] * len(lists)
         taken: list[int] = []
         by: list[int] = []
@@ -75,37 +85,42 @@ class Relevance(NamedTuple):
     rank: Int64[np.ndarray, " examples"]
     """Places in the order, from 1."""
     similarity: Float64[np.ndarray, " examples"]
-    """The largest cosine with a query."""
+    """The largest cosine with a query, to six decimals."""
     query: Int64[np.ndarray, " examples"]
     """The position of the query of that cosine, or of the one that took the example in its turn."""
     is_taken: Bool[np.ndarray, " examples"]
 
 
 def relevance(
-    queries: Float32[np.ndarray, "queries dim"], shards: Iterable[pa.Table], share: float
+    queries: Float32[np.ndarray, "queries dim"],
+    shards: Iterable[pa.Table],
+    share: float,
+    n_examples: int,
 ) -> Relevance | None:
     """The order: a `share` of the examples by turns, and then the rest by their largest cosine.
 
-    `shards` are tables with the columns id and vector; without a row there is no order. Cost: an
-    inner product for each example and query.
+    Equal ones stand by id. `shards` are tables with the columns id and vector, of `n_examples` rows
+    together at most; without a row there is no order. Cost: an inner product for each example and
+    query.
     """
     unit = unit_rows(queries).astype(np.float32)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    choices = Choices(len(unit), share)
+    choices = Choices(len(unit), share, n_examples)
     for table in shards:
         if table.num_rows:
             cosines = unit_rows(matrix_of(table["vector"])).astype(np.float32) @ unit.T
-            parts.append((table["id"].to_numpy(), cosines.max(1), cosines.argmax(1)))
-            choices.add(cosines)
+            cosines, own = cosines.round(DECIMALS), table["id"].to_numpy()
+            parts.append((own, cosines.max(1), cosines.argmax(1)))
+            choices.add(own, cosines)
     if not parts:
         return None
-    ids, best, of = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    ids, nearest, of = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     taken, by = choices.turns(round(share * len(ids)))
     of[taken] = by
     is_taken = np.zeros(len(ids), bool)
     is_taken[taken] = True
     rest = np.flatnonzero(~is_taken)
-    rest = rest[np.lexsort((ids[rest], -best[rest]))]
+    rest = rest[np.lexsort((ids[rest], -nearest[rest]))]
     rank = np.empty(len(ids), np.int64)
     rank[np.concatenate([taken, rest])] = np.arange(1, len(ids) + 1)
-    return Relevance(ids, rank, best.astype(np.float64), of, is_taken)
+    return Relevance(ids, rank, nearest.astype(np.float64), of, is_taken)

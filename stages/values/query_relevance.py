@@ -47,7 +47,7 @@ class QueryRelevance(Stage):
     share: float = 0.5
     """Share of the examples that the queries take in turns."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
 
     def __post_init__(self) -> None:
@@ -85,9 +85,9 @@ class QueryRelevance(Stage):
                 "in the YAML, or choose without them."
             )
         by_id = np.argsort(query_ids)
-        found = relevance(
-            queries[by_id], inputs.by_shard(self.features, "example"), share=self.share
-        )
+        shards = inputs.by_shard(self.features, "example")
+        n = len(inputs.vectors(self.features, "example").ids)
+        found = relevance(queries[by_id], shards, self.share, n)
         if found is None:
             return
         of_query = np.asarray(query_ids)[by_id][found.query]

@@ -135,6 +135,19 @@ def test_true_labels_may_stand_in_a_column(names: str) -> None:
         Flags(methods=("values",)).compute(rows, quiet)
 
 
+def test_names_that_are_numbers_stay_names_beside_an_unknown_label() -> None:
+    """Classes 1, 2, 3, whose places are 0, 1, 2; the first row's true label is unknown."""
+    rows = Known()
+    known, details = known_labels(rows), rows.details
+    named = {"classes": ("1", "2", "3")}
+    rows.details = lambda name: {**details(name), **named}  # type: ignore[method-assign]
+    gold = [None if y is None else y + 1 for y in rows.true]
+    blank = {"source_id": [""] * N, "row_number": np.arange(N), "gold": gold}
+    own = {"id": rows.example_ids, "role": ["example"] * N}
+    rows.tables["extra"] = pa.table({**own, **blank})
+    assert known_labels(rows, "gold").is_wrong.tolist() == known.is_wrong.tolist()
+
+
 def test_a_column_of_something_else_is_refused() -> None:
     rows = Known()
     blank = {"source_id": [""] * N, "row_number": np.arange(N), "gold": ["d"] * N}

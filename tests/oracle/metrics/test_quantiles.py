@@ -64,6 +64,23 @@ def test_losses_are_those_of_fits_on_each_quantile(method: str, per_class: bool)
     assert (own[-1]["spearman_low"], own[-1]["spearman_high"]) == pytest.approx(tuple(ends))
 
 
+@pytest.mark.parametrize(("n_classes", "of_each"), [(2, 5), (4, 15), (20, 12), (3, 10)])
+def test_quantiles_are_of_equally_many_rows_and_alike_in_classes(
+    n_classes: int, of_each: int
+) -> None:
+    labels = np.repeat(np.arange(n_classes), of_each)
+    score = np.random.default_rng(0).random(len(labels))
+    found = Quantiles(methods=("values",), quantiles=10).quantile_of(score, labels)
+    sizes = np.bincount(found, minlength=10)
+    assert sizes.max() - sizes.min() <= 1
+    for of_class in (labels == c for c in range(n_classes)):
+        own = np.bincount(found[of_class], minlength=10)
+        # Places in classes are rounded, so that one row may lie beyond the cut.
+        assert own.max() - own.min() <= 2
+        # The better ones are in the first.
+        assert (np.diff(found[of_class][np.argsort(-score[of_class])]) >= 0).all()
+
+
 def test_a_ranking_turned_round_has_the_correlation_less() -> None:
     rows = ScoredRows()
     rows.values = np.arange(N, dtype=float)

@@ -121,7 +121,15 @@ def test_the_same_share_of_each_class_is_kept_by_value() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"keep": ()}, {"keep": (1.0,)}, {"draws": 1}, {"parts": 1}, {"utilities": ("loss",)}]
+    "fields",
+    [
+        {"keep": ()},
+        {"keep": (1.0,)},
+        {"keep": (0.2, 0.2)},
+        {"draws": 1},
+        {"parts": 1},
+        {"utilities": ("loss",)},
+    ],
 )
 def test_fields_that_choose_nothing_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected"):

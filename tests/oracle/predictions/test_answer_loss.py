@@ -152,6 +152,15 @@ def test_what_stands_in_for_rows() -> None:
     calls = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
     called = [*turns[:4], {"role": "assistant", "content": "", "tool_calls": calls}]
     assert json.loads(answer_of(json.dumps(called), None, "messages")) == calls
+    thought = {"role": "assistant", "content": "", "tool_calls": calls, "reasoning_content": "hm"}
+    reply = {"role": "tool", "content": "18 C", "tool_call_id": "7"}
+    asked = [*turns[:2], {**thought, "train": False}, reply, *turns[2:3]]
+    emptied = without_prompt(json.dumps(asked), None, "messages")
+    assert emptied is not None
+    said = json.loads(emptied[0])
+    assert said[2] == {"role": "assistant", "content": "", "train": False}
+    assert said[3] == {"role": "tool", "content": "", "tool_call_id": "7"}
+    assert said[4] == turns[2]
     assert without_prompt("a", "b", "prompt_completion") == ("", "b")
     assert without_prompt("", "b", "prompt_completion") is None
     assert without_prompt("a", None, "text") is None

@@ -50,7 +50,7 @@ def test_the_fence_by_hand(fence: float) -> None:
     rows = found(cloud(), fence=fence)
     distances = rows["distance"].to_pylist()
     low, median, high = statistics.quantiles(distances, n=4, method="inclusive")
-    limit = high + fence * (high - low)
+    limit = high + max(fence * (high - low), 1e-6)
     assert rows["is_outlier"].to_pylist() == [distance > limit for distance in distances]
     expected = [2 ** (-max(0, d - median) / (limit - median)) for d in distances]
     np.testing.assert_allclose(rows["outlier_score"].to_numpy(), expected, rtol=1e-12)
@@ -75,6 +75,18 @@ def test_equal_rows_have_no_outlier(value: float) -> None:
     rows = found(np.full((9, 3), value, np.float32))
     assert rows["is_outlier"].to_pylist() == [False] * 9
     np.testing.assert_allclose(rows["outlier_score"].to_numpy(), 1.0)
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 3, 7])
+def test_equal_rows_beside_others_are_no_outliers_however_they_are_cut(n_shards: int) -> None:
+    """Nine in ten rows are one text: quartiles are equal, and rounding decides about nothing."""
+    g = np.random.default_rng(0)
+    vectors = (np.ones((100, 32)) + 0.05 * g.normal(size=(100, 32))).astype(np.float32)
+    vectors[:90] = vectors[0]
+    rows = found(vectors, n_shards)
+    assert rows["is_outlier"].to_pylist() == [False] * 90 + [True] * 10
+    np.testing.assert_allclose(rows["outlier_score"].to_numpy()[:90], 1.0, atol=1e-6)
+    assert max(rows["outlier_score"].to_pylist()[90:]) < 0.5
 
 
 def test_what_cannot_be_used() -> None:

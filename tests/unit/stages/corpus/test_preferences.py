@@ -119,6 +119,9 @@ def test_columns_are_taken_by_name_and_carried_along(tmp_path: Path) -> None:
     mixed = [{"chosen": [ASK, BLUE], "rejected": "b"}]
     with pytest.raises(DataError, match="found lists in chosen, texts in rejected"):
         survey(tmp_path, mixed)
+    asked = [{"prompt": [ASK], "chosen": "b", "rejected": "c"}]
+    with pytest.raises(DataError, match="texts in chosen, texts in rejected, lists in prompt"):
+        survey(tmp_path, asked)
     talk = survey(tmp_path, [{"chosen": [ASK, BLUE], "rejected": [ASK, GREEN], "prompt": "p"}])
     assert talk.format == "preference_messages"
 

@@ -58,6 +58,19 @@ def test_the_label_before_the_first_decision_is_kept(tmp_path: Path) -> None:
     assert by_source_id(both, "label_before_review")["r0"] == given["r0"]
 
 
+def test_an_empty_label_is_no_class_called_none(tmp_path: Path) -> None:
+    rows = [{**row, "label": "None" if n % 2 else "cause"} for n, row in enumerate(reviews())]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    for cell in ("", "None"):
+        review = csv(tmp_path / "r.csv", f"source_id,decision,new_label\nr0,fix,{cell}\n")
+        source = Source(path, id="id", corrections=(review,))
+        if cell:
+            assert by_source_id(read(source, "example"), "label")["r0"] is not None
+            continue
+        with pytest.raises(DataError, match=r"line 2 .*found no new_label"):
+            read(source, "example")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
