@@ -231,8 +231,10 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
             f"found {' and '.join(given) or 'none'} of --keep, --drop, --quota and --soft, "
             "expected one. Say for example --keep 20%."
         )
+    asked["quota"] = _quota(asked["quota"])
+    if asked["per"] is not None and not asked["per_class"]:
+        raise click.UsageError("found --overall beside --per, expected one of them. Leave one out.")
     opened = open_run(run)
-    asked["quota"] = dict(pair.rpartition("=")[::2] for pair in asked["quota"])
     rows = opened.select(**asked)
     if forecast:
         with Screen("Reading the run ...") as screen:
@@ -254,6 +256,24 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
         click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
     else:
         printed.print_rows(rows, is_json)
+
+
+def _quota(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Rows by class, of `CLASS=ROWS`; a class's name may have an = of its own."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, rows = pair.rpartition("=")
+        if not equals:
+            raise click.UsageError(
+                f"found --quota {pair}, expected CLASS=ROWS. Say for example --quota spam=100."
+            )
+        if name in found:
+            raise click.UsageError(
+                f"found --quota {name}={found[name]} and {pair}, expected each class once. Leave "
+                "one out."
+            )
+        found[name] = rows
+    return found
 
 
 @main.command()

@@ -128,7 +128,8 @@ def flagged(
     return f"""
         SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
                i.label_score, i.p_wrong, i.is_label_issue, i.method, e.true_label{decision}
-        FROM (FROM label_issues WHERE method = {quoted(instance)} {undecided} {lowest}) AS i
+        FROM (FROM label_issues WHERE method = {quoted(instance)} AND {KEPT}
+              {undecided} {lowest}) AS i
         JOIN examples AS e USING (example_id) {join} ORDER BY i.label_score, e.example_id"""
 
 
@@ -169,7 +170,8 @@ def flagged_answers(
     return f"""
         SELECT e.example_id, e.source_id, c.prompt, c.answer,
                i.reason, i.p_wrong, i.p_reason, i.is_answer_issue, i.method{decision}
-        FROM (FROM answer_issues WHERE method = {quoted(instance)} {undecided} {worst}) AS i
+        FROM (FROM answer_issues WHERE method = {quoted(instance)} AND {KEPT}
+              {undecided} {worst}) AS i
         JOIN examples AS e USING (example_id)
         JOIN completions AS c ON c.id = i.example_id AND c.role = 'example'
         {join} ORDER BY i.p_wrong DESC, e.example_id"""
@@ -192,7 +194,8 @@ def flagged_pairs(
     return f"""
         SELECT e.example_id, e.source_id, p.prompt, p.chosen, p.rejected,
                i.reason, i.p_wrong, i.is_preference_issue, i.method{decision}
-        FROM (FROM preference_issues WHERE method = {quoted(instance)} {undecided} {worst}) AS i
+        FROM (FROM preference_issues WHERE method = {quoted(instance)} AND {KEPT}
+              {undecided} {worst}) AS i
         JOIN examples AS e USING (example_id)
         JOIN preferences AS p ON p.id = i.example_id AND p.role = 'example'
         {join} ORDER BY i.p_wrong DESC, e.example_id"""
@@ -222,11 +225,13 @@ def selected(
     of_class = "PARTITION BY class" if per_class else ""
     of_row = f"x.{named(per)}::VARCHAR" if per is not None else "l.label"
     extra = "JOIN tables.extra AS x ON x.id = v.example_id AND x.role = 'example'"
-    weights = f"exp((1 - 2 * place) / {float(soft or 1)!r})"
+    # Beside that of the first row, so that none is too large to be a number.
+    weights = f"exp(2 * (first - place) / {float(soft or 1)!r})"
     weight = f", {weights} / avg({weights}) OVER ({of_class}) AS weight" if soft is not None else ""
     ranked = f"""
         SELECT *, row_number() OVER (ORDER BY place, score DESC, example_id) AS rank{weight}
-        FROM (SELECT *, (in_class - 0.5) / count(*) OVER ({of_class}) AS place
+        FROM (SELECT *, (in_class - 0.5) / count(*) OVER ({of_class}) AS place,
+                     0.5 / count(*) OVER ({of_class}) AS first
               FROM (SELECT v.example_id, {of_row} AS class, {source.value} AS value,
                            {source.score} AS score,
                            row_number() OVER ({of_class.replace("class", of_row)}

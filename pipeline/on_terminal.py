@@ -1,6 +1,7 @@
 """What commands print on stdout: tables and lines for people, or JSON for programs."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,9 +34,21 @@ def print_rows(rows: Any, is_json: bool, without: str | None = None) -> None:
 
     names, cells = list(rows.columns), fetch(rows)
     if is_json:
-        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in cells], default=str))
+        found = [dict(zip(names, _finite(row), strict=True)) for row in cells]
+        click.echo(json.dumps(found, default=str))
         return
     show(table(names, cells) if cells or without is None else without)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: NaN and the infinite ones."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return value
 
 
 def print_status(status: Mapping[str, Any], is_json: bool) -> None:

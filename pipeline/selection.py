@@ -4,6 +4,7 @@ A `run` is an `OpenedRun` everywhere, whose methods call these.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ def choose(
             f"select: found {' and '.join(given) or 'none'} of {', '.join(asked)}, expected one. "
             'Say for example keep="20%".'
         )
-    if soft is not None and not soft > 0:
+    if soft is not None and not 0 < soft < math.inf:
         raise RunError(f"select: found soft {soft:g}, expected a number above 0. Say --soft 1.")
     chosen = _source(run, by, utility, method)
     is_of_texts = run.task() in ("completion", "preference")
@@ -235,13 +236,15 @@ def _of_classes(run: Any, quota: Mapping[str, str | int], per: str | None) -> st
     Raises:
         RunError: there is no such class, or there are no classes at all.
     """
-    of = "label::VARCHAR AS class, label_name AS name"
+    of, called = "label::VARCHAR", "label_name"
     if per is not None:
-        of = f"{named(per)}::VARCHAR AS class, class AS name"
+        of = called = f"{named(per)}::VARCHAR"
+    # Columns of the source may have any name: what is counted has one of its own, by place.
+    counted = f"SELECT {of}, {called} FROM examples"
     sizes = {
         str(name): (label, n)
         for label, name, n in run.sql(
-            f"SELECT {of}, count(*) FROM examples WHERE class IS NOT NULL GROUP BY ALL"
+            f"SELECT a, b, count(*) FROM ({counted}) AS t(a, b) WHERE a IS NOT NULL GROUP BY ALL"
         ).fetchall()
     }
     if not sizes:
@@ -322,6 +325,8 @@ def expected(
             raise RunError("the numbers of each class are your own")
         if chosen.source is RANDOM:
             raise RunError("they are random rows")
+        if chosen.per is not None:
+            raise RunError(f"they are chosen by the values of {chosen.per}, not by class")
         overrides = _as_chosen(run, chosen, n_rows / n_examples)
         evaluation = evaluate(run.folder.path, "selection", overrides, stepped)
     except (RunError, StageError) as error:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def open_catalog(path: Path) -> duckdb.DuckDBPyConnection:
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
-    """The relation of one SQL statement.
+    """The relation of one SQL statement, in which every column has a name of its own.
 
     Raises:
         StorageError: the statement does more than read, or DuckDB refuses it; the message is
@@ -72,7 +72,9 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     """
     try:
         refuse_changes(connection, sql)
-        return connection.sql(sql)
+        relation = connection.sql(sql)
+        apart = told_apart(sql, relation.columns)
+        return relation if apart is sql else connection.sql(apart)
     except duckdb.PermissionException as error:
         raise StorageError(
             f"sql: found a statement that leaves the run's tables ({error}), expected one over "
@@ -88,6 +90,36 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
             f"sql: found a statement DuckDB refuses ({error}), expected one over the views "
             f"{', '.join(view_names(connection))}. Correct the statement."
         ) from error
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, in which each that one before has, in any case, has a number behind it."""
+    every, taken, found = {name.lower() for name in names}, set[str](), []
+    for name in names:
+        free, n = name, 0
+        while free.lower() in taken or (n and free.lower() in every):
+            n += 1
+            free = f"{name}_{n}"
+        taken.add(free.lower())
+        found.append(free)
+    return found
+
+
+def told_apart(sql: str, names: Sequence[str]) -> str:
+    """A statement with columns of these `names`, with another name for each that is there twice.
+
+    The second `a` becomes `a_1`, as in files that DuckDB writes: whoever asks for a column by its
+    name would get the values of the first one.
+    """
+    own = distinct(names)
+    if own == list(names):
+        return sql
+    return f"SELECT * FROM {inner(sql)} AS t({', '.join(map(named, own))})"
+
+
+def inner(sql: str) -> str:
+    """A statement in brackets, whatever it ends with: a comment would swallow the bracket."""
+    return f"({sql.rstrip().rstrip(';')}\n)"
 
 
 def _without_column(connection: duckdb.DuckDBPyConnection, sql: str, name: str) -> StorageError:
@@ -197,15 +229,17 @@ def export(
         ".json": "FORMAT json, ARRAY true",
         ".csv": "FORMAT csv, HEADER",
     }
-    if path.suffix == ".csv":
-        with explained():
-            relation = connection.sql(sql)
-            pairs = zip(relation.columns, map(str, relation.types), strict=True)
-            sql = f"SELECT {', '.join(escaped_column(*pair) for pair in pairs)} FROM ({sql})"
+    with explained():
+        relation = connection.sql(sql)
+        names = distinct(relation.columns)
+        sql = told_apart(sql, relation.columns)
+        if path.suffix == ".csv":
+            pairs = zip(names, map(str, relation.types), strict=True)
+            sql = f"SELECT {', '.join(escaped_column(*pair) for pair in pairs)} FROM {inner(sql)}"
     with new_file(path, tuple(formats)) as temporary, _writable(temporary, shut) as written:
         try:
             row = connection.execute(
-                f"COPY ({sql}) TO {quoted(str(written))} ({formats[path.suffix]})"
+                f"COPY {inner(sql)} TO {quoted(str(written))} ({formats[path.suffix]})"
             ).fetchone()
         except duckdb.IOException as error:
             raise OSError(str(error)) from error

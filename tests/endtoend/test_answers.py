@@ -200,6 +200,10 @@ def test_a_reviewed_answer_is_dropped(ran: Any, tmp_path: Path) -> None:
     assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
     left = [json.loads(line)["id"] for line in out.read_text().splitlines()]
     assert left == [i for i in range(N) if str(i) not in {row["source_id"] for row in rows}]
+    # What is dropped takes no place among those that are listed.
+    most = flag(tmp_path / "corrected", top=5).df()
+    assert len(most) == 5
+    assert not set(most["source_id"]) & {row["source_id"] for row in rows}
 
 
 def test_answers_are_judged_in_an_annotation_tool(ran: Any, tmp_path: Path) -> None:

@@ -82,6 +82,74 @@ def test_an_unknown_class_has_no_quota(run: Path) -> None:
     assert "found quota of 'nobody'" in complaint("select", run, "--quota", "nobody=3")
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> OpenedRun:
+    """Vectors of two classes; columns of the source have names that statements use, too."""
+    folder = tmp_path_factory.mktemp("odd")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": n,
+            "label": ("neg", "pos")[n % 2],
+            "class": None if n % 3 else "other",
+            "rank": -n,
+            "place": "b" if n < 20 else "a",
+        }
+        for n in range(80)
+    ]
+    np.save(folder / "rows.npy", (rng.normal(size=(80, 3)) + np.arange(80)[:, None] % 2))
+    source = {
+        "path": write_lines(folder / "rows.jsonl", rows),
+        "features": str(folder / "rows.npy"),
+        "text": None,
+        "id": "id",
+        "label": "label",
+    }
+    stages = {"coreset": {"kernel": ["features"]}, "kernel_regression": {"kernel": ["features"]}}
+    assay("run", write_run(folder, corpus=source, stages=stages))
+    return open_run(folder / "run")
+
+
+def test_a_quota_counts_classes_whatever_columns_are_called(odd: OpenedRun) -> None:
+    def kept(**asked: Any) -> list[str]:
+        chosen = select(odd, **asked).df()
+        every = odd.sql("SELECT example_id, label_name AS name, place FROM examples").df()
+        found = chosen[["example_id"]].merge(every, on="example_id")
+        return sorted(found["place" if "per" in asked else "name"])
+
+    assert kept(quota={"neg": 5, "pos": "50%"}) == ["neg"] * 5 + ["pos"] * 20
+    assert kept(quota={"a": 7, "b": "10%"}, per="place") == ["a"] * 7 + ["b"] * 2
+    assert kept(keep=8, per="place") == ["a"] * 6 + ["b"] * 2
+
+
+def test_rows_by_another_column_are_not_forecast_by_class(odd: OpenedRun) -> None:
+    why = "they are chosen by the values of place, not by class"
+    assert expected(odd, keep="10%", per="place")["why_not"] == why
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quota", "neg"], "found --quota neg, expected CLASS=ROWS"),
+        (["--quota", "a=b=5", "--quota", "a=b=7"], "found --quota a=b=5 and a=b=7, expected each"),
+        (["--keep", "5", "--per", "place", "--overall"], "found --overall beside --per"),
+    ],
+)
+def test_options_that_say_nothing_clear_are_refused(
+    odd: OpenedRun, options: list[str], told: str
+) -> None:
+    assert told in complaint("select", odd.folder.path, *options, code=2)
+
+
+@pytest.mark.parametrize("soft", [1e-5, 1e-3, 0.05, 1.0])
+def test_weights_are_numbers_however_strict(opened: OpenedRun, soft: float) -> None:
+    rows = select(opened, soft=soft).df()
+    assert np.isfinite(rows["weight"]).all()
+    assert (rows["weight"] >= 0).all()
+    for _, of_class in rows.groupby("label"):
+        assert of_class["weight"].mean() == pytest.approx(1)
+
+
 def test_weights_fall_with_the_place_in_a_class(opened: OpenedRun) -> None:
     rows = select(opened, soft=0.5, by="shapley").df()
     assert len(rows) == 300

@@ -252,6 +252,28 @@ def test_names_of_stages_are_checked(write_config: Any, complaint: Any, tmp_path
     assert "stages: found the name" in complaint("plan", config)
 
 
+TWICE = "SELECT 1 AS a, 2 AS a, 3 AS A, 4 AS a_1 -- as joined views have them"
+APART = {"a": 1, "a_2": 2, "A_3": 3, "a_1": 4}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_columns_of_one_name_keep_their_own_values(ending: str, own: Path, assay: Any) -> None:
+    assert json.loads(assay("sql", own, TWICE, "--json").stdout) == [APART]
+    out = own.parent / f"twice.{ending}"
+    assay("sql", own, TWICE, "--out", out)
+    (row,) = duckdb.sql(f"FROM '{out}'").df().to_dict("records")
+    assert row == APART
+    opened = open_run(own)
+    moment = TWICE.replace("SELECT", "SELECT now() AS t,")
+    assert opened.sql(moment).fetchall()[0][1:] == (1, 2, 3, 4)
+    assert opened.sql(TWICE).df().to_dict("records") == [APART]
+
+
+def test_json_has_no_number_that_is_none(own: Path, assay: Any) -> None:
+    told = assay("sql", own, "SELECT 'NaN'::DOUBLE AS a, ['inf'::DOUBLE, 1.5] AS b", "--json")
+    assert json.loads(told.stdout, parse_constant=pytest.fail) == [{"a": None, "b": [None, 1.5]}]
+
+
 def test_moments_with_a_time_zone(own: Path, assay: Any) -> None:
     moment = "SELECT '2024-01-02 03:04:05.678901+01'::TIMESTAMPTZ AS t"
     expected = datetime.datetime(2024, 1, 2, 2, 4, 5, 678901, tzinfo=datetime.UTC)
