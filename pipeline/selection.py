@@ -345,8 +345,8 @@ def how(by: str) -> str:
 def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
     """Whether rows train worse than random ones: the 95 % interval over queries lies below 0.
 
-    By a trial, or by the forecast of a utility while no other lies above 0; `expected` is what the
-    function of that name gives.
+    By a trial of half to twice as many rows, or by the forecast of a utility while no other lies
+    above 0; `expected` is what the function of that name gives.
     """
     low, high = (
         [
@@ -359,7 +359,9 @@ def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
         for end in ("low", "high")
     )
     is_forecast = any(end < 0 for end in high) and not any(end > 0 for end in low)
-    return is_forecast or any(trial["gain_high"] < 0 for trial in expected["trials"])
+    share = expected["n_rows"] / max(1, expected["n_examples"])
+    alike = [t for t in expected["trials"] if t["keep"] / 2 <= share <= 2 * t["keep"]]
+    return is_forecast or any(trial["gain_high"] < 0 for trial in alike)
 
 
 def class_counts(

@@ -212,6 +212,19 @@ def test_a_choice_that_is_worse_than_chance_is_advised_against(
     assert ("worse than random rows" in said) == is_worse
 
 
-@pytest.mark.parametrize(("high", "is_worse"), [(-0.01, True), (0.01, False)])
-def test_a_trial_alone_tells_that_chance_is_better(high: float, is_worse: bool) -> None:
-    assert is_worse_than_random({"rows": [], "trials": [{"gain_high": high}]}) == is_worse
+@pytest.mark.parametrize(
+    ("high", "n_rows", "is_worse"),
+    [
+        (-0.01, 20, True),
+        (-0.01, 39, True),
+        (-0.01, 80, False),
+        (-0.01, 5, False),
+        (0.01, 20, False),
+    ],
+)
+def test_a_trial_of_about_as_many_rows_tells_that_chance_is_better(
+    high: float, n_rows: int, is_worse: bool
+) -> None:
+    trial = {"gain_high": high, "keep": 0.2}
+    expected = {"rows": [], "trials": [trial], "n_rows": n_rows, "n_examples": 100}
+    assert is_worse_than_random(expected) == is_worse
