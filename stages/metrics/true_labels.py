@@ -59,6 +59,9 @@ def _column(inputs: Inputs, column: str) -> tuple[pa.Array, pa.Array]:
     names = [str(name) for name in inputs.details("label")["classes"]]
     numbers = {name: at for at, name in enumerate(names)}
     values = table[column].combine_chunks()
+    if pa.types.is_floating(values.type) and pc.all(pc.equal(pc.round(values), values)).as_py():
+        # Whole numbers beside missing ones, as pandas writes them.
+        values = values.cast(pa.int64())
     known = {str(value) for value in values.drop_null().unique()}
     if pa.types.is_integer(values.type) and not set(numbers) >= known:
         numbers = {str(at): at for at in range(len(names))}

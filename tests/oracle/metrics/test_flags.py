@@ -146,6 +146,9 @@ def test_names_that_are_numbers_stay_names_beside_an_unknown_label() -> None:
     own = {"id": rows.example_ids, "role": ["example"] * N}
     rows.tables["extra"] = pa.table({**own, **blank})
     assert known_labels(rows, "gold").is_wrong.tolist() == known.is_wrong.tolist()
+    as_written = pa.array(gold, pa.float64())
+    rows.tables["extra"] = rows.tables["extra"].set_column(4, "gold", as_written)
+    assert known_labels(rows, "gold").is_wrong.tolist() == known.is_wrong.tolist()
 
 
 def test_a_column_of_something_else_is_refused() -> None:
