@@ -37,10 +37,10 @@ STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 """Temperatures and noise rates that the search starts from; the likeliest result is kept."""
 UNKNOWN, NO_NOISE = 1e-3, 1e-6
 """Temperature of predictions that tell nothing, and rate of noise then. Scores keep their order."""
-LEAST_KNOWN = 3.0
-"""Log-likelihood of the labels that predictions must gain over the frequencies of classes, which
-the likelihood ratio of two numbers, temperature and noise rate, does by chance once in 20. At
-40 % noise, 2,000 rows and two classes those of real features gained 7 to 15."""
+LEAST_KNOWN = 1.5
+"""Log-likelihood for each class that predictions must gain over the frequencies of classes. Drawn
+labels of two to four classes gain it by chance once in 10 (60 rows and fewer) to 50; at 40 % noise,
+2,000 rows and two classes those of real features gained 7 to 15."""
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
 MOST_UNEVEN = 0.4
@@ -117,7 +117,8 @@ def fit_noise_model(
             "ones that vary. Look at the view `predictions`."
         )
     unknown = _unknown(rows, even)
-    if float((_log_likelihood(rows, even) - _log_likelihood(rows, unknown)).sum()) < LEAST_KNOWN:
+    known = float((_log_likelihood(rows, even) - _log_likelihood(rows, unknown)).sum())
+    if known < LEAST_KNOWN * n_classes:
         return _model(unknown, n_classes)
     gained, best = _gains(rows, even).max(0)
     found = None
