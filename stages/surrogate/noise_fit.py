@@ -36,11 +36,13 @@ from stages.surrogate.noise_model import NoiseModel
 STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 """Temperatures and noise rates that the search starts from; the likeliest result is kept."""
 UNKNOWN, NO_NOISE = 1e-3, 1e-6
-"""Temperature of predictions that tell nothing, and rate of noise then. Scores keep their order."""
+"""Temperature of predictions that tell nothing, and rate of noise then. Scores keep the order of
+margins."""
 LEAST_KNOWN = 1.5
 """Log-likelihood for each class that predictions must gain over the frequencies of classes. Drawn
-labels of two to four classes gain it by chance once in 10 (60 rows and fewer) to 50; at 40 % noise,
-2,000 rows and two classes those of real features gained 7 to 15."""
+labels of which they tell nothing gain it by chance once in 10 (60 rows and fewer) to 50. Where 40 %
+of the labels of two classes are wrong, 2,000 rows gained 7 to 15 in all, 1,000 at times too little.
+"""
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
 MOST_UNEVEN = 0.4
@@ -119,6 +121,8 @@ def fit_noise_model(
     unknown = _unknown(rows, even)
     known = float((_log_likelihood(rows, even) - _log_likelihood(rows, unknown)).sum())
     if known < LEAST_KNOWN * n_classes:
+        # Rows of a frequent class are no surer than others: without offsets margins alone count.
+        unknown[2:] = 0
         return _model(unknown, n_classes)
     gained, best = _gains(rows, even).max(0)
     found = None
@@ -178,7 +182,7 @@ def _even(rows: _Labels) -> Float[Tensor, " numbers"] | None:
 
 
 def _unknown(rows: _Labels, even: Float[Tensor, " numbers"]) -> Float[Tensor, " numbers"]:
-    """The numbers of predictions that tell nothing; its noise is that of decisions, or none."""
+    """The likeliest numbers of predictions that tell nothing; noise is of decisions, or none."""
     start = even.clone()
     start[0] = math.log(UNKNOWN)
     kept: tuple[int, ...] = (0,)
