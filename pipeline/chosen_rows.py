@@ -1,5 +1,6 @@
-"""What speaks against chosen rows before they are used: queries among them, and flags."""
+"""What is said of chosen rows before they are used: how, queries among them, flags, and chance."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.copied import command
@@ -43,6 +44,33 @@ def warnings_about(run: Any, statement: str) -> list[str]:
                 f"{command('flag', run.folder.path, '--review', 'review.csv')}"
             )
     return found
+
+
+def how(by: str) -> str:
+    """How rows were chosen, in words: by what, or at random."""
+    return "at random" if by == "random" else f"by {by}"
+
+
+def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
+    """Whether rows train worse than random ones: the 95 % interval over queries lies below 0.
+
+    By a trial of half to twice as many rows, or by the forecast of a utility while no other lies
+    above 0; `expected` is what the function of that name gives.
+    """
+    low, high = (
+        [
+            value
+            for row in expected["rows"]
+            if row["by"] not in ("all", "random")
+            for name, value in row.items()
+            if name.endswith(f"_over_random_{end}")
+        ]
+        for end in ("low", "high")
+    )
+    is_forecast = any(end < 0 for end in high) and not any(end > 0 for end in low)
+    share = expected["n_rows"] / max(1, expected["n_examples"])
+    alike = [t for t in expected["trials"] if t["keep"] / 2 <= share <= 2 * t["keep"]]
+    return is_forecast or any(trial["gain_high"] < 0 for trial in alike)
 
 
 def _ids(statement: str) -> str:

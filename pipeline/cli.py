@@ -14,7 +14,7 @@ import click
 
 from pipeline import api, plan_summary
 from pipeline import on_terminal as printed
-from pipeline.chosen_rows import warnings_about
+from pipeline.chosen_rows import is_worse_than_random, warnings_about
 from pipeline.cli_group import Assay
 from pipeline.cli_options import COUNT, as_json, method, out, out_or_folder, settings, wait
 from pipeline.cli_report import report as write_report
@@ -22,7 +22,6 @@ from pipeline.cli_review import apply, flag
 from pipeline.cli_view import view
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
-from pipeline.selection import is_worse_than_random
 from pipeline.terminal import show
 
 

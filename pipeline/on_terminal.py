@@ -1,7 +1,6 @@
 """What commands print on stdout: tables and lines for people, or JSON for programs."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import click
 
 from pipeline.agreement import BARELY
+from pipeline.chosen_rows import how, is_worse_than_random
 from pipeline.copied import command, shell_path
 from pipeline.errors import RunError, told
 from pipeline.main_results import LIKELIER, OTHER_ANSWER, WORTH_A_LOOK, summarize
 from pipeline.progress import count_text
-from pipeline.selection import how, is_worse_than_random
-from pipeline.terminal import TEXTS, show, table
+from pipeline.terminal import TEXTS, finite, show, table
 from pipeline.trials import SAID, verdict
 
 
@@ -34,21 +33,10 @@ def print_rows(rows: Any, is_json: bool, without: str | None = None) -> None:
 
     names, cells = list(rows.columns), fetch(rows)
     if is_json:
-        found = [dict(zip(names, _finite(row), strict=True)) for row in cells]
+        found = [dict(zip(names, finite(row), strict=True)) for row in cells]
         click.echo(json.dumps(found, default=str))
         return
     show(table(names, cells) if cells or without is None else without)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have: NaN and the infinite ones."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return value
 
 
 def print_status(status: Mapping[str, Any], is_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Tables and lines for people, printed on stdout."""
 
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -269,3 +270,14 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if count else ""
         count /= 1000
     return ""
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: NaN and the infinite ones."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    return value

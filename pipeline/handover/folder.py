@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.chosen_rows import how
 from pipeline.errors import RunError
 from pipeline.handover.card import Story, card_text
-from pipeline.selection import RANDOM, Chosen, class_counts, how, left_out
+from pipeline.selection import RANDOM, Chosen, class_counts, left_out
 from pipeline.source_rows import source_table
 from storage.export import new_folder
 from storage.sql import quoted

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline import main_results, terminal
 from pipeline import on_terminal as report
+from pipeline.chosen_rows import is_worse_than_random
 from pipeline.errors import TaskError
-from pipeline.selection import is_worse_than_random
 from stages.stage import DataError
 from storage.schema import MissingError
 
