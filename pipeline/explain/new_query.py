@@ -8,6 +8,7 @@ goes over the shards of the examples, and its partial results are merged, as in 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -112,8 +113,23 @@ class NewQuery:
 
     def scores(self, method: str) -> Rows:
         """The scores that a pairwise method gives to the examples that it keeps for the text."""
-        rows: Rows = self.rows(method)["attribution"].to_pylist()
+        scored = self.rows(method)["attribution"]
+        if (ids := self._kept_ids) is not None:
+            scored = scored.filter(pc.is_in(scored["example_id"], ids))
+        rows: Rows = scored.to_pylist()
         return rows
+
+    @functools.cached_property
+    def _kept_ids(self) -> pa.Array | None:
+        """Ids of the examples that a review left; None where it dropped none."""
+        text, label = map(self._finished.corpus, ("text", "label"))
+        n_texts, n_labels = (
+            sum(shard.rows for shard in table.shards if shard.role == "example")
+            for table in (text, label)
+        )
+        if n_texts == n_labels:
+            return None
+        return self._finished.store.read_table(label, "example", ["id"])["id"].combine_chunks()
 
     def values(self) -> dict[str, Rows]:
         """An empty mapping: no value is stored for a new text (see `pipeline.explain.replay`)."""

@@ -8,7 +8,8 @@ regression's output, which the method explains, lies above the target.
 
 A query's list of scores may be cut (`top_k` of the method). What is not stored counts 0, and
 `unseen` bounds what that may hide: at most the smallest stored size of the same sign, for each
-query whose list of that sign is full and lacks the example.
+query whose list of that sign is full and lacks the example. Examples that a review dropped count
+nowhere but in how full a list is.
 
 A query belongs to the others of its label as much as the cosine between its scores and the mean of
 the others' scores, each scaled to unit length, with which it has no part. An outlier has nothing in
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.decisions import KEPT
 from pipeline.explain.query import Rows
 from pipeline.explain.stored_query import dicts
 
@@ -89,17 +91,18 @@ def set_scores(
         top: Examples of each sign; as many again are the farthest from 0 in their own class.
         n_worst: How many examples of the lowest means to name.
     """
-    pairs = f"({scores.pairs}) WHERE query_id IN ({', '.join(map(str, sorted(sign_of)))})"
+    stored = f"({scores.pairs}) WHERE query_id IN ({', '.join(map(str, sorted(sign_of)))})"
+    pairs = f"{stored} AND {KEPT}"
     chosen = _chosen({"query_id": list(sign_of), "weight": list(sign_of.values())})
     per_query = dicts(
         run.sql(
-            f"WITH chosen AS ({chosen}), signed AS (SELECT query_id, weight * score AS score "
-            f"FROM (FROM {pairs}) JOIN chosen USING (query_id)) "
-            "SELECT query_id, sqrt(fsum(score * score)) AS norm, "
+            f"WITH chosen AS ({chosen}), signed AS (SELECT query_id, weight * score AS score, "
+            f"{KEPT} AS is_kept FROM (FROM {stored}) JOIN chosen USING (query_id)) "
+            "SELECT query_id, sqrt(fsum(score * score) FILTER (is_kept)) AS norm, "
             "count(*) FILTER (score > 0) AS n_above, count(*) FILTER (score < 0) AS n_below, "
             "min(score) FILTER (score > 0) AS above, -max(score) FILTER (score < 0) AS below, "
-            f"list_last(max(score, {WORST_OF_A_QUERY}) FILTER (score > 0)) AS best, "
-            f"list_last(min(score, {WORST_OF_A_QUERY}) FILTER (score < 0)) AS worst "
+            f"list_last(max(score, {WORST_OF_A_QUERY}) FILTER (score > 0 AND is_kept)) AS best, "
+            f"list_last(min(score, {WORST_OF_A_QUERY}) FILTER (score < 0 AND is_kept)) AS worst "
             "FROM signed GROUP BY query_id ORDER BY query_id"
         )
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline import short_ids
 from pipeline.copied import command
+from pipeline.decisions import KEPT
 from pipeline.errors import RunError
 from pipeline.explain.query import SAID, Rows, said_of
 from storage.catalog import fetch
@@ -103,8 +104,9 @@ class StoredQuery:
                 "SELECT a.example_id, a.score, c.global_score, c.local_score "
                 "FROM attributions AS a "
                 "LEFT JOIN components AS c USING (method, query_id, example_id) "
-                f"WHERE {self._rows_of(method)} AND score <> 0 QUALIFY row_number() OVER "
-                f"(PARTITION BY sign(score) ORDER BY abs(score) DESC, example_id) <= {self._top}"
+                f"WHERE {self._rows_of(method)} AND score <> 0 AND {KEPT} "
+                "QUALIFY row_number() OVER (PARTITION BY sign(score) ORDER BY abs(score) DESC, "
+                f"example_id) <= {self._top}"
             )
         )
 

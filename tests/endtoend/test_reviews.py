@@ -182,3 +182,36 @@ def test_without_a_folder_a_review_has_one_of_its_own(
     for review in (one, other, one):
         assay("apply", copied, review)
     assert sorted(p.name for p in tmp_path.glob("mine-*")) == ["mine-corrected", "mine-corrected-2"]
+
+
+def test_what_was_dropped_is_explained_by_nothing(assay: Any, tmp_path: Path) -> None:
+    """Methods of texts alone keep their rows of it, which no reader may list."""
+    words = ["good", "bad", "long", "dull", "fine"]
+    rows = [
+        {"id": f"r{at}", "text": f"a {words[at % 5]} film {at}", "label": "ny"[at % 2]}
+        for at in range(30)
+    ]
+    asked = [{"id": f"q{at}", "text": f"a {words[at]} film", "label": "n"} for at in range(3)]
+    sources = {
+        role: {"path": write_lines(tmp_path / f"{role}.jsonl", lines), "id": "id"}
+        for role, lines in (("corpus", rows), ("queries", asked))
+    }
+    stages = {"bm25": {"top_k": 30}, "issues": {"stage": "near_duplicates"}}
+    assay("run", write_run(tmp_path, **sources, stages=stages))
+    gone = ["r0", "r5", "r7"]
+    review = [{"source_id": name, "decision": "drop"} for name in gone]
+    new = tmp_path / "new"
+    assay("apply", tmp_path / "run", write(tmp_path / "r.csv", review), "--to", new)
+    (tmp_path / "q.csv").write_text("id\nq0\nq1\n")
+    for question in (
+        ["--query", "q0"],
+        ["--text", "a good film"],
+        ["--queries", tmp_path / "q.csv"],
+    ):
+        found = json.loads(assay("explain", new, *question, "--top", "30", "--json").stdout)
+        listed = {row["source_id"] for method in found["methods"] for row in method["helpful"]}
+        assert listed == {row["id"] for row in rows} - set(gone)
+    page = tmp_path / "report.html"
+    assay("report", new, "--out", page)
+    assert "a good film 10" in page.read_text(encoding="utf-8")
+    assert "a good film 5<" not in page.read_text(encoding="utf-8")

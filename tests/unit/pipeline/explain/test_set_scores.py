@@ -1,5 +1,6 @@
 """Mean scores of a set of queries, and cosines, against NumPy on all scores."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,11 @@ PAIRS = "SELECT query_id, example_id, score FROM attributions"
 CLASSES = np.arange(N_EXAMPLES) % 4
 
 
-def made_run(scores: np.ndarray, top_k: int | None) -> Any:
-    """A run whose views hold each query's `top_k` scores of each sign, or all."""
+def made_run(scores: np.ndarray, top_k: int | None, dropped: Sequence[int] = ()) -> Any:
+    """A run whose views hold each query's `top_k` scores of each sign, or all.
+
+    A review `dropped` examples after that.
+    """
     rows = []
     for query, of_query in enumerate(scores):
         for sign in (1, -1):
@@ -29,7 +33,8 @@ def made_run(scores: np.ndarray, top_k: int | None) -> Any:
     made._files = SimpleNamespace(tables_read=lambda _: [], check=lambda _: None)
     names = ("query_id", "example_id", "score")
     table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-    labels = pa.table({"id": np.arange(N_EXAMPLES), "label": CLASSES})
+    ids = np.setdiff1d(np.arange(N_EXAMPLES), dropped)
+    labels = pa.table({"id": ids, "label": CLASSES[ids]})
     made.connection.execute("CREATE SCHEMA tables")
     for name, kept in (("attributions", table), ("labels", labels)):
         made.connection.register("kept", kept)
@@ -48,7 +53,13 @@ def scores() -> np.ndarray:
     return made
 
 
-def asked(scores: np.ndarray, top_k: int | None, queries: list[int], **more: Any) -> SetScores:
+def asked(
+    scores: np.ndarray,
+    top_k: int | None,
+    queries: list[int],
+    dropped: Sequence[int] = (),
+    **more: Any,
+) -> SetScores:
     given: dict[str, Any] = {
         "sign_of": dict.fromkeys(queries, 1.0),
         "label_of": {i: "ab"[i // 6] for i in queries},
@@ -56,7 +67,8 @@ def asked(scores: np.ndarray, top_k: int | None, queries: list[int], **more: Any
         **more,
     }
     stored = Scores(PAIRS, top_k, has_sign=True)
-    found = set_scores(made_run(scores, top_k), stored, top=TOP, n_worst=WORST, **given)
+    run = made_run(scores, top_k, dropped)
+    found = set_scores(run, stored, top=TOP, n_worst=WORST, **given)
     assert found is not None
     return found
 
@@ -116,6 +128,26 @@ def test_what_is_not_stored_is_bounded(scores: np.ndarray, top_k: int) -> None:
         assert abs(row["score"] - means[row["example_id"]]) <= row["unseen"] + 1e-12
     # With 60 of about 45 of each sign everything is stored, and is known to be.
     assert (sum(row["unseen"] for row in found.harmful) == 0) == (top_k == 60)
+
+
+@pytest.mark.parametrize("top_k", [5, 20, None])
+def test_what_a_review_dropped_counts_nowhere(scores: np.ndarray, top_k: int | None) -> None:
+    """But a list that it stands in was full all the same, and bounds what is not stored."""
+    queries, dropped = list(range(N_QUERIES)), np.argsort(scores[0])[[0, 1, 2, -2, -1]]
+    found = asked(scores, top_k, queries, dropped.tolist())
+    left = np.delete(scores, dropped, axis=1)
+    ids = np.delete(np.arange(N_EXAMPLES), dropped)
+    means = dict(zip(ids.tolist(), left.mean(0), strict=True))
+    for row in [*found.harmful, *found.helpful]:
+        assert abs(row["score"] - means[row["example_id"]]) <= row["unseen"] + 1e-12
+    lists = [*found.worst.values(), *found.worst_of_labels.values()]
+    assert {row for listed in lists for row in listed} <= set(means)
+    if top_k is None:
+        fewer = asked(left, None, queries)
+        assert [row["cosine"] for row in found.cosines] == pytest.approx(
+            [row["cosine"] for row in fewer.cosines], abs=1e-9
+        )
+        assert found.worst["all"] == ids[fewer.worst["all"]].tolist()
 
 
 def test_cosines_are_to_the_others_and_name_who_does_not_belong(scores: np.ndarray) -> None:
