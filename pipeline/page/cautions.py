@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.agreement import BARELY, CONFUSION, mismatches
+from pipeline.decisions import KEPT
 from pipeline.page.asked import Asked
 from pipeline.page.document import readable, share
 from pipeline.page.subject import NOUNS, Subject
@@ -251,10 +252,11 @@ def _rare(subject: Subject) -> Iterator[Caution]:
 
 def _cut(subject: Subject) -> Iterator[Caution]:
     asked = subject.ask(
-        """
+        f"""
         SELECT method, avg(is_cut::INT) AS share, count(*) FILTER (is_cut) AS n, max(max_length) AS
                max_length
-        FROM text_lengths WHERE role = 'example' GROUP BY ALL ORDER BY method"""
+        FROM (SELECT *, id AS example_id FROM text_lengths WHERE role = 'example')
+        WHERE {KEPT} GROUP BY ALL ORDER BY method"""
     )
     for row in asked.rows:
         if row["share"] is not None and row["share"] > CUT:

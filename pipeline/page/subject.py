@@ -29,6 +29,8 @@ VERDICTS = {
     "preference": ("preference_issues", "is_preference_issue", "reason"),
 }
 """Of a task, the view that judges rows, its column of flags, and that of what is said of a row."""
+OF_TEXTS = ("answer_issues", "near_duplicates", "outliers", "preference_issues")
+"""Views of examples that were computed without their labels."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,7 @@ class Subject:
     def instance(self, view: str) -> Instance | None:
         """The instance of a view whose rows are shown; None where there is none."""
         methods = self.run.methods(view)
-        of_texts = view in ("answer_issues", "preference_issues")
-        return Instance(view, methods[0], of_texts) if methods else None
+        return Instance(view, methods[0], view in OF_TEXTS) if methods else None
 
     def source(self, role: str) -> str:
         """The name of the source that examples (`corpus`) or `queries` were read from."""
