@@ -64,7 +64,7 @@ def twins(subject: Subject) -> Twins | None:
             f"""
             WITH large AS (
                 SELECT cluster, count(*) AS n FROM {near.rows} AND cluster IS NOT NULL
-                GROUP BY cluster ORDER BY n DESC, cluster LIMIT {CLUSTERS}
+                GROUP BY cluster HAVING count(*) > 1 ORDER BY n DESC, cluster LIMIT {CLUSTERS}
             )
             SELECT d.cluster, l.n, d.example_id, d.similarity, e.source_id, e.text, e.text_b,
                    {LABEL.format("e")} AS label

@@ -1,7 +1,8 @@
 -- What may be wrong with an example beside its label, a row per example and issue: texts that stand
 -- in the corpus more than once, with the same label or another one, or among the queries; texts
 -- without a letter or digit; classes with less than a tenth of an even share. Texts are compared
--- without case and spacing; `other_id` is another row of `other_role` with the same text.
+-- without case and spacing; `other_id` is another row of `other_role` with the same text, and with
+-- another label where there is one.
 WITH form AS (
     -- Rows that are vectors alone have empty texts, which say nothing.
     SELECT coalesce(bool_and(json_extract(details, '$.has_text')::BOOLEAN), true) AS has_text
@@ -17,7 +18,10 @@ WITH form AS (
     SELECT content, min(id) FILTER (role = 'example') AS first_id,
            max(id) FILTER (role = 'example') AS last_id,
            min(id) FILTER (role = 'query') AS query_id,
-           count(DISTINCT answer) FILTER (role = 'example') AS n_labels
+           min(answer) FILTER (role = 'example') AS least,
+           max(answer) FILTER (role = 'example') AS most,
+           arg_min(id, (answer, id)) FILTER (role = 'example' AND answer IS NOT NULL) AS low_id,
+           arg_min(id, (-answer, id)) FILTER (role = 'example' AND answer IS NOT NULL) AS high_id
     FROM kept
     GROUP BY content
     HAVING count(*) > 1
@@ -28,8 +32,11 @@ WITH form AS (
     GROUP BY label
 )
 SELECT id AS example_id,
-       CASE WHEN n_labels > 1 THEN 'duplicate with another label' ELSE 'duplicate' END AS issue,
-       CASE WHEN id = first_id THEN last_id ELSE first_id END AS other_id,
+       CASE WHEN least < most AND answer IS NOT NULL THEN 'duplicate with another label'
+            ELSE 'duplicate' END AS issue,
+       CASE WHEN least < most AND answer = least THEN high_id
+            WHEN least < most AND answer IS NOT NULL THEN low_id
+            WHEN id = first_id THEN last_id ELSE first_id END AS other_id,
        'example' AS other_role, NULL::BIGINT AS n_answers, run_id
 FROM kept JOIN same USING (content)
 WHERE role = 'example' AND first_id < last_id

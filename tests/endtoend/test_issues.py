@@ -10,6 +10,9 @@ from runs import write_lines, write_run
 from pipeline.api import datalab
 from pipeline.errors import RunError
 from pipeline.open_run import open_run
+from pipeline.page.cautions import cautions
+from pipeline.page.subject import Subject
+from pipeline.page.twins import twins
 
 EXAMPLES = [
     (10, "A good film", "good"),
@@ -44,9 +47,9 @@ def test_every_issue_of_a_row_is_listed(tmp_path: Path, assay: Any) -> None:
     assert found.fetchall() == [
         (10, "duplicate", 11, "example"),
         (11, "duplicate", 10, "example"),
-        (12, "duplicate with another label", 14, "example"),
+        (12, "duplicate with another label", 13, "example"),
         (13, "duplicate with another label", 12, "example"),
-        (14, "duplicate with another label", 12, "example"),
+        (14, "duplicate with another label", 13, "example"),
         (15, "no words", None, None),
         (16, "also a query", 1, "query"),
         (17, "rare class", None, None),
@@ -97,6 +100,17 @@ def test_near_duplicates_are_issues_once_their_stage_has_run(tmp_path: Path, ass
     ]
     clusters = run.sql("SELECT example_id, cluster FROM near_duplicates ORDER BY ALL").fetchall()
     assert clusters == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 5), (8, 8), (9, 9)]
+    shown = twins(Subject(run))
+    assert shown is not None
+    assert [[row["example_id"] for row in group] for group in shown.groups] == [
+        [1, 2, 3, 4],
+        [5, 6],
+    ]
+    assert [(row["label"], row["other_label"]) for row in shown.pairs] == [
+        ("good", "bad"),
+        ("good", "bad"),
+        ("bad", "good"),
+    ]
 
 
 def test_outliers_and_texts_that_are_cut_are_issues_once_their_stages_have_run(
@@ -122,6 +136,41 @@ def test_outliers_and_texts_that_are_cut_are_issues_once_their_stages_have_run(
     is_outlier = ids("SELECT example_id FROM issues WHERE issue = 'outlier'")
     assert is_outlier == ids("SELECT example_id FROM outliers WHERE outlier_score < 0.5")
     assert 0 < len(is_outlier) < 20
+
+
+def test_a_row_that_a_review_dropped_has_no_issue(
+    tmp_path: Path, assay: Any, encoder_folder: Path
+) -> None:
+    english = "the story of this film number {} is told with a lot of good and bad jokes"
+    lines = [{"id": n, "text": english.format(n), "label": "good"} for n in range(60)]
+    german = "Die Handlung dieses Films ist leider weder besonders neu noch wirklich spannend"
+    lines += [
+        {"id": 90, "text": f"{german}. " * 4, "label": "bad"},
+        *({"id": n, "text": word, "label": "bad"} for n, word in ((91, "bad"), (92, "dull"))),
+    ]
+    config = write_run(
+        tmp_path,
+        model={"path": str(encoder_folder), "max_length": 32},
+        corpus={"path": write_lines(tmp_path / "rows.jsonl", lines), "id": "id"},
+        stages={"outliers": {"fence": 0.0}, "text_length": {}, "language": {}},
+    )
+    assay("run", config)
+    asked = "SELECT issue, example_id FROM issues WHERE issue <> 'rare class' ORDER BY ALL"
+    before = open_run(tmp_path / "run").sql(asked).fetchall()
+    assert {("another language", 90), ("longer than max_length", 90)} <= set(before)
+    assert {("outlier", 91), ("outlier", 92)} <= set(before)
+    review = tmp_path / "review.csv"
+    review.write_text("example_id,decision\n90,drop\n91,drop\n")
+    assay("apply", tmp_path / "run", review, "--to", tmp_path / "new")
+    run = open_run(tmp_path / "new")
+    after = run.sql(asked).fetchall()
+    assert after == [row for row in before if row[1] not in (90, 91)]
+    found = twins(Subject(run))
+    assert found is not None
+    assert found.outliers is not None
+    assert len(found.far) == 10
+    assert not {row["example_id"] for row in found.far} & {90, 91}
+    assert not [said for said in cautions(Subject(run)).found if "longer than the" in said.say]
 
 
 def test_findings_in_the_columns_of_datalab(tmp_path: Path, assay: Any) -> None:
