@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.decisions import KEPT
+from pipeline.errors import RunError
 from pipeline.page.asked import Asked, Rows, ask
 from pipeline.page.document import readable
 from pipeline.yaml_text import read_yaml
+from stages.corpus.columns import OWN
 from storage.credentials import masked
+from storage.names import near
 from storage.sql import quoted
 
 FEATURES = ("embeddings", "features", "hidden_states", "position_weighted")
@@ -121,6 +124,27 @@ class Subject:
             return "", "concat_ws(' | ', q.text, q.text_b)"
         joined = f"LEFT JOIN {view} AS t ON t.id = q.query_id AND t.role = 'query'"
         return joined, "coalesce(t.prompt, '')"
+
+    def column(self, name: str) -> str:
+        """The column of the view `examples` that holds the column `name` of the source.
+
+        A name that the view has a column of its own for, such as split, is stored under another.
+
+        Raises:
+            RunError: there is no such column.
+        """
+        columns = self.run.sql("FROM examples LIMIT 0").columns
+        originals = self.run.facts("extra").get("columns", {}).get("example", [])
+        stored = {column["name"]: column["stored"] for column in originals}
+        found = stored.get(name)
+        if found in columns and found not in OWN:
+            return str(found)
+        if name not in columns:
+            raise RunError(
+                f"--by {name}: found no such column{near(name, columns)}, expected one of "
+                f"{', '.join(columns)}. Name one."
+            )
+        return name
 
     def doubts(self, ids: list[int]) -> dict[int, str]:
         """What examples among `ids` are flagged for: shown wherever they appear."""

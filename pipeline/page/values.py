@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import RunError
 from pipeline.main_results import SIDES, between_classes, extremes, named_content
 from pipeline.page.asked import Asked, Rows
 from pipeline.page.document import readable, significant
 from pipeline.page.subject import Subject, flag
 from pipeline.terminal import TEXTS
 from pipeline.trials import NORMAL
-from storage.names import near
 from storage.sql import named, quoted
 
 FEW, GROUPS = 12, 30
@@ -96,24 +94,18 @@ def groups(subject: Subject, column: str) -> Groups:
     Raises:
         RunError: the source has no such column.
     """
-    columns = subject.run.sql("FROM examples LIMIT 0").columns
-    if column not in columns:
-        raise RunError(
-            f"--by {column}: found no such column{near(column, columns)}, expected one of "
-            f"{', '.join(columns)}. Name one."
-        )
-    name = named(column)
+    name = f"e.{named(subject.column(column))}"
     facts = subject.ask(
-        f"SELECT count(DISTINCT {name}) AS n, any_value(typeof({name})) AS kind FROM examples"
+        f"SELECT count(DISTINCT {name}) AS n, any_value(typeof({name})) AS kind FROM examples AS e"
     ).first
     is_number = str(facts["kind"]).startswith(("DOUBLE", "FLOAT", "DECIMAL", "BIGINT", "INT", "U"))
     group, source = f"{name}::VARCHAR", "examples"
     if is_number and facts["n"] > FEW:
-        source = f"(SELECT *, ntile(4) OVER (ORDER BY {name}) AS assay_quarter FROM examples)"
-        group = "assay_quarter"
+        source = f"(SELECT *, ntile(4) OVER (ORDER BY {name}) AS assay_quarter FROM examples AS e)"
+        group = "e.assay_quarter"
     label = (
         f"min({name})::VARCHAR || ' to ' || max({name})::VARCHAR"
-        if group == "assay_quarter"
+        if group == "e.assay_quarter"
         else f"any_value({group})"
     )
     parts, joins = [], []

@@ -16,6 +16,12 @@ from pipeline.viewer.questions import Questions
 from storage.schema import StorageError
 from storage.sql import named, quoted
 
+RESERVED = (
+    *("decision", "example_id", "id", "new_label", "picture", "place", "reviewed", "verdict"),
+    *("flagged", "given_label", "issues", "reason", "similarity", "suggested_label"),
+    *("answer", "chosen", "prompt", "rejected", "text", "text_b"),
+)
+"""Columns that the viewer's pages read, whether or not the run has them."""
 DECIDED = ("undecided", "decided", "accept", "fix", "drop")
 ISSUES = "viewer.issues"
 """The rows of the view `issues`, which compares all texts whenever it is asked."""
@@ -49,20 +55,21 @@ class Rows:
     def __init__(self, questions: Questions, subject: Subject, by: Sequence[str] = ()):
         """Makes the table of rows; `by` are columns of the source that are listed, too.
 
+        One whose name the viewer needs itself, such as decision, is listed as source_decision.
+
         Raises:
             pipeline.errors.RunError: the source has no such column.
         """
         self._questions, self._task = questions, subject.task
         columns, joins, order = parts(subject, LONGEST, ISSUES)
-        known = questions.run.sql("FROM examples LIMIT 0").columns
-        for name in by:
-            if name not in known:
-                raise RunError(
-                    f"found --by {name}, expected a column of the source among "
-                    f"{', '.join(known)}. Name one of these."
-                )
-            columns.insert(1, Column(name, name, f"e.{named(name)}::VARCHAR", "class"))
-        self.columns = _distinct(columns)
+        taken = {*RESERVED, *(column.name for column in columns)}
+        for name in dict.fromkeys(by):
+            stored, own = named(subject.column(name)), name
+            while own.lower() in taken:
+                own = f"source_{own}"
+            taken.add(own.lower())
+            columns.insert(1, Column(own, own, f"e.{stored}::VARCHAR", "class"))
+        self.columns = columns
         reviewed = decisions(questions.run)
         if reviewed:
             joins.append(f"LEFT JOIN ({reviewed}) AS d USING (example_id)")
@@ -230,8 +237,3 @@ class Rows:
             f"SELECT DISTINCT {named(column.name)} FROM viewer.rows ORDER BY 1 LIMIT {FEW + 1}"
         ).rows
         return [value for (value,) in rows] if len(rows) <= FEW else []
-
-
-def _distinct(columns: Sequence[Column]) -> list[Column]:
-    """The columns without those whose name stands before."""
-    return list({column.name.lower(): column for column in reversed(columns)}.values())[::-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from pages import HOSTILE, Page
+from pages import HOSTILE, NAMESAKES, Page
 from pandas.io.formats.style import Styler
 from runs import assay, complaint, write_lines, write_run
 
@@ -16,6 +16,8 @@ from pipeline import api
 from pipeline.errors import RunError
 from pipeline.open_run import open_run
 from pipeline.page.document import readable
+from pipeline.page.subject import Subject
+from pipeline.page.values import groups
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,23 @@ def test_a_regression_without_texts_or_queries(tmp_path: Path) -> None:
     assert len(run.show("scores").axes[0].lines[0].get_xdata()) == 60
     farthest = words.split("that are farthest off")[1]
     assert farthest.index("row 7") < farthest.index("SQL")
+
+
+def test_groups_are_of_the_columns_that_the_source_has(namesakes: Path) -> None:
+    subject = Subject(open_run(namesakes))
+    assert subject.values is not None
+    for name in NAMESAKES:
+        found = groups(subject, name)
+        values = ["train", "test"] if name == "split" else ["x", "y"]
+        assert [row["name"] for row in found.rows] == values, name
+        assert found.has_values
+    # Numbers in quarters.
+    assert [row["name"] for row in groups(subject, "rank").rows] == [
+        "0 to 9",
+        "10 to 19",
+        "20 to 29",
+        "30 to 39",
+    ]
 
 
 def test_what_a_report_cannot_be_made_of(hostile: Path, tmp_path: Path) -> None:

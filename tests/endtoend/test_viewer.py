@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from desks import OWN, PORT, Desk, Person, lines
-from pages import HOSTILE, Page
+from pages import HOSTILE, NAMESAKES, Page
 from runs import assay, write_lines, write_run
 
 from pipeline.errors import RunError
@@ -166,6 +166,22 @@ def test_rows_are_those_of_the_views(shared: Desk) -> None:
     ]
     joined = [row["example_id"] for page in pages for row in page]
     assert joined == [row["example_id"] for row in found["data"]]
+
+
+def test_columns_of_the_source_are_listed_beside_those_of_the_viewer(
+    namesakes: Path, tmp_path: Path
+) -> None:
+    desk = Desk(namesakes, tmp_path / "review.csv", NAMESAKES)
+    person = desk.person()
+    listed = person.rows("decided=undecided")["data"]
+    assert len(listed) == 40
+    assert {row["split"] for row in listed} == {"train", "test"}
+    chosen = person.rows("where=source_decision+%3D+%27x%27")["data"]
+    assert len(chosen) == 20
+    assert {row["decision"] for row in chosen} == {None}
+    assert person.decide(int(listed[0]["example_id"]), "accept").status_code == 200
+    assert len(person.rows("decided=undecided")["data"]) == 39
+    assert desk.viewer.rows.has_flags
 
 
 def test_rows_are_found_by_words_of_the_whole_text(shared: Desk) -> None:
