@@ -20,7 +20,7 @@ PREDICTION = TableSpec(
     key=("source", "role", "id"),
 )
 """The outputs for a row, one per class or the predicted target, by `source`: 'model', 'probe',
-'kernel' or 'cross_fitting'."""
+'kernel', 'cross_fitting' or 'ensemble'."""
 
 KERNEL_DUAL = TableSpec(
     name="kernel_dual",

@@ -92,7 +92,7 @@ def _weak(subject: Subject) -> Iterator[Caution]:
                 WHERE c.role = p.role AND c.label IS NOT NULL GROUP BY c.label)) AS most_frequent
         FROM predictions AS p JOIN tables.label AS l ON l.id = p.id AND l.role = p.role
         WHERE p.predicted IS NOT NULL AND l.label IS NOT NULL
-          AND (p.role = 'query' OR p.source IN ('kernel', 'cross_fitting'))
+          AND (p.role = 'query' OR p.source IN ('kernel', 'cross_fitting', 'ensemble'))
         GROUP BY ALL ORDER BY ALL"""
     )
     for row in asked.rows:
@@ -119,7 +119,7 @@ def _alike(subject: Subject) -> Iterator[Caution]:
             JOIN tables.label AS l ON l.id = p.id AND l.role = p.role
             JOIN provenance.class AS a ON true
             JOIN provenance.class AS b ON b.label > a.label AND l.label IN (a.label, b.label)
-            WHERE p.role = 'example' AND p.source IN ('kernel', 'cross_fitting')
+            WHERE p.role = 'example' AND p.source IN ('kernel', 'cross_fitting', 'ensemble')
         )
         SELECT method, any_value(f.label_name) AS first, any_value(s.label_name) AS second,
                avg(is_right) AS told_apart

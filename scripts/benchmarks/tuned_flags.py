@@ -8,12 +8,13 @@ ones are suspicious:
                   hidden_states
     ntk           the same by the NTK at a fitted probe
     tuned         label_score of label_issues on the out-of-sample predictions of cross_fitting
+    ensemble      the same on the ensemble of both
     loss          minus the out-of-sample loss of cross_fitting
     aum           the area under the margin in training
     early_loss    minus the loss in training after one epoch
     cleanlab      confident learning on the same out-of-sample probabilities
 
-and of each two of the first six the sum of their ranks. The first three and cleanlab flag as many
+and of each two of all but cleanlab the sum of their ranks. The first four and cleanlab flag as many
 as they see fit; of the others the lowest are flagged, as many as were planted, which nobody knows.
 `right` is the share of the labels before they were moved that the out-of-sample predictions agree
 with. `cpu_s` are the CPU-seconds of each stage.
@@ -37,7 +38,12 @@ from benchmarks.short_rows import Rows, directions, unit
 
 SETS = ("mr", "trec", "tweeteval_emotion")
 NOISES = ("even 20", "one-way", "even 40")
-ISSUES = {"default": "label_issues", "ntk": "by_ntk", "tuned": "by_tuned"}
+ISSUES = {
+    "default": "label_issues",
+    "ntk": "by_ntk",
+    "tuned": "by_tuned",
+    "ensemble": "by_ensemble",
+}
 SIGNALS = {"loss": "-loss", "aum": "area_under_margin", "early_loss": "-early_loss"}
 """Columns of the view `training_dynamics` by signal."""
 PEER = """
@@ -117,6 +123,8 @@ def one_cell(
                 "label_issues": {},
                 "by_ntk": {"stage": "label_issues", "predictions": "of_ntk"},
                 "by_tuned": {"stage": "label_issues", "predictions": "cross_fitting"},
+                "ensemble": {},
+                "by_ensemble": {"stage": "label_issues", "predictions": "ensemble"},
             },
             "ray": {"engine": "in_process"},
         },

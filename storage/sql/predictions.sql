@@ -1,7 +1,7 @@
 -- The predictions of the model, the probe and the kernel regression for every row. The kernel's
 -- logits are the raw regression outputs; those of training rows are leave-one-out, hence out of
--- sample, as are those of cross_fitting, which has training rows alone. A row with one output is of a regression: it has no class, and its loss is the squared
--- error.
+-- sample, as are those of cross_fitting and of an ensemble, which have training rows alone. A row
+-- with one output is of a regression: it has no class, and its loss is the squared error.
 WITH softmax AS (
     SELECT *, list_max(logits) AS top,
            list_sum([exp(x - list_max(logits)) for x in logits]) AS total

@@ -86,3 +86,22 @@ def test_a_corpus_of_numbers_is_refused(tmp_path: Path, write_config: Any) -> No
     config = write_config(tmp_path, corpus=corpus, queries=corpus, stages={"cross_fitting": {}})
     said = complaint("plan", config)
     assert "found a corpus with task: regression, expected classification" in said
+
+
+def test_labels_are_judged_by_several_predictions_as_one(tmp_path: Path, write_config: Any) -> None:
+    stages = {
+        "other": {"stage": "kernel_regression", "kernel": ["embedding"]},
+        "ensemble": {"predictions": ["kernel_regression", "other"]},
+        "label_issues": {"predictions": "ensemble"},
+    }
+    path = write_config(tmp_path, stages=stages)
+    assay("run", path)
+    run = open_run(tmp_path / "run")
+    judged = "SELECT count(*), count(margin) FROM label_issues WHERE method = 'label_issues'"
+    assert run.sql(judged).fetchall() == [(96, 96)]
+    away = (
+        "SELECT max(abs(i.margin - (l.logits[l.label + 1] - l.logits[2 - l.label]))) FROM "
+        "label_issues AS i JOIN (FROM predictions JOIN examples ON example_id = id WHERE "
+        "source = 'ensemble' AND role = 'example') AS l USING (example_id)"
+    )
+    assert run.sql(away).fetchall()[0][0] == pytest.approx(0, abs=1e-6)
