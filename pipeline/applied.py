@@ -20,7 +20,7 @@ def changes(before: Any, after: Any) -> list[str]:
     from stages.corpus.review import read_decisions
 
     *_, review = reviews(after)
-    decided = Counter(read_decisions(str(review))[1].values())
+    decided = Counter(read_decisions(review)[1].values())
     listed = [f"{decided[verdict]} {done}" for verdict, done in DONE.items() if decided[verdict]]
     found = [f"Applied: {', '.join(listed)}."]
     found += _flags(before, after, decided)

@@ -49,7 +49,7 @@ def decisions(run: Any) -> str | None:
     for path in reviews(run):
         from stages.corpus.review import read_decisions  # it takes datasets' time to import
 
-        key, decided = read_decisions(str(path))
+        key, decided = read_decisions(path)
         found |= {(key, row_id): verdict for row_id, verdict in decided.items()}
     if not found:
         return None
@@ -65,18 +65,35 @@ def decisions(run: Any) -> str | None:
     )
 
 
-def reviews(run: Any) -> Iterator[Path]:
-    """The files of reviews that the run was made with; those in its folder move with it."""
+def reviews(run: Any) -> Iterator[str]:
+    """Paths of the reviews that the run was made with; those in its folder move with it.
+
+    Raises:
+        RunError: one is gone.
+    """
+    from pipeline.paths import exists  # it imports pyarrow, which `assay --help` is spared
+
     # The YAML as it is: to parse a configuration would import every stage.
     config = read_yaml(run.record.get("config") or "", str(run.folder.config))
-    corpus = config.get("corpus") if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    corpus = config.get("corpus")
     named = corpus.get("corrections") if isinstance(corpus, dict) else None
     for name in named if isinstance(named, list) else ():
-        given = Path(str(name))
-        beside = run.folder.path / given.name
-        if not given.is_file() and not beside.is_file():
+        path = moved(str(name), str(config.get("run")), run.folder.path)
+        if not exists(path):
+            path = str(run.folder.path / Path(path).name)
+        if not exists(path):
             raise RunError(
-                f"{run.folder.path}: found no review {given}, expected the file that the run was "
+                f"{run.folder.path}: found no review {name}, expected the file that the run was "
                 "corrected by, whose rows are not listed again. Put it back."
             )
-        yield beside if beside.is_file() else given
+        yield path
+
+
+def moved(path: str, was: str, now: Path) -> str:
+    """Where a file of a run lies: at `path`, or in its folder, which `was` elsewhere, `now`."""
+    place = Path(path)
+    if not place.is_relative_to(was):
+        return path
+    there = now / place.relative_to(was)
+    return str(there) if there.exists() else path

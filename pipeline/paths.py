@@ -69,7 +69,7 @@ class Inputs:
     def _local_or_id(self, path: str, key: str, is_local: bool) -> str:
         """The absolute path of a file or folder; `path` itself where there is none: it is an id."""
         (absolute,) = self._absolute([path], key, may_be_id=not is_local)
-        return absolute if is_local or _exists(absolute) else path
+        return absolute if is_local or exists(absolute) else path
 
     def _absolute(self, paths: Iterable[str], key: str, may_be_id: bool = False) -> list[str]:
         """The absolute paths of the values of a key; a glob pattern stays a pattern.
@@ -81,7 +81,7 @@ class Inputs:
         base = self._base(key)
         absolute = [path if is_url(path) else self._from(base, path) for path in written]
         elsewhere = [
-            not is_url(path) and not _exists(beside) and _exists(self._from(os.getcwd(), path))
+            not is_url(path) and not exists(beside) and exists(self._from(os.getcwd(), path))
             for path, beside in zip(written, absolute, strict=True)
         ]
         if any(elsewhere):
@@ -112,7 +112,8 @@ class Inputs:
         return os.path.abspath(os.path.join(base, path))
 
 
-def _exists(path: str) -> bool:
+def exists(path: str) -> bool:
+    """Whether a local path or pattern names something."""
     return os.path.exists(path) or (
         glob.has_magic(path) and next(glob.iglob(path, recursive=True), None) is not None
     )

@@ -57,6 +57,20 @@ def flagged(assay: Any, run: Path, *more: str) -> list[dict[str, Any]]:
     return rows
 
 
+def corrected(assay: Any, run: Path, to: Path, *reviews: object) -> Path:
+    """A run like `run` whose YAML names these reviews."""
+    named = json.dumps([str(review) for review in reviews])
+    given = (f"run={to}", f"store={run / 'store'}", f"corpus.corrections={named}")
+    assay("run", run / "config.yaml", *(word for value in given for word in ("--set", value)))
+    return to
+
+
+def decided(assay: Any, run: Path) -> dict[str, str]:
+    """The decisions that count in a run, by source_id."""
+    rows = flagged(assay, run, "--all", "--top", "80")
+    return {row["source_id"]: row["decision"] for row in rows if row["decision"]}
+
+
 def test_a_review_goes_to_a_spreadsheet_and_back(run: Path, assay: Any, tmp_path: Path) -> None:
     assay("flag", run, "--review", tmp_path / "r.csv")
     rows = read(tmp_path / "r.csv")
@@ -215,3 +229,30 @@ def test_what_was_dropped_is_explained_by_nothing(assay: Any, tmp_path: Path) ->
     assay("report", new, "--out", page)
     assert "a good film 10" in page.read_text(encoding="utf-8")
     assert "a good film 5<" not in page.read_text(encoding="utf-8")
+
+
+def test_another_file_of_its_name_is_no_review_of_a_run(
+    run: Path, assay: Any, complaint: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "rv").mkdir()
+    review = write(tmp_path / "rv/review.csv", [{"source_id": "'=0", "decision": "accept"}])
+    mine = corrected(assay, run, tmp_path / "mine", review)
+    # Where the viewer keeps decisions that nobody has applied.
+    write(mine / "review.csv", [{"source_id": "'=1", "decision": "drop"}])
+    assert decided(assay, mine) == {"=0": "accept"}
+    mine = shutil.move(mine, tmp_path / "moved")
+    assert decided(assay, mine) == {"=0": "accept"}
+    (mine / "review.csv").unlink()
+    review.unlink()
+    assert f"found no review {review}" in complaint("flag", mine)
+
+
+def test_a_review_in_the_folder_of_a_run_moves_with_it(
+    run: Path, assay: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    review = write(tmp_path / "mine/review.csv", [{"source_id": "'=0", "decision": "accept"}])
+    mine = corrected(assay, run, tmp_path / "mine", review)
+    shutil.copytree(mine, tmp_path / "copied")
+    write(review, [{"source_id": "'=1", "decision": "drop"}])
+    assert decided(assay, tmp_path / "copied") == {"=0": "accept"}
