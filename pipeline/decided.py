@@ -45,21 +45,21 @@ def decisions(run: Any) -> str | None:
         RunError: a review that the run was made with is gone.
         stages.stage.DataError: it cannot be read.
     """
-    found: dict[tuple[str, str], str] = {}
-    for path in reviews(run):
+    found: dict[tuple[str, str], tuple[str, int]] = {}
+    for place, path in enumerate(reviews(run)):
         from stages.corpus.review import read_decisions  # it takes datasets' time to import
 
         key, decided = read_decisions(path)
-        found |= {(key, row_id): verdict for row_id, verdict in decided.items()}
+        found |= {(key, row_id): (verdict, place) for row_id, verdict in decided.items()}
     if not found:
         return None
     rows = ", ".join(
-        f"({quoted(key)}, {quoted(row_id)}, {quoted(verdict)})"
-        for (key, row_id), verdict in found.items()
+        f"({quoted(key)}, {quoted(row_id)}, {quoted(verdict)}, {place})"
+        for (key, row_id), (verdict, place) in found.items()
     )
     return (
-        "SELECT e.example_id, any_value(d.decision) AS decision FROM examples AS e JOIN "
-        f"(VALUES {rows}) AS d(key, id, decision) ON d.id = "
+        "SELECT e.example_id, arg_max(d.decision, d.place) AS decision FROM examples AS e JOIN "
+        f"(VALUES {rows}) AS d(key, id, decision, place) ON d.id = "
         "CASE d.key WHEN 'source_id' THEN e.source_id ELSE e.example_id::VARCHAR END "
         "GROUP BY e.example_id"
     )

@@ -256,3 +256,20 @@ def test_a_review_in_the_folder_of_a_run_moves_with_it(
     shutil.copytree(mine, tmp_path / "copied")
     write(review, [{"source_id": "'=1", "decision": "drop"}])
     assert decided(assay, tmp_path / "copied") == {"=0": "accept"}
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["example_id last", "source_id last"])
+def test_the_last_review_counts_whatever_names_its_rows(
+    run: Path, assay: Any, tmp_path: Path, order: int
+) -> None:
+    ids = {row["source_id"]: str(row["example_id"]) for row in flagged(assay, run, "--top", "80")}
+    rows = {
+        "source_id": [{"source_id": f"'={at}", "decision": "accept"} for at in range(3)],
+        "example_id": [
+            {"example_id": ids[f"={at}"], "decision": "fix", "new_label": "'=no"} for at in (0, 1)
+        ],
+    }
+    reviews = [write(tmp_path / f"{key}.csv", given) for key, given in rows.items()]
+    mine = corrected(assay, run, tmp_path / "mine", *reviews[::order])
+    last = "fix" if order > 0 else "accept"
+    assert decided(assay, mine) == {"=0": last, "=1": last, "=2": "accept"}
