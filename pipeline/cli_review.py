@@ -87,14 +87,16 @@ def apply(
 
     Example: assay apply runs/quickstart review.csv --out corrected.parquet
     """
+    # Opened first: a run that is corrected in place is another afterwards.
+    before = open_run(run) if out is not None or not is_json else None
     with Screen() as screen:
         opened = api.apply(run, review, to, screen, wait)
     if out is not None:
-        count = opened.write_corpus(out, open_run(run))
+        count = opened.write_corpus(out, before)
         click.echo(f"{count} rows in {out}; dropped and rejected rows are not in it", err=True)
     printed.print_summary(opened, is_json)
     if not is_json:
         from pipeline.applied import changes  # `--help` should not pay for pyarrow
 
-        for line in changes(open_run(run), opened):
+        for line in changes(before, opened):
             show(line)

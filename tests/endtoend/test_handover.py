@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -267,7 +268,12 @@ def test_a_selection_is_a_data_set_with_what_was_left_out(judged: Path, tmp_path
     assert datasets.load_from_disk(str(tmp_path / "saved"))["train"].features == kept.features
 
 
-def test_a_corrected_corpus_tells_what_a_review_changed(judged: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["new", "mine"], ids=["beside", "in place"])
+def test_a_corrected_corpus_tells_what_a_review_changed(
+    judged: Path, tmp_path: Path, to: str
+) -> None:
+    mine = shutil.copytree(judged, tmp_path / "mine")
+    assay("status", mine)
     assay("flag", judged, "--review", tmp_path / "r.csv")
     with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -278,9 +284,9 @@ def test_a_corrected_corpus_tells_what_a_review_changed(judged: Path, tmp_path: 
         writer.writeheader()
         writer.writerows(rows)
     place = tmp_path / "corrected"
-    given = ("--to", tmp_path / "new", "--out", place)
-    said = assay("apply", judged, tmp_path / "r.csv", *given).stderr
-    assert "79 rows in" in said
+    done = assay("apply", mine, tmp_path / "r.csv", "--to", tmp_path / to, "--out", place)
+    assert "79 rows in" in done.stderr
+    assert f"labels are flagged, {len(rows)} before" in done.stdout
     assert set(declared(place)) == {"default", "removed", "corrected", "rejected"}
     fixed, dropped, accepted = (row["source_id"].lstrip("'") for row in rows[:3])
     kept = {row["id"]: row["kind"] for row in loaded(place)}
@@ -295,7 +301,7 @@ def test_a_corrected_corpus_tells_what_a_review_changed(judged: Path, tmp_path: 
     assert "79 of 80 rows" in text
     before, after = (
         open_run(run).sql("SELECT label_name FROM examples").fetchall()
-        for run in (judged, tmp_path / "new")
+        for run in (judged, tmp_path / to)
     )
     for name in CLASSES:
         n, m = (rows.count((name,)) for rows in (before, after))
