@@ -66,20 +66,25 @@ def decisions(run: Any) -> str | None:
 
 
 def reviews(run: Any) -> Iterator[str]:
-    """Paths of the reviews that the run was made with; those in its folder move with it.
+    """Paths and URLs of the reviews that the run was made with; those in its folder move with it.
 
     Raises:
-        RunError: one is gone.
+        RunError: one on disk is gone.
     """
-    from pipeline.paths import exists  # it imports pyarrow, which `assay --help` is spared
+    # They import pyarrow, which `assay --help` is spared.
+    from pipeline.paths import exists
+    from stages.corpus.source import is_url
 
     # The YAML as it is: to parse a configuration would import every stage.
     config = read_yaml(run.record.get("config") or "", str(run.folder.config))
     config = config if isinstance(config, dict) else {}
     corpus = config.get("corpus")
     named = corpus.get("corrections") if isinstance(corpus, dict) else None
-    for name in named if isinstance(named, list) else ():
-        path = moved(str(name), str(config.get("run")), run.folder.path)
+    for name in map(str, named if isinstance(named, list) else ()):
+        if is_url(name):
+            yield name
+            continue
+        path = moved(name, str(config.get("run")), run.folder.path)
         if not exists(path):
             path = str(run.folder.path / Path(path).name)
         if not exists(path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from runs import write_lines, write_run
+from web import Web
 
 CLASSES = ["=no", "@yes"]
 TEXTS = ['=HYPERLINK("http://x","y")', "+1 for it", "-- a dash", "@home", "'=quoted", "plain é"]
@@ -273,3 +274,17 @@ def test_the_last_review_counts_whatever_names_its_rows(
     mine = corrected(assay, run, tmp_path / "mine", *reviews[::order])
     last = "fix" if order > 0 else "accept"
     assert decided(assay, mine) == {"=0": last, "=1": last, "=2": "accept"}
+
+
+def test_a_review_at_a_url_counts(run: Path, assay: Any, web: Web, tmp_path: Path) -> None:
+    first, second = (
+        write(tmp_path / f"{at}.csv", [{"source_id": f"'={at}", "decision": "accept"}])
+        for at in (0, 1)
+    )
+    web.files["review.csv"] = first.read_bytes()
+    mine = corrected(assay, run, tmp_path / "mine", f"{web.url}/review.csv")
+    assert decided(assay, mine) == {"=0": "accept"}
+    assay("select", mine, "--keep", "5", "--by", "label_score", "--no-forecast")
+    said = assay("apply", mine, second, "--to", tmp_path / "again").stdout
+    assert "Applied: 1 accepted." in said
+    assert decided(assay, tmp_path / "again") == {"=0": "accept", "=1": "accept"}
