@@ -11,8 +11,8 @@
 <run>/store/             the tables, unless `store:` says elsewhere
 """
 
+import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.code_version import source_digest
-from pipeline.config import read_config, run_of
+from pipeline.config import run_of
+from pipeline.decided import moved
 from pipeline.errors import ConfigFileError, RunFolderError
-from pipeline.given import given_in_text
+from pipeline.given import given_in_file, given_in_text
 from pipeline.record_check import odd_in
 from pipeline.settings import Run
 from pipeline.yaml_text import read_yaml
@@ -108,20 +109,27 @@ class RunFolder:
     def read_run(self) -> Run:
         """The resolved configuration of the last execution, with the folder's place as `run`.
 
+        Reviews that lay in the folder lie there still.
+
         Raises:
             RunFolderError: the folder holds no run.
             ConfigFileError: neither the record nor the YAML can be used.
         """
-        overrides = [f"run={json.dumps(str(self.path), ensure_ascii=False)}"]
         text = self._recorded_config()
         if text is not None:
-            return self._trusted(run_of(given_in_text(text, str(self.config), overrides)))
-        if not self.config.is_file():
+            given = given_in_text(text, str(self.config))
+        elif self.config.is_file():
+            given = given_in_file(self.config)
+        else:
             raise RunFolderError(
                 f"{self.path}: found no config.yaml, expected the folder of a run. "
                 "Name the `run:` of a configuration that `assay run` has been given."
             )
-        return self._trusted(read_config(self.config, overrides))
+        run = run_of(dataclasses.replace(given, raw={**given.raw, "run": str(self.path)}))
+        was = str(given.raw.get("run"))
+        reviews = tuple(moved(path, was, self.path) for path in run.corpus.corrections)
+        corpus = dataclasses.replace(run.corpus, corrections=reviews)
+        return self._trusted(dataclasses.replace(run, corpus=corpus))
 
     def _trusted(self, run: Run) -> Run:
         """The run, unless code of a model would run because somebody else's folder says so."""

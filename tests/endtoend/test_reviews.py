@@ -254,9 +254,16 @@ def test_a_review_in_the_folder_of_a_run_moves_with_it(
     (tmp_path / "mine").mkdir()
     review = write(tmp_path / "mine/review.csv", [{"source_id": "'=0", "decision": "accept"}])
     mine = corrected(assay, run, tmp_path / "mine", review)
-    shutil.copytree(mine, tmp_path / "copied")
+    copied = shutil.copytree(mine, tmp_path / "copied")
     write(review, [{"source_id": "'=1", "decision": "drop"}])
-    assert decided(assay, tmp_path / "copied") == {"=0": "accept"}
+    assert decided(assay, copied) == {"=0": "accept"}
+    # One more review begins with the first, also where another folder lies in the first's place.
+    second = write(tmp_path / "second.csv", [{"source_id": "'=2", "decision": "accept"}])
+    for to in ("again", "more"):
+        assay("status", copied)
+        assay("apply", copied, second, "--to", tmp_path / to)
+        assert decided(assay, tmp_path / to) == {"=0": "accept", "=2": "accept"}
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["example_id last", "source_id last"])
