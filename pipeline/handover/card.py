@@ -15,7 +15,7 @@ from storage.credentials import masked
 
 CONFIGS = {
     "default": "the rows to train on",
-    "removed": "rows of the corpus that are not among them; the column `reason` says why",
+    "removed": "rows of the corpus that are not among them, with the reason",
     "corrected": "rows whose label, target or order a person changed, as they are now",
     "rejected": "rows of the source that could not be used, as they came (`raw`), with the reason",
 }
@@ -37,6 +37,8 @@ class Story:
     """Of each class its name, and how many rows it had before and has now."""
     per: str
     """What classes are called."""
+    reasons: Mapping[str, int]
+    """Why rows were removed, each reason with their number."""
 
 
 def card_text(story: Story, name: str, tables: Mapping[str, pa.Table]) -> str:
@@ -55,8 +57,9 @@ def card_text(story: Story, name: str, tables: Mapping[str, pa.Table]) -> str:
             [(f"`{key}`", f"{rows.num_rows:,}", CONFIGS[key]) for key, rows in tables.items()],
         ),
     ]
-    listed = [tables[key]["reason"].to_pylist() for key in ("removed", "rejected") if key in tables]
-    why = Counter(reason for reasons in listed for reason in reasons)
+    why = Counter(story.reasons)
+    if "rejected" in tables:
+        why.update(tables["rejected"]["reason"].to_pylist())
     if why:
         ordered = sorted(why.items(), key=lambda pair: (-pair[1], pair[0]))
         rows = [(plain(reason), f"{n:,}") for reason, n in ordered]

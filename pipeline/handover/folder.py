@@ -1,6 +1,7 @@
 """Rows to train on as a folder for the hub, with the rows that were left out and a card of both."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline.chosen_rows import how
 from pipeline.errors import RunError
 from pipeline.handover.card import Story, card_text
 from pipeline.selection import RANDOM, Chosen, class_counts, left_out
-from pipeline.source_rows import source_table
+from pipeline.source_rows import source_rows, source_table
 from storage.export import new_folder
 from storage.sql import quoted
 
@@ -54,13 +55,14 @@ def write_selected(run: Any, rows: Any, path: Path) -> int:
         )
     chosen, given = rows.chosen
     kept = source_table(run, chosen.statement, [c for c in rows.columns if c in OWN])
-    removed = source_table(run, _removed(run, chosen, given), ["example_id", "value", "reason"])
+    removed, reasons = _with_reasons(run, _removed(run, chosen, given), ["example_id", "value"])
     story = Story(
         run,
         f"Rows selected {how(chosen.source.by)}",
         f"assay select {_run_name(run)} {_options(given)}--out FOLDER",
         class_counts(run, chosen.statement, chosen.per),
         chosen.per or "class",
+        reasons,
     )
     _write(run, path, {"default": kept, "removed": removed}, story)
     return int(kept.num_rows)
@@ -82,8 +84,10 @@ def write_corrected(run: Any, path: Path, before: Any) -> int:
     counts: list[tuple[str | None, int, int]] = [
         (name, n, n) for name, n, _ in class_counts(run, "SELECT example_id FROM examples")
     ]
+    reasons: Mapping[str, int] = {}
     if before is not None:
-        tables |= _changes(run, before)
+        changed, reasons = _changes(run, before)
+        tables |= changed
         now = {name: n for name, n, _ in counts}
         then = class_counts(before, "SELECT example_id FROM examples")
         counts = [(name, n, now.pop(name, 0)) for name, n, _ in then]
@@ -92,13 +96,16 @@ def write_corrected(run: Any, path: Path, before: Any) -> int:
     if before is not None:
         title = "A corpus corrected by a review"
         command = f"assay apply {_run_name(before)} REVIEW --out FOLDER"
-    story = Story(run, title, command, counts, "class")
+    story = Story(run, title, command, counts, "class", reasons)
     _write(run, path, tables, story)
     return int(kept.num_rows)
 
 
-def _changes(run: Any, before: Any) -> dict[str, pa.Table]:
-    """Rows that a review dropped, and those that it changed, which are as they are now."""
+def _changes(run: Any, before: Any) -> tuple[dict[str, pa.Table], Mapping[str, int]]:
+    """Rows that a review dropped, and those that it changed, which are as they are now.
+
+    With the number of dropped rows by reason.
+    """
     then = _labels(before)
     now = _labels(run)
     dropped = [row for row in then if row not in now]
@@ -106,7 +113,8 @@ def _changes(run: Any, before: Any) -> dict[str, pa.Table]:
         "SELECT example_id, 'dropped in a review' AS reason FROM examples "
         f"WHERE example_id IN ({_listed(dropped)}) ORDER BY row_number"
     )
-    tables = {"removed": source_table(before, statement, ["example_id", "reason"])}
+    removed, reasons = _with_reasons(before, statement, ["example_id"])
+    tables = {"removed": removed}
     changed = [row for row in now if row in then and then[row] != now[row]]
     if changed:
         is_pair = run.task() == "preference"
@@ -117,7 +125,19 @@ def _changes(run: Any, before: Any) -> dict[str, pa.Table]:
             f"JOIN (VALUES {rows}) AS c(id, was) ON id = example_id ORDER BY row_number"
         )
         tables["corrected"] = source_table(run, statement, ["example_id", "label_before"])
-    return tables
+    return tables, reasons
+
+
+def _with_reasons(
+    run: Any, statement: str, columns: Sequence[str]
+) -> tuple[pa.Table, Mapping[str, int]]:
+    """Rows of the source with `columns` and the reason of a statement; how many have each reason.
+
+    These are counted in the statement: the source may have a column `reason` of its own.
+    """
+    chosen = run.to_arrow(statement)
+    rows = source_rows(run.store, run.corpus_manifests(), chosen, [*columns, "reason"])
+    return rows, Counter(chosen["reason"].to_pylist())
 
 
 def _labels(run: Any) -> dict[int, Any]:

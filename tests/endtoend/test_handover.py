@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 from huggingface_hub import DatasetCard
-from runs import CLASSES, assay, complaint
+from runs import CLASSES, assay, complaint, write_lines, write_run
 
 from pipeline.api import apply, open_run, select
 from pipeline.errors import RunError
@@ -266,6 +266,27 @@ def test_a_selection_is_a_data_set_with_what_was_left_out(judged: Path, tmp_path
     whole = datasets.DatasetDict({"train": kept})
     whole.save_to_disk(str(tmp_path / "saved"))
     assert datasets.load_from_disk(str(tmp_path / "saved"))["train"].features == kept.features
+
+
+@pytest.mark.parametrize("column", ["reason", "Reason"])
+def test_a_card_counts_our_reasons_and_not_a_column_of_the_source(
+    tmp_path: Path, column: str
+) -> None:
+    rows = [
+        {"text": f"t {at}", "label": "ab"[at % 2], column: f"mine {at}", "v": [at, 1 - at % 2]}
+        for at in range(20)
+    ]
+    corpus = {"path": write_lines(tmp_path / "rows.jsonl", rows), "features": "v"}
+    stages = {"kernel_regression": {"kernel": ["features"]}}
+    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
+    place = tmp_path / "best"
+    assay(
+        "select", tmp_path / "run", "--by", "random", "--keep", "4", "--no-forecast", "--out", place
+    )
+    assert set(loaded(place, "removed")["assay_reason"]) == {"not drawn"}
+    text = (place / "README.md").read_text(encoding="utf-8")
+    assert "| not drawn | 16 |" in text
+    assert "mine" not in text
 
 
 @pytest.mark.parametrize("to", ["new", "mine"], ids=["beside", "in place"])
