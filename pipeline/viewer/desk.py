@@ -1,5 +1,6 @@
 """The review desk: which row a person decides about next, decisions, and taking them back."""
 
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from pipeline.viewer.rows import Filter, Rows
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 
+ID = re.compile(r"\s*-?[0-9]{1,19}\s*")
 HELD_S = 120.0
 """Seconds for which a row that one person looks at is not given to another."""
 ALLOWED = {
@@ -54,7 +56,7 @@ class Desk:
         names = [name for name in CELLS[task] if name in rows.names]
         new = ["new_label"] if task in LABELLED else []
         columns = ["source_id", "decision", *names, *new, "example_id"]
-        self.file = ReviewFile(path, columns, rows.find)
+        self.file = ReviewFile(path, columns, self._find)
         self._people: dict[str, Person] = {}
         self._held: dict[int, tuple[str, float]] = {}
         self._known: dict[int, Decision] = {}
@@ -77,6 +79,21 @@ class Desk:
     def n_decided(self) -> int:
         """How many rows the file has a decision about."""
         return len(self._known)
+
+    def _find(self, names: Sequence[tuple[str, str]]) -> list[int | None]:
+        """The rows that a file names by source_id and example_id, as `assay apply` takes them.
+
+        The source_id is what counts: spreadsheets round numbers as long as an example_id.
+        """
+        ids = [int(cell) if ID.fullmatch(cell) else None for _, cell in names]
+        known = self.rows.of_ids([row for row in ids if row is not None])
+        found = []
+        for (source_id, _), row in zip(names, ids, strict=True):
+            if source_id and not (row in known and known[row]["source_id"] == source_id):
+                named = self.rows.find(source_id)
+                row = row if named is None else named
+            found.append(row)
+        return found
 
     def next(self, name: str, chosen: Filter) -> int | None:
         """The next row for a person, which others are not given meanwhile; None after the last."""

@@ -21,6 +21,8 @@ from storage.files import write_whole
 from storage.spreadsheet import escaped
 
 VERDICTS = ("accept", "fix", "drop")
+Find = Callable[[Sequence[tuple[str, str]]], list[int | None]]
+"""The example_id of rows that cells name, by source_id and example_id; either may be empty."""
 
 
 class Decision(NamedTuple):
@@ -41,14 +43,14 @@ class Change(NamedTuple):
 class ReviewFile:
     """The decisions in one file, by example_id."""
 
-    def __init__(self, path: Path, columns: Sequence[str], find: Callable[[str], int | None]):
+    def __init__(self, path: Path, columns: Sequence[str], find: Find):
         """Reads the file where there is one already.
 
         Args:
             path: The CSV.
             columns: Those of a new file; `decision` and `example_id` are among them, and
                 `new_label` where a label can be fixed.
-            find: example_id by source_id, for the rows that the file names by that alone.
+            find: Finds the rows that the file names.
 
         Raises:
             RunError: it is no review of this run.
@@ -148,25 +150,25 @@ class ReviewFile:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _read(self) -> dict[int, dict[str, str]]:
-        rows: dict[int, dict[str, str]] = {}
-        for where, given in read_cells(str(self.path)):
-            if "decision" not in given or not {"example_id", "source_id"} & set(given):
-                raise self._no_review(f"the columns {', '.join(given)}")
-            if not rows:
-                self._columns = [*given, *(c for c in self._columns if c not in given)]
-            cells = {name: given.get(name, "") for name in self._columns}
+        given: list[tuple[str, dict[str, str]]] = []
+        for where, read in read_cells(str(self.path)):
+            if "decision" not in read or not {"example_id", "source_id"} & set(read):
+                raise self._no_review(f"the columns {', '.join(read)}")
+            if not given:
+                self._columns = [*read, *(c for c in self._columns if c not in read)]
+            cells = {name: read.get(name, "") for name in self._columns}
             cells["decision"] = cells["decision"].strip().lower()
             if cells["decision"] not in ("", *VERDICTS):
                 raise self._no_review(f"in {where} the decision {cells['decision']!r:.60}")
-            row = cells["example_id"] or self._find(cells.get("source_id", ""))
-            try:
-                number = int(row or "")
-            except ValueError:
-                named = cells["example_id"] or cells.get("source_id", "")
-                raise self._no_review(f"in {where} the row {named!r:.60}") from None
-            if number in rows:
+            given.append((where, cells))
+        names = [(cells.get("source_id", ""), cells["example_id"]) for _, cells in given]
+        rows: dict[int, dict[str, str]] = {}
+        for (where, cells), named, row in zip(given, names, self._find(names), strict=True):
+            if row is None:
+                raise self._no_review(f"in {where} the row {named[0] or named[1]!r:.60}")
+            if row in rows:
                 raise self._no_review(f"in {where} a row that stands above, too")
-            rows[number] = cells | {"example_id": str(number)}
+            rows[row] = cells | {"example_id": str(row)}
         return rows
 
     def _no_review(self, found: str) -> RunError:

@@ -1,8 +1,10 @@
 import base64
+import csv
 import io
 import json
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -359,6 +361,29 @@ def test_a_review_for_a_spreadsheet_is_gone_on_with(hostile: Path, tmp_path: Pat
     person.decide(row, "drop")
     assert desk.file()[row][0] == "drop"
     assert [{**after, "decision": ""} for after in lines(review)] == before
+
+
+@pytest.mark.parametrize(
+    "spoiled", [lambda cell: f"{int(cell):.5E}", lambda cell: cell[:-4] + "0000"]
+)
+def test_a_review_is_taken_by_source_id_as_apply_takes_it(
+    hostile: Path, tmp_path: Path, spoiled: Callable[[str], str]
+) -> None:
+    """A spreadsheet keeps 15 digits of an example_id, and may show fewer."""
+    review = tmp_path / "review.csv"
+    assay("flag", hostile, "--top", 6, "--review", review)
+    rows = lines(review)
+    right = [int(row["example_id"]) for row in rows]
+    # One row's id has become that of another.
+    ids = [*(spoiled(row["example_id"]) for row in rows[:-1]), rows[0]["example_id"]]
+    with review.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source_id", "decision", "example_id"])
+        for row, given in zip(rows, ids, strict=True):
+            writer.writerow([row["source_id"], "accept", given])
+    desk = Desk(hostile, review)
+    desk.person().decide(right[0], "drop", seen=("accept", ""))
+    assert desk.file() == {right[0]: ("drop", ""), **{row: ("accept", "") for row in right[1:]}}
 
 
 def test_a_file_that_is_no_review_stays_as_it_is(hostile: Path, tmp_path: Path) -> None:
