@@ -75,21 +75,29 @@ def new_file(path: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place if the block ends without an error.
+    """A temporary folder, whose content is that of `path` if the block ends without an error.
+
+    An empty folder that is there stays the same one: somebody may stand in it.
 
     Raises:
         StorageError: there is a file, or a folder that holds something, or nothing can be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    place = path.resolve()
+    is_there = place.exists()
+    if is_there and (not place.is_dir() or any(place.iterdir())):
         raise StorageError(
-            f"{path}: found a {'folder that holds something' if path.is_dir() else 'file'}, "
+            f"{path}: found a {'folder that holds something' if place.is_dir() else 'file'}, "
             "expected an empty or a new folder. Name another, or remove it."
         )
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    temporary = (place if is_there else place.parent) / f".{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        os.replace(temporary, path)
+        if is_there:
+            for made in list(temporary.iterdir()):
+                os.replace(made, place / made.name)
+        else:
+            os.replace(temporary, place)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:

@@ -198,7 +198,7 @@ def _write(run: Any, path: Path, tables: Mapping[str, pa.Table], story: Story) -
     if rejected.num_rows:
         shown["rejected"] = rejected
     with new_folder(path) as folder:
-        text = card_text(story, path.name, shown)
+        text = card_text(story, path.resolve().name, shown)
         write_hub_folder(folder, shown, text, ["assay"], _class_names(run))
 
 

@@ -329,6 +329,20 @@ def test_a_corrected_corpus_tells_what_a_review_changed(
         assert f"| {n} ({n / 80:.1%}) | {m} ({m / 79:.1%}) |" in text
 
 
+@pytest.mark.parametrize("name", [".", "./", "../other"])
+def test_an_empty_folder_is_filled(
+    judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for folder in ("here", "other"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assay("select", judged, "--by", "random", "--keep", "5", "--no-forecast", "--out", name)
+    place = Path(name)  # the working folder is not another one
+    assert {path.name for path in place.iterdir()} == {"README.md", "data", "removed", "rejected"}
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert f'load_dataset("{place.resolve().name}"' in card
+
+
 def test_nothing_is_written_over_a_folder(judged: Path, tmp_path: Path) -> None:
     asked = ("select", judged, "--by", "label_score", "--keep", "5", "--no-forecast", "--out")
     (tmp_path / "taken").mkdir()
