@@ -6,6 +6,9 @@ Source: "Datalab Issue Types" and `Datalab.get_issues` of cleanlab's documentati
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.errors import RunError
+from storage.names import near
+
 
 def datalab(run: Any, methods: Sequence[str] = ()) -> Any:
     """Every example with what the run found of it, as `Datalab.get_issues()` calls it.
@@ -27,13 +30,21 @@ def datalab(run: Any, methods: Sequence[str] = ()) -> Any:
         methods: Stage instances to take, where the run has several of a stage.
 
     Raises:
-        pipeline.errors.RunError: the run has several instances of a stage, and none is named.
+        pipeline.errors.RunError: the run has several instances of a stage, and none is named; or
+            one is named that has none of these findings.
     """
+    known = {view: run.methods(view) for view in _PARTS}
+    names = [method for present in known.values() for method in present]
+    for method in methods:
+        if method not in names:
+            raise RunError(
+                f"found the method {method}{near(method, names)}, expected one of "
+                f"{', '.join(names) or 'none, as the run has no such findings'}. Correct it."
+            )
     columns, joins = ["e.example_id", "e.source_id"], []
     for view, (chosen, join) in _PARTS.items():
-        present = run.methods(view)
-        if present:
-            named = next((method for method in methods if method in present), None)
+        if known[view]:
+            named = next((method for method in methods if method in known[view]), None)
             instance = run.choice(view, "method", named).replace("'", "''")
             columns.append(chosen)
             joins.append(join.format(instance))

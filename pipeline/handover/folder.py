@@ -1,6 +1,7 @@
 """Rows to train on as a folder for the hub, with the rows that were left out and a card of both."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -217,19 +218,21 @@ def _class_names(run: Any) -> dict[str, list[str]]:
 
 
 def _run_name(run: Any) -> str:
-    return str(run.folder.path.name)
+    """What a shell calls the run, without its folder."""
+    return shlex.quote(run.folder.path.name)
 
 
 def _options(given: Sequence[Any]) -> str:
-    """The options of `assay select` for the arguments of a selection."""
+    """The options of `assay select` for the arguments of a selection, as a shell takes them."""
     words = []
     for (name, option), value in zip(ARGUMENTS.items(), given, strict=True):
         if name == "per_class":
             words += [] if value else ["--overall"]
         elif name == "quota":
-            words += [f"{option} {key}={rows}" for key, rows in (value or {}).items()]
+            named = [f"{key}={rows}" for key, rows in (value or {}).items()]
+            words += [f"{option} {shlex.quote(word)}" for word in named]
         elif value is True:
             words.append(option)
         elif value not in (None, False):
-            words.append(f'{option} "{value}"' if " " in str(value) else f"{option} {value}")
+            words.append(f"{option} {shlex.quote(str(value))}")
     return "".join(f"{word} " for word in words)

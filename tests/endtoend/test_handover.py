@@ -272,21 +272,22 @@ def test_a_selection_is_a_data_set_with_what_was_left_out(judged: Path, tmp_path
 def test_a_card_counts_our_reasons_and_not_a_column_of_the_source(
     tmp_path: Path, column: str
 ) -> None:
+    towns = ("New York", "Rome")
     rows = [
-        {"text": f"t {at}", "label": "ab"[at % 2], column: f"mine {at}", "v": [at, 1 - at % 2]}
+        {"text": f"t {at}", "label": towns[at % 2], column: f"mine {at}", "v": [at, 1 - at % 2]}
         for at in range(20)
     ]
     corpus = {"path": write_lines(tmp_path / "rows.jsonl", rows), "features": "v"}
     stages = {"kernel_regression": {"kernel": ["features"]}}
     assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
     place = tmp_path / "best"
-    assay(
-        "select", tmp_path / "run", "--by", "random", "--keep", "4", "--no-forecast", "--out", place
-    )
+    asked = ("--by", "random", "--quota", "New York=3", "--quota", "Rome=1", "--no-forecast")
+    assay("select", tmp_path / "run", *asked, "--out", place)
     assert set(loaded(place, "removed")["assay_reason"]) == {"not drawn"}
     text = (place / "README.md").read_text(encoding="utf-8")
     assert "| not drawn | 16 |" in text
     assert "mine" not in text
+    assert "assay select run --by random --quota 'New York=3' --quota Rome=1 --out" in text
 
 
 @pytest.mark.parametrize("to", ["new", "mine"], ids=["beside", "in place"])

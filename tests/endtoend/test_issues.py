@@ -224,6 +224,8 @@ def test_findings_in_the_columns_of_datalab(tmp_path: Path, assay: Any) -> None:
     # Of several instances none is taken without being asked for.
     with pytest.raises(RunError, match="expected one of again, outliers"):
         datalab(run)
+    with pytest.raises(RunError, match=r"found the method outlier \(did you mean outliers\?\)"):
+        datalab(run, ["again", "outlier"])
 
 
 PROMPTS = ("How far is it?", " how  far\nis it?", "How far is that?", "", "How far is it ?")
