@@ -38,10 +38,10 @@ STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 UNKNOWN, NO_NOISE = 1e-3, 1e-6
 """Temperature of predictions that tell nothing, and rate of noise then. Scores keep the order of
 margins."""
-LEAST_KNOWN = 1.5
+LEAST_KNOWN = 1.0
 """Log-likelihood for each class that predictions must gain over the frequencies of classes. Drawn
-labels of which they tell nothing gain it by chance once in 10 (60 rows and fewer) to 50. Where 40 %
-of the labels of two classes are wrong, 2,000 rows gained 7 to 15 in all, 1,000 at times too little.
+labels of which they tell nothing gain it by chance about once in 10. More would be asked in vain
+where 40 % of the labels of two classes are wrong: 1,000 rows gain 2 to 3 in all, 2,000 7 to 15.
 """
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
