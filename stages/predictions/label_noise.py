@@ -57,7 +57,7 @@ class LabelNoise(Stage):
     predictions: str = "kernel_regression"
     """Instance with the out-of-sample predictions that labels are compared with."""
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 

@@ -38,11 +38,13 @@ STARTS = ((4.0, 0.1), (10.0, 0.1), (6.0, 0.01))
 UNKNOWN, NO_NOISE = 1e-3, 1e-6
 """Temperature of predictions that tell nothing, and rate of noise then. Scores keep the order of
 margins."""
-LEAST_KNOWN = 1.0
-"""Log-likelihood for each class that predictions must gain over the frequencies of classes. Drawn
-labels of which they tell nothing gain it by chance about once in 10. More would be asked in vain
-where 40 % of the labels of two classes are wrong: 1,000 rows gain 2 to 3 in all, 2,000 7 to 15.
+LEAST_KNOWN = 0.25
+"""Log-likelihood for each class that predictions must gain over the frequencies of classes. Labels
+of which hidden states tell nothing gain it by chance about once in 8. More would be asked in vain
+where 40 % of the labels of two classes are wrong: `scripts/benchmarks/noise.md`.
 """
+FEWEST_KNOWN = 10
+"""Rows that tell something of noise at least: fewer gain so much by chance in every second draw."""
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
 MOST_UNEVEN = 0.4
@@ -120,7 +122,7 @@ def fit_noise_model(
         )
     unknown = _unknown(rows, even)
     known = float((_log_likelihood(rows, even) - _log_likelihood(rows, unknown)).sum())
-    if known < LEAST_KNOWN * n_classes:
+    if len(labels) < FEWEST_KNOWN or known < LEAST_KNOWN * n_classes:
         # Rows of a frequent class are no surer than others: without offsets margins alone count.
         unknown[2:] = 0
         return _model(unknown, n_classes)

@@ -72,8 +72,8 @@ def test_no_label_is_wrong_where_predictions_tell_nothing(n, n_classes):
         if n_classes == 2 and seed:
             margin = own - outputs[torch.arange(n), 1 - given]
             assert torch.equal(score.argsort(), margin.argsort())
-    # By chance once in ten.
-    assert known <= 3
+    # By chance; never of so few rows.
+    assert known <= (0 if n < 10 else 3)
 
 
 def test_one_wrong_label_among_few_that_are_told_apart_is_found():
