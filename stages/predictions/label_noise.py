@@ -18,13 +18,12 @@ from torch import Tensor
 from stages.reading.supervision import count_classes
 from stages.reading.vectors import evenly
 from stages.stage import Cost, DataError, Inputs, Rows, Split, Stage, Work
-from stages.surrogate.noise_fit import fit_noise_model, is_unknown
+from stages.surrogate.noise_fit import FIT_ROWS, fit_noise_model, is_unknown
 from stages.surrogate.noise_model import LABEL_NOISE, NoiseModel, judged_by_shard
 from storage.schema import TableSpec
 
-FIT_ROWS, FIT_SHARDS = 2**16, 64
-"""Most examples, and most shards of them, that the model is fitted to: noise rates of labels drawn
-from the model were found to 0.005 from 40,000."""
+FIT_SHARDS = 64
+"""Most shards of examples that the model is fitted to."""
 
 
 class FittedNoise(NamedTuple):
