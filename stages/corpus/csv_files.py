@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,15 +62,18 @@ class CsvPiece:
         if self.start and not data.strip(b"\r\n"):
             return _schema(self.columns).empty_table(), {}
         try:
-            table, misfits = self._parse(data)
+            table, misfits, misfit = self._parse(data)
         except pa.ArrowInvalid as error:
             raise DataError(
                 f"{self.file.path}: found a file that cannot be read as CSV ({error}), expected "
                 "rows of fields. Quote fields that hold the separator, and save the file again."
             ) from error
         n_rows = table.num_rows + len(misfits)
-        if self.is_last and table.num_rows and n_rows - 1 not in misfits:
-            self._check_closed(data, table)
+        if self.is_last and n_rows - 1 in misfits:
+            self._check_closed(data, misfit, misfit)
+        elif self.is_last and n_rows:
+            row = _last(table)
+            self._check_closed(data, row, row[self.columns[-1]])
         if misfits:
             places = np.setdiff1d(np.arange(n_rows), list(misfits))
             at = np.full(n_rows, -1)
@@ -77,17 +81,19 @@ class CsvPiece:
             table = table.take(pa.array(at, mask=at < 0))
         return table, misfits
 
-    def _parse(self, data: bytes) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
-        """The rows that fit the header, and by number those that do not."""
+    def _parse(self, data: bytes) -> tuple[pa.Table, dict[int, tuple[str, str]], str]:
+        """The rows that fit the header, by number those that do not, and the last of these."""
         # pyarrow cannot tell of a row to leave out that is not UTF-8. Latin-1 is any bytes.
         encoding = "utf8" if _is_utf8(data) else "latin-1"
         misfits: dict[int, tuple[str, str]] = {}
+        last = ""
         n_above = 0 if self.start else self.blank_lines
 
         def left_out(row: pyarrow.csv.InvalidRow) -> str:
             # Rows are numbered from the first line above the header, which is row 1.
+            nonlocal last
             text = row.text if encoding == "utf8" else _text_of(row.text.encode(encoding))
-            reason = "other number of fields than the header"
+            reason, last = "other number of fields than the header", show(text).rstrip()
             misfits[row.number - 2 - n_above] = (reason, show(text)[:2000])
             return "skip"
 
@@ -121,19 +127,17 @@ class CsvPiece:
             ]
             texts = [pc.cast(pa.array(c, pa.binary()), pa.string(), safe=False) for c in bytes_of]
             table = pa.table(texts, schema=table.schema)
-        return table, misfits
+        return table, misfits, last
 
-    def _check_closed(self, data: bytes, table: pa.Table) -> None:
-        """Raises where a quote opens in the last row and is never closed: it holds the rest."""
-        cell = _last(table)[self.columns[-1]]
-        if (
-            isinstance(cell, str)
-            and ("\n" in cell or "\r" in cell)
-            and len(quotes(data, self.separator)) % 2
-        ):
+    def _check_closed(self, data: bytes, row: Any, end: str | None) -> None:
+        """Raises where a quote opens in the last row and is never closed: it holds the rest.
+
+        `end` is the field that would hold it, of a row that does not fit the header all of it.
+        """
+        if end and ("\n" in end or "\r" in end) and len(quotes(data, self.separator)) % 2:
             raise DataError(
                 f"{self.file.path}: found a quote that opens in the last row, "
-                f"{compact(_last(table))[:200]}, and is never closed, expected one at the end of "
+                f"{compact(row)[:200]}, and is never closed, expected one at the end of "
                 "its field. Close it, and write two quotes for one inside of a field."
             )
 

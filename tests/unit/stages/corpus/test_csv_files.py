@@ -84,6 +84,16 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path: Path, end: str)
     assert closed.rows["text"].to_pylist() == ["a", "b\n0,c\n1,d"]
 
 
+@pytest.mark.parametrize("rest", ["b,1\nc,0", "b\nc,1\nd,0\n", f"{'b' * 3000},1\nc,0"])
+def test_nor_where_what_it_swallows_is_no_row(tmp_path: Path, rest: str) -> None:
+    with pytest.raises(DataError, match=r"found a quote that opens in the last row.*Close it"):
+        corpus(tmp_path / "a.csv", f'text,label\na,0\nz,1\n"{rest}')
+    with pytest.raises(DataError, match="found a quote that opens in the last row"):
+        corpus(tmp_path / "b.csv", f'text,label\n"{rest}')
+    found = corpus(tmp_path / "c.csv", 'text,label\na,0\nz,1\n"the last,1\n')
+    assert reasons(found) == {2: "other number of fields than the header"}
+
+
 def test_a_row_larger_than_any_block_that_is_usual(tmp_path: Path) -> None:
     long = "x" * 3_000_000
     found = corpus(tmp_path / "a.csv", f'text,label\n"{long}",0\ny,1\n')
