@@ -34,7 +34,8 @@ def read_ids(source: Source, loaded: SourceRows, first: int = 0) -> tuple[np.nda
             return _of_integers(column)
         if is_text(column.type):
             return _of_texts(pc.cast(column, pa.string()), loaded.is_typed)
-    values = loaded.values(source.id)
+    # NaN is what pandas has where there is no id.
+    values = [None if value != value else value for value in loaded.values(source.id)]
     if pa.types.is_floating(column.type):
         values = [int(v) if v is not None and v.is_integer() else v for v in values]
     wrong = (v for v in values if isinstance(v, bool) or not isinstance(v, int | str | None))
