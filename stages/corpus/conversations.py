@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from stages.corpus.cells import is_broken
+from stages.corpus.cells import as_json, is_broken
 
 TOOLS = "tools"
 """Column of the functions that a conversation may call, by the name that trainers give it."""
@@ -91,8 +91,7 @@ def read_conversation(
         last = max((at for at, m in enumerate(stored) if m["role"] == ASSISTANT), default=0)
         stored = [_left_out(m) if at < last else m for at, m in enumerate(stored)]
     stored = [*map(_left_out, before), *stored]
-    dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    text, text_of_tools = dump(stored), dump(read_tools) if read_tools else None
+    text, text_of_tools = as_json(stored), as_json(read_tools) if read_tools else None
     if is_broken(text + (text_of_tools or "")):
         return Conversation(None, reason="not UTF-8")
     return Conversation(text, text_of_tools, _nothing_to_learn(stored))

@@ -1,5 +1,6 @@
 """Which messages of a conversation are learned, and the forms in which conversations come."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,13 @@ def test_turns_without_conversations_are_refused(tmp_path: Path) -> None:
         of_lines(tmp_path, [{"prompt": "a", "completion": "b"}], turns="last")
     with pytest.raises(ConfigError, match="turns: found last with task: classification"):
         Source("a.jsonl", turns="last")
+
+
+def test_messages_may_say_when_they_were_written(tmp_path: Path) -> None:
+    when = datetime.datetime(2024, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    talk = [{**USER, "timestamp": when}, {**FIRST, "timestamp": None}]
+    names = [("role", pa.string()), ("content", pa.string()), ("timestamp", pa.timestamp("us"))]
+    kind = pa.list_(pa.struct(names))
+    pq.write_table(pa.table({"messages": pa.array([talk], kind)}), tmp_path / "rows.parquet")
+    (found,) = stored(read(Source(str(tmp_path / "rows.parquet"), task="completion"), "example"))
+    assert found == [{**USER, "timestamp": "2024-01-02 03:04:05"}, FIRST]
