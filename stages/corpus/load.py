@@ -72,7 +72,7 @@ def fingerprint(source: Source, store: Store | None = None, is_dry: bool = False
     on_disk = [file for file in files if not is_url(file.path)]
     known = hashes(on_disk, begun_ns, note_key(source), store, is_dry)
     for file in files:
-        digest.update(os.path.basename(file.path).encode() + b"\0")
+        digest.update(_name(file, source).encode() + b"\0")
         is_known = file.path in known
         digest.update(bytes.fromhex(known[file.path]) if is_known else _told(file))
     return digest.hexdigest()
@@ -180,6 +180,17 @@ def _parquet_files(found: HubSet) -> dict[str, tuple[SourceFile, ...]] | None:
     commits = {match[0] for url in urls if (match := re.match("hf://datasets/[^@]+@[^/]+", url))}
     listed = {file.path: file for commit in sorted(commits) for file in list_files(commit)}
     return {split: tuple(listed[url] for url in urls) for split, urls in found.files.items()}
+
+
+def _name(file: SourceFile, source: Source) -> str:
+    """The name of a file below the folder of its source, which tells its split; of others its own.
+
+    A folder that was moved has the same names.
+    """
+    whole = source.path if is_url(source.path) else local(source.path)
+    root = f"{whole.rstrip('/')}/"
+    name = file.path.removeprefix(root)
+    return name if name != file.path else os.path.basename(name)
 
 
 def _told(file: SourceFile) -> bytes:

@@ -156,3 +156,14 @@ def test_the_number_is_that_of_the_content(folder: Path, tmp_path: Path) -> None
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(source), sort_keys=True).encode())
     digest.update(b"1.csv\0" + hashlib.sha256((folder / "1.csv").read_bytes()).digest())
     assert fingerprint(source, Store(str(tmp_path / "store"))) == digest.hexdigest()
+
+
+def test_a_file_that_moves_to_another_split_is_a_change(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    for split, name in (("test", "a"), ("train", "b")):
+        (folder / split).mkdir(parents=True)
+        (folder / split / f"{name}.csv").write_text(CSV.replace("a", name))
+    source = Source(str(folder), split="test")
+    before = fingerprint(source)
+    (folder / "train" / "b.csv").rename(folder / "test" / "b.csv")
+    assert fingerprint(source) != before
