@@ -4,6 +4,7 @@ It loads data sets of the hub and saved folders, finds the splits of a folder of
 split expressions. Its errors become a DataError, and it prints nothing.
 """
 
+import json
 import os
 import re
 import tempfile
@@ -125,13 +126,24 @@ def _version(folder: str) -> str:
 
 def _saved(source: Source, path: str) -> dict[str, Any]:
     """The splits of a folder that `save_to_disk` wrote."""
+    told = Path(path, "dataset_dict.json")
+    with quiet(), as_data_error(source, "Write the folder again with save_to_disk."):
+        if told.exists():
+            splits = json.loads(told.read_text(encoding="utf-8"))["splits"]
+            return {split: _saved_rows(Path(path, split)) for split in splits}
+        saved = _saved_rows(Path(path))
+    return {str(saved.split or "train"): saved}
+
+
+def _saved_rows(folder: Path) -> Any:
+    """The rows in a folder; where there are none `datasets` has written no file and reads none."""
     import datasets
 
-    with quiet(), as_data_error(source, "Write the folder again with save_to_disk."):
-        saved = datasets.load_from_disk(path)
-    if isinstance(saved, datasets.Dataset):
-        return {str(saved.split or "train"): saved}
-    return {str(split): rows for split, rows in saved.items()}
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if state["_data_files"]:
+        return datasets.load_from_disk(str(folder))
+    features = datasets.DatasetInfo.from_directory(str(folder)).features
+    return datasets.Dataset.from_dict({name: [] for name in features}, features)
 
 
 def as_dataset(rows: pa.Table) -> Any:
