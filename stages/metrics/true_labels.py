@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
+from stages.corpus.cells import is_number
 from stages.stage import DataError, Inputs
 from storage.names import near
 
@@ -58,12 +59,9 @@ def _column(inputs: Inputs, column: str) -> tuple[pa.Array, pa.Array]:
         )
     names = [str(name) for name in inputs.details("label")["classes"]]
     numbers = {name: at for at, name in enumerate(names)}
-    values = table[column].combine_chunks()
-    if pa.types.is_floating(values.type) and pc.all(pc.equal(pc.round(values), values)).as_py():
-        # Whole numbers beside missing ones, as pandas writes them.
-        values = values.cast(pa.int64())
+    values = _whole(table[column].combine_chunks())
     known = {str(value) for value in values.drop_null().unique()}
-    if pa.types.is_integer(values.type) and not set(numbers) >= known:
+    if not set(numbers) >= known and all(map(is_number, known)):
         numbers = {str(at): at for at in range(len(names))}
     found = []
     for value in values.to_pylist():
@@ -74,6 +72,18 @@ def _column(inputs: Inputs, column: str) -> tuple[pa.Array, pa.Array]:
             )
         found.append(None if value is None else numbers[str(value)])
     return table["id"].combine_chunks(), pa.array(found, pa.int64())
+
+
+def _whole(values: pa.Array) -> pa.Array:
+    """The cells of a column, floats as integers where all are whole; NaN is null.
+
+    So pandas writes whole numbers beside missing ones.
+    """
+    if not pa.types.is_floating(values.type):
+        return values
+    values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    is_whole = pc.and_(pc.is_finite(values), pc.equal(pc.round(values), values))
+    return values.cast(pa.int64()) if pc.all(is_whole).as_py() else values
 
 
 def _matched(ids: pa.ChunkedArray, known: pa.Array, classes: pa.Array) -> pa.ChunkedArray:

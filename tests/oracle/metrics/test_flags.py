@@ -151,6 +151,20 @@ def test_names_that_are_numbers_stay_names_beside_an_unknown_label() -> None:
     assert known_labels(rows, "gold").is_wrong.tolist() == known.is_wrong.tolist()
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.float64()])
+def test_numbers_may_be_texts_or_stand_beside_nan(kind: pa.DataType) -> None:
+    """A CSV has texts alone, and NaN is what pandas has where nothing is known."""
+    rows = Known()
+    known = known_labels(rows)
+    gold = pa.array(rows.true, pa.int64()).cast(kind)
+    if pa.types.is_floating(kind):
+        gold = pa.array(gold.to_numpy(zero_copy_only=False))
+    blank = {"source_id": [""] * N, "row_number": np.arange(N), "gold": gold}
+    own = {"id": rows.example_ids, "role": ["example"] * N}
+    rows.tables["extra"] = pa.table({**own, **blank})
+    assert known_labels(rows, "gold").is_wrong.tolist() == known.is_wrong.tolist()
+
+
 def test_a_column_of_something_else_is_refused() -> None:
     rows = Known()
     blank = {"source_id": [""] * N, "row_number": np.arange(N), "gold": ["d"] * N}
