@@ -104,9 +104,9 @@ class Agreement(Explanations):
             *(values.to_pylist() for values in (table["id"], table["role"], column)), strict=True
         )
         topics = {
-            row: str(topic)
+            row: _name(topic)
             for row, row_role, topic in triples
-            if row_role == role and topic is not None
+            if row_role == role and topic is not None and topic == topic
         }
         if not topics:
             raise DataError(
@@ -114,6 +114,11 @@ class Agreement(Explanations):
                 "name a column as topic."
             )
         return topics
+
+
+def _name(topic: Any) -> str:
+    """A topic as text; of numbers that stand beside missing ones 1.0 is 1, as pandas writes it."""
+    return str(int(topic) if isinstance(topic, float) and topic.is_integer() else topic)
 
 
 METRIC = Agreement

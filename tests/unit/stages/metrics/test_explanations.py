@@ -96,6 +96,17 @@ def test_topics_that_are_not_there() -> None:
         Agreement(topic="kind")._topics(inputs, "query")
 
 
+def test_topics_are_the_same_numbers_beside_missing_ones() -> None:
+    def topics(role: Any, kinds: list[Any]) -> dict[int, str]:
+        blank = {"source_id": "", "row_number": 0}
+        rows = [{"id": i, "role": role, **blank, "kind": kind} for i, kind in enumerate(kinds)]
+        return Agreement(topic="kind")._topics(tables(extra=rows), role)
+
+    assert topics("query", [1, 2]) == {0: "1", 1: "2"}
+    assert topics("example", [1.0, None, float("nan"), 2.0]) == {0: "1", 3: "2"}
+    assert topics("example", [1.5, 2.0]) == {0: "1.5", 1: "2"}
+
+
 def test_predictions_of_the_other_role_are_none() -> None:
     empty = pa.table({"id": pa.array([], pa.int64()), "role": pa.array([], pa.string())})
     with pytest.raises(DataError, match="prediction: found no prediction of a row with role query"):
