@@ -20,7 +20,7 @@ import pyarrow.csv
 
 from stages.corpus.cells import SourceRows, compact, show
 from stages.corpus.columns import used_columns
-from stages.corpus.csv_quotes import quotes, row_starts
+from stages.corpus.csv_quotes import is_quoted, quotes, row_starts
 from stages.corpus.pieces import Each, Layout, Split, in_order
 from stages.corpus.source import Source, ending
 from stages.corpus.source_files import SourceFile, open_file
@@ -43,6 +43,8 @@ class CsvPiece:
     blank_lines: int
     """How many lines are above the header, in the first piece."""
     is_last: bool
+    is_quoted: bool
+    """Whether quotes open and close fields, and are not part of the text."""
     n_rows: int = -1
 
     def read(self, layout: Layout) -> SourceRows:
@@ -69,9 +71,10 @@ class CsvPiece:
                 "rows of fields. Quote fields that hold the separator, and save the file again."
             ) from error
         n_rows = table.num_rows + len(misfits)
-        if self.is_last and n_rows - 1 in misfits:
+        may_be_open = self.is_last and self.is_quoted
+        if may_be_open and n_rows - 1 in misfits:
             self._check_closed(data, misfit, misfit)
-        elif self.is_last and n_rows:
+        elif may_be_open and n_rows:
             row = _last(table)
             self._check_closed(data, row, row[self.columns[-1]])
         if misfits:
@@ -110,7 +113,10 @@ class CsvPiece:
                 encoding=encoding,
             ),
             pyarrow.csv.ParseOptions(
-                delimiter=self.separator, newlines_in_values=True, invalid_row_handler=left_out
+                delimiter=self.separator,
+                quote_char='"' if self.is_quoted else False,
+                newlines_in_values=self.is_quoted,
+                invalid_row_handler=left_out,
             ),
             pyarrow.csv.ConvertOptions(
                 check_utf8=False,
@@ -146,7 +152,8 @@ def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_byt
     """All rows of CSV files with the same columns, as text.
 
     A row with another number of fields than the header, or with bytes that are not UTF-8, is a
-    fault. A separator that is not the usual one of the file's ending is told in `notices`.
+    fault. A separator that is not the usual one of the file's ending is told in `notices`, and so
+    are quotes that are part of the texts.
 
     Raises:
         DataError: a file has no header that can be used or no rows, its separator is in doubt, a
@@ -167,6 +174,11 @@ def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_byt
                 f"{_SEPARATORS[piece.separator]}, not {_SEPARATORS[usual]}; columns "
                 f"{', '.join(piece.columns)}"
             )
+        if not piece.is_quoted:
+            notices.append(
+                f"{os.path.basename(file.path)}: quotes are read as part of its texts: there are "
+                "fields that begin with one and go on behind the next"
+            )
     pieces = [piece for of_file in cut for piece in of_file]
     counts = in_order(each, _count, None, pieces)
     if not sum(counts):
@@ -181,10 +193,11 @@ def _pieces(shared: tuple[Source, int], file: SourceFile) -> list[CsvPiece]:
     separator = _separator(file, source)
     columns, n_above = tuple(_header(file, separator)), _blank_lines(file)
     with open_file(file) as stream:
-        starts, size = row_starts(stream, separator, piece_bytes, n_above)
+        has_quotes = is_quoted(stream, separator, len(columns), n_above)
+        starts, size = row_starts(stream, separator if has_quotes else None, piece_bytes, n_above)
     bounds = list(itertools.pairwise([*starts, size]))
     return [
-        CsvPiece(file, start, stop, separator, columns, n_above, stop == size)
+        CsvPiece(file, start, stop, separator, columns, n_above, stop == size, has_quotes)
         for start, stop in bounds
     ]
 

@@ -2,10 +2,14 @@
 
 A quote opens a field where it is the field's first byte, and nowhere else; inside, two quotes stand
 for one. So reads pyarrow, whose parser does not tell where in the file it is.
+
+Files of tabs are often written without any quoting: a quote is part of the text, also where it is a
+field's first byte. Read as if it opened the field, it would take rows into a cell.
 """
 
 import codecs
 import io
+import itertools
 import re
 
 import numpy as np
@@ -13,6 +17,29 @@ import numpy as np
 _QUOTE, _ENDS = ord('"'), (ord("\n"), ord("\r"))
 _BEYOND = 1 << 16
 """Bytes looked at beyond the size of a piece, for the next row to begin."""
+_CLOSED = re.compile(b'"[^"]+"(?!")')
+"""How a field begins whose quote is closed."""
+
+
+def is_quoted(stream: io.BufferedReader, separator: str, n_fields: int, n_above: int) -> bool:
+    """Whether quotes open and close the fields of a file with `n_fields` columns.
+
+    They do not where text goes on behind a closing quote, and in more lines than there are with
+    another number of fields. Cost: all bytes are read.
+    """
+    between = separator.encode()
+    opening = between + b'"'
+    n_going_on = n_uneven = 0
+    for line in itertools.islice(stream, n_above + 1, None):
+        row = line.rstrip(b"\r\n")
+        n_uneven += bool(row) and row.count(between) != n_fields - 1
+        if row.startswith(b'"') or opening in row:
+            n_going_on += any(map(_goes_on, row.split(between)))
+    return n_fields < 2 or n_going_on <= n_uneven
+
+
+def _goes_on(field: bytes) -> bool:
+    return _CLOSED.match(field) is not None and not field.rstrip().endswith(b'"')
 
 
 def quotes(data: bytes, separator: str) -> np.ndarray:
@@ -61,10 +88,11 @@ def _begin(data: bytes) -> int:
 
 
 def row_starts(
-    stream: io.BufferedReader, separator: str, piece_bytes: int, n_above: int
+    stream: io.BufferedReader, separator: str | None, piece_bytes: int, n_above: int
 ) -> tuple[list[int], int]:
     """Places in a file where rows begin, about `piece_bytes` apart, and the size of the file.
 
+    Of a file without quoted fields there is no `separator`: a row is a line.
     The first is 0, the others are below the header, which has `n_above` lines above it. Cost: all
     bytes of a file that is longer than a piece are read.
     """
@@ -75,7 +103,7 @@ def row_starts(
         stream.seek(starts[-1])
         data = stream.read(piece_bytes + beyond)
         lines = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == _ENDS[0])
-        inside = np.searchsorted(quotes(data, separator), lines) % 2
+        inside = np.searchsorted(quotes(data, separator), lines) % 2 if separator else 0 * lines
         outside = lines[inside == 0][0 if starts[1:] else n_above :]
         outside = outside[outside >= piece_bytes]
         if len(outside):

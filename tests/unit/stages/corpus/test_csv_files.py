@@ -7,6 +7,7 @@ import pytest
 from source_rows import reasons
 from whole_corpus import Corpus, read
 
+from stages.corpus import csv_quotes
 from stages.corpus.source import Source
 from stages.stage import DataError
 
@@ -98,3 +99,53 @@ def test_a_row_larger_than_any_block_that_is_usual(tmp_path: Path) -> None:
     long = "x" * 3_000_000
     found = corpus(tmp_path / "a.csv", f'text,label\n"{long}",0\ny,1\n')
     assert [len(text) for text in found.rows["text"].to_pylist()] == [3_000_000, 1]
+
+
+RAW = [
+    'He said "hi" to her.\t0',
+    '"Hello," he said.\t1',
+    '"Open\t0',
+    "plain\t1",
+    'an inch is 1"\t0',
+    '"All of it"\t1',
+    '"Once" more\t0',
+    '"A ""pair"" of them"\t1',
+    "end\t0",
+    "\t1",
+    "last\t1",
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("piece_bytes", [1 << 20, 1])
+def test_quotes_of_a_file_without_quoting_are_text(
+    tmp_path: Path, end: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_quotes, "_BEYOND", 1)
+    more = [f"row {i}\t{i % 2}" for i in range(8)]
+    path = tmp_path / "a.tsv"
+    path.write_bytes(end.join(["text\tlabel", *RAW, *more, ""]).encode())
+    found = read(Source(str(path)), "example", piece_bytes=piece_bytes)
+    rows = [line.rsplit("\t", 1) for line in [*RAW, *more]]
+    assert found.rows["text"].to_pylist() == [text for text, _ in rows if text]
+    labels = [int(label) for text, label in rows if text]
+    assert found.rows["label"].to_pylist() == labels
+    assert reasons(found) == {9: "null text"}
+    assert "a.tsv: quotes are read as part of its texts" in found.notices[0]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"a, b",0', '"c" d,1', "e,0", "f,1"],  # As many speak against it.
+        ['"a","0"', '"b "c" d","1"', '"e","0"', '"f","1"'],  # They end with quotes.
+        ['"a" ,"0"', '"b" ,"1"', '"c" ,"0"', '"d","1"'],
+    ],
+)
+def test_a_field_that_goes_on_behind_its_quote_is_no_end_of_quoting(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    found = corpus(tmp_path / "a.csv", "\n".join(["text,label", *lines]))
+    assert found.rows.num_rows == 4
+    assert found.classes == ("0", "1")
+    assert not any("quotes" in notice for notice in found.notices)
