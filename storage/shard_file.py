@@ -164,7 +164,8 @@ def decode(data: bytes, table: str, key: str, columns: Sequence[str] | None = No
         schema = file.schema_arrow
         plain = (file.metadata.metadata or {}).get(PLAIN.encode(), b"").decode()
         wanted = list(columns) if columns else schema.names
-        if plain not in wanted:
+        # A column of the user's may be called "".
+        if not plain or plain not in wanted:
             return file.read(wanted)
         rows = file.read([name for name in wanted if name != plain])
         kind = schema.field(plain).type

@@ -54,6 +54,12 @@ def test_every_reader_has_the_same_vectors(
     assert found == [(i, v, "FLOAT[]") for i, v in wanted]
 
 
+def test_a_column_without_a_name_is_no_vector() -> None:
+    spec = TableSpec("extra", pa.schema([("id", pa.int64())]), ("id",), carries_columns=True)
+    rows = pa.table({"id": [1, 2], "": ["a", "b"]})
+    assert shard_file.decode(encoded(rows, spec), "extra", "key").equals(rows)
+
+
 def test_columns_come_in_the_order_that_is_asked_for() -> None:
     rows = vectors(7, 3)
     data = encoded(rows)
