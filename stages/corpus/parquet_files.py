@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.corpus.cells import SourceRows
-from stages.corpus.pieces import Each, Layout, Split, in_order
+from stages.corpus.pieces import Each, Layout, Split, in_order, one_list
 from stages.corpus.source import Source
 from stages.corpus.source_files import SourceFile, open_file
 from stages.stage import DataError
@@ -101,7 +101,7 @@ def parquet_split(
                 f"{file.path}: found columns {schema.names}, expected {first.names} as "
                 f"in {files[0].path}. Write the files again, with the same columns in each."
             )
-    names = next((n for n in (_class_names(schema, source) for schema, _ in found) if n), None)
+    names = one_list(source.path, [_class_names(schema, source) for schema, _ in found])
     plain = [schema.remove_metadata() for schema, _ in found]
     try:
         schema = pa.unify_schemas(plain, promote_options="permissive")

@@ -172,7 +172,7 @@ def select(
     """The reading of some rows: name of the split, first row and the row after the last, each.
 
     Raises:
-        DataError: the columns of the splits do not fit together.
+        DataError: the columns of the splits do not fit together, or the names of their classes.
     """
     parts: list[Part] = []
     n_rows = 0
@@ -189,8 +189,28 @@ def select(
         empty = join([splits[name].layout.empty for name, _, _ in chosen])
     except pa.ArrowException as error:
         raise unlike(source.path, error) from error
+    names = one_list(source.path, [splits[name].layout.class_names for name, _, _ in chosen])
     notices = tuple(notice for split in splits.values() for notice in split.notices)
-    return Reading(source.path, empty, tuple(parts), notices)
+    return Reading(source.path, empty._replace(class_names=names), tuple(parts), notices)
+
+
+def one_list(path: str, declared: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """The names of the classes by index, which files or splits may declare in part, or not at all.
+
+    Raises:
+        DataError: two declare others, so that one number would mean two classes.
+    """
+    longest: tuple[str, ...] = ()
+    for names in declared:
+        for at, (one, other) in enumerate(zip(longest, names or (), strict=False)):
+            if one != other:
+                raise DataError(
+                    f"{path}: found that class {at} is {one!r} in one part of it and {other!r} in "
+                    "another, expected the same names of classes in all. Cast the labels to one "
+                    "ClassLabel, or write them as names."
+                )
+        longest = max(longest, names or (), key=len)
+    return longest or None
 
 
 def unlike(path: str, error: Exception) -> DataError:

@@ -35,3 +35,33 @@ def test_a_saved_split_without_rows_leaves_the_others_readable(tmp_path: Path) -
     rows.select([]).save_to_disk(tmp_path / "alone")
     with pytest.raises(DataError, match="found no usable row among 0"):
         read(Source(str(tmp_path / "alone")), "example")
+
+
+def test_one_number_is_one_class_in_all_files_and_splits(tmp_path: Path) -> None:
+    first, second = (
+        datasets.Dataset.from_dict({"text": names, "label": names}).class_encode_column("label")
+        for names in (["anger", "joy"], ["joy", "sadness"])
+    )
+    files = tmp_path / "files"
+    files.mkdir()
+    for name, rows in (("train", first), ("test", second)):
+        rows.to_parquet(files / f"{name}.parquet")
+    datasets.DatasetDict({"train": first, "test": second}).save_to_disk(tmp_path / "saved")
+    for source in (
+        Source(str(files / "*.parquet")),
+        Source(str(files), split="all"),
+        Source(str(tmp_path / "saved"), split="train+test"),
+    ):
+        with pytest.raises(DataError, match="found that class 0 is '.*' in one part of it and '"):
+            read(source, "example")
+    assert read(Source(str(files), split="test"), "example").classes == ("joy", "sadness")
+
+
+def test_files_may_declare_the_first_classes_alone(tmp_path: Path) -> None:
+    for at, names in enumerate((["a", "b"], ["a", "b", "c"])):
+        rows = datasets.Dataset.from_dict({"text": names, "label": list(range(len(names)))})
+        label = datasets.ClassLabel(names=names)
+        rows.cast_column("label", label).to_parquet(tmp_path / f"{at}.parquet")
+    for source in (Source(str(tmp_path)), Source(str(tmp_path / "*"))):
+        found = read(source, "example")
+        assert [found.classes[y] for y in found.rows["label"].to_pylist()] == [*"ababc"]
