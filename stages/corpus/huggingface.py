@@ -26,6 +26,9 @@ from stages.corpus.yaml_value import in_yaml
 from stages.stage import DataError
 from storage.manifest import digest
 
+COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
+"""Endings of files that `datasets` reads and we do not."""
+
 
 def load_hub(source: Source) -> Any:
     """The `datasets.Dataset` that the source names on the hub, or in its cache.
@@ -234,7 +237,7 @@ def split_folder(folder: str, source: Source) -> dict[str, list[str]]:
     The names of the folder itself and of those above it count for nothing.
 
     Raises:
-        DataError: the folder has no data files.
+        DataError: the folder has no data files, or some of a split are compressed.
     """
     from datasets.data_files import DataFilesList, get_data_patterns
 
@@ -248,6 +251,8 @@ def split_folder(folder: str, source: Source) -> dict[str, list[str]]:
                 files = map(str, DataFilesList.from_patterns(globs, base_path=link))
                 own = [os.path.join(folder, os.path.relpath(file, link)) for file in files]
                 found[str(split)] = sorted(f for f in own if ending(f) in KINDS)
+                if found[str(split)]:
+                    _refuse_compressed(own, folder, source)
     found = {split: files for split, files in found.items() if files}
     if not found:
         raise DataError(
@@ -256,6 +261,22 @@ def split_folder(folder: str, source: Source) -> dict[str, list[str]]:
             "Name the folder one level up or down, or write a glob such as folder/*.parquet."
         )
     return found
+
+
+def _refuse_compressed(files: Sequence[str], folder: str, source: Source) -> None:
+    """Raises where a split would lack the rows of a compressed file; a copy of another lacks none.
+
+    Raises:
+        DataError: there is such a file.
+    """
+    for file in files:
+        plain, how = os.path.splitext(file)
+        if how in COMPRESSED and ending(plain) in KINDS and plain not in files:
+            raise DataError(
+                f"{source.path}: found {os.path.relpath(file, folder)} beside files that are not "
+                "compressed, expected none that is, as its rows would be missing. Decompress it, "
+                "or write a glob of the files that are meant."
+            )
 
 
 @contextmanager

@@ -65,3 +65,16 @@ def test_files_may_declare_the_first_classes_alone(tmp_path: Path) -> None:
     for source in (Source(str(tmp_path)), Source(str(tmp_path / "*"))):
         found = read(source, "example")
         assert [found.classes[y] for y in found.rows["label"].to_pylist()] == [*"ababc"]
+
+
+def test_a_split_lacks_no_rows_of_compressed_files(tmp_path: Path) -> None:
+    for name in ("train-0.csv", "train-1.csv"):
+        (tmp_path / name).write_text("text,label\na,0\nb,1\n")
+    source = Source(str(tmp_path), split="train")
+    for name in ("train-1.csv.gz", "test.csv.gz", "train.txt.gz"):
+        (tmp_path / name).write_bytes(b"")  # A copy, and rows that nobody asked for.
+    assert read(source, "example").rows.num_rows == 4
+    (tmp_path / "train-2.csv.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"found train-2.csv.gz beside files that are not"):
+        read(source, "example")
+    assert read(Source(str(tmp_path / "*.csv")), "example").rows.num_rows == 4
