@@ -123,7 +123,7 @@ def _look(
     try:
         with open_file(file) as stream:
             fragment = _fragment(stream)
-            schema = fragment.physical_schema
+            schema = _as_stored(fragment.physical_schema)
             groups = [
                 (g.id, g.num_rows, max(g.total_byte_size, g.num_rows * _ROW_BYTES))
                 for g in fragment.row_groups
@@ -146,6 +146,18 @@ def _look(
             pieces.append(piece)
         together, rows, size = [], 0, 0
     return schema, tuple(pieces)
+
+
+def _as_stored(schema: pa.Schema) -> pa.Schema:
+    """The columns of a file, types of other libraries as the lists and numbers that they hold.
+
+    Such are tensors. Whether a type is known depends on what the process has imported.
+    """
+    for at, field in enumerate(schema):
+        is_own = field.type in (pa.json_(pa.string()), pa.uuid())
+        if isinstance(field.type, pa.BaseExtensionType) and not is_own:
+            schema = schema.set(at, pa.field(field.name, field.type.storage_type))
+    return schema
 
 
 def _fragment(stream: Any) -> Any:

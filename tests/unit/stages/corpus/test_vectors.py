@@ -239,3 +239,36 @@ def test_the_hash_of_vectors_sees_values_and_nothing_else() -> None:
     ):
         assert content_hash(other) != value
     assert content_hash(table([[1, None]])) != content_hash(table([[1, float("nan")]]))
+
+
+def test_tensors_of_one_shape_are_vectors_and_may_be_carried_along(tmp_path: Path) -> None:
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(VECTORS)
+    path = parquet(tmp_path / "a.parquet", tensors, other=tensors)
+    found = vectors_of(path)
+    assert matrix(found) == VECTORS.tolist()
+    assert found.rows["other"].to_pylist() == VECTORS.tolist()
+
+
+class Ray(pa.ExtensionType):  # type: ignore[misc]
+    """A tensor as Ray has it, once its library is imported."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.large_list(pa.float64()), "ray.tensor")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> "Ray":
+        return cls()
+
+
+def test_types_that_a_library_registers_are_what_they_are_without_it(tmp_path: Path) -> None:
+    lists = pa.array(VECTORS.tolist(), pa.large_list(pa.float64()))
+    path = parquet(tmp_path / "a.parquet", pa.ExtensionArray.from_storage(Ray(), lists))
+    pa.register_extension_type(Ray())
+    try:
+        assert matrix(vectors_of(path)) == VECTORS.tolist()
+    finally:
+        pa.unregister_extension_type("ray.tensor")
+    assert matrix(vectors_of(path)) == VECTORS.tolist()
