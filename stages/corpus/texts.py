@@ -95,11 +95,11 @@ def _conversations(
     nothing: list[Any] = [None] * loaded.table.num_rows
     prompts, name = nothing, source.messages
     if form == "prompt_and_messages":
-        prompts, name = loaded.values(str(source.prompt)), source.completion
+        prompts, name = _written(loaded, str(source.prompt)), source.completion
         for what, column in (("prompt", source.prompt), ("completion", name)):
             mark(reasons, loaded.table[column].is_null(), f"null {what}")
-    cells = loaded.values(str(name))
-    tools = loaded.values(TOOLS) if TOOLS in loaded.table.column_names else nothing
+    cells = _written(loaded, str(name))
+    tools = _written(loaded, TOOLS) if TOOLS in loaded.table.column_names else nothing
     read = [
         read_conversation(cell, of_tools, source.turns, prompt)
         for cell, of_tools, prompt in zip(cells, tools, prompts, strict=True)
@@ -122,7 +122,7 @@ def _preferences(
     columns = []
     for name in (source.chosen, source.rejected, source.prompt, TOOLS):
         is_there = name is not None and name in loaded.table.column_names
-        columns.append(loaded.values(str(name)) if is_there else nothing)
+        columns.append(_written(loaded, str(name)) if is_there else nothing)
     if source.prompt is not None and not loaded.is_typed:
         columns[2] = [cell or "" for cell in columns[2]]
     read = [read_pair(*cells) for cells in zip(*columns, strict=True)]
@@ -131,6 +131,27 @@ def _preferences(
         mark(reasons, found == reason, reason)
     texts, pairs = (pa.array([pair[at] for pair in read], pa.string()) for at in (0, 1))
     return pa.chunked_array([texts]), pa.chunked_array([pairs])
+
+
+def _written(loaded: SourceRows, name: str) -> list[Any]:
+    """The cells of a column of messages or tools, with the keys that were written.
+
+    Objects of one type have the keys of all, null where one had none: an argument that only another
+    call has is no argument.
+    """
+    cells, kind = loaded.values(name), loaded.table[name].type
+    if name in loaded.mixed or not pa.types.is_nested(kind):
+        return cells
+    return [_without_nulls(cell, kind) for cell in cells]
+
+
+def _without_nulls(cell: Any, kind: pa.DataType) -> Any:
+    if cell is not None and pa.types.is_struct(kind):
+        own = [field for field in kind if cell[field.name] is not None]
+        return {field.name: _without_nulls(cell[field.name], field.type) for field in own}
+    if cell is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return [_without_nulls(item, kind.value_type) for item in cell]
+    return cell
 
 
 def _alpaca_prompts(source: Source, loaded: SourceRows, reasons: np.ndarray) -> pa.ChunkedArray:

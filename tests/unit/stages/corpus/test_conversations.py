@@ -260,3 +260,22 @@ def test_messages_may_say_when_they_were_written(tmp_path: Path) -> None:
     pq.write_table(pa.table({"messages": pa.array([talk], kind)}), tmp_path / "rows.parquet")
     (found,) = stored(read(Source(str(tmp_path / "rows.parquet"), task="completion"), "example"))
     assert found == [{**USER, "timestamp": "2024-01-02 03:04:05"}, FIRST]
+
+
+def test_calls_of_one_type_have_their_own_arguments_alone(tmp_path: Path) -> None:
+    def talk(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+        return [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+    def tool(properties: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"name": "look", "properties": properties}]
+
+    talks = [talk({"at": "sky"}), talk({"for": {"how": ["long", None]}})]
+    tools = [tool({"at": {"type": "string"}}), tool({"for": {"type": "object"}})]
+    pq.write_table(pa.table({"messages": talks, "tools": tools}), tmp_path / "rows.parquet")
+    found = read(Source(str(tmp_path / "rows.parquet"), task="completion"), "example")
+    assert stored(found) == talks
+    assert [json.loads(text) for text in found.rows["text_b"].to_pylist()] == tools
+    rows = [{"messages": talk({"at": None}), "tools": tool({"at": None})}]
+    of_json = of_lines(tmp_path, [*rows, {"messages": talks[1], "tools": tools[1]}])
+    assert stored(of_json) == [rows[0]["messages"], talks[1]]
