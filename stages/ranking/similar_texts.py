@@ -72,7 +72,9 @@ def nearest(
     for start in range(0, len(examples.ids), width):
         part = slice(start, start + width)
         rows = torch.from_numpy(np.array(examples.matrix[part], dtype=np.float32))
-        distances = torch.cdist(queries, rows).double()
+        # A product of matrices would have equal examples at several distances, and none at 0.
+        exact = "donot_use_mm_for_euclid_dist"
+        distances = torch.cdist(queries, rows, compute_mode=exact).double()
         part_ids = np.array(examples.ids[part])
         for row, query in enumerate(query_rows["id"].to_pylist()):
             distances[row, torch.from_numpy(is_left_out(query, part_ids))] = torch.inf

@@ -18,7 +18,7 @@ Source: Zhang et al. 2022, arXiv:2204.10893.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +99,8 @@ class Lafa(TokenStage):
     """Whether the scores of each text are divided by their sum."""
     seed: int = 0
     """Seed of the pairs of examples whose distances the quantile is taken over."""
+
+    version: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         """Refuses fields that do not go together.
