@@ -48,7 +48,7 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
         DataError: the review cannot be read, or names a row twice or unknown decisions or labels; a
             label is to be fixed though the task has none.
     """
-    reviewed = load_file(path)
+    reviewed = _loaded(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
     decisions = _values(reviewed, _review_column(path, reviewed, "decision"))
     names: list[Any] = [None] * len(decisions)
@@ -200,7 +200,7 @@ def new_labels(path: str) -> set[str]:
     Raises:
         DataError: the review cannot be read.
     """
-    reviewed = load_file(path)
+    reviewed = _loaded(path)
     found: set[str] = set()
     for name in {"new_label", "suggested_label"} & set(reviewed.table.column_names):
         found |= {str(value) for value in _values(reviewed, name) if value is not None}
@@ -213,7 +213,7 @@ def read_decisions(path: str) -> tuple[str, dict[str, str]]:
     Raises:
         DataError: the review cannot be read.
     """
-    reviewed = load_file(path)
+    reviewed = _loaded(path)
     key = _review_column(path, reviewed, "source_id", "example_id")
     decisions = _values(reviewed, _review_column(path, reviewed, "decision"))
     pairs = zip(_values(reviewed, key), map(_verdict, decisions), strict=True)
@@ -226,7 +226,7 @@ def read_cells(path: str) -> Iterator[tuple[str, dict[str, str]]]:
     Raises:
         DataError: the review cannot be read.
     """
-    reviewed = load_file(path)
+    reviewed = _loaded(path)
     columns = {name: _values(reviewed, name) for name in reviewed.table.column_names}
     for at in range(reviewed.table.num_rows):
         if at in reviewed.faults:
@@ -236,6 +236,21 @@ def read_cells(path: str) -> Iterator[tuple[str, dict[str, str]]]:
             )
         cells = {name: values[at] for name, values in columns.items()}
         yield _place(path, at), {k: "" if v is None else str(v) for k, v in cells.items()}
+
+
+def _loaded(path: str) -> SourceRows:
+    """The rows of a review, without empty ones at its end, as spreadsheets leave them there.
+
+    Raises:
+        DataError: the review cannot be read.
+    """
+    reviewed = load_file(path)
+    n_rows = reviewed.table.num_rows
+    while n_rows and n_rows - 1 not in reviewed.faults:
+        if any(column[n_rows - 1].is_valid for column in reviewed.table.columns):
+            break
+        n_rows -= 1
+    return reviewed._replace(table=reviewed.table.slice(0, n_rows))
 
 
 def short(value: Any) -> str:

@@ -6,6 +6,7 @@ import pytest
 from source_rows import by_source_id, csv, jsonl, reviews
 from whole_corpus import read
 
+from stages.corpus.review import read_cells
 from stages.corpus.source import FlipLabels, Source
 from stages.stage import DataError
 
@@ -34,6 +35,20 @@ def test_corrections_fix_and_drop_after_the_flip(tmp_path: Path, ending: str) ->
     flipped = read(flip, "example")
     assert by_source_id(flipped, "label")["r0"] == 1
     assert by_source_id(flipped, "true_label")["r0"] == 0
+
+
+def test_empty_rows_at_the_end_of_a_review_are_none(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", reviews())
+    lines = "source_id,decision,new_label\nr0,fix,1\nr1,drop,\n"
+    review = csv(tmp_path / "review.csv", f"{lines},,\n,,\n")
+    found = read(Source(path, id="id", corrections=(review,)), "example")
+    assert by_source_id(found, "label")["r0"] == 1
+    assert [k for k, dropped in by_source_id(found, "is_dropped").items() if dropped] == ["r1"]
+    assert len(list(read_cells(review))) == 2
+    for more in (",,\nr2,drop,\n", ",drop,\n", ",,,,\n"):
+        review = csv(tmp_path / "odd.csv", lines + more)
+        with pytest.raises(DataError, match=r"odd.csv: line 4 \(source_id None\): found"):
+            read(Source(path, id="id", corrections=(review,)), "example")
 
 
 def test_the_label_before_the_first_decision_is_kept(tmp_path: Path) -> None:
