@@ -20,7 +20,7 @@ import pyarrow.csv
 
 from stages.corpus.cells import SourceRows, compact, show
 from stages.corpus.columns import used_columns
-from stages.corpus.csv_quotes import is_quoted, quotes, row_starts
+from stages.corpus.csv_quotes import Quoting, quotes, quoting_of, row_starts
 from stages.corpus.pieces import Each, Layout, Split, in_order
 from stages.corpus.source import Source, ending
 from stages.corpus.source_files import SourceFile, open_file
@@ -43,8 +43,7 @@ class CsvPiece:
     blank_lines: int
     """How many lines are above the header, in the first piece."""
     is_last: bool
-    is_quoted: bool
-    """Whether quotes open and close fields, and are not part of the text."""
+    quoting: Quoting
     n_rows: int = -1
 
     def read(self, layout: Layout) -> SourceRows:
@@ -71,7 +70,7 @@ class CsvPiece:
                 "rows of fields. Quote fields that hold the separator, and save the file again."
             ) from error
         n_rows = table.num_rows + len(misfits)
-        may_be_open = self.is_last and self.is_quoted
+        may_be_open = self.is_last and self.quoting.is_used
         if may_be_open and n_rows - 1 in misfits:
             self._check_closed(data, misfit, misfit)
         elif may_be_open and n_rows:
@@ -114,8 +113,8 @@ class CsvPiece:
             ),
             pyarrow.csv.ParseOptions(
                 delimiter=self.separator,
-                quote_char='"' if self.is_quoted else False,
-                newlines_in_values=self.is_quoted,
+                quote_char='"' if self.quoting.is_used else False,
+                newlines_in_values=self.quoting.is_used,
                 invalid_row_handler=left_out,
             ),
             pyarrow.csv.ConvertOptions(
@@ -153,7 +152,7 @@ def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_byt
 
     A row with another number of fields than the header, or with bytes that are not UTF-8, is a
     fault. A separator that is not the usual one of the file's ending is told in `notices`, and so
-    are quotes that are part of the texts.
+    are quotes that are not as a writer of CSV has them.
 
     Raises:
         DataError: a file has no header that can be used or no rows, its separator is in doubt, a
@@ -174,11 +173,8 @@ def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_byt
                 f"{_SEPARATORS[piece.separator]}, not {_SEPARATORS[usual]}; columns "
                 f"{', '.join(piece.columns)}"
             )
-        if not piece.is_quoted:
-            notices.append(
-                f"{os.path.basename(file.path)}: quotes are read as part of its texts: there are "
-                "fields that begin with one and go on behind the next"
-            )
+        if piece.quoting.n_odd:
+            notices.append(f"{os.path.basename(file.path)}: {_odd_quotes(piece.quoting)}")
     pieces = [piece for of_file in cut for piece in of_file]
     counts = in_order(each, _count, None, pieces)
     if not sum(counts):
@@ -187,17 +183,29 @@ def csv_split(files: Sequence[SourceFile], source: Source, each: Each, piece_byt
     return Split(Layout(_schema(columns), is_typed=False), counted, tuple(notices))
 
 
+def _odd_quotes(quoting: Quoting) -> str:
+    """What a person should know of quotes that are not as a writer of CSV has them."""
+    told = f"fields of {quoting.n_odd} lines go on behind the quote that closes them"
+    if not quoting.is_used:
+        return f"quotes are read as part of its texts, as {told}"
+    return (
+        f"{told}, so that quotes are lost, and rows may be joined. Write two for one inside of a "
+        'field, and not \\", or save the file as JSONL or Parquet'
+    )
+
+
 def _pieces(shared: tuple[Source, int], file: SourceFile) -> list[CsvPiece]:
     """The pieces of a file, whose rows are not counted yet."""
     source, piece_bytes = shared
     separator = _separator(file, source)
     columns, n_above = tuple(_header(file, separator)), _blank_lines(file)
     with open_file(file) as stream:
-        has_quotes = is_quoted(stream, separator, len(columns), n_above)
-        starts, size = row_starts(stream, separator if has_quotes else None, piece_bytes, n_above)
+        quoting = quoting_of(stream, separator, len(columns), n_above)
+        of_fields = separator if quoting.is_used else None
+        starts, size = row_starts(stream, of_fields, piece_bytes, n_above)
     bounds = list(itertools.pairwise([*starts, size]))
     return [
-        CsvPiece(file, start, stop, separator, columns, n_above, stop == size, has_quotes)
+        CsvPiece(file, start, stop, separator, columns, n_above, stop == size, quoting)
         for start, stop in bounds
     ]
 

@@ -11,6 +11,7 @@ import codecs
 import io
 import itertools
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,27 +20,39 @@ _BEYOND = 1 << 16
 """Bytes looked at beyond the size of a piece, for the next row to begin."""
 _CLOSED = re.compile(b'"[^"]+"(?!")')
 """How a field begins whose quote is closed."""
+_WHOLE = re.compile(rb'"([^"]|"")*"\s*')
 
 
-def is_quoted(stream: io.BufferedReader, separator: str, n_fields: int, n_above: int) -> bool:
-    """Whether quotes open and close the fields of a file with `n_fields` columns.
+class Quoting(NamedTuple):
+    """What quotes are in a file."""
 
-    They do not where text goes on behind a closing quote, and in more lines than there are with
-    another number of fields. Cost: all bytes are read.
+    is_used: bool
+    """Whether they open and close fields, and are not part of the text."""
+    n_odd: int
+    """Lines with text behind a closing quote, which no writer of CSV leaves there."""
+
+
+def quoting_of(stream: io.BufferedReader, separator: str, n_fields: int, n_above: int) -> Quoting:
+    """What quotes are in a file with `n_fields` columns.
+
+    They are part of the text where it goes on behind a closing quote to an end without one, in more
+    lines than there are with another number of fields. Cost: all bytes are read.
     """
     between = separator.encode()
     opening = between + b'"'
-    n_going_on = n_uneven = 0
+    n_odd = n_going_on = n_uneven = 0
     for line in itertools.islice(stream, n_above + 1, None):
         row = line.rstrip(b"\r\n")
         n_uneven += bool(row) and row.count(between) != n_fields - 1
         if row.startswith(b'"') or opening in row:
-            n_going_on += any(map(_goes_on, row.split(between)))
-    return n_fields < 2 or n_going_on <= n_uneven
+            odd = [field for field in row.split(between) if _is_odd(field)]
+            n_odd += bool(odd)
+            n_going_on += any(not field.rstrip().endswith(b'"') for field in odd)
+    return Quoting(n_fields < 2 or n_going_on <= n_uneven, n_odd)
 
 
-def _goes_on(field: bytes) -> bool:
-    return _CLOSED.match(field) is not None and not field.rstrip().endswith(b'"')
+def _is_odd(field: bytes) -> bool:
+    return _CLOSED.match(field) is not None and _WHOLE.fullmatch(field) is None
 
 
 def quotes(data: bytes, separator: str) -> np.ndarray:

@@ -135,17 +135,21 @@ def test_quotes_of_a_file_without_quoting_are_text(
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("lines", "n_odd"),
     [
-        ['"a, b",0', '"c" d,1', "e,0", "f,1"],  # As many speak against it.
-        ['"a","0"', '"b "c" d","1"', '"e","0"', '"f","1"'],  # They end with quotes.
-        ['"a" ,"0"', '"b" ,"1"', '"c" ,"0"', '"d","1"'],
+        (['"a, b",0', '"c" d,1', "e,0", "f,1"], 1),  # As many speak against it.
+        (['"a","0"', '"b "c" d","1"', '"e","0"', '"f","1"'], 1),  # They end with quotes.
+        ([r'"a \"b\" c",0', r'"d \"e\"",1', '"f",0', '"g",1'], 2),
+        (['"a" ,"0"', '"b" ,"1"', '"c" ,"0"', '"d","1"'], 0),
+        (['"a ""b"" c",0', '"""d""",1', '"",0', '"""e\nf"" g",1', '"h,""i"", j",0'], 0),
     ],
 )
-def test_a_field_that_goes_on_behind_its_quote_is_no_end_of_quoting(
-    tmp_path: Path, lines: list[str]
+def test_text_behind_a_closing_quote_is_told_where_quoting_is_used(
+    tmp_path: Path, lines: list[str], n_odd: int
 ) -> None:
     found = corpus(tmp_path / "a.csv", "\n".join(["text,label", *lines]))
-    assert found.rows.num_rows == 4
     assert found.classes == ("0", "1")
-    assert not any("quotes" in notice for notice in found.notices)
+    assert found.rows.num_rows == 4
+    told = [notice for notice in found.notices if "quote" in notice]
+    assert len(told) == bool(n_odd)
+    assert all(f"a.csv: fields of {n_odd} lines go on behind the quote" in one for one in told)
