@@ -26,7 +26,7 @@ from stages.gradients.projection import Projection
 from stages.gradients.sketch import Sketch
 from stages.model.checkpointing import checkpointed
 from stages.model.heap import give_back
-from stages.model.layers import Shape, shape_of, tied_tables
+from stages.model.layers import Shape, scale_of, shape_of, tied_tables
 from stages.model.precision import Precision, mixed
 from stages.stage import ModelError
 
@@ -77,6 +77,7 @@ class Projector:
         self._network = network
         self.modules = dict(layers)
         self._tables = tied_tables(network, self.modules)
+        self._scales = {id(table): scale_of(table) for table, _ in self._tables.values()}
         weights: dict[int, tuple[str, Shape]] = {}
         for name, module in self.modules.items():
             weights.setdefault(id(module.weight), (name, shape_of(module)))
@@ -236,9 +237,10 @@ class Projector:
             output.register_hook(after_backward)
 
         def after_table(module: nn.Embedding, args: tuple[Tensor], output: Tensor) -> None:
-            # The table's gradient at token t is e_token delta_t': in the layer's words the output
-            # gradient is e_token, whose projection is a row of `left`, and the input is delta_t.
-            key = id(module.weight)
+            # The table's gradient at token t is e_token delta_t', times what it scales its rows by:
+            # in the layer's words the output gradient is e_token, whose projection is a row of
+            # `left`, and the input is delta_t.
+            key, scale = id(module.weight), self._scales[id(module)]
             left, right = sides[key]
             n_words = self.sketch.layers[key].shape.outputs
             ids = args[0]
@@ -246,7 +248,7 @@ class Projector:
             _begin(output)
 
             def after_backward(delta: Tensor) -> None:
-                delta = delta.detach() * counts.unsqueeze(-1)
+                delta = scale * delta.detach() * counts.unsqueeze(-1)
                 words = (
                     nn.functional.one_hot(ids, n_words).to(delta.dtype)
                     if left is None

@@ -91,7 +91,7 @@ def _fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool) -> str:
     """What identifies the files of a model, see `fingerprint`."""
     folder = resolve(model)
     if _is_hub_snapshot(folder) and model.adapter is None:
-        return folder.name[-16:] if _was_misread(folder) else folder.name[:16]
+        return (folder.name[:16], folder.name[-16:], folder.name[12:28])[_misreading(folder)]
     total = hashlib.sha256()
     patterns = [*_KEYED_FILES, *(_CHAT_FILES if reads_chats else ())]
     patterns += _CODE_FILES if model.trust_remote_code else []
@@ -100,8 +100,8 @@ def _fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool) -> str:
     ):
         for path in sorted({p for pattern in patterns for p in folder_read.glob(pattern)}):
             total.update(path.name.encode() + b"\0" + content_digest(path))
-    if _was_misread(folder):
-        total.update(b"2")
+    if misreading := _misreading(folder):
+        total.update(str(1 + misreading).encode())
     return total.hexdigest()[:16]
 
 
@@ -172,24 +172,28 @@ def _has_chat_template(folder: Path) -> bool:
     return is_told or any(any(folder.glob(pattern)) for pattern in _CHAT_FILES)
 
 
-def _was_misread(folder: Path) -> bool:
-    """Whether rows that version 0.1 computed with the model may be wrong.
+def _misreading(folder: Path) -> int:
+    """How rows that an early version computed with the model may be wrong: 0, not at all.
 
-    It cut the start of texts where the tokenizer says so, read the decoder's states of an
-    encoder-decoder, and padded some classifiers with a token that they take for text.
+    1: it cut the start of texts where the tokenizer says so, read the decoder's states of an
+    encoder-decoder, and padded some classifiers with a token that they take for text. 2: it took
+    the rows of an embedding table for what the table gives, which is a multiple of them.
     """
     config, told = read_json(folder, "config.json"), read_json(folder, "tokenizer_config.json")
+    if str(config.get("model_type")).startswith("gemma") or config.get("scale_embedding"):
+        return 2
     pad = told.get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     added = read_json(folder, "tokenizer.json").get("added_tokens", [])
     pad_ids = [token["id"] for token in added if token["content"] == pad]
     is_classifier = any("SequenceClassif" in str(n) for n in config.get("architectures") or [])
     is_padded = config.get("pad_token_id") in (None, *pad_ids) or not pad_ids
-    return bool(
+    is_misread = (
         told.get("truncation_side") == "left"
         or config.get("is_encoder_decoder")
         or (is_classifier and not is_padded)
     )
+    return 1 if is_misread else 0
 
 
 def _is_hub_snapshot(folder: Path) -> bool:

@@ -10,6 +10,7 @@ the trained blocks, so such an output layer is left out.
 import fnmatch
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -91,6 +92,27 @@ def tied_tables(
                 )
             tied[name] = (module, module.weight)
     return tied
+
+
+def scale_of(table: nn.Embedding) -> float:
+    """What an embedding table multiplies the rows by that it looks up, as of Gemma; of most 1.
+
+    Raises:
+        ModelError: it does something else to them.
+    """
+    if type(table).forward is nn.Embedding.forward:
+        return 1.0
+    with torch.no_grad():
+        # One of padding may be zero.
+        longest = table.weight[:64].float().norm(dim=1).argmax(0, keepdim=True)
+        row, found = table.weight[longest].float(), table(longest).float()
+        scale = float((row * found).sum() / row.square().sum())
+    if not torch.allclose(found, scale * row, rtol=torch.finfo(table.weight.dtype).eps ** 0.5):
+        raise ModelError(
+            f"network: found an embedding table, {type(table).__name__}, that gives no multiples "
+            "of its rows, expected one that scales them at most. Use another model."
+        )
+    return scale
 
 
 def _weight(layer: nn.Module) -> Tensor:

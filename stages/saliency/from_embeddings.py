@@ -3,7 +3,7 @@
 The network is called with token ids, from which it makes positions, masks and the index of the last
 token as always. A hook on its embedding table replaces the looked-up vectors alone by the given
 ones. So every architecture that has such a table will do, also those that scale or normalise its
-vectors.
+vectors; given are always those of the table, before it scales them itself, as that of Gemma does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stages.model.batches import Tokens, batches
+from stages.model.layers import scale_of
 from stages.model.measurement import Measurement, forward
 from stages.model.networks import NextWordNetwork, widened
 from stages.stage import ConfigError
@@ -50,6 +51,7 @@ class FromEmbeddings:
         self.network: nn.Module = measurement.head.of_embeddings(widened(measurement.network))
         layer = _embedding_layer(self.network)
         self.table: Float[Tensor, "words dim"] = layer.weight.detach()
+        self._scale = scale_of(layer)
         self._embeddings: Tensor | None = None
         self._n_read = 0
         layer.register_forward_hook(self._replaced)
@@ -142,7 +144,8 @@ class FromEmbeddings:
 
     def _replaced(self, layer: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
         self._n_read += 1
-        return self._embeddings
+        given = self._embeddings
+        return given if given is None or self._scale == 1 else self._scale * given
 
 
 Points = Callable[[int, Int[np.ndarray, " points"]], Float[Tensor, "points tokens dim"]]

@@ -117,7 +117,7 @@ def assert_row_equals(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("form", ["prompt_completion", "messages", "text"])
 @pytest.mark.parametrize("is_tied", [True, False])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma"])
 def test_completions_are_the_whole_models(
     kind: str, is_tied: bool, form: str, saved: Any, memory: Any
 ) -> None:

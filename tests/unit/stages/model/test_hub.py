@@ -127,6 +127,9 @@ CLASSIFIER = ["LlamaForSequenceClassification"]
         ({"architectures": CLASSIFIER, "pad_token_id": 2}, {"pad_token": "<pad>"}, False),
         ({"architectures": CLASSIFIER}, {"pad_token": "<pad>"}, False),
         ({"architectures": ["LlamaModel"], "pad_token_id": 1}, {"pad_token": "<pad>"}, False),
+        ({"model_type": "gemma3_text"}, {}, True),
+        ({"model_type": "xglm", "scale_embedding": True}, {}, True),
+        ({"model_type": "xglm", "scale_embedding": False}, {}, False),
     ],
 )
 @pytest.mark.parametrize("place", ["plain", f"models--someone--model/snapshots/{COMMIT}"])
@@ -143,7 +146,7 @@ def test_models_that_were_misread_once_have_another_fingerprint(
     (folder / "tokenizer_config.json").write_text(json.dumps(told))
     (folder / "tokenizer.json").write_text(json.dumps(PAD))
     found = fingerprint(ModelSpec(str(folder)))
-    monkeypatch.setattr(stages.model.hub, "_was_misread", lambda _: False)
+    monkeypatch.setattr(stages.model.hub, "_misreading", lambda _: 0)
     assert (found != fingerprint(ModelSpec(str(folder)))) == is_other
 
 

@@ -1,8 +1,9 @@
 import pytest
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.model.layers import tied_tables, trained_layers
+from stages.model.layers import scale_of, tied_tables, trained_layers
 from stages.model.spec import Trained
 from stages.stage import ConfigError, ModelError
 
@@ -17,3 +18,22 @@ def test_a_table_cannot_share_the_weight_of_a_conv1d() -> None:
     network["first"].weight = network["table"].weight
     with pytest.raises(ModelError, match="embedding table table in a Conv1D"):
         tied_tables(network, trained_layers(network, Trained()))
+
+
+class Scaled(nn.Embedding):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(input)
+
+
+class Shifted(nn.Embedding):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_scales_its_rows_at_most(dtype: torch.dtype) -> None:
+    assert scale_of(nn.Embedding(7, 4, dtype=dtype)) == 1
+    scaled = Scaled(7, 4, padding_idx=0, dtype=dtype)
+    assert scale_of(scaled) == pytest.approx(3, rel=torch.finfo(dtype).eps)
+    with pytest.raises(ModelError, match="Shifted, that gives no multiples"):
+        scale_of(Shifted(7, 4, dtype=dtype))
