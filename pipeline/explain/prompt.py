@@ -7,6 +7,8 @@ from pipeline.errors import RunError
 from pipeline.finished import Finished
 from pipeline.progress import Progress
 from pipeline.task import StoredInputs
+from stages.corpus.cells import is_broken, show
+from stages.corpus.conversations import ASSISTANT, read_conversation
 from stages.model.measurement import Measurement, load_measurement
 from stages.model.threads import set_threads
 from stages.model.writing import written
@@ -28,7 +30,8 @@ def answered(
     answer is open. `kept` is what was opened before, to which the model is added.
 
     Raises:
-        RunError: the run has no language model, or nothing is written.
+        RunError: the run has no language model, the prompt is no text or no conversation, or
+            nothing is written.
         stages.stage.StageError: the prompt does not fit the model.
     """
     able = {
@@ -42,6 +45,11 @@ def answered(
         raise RunError(
             "--prompt: found no stage with a language model (head: completion), expected one that "
             "answers it. Use --text, or add answer_loss: {} under `stages:` and run again."
+        )
+    if is_broken(prompt):
+        raise RunError(
+            f"--prompt: found text that is not UTF-8 ({show(prompt)[:80]}), expected whole "
+            "characters. Convert the text."
         )
     instance, model = next(iter(able.items()))
     job = finished.job(instance)
@@ -69,12 +77,25 @@ def answered(
     return (prompt, answer) if measurement.form == "prompt_completion" else (prompt + answer, None)
 
 
-def _messages(prompt: str) -> list[dict[str, str]]:
-    """The conversation that a prompt is: its own JSON, or one message of a user."""
+def _messages(prompt: str) -> list[dict[str, Any]]:
+    """The conversation that a prompt is: its own JSON, or one message of a user.
+
+    Raises:
+        RunError: a message of it cannot be read.
+    """
     try:
         messages = json.loads(prompt)
-    except ValueError:
+    except (ValueError, RecursionError):
         messages = None
-    if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages):
-        return messages
-    return [{"role": "user", "content": prompt}]
+    is_list = isinstance(messages, list) and bool(messages)
+    if not is_list or not all(isinstance(turn, dict) for turn in messages):
+        return [{"role": "user", "content": prompt}]
+    conversation = read_conversation([*messages, {"role": ASSISTANT, "content": "?"}])
+    if conversation.text is None:
+        raise RunError(
+            f"--prompt: found {conversation.reason}, expected text, or a conversation in JSON as "
+            'in the corpus whose answer is open, such as [{"role": "user", "content": "…"}]. '
+            "Correct its messages."
+        )
+    read: list[dict[str, Any]] = json.loads(conversation.text)
+    return read[:-1]

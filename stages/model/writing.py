@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from stages.corpus.conversations import is_learned
 from stages.model.measurement import Measurement
 from stages.model.networks import IGNORED
 from stages.stage import DataError
@@ -47,8 +48,10 @@ def _prompt(measurement: Measurement, text: str, pair: str | None) -> list[int]:
     """The tokens before the place where the answer begins."""
     form = measurement.form
     if form == "messages":
-        # The template says where an answer begins only in a conversation that has one.
-        text = json.dumps([*json.loads(text), {"role": "assistant", "content": "?"}])
+        # The template says where an answer begins only in a conversation that has one, and where
+        # that is the only one which is learned, it is not one of those before.
+        before = [{**turn, "weight": 0} if is_learned(turn) else turn for turn in json.loads(text)]
+        text = json.dumps([*before, {"role": "assistant", "content": "?"}])
     elif form == "prompt_completion":
         pair = " ?"
     tokens = measurement.head.encode(measurement.tokenizer, [text], [pair], form)

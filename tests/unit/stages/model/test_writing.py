@@ -24,16 +24,21 @@ def opened(saved: Callable[..., Path], kind: str, form: str, longest: int = 48) 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("form", ["prompt_completion", "text", "messages"])
+@pytest.mark.parametrize(
+    ("form", "before"),
+    [("prompt_completion", []), ("text", []), ("messages", []), ("messages", ["good", "bad"])],
+)
 def test_words_are_the_likeliest_one_after_the_other(
-    saved: Callable[..., Path], kind: str, form: str
+    saved: Callable[..., Path], kind: str, form: str, before: list[str]
 ) -> None:
-    measurement = opened(saved, kind, form)
+    measurement = opened(saved, kind, form, longest=80)
     tokenizer, network = measurement.tokenizer, measurement.network
     text, begin = "the house is", "the house is"
     if form == "messages":
         tokenizer.chat_template = CHAT
-        messages = [{"role": "user", "content": text}]
+        roles = ["user", "assistant", "user"]
+        said = zip(roles, [*before, text], strict=False)
+        messages = [{"role": role, "content": content} for role, content in said]
         text = json.dumps(messages)
         begin = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(begin, add_special_tokens=form != "messages")["input_ids"]
