@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages.model.adapters import adapted
 from stages.model.hub import as_model_error, quiet, refuse_large, resolve
+from stages.model.refusals import UNKNOWN
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError
 
@@ -203,8 +204,10 @@ def pad_with(tokenizer: Any, network: Any) -> None:
         ModelError: the tokenizer has no such token.
     """
     if tokenizer.pad_token_id is None:
-        last = tokenizer("a")["input_ids"][-1:]
-        free = [i for i in tokenizer.all_special_ids if i not in (*last, tokenizer.unk_token_id)]
+        taken = tokenizer("a")["input_ids"][-1:]
+        if _writes_unknown(tokenizer):
+            taken.append(tokenizer.unk_token_id)
+        free = [i for i in tokenizer.all_special_ids if i not in taken]
         if not free:
             raise ModelError(
                 f"{tokenizer.name_or_path}: found no padding token, expected one because the head "
@@ -213,6 +216,18 @@ def pad_with(tokenizer: Any, network: Any) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
     for config in (network.config, network.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
+
+
+def _writes_unknown(tokenizer: Any) -> bool:
+    """Whether the token for unknown words may stand in a text; those of bytes know all of them.
+
+    So GPT-2 has one token for unknown words and for the end of a text.
+    """
+    try:
+        found = tokenizer(UNKNOWN, add_special_tokens=False)["input_ids"]
+    except Exception:  # Tokenizers raise bare exceptions.
+        return True
+    return not found or tokenizer.unk_token_id in found
 
 
 def longest_row(network: Any, tokenizer: Any) -> int:

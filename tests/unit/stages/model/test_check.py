@@ -127,6 +127,27 @@ def test_a_classifier_reads_its_last_token_whatever_pads_it(
             torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reads_bytes", [True, False])
+def test_one_token_for_all_that_is_special_pads_what_knows_every_byte(
+    copied: Any, reads_bytes: bool
+) -> None:
+    folder = copied("gpt2", "SequenceClassification")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] == "</s>"]
+    if not reads_bytes:
+        words = [w for w in tokenizer["model"]["vocab"] if w.isalpha() and w.isascii()]
+        known = {w: i for i, w in enumerate(["<s>", "</s>", *words])}
+        tokenizer["model"] = {"type": "WordLevel", "vocab": known, "unk_token": "</s>"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    # As GPT-2: no padding, and one token for beginning, end and what is unknown.
+    edit(folder / "tokenizer_config.json", pad_token=None, unk_token="</s>", bos_token="</s>")
+    spec = ModelSpec(str(folder), head="checkpoint", max_length=40)
+    if reads_bytes:
+        check_model(spec, "text")
+    else:
+        assert "found no padding token" in refused(spec)
+
+
 def test_positions_that_begin_behind_the_padding(copied: Any) -> None:
     folder = copied("roberta", max_position_embeddings=60)
     edit(folder / "tokenizer_config.json", model_max_length=10**30)
