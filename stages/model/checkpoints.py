@@ -1,6 +1,6 @@
 """The checkpoints that a Trainer of transformers or TRL saves, as stages of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
     `stages:` go into the YAML of a run over the rows that were trained on. Of a LoRA training the
     checkpoints are adapters of the model `path`; else the Trainer is given the tokenizer, which is
     then saved with them (`processing_class=tokenizer`). Written anew with every checkpoint: a
-    training that is killed leaves those it had.
+    training that is killed leaves those it had, and one that is resumed goes on with them.
 
     Source: TracInCP, Pruthi et al. 2020, arXiv:2002.08484, eq. 3: each checkpoint counts by the
     learning rate at which it was left.
@@ -46,6 +46,11 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         self._found: dict[str, tuple[dict[str, Any], float]] = {}
         self._rate = 0.0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Takes up the checkpoints of the training that is resumed; of a new one there are none."""
+        before = _written(self._out) if state.global_step else ()
+        self._found = {f"step_{n}": found for n, found in before if n <= state.global_step}
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Takes note of the rate of the step; when a checkpoint is saved it is the next one's."""
         (self._rate, *_) = map(float, given["lr_scheduler"].get_last_lr())
@@ -56,6 +61,9 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         model = {**self._model, "path": str(folder)}
         if (folder / ADAPTER).is_file():
             base = self._path or given["model"].get_base_model().config.name_or_path
+            # In a YAML a path would be that of a folder beside it.
+            local = Path(base).expanduser()
+            base = str(local.resolve()) if local.is_dir() else base
             model |= {"path": base, "adapter": str(folder)}
         found = {**self._found, f"step_{state.global_step}": (model, self._rate)}
         # In the first step of a warm-up the rate is 0: nothing has been learned.
@@ -71,6 +79,16 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         elif names:
             stages["tracin"] = {"gradients": names, "rates": rates}
         self._out.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+
+
+def _written(out: Path) -> Iterator[tuple[int, tuple[dict[str, Any], float]]]:
+    """The step, the model and the rate of each checkpoint in a file, where there is one."""
+    read = yaml.safe_load(out.read_text()) if out.is_file() else {}
+    stages = read.get("stages", {})
+    for name, field in (("tracin", "gradients"), ("less", "steps")):
+        over = stages.get(name, {field: [], "rates": []})
+        for step, rate in zip(over[field], over["rates"], strict=True):
+            yield int(step.removeprefix("step_")), (stages[step]["model"], rate)
 
 
 def _is_there(model: Mapping[str, Any]) -> bool:

@@ -1,0 +1,75 @@
+"""The callback of a Trainer, by the calls that a Trainer makes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.model.checkpoints import RecordCheckpoints
+
+
+class Training:
+    """Saves a checkpoint every other step, as a Trainer does."""
+
+    def __init__(self, folder: Path, callback: RecordCheckpoints, model: Any = None) -> None:
+        self.args = SimpleNamespace(output_dir=str(folder / "out"))
+        self.callback, self.model = callback, model
+
+    def go(self, start: int, stop: int) -> None:
+        """Goes on from a step to another."""
+        state = SimpleNamespace(global_step=start)
+        self.callback.on_train_begin(self.args, state, None)
+        while state.global_step < stop:
+            rates = SimpleNamespace(get_last_lr=lambda: [1 / (1 + state.global_step)])
+            self.callback.on_step_begin(self.args, state, None, lr_scheduler=rates)
+            state.global_step += 1
+            if state.global_step % 2 == 0:
+                folder = Path(self.args.output_dir) / f"checkpoint-{state.global_step}"
+                folder.mkdir(parents=True, exist_ok=True)
+                if self.model is not None:
+                    (folder / "adapter_config.json").touch()
+                self.callback.on_save(self.args, state, None, model=self.model)
+
+
+def stages_of(out: Path) -> Any:
+    return yaml.safe_load(out.read_text())["stages"]
+
+
+@pytest.mark.parametrize(
+    ("method", "field"), [("tracin", "gradients"), ("less", "steps")], ids=["tracin", "less"]
+)
+def test_a_training_that_is_resumed_goes_on_with_its_checkpoints(
+    tmp_path: Path, method: Any, field: str
+) -> None:
+    out = tmp_path / "checkpoints.yaml"
+    Training(tmp_path, RecordCheckpoints(out, method=method)).go(0, 6)
+    # Another process; step 6 is taken again.
+    Training(tmp_path, RecordCheckpoints(out, method=method)).go(4, 8)
+    stages = stages_of(out)
+    assert stages[method][field] == ["step_2", "step_4", "step_6", "step_8"]
+    assert stages[method]["rates"] == pytest.approx([1 / 2, 1 / 4, 1 / 6, 1 / 8])
+    assert stages["step_2"]["model"]["path"] == str(tmp_path / "out" / "checkpoint-2")
+
+
+def test_a_new_training_has_no_checkpoints_of_an_older_one(tmp_path: Path) -> None:
+    out = tmp_path / "checkpoints.yaml"
+    training = Training(tmp_path, RecordCheckpoints(out))
+    training.go(0, 4)
+    training.go(0, 2)
+    assert stages_of(out)["tracin"]["gradients"] == ["step_2"]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_model_beside_the_training_is_found_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    for name, path in (("base", str(tmp_path / "base")), ("owner/name", "owner/name")):
+        config = SimpleNamespace(name_or_path=name)
+        model = SimpleNamespace(get_base_model=lambda own=config: SimpleNamespace(config=own))
+        callback = RecordCheckpoints(tmp_path / "c.yaml", name if is_named else None)
+        Training(tmp_path, callback, model).go(0, 2)
+        assert stages_of(tmp_path / "c.yaml")["step_2"]["model"]["path"] == path
