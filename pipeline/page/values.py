@@ -98,10 +98,14 @@ def groups(subject: Subject, column: str) -> Groups:
     facts = subject.ask(
         f"SELECT count(DISTINCT {name}) AS n, any_value(typeof({name})) AS kind FROM examples AS e"
     ).first
-    is_number = str(facts["kind"]).startswith(("DOUBLE", "FLOAT", "DECIMAL", "BIGINT", "INT", "U"))
+    kind = str(facts["kind"])
+    is_number = kind.endswith(("INT", "INTEGER")) or kind.startswith(("DOUBLE", "FLOAT", "DECIMAL"))
     group, source = f"{name}::VARCHAR", "examples"
     if is_number and facts["n"] > FEW:
-        source = f"(SELECT *, ntile(4) OVER (ORDER BY {name}) AS assay_quarter FROM examples AS e)"
+        # Rows without a number are in no quarter.
+        place = f"ntile(4) OVER (PARTITION BY {name} IS NULL ORDER BY {name})"
+        quarter = f"CASE WHEN {name} IS NOT NULL THEN {place} END"
+        source = f"(SELECT *, {quarter} AS assay_quarter FROM examples AS e)"
         group = "e.assay_quarter"
     label = (
         f"min({name})::VARCHAR || ' to ' || max({name})::VARCHAR"
