@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import escape
+
 from pipeline.errors import RunError
 from pipeline.page.answers import answers
 from pipeline.page.cautions import cautions
@@ -83,7 +85,8 @@ def _table(caption: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str
     import pandas as pd  # a second, which other commands are spared
 
     cells = {title: [_cell(row[key]) for row in rows] for key, title in columns.items()}
-    style = pd.DataFrame(cells).style.set_caption(caption).hide(axis="index")
+    # pandas escapes cells and heads alone.
+    style = pd.DataFrame(cells).style.set_caption(str(escape(caption))).hide(axis="index")
     style = style.format(escape="html", precision=4, na_rep="", thousands=",")
     style = style.format_index(escape="html", axis="columns")
     texts = [title for title, values in cells.items() if any(isinstance(v, str) for v in values)]
@@ -174,7 +177,17 @@ def _matrix(subject: Subject) -> Any:
         "Rows with the label on the left, for which the label above fits best; ⚑ how many of these "
         "are flagged"
     )
-    return _table(caption, rows, {name: readable(name, 60) for name in ("", *found.names)})
+    return _table(caption, rows, {"": "", **_titles(found.names)})
+
+
+def _titles(names: Sequence[str]) -> dict[str, str]:
+    """The names as titles of columns: cut where they are long, but never so that two are alike."""
+    titles: dict[str, str] = {}
+    for most in (60, LONGEST, *map(len, names)):
+        titles = {name: readable(name, most) for name in names}
+        if len(set(titles.values())) == len(names):
+            break
+    return titles
 
 
 def _scores(subject: Subject) -> Any:
