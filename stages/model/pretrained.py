@@ -237,7 +237,9 @@ def longest_row(network: Any, tokenizer: Any) -> int:
     relatives positions begin behind that of the padding, so fewer rows are of use than there are.
     """
     config = network.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions < 1:  # as of XLNet
+        positions = tokenizer.model_max_length
     for name, module in network.named_modules():
         is_table = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
         if is_table and module.padding_idx is not None:

@@ -21,6 +21,7 @@ from stages.stage import ConfigError, ModelError
 MASKED, CAUSAL = (Prompt(f"{{text}} It was{mask}", ("good", "bad")) for mask in (" {mask}.", ""))
 MODELS: list[tuple[str, str, dict[str, Any], str]] = [
     *((kind, "", {}, "text") for kind in ("bert", "distilbert", "roberta", "gpt2", "t5", "bart")),
+    ("xlnet", "", {}, "text"),
     ("llama", "", {}, "messages"),
     ("t5", "", {"head": "random", "num_labels": 2}, "text"),
     *(
