@@ -66,11 +66,19 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
     on which another head is put.
 
     Raises:
-        ModelError: it is no LoRA adapter, or its weights and the network's layers do not match.
+        ModelError: it is no LoRA adapter, its weights and the network's layers do not match, or it
+            changed weights of the network that it does not hold.
     """
     with quiet(), as_model_error(folder, "adapter"):
         config = peft.PeftConfig.from_pretrained(str(folder))
         weights = peft.load_peft_weights(str(folder), device="cpu")
+    if str(config.init_lora_weights).startswith("pissa_niter"):
+        raise ModelError(
+            f"{folder}: found init_lora_weights: {config.init_lora_weights}, which took a random "
+            "part of the model's own weights that the adapter does not hold, expected an adapter "
+            "beside the whole weights. Save it again by save_pretrained with "
+            "path_initial_model_for_weight_conversion."
+        )
     modules = {name for name, _ in network.named_modules()}
     base = network.base_model_prefix
 
@@ -81,6 +89,7 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
 
     adapters: dict[str, Tensor] = {}
     targets, unplaced = set(), []
+    is_tied = getattr(config, "ensure_weight_tying", False)
     for key, weight in weights.items():
         key = key.removeprefix("base_model.model.")
         path, kind, leaf = key.partition(".lora_")
@@ -94,8 +103,13 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
             targets.add(module)
             adapters[f"{module}{kind}{leaf}"] = weight
         elif getattr(network.get_submodule(module), leaf, torch.empty(0)).shape == weight.shape:
-            with torch.no_grad():
-                network.get_submodule(module).get_parameter(leaf).copy_(weight)
+            own = network.get_submodule(module).get_parameter(leaf)
+            if is_tied:
+                own.data.copy_(weight)
+            else:
+                # A module that is trained beside adapters no longer shares its weight.
+                replaced = nn.Parameter(weight.to(own.dtype), requires_grad=False)
+                setattr(network.get_submodule(module), leaf, replaced)
         else:
             unplaced.append(key)
     if config.peft_type != peft.PeftType.LORA or not targets or unplaced:
@@ -110,9 +124,13 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
     config.layers_to_transform = config.layers_pattern = None
     config.rank_pattern = {place(path) or path: r for path, r in config.rank_pattern.items()}
     config.alpha_pattern = {place(path) or path: a for path, a in config.alpha_pattern.items()}
-    # It would have peft import a module that the folder names.
-    config.megatron_config = None
-    config.inference_mode, config.init_lora_weights = True, True
+    # It would have peft import a module that the folder names, and look for saved modules again.
+    config.megatron_config, config.ensure_weight_tying = None, False
+    config.inference_mode = True
+    # These begin by taking from the weight of a layer what the adapter has at the start; how others
+    # began does not matter.
+    if config.init_lora_weights not in ("pissa", "olora"):
+        config.init_lora_weights = True
     peft.inject_adapter_in_model(config, network)
     result = peft.set_peft_model_state_dict(network, adapters)
     missing = [key for key in result.missing_keys if ".lora_" in key]

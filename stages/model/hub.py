@@ -102,6 +102,8 @@ def _fingerprint(model: ModelSpec | ModelFiles, reads_chats: bool) -> str:
             total.update(path.name.encode() + b"\0" + content_digest(path))
     if misreading := _misreading(folder):
         total.update(str(1 + misreading).encode())
+    if model.adapter is not None and _was_adapter_misread(adapter_folder(model.adapter)):
+        total.update(b"2")
     return total.hexdigest()[:16]
 
 
@@ -194,6 +196,17 @@ def _misreading(folder: Path) -> int:
         or (is_classifier and not is_padded)
     )
     return 1 if is_misread else 0
+
+
+def _was_adapter_misread(folder: Path) -> bool:
+    """Whether rows that an early version computed with the adapter may be wrong.
+
+    It left the weights as they were from which some adapters are taken at the start, and put those
+    of a layer that was trained beside the adapters into others that shared them before.
+    """
+    config = read_json(folder, "adapter_config.json")
+    is_saved = bool(config.get("modules_to_save")) and config.get("task_type") != "SEQ_CLS"
+    return is_saved or config.get("init_lora_weights") in ("pissa", "olora")
 
 
 def _is_hub_snapshot(folder: Path) -> bool:

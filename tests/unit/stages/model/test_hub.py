@@ -151,6 +151,26 @@ def test_models_that_were_misread_once_have_another_fingerprint(
 
 
 @pytest.mark.parametrize(
+    ("config", "is_other"),
+    [
+        ({"init_lora_weights": True}, False),
+        ({"init_lora_weights": "pissa"}, True),
+        ({"modules_to_save": ["lm_head"], "task_type": "CAUSAL_LM"}, True),
+        ({"modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}, False),
+    ],
+)
+def test_adapters_that_were_misread_once_have_another_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], is_other: bool
+) -> None:
+    folder = folder_of(tmp_path / "model")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    spec = ModelSpec(str(folder), adapter=str(tmp_path))
+    found = fingerprint(spec)
+    monkeypatch.setattr(stages.model.hub, "_was_adapter_misread", lambda _: False)
+    assert (found != fingerprint(spec)) == is_other
+
+
+@pytest.mark.parametrize(
     "change", [{"num_hidden_layers": 10**6}, {"num_labels": 10**8}, {"x": {"n_layer": 1e9}}]
 )
 def test_a_config_of_too_many_layers_is_refused_at_once(
