@@ -25,13 +25,7 @@ def adapted(model: ModelSpec, network: Any) -> Any:
     """
     if model.adapter is None and model.train.lora is None:
         return network
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError(
-            f"{model.path}: found no package peft, expected it for LoRA adapters. "
-            f"Run `{install_command('lora')}`."
-        ) from error
+    peft = _package(model)
     network.requires_grad_(False)
     if model.adapter is not None:
         _load_adapter(peft, adapter_folder(model.adapter), network)
@@ -56,6 +50,31 @@ def adapted(model: ModelSpec, network: Any) -> Any:
         if isinstance(module, nn.Linear) and ".lora_A." in name:
             _draw_uniform(module.weight, f"{lora.seed}/{name}")
     return network
+
+
+def saved_beside(model: ModelSpec) -> set[str]:
+    """Names of the weights that the trained adapter of `model` holds whole, such as a head's.
+
+    Raises:
+        ModelError: peft is not installed, or the adapter cannot be read.
+    """
+    if model.adapter is None:
+        return set()
+    peft, folder = _package(model), adapter_folder(model.adapter)
+    with quiet(), as_model_error(folder, "adapter"):
+        weights = peft.load_peft_weights(str(folder), device="cpu")
+    return {key.removeprefix("base_model.model.") for key in weights if ".lora_" not in key}
+
+
+def _package(model: ModelSpec) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(
+            f"{model.path}: found no package peft, expected it for LoRA adapters. "
+            f"Run `{install_command('lora')}`."
+        ) from error
+    return peft
 
 
 def _load_adapter(peft: Any, folder: Path, network: Any) -> None:

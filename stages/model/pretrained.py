@@ -10,7 +10,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.model.adapters import adapted
+from stages.model.adapters import adapted, saved_beside
 from stages.model.hub import as_model_error, quiet, refuse_large, resolve
 from stages.model.refusals import UNKNOWN
 from stages.model.spec import ModelSpec
@@ -127,7 +127,8 @@ def linear(weight: Float[Tensor, "outputs dim"], bias: Float[Tensor, " outputs"]
 def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
     """The checkpoint's model with its head, by `loader`, an `AutoModelFor...` class.
 
-    `what` is the word for such a model in messages.
+    `what` is the word for such a model in messages. A head that an adapter holds is put in with it
+    (`stages.model.adapters`).
 
     Raises:
         ModelError: the checkpoint is no such model, lacks weights of its head, or has weights of
@@ -145,9 +146,10 @@ def load_whole(model: ModelSpec, loader: Any, what: str) -> Any:
             ignore_mismatched_sizes=True,
         )
     _refuse_mismatched(model, info["mismatched_keys"])
-    _refuse_missing(
-        model, info["missing_keys"], "Set head: probe, or use a checkpoint with a trained head"
-    )
+    missing = set(info["missing_keys"])
+    if missing:
+        missing -= saved_beside(model)
+    _refuse_missing(model, missing, "Set head: probe, or use a checkpoint with a trained head")
     return network
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from stages.model.measurement import Measurement, load_measurement
 from stages.model.spec import ModelSpec
@@ -25,8 +26,12 @@ pytestmark = pytest.mark.filterwarnings(
 def trained(folder: Path, place: Path, **config: Any) -> Any:
     """A causal model with an adapter that a training has moved, and saved in `place`."""
     network = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    lora = peft.LoraConfig(r=3, target_modules=["q_proj"], task_type="CAUSAL_LM", **config)
-    wrapped = peft.get_peft_model(network, lora)
+    return moved(network, place, target_modules=["q_proj"], task_type="CAUSAL_LM", **config)
+
+
+def moved(network: Any, place: Path, **config: Any) -> Any:
+    """The model with an adapter of which no weight is zero, and which is saved in `place`."""
+    wrapped = peft.get_peft_model(network, peft.LoraConfig(r=3, **config))
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(3)
         for parameter in wrapped.parameters():
@@ -78,4 +83,39 @@ def test_an_adapter_beside_weights_that_nobody_has_is_refused(
     trained(folder, tmp_path / "adapter", init_lora_weights="pissa_niter_4")
     spec = ModelSpec(str(folder), head="completion", adapter=str(tmp_path / "adapter"))
     with pytest.raises(ModelError, match="found init_lora_weights: pissa_niter_4"):
+        load_measurement(spec, memory({}))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama"])
+def test_a_head_that_is_saved_with_an_adapter_is_the_models(
+    saved: Any, text: pa.Table, memory: Any, tmp_path: Path, kind: str
+) -> None:
+    # As after a fine-tuning of a model that had no head before.
+    folder = saved(kind)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    target = {"llama": ["q_proj"], "distilbert": ["q_lin"]}.get(kind, ["query"])
+    place = tmp_path / "adapter"
+    wrapped = moved(network, place, target_modules=target, task_type="SEQ_CLS")
+    spec = ModelSpec(str(folder), head="checkpoint", adapter=str(place))
+    measurement: Measurement = load_measurement(spec, memory({}))
+    batch = measurement.batch(measurement.tokenise(text), np.arange(text.num_rows))
+    with torch.no_grad():
+        found = measurement.outputs(batch)
+        torch.testing.assert_close(found, wrapped(**batch).logits, rtol=1e-4, atol=1e-4)
+    assert found.shape == (text.num_rows, 3)
+    with pytest.raises(ModelError, match="found no weights for"):
+        load_measurement(ModelSpec(str(folder), head="checkpoint"), memory({}))
+
+
+def test_a_head_that_an_adapter_holds_a_part_of_is_refused(
+    saved: Any, memory: Any, tmp_path: Path
+) -> None:
+    folder, place = saved("bert"), tmp_path / "adapter"
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    moved(network, place, target_modules=["query"], task_type="SEQ_CLS")
+    weights = load_file(place / "adapter_model.safetensors")
+    del weights["base_model.model.classifier.bias"]
+    save_file(weights, place / "adapter_model.safetensors")
+    spec = ModelSpec(str(folder), head="checkpoint", adapter=str(place))
+    with pytest.raises(ModelError, match=r"found no weights for classifier.bias, expected"):
         load_measurement(spec, memory({}))
