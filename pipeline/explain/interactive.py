@@ -1,5 +1,6 @@
 """One text after another, explained with models that are opened once: `explain --interactive`."""
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,9 @@ def interactive(run: Any, methods: Sequence[str], top: int, new_tokens: int, is_
     """
     kind = "prompt" if run.task() == "completion" else "text"
     kept: dict[str, Any] = {}
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Bytes that are no text are then wrong with one line, and not the end of all.
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         if sys.stdin.isatty():
             click.echo(f"{kind}> ", nl=False, err=True)
