@@ -318,6 +318,7 @@ def test_of_a_linear_model_it_is_gradient_times_input() -> None:
     [
         (torch.sigmoid, "sigmoid"),
         (lambda x: x.cumsum(0), "cumsum"),
+        (lambda x: x.cumsum(0).masked_fill_(x > 1, 0.0), "cumsum"),
         (lambda x: x / (1 + x.abs()), "truediv|div"),
         (lambda x: x * x.sigmoid(), "sigmoid"),
         (lambda x: x.exp_(), "exp_"),
