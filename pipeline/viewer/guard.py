@@ -6,6 +6,7 @@ they make stand for this machine (DNS rebinding) is refused, too.
 """
 
 import hmac
+import ipaddress
 import secrets
 
 from flask import Flask, Response, abort, redirect, request
@@ -18,6 +19,8 @@ POLICY = (
 REMEMBERED_S = 30 * 86400
 LARGEST = 1 << 20
 """Bytes of a request."""
+EVERYWHERE = "0.0.0.0"
+"""What a server that listens on all addresses of its machine is called."""
 
 
 def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
@@ -26,7 +29,8 @@ def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
     Args:
         app: The server.
         token: A secret that its address holds.
-        names: What the server may be called: hosts, without the port.
+        names: What the server may be called: hosts, without the port. With `EVERYWHERE` also any
+            address in numbers, which no page can make its own.
         port: The port that it listens on.
     """
     cookie, person = f"assay_{port}", f"assay_person_{port}"  # all ports share their cookies
@@ -36,7 +40,8 @@ def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
 
     @app.before_request
     def check() -> AnyResponse | None:
-        if request.host not in hosts:
+        is_number = EVERYWHERE in names and _is_address(request.host, port)
+        if request.host not in hosts and not is_number:
             abort(403, "The server is not called by that name. Open the address it printed.")
         origin = request.headers.get("Origin")
         if origin is not None and origin != f"http://{request.host}":
@@ -71,6 +76,16 @@ def guard(app: Flask, token: str, names: frozenset[str], port: int) -> None:
         return answer
 
     app.config["PERSON_COOKIE"] = person
+
+
+def _is_address(host: str, port: int) -> bool:
+    """Whether this is an address in numbers, with the port, or without that of HTTP."""
+    name, colon, given = host.partition(":")
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return given == str(port) if colon else port == 80
 
 
 def _is_same(given: str, token: str) -> bool:

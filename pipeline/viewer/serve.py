@@ -10,6 +10,7 @@ import waitress
 
 from pipeline.errors import RunError
 from pipeline.open_run import open_run
+from pipeline.viewer.guard import EVERYWHERE
 from pipeline.viewer.server import Viewer
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -31,7 +32,8 @@ def serve(
         run: Folder of a run.
         review: File of decisions, by default `review.csv` in the folder of the run.
         by: Columns of the source that rows are listed with and filtered by.
-        host: The address to listen on; another than the default lets other machines in.
+        host: The address to listen on; another than the default lets other machines in, 0.0.0.0 by
+            any address of this one, and by its name.
         port: The port, or 0 for a free one.
         is_opened: Whether a browser is opened.
         tell: Called with the address to open, which holds the token, and the number of rows.
@@ -44,7 +46,9 @@ def serve(
     opened = open_run(run, is_shut_in=True)
     viewer = Viewer(opened, (review or opened.folder.path / "review.csv").resolve(), by)
     token = secrets.token_urlsafe(24)
-    names = frozenset(LOOPBACK if host in LOOPBACK else (host, *LOOPBACK))
+    names = frozenset((host, *LOOPBACK))
+    if host == EVERYWHERE:
+        names |= {socket.gethostname().lower()}
     try:
         listening = socket.create_server((host, port))
     except OSError as error:
