@@ -145,7 +145,19 @@ class FromEmbeddings:
     def _replaced(self, layer: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
         self._n_read += 1
         given = self._embeddings
-        return given if given is None or self._scale == 1 else self._scale * given
+        if given is None:
+            return None
+        given = given if self._scale == 1 else self._scale * given
+        n_rows, n_tokens, _ = given.shape
+        if output.shape[0] != n_rows or output.shape[1] < n_tokens:
+            raise ConfigError(
+                f"{self.measurement.spec.path}: found a model that looks up words of shape "
+                f"{tuple(output.shape[:2])} for {n_rows} rows of {n_tokens} tokens, expected them "
+                "row by row. Leave token attribution out."
+            )
+        # Longformer pads rows to a multiple of its window.
+        more = output[:, n_tokens:].detach()
+        return torch.cat([given, more], 1) if more.shape[1] else given
 
 
 Points = Callable[[int, Int[np.ndarray, " points"]], Float[Tensor, "points tokens dim"]]
