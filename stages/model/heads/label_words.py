@@ -76,6 +76,9 @@ class LabelWords(Head):
 
         The rows of the output layer are copied: a head of its own, not tied to the embedding
         tables.
+
+        Raises:
+            ModelError: the output layer is not linear, or more than that.
         """
         spec = self.spec
         ids = label_word_ids(tokenizer, self._prompt.label_words)
@@ -91,8 +94,15 @@ class LabelWords(Head):
         name = next(name for name, module in network.named_modules() if module is head)
         network.config.tie_word_embeddings = False
         network.set_output_embeddings(_rows(head, ids).to(head.weight.dtype))
-        with torch.no_grad():
-            refuse_other_logits(spec, network(input_ids=sample).logits, wanted)
+        try:
+            with torch.no_grad():
+                found = network(input_ids=sample).logits
+        except RuntimeError as error:
+            raise ModelError(
+                f"{spec.path}: found an output layer that cannot be cut down to the label words "
+                f"({error}), expected a linear layer alone. Set head: probe."
+            ) from error
+        refuse_other_logits(spec, found, wanted)
         return MaskedWordNetwork(network, name), len(ids)
 
     def encode(

@@ -149,6 +149,12 @@ def test_one_token_for_all_that_is_special_pads_what_knows_every_byte(
         assert "found no padding token" in refused(spec)
 
 
+def test_an_output_layer_that_cannot_be_cut_is_refused(saved: Any) -> None:
+    folder = saved("mobilebert", "MaskedLM")
+    spec = ModelSpec(str(folder), head="label_words", prompt=MASKED, max_length=40)
+    assert "cannot be cut down to the label words" in refused(spec)
+
+
 def test_positions_that_begin_behind_the_padding(copied: Any) -> None:
     folder = copied("roberta", max_position_embeddings=60)
     edit(folder / "tokenizer_config.json", model_max_length=10**30)
