@@ -1,4 +1,8 @@
-"""What a causal language model writes after a prompt: greedy, one pass for each new token alone."""
+"""What a causal language model writes after a prompt: greedy, one pass for each new token alone.
+
+It ends at what ends a text for the tokenizer, and at what `generation_config.json` names beside the
+weights, such as the token that ends a turn of Gemma.
+"""
 
 import json
 from typing import Any
@@ -6,13 +10,14 @@ from typing import Any
 import torch
 
 from stages.corpus.conversations import is_learned
+from stages.model.hub import read_json, resolve
 from stages.model.measurement import Measurement
 from stages.model.networks import IGNORED
 from stages.stage import DataError
 
 
 def written(measurement: Measurement, text: str, pair: str | None, new_tokens: int) -> str:
-    """The likeliest answer of at most `new_tokens` tokens, without the token that ends it.
+    """The likeliest answer of at most `new_tokens` tokens, without one that ends it (`ends_of`).
 
     `text` and `pair` are the text columns of a row whose answer is left open: of a conversation its
     messages up to the one that is asked for, of a prompt with a completion the prompt. A plain text
@@ -30,18 +35,26 @@ def written(measurement: Measurement, text: str, pair: str | None, new_tokens: i
             f"prompt: found {len(ids)} tokens, expected at least 1 and fewer than max_length, "
             f"{measurement.spec.max_length}. Give another prompt, or raise max_length."
         )
-    end, found, cache = measurement.tokenizer.eos_token_id, list[int](), None
+    ends, found, cache = ends_of(measurement), list[int](), None
     given = torch.tensor([ids], device=measurement.device)
     with torch.no_grad():
         while len(found) < min(new_tokens, room):
             out = network.trunk(input_ids=given, past_key_values=cache, use_cache=True)
             word = int(network.head(out.last_hidden_state[0, -1]).argmax())
-            if word == end:
+            if word in ends:
                 break
             found.append(word)
             given, cache = given.new_tensor([[word]]), out.past_key_values
     answer: str = measurement.tokenizer.decode(found, skip_special_tokens=True)
     return answer
+
+
+def ends_of(measurement: Measurement) -> frozenset[int]:
+    """The tokens at which a model stops writing, as `generate` of transformers does."""
+    told = read_json(resolve(measurement.spec), "generation_config.json").get("eos_token_id")
+    named = told if isinstance(told, list) else [told]
+    ends = (measurement.tokenizer.eos_token_id, *named)
+    return frozenset(int(end) for end in ends if end is not None)
 
 
 def _prompt(measurement: Measurement, text: str, pair: str | None) -> list[int]:

@@ -23,6 +23,7 @@ from stages.model.measurement import Measurement, forward, load_measurement
 from stages.model.networks import IGNORED, TokenNetwork, widened
 from stages.model.size import network_size
 from stages.model.spec import ModelSpec, RunsModel
+from stages.model.writing import ends_of
 from stages.stage import ConfigError, Cost, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -81,7 +82,7 @@ class Continuation(RunsModel, Stage):
     seed: int = 0
     """Of the draw of documents, where the corpus has more than 20,000."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     split: ClassVar[Split] = "query"
     tasks: ClassVar[tuple[str, ...]] = ("completion",)
 
@@ -167,7 +168,7 @@ class Continuation(RunsModel, Stage):
         tokens = measurement.tokenise(text)
         queries, targets = tokens.columns["input_ids"], tokens.columns["targets"]
         predicted = [[at + 1 for at, t in enumerate(row) if t != IGNORED] for row in targets]
-        end = measurement.tokenizer.eos_token_id
+        end, ends = measurement.tokenizer.eos_token_id, ends_of(measurement)
         if self.new_tokens == 0:
             return [
                 (ids, [at for at in places if ids[at] != end])
@@ -189,12 +190,12 @@ class Continuation(RunsModel, Stage):
             going = [
                 at
                 for at in going
-                if grown[at][-1] != end and len(grown[at]) < self.model.max_length
+                if grown[at][-1] not in ends and len(grown[at]) < self.model.max_length
             ]
             if not going:
                 break
         return [
-            (ids, [at for at in range(first, len(ids)) if ids[at] != end])
+            (ids, [at for at in range(first, len(ids)) if ids[at] not in ends])
             for ids, first in zip(grown, begins, strict=True)
         ]
 

@@ -1,5 +1,6 @@
 """Continuations against transformers' own, token spectra against a pass over every place."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,31 @@ def folder(saved: Any) -> Path:
 
 @pytest.mark.parametrize("form", ["text", "prompt_completion"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_continuation_is_what_generate_writes(kind: str, form: str, saved: Any) -> None:
-    folder = saved(kind, "CausalLM")
+@pytest.mark.parametrize("has_ends", [False, True])
+def test_a_continuation_is_what_generate_writes(
+    kind: str, form: str, has_ends: bool, saved: Any, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved(kind, "CausalLM"), tmp_path / "model"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     every = {tokenizer.decode([token]).strip() for token in range(len(tokenizer))}
     stage = Continuation(spec_of(folder), new_tokens=7, words=tuple(every))
     rows = run(stage, Texts(form))["continuation"].to_pylist()
     network = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     network.generation_config.pad_token_id = tokenizer.pad_token_id
+    if has_ends:
+        # A token that is written behind the first query ends what is written.
+        first, *others = (row["token_id"] for row in rows if row["query_id"] == 0)
+        end = next(token for token in others if token != first)
+        network.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+        network.generation_config.save_pretrained(folder)
+        rows = run(stage, Texts(form))["continuation"].to_pylist()
     for query, text in enumerate(QUERIES):
         ids = tokenizer(text)["input_ids"]
         ids = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
         whole = network.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=7)[0]
         logits = network(whole[None]).logits[0].detach().double()
         mine = [row for row in rows if row["query_id"] == query]
-        assert mine
+        assert mine or has_ends
         for row in mine:
             at, token = row["token_index"], row["token_id"]
             assert at >= len(ids)

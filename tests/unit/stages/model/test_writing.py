@@ -1,12 +1,14 @@
 """What a model writes after a prompt, against passes over all tokens before each new one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from memory_inputs import MemoryInputs
 from tiny_models import CHAT
 
@@ -54,6 +56,30 @@ def test_words_are_the_likeliest_one_after_the_other(
             break
     wanted = tokenizer.decode(found, skip_special_tokens=True)
     assert written(measurement, text, None, NEW) == wanted
+
+
+def test_an_answer_ends_where_the_models_generation_does(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(saved("llama", "CausalLM"), tmp_path / "model")
+    spec = ModelSpec(str(folder), head="completion", max_length=48)
+    measurement = load_measurement(spec, MemoryInputs({}, {"text": {"format": "text"}}))
+    tokenizer = measurement.tokenizer
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([tokenizer("the house is")["input_ids"]])
+
+    def generated() -> list[int]:
+        found = network.generate(ids, do_sample=False, max_new_tokens=NEW)
+        return list(found[0, ids.shape[1] :].tolist())
+
+    first, *others = generated()
+    end = next(token for token in others if token != first)
+    network.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    network.generation_config.save_pretrained(folder)
+    *kept, last = generated()
+    assert last == end
+    wanted = tokenizer.decode(kept, skip_special_tokens=True)
+    assert written(measurement, "the house is", None, NEW) == wanted
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(saved: Callable[..., Path]) -> None:
