@@ -177,7 +177,9 @@ class Continuation(RunsModel, Stage):
         # A text goes on from its end; a prompt from where its completion would begin.
         grown = []
         for ids, places in zip(queries, predicted, strict=True):
-            stop = places[0] if places else len(ids)
+            # Of a conversation with several answers from the last one.
+            starts = [at for n, at in enumerate(places) if n == 0 or places[n - 1] != at - 1]
+            stop = starts[-1] if starts else len(ids)
             if measurement.form == "text":
                 stop = len(ids) - (ids[-1] == end)
             grown.append(ids[:stop])
