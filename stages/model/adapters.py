@@ -114,6 +114,10 @@ def _load_adapter(peft: Any, folder: Path, network: Any) -> None:
         path, kind, leaf = key.partition(".lora_")
         if not kind:
             path, kind, leaf = key.rpartition(".")
+        if leaf == "bias":  # with `bias: all` peft names them by the modules that it puts around
+            if path.endswith(".original_module"):
+                continue
+            path = path.removesuffix(".base_layer").removesuffix(".modules_to_save")
         module = place(path)
         if module is None:
             is_head = kind == "." and network is network.base_model

@@ -86,6 +86,23 @@ def test_an_adapter_beside_weights_that_nobody_has_is_refused(
         load_measurement(spec, memory({}))
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+@pytest.mark.parametrize(("kind", "target"), [("bert", "query"), ("gpt2", "c_attn")])
+def test_biases_that_are_trained_with_an_adapter_are_the_models(
+    saved: Any, text: pa.Table, memory: Any, tmp_path: Path, kind: str, target: str, bias: Any
+) -> None:
+    folder, place = saved(kind, "SequenceClassification"), tmp_path / "adapter"
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    config = {"target_modules": [target], "bias": bias, "fan_in_fan_out": kind == "gpt2"}
+    wrapped = moved(network, place, task_type="SEQ_CLS", **config)
+    spec = ModelSpec(str(folder), head="checkpoint", adapter=str(place))
+    measurement: Measurement = load_measurement(spec, memory({}))
+    batch = measurement.batch(measurement.tokenise(text), np.arange(text.num_rows))
+    with torch.no_grad():
+        found, wanted = measurement.outputs(batch), wrapped(**batch).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama"])
 def test_a_head_that_is_saved_with_an_adapter_is_the_models(
     saved: Any, text: pa.Table, memory: Any, tmp_path: Path, kind: str
