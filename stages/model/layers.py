@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from stages.model.spec import Trained
@@ -43,6 +44,7 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
 
     Raises:
         ConfigError: no layer matches the patterns, or the network has too few blocks.
+        ModelError: the patterns select weights that are in no such layer, as those of experts.
     """
     candidates: dict[str, nn.Module] = {
         n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | Conv1D)
@@ -63,6 +65,8 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
         for n, m in candidates.items()
         if any(fnmatch.fnmatchcase(n, pattern) for pattern in trained.layers)
     }
+    if not any(".lora_B." in name for name in candidates):
+        _refuse_stacked(network, trained)
     if not chosen:
         raise ConfigError(
             f"train: found no layer that fits layers: {list(trained.layers)} among "
@@ -70,6 +74,28 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
             "Correct the patterns."
         )
     return chosen
+
+
+def _refuse_stacked(network: nn.Module, trained: Trained) -> None:
+    """Raises where matrices in a stack are selected, as a mixture of experts keeps its weights.
+
+    They would be left out without a word. Weights of convolutions have such shapes, too.
+
+    Raises:
+        ModelError: there is such a stack.
+    """
+    weights = dict(network.named_parameters())
+    if trained.last_blocks is not None:
+        weights = _above(network, weights, trained.last_blocks)
+    for name, weight in weights.items():
+        owner = network.get_submodule(name.rpartition(".")[0])
+        is_stack = weight.dim() == 3 and len(weight) > 1 and not isinstance(owner, _ConvNd)
+        if is_stack and any(fnmatch.fnmatchcase(name, pattern) for pattern in trained.layers):
+            raise ModelError(
+                f"train: found {name}, {len(weight)} matrices in a stack, as of a mixture of "
+                "experts, expected weights of linear layers that every token passes. Name such by "
+                "train.layers, for example ['*attn*'], or train LoRA adapters (train.lora)."
+            )
 
 
 def tied_tables(

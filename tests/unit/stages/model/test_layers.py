@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +19,26 @@ def test_a_table_cannot_share_the_weight_of_a_conv1d() -> None:
     network["first"].weight = network["table"].weight
     with pytest.raises(ModelError, match="embedding table table in a Conv1D"):
         tied_tables(network, trained_layers(network, Trained()))
+
+
+def test_experts_in_a_stack_are_refused_where_they_are_selected() -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    network = transformers.MixtralForCausalLM(config)
+    for trained in (Trained(), Trained(last_blocks=1), Trained(layers=("*.1.*",))):
+        with pytest.raises(ModelError, match=r"experts\.gate_up_proj, 3 matrices in a stack"):
+            trained_layers(network, trained)
+    chosen = trained_layers(network, Trained(layers=("*attn*",)))
+    assert len(chosen) == 2 * 4
+    # Convolutions have weights of such a shape.
+    assert trained_layers(nn.Sequential(nn.Conv1d(2, 3, 3), nn.Linear(2, 2)), Trained())
 
 
 class Scaled(nn.Embedding):
