@@ -53,6 +53,7 @@ def test_one_worker_on_ray_gives_the_bytes_of_this_process(
     assert processes(process.pid) == {}
 
 
+@pytest.mark.slow
 def test_two_workers_on_two_nodes_give_the_bytes_of_this_process(
     unbroken: Any, write_config: Any, cli: Any, tables_of: Any, tmp_path: Path, cluster: Any
 ) -> None:
