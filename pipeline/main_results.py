@@ -59,6 +59,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "doubtful": None,
         "agreement": None,
         "most_frequent": None,
+        "expected_precision": None,
         "pairs": [],
         "answers": [],
         "bad_answers": None,
@@ -274,8 +275,14 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
             f"WHERE method = {quoted(method)} GROUP BY given_label)"
         )
     )
+    ((right,),) = _fetch(
+        run.sql(
+            "SELECT avg(p_wrong) FILTER (is_label_issue) FROM label_issues "
+            f"WHERE method = {quoted(method)}"
+        )
+    )
     known = {"doubtful": doubtful, "agreement": agreement, "most_frequent": majority}
-    return {**known, "pairs": pairs}
+    return {**known, "expected_precision": right, "pairs": pairs}
 
 
 def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -360,14 +360,16 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
     agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
     least = summary["most_frequent"]
     if least is not None and summary["agreement"] < least + BARELY * (1 - least):
+        more = "no more" if summary["agreement"] <= least else "not much more"
         agreement += (
-            f", not much more than the {least:.0%} that have the most frequent class, so that "
-            "flags say little"
+            f", {more} than the {least:.0%} that have the most frequent class, so that flags say "
+            "little"
         )
     if flagged:
         return (
-            f"{_of(flagged, n, 'labels')} flagged as probably wrong; {agreement}. The order is "
-            f"surer than this number: {command('flag', summary['run'], '--top', '100')} reads on."
+            f"{_of(flagged, n, 'labels')} flagged, {summary['expected_precision']:.0%} of these "
+            f"expected to be wrong; {agreement}. The order is surer than these numbers: "
+            f"{command('flag', summary['run'], '--top', '100')} reads on."
         )
     look = (
         f"{count_text(doubtful, 'label is', 'labels are')} worth a look all the same, as "

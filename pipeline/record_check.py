@@ -23,6 +23,8 @@ def odd_in(record: Mapping[str, Any]) -> str | None:
     for name, kind in kinds.items():
         if name in record and not isinstance(record[name], kind):
             return f"{name}: {str(record[name])[:60]!r}"
+    if "\0" in (record.get("store") or ""):
+        return f"store: {record['store'][:60]!r}"
     if not all(isinstance(split, str) for split in record["splits"].values()):
         return f"splits: {str(record['splits'])[:60]}"
     return None

@@ -61,6 +61,7 @@ SUMMARY = {
     "doubtful": 7,
     "agreement": 0.68,
     "most_frequent": 0.5,
+    "expected_precision": 0.42,
     "answers": (),
     "bad_answers": None,
     "other_answers": None,
@@ -88,9 +89,14 @@ SUMMARY = {
             ],
         ),
         ({"doubtful": 0}, ["None of 200 labels is flagged", "rather than hard to predict. 12"]),
-        ({"flagged": 3}, ["3 of 200 labels are flagged", "agree with 68%", "--top 100 reads on"]),
+        (
+            {"flagged": 3},
+            ["3 of 200 labels are flagged, 42% of these expected to be wrong; out-of-sample"],
+        ),
+        ({"flagged": 3}, ["agree with 68%", "--top 100 reads on"]),
         ({"flagged": 3, "agreement": None}, ["3 of 200 labels are flagged as probably wrong. 12"]),
         ({"flagged": 3, "most_frequent": 0.65}, ["not much more than the 65%", "say little"]),
+        ({"flagged": 3, "most_frequent": 0.7}, ["68% of the labels, no more than the 70%"]),
         ({}, ["12 labels 'bad' are expected to be rows of class 'good'."]),
     ],
 )

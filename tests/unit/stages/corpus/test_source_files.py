@@ -303,6 +303,8 @@ def test_what_is_denied(web: Web, bucket: Any, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_a_host_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
