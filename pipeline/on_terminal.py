@@ -163,7 +163,7 @@ def _print_forecast(expected: Mapping[str, Any]) -> None:
     rows = expected["rows"]
     utilities = [name.removesuffix("_sd") for name in rows[0] if name.endswith("_sd")]
     called = {"all": "all rows", "random": "random rows"}
-    show("\nThe surrogate trained on them, judged on queries that had no say:")
+    show("\nThe surrogate trained on them, judged on queries that had no say (higher is better):")
     show(
         table(
             ["trained on", *utilities],

@@ -58,10 +58,13 @@ def advice() -> str:
 
     if datasets.config.HF_HUB_OFFLINE:
         return (
-            "HF_HUB_OFFLINE is set, so only data sets in the cache can be loaded: unset it, or "
-            "point path to a local copy."
+            "No file or folder here has that name, and HF_HUB_OFFLINE is set, so that of the hub "
+            "only data sets in the cache can be loaded: unset it, or point path to a local copy."
         )
-    return "Correct path, name or revision, and log in if the data set is private."
+    return (
+        "No file or folder here has that name. Correct path, name or revision, and log in if the "
+        "data set is private."
+    )
 
 
 def saved_splits(path: str, source: Source, piece_bytes: int) -> dict[str, Callable[[], Split]]:
