@@ -235,8 +235,9 @@ def _labelled_values(method: str, utility: str) -> str:
 def _noise(run: Any, method: str) -> dict[str, Any]:
     """What is known of the labels beside the flags of an instance of `label_issues`.
 
-    How many are contradicted by far, the share that the predictions agree with, and the pairs of
-    classes that are confused most, where some are confused more than others.
+    How many are contradicted by far, the share that the predictions agree with, the share of the
+    flagged that is expected to be wrong, and the pairs of classes that are confused most, where
+    some are confused more than others.
     """
     ((details, noise),) = _fetch(
         run.sql(
@@ -247,10 +248,11 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
     facts = json.loads(details)
     if "rates" not in facts:  # of an earlier version
         return {}
-    ((doubtful,),) = _fetch(
+    ((doubtful, right),) = _fetch(
         run.sql(
-            f"SELECT count(*) FROM tables.label_issues WHERE method = {quoted(method)} "
-            f"AND suggested_label <> given_label AND confidence >= {LIKELIER} * label_score"
+            "SELECT count(*) FILTER (suggested_label <> given_label "
+            f"AND confidence >= {LIKELIER} * label_score), avg(p_wrong) FILTER (is_label_issue) "
+            f"FROM tables.label_issues WHERE method = {quoted(method)}"
         )
     )
     replaced = [
@@ -273,12 +275,6 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
         run.sql(
             "SELECT max(n) / sum(n) FROM (SELECT count(*) AS n FROM tables.label_issues "
             f"WHERE method = {quoted(method)} GROUP BY given_label)"
-        )
-    )
-    ((right,),) = _fetch(
-        run.sql(
-            "SELECT avg(p_wrong) FILTER (is_label_issue) FROM label_issues "
-            f"WHERE method = {quoted(method)}"
         )
     )
     known = {"doubtful": doubtful, "agreement": agreement, "most_frequent": majority}

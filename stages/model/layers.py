@@ -12,13 +12,15 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from stages.model.spec import Trained
 from stages.stage import ConfigError, ModelError
 
 Named = TypeVar("Named")
+
+CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
+"""Layers whose weights have three axes and are no stack of matrices."""
 
 
 class Shape(NamedTuple):
@@ -79,7 +81,7 @@ def trained_layers(network: nn.Module, trained: Trained) -> dict[str, nn.Module]
 def _refuse_stacked(network: nn.Module, trained: Trained) -> None:
     """Raises where matrices in a stack are selected, as a mixture of experts keeps its weights.
 
-    They would be left out without a word. Weights of convolutions have such shapes, too.
+    They would be left out without a word.
 
     Raises:
         ModelError: there is such a stack.
@@ -89,7 +91,7 @@ def _refuse_stacked(network: nn.Module, trained: Trained) -> None:
         weights = _above(network, weights, trained.last_blocks)
     for name, weight in weights.items():
         owner = network.get_submodule(name.rpartition(".")[0])
-        is_stack = weight.dim() == 3 and len(weight) > 1 and not isinstance(owner, _ConvNd)
+        is_stack = weight.dim() == 3 and len(weight) > 1 and not isinstance(owner, CONVOLUTIONS)
         if is_stack and any(fnmatch.fnmatchcase(name, pattern) for pattern in trained.layers):
             raise ModelError(
                 f"train: found {name}, {len(weight)} matrices in a stack, as of a mixture of "

@@ -40,11 +40,11 @@ UNKNOWN, NO_NOISE = 1e-3, 1e-6
 margins."""
 LEAST_KNOWN = 0.25
 """Log-likelihood for each class that predictions must gain over the frequencies of classes. Labels
-of which hidden states tell nothing gain it by chance about once in 8. More would be asked in vain
+of which hidden states tell nothing gain it by chance about once in 9. More would be asked in vain
 where 40 % of the labels of two classes are wrong: `scripts/benchmarks/noise.md`.
 """
 FEWEST_KNOWN = 10
-"""Rows that tell something of noise at least: fewer gain so much by chance in every second draw."""
+"""Rows that tell of noise at least: fewer gain so much by chance in a third of draws or more."""
 LEAST_GAIN = 2.0
 """Log-likelihood of unseen labels that uneven noise must gain: they are seven times as likely."""
 MOST_UNEVEN = 0.4
@@ -147,7 +147,7 @@ def tells(outputs: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
     Raises:
         DataError: no fit is finite.
     """
-    if len(labels) < 2:
+    if len(labels) < FEWEST_KNOWN:
         return False
     rows = _Labels(outputs, labels, torch.ones_like(outputs, dtype=torch.bool))
     return _even_or_unknown(rows)[1] is None

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from adapters import save_moved
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -154,13 +155,7 @@ def save_adapter(folder: Path, network: Any, place: Path, **config: Any) -> Path
     """A trained adapter of the network as peft saves it: no weight of it is zero."""
     is_transposed = any(isinstance(m, Conv1D) for m in network.modules())
     lora = peft.LoraConfig(r=3, lora_alpha=6, fan_in_fan_out=is_transposed, **config)
-    wrapped = peft.get_peft_model(network, lora)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(3)
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
-    wrapped.save_pretrained(place)
+    save_moved(peft.get_peft_model(network, lora), place)
     return place
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from adapters import save_moved
 from tiny_models import word_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -245,13 +246,8 @@ def test_a_trained_adapter_is_compared_with_the_model_below_it(
 ) -> None:
     folder = saved("llama", "CausalLM")
     network = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    wrapped = peft.get_peft_model(network, peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(3)
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn_like(parameter)
-    wrapped.save_pretrained(tmp_path)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    save_moved(peft.get_peft_model(network, lora), tmp_path, step=0.3)
     base = ModelSpec(str(folder), head="completion")
     inputs = memory(rows_of("preference"), details("preference"))
     plain = inputs.run(AnswerMargin(base)).to_pylist()

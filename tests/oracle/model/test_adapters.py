@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from adapters import save_moved
 from safetensors.torch import load_file, save_file
 
 from stages.model.measurement import Measurement, load_measurement
@@ -32,13 +33,7 @@ def trained(folder: Path, place: Path, **config: Any) -> Any:
 def moved(network: Any, place: Path, **config: Any) -> Any:
     """The model with an adapter of which no weight is zero, and which is saved in `place`."""
     wrapped = peft.get_peft_model(network, peft.LoraConfig(r=3, **config))
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(3)
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
-    wrapped.save_pretrained(place)
-    return wrapped.eval()
+    return save_moved(wrapped, place).eval()
 
 
 def log_likelihoods(network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
