@@ -17,6 +17,11 @@ CONFUSION = """
 """Counts of labelled rows that a model predicts, by both classes."""
 
 
+def barely_knows(right: float, most_frequent: float) -> bool:
+    """Whether a model that is right on a share of the rows barely knows more than that class."""
+    return right < most_frequent + BARELY * (1 - most_frequent)
+
+
 class Agreement(NamedTuple):
     """On how many rows labels and predictions agree, and how many would be chance."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.agreement import BARELY
+from pipeline.agreement import barely_knows
 from pipeline.chosen_rows import how, is_worse_than_random
 from pipeline.copied import command, shell_path
 from pipeline.errors import RunError, told
@@ -359,7 +359,7 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
         return f"{_of(flagged, n, 'labels')} flagged as probably wrong."
     agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
     least = summary["most_frequent"]
-    if least is not None and summary["agreement"] < least + BARELY * (1 - least):
+    if least is not None and barely_knows(summary["agreement"], least):
         more = "no more" if summary["agreement"] <= least else "not much more"
         agreement += (
             f", {more} than the {least:.0%} that have the most frequent class, so that flags say "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.agreement import BARELY, CONFUSION, mismatches
+from pipeline.agreement import CONFUSION, barely_knows, mismatches
 from pipeline.decisions import KEPT
 from pipeline.page.asked import Asked
 from pipeline.page.document import readable, share
@@ -97,7 +97,7 @@ def _weak(subject: Subject) -> Iterator[Caution]:
     )
     for row in asked.rows:
         base, accuracy = row["most_frequent"], row["accuracy"]
-        if base < 1 and (accuracy - base) / (1 - base) < BARELY:
+        if base < 1 and barely_knows(accuracy, base):
             rows = "queries" if row["role"] == "query" else "examples, out of sample"
             yield Caution(
                 f"The {row['source']} ({row['method']}) is right on {share(accuracy)} of the "

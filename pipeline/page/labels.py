@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.agreement import barely_knows
 from pipeline.page.asked import Asked, Rows
 from pipeline.page.chart import Chart, histogram
 from pipeline.page.document import readable, share
 from pipeline.page.subject import Subject, flag
+from storage.sql import quoted
 
 WORST = 20
 """Labels that are shown in full, with their neighbours."""
@@ -36,6 +38,25 @@ class Labels:
     def different_pairs(self) -> Rows:
         """The pairs whose labels differ, those with the most flags first."""
         return [row for row in self.pairs.rows if row["given_label"] != row["suggested_label"]]
+
+
+def barely_known(subject: Subject, rows: str) -> str | None:
+    """What speaks against all flags of labels: predictions that hardly know them; else None."""
+    assert subject.judged is not None
+    asked = subject.ask(
+        f"""
+        SELECT (details->>'$.n_agreeing')::DOUBLE / (details->>'$.n_judged')::DOUBLE AS agreement,
+               (SELECT max(n) / sum(n) FROM (SELECT count(*) AS n FROM {rows} GROUP BY given_label))
+               AS most_frequent
+        FROM runs WHERE instance = {quoted(subject.judged.method)} AND "table" = 'label_issues'"""
+    )
+    agreement, most_frequent = asked.first["agreement"], asked.first["most_frequent"]
+    if agreement is None or most_frequent is None or not barely_knows(agreement, most_frequent):
+        return None
+    return (
+        f"predictions agree with {share(agreement)} of the labels, the most frequent class alone "
+        f"with {share(most_frequent)}"
+    )
 
 
 def labels(subject: Subject) -> Labels | None:

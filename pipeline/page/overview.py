@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.page.asked import Asked
 from pipeline.page.document import share, significant
+from pipeline.page.labels import barely_known
 from pipeline.page.subject import NOUNS, Subject
 from pipeline.trials import NORMAL, of_gain
 from storage.sql import quoted
@@ -138,6 +139,8 @@ def _judged(subject: Subject, rows: str) -> tuple[str, list[Tile], list[Step]]:
         headline = f"{flagged:,} of {judged:,} {many} look{'s' if flagged == 1 else ''} {wrong}"
     else:
         headline = f"None of {judged:,} {many} looks {wrong}"
+    if is_label and (told := barely_known(subject, rows)) is not None:
+        headline = f"{flagged:,} of {judged:,} labels are flagged, which says little: {told}"
     tiles = [
         Tile(
             f"{low:,.0f} to {high:,.0f}",

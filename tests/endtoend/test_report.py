@@ -123,6 +123,24 @@ def test_a_run_in_which_nothing_is_flagged(tmp_path: Path) -> None:
     assert (matrix.set_index("") == "7").to_numpy().sum() == 13
 
 
+def test_the_headline_says_that_predictions_hardly_know_the_labels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.normal(size=(60, 3)).astype(np.float32))
+    rows = [{"text": f"toss {at}", "label": "heads" if at % 3 else "tails"} for at in range(60)]
+    corpus = {
+        "path": write_lines(tmp_path / "coins.jsonl", rows),
+        "text": "text",
+        "label": "label",
+        "features": str(tmp_path / "x.npy"),
+    }
+    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
+    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
+    out = api.report(tmp_path / "run", tmp_path / "coins.html")
+    words = Page(out.read_text(encoding="utf-8")).words
+    assert "of 60 labels are flagged, which says little: predictions agree with" in words
+    assert "the most frequent class alone with 67%" in words
+
+
 def test_a_regression_without_texts_or_queries(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(60, 3)).astype(np.float32)
