@@ -14,6 +14,7 @@ from stages.corpus.cells import SourceRows
 from stages.corpus.labels import class_code
 from stages.corpus.load import load_file
 from stages.corpus.preferences import SIDES, swapped
+from stages.corpus.reviewed_texts import SHOWN, first_other
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 from stages.stage import CorpusTask, DataError
@@ -39,6 +40,8 @@ class Review(NamedTuple):
     """Places in `_VERDICTS`."""
     values: np.ndarray
     """The class index or target number to be put in; of other decisions than fix, NaN."""
+    shown: Mapping[str, Sequence[Any]] = {}
+    """Cells that show the row, by column of `stages.corpus.reviewed_texts.SHOWN`."""
 
 
 def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review:
@@ -82,7 +85,8 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
         verdicts[at] = _VERDICTS.index(verdict)
         if verdict == "fix" and not is_pair:
             values[at] = _new_label(where, name, task, classes)
-    return Review(path, key, pa.array(list(seen), pa.string()), verdicts, values)
+    shown = {name: _values(reviewed, name) for name in SHOWN if name in reviewed.table.column_names}
+    return Review(path, key, pa.array(list(seen), pa.string()), verdicts, values, shown)
 
 
 def correct(
@@ -95,7 +99,8 @@ def correct(
     source. A dropped row stays, marked in `is_dropped`.
 
     Raises:
-        DataError: the answers are columns of two types.
+        DataError: a decision was made about another text than its row has, or the answers are
+            columns of two types.
     """
     ids = rows["source_id"] if review.key == "source_id" else pc.cast(rows["id"], pa.string())
     found = pc.fill_null(pc.index_in(ids, value_set=review.rows), -1).to_numpy()
@@ -104,6 +109,16 @@ def correct(
         return rows, places
     decided = found[places]
     verdicts = review.verdicts[decided]
+    other = first_other(rows, places[verdicts > 0], decided[verdicts > 0], review.shown)
+    if other is not None:
+        at, read, text = other
+        raise DataError(
+            f"{review.path}: {_place(review.path, at)} ({review.key} "
+            f"{short(review.rows[at].as_py())}): found a decision about {short(read)!r}, expected "
+            f"one about {short(text)!r}, which has this id in the source now. Where the source has "
+            "changed, name an id column and review again; texts are corrected in the source, not "
+            "here. Where it is the same row, remove the column of texts from the review."
+        )
     if task == "preference":
         rows = _turned(rows, places[verdicts == _VERDICTS.index("fix")], answers, review.path)
         return _with_dropped(rows, places, verdicts), decided

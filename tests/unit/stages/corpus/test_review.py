@@ -51,6 +51,69 @@ def test_empty_rows_at_the_end_of_a_review_are_none(tmp_path: Path) -> None:
             read(Source(path, id="id", corrections=(review,)), "example")
 
 
+SAID = "A café that I would visit again, twice; it is open until 10 in the evening."
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        SAID,
+        SAID.replace(", twice; ", ",\n twice … "),
+        SAID[:40],
+        SAID.replace("é", "?"),
+        SAID.upper(),
+    ],
+)
+def test_a_review_may_show_a_text_as_a_spreadsheet_leaves_it(tmp_path: Path, shown: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [*reviews(), {"id": "r10", "text": SAID, "label": 0}])
+    row = {"source_id": "r10", "decision": "drop", "text": shown}
+    review = jsonl(tmp_path / "review.jsonl", [row])
+    found = read(Source(path, id="id", corrections=(review,)), "example")
+    assert by_source_id(found, "is_dropped")["r10"]
+
+
+@pytest.mark.parametrize("shown", ["A restaurant that I would visit again.", "…", SAID + " No."])
+def test_a_decision_about_another_text_is_refused(tmp_path: Path, shown: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [*reviews(), {"id": "r10", "text": SAID, "label": 0}])
+    row = {"source_id": "r10", "decision": "drop", "text": shown}
+    review = jsonl(tmp_path / "review.jsonl", [row])
+    said = r"row 1 \(source_id r10\): found a decision about .*expected one about 'A café"
+    with pytest.raises(DataError, match=said):
+        read(Source(path, id="id", corrections=(review,)), "example")
+
+
+def test_rows_by_number_that_moved_since_the_review_are_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"the {name} film was long", "label": 0} for name in ("first", "second")]
+    row = {"source_id": "1", "decision": "fix", "new_label": "good", "text": rows[1]["text"]}
+    review = jsonl(tmp_path / "review.jsonl", [row])
+    source = Source(
+        jsonl(tmp_path / "a.jsonl", rows), corrections=(review,), classes=("bad", "good")
+    )
+    assert by_source_id(read(source, "example"), "label") == {"0": 0, "1": 1}
+    jsonl(tmp_path / "a.jsonl", [{"text": "a new one before them", "label": 1}, *rows])
+    with pytest.raises(DataError, match="which has this id in the source now"):
+        read(source, "example")
+
+
+def test_a_conversation_is_known_by_the_answer_that_a_review_shows(tmp_path: Path) -> None:
+    turns = ["Which colour has the sea?", "It is blue,\nor green.", "And snow?", "White."]
+    talk = [
+        {"content": said, "role": "assistant" if at % 2 else "user"}
+        for at, said in enumerate(turns)
+    ]
+    path = jsonl(tmp_path / "a.jsonl", [{"messages": talk}, {"messages": talk[:2]}])
+    prompt = "user: Which colour has the sea?\nassistant: It is blue,\nor green.\nuser: And snow?"
+    for answer, is_its in (("White.", True), ("They are black as night.", False)):
+        row = {"source_id": "0", "decision": "drop", "prompt": prompt, "answer": answer}
+        review = jsonl(tmp_path / "review.jsonl", [row])
+        source = Source(path, task="completion", messages="messages", corrections=(review,))
+        if is_its:
+            assert by_source_id(read(source, "example"), "is_dropped") == {"0": True, "1": False}
+        else:
+            with pytest.raises(DataError, match="found a decision about 'They are black"):
+                read(source, "example")
+
+
 def test_the_label_before_the_first_decision_is_kept(tmp_path: Path) -> None:
     reviewed = [
         csv(tmp_path / f"{name}.csv", f"source_id,decision,new_label\n{lines}")
