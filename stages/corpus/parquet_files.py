@@ -1,6 +1,7 @@
 """Parquet files as pieces of whole row groups; a large group is cut into ranges of rows."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,12 @@ def _look(
             ]
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(file.path, error) from error
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
+    if twice:
+        raise DataError(
+            f"{file.path}: found several columns that are called {', '.join(twice)}, expected "
+            "names of their own. Rename all but one."
+        )
     pieces: list[ParquetPiece] = []
     together: list[int] = []
     rows = size = 0

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,6 +56,27 @@ def test_booleans_of_parquet_meet_the_words_of_csv(tmp_path: Path) -> None:
         classes = read(Source(mine), "example").classes
         assert classes == ("False", "True")
         assert read(Source(other), "query", classes).rows["label"].to_pylist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "saved"])
+def test_labels_may_be_floats_of_16_bits(tmp_path: Path, ending: str) -> None:
+    half = pa.array(np.array([1, 0, 2], np.float16))
+    table = pa.table({"text": ["a", "b", "c"], "label": half, "weight": half})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        datasets.Dataset(table).save_to_disk(path)
+    found = read(Source(str(path)), "example")
+    assert found.rows["label"].to_pylist() == [1, 0, 2]
+    assert found.rows["weight"].to_pylist() == [1, 0, 2]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array([0]), pa.array([1])], ["text", "label", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"several columns that are called label, expected names"):
+        read(Source(str(tmp_path / "a.parquet")), "example")
 
 
 @pytest.mark.parametrize(
