@@ -40,7 +40,7 @@ from stages.corpus.forms import CONVERSATIONS, Form, form_of, notice
 from stages.corpus.labels import Labels, read_labels
 from stages.corpus.load import reading
 from stages.corpus.pieces import PIECE_BYTES, Each, Part, Reading, in_turn, read_part
-from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated
+from stages.corpus.reasons import REASONS, REFUSED, mark, mark_repeated, most_rejected
 from stages.corpus.review import new_labels, read_review
 from stages.corpus.row_ids import read_ids, written_type
 from stages.corpus.rows import REJECTED, Recipe
@@ -219,6 +219,7 @@ def survey(
         sum(part.text_bytes for part in scanned),
         (
             *read.notices,
+            *filter(None, [most_rejected(reasons, source.id)]),
             *filter(None, [notice(given, source, form, empty.table.column_names)]),
             *(labels.notices if labels is not None else ()),
         ),

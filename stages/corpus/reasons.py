@@ -55,6 +55,19 @@ def mark(reasons: np.ndarray, mask: Any, reason: str) -> None:
     reasons[mask & (reasons == 0)] = REASONS.index(reason)
 
 
+def most_rejected(reasons: np.ndarray, id_column: str | None) -> str | None:
+    """What a person should know where more than half of the rows are rejected for one reason."""
+    times = np.bincount(reasons, minlength=len(REASONS))
+    times[0] = 0
+    worst = int(times.argmax())
+    if 2 * times[worst] <= len(reasons):
+        return None
+    told = f"{times[worst]:,} of {len(reasons):,} rows cannot be used: {REASONS[worst]}"
+    if REASONS[worst] == "duplicate id" and id_column is not None:
+        return f"{told} in {id_column}. Name a column that has another value in each row."
+    return f"{told}. See the view `rejected`, and whether the right columns are named."
+
+
 def mark_repeated(reasons: np.ndarray, ids: np.ndarray) -> None:
     """Rejects duplicates: of the usable rows with one id, all but the first.
 

@@ -33,3 +33,15 @@ def test_nor_in_a_column_of_floats(tmp_path: Path) -> None:
     cells = {"text": TEXTS, "label": LABELS, "id": pa.array([7.0, NAN, 9.0, 8.0])}
     pq.write_table(pa.table(cells), tmp_path / "rows.parquet")
     rows_without_an_id(tmp_path / "rows.parquet")
+
+
+def test_a_column_that_tells_no_rows_apart_is_told_of(tmp_path: Path) -> None:
+    rows = [{"text": f"t{at}", "label": at % 2, "topic": "ab"[at % 2]} for at in range(6)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    said = " ".join(read(Source(str(path), id="topic"), "example").notices)
+    assert "4 of 6 rows cannot be used: duplicate id in topic. Name a column" in said
+    without = [{**row, "text": None} for row in rows[2:]]
+    path.write_text("\n".join(map(json.dumps, rows[:2] + without)))
+    said = " ".join(read(Source(str(path)), "example").notices)
+    assert "4 of 6 rows cannot be used: null text. See the view `rejected`" in said
