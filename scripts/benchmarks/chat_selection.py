@@ -14,6 +14,7 @@ is taken, and the share of their answers that it would write word for word.
     likely right  the least p_wrong of `answer_issues`; no target
     IFD           the largest difficulty below 1; no target
     loss          the smallest loss; no target
+    part K of N   one of N equal parts of the order of RDS+, the nearest first
     random        rows of as many tokens as `assay` chooses, several draws
     all           all rows
     nothing       no training
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=5e-4, help="largest learning rate")
     parser.add_argument("--less", type=int, default=0, metavar="EPOCHS", help="of its warm-up")
     parser.add_argument("--warm-up", type=float, default=0.05, help="share that it trains on")
+    parser.add_argument("--parts", type=int, default=0, metavar="N", help="of the order of RDS+")
     parser.add_argument("--draws", type=int, default=3, help="random sets")
     parser.add_argument(
         "--dtype",
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the model behind the scores; trainings in mixed precision",
     )
     parser.add_argument("--on-ray", action="store_true", help="stages on all cores, not timed")
-    parser.add_argument("--by", nargs="+", metavar="RULE", help="trained alone; all by default")
+    parser.add_argument("--by", nargs="+", metavar="RULE", help="trained, by their first letters")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
 
 
@@ -113,7 +115,7 @@ def judged(arguments: argparse.Namespace, folder: Path, seed: int) -> list[dict[
     cells = []
     for chose, taken in sets.items():
         label, _, target = chose.partition(", ")
-        if arguments.by and label not in arguments.by:
+        if arguments.by and not label.startswith(tuple(arguments.by)):
             continue
         targets = [target] if target else arguments.targets
         found = bench.train(taken, targets, arguments, f"{seed}/{chose}")
@@ -207,6 +209,9 @@ def chosen(
             sets[f"{name}, {target}"] = order[:count]
             if name == "RDS+":
                 sets[f"assay, {target}"] = order[~np.isin(order, left_out)][:count]
+                parts = np.array_split(order, arguments.parts) if arguments.parts else []
+                for at, part in enumerate(parts, 1):
+                    sets[f"part {at} of {len(parts)}, {target}"] = part
         pairs = done.sql(
             "SELECT e.source_id::BIGINT AS row, query_id, score FROM attributions JOIN examples "
             "AS e USING (example_id) WHERE method = 'bm25'"
