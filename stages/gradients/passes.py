@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.gradients.adam import Moments
 from stages.gradients.projection import Projection
-from stages.gradients.projector import NUMBERS, Projector
+from stages.gradients.projector import NUMBERS, Projector, RowsTogether
 from stages.gradients.rows import BatchVectors, DType
 from stages.model.batches import Tokens, batches
 from stages.model.checkpointing import checkpointed
@@ -121,11 +121,20 @@ def halving(
 ) -> Iterator[BatchVectors]:
     """The results of `compute` for the rows, all at once or, where memory runs out, in halves.
 
+    One by one where a layer does not keep the rows of a batch apart.
+
     Raises:
         StageError: a single row does not fit.
     """
     try:
         yield compute(rows)
+        return
+    except RowsTogether:
+        if len(rows) == 1:  # of two texts
+            raise
+        tell("layers of this model take rows together, so each row had a pass of its own")
+        for at in range(len(rows)):
+            yield from halving(compute, rows[at : at + 1], tell)
         return
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

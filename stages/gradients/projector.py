@@ -34,6 +34,10 @@ NUMBERS = 2**24
 """Numbers of a layer's whole gradients that are held at a time, or those of one row."""
 
 
+class RowsTogether(ModelError):
+    """A layer takes rows of a batch together, so that each needs a pass of its own."""
+
+
 class _LayerActivity(NamedTuple):
     """Inputs a_t and output gradients delta_t of a layer in one use, (rows, tokens, numbers)."""
 
@@ -102,7 +106,7 @@ class Projector:
             )
 
         with checkpointed(self._network):
-            self._activities(measure, mask, keep)
+            self._activities(measure, mask, keep, are_apart=False)
         give_back()
 
     def steps(
@@ -156,11 +160,12 @@ class Projector:
         mask: Bool[Tensor, "rows tokens"],
         take: Callable[[int, Sequence[_LayerActivity]], None],
         precision: Precision = "float32",
+        are_apart: bool = True,
     ) -> Float[Tensor, " rows"]:
         """Runs a batch both ways; `take` is given what each weight did once it is known.
 
-        That is the activity of each of its uses, rows apart, padding without a gradient. Returns
-        the measured numbers.
+        That is the activity of each of its uses, rows apart unless nothing asks for it, padding
+        without a gradient. Returns the measured numbers.
         """
         seen: dict[int, list[_LayerActivity]] = {}
         # How often the backward pass has still to get to a weight.
@@ -168,13 +173,14 @@ class Projector:
 
         def after_layer(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
             key = id(module.weight)
-            inputs = _Kept.apply(anchor, args[0].detach()).grad_fn  # type: ignore[no-untyped-call]
+            kept = _of_row(args[0].detach(), mask)
+            inputs = _Kept.apply(anchor, kept).grad_fn  # type: ignore[no-untyped-call]
             if passing.is_second:
                 return
             to_come[key] += 1
 
             def after_backward(delta: Tensor) -> None:
-                delta = _without(padding, delta.detach())
+                delta = _without(padding, _of_row(delta.detach(), mask))
                 seen.setdefault(key, []).append(_LayerActivity(inputs.saved_tensors[0], delta))
                 to_come[key] -= 1
                 if to_come[key] == 0:
@@ -183,7 +189,8 @@ class Projector:
             output.register_hook(after_backward)
 
         padding, anchor = _padding(mask), torch.zeros((), requires_grad=True)
-        with torch.enable_grad(), self._hooks(mask, after_layer) as passing:
+        hooks = self._hooks(mask, after_layer, are_apart=are_apart)
+        with torch.enable_grad(), hooks as passing:
             with mixed(mask.device, precision):
                 numbers = measure()
             passing.is_second = True
@@ -227,11 +234,11 @@ class Projector:
                 return
             key = id(module.weight)
             left, right = sides[key]
-            inputs = args[0].detach()
+            inputs = _of_row(args[0].detach(), mask)
             inputs = inputs if right is None else inputs.to(dtype) @ right
 
             def after_backward(delta: Tensor) -> None:
-                delta = delta.detach()
+                delta = _of_row(delta.detach(), mask)
                 record(key, inputs, delta if left is None else delta.to(dtype) @ left)
 
             output.register_hook(after_backward)
@@ -277,11 +284,13 @@ class Projector:
         mask: Bool[Tensor, "rows tokens"],
         after_layer: Callable[[Any, Any, Any], None],
         after_table: Callable[[Any, Any, Any], None] | None = None,
+        are_apart: bool = True,
     ) -> Iterator["_Passing"]:
         """While open, the functions are called after the layers, and the tables they share."""
 
         def checked(module: nn.Module, args: tuple[Tensor], output: Any) -> None:
-            _check_shape(self.sketch.layers[id(module.weight)].name, output, mask)
+            if are_apart:
+                _check_shape(self.sketch.layers[id(module.weight)].name, output, mask)
             _begin(output)
             after_layer(module, args, output)
 
@@ -316,6 +325,13 @@ def _without(padding: Bool[Tensor, "rows tokens"] | None, delta: Tensor) -> Tens
     return delta.masked_fill(padding.unsqueeze(-1), 0.0)
 
 
+def _of_row(tensor: Tensor, mask: Bool[Tensor, "rows tokens"]) -> Tensor:
+    """Of a lone row whatever a layer is given or returns, as (1, tokens, numbers)."""
+    if len(mask) > 1 or (len(tensor) == 1 and tensor.dim() in (2, 3)):
+        return tensor
+    return tensor.reshape(1, -1, tensor.shape[-1])
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
@@ -327,15 +343,18 @@ def _begin(output: Tensor) -> None:
 
 
 def _check_shape(name: str, output: Tensor, mask: Bool[Tensor, "rows tokens"]) -> None:
-    """Raises unless a layer keeps rows apart.
+    """Raises unless a layer keeps rows apart, as it does where there is one.
 
     A head may read some of the tokens; any other layer reads all of them, or one position a row.
+
+    Raises:
+        RowsTogether: it does not: positions that all rows share, tokens of all rows in one list.
     """
     shape = tuple(output.shape[:-1])
     is_head = name.split(".")[0] == "head" and len(shape) == 2 and shape[0] == mask.shape[0]
-    if not is_head and shape not in {tuple(mask.shape), (mask.shape[0],)}:
-        raise ModelError(
+    if len(mask) > 1 and not is_head and shape not in {tuple(mask.shape), (mask.shape[0],)}:
+        raise RowsTogether(
             f"network: layer {name} returned shape {tuple(output.shape)} for a batch of shape "
             f"{tuple(mask.shape)}, expected (rows, tokens, outputs) or (rows, outputs). Use a "
-            "model that keeps rows apart (no unpadding, no mixture of experts)."
+            "model whose layers keep rows apart."
         )

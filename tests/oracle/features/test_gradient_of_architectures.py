@@ -25,7 +25,7 @@ EXACT: dict[str, Any] = {
 }
 LABELS = [0, 1, 2, 1, 0, 2, 1]
 TARGETS = [0.5, -1.0, 2.0, 0.0, 1.5, -0.25, 3.0]
-KINDS = ["bert", "roberta", "distilbert", "gpt2", "llama"]
+KINDS = ["bert", "roberta", "distilbert", "gpt2", "llama", "deberta-v2", "opt"]
 Oracle = Callable[..., np.ndarray]
 
 

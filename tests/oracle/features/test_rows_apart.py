@@ -50,7 +50,19 @@ def adapted(saved: Any, text: pa.Table, label: pa.Table) -> tuple[ModelSpec, Any
     return classifier(saved, "roberta", train=Trained(lora=Lora(rank=4))), label, {}
 
 
-@pytest.mark.parametrize("make", [completion, label_words, adapted])
+def shared_positions(saved: Any, text: pa.Table, label: pa.Table) -> tuple[ModelSpec, Any, Any]:
+    return classifier(saved, "deberta-v2"), label, {}
+
+
+def one_list_of_tokens(saved: Any, text: pa.Table, label: pa.Table) -> tuple[ModelSpec, Any, Any]:
+    return ModelSpec(str(saved("opt", "CausalLM")), head="completion"), *completion(
+        saved, text, label
+    )[1:]
+
+
+@pytest.mark.parametrize(
+    "make", [completion, label_words, adapted, shared_positions, one_list_of_tokens]
+)
 def test_a_row_does_not_depend_on_its_batch(
     make: Callable[..., Any], saved: Any, text: pa.Table, label: pa.Table, memory: Any
 ) -> None:
