@@ -47,7 +47,7 @@ def from_table(table: pa.Table) -> SourceRows:
     """The rows of an Arrow table as they are; those with bytes that are not UTF-8 are in `faults`.
 
     Layouts of a type that Parquet has no other name for (views, dictionaries) become the plain one,
-    and a column of JSON is one of `mixed`. Single numbers of 16 bits have 32.
+    and a column of JSON is one of `mixed`.
     """
     table = table.replace_schema_metadata(None)
     mixed = frozenset(f.name for f in table.schema if f.type == pa.json_(pa.string()))
@@ -117,8 +117,6 @@ def _in_plain_layout(column: pa.ChunkedArray) -> pa.ChunkedArray:
         whole = [pc.run_end_decode(chunk) for chunk in column.chunks]
         return _in_plain_layout(pa.chunked_array(whole, column.type.value_type))
     kind = _plain_layout(column.type)
-    if pa.types.is_float16(kind):
-        kind = pa.float32()  # without loss; nothing compares numbers of 16 bits
     if kind == column.type:
         return column
     try:

@@ -151,7 +151,7 @@ def distinct_cells(
     Raises:
         DataError: the column is of a type that holds no labels.
     """
-    column = loaded.table[source.label].combine_chunks()
+    column = label_cells(source, loaded).combine_chunks()
     plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     if not is_text(column.type) and not any(check(column.type) for check in plain):
         raise DataError(
@@ -161,6 +161,12 @@ def distinct_cells(
     column = pc.if_else(pa.array(usable), column, pa.scalar(None, column.type))
     encoded = pc.dictionary_encode(column)
     return encoded.dictionary, pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+
+
+def label_cells(source: Source, loaded: SourceRows) -> pa.ChunkedArray:
+    """The label column; numbers of 16 bits, which Arrow does not compare, as the same of 32."""
+    column = loaded.table[source.label]
+    return pc.cast(column, pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _keys(source: Source, loaded: SourceRows, cells: list[Any]) -> list[str | None]:

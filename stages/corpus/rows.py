@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from stages.corpus.cells import SourceRows, compact, row_of
 from stages.corpus.columns import OWN, VECTOR
 from stages.corpus.flips import Flips
+from stages.corpus.labels import label_cells
 from stages.corpus.pieces import Part
 from stages.corpus.reasons import REASONS, REFUSED
 from stages.corpus.review import Review, correct
@@ -156,10 +157,10 @@ def reject_rows(
 
 def _codes(recipe: Recipe, loaded: SourceRows) -> np.ndarray:
     """The class index of every row; -1 where it has no class."""
-    label = recipe.columns.source.label
     if recipe.distinct is None or not len(recipe.distinct):
         return np.full(loaded.table.num_rows, -1)
-    found = pc.index_in(loaded.table[label], value_set=recipe.distinct)
+    column = label_cells(recipe.columns.source, loaded)
+    found = pc.index_in(column, value_set=recipe.distinct)
     codes: np.ndarray = recipe.codes[pc.fill_null(found, -1).to_numpy()]
     return codes
 
