@@ -28,6 +28,7 @@ from pipeline.shard_sizes import AUTO, SMALL_SIZE, ShardSize
 from stages.corpus import ingest
 from stages.corpus.load import fingerprint
 from stages.corpus.pieces import PIECE_BYTES, Each, in_turn
+from stages.corpus.remote_file import changed
 from stages.corpus.source import LABELLED
 from stages.stage import ConfigError, CorpusTask, DataError
 from storage.manifest import Manifest, ShardRecord, digest
@@ -204,6 +205,10 @@ def read_corpus(
         for reading, found in part.lengths.items()
     }
     if not is_dry:
+        # The note says of which files these are the rows: they must be the same still.
+        for source, was in zip(sources, fingerprints, strict=True):
+            if fingerprint(source, store) != was:
+                raise changed(source.path)
         keys = {table: store.write_manifest(manifest) for table, manifest in manifests.items()}
         # The run's resolved YAML has the size.
         for name in sorted({name_of(run.shard_size), name_of(size.rows)}):

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from pipeline.corpus import Corpus
 from pipeline.errors import RunError
 from pipeline.folder import RunFolder
+from pipeline.model_files import changed_model, fingerprints_in
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.plan import sources, stages_in_order
 from pipeline.task import Job
@@ -60,14 +62,31 @@ class Finished:
         """The instance with the store, inputs and threads that its tasks share.
 
         Raises:
-            RunError: a table that it reads is not whole.
+            RunError: a table that it reads is not whole, or its model is another one by now.
         """
+        self._check_models(instance)
         inputs = {
             read: (table, self._key(writer, table))
             for read, (writer, table) in self.sources(instance).items()
         }
         threads = self.run.resources(instance).cpus
         return Job(instance, self.stages[instance], self.store.url, inputs, threads)
+
+    def _check_models(self, instance: str) -> None:
+        """Raises where a model of an instance is not the one that its rows were computed with."""
+        whole = [t for t, state in self._tables.get(instance, {}).items() if state["manifest"]]
+        known = fingerprints_in(self.manifest(instance, whole[0]).fields) if whole else {}
+        if not known:
+            return
+        has_chats = Corpus({"text": self.corpus("text")}).has_chats
+        path = changed_model(self.stages[instance], known, has_chats)
+        if path is not None:
+            raise RunError(
+                f"{path}: found other files of the model than {instance} of this run was computed "
+                "with, expected the same, as new rows are compared with stored ones. Put them "
+                f"back, or run `assay run {self._folder.config}`, which computes anew what follows "
+                "from them."
+            )
 
     def _key(self, instance: str, table: str) -> str:
         """The manifest key of a table of an instance; raises where it has none yet."""

@@ -14,6 +14,7 @@ from pipeline.folder import RunFolder
 from pipeline.ingest_calls import IngestCalls
 from pipeline.lock import hold
 from pipeline.model_check import check_models
+from pipeline.model_files import fingerprints_in
 from pipeline.node import CORPUS_INSTANCE, Node, Task
 from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import Progress
@@ -263,4 +264,12 @@ def _job(node: Node, plan: Plan, run: Run, store: Store) -> Job:
     if node.pinned is not None and store.has_manifest(written, node.manifest_key(written)):
         fitted_on = store.read_manifest(written, node.manifest_key(written)).inputs
         inputs = {read: (table, fitted_on.get(read, key)) for read, (table, key) in inputs.items()}
-    return Job(node.instance, node.stage, run.store_url, inputs, run.resources(node.instance).cpus)
+    return Job(
+        node.instance,
+        node.stage,
+        run.store_url,
+        inputs,
+        run.resources(node.instance).cpus,
+        models=fingerprints_in(node.fields),
+        has_chats=plan.corpus.has_chats,
+    )

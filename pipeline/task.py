@@ -9,18 +9,19 @@ records of shards; rows and tensors go through Parquet and memory maps, never th
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.model_files import changed_model
 from pipeline.node_versions import installed
 from pipeline.shard_facts import ShardFacts, of_task, together
 from stages.capabilities import Merges
 from stages.model.devices import use_gpu
 from stages.model.threads import set_threads
-from stages.stage import Part, Role, Split, Stage, Steps, Tell, Vectors
+from stages.stage import ModelError, Part, Role, Split, Stage, Steps, Tell, Vectors
 from storage.feature_map import open_map
 from storage.manifest import Manifest, ShardRecord
 from storage.schema import TableSpec
@@ -39,6 +40,10 @@ class Job:
     threads: int
     gpus: float | None = None
     """GPUs of one worker; None leaves the choice of a device to what is there."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Of the stage's fields that name models, the fingerprints in its tasks' keys."""
+    has_chats: bool = False
+    """Whether the corpus holds conversations, whose templates are in these fingerprints."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,7 @@ class Worker:
             self._store = self._store_at(job.store_url)
             self._inputs = StoredInputs(job.inputs, job.stage.split, self._store)
             self._inputs.opened = job.stage.open(self._inputs)
+            _check_models(job)
             self._job = job
         inputs, store = self._inputs, self._store
         inputs.begin(part)
@@ -235,6 +241,21 @@ class Worker:
             self._store, self._store_url = Store(url), url
         self._store.refresh()
         return self._store
+
+
+def _check_models(job: Job) -> None:
+    """Raises where the files that a model was loaded from are not those that the keys follow from.
+
+    Raises:
+        ModelError: they are not.
+    """
+    path = changed_model(job.stage, job.models, job.has_chats)
+    if path is not None:
+        raise ModelError(
+            f"{path}: found files of the model that have changed since the run was planned, "
+            f"expected the same ones on {platform.node()} until it ends. Give the same command "
+            "again once nobody writes to them; on a cluster, copy the same model to every node."
+        )
 
 
 def gathered(

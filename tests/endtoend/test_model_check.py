@@ -10,7 +10,9 @@ import pytest
 from runs import write_lines, write_run
 
 import stages.model.check
-from pipeline import open_run
+from pipeline import api, open_run
+from pipeline.errors import RunError
+from pipeline.progress import Progress
 
 TEXTS = ["good film", "a very dull plot", "the film was slow but good", "not bad", "bright"] * 2
 
@@ -189,3 +191,33 @@ def test_a_model_that_changed_in_its_folder_is_computed_anew(
         for name in ("run", "alone")
     )
     assert found == wanted
+
+
+class Swapping(Progress):
+    """Puts the weights of another model in place once the run is planned."""
+
+    def __init__(self, other: Path, folder: Path) -> None:
+        self._other, self._folder = other, folder
+
+    def planned(self, plan: Any) -> None:
+        shutil.copytree(self._other, self._folder, dirs_exist_ok=True)
+
+
+def test_rows_of_weights_that_changed_meanwhile_are_not_kept(
+    saved: Any, config_of: Any, tmp_path: Path
+) -> None:
+    """Neither in a run at work, where they would count as those of the planned weights ever after,
+    nor beside the stored rows where a new text is explained."""
+    other = saved("bert", initializer_range=0.3)
+    folder = Path(shutil.copytree(saved("bert"), tmp_path / "model"))
+    stages = {"gradient": {"projection": {"dim": 8}}, "tracin": {}}
+    config = config_of(folder, stages)
+    with pytest.raises(RunError, match=r"embedding, example shard 0: .*changed since"):
+        api.run(config, progress=Swapping(other, folder))
+    assert not list((tmp_path / "run" / "store").glob("embedding/*.parquet"))
+    shutil.copytree(saved("bert"), folder, dirs_exist_ok=True)
+    done = api.run(config)
+    done.explain(text="a good film", methods=["tracin"])
+    shutil.copytree(other, folder, dirs_exist_ok=True)
+    with pytest.raises(RunError, match="found other files of the model"):
+        open_run(done.folder.path).explain(text="a good film", methods=["tracin"])

@@ -82,6 +82,24 @@ def test_the_source_is_parsed_once(
             read_corpus(run(tmp_path, rows(26)), store)
 
 
+def test_a_source_that_changes_while_it_is_read_is_not_noted_as_what_it_was(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who puts the old rows back is served the new ones ever after."""
+    survey = ingest.survey
+
+    def changing(*arguments: Any, **options: Any) -> Any:
+        run(tmp_path, rows(25, start=100))
+        return survey(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ingest, "survey", changing)
+        with pytest.raises(DataError, match="rows.jsonl: found .*changed since it was listed"):
+            read_corpus(run(tmp_path, rows(25)), store)
+    again = read_corpus(run(tmp_path, rows(25)), store)
+    assert ids(again, store)[0] == list(range(10))
+
+
 @pytest.mark.parametrize("table", ["text", "label", "extra", "rejected"])
 def test_a_shard_that_is_gone_is_written_again(tmp_path: Path, store: Store, table: str) -> None:
     first = read_corpus(run(tmp_path, rows(25)), store)
