@@ -125,7 +125,12 @@ class _Cleaning:
     def _youngest(self, held: set[str]) -> float:
         """The time before which a file must have been written to be touched."""
         before = time.time()
-        for user in self.users:
+        users = list(self.users)
+        if self._store is not None and self._store.is_local:
+            # Before its first plan the run whose folder holds the store has no record.
+            owner = str(Path(self._store.root).parent)
+            users += [User(owner, "", {})] if owner not in {user.path for user in users} else []
+        for user in users:
             driver = driver_of(Path(user.path)) if user.is_here and user.path not in held else None
             if driver is not None:
                 self.notes.append(

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.cluster_size import Cluster, CorpusSize
 from pipeline.corpus import Corpus, read_corpus
@@ -53,12 +53,12 @@ def estimate(run: Run) -> dict[str, Any]:
     work = work_of(corpus, store)
     sizes = table_sizes(plan, work)
     speed = flops_per_second()
-    workers = os.cpu_count() or 1 if run.ray.engine == "ray" else 1
+    cores = os.cpu_count() or 1
     reasons = reasons_to_run(plan, store, last_record(folder, store))
     rows = [
         {
-            **_row(node, of_stage(work, node, sizes), speed, workers),
-            **_of_all_rows(node, work, sizes, speed, workers),
+            **_row(node, of_stage(work, node, sizes), speed, _workers(run, node, cores)),
+            **_of_all_rows(node, work, sizes, speed, _workers(run, node, cores)),
             "reasons": reasons.get(node.instance, {}),
         }
         for node in plan.nodes
@@ -75,12 +75,29 @@ def estimate(run: Run) -> dict[str, Any]:
             if node.instance in plan.added
         },
         "notes": notes,
-        "workers": workers,
+        "workers": cores if run.ray.engine == "ray" else 1,
         "flops_per_second": speed,
         "written_bytes": sum(row["written_bytes"] for row in rows),
         "memory_bytes": max((row["memory_bytes"] for row in rows), default=0),
         "seconds": sum(row["seconds"] for row in rows),
     }
+
+
+class _Workers(NamedTuple):
+    """The workers of a stage on this machine."""
+
+    most: int
+    cores: int
+    """Of each that have work at once."""
+
+
+def _workers(run: Run, node: Node, cores: int) -> _Workers:
+    """The workers that a machine of so many cores has room for, as `ray` says of the stage."""
+    own = run.resources(node.instance)
+    if run.ray.engine != "ray":
+        return _Workers(1, min(own.cpus, cores))
+    most = max(1, cores // max(1, own.cpus))
+    return _Workers(min(most, own.workers or most), min(own.cpus, cores))
 
 
 def estimate_on(run: Run, cluster: Cluster, size: CorpusSize) -> dict[str, Any]:
@@ -122,7 +139,7 @@ def _planned(
 
 
 def _of_all_rows(
-    node: Node, work: Work, sizes: TableSizes, speed: float, workers: int
+    node: Node, work: Work, sizes: TableSizes, speed: float, workers: _Workers
 ) -> dict[str, Any]:
     """What a stage over chosen rows would take over all of them; empty for others."""
     own = of_stage(work, node, sizes)
@@ -136,12 +153,13 @@ def _of_all_rows(
     return {"seconds_of_all_rows": seconds, "how": f"{cost.note}; {note}" if cost.note else note}
 
 
-def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
-    """The cost of one stage, on this many workers of `speed` FLOP/s each."""
+def _row(node: Node, work: Work, speed: float, workers: _Workers) -> dict[str, Any]:
+    """The cost of one stage, on these workers of `speed` FLOP/s a core."""
     cost = node.stage.cost(work)
     share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
     n_tasks = len(node.missing)
-    at_once = max(1, min(workers, n_tasks))
+    at_once = max(1, min(workers.most, n_tasks))
+    of_worker = speed * MODEL_EFFICIENCY * workers.cores
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
@@ -155,5 +173,5 @@ def _row(node: Node, work: Work, speed: float, workers: int) -> dict[str, Any]:
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,
         "how": cost.note,
-        "seconds": (cost.flops * share / (speed * MODEL_EFFICIENCY) + TASK_S * n_tasks) / at_once,
+        "seconds": (cost.flops * share / of_worker + TASK_S * n_tasks) / at_once,
     }

@@ -13,6 +13,7 @@ from pipeline.errors import RunError
 from pipeline.finished import Finished
 from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
+from pipeline.table_kinds import check_kinds, columns_of
 from pipeline.task import StoredInputs
 from stages.corpus.yaml_value import in_yaml
 from stages.metrics.metric import Instance
@@ -45,6 +46,8 @@ def evaluate(
     record = folder.read_record()
     store = folder.store(record)
     tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
+    columns = columns_of(Finished(folder).stages)
+    check_kinds(configured, {read: columns[table] for read, (table, _) in tables.items()})
     inputs = StoredInputs(tables, "whole", store)
     task = str(inputs.details("label").get("task", "classification"))
     if task not in configured.tasks:

@@ -19,7 +19,13 @@ from pipeline.kept_rows import keep_judged
 from pipeline.max_length import length_notes, with_max_lengths
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
-from pipeline.plan_checks import check_fit, check_reads, check_rounds, with_class_order
+from pipeline.plan_checks import (
+    check_fit,
+    check_reads,
+    check_rounds,
+    check_tables,
+    with_class_order,
+)
 from pipeline.settings import Run
 from pipeline.sizes import choice_notes, size_of
 from stages.capabilities import Merges
@@ -136,6 +142,7 @@ def make_plan(
         check_fit(instance, stages[instance], corpus, root)
     for instance, stage in stages.items():
         reads = sources(instance, stages)
+        check_tables(instance, stage, reads, stages)
         check_reads(
             instance, stage, {read: stages.get(source[0]) for read, source in reads.items()}
         )

@@ -8,6 +8,7 @@ from pipeline.corpus import SOMETIMES, Corpus
 from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
+from pipeline.table_kinds import check_kinds, columns_of
 from stages.catalogue import load
 from stages.corpus.yaml_value import in_yaml
 from stages.model.class_names import (
@@ -116,6 +117,24 @@ def _in_class_order(
     is_moved = joined.order != tuple(range(len(joined.order)))
     order = joined.order if is_moved else None
     return dataclasses.replace(model, class_order=order), joined.notice
+
+
+def check_tables(
+    instance: str,
+    stage: Stage,
+    reads: Mapping[str, tuple[str, str]],
+    stages: Mapping[str, Stage],
+) -> None:
+    """Raises unless the tables that the stage's fields name are of the kinds that they take.
+
+    `reads` holds, for each name that the stage reads, the instance that writes it and the table.
+    """
+    writers = {writer: stages[writer] for writer, _ in reads.values() if writer in stages}
+    columns = columns_of(writers)
+    try:
+        check_kinds(stage, {read: columns[table] for read, (_, table) in reads.items()})
+    except ConfigError as error:
+        raise ConfigFileError(f"stages.{instance}: {error}") from error
 
 
 def check_reads(instance: str, stage: Stage, writers: Mapping[str, Stage | None]) -> None:

@@ -22,6 +22,7 @@ from pipeline.readers import Readers
 from pipeline.rounds import until_enough
 from pipeline.run_record import RunRecord, last_record
 from pipeline.settings import Run
+from pipeline.store_users import announced
 from pipeline.task import Job
 from pipeline.unchanged import basis_of, kept_of
 from pipeline.verify import Look, damage_behind, drop_damaged_maps, repair, told
@@ -78,8 +79,21 @@ def _execute(
     engine: Callable[[], Engine] | None,
     asked: str | None,
 ) -> None:
-    """Computes and records what the run lacks, and what is damaged; see `execute_run`."""
+    """Computes and records what the run lacks, in a store that knows of it; see `execute_run`."""
     store = Store(run.store_url)
+    with announced(store, folder.path, is_own=run.store is None):
+        _until_whole(run, folder, store, progress, engine, asked)
+
+
+def _until_whole(
+    run: Run,
+    folder: RunFolder,
+    store: Store,
+    progress: Progress,
+    engine: Callable[[], Engine] | None,
+    asked: str | None,
+) -> None:
+    """Executes the run, again where files are damaged; see `execute_run`."""
     seen: set[tuple[str, str]] = set()
     while True:
         attempt = _Attempt(run, folder, store, progress, engine, asked)

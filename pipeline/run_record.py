@@ -71,8 +71,9 @@ class RunRecord:
         self.record["rounds"] = dict(last.get("rounds", {}))
         self.record["catalog"] = dict(last.get("catalog", {}))
         self.record["keeps_catalog"] = self._keeps_catalog and not _is_whole(self.record)
-        self._save()
+        # First, so that nobody who cleans the store takes away what the record names.
         register(store, self.record)
+        self._save()
 
     def stored(self, node: Node, computed: Container[str] = ()) -> dict[str, list[ShardRecord]]:
         """Records of the stage's shards that an interrupted execution wrote, read from their files.

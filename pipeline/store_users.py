@@ -2,11 +2,13 @@
 
 A store inside the folder of its run needs no note for that run. One that lies elsewhere, or in the
 folder of another run as after `assay apply`, gets `<store>/.runs/<hash of host and path>.json`. So
-whoever cleans a store knows what its runs need, wherever they lie.
+whoever cleans a store knows what its runs need, wherever they lie, and which are at work and have no
+plan yet.
 """
 
+import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from storage.manifest import digest
-from storage.schema import FileError
+from storage.schema import FileError, StorageError
 from storage.table import Store
 
 NOTES = ".runs"
@@ -39,6 +41,41 @@ class User:
     def note(self) -> str:
         """Name of the run's note."""
         return digest([self.host, self.path])
+
+
+@contextlib.contextmanager
+def announced(store: Store, path: Path, is_own: bool) -> Iterator[None]:
+    """Within, the store knows the run in the folder `path`, which is at work.
+
+    A note that is there already stays. One that is made here goes again where the run ends with an
+    error before it has a plan.
+
+    Args:
+        store: Where the run will write.
+        path: The run's folder.
+        is_own: Whether the store lies in it, which needs no note.
+    """
+    user = User(str(path), socket.gethostname(), {})
+    if is_own or _note_of(store, user) is not None:
+        yield
+        return
+    empty = {"path": user.path, "host": user.host, "tables": {}}
+    store.write_note(NOTES, user.note, empty)
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(StorageError):  # The error of the run is the one to be told.
+            if _note_of(store, user) == empty:
+                store.remove(NOTES, f"{user.note}.json")
+        raise
+
+
+def _note_of(store: Store, user: User) -> dict[str, Any] | None:
+    """What the store notes of a run; empty for a damaged note, which `register` writes anew."""
+    try:
+        return store.read_note(NOTES, user.note)
+    except FileError:
+        return {}
 
 
 def register(store: Store, record: Mapping[str, Any]) -> None:

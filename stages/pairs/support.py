@@ -233,7 +233,7 @@ class Support(Merges):
         if self.contrasts != "all":
             names = [str(name) for name in inputs.details("label")["classes"]]
             for name in self.contrasts:
-                if str(name) not in names and not (isinstance(name, int) and name < n_classes):
+                if str(name) not in names and not (isinstance(name, int) and 0 <= name < n_classes):
                     raise ConfigError(
                         f"contrasts: found {name!r}, expected classes of {', '.join(names[:8])}. "
                         "Name some of them."

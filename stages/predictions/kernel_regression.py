@@ -86,7 +86,8 @@ class KernelRegression(AnswersQueries):
     fit: str = "kernel_fit"
     """Instance of `kernel_fit`, of the primal form."""
     parts: int | None = None
-    """Parts of the primal form's vectors, one per class with `per_class`; the plan fills it in."""
+    """Parts of the primal form's vectors, one per class with `per_class`, else one; the plan fills
+    it in, whatever stands here."""
 
     version: ClassVar[int] = 1
     judges_rows: ClassVar[bool] = True
@@ -118,7 +119,7 @@ class KernelRegression(AnswersQueries):
         form = self.form
         if form == "auto":
             form = "dual" if size.n_examples <= DUAL_EXAMPLES else "primal"
-        parts = self.parts or (max(1, size.n_classes) if self.per_class else 1)
+        parts = max(1, size.n_classes) if self.per_class else 1
         return replace(self, form=form, parts=parts)
 
     @property

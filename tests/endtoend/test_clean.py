@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from runs import assay, complaint, tables_of
 
+from pipeline import api
+from pipeline.clean import clean
 from pipeline.lock import hold
+from pipeline.progress import Progress
+from stages.stage import DataError
 from storage.feature_map import map_place
 from storage.table import Store
 
@@ -166,6 +170,39 @@ def test_beside_a_driver_what_is_younger_than_it_stays(run: Path) -> None:
         said = assay("clean", run).stdout
     assert f"is being worked on by process {os.getpid()} on " in said
     assert young.exists()
+
+
+class Cleaning(Progress):
+    """Cleans a store at the plan of a run, where its corpus lies there and no record does yet."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+
+    def planned(self, plan: Any) -> None:
+        time.sleep(0.01)
+        clean(str(self._store), removes=True)
+
+
+def test_files_of_a_run_that_has_no_record_yet_stay(run: Path, tmp_path: Path) -> None:
+    """Whether others use the store, whose tables alone are known, or the run lies around it."""
+    shared, other = run / "store", tmp_path / "elsewhere"
+    changes = {"run": str(other), "store": str(shared), "shard_size": 10}
+    done = api.run(run.parent / "given.yaml", changes, Cleaning(shared))
+    assert api.verify(other)["damaged"] == []
+    own = tmp_path / "own"
+    (own / "store" / "text").mkdir(parents=True)
+    (own / "store" / "text" / "0123456789abcdef.json").write_text("{}")
+    leftover = own / "store" / "text" / ".young.0a.tmp"
+    with hold(own):
+        leftover.write_text("")
+        time.sleep(0.01)
+        clean(str(own / "store"), removes=True)
+    assert leftover.exists()
+    lost = {**changes, "run": str(tmp_path / "lost"), "corpus.text": "nope"}
+    with pytest.raises(DataError, match="nope"):
+        api.run(run.parent / "given.yaml", lost)
+    known = {json.loads(note.read_text())["path"] for note in (shared / ".runs").iterdir()}
+    assert known == {str(done.folder.path)}
 
 
 def test_a_place_that_is_no_run_and_no_store_is_refused(tmp_path: Path) -> None:

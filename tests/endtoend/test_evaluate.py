@@ -103,6 +103,15 @@ def test_help_shows_an_example(assay: Any) -> None:
         (["robustness", "--set", "draws=2"], "robustness: draws: found 2, expected an odd number"),
         (["robustness", "--set", "methods=[ntk]"], "methods: found ntk, expected stages that"),
         (["robustness", "--set", "kernel=[features]"], "found 500, expected fewer than the 70"),
+        (
+            ["robustness", "--set", "kernel=[kernel_regression]"],
+            "kernel: found kernel_regression, a table of id, role, source, logits, expected one of "
+            "vectors, such as ntk",
+        ),
+        (
+            ["contamination", "--set", "methods=[label]", "--set", "predictions=text"],
+            "predictions: found text, a table of id, role, text, text_b, expected one of",
+        ),
         (["robustness"], "found no table 'ntk', expected the name of one of kernel_regression"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from runs import assay, complaint, write_lines, write_run
 
+from pipeline import estimate
 from pipeline.api import plan
 from pipeline.cluster_size import Assumptions, Cluster, CorpusSize
 
@@ -205,6 +206,23 @@ def test_on_the_run_s_own_corpus_it_is_what_plan_says(config: Path) -> None:
             expected = planned[name][field]
             found = forecast[name][field]
             assert round(found) == expected if field == "flops" else found == expected, name
+
+
+def test_this_machine_has_no_more_workers_than_a_stage_may_have(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(estimate, "flops_per_second", lambda: 1e5)  # So that a task's own is little
+
+    def seconds(*settings: str) -> float:
+        planned = by_stage(dict(plan(config, ("ray.engine=ray", *settings))))
+        return float(planned["freeshap"]["seconds"])
+
+    alone = seconds("ray.stages.freeshap.workers=1")
+    assert alone / seconds() == pytest.approx(6)
+    assert alone / seconds("ray.default.workers=2") == pytest.approx(2)
+    assert alone / seconds("ray.stages.freeshap.cpus=4") == pytest.approx(8, rel=1e-2)
+    assert alone / seconds("ray.engine=in_process") == pytest.approx(1)
 
 
 def test_models_run_on_gpus_where_there_are_some(

@@ -223,6 +223,8 @@ def test_what_is_refused() -> None:
         Support(contrasts=(), general=None)
     with pytest.raises(ConfigError, match="found 'pink', expected classes of red"):
         Support(contrasts=("pink",)).open(inputs)
+    with pytest.raises(ConfigError, match="contrasts: found -1, expected classes of"):
+        Support(contrasts=(-1,)).open(inputs)
     inputs.first = 0
     with pytest.raises(DataError, match="no query"):
         Support().open(inputs)

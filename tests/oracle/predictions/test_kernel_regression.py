@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.predictions.kernel_regression import KernelRegression
 from stages.reading.supervision import one_hot
-from stages.stage import DataError, Vectors
+from stages.stage import DataError, Size, Vectors
 from stages.surrogate.default_kernel import NTK
 from stages.surrogate.kernel import (
     RIDGE_GRID,
@@ -218,6 +218,14 @@ def test_per_class_is_one_regression_for_each_class(
         columns.append(torch.cat([retrained(among, targets[:, [c]], damping), of_queries]) + 1 / 3)
     found = np.array(rows["logits"].to_pylist())
     np.testing.assert_allclose(found, torch.cat(columns, dim=1), rtol=0, atol=1e-6)
+
+
+def test_one_kernel_for_all_classes_has_one_part_whatever_is_set() -> None:
+    """In primal form class c would else be fitted on the c-th part of the vectors alone."""
+    size = Size(n_examples=9000, first_examples=9000, n_queries=9, n_classes=3, lengths={})
+    assert KernelRegression(NTK, parts=3).sized(size).asks["kernel_fit"]["parts"] == 1
+    of_classes = KernelRegression(NTK, parts=2, per_class=True).sized(size)
+    assert of_classes.asks["kernel_fit"]["parts"] == 3
 
 
 @pytest.mark.parametrize("normalize", [True, False])

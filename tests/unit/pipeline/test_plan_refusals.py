@@ -165,3 +165,21 @@ def test_work_in_blocks_of_queries_needs_queries(raw: Raw) -> None:
     }
     with pytest.raises(ConfigFileError, match=r"stages.knn_shapley: found no queries, expected"):
         plan({**raw, "stages": {"knn_shapley": {}}}, Corpus(tables))
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (
+            {"example_loss": {"predictions": "similarity"}, "similarity": {}},
+            "predictions: found similarity, a table of query_id, .* such as predict",
+        ),
+        ({"similarity": {"features": "prediction"}}, "features: found prediction, a table of id"),
+        ({"freeshap": {"kernel": ["embedding", "probe"]}}, "kernel: found probe, .*of vectors"),
+        ({"tracin": {"gradients": ["text"]}}, "gradients: found text, a table of id, role, text"),
+        ({"influence": {"curvature": "ntk"}, "ntk": {}}, "curvature: found ntk, .*of curvature"),
+    ],
+)
+def test_tables_of_another_kind_are_refused(raw: Raw, stages: Raw, said: str) -> None:
+    with pytest.raises(ConfigFileError, match=rf"^stages\.\w+: {said}"):
+        plan({**raw, "stages": stages})
