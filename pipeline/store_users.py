@@ -2,8 +2,8 @@
 
 A store inside the folder of its run needs no note for that run. One that lies elsewhere, or in the
 folder of another run as after `assay apply`, gets `<store>/.runs/<hash of host and path>.json`. So
-whoever cleans a store knows what its runs need, wherever they lie, and which are at work and have no
-plan yet.
+whoever cleans a store knows what its runs need, wherever they lie, and which of them are at work
+before they have a plan.
 """
 
 import contextlib
