@@ -28,6 +28,8 @@ from storage.names import is_instance, near
 
 MODELS = ("model", "reference")
 """Fields of stages that name a model."""
+LEAST = {"seed": 0, "random_seed": 0, "token_budget": 1}
+"""The least value of fields that mean the same in every stage."""
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -137,7 +139,15 @@ def parse_stage(instance: str, fields: Any, model: ModelSpec | None, name: str) 
                 f"{name}: stages.{instance}: found no model, expected one for this stage. "
                 "Add `model: {path: ...}` at the top of the file."
             )
-    return _check(cls, fields, name, where)
+    stage = _check(cls, fields, name, where)
+    for key, least in LEAST.items():
+        value = getattr(stage, key, None) if key in fields_of_stage else None
+        if value is not None and not least <= value < 2**63:
+            raise ConfigFileError(
+                f"{name}: stages.{instance}.{key}: found {value}, expected at least {least}. "
+                "Correct it, or leave it out for the default."
+            )
+    return stage
 
 
 def parse_metric(metric: str, overrides: Sequence[str] = ()) -> Any:
@@ -285,6 +295,12 @@ def _check_pairs(run: Run, name: str) -> None:
 def _placed(run: Run, inputs: Inputs) -> Run:
     """The run with absolute paths: outputs from the working directory, inputs from the YAML's."""
     store = run.store
+    for key, place in (("run", run.run), ("store", store)):
+        if place is not None and (not place.strip() or (key == "run" and "://" in place)):
+            raise ConfigFileError(
+                f"{inputs.name}: {key}: found {place!r}, expected a folder on this machine. Name "
+                "one; tables alone may lie at a URL: `store: s3://bucket/tables`."
+            )
     sources = {"corpus": run.corpus, "queries": run.queries}
     named = [("run", run.run), ("store", str(store))]
     for key, source in sources.items():

@@ -1,16 +1,33 @@
 """The configuration of a run: every field of the YAML, its meaning and its default."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from stages.corpus.source import Source
 from stages.model.spec import ModelSpec
+from stages.stage import ConfigError
 
 FOR = "_for_"
 """In the name of an added instance, between its stage and its reader: `gradient_for_influence`
 (`pipeline.added`)."""
+
+
+_ABOVE_0 = 1e-4
+"""The least share of a resource that Ray tells apart from none."""
+
+
+def _check_amounts(where: str, amounts: Iterable[tuple[str, float | None, float]]) -> None:
+    """Raises unless each amount, of (name, amount, least), is as large as the least, or None."""
+    for name, amount, least in amounts:
+        if amount is not None and not least <= amount < math.inf:
+            wanted = f"at least {least:g}" if least != _ABOVE_0 else "a number above 0"
+            raise ConfigError(
+                f"{where}: found {name}: {amount}, expected {wanted}. Correct it, or leave it out "
+                "for the default."
+            )
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,16 @@ class Resources:
     workers: int | None = None
     """Workers at most; by default as many as the cluster's cores and GPUs allow."""
 
+    def __post_init__(self) -> None:
+        """Refuses amounts that no worker can have.
+
+        Raises:
+            ConfigError: one is negative, or there would be no core, memory or worker.
+        """
+        above = {"memory_gb": self.memory_gb, **self.resources}
+        least = [("cpus", self.cpus, 1), ("gpus", self.gpus, 0), ("workers", self.workers, 1)]
+        _check_amounts("ray", [*least, *((name, n, _ABOVE_0) for name, n in above.items())])
+
 
 @dataclass(frozen=True)
 class RaySettings:
@@ -52,6 +79,15 @@ class RaySettings:
     """Resources of the stages that `stages` does not name."""
     stages: Mapping[str, Resources] = field(default_factory=dict)
     """Resources by stage instance; those of `gradient` hold for `gradient_for_influence`, too."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers below 0.
+
+        Raises:
+            ConfigError: one is.
+        """
+        numbers = [("retries", self.retries, 0), ("wait_minutes", self.wait_minutes, 0)]
+        _check_amounts("ray", numbers)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,40 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     "key that is no word": (put(3, value=1), ["found", "3", "expected"]),  # type: ignore[arg-type]
     "missing key": (cut("corpus"), ["corpus: found nothing", "Add `corpus: ...`"]),
     "no run": (cut("run"), ["run: found nothing", "Add `run: ...`"]),
+    "a run at a URL": (
+        put("run", value="s3://bucket/run"),
+        ["run: found 's3://bucket/run', expected a folder on this machine", "`store: s3://"],
+    ),
+    "a run without a name": (put("run", value=""), ["run: found '', expected a folder"]),
+    "a store without a name": (put("store", value=" "), ["store: found ' ', expected a folder"]),
+    "no cores": (
+        put("ray", value={"stages": {"freeshap": {"cpus": 0}}}),
+        ["ray: found cpus: 0, expected at least 1. Correct it"],
+    ),
+    "no workers": (
+        put("ray", value={"default": {"workers": -2}}),
+        ["ray: found workers: -2, expected at least 1"],
+    ),
+    "no memory": (
+        put("ray", value={"default": {"memory_gb": 0.0}}),
+        ["ray: found memory_gb: 0.0, expected a number above 0"],
+    ),
+    "less than nothing of a resource": (
+        put("ray", value={"default": {"resources": {"big": -1.0}}}),
+        ["ray: found big: -1.0, expected a number above 0"],
+    ),
+    "less than no retries": (
+        put("ray", value={"retries": -1}),
+        ["ray: found retries: -1, expected at least 0"],
+    ),
+    "a seed below 0": (
+        put("stages", value={"answer_issues": {"random_seed": -1}}),
+        ["stages.answer_issues.random_seed: found -1, expected at least 0"],
+    ),
+    "no room for a token": (
+        put("stages", value={"prediction": {"token_budget": 0}}),
+        ["stages.prediction.token_budget: found 0, expected at least 1"],
+    ),
     "no stages": (cut("stages"), ["stages: found nothing", "expected a mapping", "Add"]),
     "stages as a list": (
         put("stages", value=["freeshap"]),
