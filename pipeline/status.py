@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunFolderError
 from pipeline.folder import RunFolder
 from pipeline.lock import driver_of, hold
+from pipeline.store_users import register
+from storage.schema import StorageError
 from storage.views import SUMS
 
 
@@ -55,6 +58,10 @@ def run_status(path: Path) -> dict[str, Any]:
     if is_rebuilt:
         with hold(folder.path):
             folder.rebuild_catalog(store)
+            # Where the run was moved, the store knows its old place alone, and may be told to
+            # forget that one. A store that only others may write to is left as it is.
+            with suppress(OSError, StorageError):
+                register(store, folder.read_record())
     return {
         "run_id": record["run_id"],
         "path": str(folder.path),

@@ -172,6 +172,19 @@ def test_beside_a_driver_what_is_younger_than_it_stays(run: Path) -> None:
     assert young.exists()
 
 
+def test_a_run_that_was_moved_keeps_its_tables_when_its_old_place_is_forgotten(
+    run: Path, tmp_path: Path
+) -> None:
+    other, there = tmp_path / "elsewhere", tmp_path / "there"
+    again(run, f"run={other}", f"store={run}/store", "model.max_length=16")
+    shutil.move(other, there)
+    assay("status", there)
+    before = files(run / "store")
+    (note,) = cleaned(run, "--forget", other, "--remove")["orphan"]
+    assert files(run / "store") == before and note not in before
+    assert cleaned(run) == {}
+
+
 class Cleaning(Progress):
     """Cleans a store at the plan of a run, where its corpus lies there and no record does yet."""
 
