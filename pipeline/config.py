@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pydantic
-import yaml
 
 from pipeline.errors import ConfigFileError
 from pipeline.given import Given, given_in_file, override, type_text
 from pipeline.paths import Inputs
 from pipeline.settings import FOR, Run
+from pipeline.yaml_text import write_yaml
 from stages.catalogue import load, load_metric, metric_names, stage_names
 from stages.corpus.source import LABELLED, local
 from stages.corpus.yaml_value import in_yaml
@@ -175,7 +175,7 @@ def dump_config(run: Run) -> str:
         instance: {"stage": stage_name(stage), **plain(stage)}
         for instance, stage in run.stages.items()
     }
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return write_yaml(values)
 
 
 def plain(value: Any) -> Any:

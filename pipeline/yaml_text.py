@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import ConfigFileError
+from stages.corpus.yaml_value import read_small_numbers
 
 MOST_CHARACTERS = 1 << 18
 MOST_VALUES = 6000
@@ -39,6 +40,11 @@ def read_yaml(text: str, name: str) -> Any:
             "corpus and stages. Check the indentation there; put quotes around a value with a "
             "colon in it, and braces around fields in the line of their stage: `ig: {steps: 20}`."
         ) from error
+
+
+def write_yaml(values: Any) -> str:
+    """Plain values as a YAML text, which `read_yaml` reads as they were."""
+    return str(yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True))
 
 
 def _told(error: Exception) -> str:
@@ -98,6 +104,12 @@ class _Bounded(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Writer(yaml.SafeDumper):
+    """A writer that puts quotes around text which this module reads as a number."""
+
+
+read_small_numbers(_Bounded)
+read_small_numbers(_Writer)
 _Bounded.add_constructor("tag:yaml.org,2002:int", _Bounded.construct_yaml_int)
 
 

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from pipeline.errors import ConfigFileError
-from pipeline.yaml_text import read_yaml
+from pipeline.yaml_text import read_yaml, write_yaml
+from stages.corpus.yaml_value import in_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
@@ -47,3 +48,14 @@ def test_what_people_write_is_read() -> None:
     assert read_yaml(text, "f") == {"a": inner, "b": {**inner, "x": 2}, "c": inner}
     many = read_yaml("classes: [" + ", ".join(f"c{i}" for i in range(2000)) + "]", "f")
     assert len(many["classes"]) == 2000
+
+
+def test_small_numbers_are_numbers_however_they_are_written() -> None:
+    """Python writes 1e-06; YAML 1.1 takes that for text, and a commit such as 12e4567 is text."""
+    assert read_yaml("[1e-6, -2E+3, 1.0e-6, 12e4567, '1e-6', 1e-6x]", "f.yaml") == [
+        *(1e-6, -2000.0, 1e-6),
+        *("12e4567", "1e-6", "1e-6x"),
+    ]
+    for values in (["1e-6", 1e-6, "12e4567"], "1e-6", 1e-6):
+        for text in (write_yaml(values), in_yaml(values)):
+            assert read_yaml(text, "f.yaml") == values
