@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.decided import reviews
+from pipeline.decided import reviews, undecided
 from pipeline.decisions import KEPT
 from pipeline.main_results import summarize
 from pipeline.page.subject import NOUNS, VERDICTS
@@ -24,6 +24,8 @@ def changes(before: Any, after: Any) -> list[str]:
     listed = [f"{decided[verdict]} {done}" for verdict, done in DONE.items() if decided[verdict]]
     found = [f"Applied: {', '.join(listed)}."]
     found += _flags(before, after, decided)
+    if after.task() == "preference" and decided["fix"]:
+        found += _of_sides(after)
     one, other = (
         {line["source"]: line["accuracy"] for line in summarize(run)["accuracy"]}
         for run in (before, after)
@@ -36,6 +38,24 @@ def changes(before: Any, after: Any) -> list[str]:
         if right[0] != right[1]:
             found.append(f"The {source} is right on {right[1]} of {n} queries, {right[0]} before.")
     return found
+
+
+def _of_sides(run: Any) -> list[str]:
+    """A sentence about columns of the source that tell of one of the answers, where there are some.
+
+    Such as `score_chosen`: they stay, for what they mean is the user's to know.
+    """
+    source = run.config().corpus
+    answers = {source.chosen or "chosen", source.rejected or "rejected"}
+    columns = run.corpus_manifests()["extra"].details["columns"]["example"]
+    named = [column["name"] for column in columns if column["name"] not in answers]
+    telling = [name for name in named if "chosen" in name.lower() or "rejected" in name.lower()]
+    if not telling:
+        return []
+    return [
+        f"Where answers changed places, {', '.join(telling)} did not: if they tell of one of the "
+        "answers, they tell of the other now."
+    ]
 
 
 def _flags(before: Any, after: Any, decided: Mapping[str, int]) -> list[str]:
@@ -51,13 +71,15 @@ def _flags(before: Any, after: Any, decided: Mapping[str, int]) -> list[str]:
             return []
         ((n, expected),) = run.sql(
             f"SELECT count(*) FILTER ({flag}), sum(p_wrong) FROM {view} "
-            f"WHERE method = {quoted(methods[0])} AND {KEPT}"
+            f"WHERE method = {quoted(methods[0])} AND {KEPT} {undecided(run)}"
         ).fetchall()
         counts.append((int(n), float(expected or 0)))
     (was, _), (now, expected) = counts
     told = f"{now} {noun} are flagged, {was} before; {expected:.0f} are expected to be wrong."
     n_fixed, n_judged = decided["fix"], decided["fix"] + decided["accept"]
-    left = max(was - n_fixed - decided["drop"], 1)
+    # An answer that was accepted is judged as before, and no longer counted.
+    n_gone = n_fixed if after.task() == "classification" else n_judged
+    left = max(was - n_gone - decided["drop"], 1)
     if max(now, 1) > STEADY * left or left > STEADY * max(now, 1):
         if after.task() == "classification" and n_judged:
             told += (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.copied import command
-from pipeline.decided import decisions
+from pipeline.decided import undecided
 
 FLAGS = {
     "label_issues": ("is_label_issue", "labels"),
@@ -54,8 +54,9 @@ def how(by: str) -> str:
 def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
     """Whether rows train worse than random ones: the 95 % interval over queries lies below 0.
 
-    By a trial of half to twice as many rows, or by the forecast of a utility while no other lies
-    above 0; `expected` is what the function of that name gives.
+    By a trial of half to twice as many rows that were not chosen by the values of a column, or by
+    the forecast of a utility while no other lies above 0; `expected` is what the function of that
+    name gives.
     """
     low, high = (
         [
@@ -69,7 +70,8 @@ def is_worse_than_random(expected: Mapping[str, Any]) -> bool:
     )
     is_forecast = any(end < 0 for end in high) and not any(end > 0 for end in low)
     share = expected["n_rows"] / max(1, expected["n_examples"])
-    alike = [t for t in expected["trials"] if t["keep"] / 2 <= share <= 2 * t["keep"]]
+    trials = expected["trials"] if expected["per"] is None else []
+    alike = [t for t in trials if t["keep"] / 2 <= share <= 2 * t["keep"]]
     return is_forecast or any(trial["gain_high"] < 0 for trial in alike)
 
 
@@ -84,9 +86,7 @@ def _count(run: Any, statement: str) -> int:
 
 def _flagged(run: Any, statement: str, view: str, flag: str) -> str:
     """The chosen rows that are flagged, and that no review has decided about."""
-    reviewed = decisions(run)
-    undecided = f" AND example_id NOT IN (SELECT example_id FROM ({reviewed}))" if reviewed else ""
     return (
-        f"SELECT example_id FROM {view} WHERE {flag}{undecided} AND "
+        f"SELECT example_id FROM {view} WHERE {flag} {undecided(run)} AND "
         f"example_id IN ({_ids(statement)})"
     )

@@ -14,6 +14,7 @@ import click
 
 from pipeline import api, plan_summary
 from pipeline import on_terminal as printed
+from pipeline.budgets import is_in_tokens
 from pipeline.chosen_rows import is_worse_than_random, warnings_about
 from pipeline.cli_group import Assay
 from pipeline.cli_options import COUNT, as_json, method, out, out_or_folder, settings, wait
@@ -214,10 +215,18 @@ def evaluate(run: Path, metric: str, overrides: tuple[str, ...], is_json: bool) 
     default=True,
     help="Say first what training on them is expected to give, against random rows.",
 )
+@click.option(
+    "--mark",
+    "is_marked",
+    is_flag=True,
+    help="Write all rows in the source's order, with a column keep that is true of those chosen.",
+)
 @method
 @out_or_folder
 @as_json
-def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: Any) -> None:
+def select(
+    run: Path, forecast: bool, is_marked: bool, out: str | None, is_json: bool, **asked: Any
+) -> None:
     """Choose the best examples to train on, and say what that is expected to give.
 
     Example: assay select runs/quickstart --keep 20% --out best.jsonl
@@ -230,6 +239,10 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
             f"found {' and '.join(given) or 'none'} of --keep, --drop, --quota and --soft, "
             "expected one. Say for example --keep 20%."
         )
+    if is_marked and out is None:
+        raise click.UsageError(
+            "found --mark without --out, expected a file to write. Say for example --out all.jsonl."
+        )
     asked["quota"] = _quota(asked["quota"])
     if asked["per"] is not None and not asked["per_class"]:
         raise click.UsageError("found --overall beside --per, expected one of them. Leave one out.")
@@ -241,18 +254,23 @@ def select(run: Path, forecast: bool, out: str | None, is_json: bool, **asked: A
         with redirect_stdout(sys.stderr):
             printed.print_expected(expected)
             is_named = any(asked[name] is not None for name in ("by", "method", "utility"))
-            if not is_named and is_worse_than_random(expected):
+            # Weights of random rows would say nothing.
+            if not is_named and asked["soft"] is None and is_worse_than_random(expected):
                 rows = opened.select(**asked | {"by": "random"})
+                what = "of as many tokens" if is_in_tokens(asked["keep"]) else "as many"
                 show(
-                    "These are random rows instead, the same number; "
+                    f"These are random rows instead, {what}; "
                     f"--by {expected['by']} gives those that were chosen."
                 )
+                for warning in warnings_about(opened, rows.chosen[0].statement):
+                    show(warning)
     else:
         with redirect_stdout(sys.stderr):
             for warning in warnings_about(opened, rows.chosen[0].statement):
                 show(warning)
     if out is not None:
-        click.echo(f"{opened.write(rows, out)} rows in {out}", err=True)
+        told = f", of {len(rows)} keep is true" if is_marked else ""
+        click.echo(f"{opened.write(rows, out, is_marked)} rows in {out}{told}", err=True)
     else:
         printed.print_rows(rows, is_json)
 

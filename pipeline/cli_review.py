@@ -6,6 +6,8 @@ import click
 
 from pipeline import api
 from pipeline import on_terminal as printed
+from pipeline.answer_trust import areas_of, distrust
+from pipeline.answers_told import about_other_answers
 from pipeline.cli_options import as_json, method, out, out_or_folder, wait
 from pipeline.main_results import n_other_answers
 from pipeline.open_run import open_run
@@ -65,8 +67,11 @@ def flag(
         )
     if out is None and review is None:
         printed.print_rows(rows, is_json, "No row is flagged; --top 20 lists the most suspicious.")
+        for instance in opened.methods("answer_issues"):
+            if method in (None, instance) and (warning := distrust(areas_of(opened, instance))):
+                click.echo(warning, err=True)
         if not is_json and (count := n_other_answers(opened)):
-            click.echo(printed.about_other_answers(str(opened.folder.path), count), err=True)
+            click.echo(about_other_answers(str(opened.folder.path), count), err=True)
 
 
 @click.command()

@@ -26,6 +26,7 @@ from pipeline.readers import Readers
 from pipeline.settings import Run
 from pipeline.shard_sizes import AUTO, SMALL_SIZE, ShardSize
 from stages.corpus import ingest
+from stages.corpus.forms import CARRIED
 from stages.corpus.load import fingerprint
 from stages.corpus.pieces import PIECE_BYTES, Each, in_turn
 from stages.corpus.remote_file import changed
@@ -119,7 +120,8 @@ def read_corpus(
     measures = readers.lengths if readers is not None and readers.learns_completions else None
     fingerprints = [fingerprint(source, store, is_dry) for source in sources]
 
-    declared = [spec.signature for spec in CORPUS.values()]  # With a new column all is read again.
+    # With a new column, or another form whose cells are carried along, all is read again.
+    declared = [*(spec.signature for spec in CORPUS.values()), *CARRIED]
 
     def name_of(shard_size: int | str) -> str:
         read_as = [INGEST_VERSION, declared, shard_size, fingerprints, keeps_absent]

@@ -65,6 +65,16 @@ def decisions(run: Any) -> str | None:
     )
 
 
+def undecided(run: Any) -> str:
+    """The condition, after AND, that no review has decided about a row; empty without reviews.
+
+    Raises:
+        RunError, stages.stage.DataError: as `decisions`.
+    """
+    reviewed = decisions(run)
+    return f"AND example_id NOT IN (SELECT example_id FROM ({reviewed}))" if reviewed else ""
+
+
 def reviews(run: Any) -> Iterator[str]:
     """Paths and URLs of the reviews that the run was made with; those in its folder move with it.
 

@@ -47,10 +47,9 @@ class Lengths:
         """Number of rows that were measured."""
         return sum(row[-1] for row in self.counts)
 
-    @property
-    def n_without_reasoning(self) -> int:
-        """Rows of which the chat template leaves out what an answer says as reasoning."""
-        return sum(row[-1] for row in self.counts if row[3])
+    def n_without(self, what: int) -> int:
+        """Rows of which the chat template leaves out `what`, as in `stages.model.chats`."""
+        return sum(row[-1] for row in self.counts if row[3] & what)
 
     def left(self, max_length: int, keeps_end: bool) -> Left:
         """What is left of the measured rows by a `max_length` that keeps their start or end."""

@@ -4,6 +4,9 @@ import json
 from typing import Any
 
 from pipeline.agreement import mismatches
+from pipeline.answer_trust import areas_of
+from pipeline.corpus_told import corpus_facts
+from pipeline.decided import undecided
 from pipeline.decisions import KEPT, Content, content_of
 from pipeline.terminal import PROMPT, TEXTS
 from pipeline.trials import trials
@@ -54,6 +57,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "run_id": run.record["run_id"],
         "catalog": str(run.folder.catalog),
         "examples": count,
+        "corpus": None,
         "suspicious": [],
         "flagged": None,
         "doubtful": None,
@@ -63,6 +67,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "pairs": [],
         "answers": [],
         "bad_answers": None,
+        "told_answers": {},
         "other_answers": n_other_answers(run),
         "trials": trials(run) if "selection_trial" in views else [],
         "pairs_of_answers": [],
@@ -110,6 +115,7 @@ def _summary(run: Any) -> dict[str, Any]:
         summary |= _answers(run, method)
     for method in run.methods("preference_issues")[:1]:
         summary |= _orders(run, method)
+    summary["corpus"] = corpus_facts(run, summary["trials"])
     shown_values = run.shown_values()
     if shown_values is not None:
         summary |= _values(run, *shown_values)
@@ -142,11 +148,12 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
     reasons = _dicts(
         run.sql(
             f"SELECT reason, count(*) AS n FROM answer_issues WHERE is_answer_issue AND {KEPT} "
-            f"AND method = {quoted(method)} GROUP BY ALL ORDER BY n DESC, reason"
+            f"AND method = {quoted(method)} {undecided(run)} GROUP BY ALL ORDER BY n DESC, reason"
         )
     )
     found = {"answers": [{name: row[name] for name in names} for row in rows]}
-    return found | {"bad_answers": {row["reason"]: row["n"] for row in reasons}}
+    counts = {row["reason"]: row["n"] for row in reasons}
+    return found | {"bad_answers": counts, "told_answers": areas_of(run, method)}
 
 
 def n_other_answers(run: Any) -> int | None:
@@ -167,8 +174,8 @@ def _orders(run: Any, method: str) -> dict[str, Any]:
     ((flagged, details),) = _fetch(
         run.sql(
             f"SELECT (SELECT count(*) FROM preference_issues WHERE is_preference_issue AND {KEPT} "
-            f"AND method = '{method}'), details FROM runs WHERE instance = '{method}' AND "
-            "\"table\" = 'preference_issue'"
+            f"AND method = '{method}' {undecided(run)}), details FROM runs "
+            f"WHERE instance = '{method}' AND \"table\" = 'preference_issue'"
         )
     )
     told = {"flagged": flagged, "share": json.loads(details)["share"]}

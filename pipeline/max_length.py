@@ -13,6 +13,7 @@ from pipeline.corpus import Corpus
 from pipeline.lengths import SHARE, Left, Lengths
 from pipeline.node import Node
 from pipeline.settings import Run
+from stages.model.chats import CALLS, REASONING
 from stages.model.refusals import reading_fingerprint
 from stages.model.spec import ModelSpec
 from stages.stage import ModelError, Stage
@@ -23,6 +24,18 @@ STEP = 64
 MOST = 2048
 """Tokens; a longer row is chosen by a person, who knows what it costs."""
 ROLES = {"example": "examples", "query": "queries"}
+LEFT_OUT = {
+    REASONING: (
+        "the reasoning (<think>, reasoning_content)",
+        "it is not learned. Use a template that shows it, or take the reasoning out of the corpus.",
+    ),
+    CALLS: (
+        "tools or calls of tools",
+        "a message that only calls is learned as an empty one, and what can be called is not read. "
+        "Use a template that shows them, or take such rows out of the corpus.",
+    ),
+}
+"""What a chat template may leave out: how it is called, and what that means."""
 NOTES = ".lengths"
 """Folder of the store with a note for each corpus and model."""
 
@@ -82,7 +95,7 @@ def length_notes(nodes: Iterable[Node], corpus: Corpus) -> list[str]:
         seen.add(cut)
         lengths = _lengths(model, corpus)
         if "example" in lengths:
-            notes |= dict.fromkeys([*_cuts(model, lengths), *_reasoning(model, lengths)])
+            notes |= dict.fromkeys([*_cuts(model, lengths), *_left_out(model, lengths)])
     return list(notes)
 
 
@@ -189,16 +202,17 @@ def _losses(role: str, lengths: Lengths, left: Left) -> str:
     return f"Of {n:,} {ROLES[role]}{_sampled(lengths)} {', '.join(told)}."
 
 
-def _reasoning(model: ModelSpec, lengths: Mapping[str, Lengths]) -> list[str]:
-    """A sentence about reasoning that the chat template leaves out, in a list; empty without."""
-    counts = {role: found.n_without_reasoning for role, found in lengths.items()}
-    if not any(counts.values()):
-        return []
-    return [
-        f"{model.path}: the chat template leaves out the reasoning (<think>, reasoning_content) of "
-        f"{_by_role(counts)} of {_in_all(lengths)}: it is not learned. Use a template that "
-        "shows it, or take the reasoning out of the corpus."
-    ]
+def _left_out(model: ModelSpec, lengths: Mapping[str, Lengths]) -> list[str]:
+    """Sentences about what the chat template leaves out of answers; none where nothing."""
+    notes = []
+    for what, (named, advice) in LEFT_OUT.items():
+        counts = {role: found.n_without(what) for role, found in lengths.items()}
+        if any(counts.values()):
+            notes.append(
+                f"{model.path}: the chat template leaves out {named} of {_by_role(counts)} of "
+                f"{_in_all(lengths)}: {advice}"
+            )
+    return notes
 
 
 def _by_role(counts: Mapping[str, int]) -> str:

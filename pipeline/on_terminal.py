@@ -8,10 +8,13 @@ from typing import Any
 import click
 
 from pipeline.agreement import barely_knows
+from pipeline.answer_trust import distrust
+from pipeline.answers_told import about_answers, about_orders, about_other_answers, of_all
 from pipeline.chosen_rows import how, is_worse_than_random
 from pipeline.copied import command, shell_path
+from pipeline.corpus_told import about_corpus
 from pipeline.errors import RunError, told
-from pipeline.main_results import LIKELIER, OTHER_ANSWER, WORTH_A_LOOK, summarize
+from pipeline.main_results import LIKELIER, WORTH_A_LOOK, summarize
 from pipeline.progress import count_text
 from pipeline.terminal import TEXTS, finite, show, table
 from pipeline.trials import SAID, verdict
@@ -149,10 +152,15 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         _print_trial(trial)
     if not expected["trials"]:
         _print_forecast(expected)
-    if is_worse_than_random(expected):
+    if expected["trials"] and expected["per"] is not None:
         show(
-            "The model cannot tell which rows serve the queries: keep all of them, or random ones."
+            f"Those rows were chosen without regard to {expected['per']}, and say little of these."
         )
+    if is_worse_than_random(expected):
+        told = f"Rows chosen by {expected['by']} serve the queries worse than random ones"
+        other = "; query_relevance: {} would choose by the queries"
+        is_blind = expected["by"] == "answer_issues"
+        show(f"{told}: keep all of them, or random ones{other if is_blind else ''}.")
 
 
 def _print_forecast(expected: Mapping[str, Any]) -> None:
@@ -196,6 +204,8 @@ def print_summary(run: Any, is_json: bool) -> None:
         click.echo(json.dumps(summary, default=str))
         return
     here = summary["run"]
+    for line in about_corpus(summary["corpus"]) if summary["corpus"] else ():
+        show(line)
     if summary["suspicious"]:
         show("\nMost suspicious labels (score from 0 to 1, low: probably wrong)")
         names = [*_content(summary["suspicious"]), "given", "suggested", "score"]
@@ -219,7 +229,9 @@ def print_summary(run: Any, is_json: bool) -> None:
         names = ["prompt", "answer"]
         _print_likely(here, "answers", "an answer is bad", names, summary["answers"])
     if summary["bad_answers"] is not None:
-        show(_about_answers(here, summary["bad_answers"], summary["examples"]))
+        show(about_answers(here, summary["bad_answers"], summary["examples"]))
+    if warning := distrust(summary["told_answers"]):
+        show(warning)
     if summary["other_answers"]:
         show(about_other_answers(here, summary["other_answers"]))
     for trial in summary["trials"]:
@@ -229,7 +241,7 @@ def print_summary(run: Any, is_json: bool) -> None:
         meaning = "rejected is the better answer"
         _print_likely(here, "pairs", meaning, names, summary["pairs_of_answers"])
     if summary["wrong_orders"] is not None:
-        show(_about_orders(here, summary["wrong_orders"], summary["examples"]))
+        show(about_orders(here, summary["wrong_orders"], summary["examples"]))
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             rows, utility = summary[key], summary["utility"]
@@ -261,6 +273,11 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(
             f"Error of the {line['source']} on the queries: {share}"
             f"mean squared error {line['mean_squared_error']:.4g}"
+        )
+    if summary["corpus"] and summary["corpus"]["keep"]:
+        keep = f"{100 * summary['corpus']['keep']:.3g}%"
+        show(
+            f"Rows to train on: {command('select', here, '--keep', keep, '--out', 'chosen.jsonl')}"
         )
     show(f"\nCatalog: {shell_path(summary['catalog'])}   Ask it in SQL, for example:")
     for statement in summary["try"]:
@@ -315,48 +332,11 @@ def _print_trial(trial: Mapping[str, Any]) -> None:
     show(verdict(trial))
 
 
-def _about_answers(run: str, reasons: Mapping[str, int], n: int) -> str:
-    """How many answers are flagged, and why."""
-    if not reasons:
-        return (
-            f"None of {n} answers is likelier bad than right; "
-            f"{command('flag', run, '--top', '100')} lists the likeliest."
-        )
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return (
-        f"{_of(sum(reasons.values()), n, 'answers')} flagged as probably bad: {told}. assay select "
-        f"leaves them out; {command('flag', run)} lists them."
-    )
-
-
-def about_other_answers(run: str, count: int) -> str:
-    """How many rows have a prompt that another row answers otherwise, and how to see them."""
-    listed = f"\"FROM issues WHERE issue = '{OTHER_ANSWER}'\""
-    return (
-        f"{count} rows have the prompt of another row and another answer: where a task has one "
-        f"right answer, a person must decide. {command('sql', run, listed)} lists them."
-    )
-
-
-def _about_orders(run: str, orders: Mapping[str, Any], n: int) -> str:
-    """How many pairs are flagged, and how many are expected to be wrong."""
-    expected = f"about {orders['share']:.0%} of all orders are expected to be wrong"
-    if not orders["flagged"]:
-        return (
-            f"None of {n} pairs is likelier wrong than right; {expected}. "
-            f"{command('flag', run, '--top', '100')} lists the likeliest."
-        )
-    return (
-        f"{_of(orders['flagged'], n, 'pairs')} flagged as probably the wrong way round; "
-        f"{expected}. assay select leaves them out; {command('flag', run)} lists them."
-    )
-
-
 def _about_flags(summary: Mapping[str, Any]) -> str:
     """How many labels are flagged, and how much weight the number has."""
     flagged, n, doubtful = (summary[name] for name in ("flagged", "examples", "doubtful"))
     if summary["agreement"] is None:
-        return f"{_of(flagged, n, 'labels')} flagged as probably wrong."
+        return f"{of_all(flagged, n, 'labels')} flagged as probably wrong."
     agreement = f"out-of-sample predictions agree with {summary['agreement']:.0%} of the labels"
     least = summary["most_frequent"]
     if least is not None and barely_knows(summary["agreement"], least):
@@ -367,7 +347,7 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
         )
     if flagged:
         return (
-            f"{_of(flagged, n, 'labels')} flagged, {summary['expected_precision']:.0%} of these "
+            f"{of_all(flagged, n, 'labels')} flagged, {summary['expected_precision']:.0%} of these "
             f"expected to be wrong; {agreement}. The order is surer than these numbers: "
             f"{command('flag', summary['run'], '--top', '100')} reads on."
         )
@@ -380,10 +360,6 @@ def _about_flags(summary: Mapping[str, Any]) -> str:
         f"None of {n} labels is flagged: {agreement}, and of the others none is surely wrong "
         f"rather than hard to predict. {look if doubtful else ''}".rstrip()
     )
-
-
-def _of(count: int, n: int, what: str) -> str:
-    return f"{count} of {n} {what} {'is' if count == 1 else 'are'}"
 
 
 def _short(value: Any) -> str:

@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.budgets import counts_of, is_in_tokens, tokens_of
 from pipeline.chosen_rows import warnings_about
+from pipeline.decided import undecided
 from pipeline.decisions import KEPT, Source, content_of, selected
 from pipeline.errors import RunError
 from pipeline.pair_selection import BY_PAIRS, pair_source
 from pipeline.results import rows_of
-from pipeline.trials import trials
+from pipeline.trials import trials_of
 from storage.names import near
 from storage.sql import named, quoted
 
@@ -21,8 +23,6 @@ BY = (
     *("coreset", "shapley", "label_score", "query_relevance", "answer_issues", *BY_PAIRS),
     "random",
 )
-COUNTS = ("text_lengths", "diagnostics")
-"""Views with the tokens of rows: whole, or of what gradients were taken of."""
 OF_ASSAY = ("id", "role", "source_id", "row_number", "method", "run_id", "assay_file")
 """Columns of the table `extra` that are not the user's own."""
 LOSS = "{kernel: [gradient], utilities: [loss]}"
@@ -106,18 +106,25 @@ def choose(
     of_all: dict[str, Any] = {"without": without.rows, "per": per, "content": content_of(run)}
     if quota:
         statement = selected(chosen, True, _of_classes(run, quota, per), **of_all)
-        return Chosen(chosen, statement, False, True, *counts, per)
-    if str(keep).strip().endswith("tokens"):
-        statement = _of_tokens(run, chosen, str(keep), per_class, of_all)
-        return Chosen(chosen, statement, per_class, False, *counts, per)
-    count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
-    if keep is not None:
-        count = rows_of(str(keep), total)
-    elif drop is not None:
-        count = total - rows_of(str(drop), total)
-    limit = f"rank <= {count}"
-    statement = selected(chosen, per_class, limit, soft, **of_all)
-    return Chosen(chosen, statement, per_class, False, *counts, per)
+    elif is_in_tokens(keep):
+        of_all["counts"] = counts_of(run)
+        statement = selected(chosen, per_class, f"tokens <= {tokens_of(str(keep))}", **of_all)
+    else:
+        count = total = run.sql("SELECT count(*) FROM examples").fetchall()[0][0]
+        if keep is not None:
+            count = rows_of(str(keep), total)
+        elif drop is not None:
+            count = total - rows_of(str(drop), total)
+        statement = selected(chosen, per_class, f"rank <= {count}", soft, **of_all)
+    if not run.sql(f"SELECT 1 FROM ({statement}) LIMIT 1").fetchall():
+        told = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+        if left := sum(counts):
+            told += f" of rows of which {left} are flagged or near duplicates of others"
+        raise RunError(
+            f"select: found {told}, by which no row is kept, expected at least one. Say for "
+            'example keep="20%".'
+        )
+    return Chosen(chosen, statement, per_class and not quota, bool(quota), *counts, per)
 
 
 def _check_column(run: Any, column: str) -> None:
@@ -136,13 +143,18 @@ def _check_column(run: Any, column: str) -> None:
 
 
 def left_out(run: Any) -> LeftOut:
-    """Rows of completions or preferences that are flagged, and near duplicates of others."""
+    """Rows of completions or preferences that are flagged, and near duplicates of others.
+
+    A row that a review has decided about is not flagged: it was accepted, or is right by now.
+    """
     flagged, rows = "SELECT NULL::BIGINT AS example_id WHERE false", None
     if run.methods("answer_issues"):
         rows = flagged = f"SELECT example_id FROM answer_issues WHERE is_answer_issue AND {KEPT}"
     if run.methods("preference_issues"):
         of_pairs = "SELECT example_id FROM preference_issues WHERE is_preference_issue"
         rows = flagged = f"{of_pairs} AND {KEPT}"
+    if rows is not None:
+        rows = flagged = f"{flagged} {undecided(run)}"
     if run.methods("near_duplicates"):
         # The first of a cluster that is not flagged stands for it.
         rows = (
@@ -205,31 +217,6 @@ def _source(run: Any, by: str | None, utility: str | None, method: str | None) -
     return Source(by, chosen, instance, view, "v.value", "v.value")
 
 
-def _of_tokens(
-    run: Any, chosen: Source, keep: str, per_class: bool, of_all: Mapping[str, Any]
-) -> str:
-    """The statement for the first rows that have so many tokens together.
-
-    `of_all` are arguments of `selected` that every choice has.
-    """
-    number = keep.strip().removesuffix("tokens").strip()
-    if not number.isdecimal():
-        raise RunError(
-            f"select: found {keep!r}, expected a number such as '50000 tokens'. Say for "
-            "example --keep '50000 tokens'."
-        )
-    views = [view for view in COUNTS if view in run.views()]
-    counted = "SELECT 1 FROM {} WHERE role = 'example' AND n_tokens IS NOT NULL LIMIT 1"
-    view = next((view for view in views if run.sql(counted.format(view)).fetchall()), None)
-    if view is None:
-        raise RunError(
-            "select: found no counts of tokens, expected those of a stage that reads texts. Add "
-            "`text_length: {}` under `stages:` and run again, or name a number of rows or a share."
-        )
-    limit = f"tokens <= {number}"
-    return selected(chosen, per_class, limit, counts=view, **of_all)
-
-
 def _of_classes(run: Any, quota: Mapping[str, str | int], per: str | None) -> str:
     """The condition that a row is among the first so many of its class, or value of a column.
 
@@ -282,7 +269,7 @@ def expected(
             empty where `why_not` says why there is no forecast.
         n_queries: Queries that it is judged on.
         why_not: A sentence, or None.
-        trials: As `trials.trials` has them, those that chose by the same.
+        trials: As `trials.trials_of` has them, those that chose by the same.
         n_flagged, n_repeated: Rows of a corpus of completions that are not chosen among: answers
             that are flagged, and near duplicates of others.
         warnings: As `chosen_rows.warnings_about` gives them.
@@ -304,7 +291,7 @@ def expected(
         "rows": [],
         "n_queries": 0,
         "why_not": None,
-        "trials": [trial for trial in _trials(run) if trial["by"] == chosen.source.by],
+        "trials": trials_of(run, chosen.source.by, chosen.source.instance),
         "n_flagged": chosen.n_flagged,
         "n_repeated": chosen.n_repeated,
         "warnings": warnings_about(run, chosen.statement),
@@ -347,10 +334,6 @@ def class_counts(
         f"LEFT JOIN ({statement}) AS k USING (example_id) GROUP BY 1 ORDER BY 2 DESC, 1"
     ).fetchall()
     return rows
-
-
-def _trials(run: Any) -> list[dict[str, Any]]:
-    return trials(run) if "selection_trial" in run.views() else []
 
 
 def _as_chosen(run: Any, chosen: Chosen, share: float) -> list[str]:

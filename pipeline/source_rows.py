@@ -43,10 +43,14 @@ def source_rows(
         added: Columns to add; those that repeat one of the source are left out.
 
     Raises:
-        RunError: the corpus was read by an earlier version, which did not note types.
+        RunError: the corpus was read by an earlier version, which did not note types, or kept
+            conversations in its own form alone.
     """
     originals: list[Mapping[str, Any]] = corpus["extra"].details["columns"]["example"]
-    if not all("type" in column for column in originals):
+    has_changed_cells = corpus["text"].details.get("format") == "messages" and any(
+        column["stored"] == "text" for column in originals
+    )
+    if has_changed_cells or not all("type" in column for column in originals):
         raise RunError(
             "found a corpus that an earlier version of assay read, expected one of this version, "
             "which keeps every value as it was. Read it again with `assay run` and the run's "
@@ -58,8 +62,7 @@ def source_rows(
         for name in ("text", "label", "extra", "features")
         if name in corpus
     }
-    is_chat = corpus["text"].details.get("format") == "messages"
-    columns = {c["name"]: _column(c, tables, is_chat) for c in originals}
+    columns = {c["name"]: _column(c, tables) for c in originals}
     # SQL does not tell Text from text.
     names = {column["name"].lower() for column in originals}
     repeated = {
@@ -91,7 +94,7 @@ def _rows(store: Store, manifest: Manifest, ids: pa.Array) -> pa.Table:
     return rows.take(pc.index_in(ids, value_set=rows["id"].combine_chunks()))
 
 
-def _column(column: Mapping[str, Any], tables: Mapping[str, pa.Table], is_chat: bool) -> Any:
+def _column(column: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> Any:
     """The cells of a column of the source, in the type that it has there."""
     stored, kind = column["stored"], column["type"]
     if stored == "label":
@@ -103,8 +106,7 @@ def _column(column: Mapping[str, Any], tables: Mapping[str, pa.Table], is_chat: 
     if stored == VECTOR:
         return tables["features"]["vector"]
     if stored in ("text", "text_b"):
-        cells = tables["text"][stored]
-        return _as_json(cells) if is_chat else cells
+        return tables["text"][stored]
     cells = tables["extra"][stored]
     return _as_json(cells) if kind == JSON else cells
 

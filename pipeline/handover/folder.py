@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.chosen_rows import how
+from pipeline.decided import undecided
 from pipeline.errors import RunError
 from pipeline.handover.card import Story, card_text
 from pipeline.selection import RANDOM, Chosen, class_counts, left_out
@@ -169,7 +170,7 @@ def _removed(run: Any, chosen: Chosen, given: Sequence[Any]) -> str:
                 flag = f"is_{view.removesuffix('s')}"
                 flagged = (
                     "SELECT example_id, 'flagged: ' || any_value(reason ORDER BY method) AS reason "
-                    f"FROM {view} WHERE {flag} GROUP BY example_id"
+                    f"FROM {view} WHERE {flag} {undecided(run)} GROUP BY example_id"
                 )
         repeated = left_out(run).rows or repeated
     return f"""

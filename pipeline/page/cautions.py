@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.agreement import CONFUSION, barely_knows, mismatches
+from pipeline.answer_trust import areas_of, distrust
 from pipeline.decisions import KEPT
 from pipeline.page.asked import Asked
 from pipeline.page.document import readable, share
@@ -50,6 +51,7 @@ def cautions(subject: Subject) -> Cautions:
             or (name in _OF_CLASSES and subject.task != "classification")
             or (name in _OF_TEXTS and not subject.has_texts)
             or (name in _OF_VERDICTS and subject.judged is None)
+            or (check is _untold and not _areas(subject))
         ):
             continue
         said = list(check(subject))
@@ -142,6 +144,18 @@ def _alike(subject: Subject) -> Iterator[Caution]:
             f"apart: {listed}; one half would be chance. Flags between them say little.",
             Asked(asked.statement, low),
         )
+
+
+def _areas(subject: Subject) -> list[dict[str, float]]:
+    """What instances of `answer_issues` measured; an earlier version did not."""
+    measured = (areas_of(subject.run, name) for name in subject.run.methods("answer_issues"))
+    return [areas for areas in measured if areas]
+
+
+def _untold(subject: Subject) -> Iterator[Caution]:
+    for warning in filter(None, map(distrust, _areas(subject))):
+        asked = Asked("SELECT details FROM runs WHERE \"table\" = 'answer_issue'", [])
+        yield Caution(warning, asked)
 
 
 def _unjudged(subject: Subject) -> Iterator[Caution]:
@@ -288,6 +302,7 @@ _CHECKS: dict[str, Check] = {
     "models are right more often than chance": _mismatched,
     "predictions know clearly more than the most frequent class": _weak,
     "no two classes are near chance to be told apart": _alike,
+    "answers that were made bad on purpose are told from the rows": _untold,
     "every row was judged": _unjudged,
     "no gradient of unusual length": _gradients,
     "less than a fifth of the variance of values is error of sampling": _unsettled,
@@ -300,6 +315,7 @@ _NEEDS: dict[str, set[str]] = {
     "models are right more often than chance": {"predictions"},
     "predictions know clearly more than the most frequent class": {"predictions"},
     "no two classes are near chance to be told apart": {"predictions"},
+    "answers that were made bad on purpose are told from the rows": {"answer_issues"},
     "no gradient of unusual length": {"diagnostics"},
     "less than a fifth of the variance of values is error of sampling": {"shapley"},
     "no more than 1 % of the texts lose their end": {"text_lengths"},

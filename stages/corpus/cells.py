@@ -81,8 +81,24 @@ def join(parts: Sequence[SourceRows]) -> SourceRows:
             table = table.set_column(at, name, pa.chunked_array([pa.array(cells, pa.string())]))
         tables.append(table)
     schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
-    whole = pa.concat_tables(tables, promote_options="permissive").cast(schema)
+    whole = as_schema(pa.concat_tables(tables, promote_options="permissive"), schema)
     return parts[0]._replace(table=whole, mixed=mixed)
+
+
+def as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema from a table, each in its type there.
+
+    Those that have it already are not cast: Arrow fails to cast a list of objects of which a key
+    is null in all of them, such as `tool_calls` of chats without any, to its own type.
+
+    Raises:
+        pyarrow.ArrowException: a column cannot be had in its type.
+    """
+    columns = [
+        column if column.type == field.type else column.cast(field.type)
+        for column, field in zip(table.select(schema.names).columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def decoded(loaded: SourceRows, names: set[str]) -> SourceRows:

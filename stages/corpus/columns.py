@@ -115,8 +115,8 @@ def stored_columns(
     own = {source.id: "source_id", source.features: VECTOR}
     own |= {source.label: "target" if source.task == "regression" else "label"}
     own |= {source.text_b: "text_b", source.text: "text"}
-    if form not in CARRIED and source.turns == "all":
-        own |= {source.messages: "text", source.prompt: "text"}
+    if form not in CARRIED:
+        own |= {source.prompt: "text"}
     if form not in CONVERSATIONS:
         own |= {source.completion: "text_b"}
     if source.id in empty.mixed:

@@ -37,8 +37,9 @@ CONVERSATIONS: tuple[Form, ...] = ("prompt_and_messages", "messages", "sharegpt"
 """Forms whose rows are conversations."""
 PAIRS: tuple[Form, ...] = ("preference", "preference_messages")
 """Forms whose rows are preferences."""
-CARRIED: tuple[Form, ...] = ("prompt_and_messages", "alpaca", "sharegpt", *PAIRS)
-"""Forms of which a row's text is made of other cells, which are hence carried along."""
+CARRIED: tuple[Form, ...] = (*CONVERSATIONS, "alpaca", *PAIRS)
+"""Forms of which a row's text is made of cells that it does not hold as they were, which are hence
+carried along: a conversation is stored without nulls and with the parts of its texts joined."""
 INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
 SHAREGPT = ("conversations", "conversation")
 """Columns that are taken as conversations without being named."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from stages.corpus.cells import SourceRows
+from stages.corpus.cells import SourceRows, as_schema
 from stages.corpus.huggingface import advice, as_data_error, class_names, quiet
 from stages.corpus.pieces import Layout, Split
 from stages.corpus.source import Source, ending
@@ -112,7 +112,8 @@ class StreamedPiece:
             )
         tables = list(_tables(found, self.source, self.split))
         try:
-            whole = pa.concat_tables(tables, promote_options="permissive").cast(layout.schema)
+            joined = pa.concat_tables(tables, promote_options="permissive")
+            whole = as_schema(joined, layout.schema)
         except pa.ArrowException as error:
             raise _unlike(self.source, self.split, error) from error
         return layout.rows(whole)

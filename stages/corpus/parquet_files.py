@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.corpus.cells import SourceRows
+from stages.corpus.cells import SourceRows, as_schema
 from stages.corpus.pieces import Each, Layout, Split, in_order, one_list
 from stages.corpus.source import Source
 from stages.corpus.source_files import SourceFile, open_file
@@ -42,7 +42,7 @@ class ParquetPiece:
             raise _unreadable(self.file.path, error) from error
         try:
             table = table.replace_schema_metadata(None)
-            return layout.rows(table.select(layout.schema.names).cast(layout.schema))
+            return layout.rows(as_schema(table, layout.schema))
         except pa.ArrowException as error:
             raise _unlike(self.path, error) from error
 

@@ -24,6 +24,8 @@ _PRIVATE = range(0xE000, 0xF8FF)
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold what the assistant thinks before it speaks."""
+REASONING, CALLS = 1, 2
+"""What a layout may lack, as numbers that are added up."""
 _THOUGHT = re.compile("<think>(.*?)</think>", re.DOTALL)
 EXPECTED = "a conversation that the chat template can lay out"
 
@@ -74,33 +76,37 @@ def lay_out(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) 
     return chat
 
 
-def leaves_out_reasoning(
-    tokenizer: Any, messages: Messages, tools: list[Any] | None = None
-) -> bool:
-    """Whether an answer lacks what its message says as reasoning.
+def left_out_of(tokenizer: Any, messages: Messages, tools: list[Any] | None = None) -> int:
+    """What the layout lacks of a conversation: the sum of `REASONING` and `CALLS`, or 0.
 
-    That is a key such as `reasoning_content`, or a text in `<think>`. Cost: that of `lay_out` for a
-    conversation with reasoning, none for others.
+    Reasoning that an answer lacks is a key such as `reasoning_content`, or a text in `<think>`.
+    Calls are those of a message that is learned, by the names of the functions, and the tools of
+    the conversation likewise. Cost: that of `lay_out` for a conversation with one of these, none
+    for others.
 
     Raises:
         RefusedRow: as `lay_out`.
         ModelError: as `lay_out`.
     """
+    learned = [message for message in messages if is_learned(message)]
     thoughts = [
         thought.strip()
-        for message in messages
-        if is_learned(message)
+        for message in learned
         for thought in (
             *(str(message.get(key) or "") for key in _REASONING),
             *_THOUGHT.findall(message["content"]),
         )
     ]
     thoughts = [thought for thought in thoughts if thought]
-    if not thoughts:
-        return False
+    calls = [name for message in learned for name in _called(message)]
+    known = _called({"tool_calls": tools})
+    if not (thoughts or calls or known):
+        return 0
     chat = lay_out(tokenizer, messages, tools)
     answered = "\0".join(chat.text[start:stop] for start, stop in chat.answers)
-    return any(thought not in answered for thought in thoughts)
+    lacks_calls = any(name not in answered for name in calls)
+    lacks_calls |= any(name not in chat.text for name in known)
+    return REASONING * any(thought not in answered for thought in thoughts) + CALLS * lacks_calls
 
 
 def _by_openings(

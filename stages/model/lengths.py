@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from stages.corpus.preferences import SIDE_FORMS, side_columns
-from stages.model.chats import leaves_out_reasoning, parsed
+from stages.model.chats import left_out_of, parsed
 from stages.model.templates import row_pieces
 
 
@@ -17,12 +17,12 @@ def row_lengths(
     pairs: Sequence[str | None],
     form: str,
 ) -> Int[np.ndarray, "rows 4"]:
-    """Of each row its tokens, the first and the last that is predicted, and a lack of reasoning.
+    """Of each row its tokens, the first and the last that is predicted, and what is left out.
 
     Places of tokens count from 0, and are -1 in a row of which none is predicted. The last number
-    is 1 where the chat template leaves out what an answer says as reasoning, else 0. Of a pair they
-    are those of its longer side. Arguments are those of `Head.encode`. Memory is that of a window
-    of the longest text.
+    says what the chat template leaves out (`stages.model.chats.left_out_of`). Of a pair they are
+    those of its longer side, but for the last, which is of both. Arguments are those of
+    `Head.encode`. Memory is that of a window of the longest text.
 
     Raises:
         RefusedRow: the chat template refuses a conversation.
@@ -32,6 +32,7 @@ def row_lengths(
         columns = side_columns(texts, pairs, form)
         both = row_lengths(tokenizer, *columns, SIDE_FORMS[form]).reshape(-1, 2, 4)
         longer: np.ndarray = both[np.arange(len(both)), both[:, :, 0].argmax(1)]
+        longer[:, 3] = np.bitwise_or.reduce(both[:, :, 3], axis=1)
         return longer
     rows = []
     for text, pair in zip(texts, pairs, strict=True):
@@ -43,6 +44,6 @@ def row_lengths(
             if len(own):
                 first, last = int(own[0]) if first < 0 else first, int(own[-1])
             n_tokens += len(piece.ids)
-        lacks = form == "messages" and leaves_out_reasoning(tokenizer, *parsed(text, pair))
-        rows.append((n_tokens, first, last, int(lacks)))
+        lacks = left_out_of(tokenizer, *parsed(text, pair)) if form == "messages" else 0
+        rows.append((n_tokens, first, last, lacks))
     return np.array(rows, dtype=np.int64).reshape(-1, 4)

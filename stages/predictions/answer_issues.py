@@ -182,11 +182,16 @@ class AnswerIssues(Stage):
         return Judge(reference, mixture, int(is_known.sum()), classes)
 
     def details(self, inputs: Inputs) -> Mapping[str, Any]:
-        """The share of each kind among all rows, how much was planted, and answers as classes."""
+        """The share of each kind among all rows, how well it is told, and answers as classes."""
         judge: Judge = inputs.opened
-        kinds = dict(zip(judge.mixture.kinds, judge.mixture.shares[1:].tolist(), strict=True))
+        found = judge.mixture
         words = sorted(judge.classes.words) if judge.classes else []
-        return {"shares": kinds, "n_planted": judge.n_planted, "answers_as_classes": words}
+        return {
+            "shares": dict(zip(found.kinds, found.shares[1:].tolist(), strict=True)),
+            "areas": dict(zip(found.kinds, found.areas.round(4).tolist(), strict=True)),
+            "n_planted": judge.n_planted,
+            "answers_as_classes": words,
+        }
 
     def compute(self, inputs: Inputs) -> Rows:
         """The judgements of one shard."""

@@ -79,6 +79,8 @@ class Mixture(NamedTuple):
     spread: Float64[np.ndarray, " features"]
     weights: Float[Tensor, "classes features_and_one"]
     shares: Float64[np.ndarray, " classes"]
+    areas: Float64[np.ndarray, " kinds"]
+    """How well the first fit tells each kind from the rows as they are: see `told_apart`."""
 
     def posterior(
         self, features: Float64[np.ndarray, "rows features"]
@@ -163,7 +165,8 @@ def fit_mixture(
     part = np.random.default_rng(seed).permutation(len(features)) % PARTS
     part = np.concatenate([part, part[sources]])
     of_kinds = ratios(_unseen(x, label, np.ones(len(label)), part))
-    is_told = told_apart(of_kinds, label)
+    areas = told_apart(of_kinds, label)
+    is_told = areas >= TOLD_APART
     kept = np.ones(len(label))
     if is_told.any():
         most = of_kinds[:, 1:][:, is_told].max(1)
@@ -172,7 +175,7 @@ def fit_mixture(
         kept[(label == 0) & (most >= bar)] = 0.0
         of_kinds = ratios(_unseen(x, label, kept, part))
     shares = likeliest_shares(of_kinds[label == 0], is_told)
-    return Mixture(names, centre, spread, _fit(x, label, kept), shares)
+    return Mixture(names, centre, spread, _fit(x, label, kept), shares, areas)
 
 
 def ratios(logits: Float64[np.ndarray, "rows classes"]) -> Float64[np.ndarray, "rows classes"]:
@@ -184,14 +187,17 @@ def ratios(logits: Float64[np.ndarray, "rows classes"]) -> Float64[np.ndarray, "
 
 def told_apart(
     of_kinds: Float64[np.ndarray, "rows classes"], label: Int64[np.ndarray, " rows"]
-) -> Bool[np.ndarray, " kinds"]:
-    """Whether the ratio of each kind tells its planted rows (`label` 1, ...) from others (0)."""
+) -> Float64[np.ndarray, " kinds"]:
+    """How well the ratio of each kind tells its planted rows (`label` 1, ...) from others (0).
+
+    That is the area under the ROC curve: 1/2 by chance, 1 where every planted row is above all.
+    """
     found = []
     for kind in range(1, of_kinds.shape[1]):
         own, others = of_kinds[label == kind, kind], np.sort(of_kinds[label == 0, kind])
         sides = (np.searchsorted(others, own, side) for side in ("left", "right"))
         found.append(sum(side.mean() for side in sides) / (2 * len(others)))
-    return np.array(found) >= TOLD_APART
+    return np.array(found)
 
 
 def likeliest_shares(

@@ -17,9 +17,11 @@ from pages import Page
 from runs import assay, complaint, write_lines
 from tiny_models import word_model
 
+from pipeline import cli
 from pipeline.api import expected, flag, open_run, select
 from pipeline.errors import RunError
 from pipeline.handover.answered import review_of
+from pipeline.main_results import summarize
 from pipeline.page.report import report_page
 from stages.ranking.middle import by_middle
 
@@ -37,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         both = [" " + " ".join(draw.choices(WORDS, k=k + draw.randrange(3))) for k in (10, 3)]
         chosen, rejected = both[::-1] if i % 6 == 5 else both
         prompt = " ".join(["what", "is", *draw.sample(WORDS, 3), "?"])
-        rows.append({"id": f"p{i}", "prompt": prompt, "chosen": chosen, "rejected": rejected})
+        row = {"id": f"p{i}", "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        rows.append({**row, "score_chosen": i, "source": ["web", "book", None][i % 3]})
     odd = [
         {**rows[0], "id": "same", "rejected": rows[0]["chosen"]},
         {**rows[0], "id": "empty", "rejected": " "},
@@ -218,7 +221,8 @@ def test_a_review_turns_pairs_around_in_the_columns_of_the_source(
         writer.writerows(
             {**row, "decision": what} for row, what in zip(rows, decisions, strict=True)
         )
-    assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
+    done = assay("apply", run.folder.path, review, "--to", tmp_path / "corrected", "--out", out)
+    assert "Where answers changed places, score_chosen did not" in " ".join(done.stdout.split())
     before = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     expected = {row["id"]: row for row in before if row["id"] not in ("same", "empty")}
     fixed, dropped = rows[0]["source_id"], rows[1]["source_id"]
@@ -344,3 +348,29 @@ def test_a_folder_of_pairs_says_why_others_are_left_out(ran: Any, tmp_path: Path
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:
     return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+
+
+def test_weights_are_never_those_of_random_rows(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = ran
+    monkeypatch.setattr(cli, "is_worse_than_random", lambda _: True)
+    told = json.loads(assay("select", run.folder.path, "--soft", "1", "--json").stdout)
+    wanted = [row[0] for row in select(run, soft=1).fetchall()]
+    assert [row["example_id"] for row in told] == wanted
+    said = assay("select", run.folder.path, "--keep", "20%").stderr
+    assert "These are random rows instead, as many" in " ".join(said.split())
+
+
+def test_the_end_of_a_run_says_what_the_corpus_holds(ran: Any) -> None:
+    run, said = ran
+    facts = summarize(run)["corpus"]
+    of_rows = run.sql("SELECT example_id, source FROM examples").fetchall()
+    tokens = run.sql("SELECT sum(n_tokens) FROM text_lengths WHERE role = 'example'").fetchall()
+    assert (facts["rows"], facts["tokens"], facts["by"]) == (N + 1, tokens[0][0], "source")
+    best = {row[0] for row in select(run, keep="20%").fetchall()}
+    for row in facts["sources"]:
+        own = {i for i, name in of_rows if name == row["name"]}
+        assert (row["rows"], row["chosen"]) == (len(own), len(own & best))
+        assert row["able"] == len(own & {i[0] for i in select(run, keep="100%").fetchall()})
+    told = f"{N + 1} rows with {tokens[0][0]:,} tokens on the longer side of each; 2 others could"
+    assert told in " ".join(said.stdout.split())
+    assert "select run --keep 20% --out chosen.jsonl" in said.stdout

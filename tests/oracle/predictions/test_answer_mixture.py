@@ -10,6 +10,7 @@ from stages.surrogate.answer_mixture import (
     fit_mixture,
     likeliest_shares,
     reference_of,
+    told_apart,
     with_shares,
 )
 
@@ -53,6 +54,16 @@ def test_kinds_that_look_like_right_rows_are_not_flagged() -> None:
     x, planted = generator.standard_normal((1000, 4)), generator.standard_normal((200, 4))
     mixture = fit_mixture(x, planted, ["a", "b"] * 100, np.arange(200))
     assert (mixture.posterior(x)[:, 0] > 0.5).mean() > 0.98
+    np.testing.assert_allclose(mixture.areas, 0.5, atol=0.1)
+
+
+def test_how_well_kinds_are_told_is_the_share_of_pairs_in_the_right_order() -> None:
+    ratios = np.array(
+        [[1, 0.1, 2], [1, 0.4, 2], [1, 0.4, 9], [1, 0.2, 1], [1, 0.9, 2]], dtype=float
+    )
+    label = np.array([0, 0, 1, 1, 2])
+    # Kind 1: 0.4 against 0.1 and 0.4, 0.2 against the same. Kind 2: 2 against 2 and 2.
+    assert told_apart(ratios, label).tolist() == [(1 + 0.5 + 1 + 0) / 4, 0.5]
 
 
 def test_shares_of_greatest_likelihood() -> None:

@@ -1,6 +1,7 @@
 """What is said of flags that a review moved."""
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ from pipeline.applied import _flags
 
 
 class Run:
-    """A run of a task with so many flagged rows."""
+    """A run of a task with so many flagged rows, without a review."""
 
     def __init__(self, task: str, n_flagged: int):
         self._task, self._n = task, n_flagged
+        self.record, self.folder = {"config": "{}"}, SimpleNamespace(config="config.yaml")
 
     def task(self) -> str:
         return self._task
@@ -37,6 +39,7 @@ class Run:
         ),
         ("classification", 5, {"drop": 3}, " How many are wrong is estimated anew, from"),
         ("completion", 5, {"drop": 3}, " How many are wrong is estimated anew, from"),
+        ("completion", 1, {"drop": 3, "accept": 36}, ""),
     ],
 )
 def test_flags_that_moved_more_than_was_mended_have_a_reason(

@@ -13,6 +13,7 @@ from pipeline.lengths import Lengths
 from stages.corpus import scan
 from stages.corpus.ingest import survey
 from stages.corpus.source import Source
+from stages.model.chats import CALLS, REASONING
 from stages.model.lengths import row_lengths
 from stages.model.networks import IGNORED
 from stages.model.templates import tokenise_completions
@@ -81,7 +82,20 @@ def test_reasoning_that_the_template_leaves_out_is_counted() -> None:
     texts = [talk("a", "b", thinking="hm"), talk("a", "b"), talk("a", "<think>hm</think>b")]
     found = row_lengths(tokenizer(), texts, [None] * 3, "messages")
     assert found[:, 3].tolist() == [1, 0, 0]
-    assert Lengths.of(found, 3).n_without_reasoning == 1
+    assert Lengths.of(found, 3).n_without(REASONING) == 1
+
+
+def test_calls_and_tools_that_the_template_leaves_out_are_counted() -> None:
+    calls = {"tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {}}}]}
+    tools = json.dumps([{"type": "function", "function": {"name": "look"}}])
+    texts = [talk("a", "b", **calls), talk("a", "b"), talk("a", "b", thinking="hm"), talk("a", "b")]
+    found = row_lengths(tokenizer(), texts, [None, None, None, tools], "messages")
+    assert found[:, 3].tolist() == [CALLS, 0, REASONING, CALLS]
+    shown = tokenizer()
+    shown.chat_template = "{{ tools }}" + shown.chat_template.replace(
+        "{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}"
+    )
+    assert row_lengths(shown, texts, [None, None, None, tools], "messages")[:, 3].sum() == REASONING
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 20])

@@ -64,6 +64,8 @@ SUMMARY = {
     "expected_precision": 0.42,
     "answers": (),
     "bad_answers": None,
+    "told_answers": {},
+    "corpus": None,
     "other_answers": None,
     "pairs_of_answers": (),
     "wrong_orders": None,
@@ -232,5 +234,6 @@ def test_a_trial_of_about_as_many_rows_tells_that_chance_is_better(
     high: float, n_rows: int, is_worse: bool
 ) -> None:
     trial = {"gain_high": high, "keep": 0.2}
-    expected = {"rows": [], "trials": [trial], "n_rows": n_rows, "n_examples": 100}
+    expected = {"rows": [], "trials": [trial], "n_rows": n_rows, "n_examples": 100, "per": None}
     assert is_worse_than_random(expected) == is_worse
+    assert not is_worse_than_random({**expected, "per": "source"})

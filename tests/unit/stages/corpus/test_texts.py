@@ -97,7 +97,7 @@ def test_conversations_of_parquet(tmp_path: Path) -> None:
         3: "messages without an assistant's",
         4: malformed,
     }
-    assert [(c["name"], c["stored"]) for c in corpus.columns] == [("messages", "text")]
+    assert [(c["name"], c["stored"]) for c in corpus.columns] == [("messages", "messages")]
 
 
 def test_conversations_of_jsonl_as_lists_and_as_text(tmp_path: Path) -> None:

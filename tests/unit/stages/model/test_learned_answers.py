@@ -7,7 +7,7 @@ import pytest
 from tiny_models import TALKING
 
 from stages.corpus.conversations import read_conversation
-from stages.model.chats import Messages, chat_pieces, lay_out, leaves_out_reasoning, parsed
+from stages.model.chats import REASONING, Messages, chat_pieces, lay_out, left_out_of, parsed
 from stages.stage import RefusedRow
 
 MARKED = (
@@ -154,7 +154,7 @@ DROPS = PLAIN.replace(
     ],
 )
 def test_reasoning_that_a_template_leaves_out(template: str, talk: Any, wanted: bool) -> None:
-    assert leaves_out_reasoning(tokenizer("bytes", template), talk) == wanted
+    assert left_out_of(tokenizer("bytes", template), talk) == REASONING * wanted
     assert ("well" in "".join(answers(template, talk))) == (talk in (THINKS, KEYED) and not wanted)
 
 

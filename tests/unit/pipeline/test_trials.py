@@ -1,0 +1,39 @@
+"""Which trials speak for a choice."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import trials
+from pipeline.trials import trials_of
+
+FOUND = [
+    {"method": "one", "by": "query_relevance", "features": "position_weighted"},
+    {"method": "two", "by": "query_relevance", "features": "less"},
+    {"method": "three", "by": "answer_issues", "features": "position_weighted"},
+]
+FEATURES = {"query_relevance": "position_weighted", "by_less": "less", "by_words": "embedding"}
+
+
+@pytest.mark.parametrize(
+    ("by", "instance", "methods"),
+    [
+        ("query_relevance", "query_relevance", ["one"]),
+        ("query_relevance", "by_less", ["two"]),
+        ("query_relevance", "by_words", []),
+        ("answer_issues", "answer_issues", ["three"]),
+        ("random", "random", []),
+    ],
+)
+def test_a_trial_by_other_features_says_nothing(
+    by: str, instance: str, methods: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sql(statement: str) -> Any:
+        (fields,) = ({"features": f} for name, f in FEATURES.items() if f"'{name}'" in statement)
+        return SimpleNamespace(fetchall=lambda: [(json.dumps(fields),)])
+
+    monkeypatch.setattr(trials, "trials", lambda run: FOUND)
+    run = SimpleNamespace(views=lambda: ["selection_trial"], sql=sql)
+    assert [trial["method"] for trial in trials_of(run, by, instance)] == methods
