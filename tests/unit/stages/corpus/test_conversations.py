@@ -193,7 +193,7 @@ def test_sharegpt_is_taken_by_its_column_and_said(tmp_path: Path, as_text: bool)
 def test_conversations_of_roles_are_conversations_too(tmp_path: Path) -> None:
     corpus = of_lines(tmp_path, [{"conversations": TALK}])
     assert stored(corpus) == [TALK]
-    assert {c["name"]: c["stored"] for c in corpus.columns} == {"conversations": "text"}
+    assert {c["name"]: c["stored"] for c in corpus.columns} == {"conversations": "conversations"}
 
 
 def test_alpaca_is_laid_out_in_its_own_words_and_said(tmp_path: Path) -> None:
