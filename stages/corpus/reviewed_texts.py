@@ -56,7 +56,12 @@ def first_other(
 
 
 def _is_of(cell: str, row: str, is_json: bool) -> bool:
-    """Whether a cell shows a part of a row; of one in JSON, in another order."""
+    """Whether a cell shows a part of a row; of one in JSON, in another order.
+
+    One without a letter or digit, such as an empty answer `...`, is compared as it is.
+    """
+    if not _WORDS.search(cell):
+        return cell.strip() in row
     # An encoding may have lost letters beyond ASCII.
     for letters in (_WORDS, _OF_ASCII):
         words, said = letters.findall(cell.casefold()), letters.findall(row.casefold())
