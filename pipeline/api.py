@@ -32,6 +32,7 @@ __all__ = [
     "apply",
     "clean",
     "datalab",
+    "draw_by_weight",
     "evaluate",
     "explain",
     "flag",
@@ -248,6 +249,13 @@ def record_checkpoints(out: str | Path, path: str | None = None, **model: Any) -
     from stages.model.checkpoints import RecordCheckpoints
 
     return RecordCheckpoints(out, path, **model)
+
+
+def draw_by_weight(trainer: Any, weights: Sequence[float], seed: int | None = None) -> None:
+    """Lets a Trainer draw rows by weight: see `stages.model.weighted_rows.draw_by_weight`."""
+    from stages.model import weighted_rows
+
+    weighted_rows.draw_by_weight(trainer, weights, seed)
 
 
 def report(

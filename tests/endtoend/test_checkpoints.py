@@ -12,7 +12,8 @@ import yaml
 from runs import write_lines
 from tiny_models import word_model
 
-from pipeline.api import record_checkpoints, run
+from pipeline.api import draw_by_weight, record_checkpoints, run
+from stages.stage import ConfigError
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road".split()
 N, LONGEST = 12, 12
@@ -138,3 +139,46 @@ def test_a_training_is_the_warm_up_of_less(tmp_path: Path) -> None:
     moved = vectors(again, "adam_steps", "step_3")
     assert (moved["query"] == kept["query"]).all()
     assert abs(moved["example"]).max() < 0.8 * abs(kept["example"]).max()
+
+
+class Counted(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Rows, and how often each was asked for."""
+
+    def __init__(self, rows: list[Any]):
+        self.rows, self.times = rows, np.zeros(len(rows), int)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> Any:
+        self.times[at] += 1
+        return self.rows[at]
+
+
+def test_a_trainer_draws_rows_by_weight(tmp_path: Path) -> None:
+    base = word_model(tmp_path / "model", WORDS, n_positions=LONGEST)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    rows = [{**(t := tokenizer(" ".join(WORDS[:4]))), "labels": t["input_ids"]} for _ in range(4)]
+    counted = Counted(rows)
+    trainer = transformers.Trainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(base),
+        args=transformers.TrainingArguments(
+            output_dir=str(tmp_path / "out"),
+            num_train_epochs=50,
+            per_device_train_batch_size=4,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=counted,
+    )
+    draw_by_weight(trainer, [0.0, 0.4, 1.2, 2.4])
+    trainer.train()
+    assert counted.times.sum() == 200
+    assert counted.times[0] == 0
+    # Means of 20, 60 and 120, within four standard deviations.
+    assert abs(counted.times[1:] - [20, 60, 120]).max() <= 4 * 120**0.5
+    for weights in ([1.0] * 3, [1.0, -1.0, 1.0, 1.0], [0.0] * 4, [1.0, float("nan"), 1.0, 1.0]):
+        with pytest.raises(ConfigError, match="draw_by_weight: found"):
+            draw_by_weight(trainer, weights)
