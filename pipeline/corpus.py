@@ -156,6 +156,7 @@ def read_corpus(
             each=each,
             piece_bytes=piece_bytes,
             measures=measures,
+            as_messages=examples.format == "messages",
         )
         surveys.append(queries)
         _check_same_form(run, examples, queries)

@@ -4,6 +4,7 @@
 |---|---|
 | text | texts |
 | prompt_completion | a prompt and a completion as texts |
+| prompt_as_message | the same, read as conversations of two messages |
 | prompt_and_messages | a prompt and a completion that are lists of messages, as in TRL |
 | alpaca | an instruction, perhaps an input, and an output |
 | messages | conversations of messages {role, content} |
@@ -26,6 +27,7 @@ from stages.stage import DataError
 Form = Literal[
     "text",
     "prompt_completion",
+    "prompt_as_message",
     "prompt_and_messages",
     "alpaca",
     "messages",
@@ -33,7 +35,10 @@ Form = Literal[
     "preference",
     "preference_messages",
 ]
-CONVERSATIONS: tuple[Form, ...] = ("prompt_and_messages", "messages", "sharegpt")
+CONVERSATIONS: tuple[Form, ...] = (
+    *("prompt_as_message", "prompt_and_messages"),
+    *("messages", "sharegpt"),
+)
 """Forms whose rows are conversations."""
 PAIRS: tuple[Form, ...] = ("preference", "preference_messages")
 """Forms whose rows are preferences."""
@@ -98,18 +103,27 @@ def preference_columns(source: Source, found: Sequence[str]) -> Source:
     return replace(source, text=None, prompt=prompt, chosen=chosen, rejected=rejected)
 
 
-def form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]) -> Form:
+def form_of(
+    given: Source,
+    source: Source,
+    empty: SourceRows,
+    first: Callable[[str], Any],
+    as_messages: bool = False,
+) -> Form:
     """What the columns of a source of any task hold.
 
     `given` is the source as it was configured, `source` names exactly its columns, `empty` has
     their types. `first` gives the first cell of a column that is not null; it is asked where the
-    type does not tell.
+    type does not tell. With `as_messages` prompts and completions are conversations, as the rows
+    are that they are the queries of.
 
     Raises:
         DataError: of prompt and completion one is texts and one lists of messages, or `turns` is
             set for rows that are no conversations.
     """
     form = _form_of(given, source, empty, first)
+    if as_messages and form == "prompt_completion":
+        form = "prompt_as_message"
     if source.turns != "all" and form not in CONVERSATIONS:
         raise DataError(
             f"{source.path}: found turns: {source.turns} for rows that are no conversations, "
@@ -144,6 +158,11 @@ def notice(given: Source, source: Source, form: Form, found: Sequence[str]) -> s
         return (
             f"{source.path}: the column {source.messages} is read as conversations. Another is "
             "named by `messages:`."
+        )
+    if form == "prompt_as_message":
+        return (
+            f"{source.path}: {source.prompt} and {source.completion} are read as a message of the "
+            "user and one of the assistant, as the corpus holds conversations."
         )
     if form == "alpaca":
         return (

@@ -155,6 +155,7 @@ def survey(
     each: Each = in_turn,
     piece_bytes: int = PIECE_BYTES,
     measures: Measures | None = None,
+    as_messages: bool = False,
 ) -> Survey:
     """What becomes of every row of a source: it is usable, or rejected with a reason.
 
@@ -162,9 +163,9 @@ def survey(
     those of `source.classes`, of the names of a `ClassLabel`, or of the distinct labels that rows
     have, or with `keeps_absent` all of them. `vector_length` is that of the corpus, for queries
     with features. `refusals` says which rows no model could read, `measures` how long completions
-    are in a model's tokens. `each` reads the parts of about
-    `piece_bytes`; neither it nor their size changes anything. Memory: 17 bytes a row, and the parts
-    that are read here.
+    are in a model's tokens. `as_messages` makes conversations of prompts and completions. `each`
+    reads the parts of about `piece_bytes`; neither it nor their size changes anything. Memory: 17
+    bytes a row, and the parts that are read here.
 
     Raises:
         ConfigError: `flip_labels` on queries, or no label column for examples.
@@ -176,7 +177,7 @@ def survey(
     empty = read.empty
     given, source = source, with_columns(source, empty.table.column_names)
     check_columns(source, role, empty.table.column_names)
-    form = form_of(given, source, empty, partial(_first_cell, read))
+    form = form_of(given, source, empty, partial(_first_cell, read), as_messages)
     measures = measures if source.task in LEARNED else None
     columns = Columns(source, role, empty, form, refusals, vector_length, measures, read.n_rows)
     if source.features_file is not None:

@@ -93,12 +93,18 @@ def _conversations(
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Conversations and their tools, where there is a column `tools`; marks unusable rows."""
     nothing: list[Any] = [None] * loaded.table.num_rows
-    prompts, name = nothing, source.messages
-    if form == "prompt_and_messages":
-        prompts, name = _written(loaded, str(source.prompt)), source.completion
-        for what, column in (("prompt", source.prompt), ("completion", name)):
+    prompts, cells = nothing, nothing
+    if form == "prompt_as_message":
+        said = _strings(loaded, str(source.prompt), reasons, "prompt", may_be_empty=True)
+        prompts = [[{"role": "user", "content": text}] for text in said.to_pylist()]
+        said = _strings(loaded, str(source.completion), reasons, "completion")
+        cells = [[{"role": "assistant", "content": text}] for text in said.to_pylist()]
+    elif form == "prompt_and_messages":
+        prompts, cells = (_written(loaded, str(n)) for n in (source.prompt, source.completion))
+        for what, column in (("prompt", source.prompt), ("completion", source.completion)):
             mark(reasons, loaded.table[column].is_null(), f"null {what}")
-    cells = _written(loaded, str(name))
+    else:
+        cells = _written(loaded, str(source.messages))
     tools = _written(loaded, TOOLS) if TOOLS in loaded.table.column_names else nothing
     read = [
         read_conversation(cell, of_tools, source.turns, prompt)

@@ -57,6 +57,26 @@ def test_rows_are_cut_into_shards_of_all_tables(tmp_path: Path, store: Store) ->
     assert (corpus.rows("text", "example"), corpus.rows("text", "query")) == (25, 0)
 
 
+def test_prompts_that_ask_of_conversations_are_read_as_such(tmp_path: Path, store: Store) -> None:
+    turns = [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "2"}]
+    asked = [{"prompt": "Three?", "completion": "3"}, {"prompt": "Four?", "completion": None}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    path = tmp_path / "talks.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    talks = Source(str(path), task="completion")
+    queries = Source(str(tmp_path / "asked.jsonl"), task="completion")
+    corpus = read_corpus(Run(run=str(tmp_path / "run"), corpus=talks, queries=queries), store)
+    (shard,) = (s for s in corpus.tables["text"].shards if s.role == "query")
+    (text,) = store.read_shard("text", shard.key)["text"].to_pylist()
+    assert json.loads(text) == [
+        {"role": "user", "content": "Three?"},
+        {"role": "assistant", "content": "3"},
+    ]
+    assert "prompt and completion are read as a message of the user" in " ".join(corpus.notices)
+    (shard,) = corpus.tables["rejected"].shards
+    assert store.read_shard("rejected", shard.key)["reason"].to_pylist() == ["null completion"]
+
+
 def test_a_dry_reading_has_the_same_keys_and_writes_nothing(tmp_path: Path, store: Store) -> None:
     dry = read_corpus(run(tmp_path, rows(25)), store, is_dry=True)
     assert not Path(store.root).exists()
