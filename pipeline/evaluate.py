@@ -15,9 +15,12 @@ from pipeline.folder import RunFolder
 from pipeline.node import CORPUS_INSTANCE
 from pipeline.table_kinds import check_kinds, columns_of
 from pipeline.task import StoredInputs
+from stages.corpus.source import LEARNED
 from stages.corpus.yaml_value import in_yaml
 from stages.metrics.metric import Instance
 
+OF_TEXTS = "What chosen rows train is measured by the stage selection_trial."
+"""What stands beside metrics of classes where rows are learned."""
 Stepped = Callable[[str, int, int], None]
 """Hears the metric's name, and how many steps of how many are done."""
 
@@ -42,20 +45,20 @@ def evaluate(
     """
     configured = parse_metric(metric, overrides)
     folder = RunFolder(run.expanduser().resolve())
-    configured = configured.with_instances(lambda: _instances(folder))
     record = folder.read_record()
-    store = folder.store(record)
-    tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
-    columns = columns_of(Finished(folder).stages)
-    check_kinds(configured, {read: columns[table] for read, (table, _) in tables.items()})
-    inputs = StoredInputs(tables, "whole", store)
-    task = str(inputs.details("label").get("task", "classification"))
+    finished = Finished(folder)
+    task = finished.run.corpus.task
     if task not in configured.tasks:
+        beside = OF_TEXTS if task in LEARNED else "Evaluate another run, or set other fields."
         raise RunError(
             f"{folder.path}: found a corpus with task: {task}, expected "
-            f"{' or '.join(configured.tasks)} for {metric} with these fields. "
-            "Evaluate another run, or set other fields."
+            f"{' or '.join(configured.tasks)} for {metric} with these fields. {beside}"
         )
+    configured = configured.with_instances(lambda: _instances(finished))
+    tables = {read: _table(read, record["tables"], folder) for read in configured.reads}
+    columns = columns_of(finished.stages)
+    check_kinds(configured, {read: columns[table] for read, (table, _) in tables.items()})
+    inputs = StoredInputs(tables, "whole", folder.store(record))
 
     def tell(done: int, total: int) -> None:
         if stepped is not None:
@@ -72,9 +75,8 @@ def evaluate(
     }
 
 
-def _instances(folder: RunFolder) -> dict[str, Instance]:
+def _instances(finished: Finished) -> dict[str, Instance]:
     """What each instance of a run writes, runs and speaks for."""
-    finished = Finished(folder)
     return {
         name: Instance(
             stage.model_ref, tuple(spec.name for spec in stage.writes), finished.speaks_for(name)

@@ -74,12 +74,12 @@ class Selection(Valuation, Metric):
                 f"keep: found {list(self.keep)}, expected different shares between 0 and 1. Say "
                 "for example keep=[0.2]."
             )
-        if self.draws < 2 or self.parts < 2 or self.examples < 2 or self.rounds < 1:
-            raise ConfigError(
-                f"selection: found draws: {self.draws}, parts: {self.parts}, examples: "
-                f"{self.examples}, rounds: {self.rounds}, expected at least 2, 2, 2 and 1. Raise "
-                "them."
-            )
+        least = {"draws": 2, "parts": 2, "examples": 2, "rounds": 1, "resamples": 1, "seed": 0}
+        for name, at_least in least.items():
+            if getattr(self, name) < at_least:
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)}, expected at least {at_least}. Raise it."
+                )
         if "loss" in self.utilities:
             raise ConfigError(
                 "utilities: found loss, expected some of accuracy, cross_entropy, margin: the same "

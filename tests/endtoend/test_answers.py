@@ -122,6 +122,12 @@ def test_stages_without_rows_of_queries_have_no_task_for_them(ran: Any) -> None:
     assert shards["answer_loss"] == n_examples + 1
 
 
+def test_metrics_of_classes_name_the_stage_that_measures_a_choice(ran: Any) -> None:
+    for metric in ("quantiles", "selection", "flags"):
+        with pytest.raises(RunError, match=r"task: completion.*stage selection_trial"):
+            api.evaluate(ran[0], metric)
+
+
 def test_prompts_and_answers_are_read(ran: Any) -> None:
     run, _ = ran
     rows = run.sql(

@@ -102,6 +102,7 @@ def test_help_shows_an_example(assay: Any) -> None:
         (["robustness", "--set", "examples=x"], "robustness: examples: found 'x', expected"),
         (["robustness", "--set", "draws=2"], "robustness: draws: found 2, expected an odd number"),
         (["robustness", "--set", "methods=[ntk]"], "methods: found ntk, expected stages that"),
+        (["selection", "--set", "resamples=0"], "resamples: found 0, expected at least 1"),
         (["robustness", "--set", "kernel=[features]"], "found 500, expected fewer than the 70"),
         (
             ["robustness", "--set", "kernel=[kernel_regression]"],
