@@ -8,7 +8,7 @@ from pipeline.page.asked import Asked
 from pipeline.page.document import share, significant
 from pipeline.page.labels import barely_known
 from pipeline.page.subject import NOUNS, Subject
-from pipeline.trials import NORMAL, of_gain
+from pipeline.trials import NORMAL, interval, of_gain
 from storage.sql import quoted
 
 DEPTHS = (20, 100)
@@ -353,9 +353,9 @@ def _trial(subject: Subject) -> list[Tile]:
     if trial is None:
         return []
     asked = subject.ask(of_gain(trial.method))
-    gain, stderr = asked.first["gain"], asked.first["stderr"]
+    gain = asked.first["gain"]
     unit = "of the loss of DPO" if subject.task == "preference" else "nats a token"
-    low, high = gain - NORMAL * stderr, gain + NORMAL * stderr
+    low, high = interval(gain, asked.first["stderr"], asked.first["n"])
     told = "more than random rows" if low > 0 else "less than random rows"
     if low <= 0 <= high:
         told = "no more than random rows, as far as these queries tell"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import trials
-from pipeline.trials import trials_of
+from pipeline.trials import interval, trials_of
 
 FOUND = [
     {"method": "one", "by": "query_relevance", "features": "position_weighted"},
@@ -37,3 +37,13 @@ def test_a_trial_by_other_features_says_nothing(
     monkeypatch.setattr(trials, "trials", lambda run: FOUND)
     run = SimpleNamespace(views=lambda: ["selection_trial"], sql=sql)
     assert [trial["method"] for trial in trials_of(run, by, instance)] == methods
+
+
+@pytest.mark.parametrize(
+    ("n", "quantile"),
+    # The 97.5 % points of tables of Student's t with n - 1 degrees of freedom.
+    [(2, 12.706), (3, 4.303), (4, 3.182), (6, 2.571), (11, 2.228), (20, 2.093), (61, 2.000)],
+)
+def test_intervals_of_few_queries_are_wide(n: int, quantile: float) -> None:
+    low, high = interval(1.0, 2.0, n)
+    assert (high - 1, 1 - low) == pytest.approx((2 * quantile, 2 * quantile), rel=0.01)
