@@ -10,6 +10,7 @@ An input that is not beside the YAML and is below the working directory is an er
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ class Inputs:
         corrections = self._absolute(source.corrections, f"{key}.corrections")
         path = source.path
         if not is_url(path):
-            is_file = _is_marked(path) or glob.has_magic(path) or bool(Path(path).suffix)
+            # Of an id such as owner/name-v2.5 the dot begins no ending.
+            has_ending = re.fullmatch(r"\.[A-Za-z]\w*", Path(path).suffix) is not None
+            is_file = _is_marked(path) or glob.has_magic(path) or has_ending
             path = self._local_or_id(path, f"{key}.path", is_file)
         return dataclasses.replace(
             source, path=path, features=features, corrections=tuple(corrections)

@@ -214,6 +214,13 @@ def test_ids_of_the_hub_urls_and_packages_are_no_paths(at: Path) -> None:
     assert paths == ["package:numpy/core", "s3://bucket/a.csv", "owner/data", "owner/name"]
 
 
+@pytest.mark.parametrize("name", ["owner/Chats-2.5", "owner/pairs-2.5-preference", "owner/x.v1-2"])
+def test_ids_of_the_hub_may_have_dots(at: Path, name: str) -> None:
+    assert read_config(written(at / "own", corpus={"path": name})).corpus.path == name
+    of_file = read_config(written(at / "own", corpus={"path": "data/rows.text"})).corpus.path
+    assert of_file == str(at / "own" / "data" / "rows.text")
+
+
 def test_the_home_is_the_home(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(at / "elsewhere"))
     changes = {"model": {"path": "~/m"}, "corpus": {"path": "~/a.csv", "corrections": ["~/b.csv"]}}
