@@ -118,10 +118,14 @@ def main() -> None:
     parser.add_argument("--work", default=str(WORK), help="folder for files in between")
     arguments = parser.parse_args(sys.argv[2:])
     start = time.time()
-    result = case.run(arguments)
+    # As it is at the start: "-dirty" stands behind where tracked files differ from the commit.
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
+    result = case.run(arguments)
     line = {
         "case": name,
         "commit": commit,
