@@ -104,6 +104,17 @@ CASES = (
 )
 
 
+def _commit() -> str:
+    """The commit of the tree, with "-dirty" behind it where other files than results differ."""
+
+    def git(*asked: str) -> str:
+        ran = subprocess.run(["git", *asked], cwd=ROOT, capture_output=True, text=True)
+        return ran.stdout.strip()
+
+    is_dirty = git("status", "--porcelain", "-uno", "--", ".", ":!scripts/benchmarks/results.jsonl")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if is_dirty else "")
+
+
 def main() -> None:
     """Runs the case that the command line names."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -118,13 +129,7 @@ def main() -> None:
     parser.add_argument("--work", default=str(WORK), help="folder for files in between")
     arguments = parser.parse_args(sys.argv[2:])
     start = time.time()
-    # As it is at the start: "-dirty" stands behind where tracked files differ from the commit.
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    commit = _commit()  # as it is at the start
     result = case.run(arguments)
     line = {
         "case": name,
