@@ -331,7 +331,6 @@ def test_a_review_goes_through_apply(run: Path, tmp_path: Path) -> None:
     [
         (["--keep", "20%"], 10),
         (["--keep", "30"], 30),
-        (["--keep", "0"], 0),
         (["--drop", "5%"], 46),
         (["--keep", "5", "--by", "label_score"], 5),
         (["--keep", "5", "--utility", "cross_entropy"], 5),
@@ -342,8 +341,6 @@ def test_a_review_goes_through_apply(run: Path, tmp_path: Path) -> None:
 def test_select(run: Path, options: list[str], count: int) -> None:
     rows = json.loads(assay("select", run, *options, "--no-forecast", "--json").stdout)
     assert len(rows) == count
-    if not rows:
-        return
     assert list(rows[0]) == "example_id source_id text label label_name value rank".split()
     assert [row["rank"] for row in rows] == list(range(1, count + 1))
     is_overall = "--overall" in options
@@ -360,6 +357,13 @@ def test_select(run: Path, options: list[str], count: int) -> None:
         assert {row["example_id"] for row in rows} == best
 
 
+def test_a_choice_of_no_row_is_refused(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "none.jsonl"
+    said = complaint("select", run, "--keep", "0", "--out", out)
+    assert "found keep 0, by which no row is kept, expected at least one" in said
+    assert not out.exists()
+
+
 def test_select_keeps_as_many_rows_as_have_so_many_tokens(run: Path) -> None:
     asked = ("select", run, "--no-forecast", "--json", "--keep")
     rows = json.loads(assay(*asked, "150 tokens").stdout)
@@ -369,8 +373,8 @@ def test_select_keeps_as_many_rows_as_have_so_many_tokens(run: Path) -> None:
     assert rows == every[: len(rows)]
     assert sum(tokens[: len(rows)]) <= 150 < sum(tokens[: len(rows) + 1])
     assert complaint("select", run, "--keep", "few tokens") == (
-        "assay: select: found 'few tokens', expected a number such as '50000 tokens'. Say for "
-        "example --keep '50000 tokens'."
+        "assay: select: found 'few tokens', expected a number such as '50000 tokens', 200k-tokens "
+        "or 2M-tokens. Say for example --keep 200k-tokens."
     )
 
 
