@@ -98,23 +98,29 @@ def test_the_table_holds_every_row(page: str, hostile: Path) -> None:
     assert scores == sorted(scores)
 
 
+def judged(folder: Path, vectors: np.ndarray, labels: list[str]) -> str:
+    """The words of the report of a run that judges the labels of points."""
+    np.save(folder / "points.npy", vectors.astype(np.float32))
+    rows = [{"text": f"point {at}", "label": name} for at, name in enumerate(labels)]
+    corpus = {
+        "path": write_lines(folder / "points.jsonl", rows),
+        "text": "text",
+        "label": "label",
+        "features": str(folder / "points.npy"),
+    }
+    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
+    assay("run", write_run(folder, corpus=corpus, stages=stages))
+    out = api.report(folder / "run", folder / "report.html")
+    return Page(out.read_text(encoding="utf-8")).words
+
+
 def test_a_run_in_which_nothing_is_flagged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     # More classes than a matrix has room for.
     labels = [f"colour {at}" for at in range(13)] * 7
-    vectors = np.tile(9 * np.eye(13), (7, 1)) + rng.normal(size=(91, 13)) / 2
-    np.save(tmp_path / "clouds.npy", vectors.astype(np.float32))
-    rows = [{"text": f"point {at}", "label": name} for at, name in enumerate(labels)]
-    corpus = {
-        "path": write_lines(tmp_path / "clouds.jsonl", rows),
-        "text": "text",
-        "label": "label",
-        "features": str(tmp_path / "clouds.npy"),
-    }
-    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
-    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
-    out = api.report(tmp_path / "run", tmp_path / "clean.html")
-    words = Page(out.read_text(encoding="utf-8")).words
+    words = judged(
+        tmp_path, np.tile(9 * np.eye(13), (7, 1)) + rng.normal(size=(91, 13)) / 2, labels
+    )
     assert "None of 91 labels looks wrong" in words
     assert "which examples help and which harm" in words  # in the list of what is missing
     assert "Helpful and harmful" not in words
@@ -124,19 +130,8 @@ def test_a_run_in_which_nothing_is_flagged(tmp_path: Path) -> None:
 
 
 def test_the_headline_says_that_predictions_hardly_know_the_labels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "x.npy", rng.normal(size=(60, 3)).astype(np.float32))
-    rows = [{"text": f"toss {at}", "label": "heads" if at % 3 else "tails"} for at in range(60)]
-    corpus = {
-        "path": write_lines(tmp_path / "coins.jsonl", rows),
-        "text": "text",
-        "label": "label",
-        "features": str(tmp_path / "x.npy"),
-    }
-    stages = {"kernel_regression": {"kernel": ["features"]}, "label_issues": {}}
-    assay("run", write_run(tmp_path, corpus=corpus, stages=stages))
-    out = api.report(tmp_path / "run", tmp_path / "coins.html")
-    words = Page(out.read_text(encoding="utf-8")).words
+    labels = ["heads" if at % 3 else "tails" for at in range(60)]
+    words = judged(tmp_path, np.random.default_rng(0).normal(size=(60, 3)), labels)
     assert "of 60 labels are flagged, which says little: predictions agree with" in words
     assert "the most frequent class alone with 67%" in words
 
