@@ -90,6 +90,7 @@ def test_forms_and_directions_follow_the_number_of_rows(tmp_path: Path, assay: A
     assert resolved(many.parent) == stages
 
 
+@pytest.mark.slow
 def test_rows_appended_across_a_threshold_change_no_features(tmp_path: Path, assay: Any) -> None:
     config = given(tmp_path / "run", 30)
     assay("run", config)

@@ -177,10 +177,11 @@ for wrong in (
 @pytest.mark.parametrize(
     ("name", "rows", "last"),
     [
-        (
+        pytest.param(
             "reviews",
             "['review 0', 'review 1', 'review 2', 'review 3'] [0, 1, 0, 1] ('0', '1')",
             "['review 4', 'review 5']",
+            marks=pytest.mark.slow,
         ),
         ("tables", "['a', 'b', 'c'] [1, 0, 1] ('bad', 'good')", "['b', 'c']"),
     ],

@@ -229,7 +229,9 @@ def test_mixed_blocks_add_up_over_layers(final: str) -> None:
         pytest.param(
             {"inputs": 3, "outputs": 3, "principal": 0, "dim": None}, marks=pytest.mark.slow
         ),
-        {"inputs": 3, "outputs": 3, "principal": 1, "dim": None},
+        pytest.param(
+            {"inputs": 3, "outputs": 3, "principal": 1, "dim": None}, marks=pytest.mark.slow
+        ),
         pytest.param(
             {"inputs": 3, "outputs": 2, "principal": 4, "dim": None}, marks=pytest.mark.slow
         ),
