@@ -43,14 +43,14 @@ def first_other(
         return None
     for place, at in zip(places.tolist(), decided.tolist(), strict=True):
         texts = [text for name in ("text", "text_b") if (text := rows[name][place].as_py())]
-        read = [_strings(text) for text in texts]
-        row = " ".join(string for strings in read for string in strings)
+        within = [string for text in texts for string in _strings(text)]
+        # Of a text that is JSON a review may show the whole, keys and all.
+        row = " ".join([*within, *texts])
         if sum(map(str.isalpha, row)) < LEAST:
             continue
         for of in shown.values():
             cell = of[at]
-            is_json = any(strings != [text] for strings, text in zip(read, texts, strict=True))
-            if cell is not None and not _is_of(str(cell), row, is_json):
+            if cell is not None and not _is_of(str(cell), row, is_json=within != texts):
                 return at, str(cell), row
     return None
 
@@ -78,7 +78,7 @@ def _strings(text: str) -> list[str]:
     """The text, or the strings in it where it is JSON, as conversations are kept."""
     try:
         return list(_within(json.loads(text))) if text[:1] in "[{" else [text]
-    except ValueError:
+    except (ValueError, RecursionError):
         return [text]
 
 

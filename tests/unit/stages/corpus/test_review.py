@@ -114,6 +114,16 @@ def test_a_conversation_is_known_by_the_answer_that_a_review_shows(tmp_path: Pat
                 read(source, "example")
 
 
+def test_a_text_that_is_json_is_shown_with_its_keys(tmp_path: Path) -> None:
+    keyed = '{"title": "Sea", "colour": "blue", "depth": "very deep", "is_cold": "often"}'
+    rows = [*reviews(), {"id": "r10", "text": keyed, "label": 0}]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    row = {"source_id": "r10", "decision": "drop", "text": keyed}
+    review = jsonl(tmp_path / "review.jsonl", [row])
+    found = read(Source(path, id="id", corrections=(review,)), "example")
+    assert by_source_id(found, "is_dropped")["r10"]
+
+
 def test_the_label_before_the_first_decision_is_kept(tmp_path: Path) -> None:
     reviewed = [
         csv(tmp_path / f"{name}.csv", f"source_id,decision,new_label\n{lines}")
