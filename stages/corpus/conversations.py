@@ -70,6 +70,26 @@ def is_learned(message: Mapping[str, Any]) -> bool:
     return message["role"] == ASSISTANT and all(message.get(mark, True) for mark in MARKS)
 
 
+def said(message: Mapping[str, Any]) -> str:
+    """What a message says: its text, and a line for each function that it calls, with arguments.
+
+    Ids of calls, which differ where nothing else does, are left out.
+    """
+    lines = [message.get("content") or ""]
+    for function in functions_called(message):
+        arguments = function.get("arguments", {})
+        text = arguments if isinstance(arguments, str) else as_json(arguments)
+        lines.append(f"{function.get('name')} {text}")
+    return "\n".join(line for line in lines if line)
+
+
+def functions_called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The functions that a message calls: name and arguments of each."""
+    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    functions = [call.get("function", call) for call in calls]
+    return [function for function in functions if isinstance(function, dict)]
+
+
 def read_conversation(
     messages: Any, tools: Any = None, turns: Turns = "all", prompt: Any = None
 ) -> Conversation:

@@ -7,7 +7,7 @@ a text, which a template writes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from stages.corpus.conversations import MARKS, is_learned
+from stages.corpus.conversations import MARKS, is_learned, said
 from stages.corpus.preferences import SIDE_FORMS, sides
 from stages.model.batches import Tokens, batches
-from stages.model.chats import special_ids
+from stages.model.chats import mapped, special_ids
 from stages.model.measurement import Measurement, forward
 from stages.model.networks import IGNORED, TokenNetwork
 from stages.stage import RefusedRow
@@ -88,6 +88,13 @@ class Reader:
             if not self._in_rows:
                 answers[np.array(rows)[is_read]] = states[is_read]
         return Answered(found, alone, prompts, answers)
+
+    def refusals(self, texts: Sequence[str], pairs: Sequence[str | None]) -> Sequence[str | None]:
+        """Why each row cannot be read; None where it can."""
+        measurement = self._measurement
+        return measurement.head.refusals(
+            measurement.tokenizer, list(texts), list(pairs), measurement.form
+        )
 
     def losses(self, texts: Sequence[str], pairs: Sequence[str | None]) -> list[TokenLosses | None]:
         """The losses of the rows as they are. Cost: one forward pass a row."""
@@ -230,24 +237,37 @@ def _silent(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer_of(text: str, pair: str | None, form: str) -> str:
-    """The text of a row's last answer, of a pair both; calls of tools are JSON behind it."""
+    """The text of a row's last answer, of a pair both; calls of tools stand behind it."""
     if form in SIDE_FORMS:
         return "\n".join(answer_of(*side, SIDE_FORMS[form]) for side in sides(text, pair, form))
     if form == "messages":
-        last = [turn for turn in json.loads(text) if is_learned(turn)][-1]
-        calls = last.get("tool_calls")
-        parts = [last.get("content") or "", json.dumps(calls, ensure_ascii=False) if calls else ""]
-        return "\n".join(part for part in parts if part)
+        return said([turn for turn in json.loads(text) if is_learned(turn)][-1])
     return text if form == "text" else str(pair)
 
 
-def with_answer(text: str, pair: str | None, form: str, answer: str) -> tuple[str, str | None]:
-    """The text columns of a row with another last answer."""
-    if form == "prompt_completion":
-        return text, answer
-    if form != "messages":
-        return answer, pair
+def with_answer_of(
+    text: str, pair: str | None, form: str, donor: tuple[str, str | None]
+) -> tuple[str, str | None]:
+    """The text columns of a row with the last answer of another, calls and reasoning with it."""
+    if form == "messages":
+        turns = json.loads(donor[0])
+        return _with_turn(text, [turn for turn in turns if is_learned(turn)][-1]), pair
+    return (text, donor[1]) if form == "prompt_completion" else donor
+
+
+def with_changed_answer(
+    text: str, pair: str | None, form: str, change: Callable[[str], str]
+) -> tuple[str, str | None]:
+    """The text columns of a row with all that its last answer says changed."""
+    if form == "messages":
+        turn = [turn for turn in json.loads(text) if is_learned(turn)][-1]
+        named = ("role", "name", "id", "type", *MARKS)
+        return _with_turn(text, mapped(turn, change, named)), pair
+    return (text, change(str(pair))) if form == "prompt_completion" else (change(text), pair)
+
+
+def _with_turn(text: str, turn: dict[str, Any]) -> str:
     messages: list[dict[str, Any]] = json.loads(text)
     last = max(at for at, turn in enumerate(messages) if is_learned(turn))
-    messages[last] = {"role": "assistant", "content": answer}
-    return json.dumps(messages, ensure_ascii=False), pair
+    messages[last] = turn
+    return json.dumps(messages, ensure_ascii=False)

@@ -11,10 +11,10 @@ though it may swallow the line end behind it.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from stages.corpus.conversations import ASSISTANT, MARKS, is_learned
+from stages.corpus.conversations import ASSISTANT, MARKS, functions_called, is_learned
 from stages.model.windows import pieces
 from stages.stage import ModelError, RefusedRow
 
@@ -238,7 +238,7 @@ def _told_apart(
         chat = lay_out(tokenizer, messages, tools)
         return chat, [(0, chat.text, False)]
     begin, end, *_ = (chr(c) for c in _PRIVATE if chr(c) not in said)
-    marked = _mapped(messages, lambda text: spelt.sub(rf"{begin}\g<0>{end}", text))
+    marked = mapped(messages, lambda text: spelt.sub(rf"{begin}\g<0>{end}", text))
     chat = lay_out(tokenizer, marked, tools)
     # A template may cut a text between the characters: one without the other marks nothing.
     marks = re.compile(f"{begin}({spelt.pattern}){end}|[{begin}{end}]")
@@ -258,14 +258,14 @@ def _told_apart(
     return Chat(text, [(moved(start), moved(stop)) for start, stop in chat.answers]), pieces
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with all strings in it changed, but for keys and roles."""
+def mapped(value: Any, change: Callable[[str], str], but: Collection[str] = ("role",)) -> Any:
+    """The value with its strings changed, but for keys and what stands under those of `but`."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [_mapped(inner, change) for inner in value]
+        return [mapped(inner, change, but) for inner in value]
     if isinstance(value, dict):
-        return {k: v if k == "role" else _mapped(v, change) for k, v in value.items()}
+        return {k: v if k in but else mapped(v, change, but) for k, v in value.items()}
     return value
 
 
@@ -283,6 +283,4 @@ def parsed(text: str, tools: str | None) -> tuple[Messages, list[Any] | None]:
 
 def _called(message: dict[str, Any]) -> list[str]:
     """Names of the functions that a message calls, which its layout has if it shows the calls."""
-    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
-    functions = [call.get("function", call) for call in calls]
-    return [str(f["name"]) for f in functions if isinstance(f, dict) and f.get("name")]
+    return [str(f["name"]) for f in functions_called(message) if f.get("name")]

@@ -8,10 +8,12 @@ the template; a completion loses its end, or its prompt the start: `ModelSpec.tr
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from stages.corpus.conversations import said
 from stages.corpus.preferences import SIDE_FORMS, sides
 from stages.model.batches import (
     REWRITTEN,
@@ -264,19 +266,20 @@ def tokenise_plain(
 
 
 def plain_texts(
-    texts: Sequence[str], pairs: Sequence[str | None], form: str
+    texts: Sequence[str], pairs: Sequence[str | None], form: str, with_calls: bool = False
 ) -> tuple[list[str], list[str | None]]:
     """Each row as plain texts and pairs, for a model that knows no prompts or completions.
 
-    The messages of a conversation are joined by line ends, a prompt and its completion by nothing.
-    Of a preference it is the chosen side.
+    The messages of a conversation are joined by line ends, `with_calls` what they call behind each;
+    a prompt and its completion by nothing. Of a preference it is the chosen side.
     """
     if form in SIDE_FORMS:
         chosen = [sides(*row, form)[0] for row in zip(texts, pairs, strict=True)]
         form = SIDE_FORMS[form]
         texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
     if form == "messages":
-        turns = ["\n".join(turn["content"] for turn in parsed(text, None)[0]) for text in texts]
+        of_turn = said if with_calls else itemgetter("content")
+        turns = ["\n".join(map(of_turn, parsed(text, None)[0])) for text in texts]
         return turns, [None] * len(turns)
     if form == "prompt_completion":
         return [f"{a}{b or ''}" for a, b in zip(texts, pairs, strict=True)], [None] * len(texts)

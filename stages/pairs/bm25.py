@@ -57,7 +57,7 @@ class Bm25(KeptPairs, Merges):
     b: float = 0.75
     """How much a word in a long example counts less: from 0, not at all, to 1."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("query",)
     speaks_for: ClassVar[str] = "likeness"

@@ -52,7 +52,7 @@ class WordFrequency(Merges):
     A task holds the words of one shard, and those of the queries.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("query",)
 

@@ -92,7 +92,7 @@ class AnswerIssues(Stage):
     random_seed: int = 0
     """Of the parts that fits leave out."""
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     judges_rows: ClassVar[bool] = True
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)

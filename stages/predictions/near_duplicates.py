@@ -107,7 +107,7 @@ class NearDuplicates(Stage):
     similarity: float = 0.7
     """Least Jaccard similarity of near duplicates, from 0.6 to 1."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion", "preference")
 
@@ -219,7 +219,7 @@ def _letters_of_rows(table: pa.Table, form: str, answers_alone: bool) -> pa.Arra
         rows = zip(texts, seconds, strict=True)
         texts, seconds = [answer_of(*row, form) for row in rows], [None] * len(texts)
     else:
-        texts, seconds = plain_texts(texts, seconds, form)
+        texts, seconds = plain_texts(texts, seconds, form, with_calls=True)
     return letters_of([a if b is None else f"{a} {b}" for a, b in zip(texts, seconds, strict=True)])
 
 

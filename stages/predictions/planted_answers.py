@@ -12,6 +12,7 @@ What is measured of them is what `answer_loss` measures of the rows as they are.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ from stages.model.answers import (
     answer_of,
     cut_after,
     told,
-    with_answer,
+    with_answer_of,
+    with_changed_answer,
 )
 from stages.model.measurement import load_measurement
 from stages.model.size import network_size
@@ -101,7 +103,7 @@ class PlantedAnswers(RunsModel, Stage):
     token_budget: int = 2048
     """Padded tokens per batch."""
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     split: ClassVar[Split] = "shard"
     opens: ClassVar[tuple[Role, ...]] = ("example",)
     roles: ClassVar[tuple[Role, ...]] = ("example",)
@@ -156,17 +158,15 @@ class PlantedAnswers(RunsModel, Stage):
         for place, likes, others in zip(drawn.tolist(), near, far, strict=True):
             of, own = int(ids[place]), texts[place]
             generator = self._generator(of, 1)
-            given = [
-                ("another answer", *_other(said, place, generator.permutation(likes))),
-                ("off topic", *_other(said, place, generator.permutation(others))),
-                ("garbled", garbled(said[place], generator), None),
-            ]
-            planted[of] = [
-                Planted(of, kind, None if donor is None else int(ids[donor]), row)
-                for kind, answer, donor in given
-                if answer is not None
-                for row in [Row(*with_answer(*own, form, answer))]
-            ]
+            planted[of] = []
+            for kind, choices in (("another answer", likes), ("off topic", others)):
+                donor = _donor(said, place, generator.permutation(choices))
+                if donor is not None:
+                    row = Row(*with_answer_of(*own, form, texts[donor]))
+                    planted[of].append(Planted(of, kind, int(ids[donor]), row))
+            row = Row(*with_changed_answer(*own, form, partial(garbled, generator=generator)))
+            if answer_of(*row, form) != said[place]:
+                planted[of].append(Planted(of, "garbled", None, row))
             planted[of].append(Planted(of, CUT_OFF, None, own))
         return Opened(Reader(load_measurement(self.model, inputs), self.token_budget), planted)
 
@@ -175,6 +175,9 @@ class PlantedAnswers(RunsModel, Stage):
         opened: Opened = inputs.opened
         ids = np.sort(inputs.table("text", "example")["id"].to_numpy()).tolist()
         rows = [planted for key in ids for planted in opened.planted.get(key, ())]
+        # A template may refuse what stands together nowhere, such as results of calls without them.
+        refused = opened.reader.refusals([p.row.text for p in rows], [p.row.pair for p in rows])
+        rows = [planted for planted, why in zip(rows, refused, strict=True) if why is None]
         if not rows:
             return
         read = opened.reader.read([p.row.text for p in rows], [p.row.pair for p in rows])
@@ -272,25 +275,24 @@ def neighbours(
     return near, np.take_along_axis(half, columns, axis=1)
 
 
-def garbled(text: str, generator: np.random.Generator) -> str | None:
-    """The text with a fifth of its letters and digits replaced; None where it has too few."""
+def garbled(text: str, generator: np.random.Generator) -> str:
+    """The text with a fifth of its letters and digits replaced; as it is where it has too few."""
     letters = [at for at, sign in enumerate(text) if sign.isalnum()]
     if len(letters) < SHORTEST:
-        return None
+        return text
     changed = list(text)
     for at in generator.permutation(letters)[: max(2, round(GARBLED * len(letters)))].tolist():
         changed[at] = chr(ord("a") + int(generator.integers(26)))
     return "".join(changed)
 
 
-def _other(
+def _donor(
     said: Mapping[int, str], place: int, choices: Int64[np.ndarray, " choices"]
-) -> tuple[str | None, int | None]:
-    """The first answer of the choices that is another than that of `place`, and whose it is."""
+) -> int | None:
+    """The first of the choices whose answer is another than that of `place`."""
     own = said[place].strip()
     others = (choice for choice in choices.tolist() if said[choice].strip() not in ("", own))
-    donor = next(others, None)
-    return (None, None) if donor is None else (said[donor], donor)
+    return next(others, None)
 
 
 def _cut(

@@ -64,7 +64,7 @@ def words_of_rows(inputs: Inputs, role: Role) -> tuple[Int64[np.ndarray, " rows"
     table = table.filter(pa.compute.equal(table["role"], role)).sort_by("id")
     form = str(inputs.details("text").get("format", "text"))
     texts, pairs = (table[name].to_pylist() for name in ("text", "text_b"))
-    texts, pairs = plain_texts(texts, pairs, form)
+    texts, pairs = plain_texts(texts, pairs, form, with_calls=True)
     both = (a if b is None else f"{a} {b}" for a, b in zip(texts, pairs, strict=True))
     return table["id"].to_numpy(), [terms_of(text) for text in both]
 

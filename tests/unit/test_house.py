@@ -205,7 +205,8 @@ TESTED_ADVICE = {
 
 
 def test_advice_to_delete_a_file_is_followed_in_a_test() -> None:
-    for path, said in ((path, said) for path in SOURCES for said in raised_texts(path)):
+    raised = [(path, said) for path in SOURCES for said in raised_texts(path)]
+    for path, said in raised:
         if not ADVICE.search(said):
             continue
         tests = [test for text, test in TESTED_ADVICE.items() if text in said]

@@ -121,6 +121,11 @@ def test_conversations_are_searched_by_what_is_said() -> None:
     said = [talk("good film", "bad plot"), talk("so so")]
     rows = found(Bm25(), said, [talk("assistant", "plot")], "messages")
     assert rows["example_id"].to_pylist() == [0]
+    function = {"name": "look_up", "arguments": '{"city": "Rome"}'}
+    calls = [{"id": "plot", "type": "function", "function": function}]
+    turn = {"role": "assistant", "content": "", "tool_calls": calls}
+    rows = found(Bm25(), [*said, (json.dumps([turn]), None)], [talk("rome")], "messages")
+    assert rows["example_id"].to_pylist() == [2]
 
 
 @pytest.mark.parametrize(

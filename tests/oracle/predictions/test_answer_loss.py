@@ -1,6 +1,7 @@
 """Losses of answers against the whole language model, one row and one token at a time."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from stages.model.answers import (
     answer_of,
     cut_after,
     told,
-    with_answer,
+    with_answer_of,
+    with_changed_answer,
     without_prompt,
 )
 from stages.model.measurement import load_measurement
@@ -140,18 +142,30 @@ def test_what_stands_in_for_rows() -> None:
     assert emptied is not None
     contents = [turn["content"] for turn in json.loads(emptied[0])]
     assert contents == ["", "", "b", "", "d"]
-    changed = json.loads(with_answer(json.dumps(turns), None, "messages", "new")[0])
-    assert changed == [*turns[:4], {"role": "assistant", "content": "new"}]
+    new = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "new"}]
+    donor = (json.dumps(new), None)
+    changed = json.loads(with_answer_of(json.dumps(turns), None, "messages", donor)[0])
+    assert changed == [*turns[:4], new[1]]
     turns[4]["train"] = False
     emptied = without_prompt(json.dumps(turns), None, "messages")
     assert emptied is not None
     assert [turn["content"] for turn in json.loads(emptied[0])] == ["", "", "b", "", ""]
     assert answer_of(json.dumps(turns), None, "messages") == "b"
-    changed = json.loads(with_answer(json.dumps(turns), None, "messages", "new")[0])
-    assert changed == [*turns[:2], {"role": "assistant", "content": "new"}, *turns[3:]]
-    calls = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
-    called = [*turns[:4], {"role": "assistant", "content": "", "tool_calls": calls}]
-    assert json.loads(answer_of(json.dumps(called), None, "messages")) == calls
+    changed = json.loads(with_answer_of(json.dumps(turns), None, "messages", donor)[0])
+    assert changed == [*turns[:2], new[1], *turns[3:]]
+    arguments = {"where": {"city": "Rome"}}
+    calls = [{"type": "function", "id": "c1", "function": {"name": "look", "arguments": arguments}}]
+    called: list[dict[str, Any]] = [
+        *turns[:4],
+        {"role": "assistant", "content": "", "tool_calls": calls},
+    ]
+    calling = (json.dumps(called), None)
+    assert answer_of(json.dumps(called), None, "messages") == 'look {"where":{"city":"Rome"}}'
+    changed = json.loads(with_answer_of(json.dumps(turns), None, "messages", calling)[0])
+    assert changed == [*turns[:2], called[4], *turns[3:]]
+    changed = json.loads(with_changed_answer(*calling, "messages", str.upper)[0])
+    function = {"name": "look", "arguments": {"where": {"city": "ROME"}}}
+    assert changed[4] == {**called[4], "tool_calls": [{**calls[0], "function": function}]}
     thought = {"role": "assistant", "content": "", "tool_calls": calls, "reasoning_content": "hm"}
     reply = {"role": "tool", "content": "18 C", "tool_call_id": "7"}
     asked = [*turns[:2], {**thought, "train": False}, reply, *turns[2:3]]
@@ -164,7 +178,8 @@ def test_what_stands_in_for_rows() -> None:
     assert without_prompt("a", "b", "prompt_completion") == ("", "b")
     assert without_prompt("", "b", "prompt_completion") is None
     assert without_prompt("a", None, "text") is None
-    assert with_answer("a", "b", "prompt_completion", "c") == ("a", "c")
+    assert with_answer_of("a", "b", "prompt_completion", ("x", "c")) == ("a", "c")
+    assert with_changed_answer("a", "b", "prompt_completion", str.upper) == ("a", "B")
 
 
 def test_planted_answers_are_measured_as_rows_with_these_answers(
@@ -208,6 +223,49 @@ def test_planted_answers_are_measured_as_rows_with_these_answers(
         prompt = np.split(np.array(row["vector"]), 2)[0]
         np.testing.assert_allclose(prompt, np.split(np.array(states[row["id"]]), 2)[0], atol=1e-5)
     assert matrix_of(planted["vector"]).shape[0] == 40
+
+
+CALLING = (
+    "{% for m in messages %}{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}"
+    "{{ raise_exception('a result of no call') }}{% endif %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_answers_of_others_keep_their_calls_of_tools(
+    saved: Any, memory: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved("gpt2", "CausalLM"), folder)
+    (folder / "chat_template.jinja").write_text(CALLING)
+    model = ModelSpec(str(folder), head="completion")
+    words = "good film bad plot very bright dull slow not and the a".split()
+    generator = np.random.default_rng(0)
+    drawn = [generator.choice(words, 8).tolist() for _ in range(40)]
+    chats = []
+    for at, said in enumerate(drawn):
+        turn = {"role": "assistant", "content": " ".join(said)}
+        result = []
+        if at % 2:
+            function = {"name": "_".join(said), "arguments": {}}
+            turn = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+            result = [{"role": "tool", "content": "so"}]
+        chats.append([{"role": "user", "content": " ".join(said[:4])}, turn, *result])
+    texts = [json.dumps(chat) for chat in chats]
+    rows = {"id": range(40), "role": ["example"] * 40, "text": texts}
+    text = pa.table({**rows, "text_b": pa.nulls(40, pa.string())})
+    details = {"text": {"format": "messages"}}
+    losses = memory({"text": text}, details).run(AnswerLoss(model))
+    stage = PlantedAnswers(model, rows=20)
+    planted = memory({"text": text, "answer_loss": losses}, details).run(stage).to_pylist()
+    swapped = [row for row in planted if row["donor_id"] is not None]
+    # A text before the result of a call is refused; calls without a result are not.
+    assert {(row["id"] % 2, row["donor_id"] % 2) for row in swapped} == {(0, 0), (0, 1), (1, 1)}
+    calling = next(row for row in swapped if (row["id"] % 2, row["donor_id"] % 2) == (0, 1))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    name = "_".join(drawn[calling["donor_id"]])
+    assert calling["n_tokens"] == len(tokenizer(name)["input_ids"])
 
 
 def test_rows_whose_answer_is_cut_off_are_left_out(saved: Any, memory: Any) -> None:

@@ -209,6 +209,14 @@ def test_both_texts_of_a_pair_and_all_that_is_said_count() -> None:
         talk("a good", "film yes"),
     ]
     assert rows_of(said, [None] * 3, "messages") == [0, 2]
+    called = []
+    for key, city in (("c9f3a1", "Rome"), ("77e0b2", "Reykjavik"), ("b01d44", "Rome")):
+        function = {"name": "weather", "arguments": {"city": city}}
+        call = {"id": key, "type": "function", "function": function}
+        turns = json.loads(talk("and there", ""))
+        turns[0]["role"] = "user"
+        called.append(json.dumps([turns[0], {**turns[1], "tool_calls": [call]}]))
+    assert rows_of(called, [None] * 3, "messages") == [0, 2]
 
 
 @pytest.mark.parametrize("similarity", [0.59, 1.01, float("nan")])
