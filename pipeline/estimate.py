@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from pipeline.folder import RunFolder
 from pipeline.forecast import forecast
 from pipeline.model_check import check_models
 from pipeline.node import Node
+from pipeline.number_types import in_bfloat16
 from pipeline.plan import Plan, make_plan, stages_in_order
 from pipeline.progress import seconds_text
 from pipeline.readers import Readers
@@ -52,13 +54,13 @@ def estimate(run: Run) -> dict[str, Any]:
     plan, notes = _planned(run, corpus, store, folder)
     work = work_of(corpus, store)
     sizes = table_sizes(plan, work)
-    speed = flops_per_second()
+    speeds = _speeds(plan)
     cores = os.cpu_count() or 1
     reasons = reasons_to_run(plan, store, last_record(folder, store))
     rows = [
         {
-            **_row(node, of_stage(work, node, sizes), speed, _workers(run, node, cores)),
-            **_of_all_rows(node, work, sizes, speed, _workers(run, node, cores)),
+            **_row(node, of_stage(work, node, sizes), speeds, _workers(run, node, cores)),
+            **_of_all_rows(node, work, sizes, speeds, _workers(run, node, cores)),
             "reasons": reasons.get(node.instance, {}),
         }
         for node in plan.nodes
@@ -76,11 +78,19 @@ def estimate(run: Run) -> dict[str, Any]:
         },
         "notes": notes,
         "workers": cores if run.ray.engine == "ray" else 1,
-        "flops_per_second": speed,
+        "flops_per_second": speeds[False],
+        "bfloat16_flops_per_second": speeds.get(True),
         "written_bytes": sum(row["written_bytes"] for row in rows),
         "memory_bytes": max((row["memory_bytes"] for row in rows), default=0),
         "seconds": sum(row["seconds"] for row in rows),
     }
+
+
+def _speeds(plan: Plan) -> dict[bool, float]:
+    """FLOP/s of a core, measured now; under True those in bfloat16, where a stage needs them."""
+    is_used = any(node.missing and in_bfloat16(node.stage) for node in plan.nodes)
+    in_it = {True: flops_per_second("bfloat16")} if is_used else {}
+    return {False: flops_per_second(), **in_it}
 
 
 class _Workers(NamedTuple):
@@ -139,27 +149,30 @@ def _planned(
 
 
 def _of_all_rows(
-    node: Node, work: Work, sizes: TableSizes, speed: float, workers: _Workers
+    node: Node, work: Work, sizes: TableSizes, speeds: Mapping[bool, float], workers: _Workers
 ) -> dict[str, Any]:
     """What a stage over chosen rows would take over all of them; empty for others."""
     own = of_stage(work, node, sizes)
     if own.n_examples == work.n_examples:
         return {}
     all_rows = dataclasses.replace(work, dim=own.dim)
-    seconds = _row(node, all_rows, speed, workers)["seconds"]
+    seconds = _row(node, all_rows, speeds, workers)["seconds"]
     share = own.n_examples / work.n_examples
     note = f"{share:.0%} of the examples; all would take {seconds_text(seconds)}"
     cost = node.stage.cost(own)
     return {"seconds_of_all_rows": seconds, "how": f"{cost.note}; {note}" if cost.note else note}
 
 
-def _row(node: Node, work: Work, speed: float, workers: _Workers) -> dict[str, Any]:
-    """The cost of one stage, on these workers of `speed` FLOP/s a core."""
+def _row(node: Node, work: Work, speeds: Mapping[bool, float], workers: _Workers) -> dict[str, Any]:
+    """The cost of one stage, on these workers of so many FLOP/s a core (`_speeds`)."""
     cost = node.stage.cost(work)
     share = len(node.missing) / len(node.tasks) if node.tasks else 0.0
     n_tasks = len(node.missing)
     at_once = max(1, min(workers.most, n_tasks))
+    speed = speeds.get(in_bfloat16(node.stage), speeds[False])
     of_worker = speed * MODEL_EFFICIENCY * workers.cores
+    # The last turn takes as long as the others, with however few tasks.
+    turns = -(-n_tasks // at_once)
     scaled = {
         name: round(value * share)
         for name, value in dataclasses.asdict(cost).items()
@@ -173,5 +186,5 @@ def _row(node: Node, work: Work, speed: float, workers: _Workers) -> dict[str, A
         **scaled,
         "memory_bytes": cost.memory_bytes if node.missing else 0,
         "how": cost.note,
-        "seconds": (cost.flops * share / of_worker + TASK_S * n_tasks) / at_once,
+        "seconds": (cost.flops / max(1, len(node.tasks)) / of_worker + TASK_S) * turns,
     }

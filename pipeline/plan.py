@@ -19,6 +19,7 @@ from pipeline.kept_rows import keep_judged
 from pipeline.max_length import length_notes, with_max_lengths
 from pipeline.merge_tree import grow, not_needed
 from pipeline.node import CORPUS_INSTANCE, Node, Task, shards_of
+from pipeline.number_types import bfloat16_notes
 from pipeline.plan_checks import (
     check_fit,
     check_reads,
@@ -165,6 +166,7 @@ def make_plan(
     plan = Plan(run, corpus, tuple(planned.values()), tuple(added))
     added_notes = addition_notes({instance: plan.readers(instance) for instance in added}, stages)
     notes += [*length_notes(plan.nodes, corpus), *_code_notes(fingerprints)]
+    notes += bfloat16_notes(run, plan.nodes)
     return dataclasses.replace(plan, notes=(*corpus.notices, *added_notes, *notes))
 
 

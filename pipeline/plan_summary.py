@@ -53,13 +53,18 @@ def print_estimate(estimate: Mapping[str, Any], is_json: bool) -> None:
     show(
         f"In all {most}about {seconds_text(estimate['seconds'])} on "
         f"{count_text(estimate['workers'], 'worker')} "
-        f"({estimate['flops_per_second']:.1e} FLOP/s each, measured now), "
+        f"({_speed(estimate)} FLOP/s each, measured now), "
         f"{bytes_text(estimate['written_bytes']) or 'nothing'} to write, "
         f"{bytes_text(estimate['memory_bytes']) or 'next to nothing'} of memory for the largest "
         "task"
         if any(row["tasks"] for row in estimate["stages"])
         else "Nothing is left to compute"
     )
+
+
+def _speed(estimate: Mapping[str, Any]) -> str:
+    speed, other = estimate["flops_per_second"], estimate["bfloat16_flops_per_second"]
+    return f"{speed:.1e}" if other is None else f"{speed:.1e}, in bfloat16 {other:.1e}"
 
 
 def print_forecast(forecast: Mapping[str, Any], is_json: bool) -> None:

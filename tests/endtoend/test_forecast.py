@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from runs import assay, complaint, write_lines, write_run
 
-from pipeline import estimate
+from pipeline import estimate, number_types
 from pipeline.api import plan
 from pipeline.cluster_size import Assumptions, Cluster, CorpusSize
+from stages.model import precision
 
 STAGES = {
     "probe": {"embedding": "features"},
@@ -221,6 +222,7 @@ def test_this_machine_has_no_more_workers_than_a_stage_may_have(
     alone = seconds("ray.stages.freeshap.workers=1")
     assert alone / seconds() == pytest.approx(6)
     assert alone / seconds("ray.default.workers=2") == pytest.approx(2)
+    assert alone / seconds("ray.default.workers=4") == pytest.approx(3)
     assert alone / seconds("ray.stages.freeshap.cpus=4") == pytest.approx(8, rel=1e-2)
     assert alone / seconds("ray.engine=in_process") == pytest.approx(1)
 
@@ -250,3 +252,32 @@ def test_the_command_says_what_it_assumes(config: Path) -> None:
     said = complaint("plan", config, "--assume", "core_flop=1")
     assert "core_flops, efficiency" in said
     assert "positive number" in complaint("plan", config, "--assume", "store_gb_s=-1")
+
+
+def test_the_speed_is_that_of_the_numbers_that_a_stage_computes_in(
+    tmp_path: Path, reader: dict[str, Any], write_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"float32": 4e5, "bfloat16": 1e5}
+    monkeypatch.setattr(estimate, "flops_per_second", lambda dtype="float32": speeds[dtype])
+    monkeypatch.setattr(number_types, "has_bfloat16", lambda device: False)
+    slow = {"stage": "embedding", "model": {**reader, "dtype": "bfloat16"}}
+    run = write_config(tmp_path, stages={"embedding": {}, "slow": slow})
+    planned = dict(plan(run))
+    rows = by_stage(planned)
+    assert rows["slow"]["seconds"] / rows["embedding"]["seconds"] == pytest.approx(4, rel=1e-2)
+    assert planned["bfloat16_flops_per_second"] == 1e5
+    (note,) = (note for note in planned["notes"] if "bfloat16" in note)
+    assert "Set dtype: float32" in note
+    monkeypatch.setattr(number_types, "has_bfloat16", lambda device: True)
+    assert not any("bfloat16" in note for note in dict(plan(run))["notes"])
+
+
+def test_what_no_processor_here_trains_in_is_refused_before_anything_is_computed(
+    tmp_path: Path, write_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (number_types, precision):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
+    run = write_config(tmp_path, stages={"gradient": {"precision": "bfloat16"}})
+    said = complaint("run", run)
+    assert "stages.gradient: precision: found bfloat16 on cpu" in said
+    assert not list(tmp_path.rglob("diagnostics"))
