@@ -127,10 +127,13 @@ def flagged(
     undecided, decision, join = _of_reviews(reviewed, is_all)
     return f"""
         SELECT e.example_id, e.source_id, e.text, {pair}i.given_label, i.suggested_label,
-               i.label_score, i.p_wrong, i.is_label_issue, i.method, e.true_label{decision}
+               i.label_score, i.p_wrong, i.is_label_issue, i.method, e.true_label,
+               c.label_name AS true_label_name{decision}
         FROM (FROM label_issues WHERE method = {quoted(instance)} AND {KEPT}
               {undecided} {lowest}) AS i
-        JOIN examples AS e USING (example_id) {join} ORDER BY i.label_score, e.example_id"""
+        JOIN examples AS e USING (example_id)
+        LEFT JOIN provenance.class AS c ON c.label = e.true_label
+        {join} ORDER BY i.label_score, e.example_id"""
 
 
 def _of_reviews(reviewed: str | None, is_all: bool) -> tuple[str, str, str]:

@@ -94,9 +94,9 @@ def _summary(run: Any) -> dict[str, Any]:
                 "given": r["given_label"],
                 "suggested": r["suggested_label"],
                 "score": r["label_score"],
-                "planted": r["true_label"] is not None and r["true_name"] != r["given_label"],
+                "planted": r["true_label_name"] not in (None, r["given_label"]),
             }
-            for r in _with_true_names(run, rows)
+            for r in rows
         ]
         # Of many rows few are flagged, and few are planted: these alone are brought together.
         flagged = f"FROM tables.label_issues WHERE method = {quoted(method)} AND is_label_issue"
@@ -286,12 +286,6 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
     )
     known = {"doubtful": doubtful, "agreement": agreement, "most_frequent": majority}
     return {**known, "expected_precision": right, "pairs": pairs}
-
-
-def _with_true_names(run: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `true_name`, the class that a planted wrong label had before."""
-    names = dict(run.sql("SELECT label, label_name FROM provenance.class").fetchall())
-    return [{**row, "true_name": names.get(row["true_label"])} for row in rows]
 
 
 def _statements(views: set[str], task: str = "classification", has_texts: bool = True) -> list[str]:

@@ -182,10 +182,10 @@ class OpenedRun:
         """Examples whose label, answer or order of answers is suspicious, the worst first.
 
         Columns: example_id, source_id, text (and text_b for pairs), given_label, suggested_label,
-        label_score (in [0, 1], low = suspicious), p_wrong, is_label_issue, method, and true_label,
-        the label before a wrong one was planted. Of completions and preferences: example_id,
-        source_id, prompt, answer (or chosen and rejected), reason, p_wrong, is_answer_issue (or
-        is_preference_issue), method.
+        label_score (in [0, 1], low = suspicious), p_wrong, is_label_issue, method, and true_label
+        with true_label_name, the label before a wrong one was planted. Of completions and
+        preferences: example_id, source_id, prompt, answer (or chosen and rejected), reason,
+        p_wrong, is_answer_issue (or is_preference_issue), method.
 
         Args:
             top: How many of the lowest scores, flagged or not; by default all that are flagged.

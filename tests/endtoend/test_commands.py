@@ -268,7 +268,8 @@ def test_flag_writes_every_column_of_the_source(run: Path, tmp_path: Path, endin
 def test_flag_prints_and_writes_a_review(run: Path, tmp_path: Path) -> None:
     rows = json.loads(assay("flag", run, "--top", "4", "--json").stdout)
     names = "example_id source_id text given_label suggested_label label_score p_wrong"
-    assert list(rows[0]) == [*names.split(), "is_label_issue", "method", "true_label"]
+    true = ["true_label", "true_label_name"]
+    assert list(rows[0]) == [*names.split(), "is_label_issue", "method", *true]
     assert len(rows) == 4
     assert assay("flag", run, "--top", "4", "--method", "label_issues").stdout.startswith("example")
     review = tmp_path / "review.csv"

@@ -66,12 +66,18 @@ def done(images: Path, assay: Any) -> Path:
     return images.parent / "run"
 
 
-def test_planted_flips_of_images_are_found(done: Path) -> None:
+def test_planted_flips_of_images_are_found(done: Path, assay: Any) -> None:
     run = open_run(done)
     flagged = {row[0] for row in run.flag().fetchall()}
     wrong = run.sql("SELECT example_id FROM examples WHERE label <> true_label").fetchall()
     assert len(wrong) == 9
     assert flagged == {row[0] for row in wrong}
+    names = dict(run.sql("SELECT label, label_name FROM examples").fetchall())
+    told = run.flag().project("true_label, true_label_name, given_label").fetchall()
+    assert all(names[true] == name != given for true, name, given in told)
+    heading, *shown = assay("flag", done).stdout.splitlines()
+    assert heading.split()[-1] == "true_label_name"
+    assert all(line.rstrip().endswith(name) for line, (_, name, _) in zip(shown, told, strict=True))
     lowest = run.select(drop="81").fetchall()
     assert not {row[0] for row in lowest} & flagged
 
