@@ -21,6 +21,8 @@ LEAST = 8
 shorter ones."""
 SHARED = 0.8
 """Part of a cell's words that the row has, whose messages a review may show in another form."""
+_TAGS = re.compile("</?think>")
+"""What views put around reasoning, which no row need have."""
 _WORDS = re.compile(r"[^\W_]+")
 _OF_ASCII = re.compile(r"[a-z0-9]+")
 
@@ -60,6 +62,7 @@ def _is_of(cell: str, row: str, is_json: bool) -> bool:
 
     One without a letter or digit, such as an empty answer `...`, is compared as it is.
     """
+    cell, row = (_TAGS.sub("", text) for text in (cell, row))
     if not _WORDS.search(cell):
         return cell.strip() in row
     # An encoding may have lost letters beyond ASCII.

@@ -18,11 +18,11 @@ WITH form AS (
 SELECT id, role,
        CASE WHEN form = 'text' THEN NULL
             WHEN form <> 'messages' THEN text
-            WHEN n_before = 1 THEN turns[1].content
+            WHEN n_before = 1 THEN said_of(turns[1])
             ELSE list_aggregate(list_transform(turns[:n_before],
-                     lambda t: t.role || ': ' || coalesce(t.content, '')), 'string_agg', chr(10))
+                     lambda turn: turn.role || ': ' || said_of(turn)), 'string_agg', chr(10))
        END AS prompt,
-       CASE form WHEN 'text' THEN text WHEN 'messages' THEN turns[n_before + 1].content
+       CASE form WHEN 'text' THEN text WHEN 'messages' THEN said_of(turns[n_before + 1])
             ELSE text_b
        END AS answer,
        coalesce(len(turns), CASE form WHEN 'text' THEN 1 ELSE 2 END) AS n_turns, run_id

@@ -101,9 +101,14 @@ def test_a_conversation_is_known_by_the_answer_that_a_review_shows(tmp_path: Pat
         {"content": said, "role": "assistant" if at % 2 else "user"}
         for at, said in enumerate(turns)
     ]
+    talk[3]["reasoning_content"] = "Snow?"
     path = jsonl(tmp_path / "a.jsonl", [{"messages": talk}, {"messages": talk[:2]}])
     prompt = "user: Which colour has the sea?\nassistant: It is blue,\nor green.\nuser: And snow?"
-    for answer, is_its in (("White.", True), ("They are black as night.", False)):
+    for answer, is_its in (
+        ("White.", True),
+        ("<think>Snow?</think>\nWhite.", True),
+        ("They are black as night.", False),
+    ):
         row = {"source_id": "0", "decision": "drop", "prompt": prompt, "answer": answer}
         review = jsonl(tmp_path / "review.jsonl", [row])
         source = Source(path, task="completion", messages="messages", corrections=(review,))
