@@ -7,7 +7,6 @@ from pipeline.errors import ConfigFileError
 from pipeline.node import Node
 from pipeline.settings import Run
 from stages.model.devices import device
-from stages.model.precision import check_precision, has_bfloat16
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Stage
 
@@ -29,13 +28,17 @@ def bfloat16_notes(run: Run, nodes: Iterable[Node]) -> list[str]:
     """
     is_elsewhere = run.ray.engine == "ray" and (run.ray.address or os.environ.get("RAY_ADDRESS"))
     missing = [node for node in nodes if node.missing and in_bfloat16(node.stage)]
-    if is_elsewhere or not missing or has_bfloat16(device()):
+    if is_elsewhere or not missing:
+        return []
+    from stages.model import precision  # it imports torch, which a finished run does without
+
+    if precision.has_bfloat16(device()):
         return []
     models = [node.stage.model_ref for node in missing]
     slow = {m.path: None for m in models if isinstance(m, ModelSpec) and m.dtype == "bfloat16"}
     for node in missing:
         try:
-            check_precision(device(), getattr(node.stage, "precision", "float32"))
+            precision.check_precision(device(), getattr(node.stage, "precision", "float32"))
         except ConfigError as error:
             raise ConfigFileError(f"stages.{node.instance}: {error}") from error
     return [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs import assay, complaint, write_lines, write_run
 
-from pipeline import estimate, number_types
+from pipeline import estimate
 from pipeline.api import plan
 from pipeline.cluster_size import Assumptions, Cluster, CorpusSize
 from stages.model import precision
@@ -259,7 +259,7 @@ def test_the_speed_is_that_of_the_numbers_that_a_stage_computes_in(
 ) -> None:
     speeds = {"float32": 4e5, "bfloat16": 1e5}
     monkeypatch.setattr(estimate, "flops_per_second", lambda dtype="float32": speeds[dtype])
-    monkeypatch.setattr(number_types, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     slow = {"stage": "embedding", "model": {**reader, "dtype": "bfloat16"}}
     run = write_config(tmp_path, stages={"embedding": {}, "slow": slow})
     planned = dict(plan(run))
@@ -268,15 +268,14 @@ def test_the_speed_is_that_of_the_numbers_that_a_stage_computes_in(
     assert planned["bfloat16_flops_per_second"] == 1e5
     (note,) = (note for note in planned["notes"] if "bfloat16" in note)
     assert "Set dtype: float32" in note
-    monkeypatch.setattr(number_types, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     assert not any("bfloat16" in note for note in dict(plan(run))["notes"])
 
 
 def test_what_no_processor_here_trains_in_is_refused_before_anything_is_computed(
     tmp_path: Path, write_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (number_types, precision):
-        monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     run = write_config(tmp_path, stages={"gradient": {"precision": "bfloat16"}})
     said = complaint("run", run)
     assert "stages.gradient: precision: found bfloat16 on cpu" in said
