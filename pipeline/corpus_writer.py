@@ -17,7 +17,7 @@ from stages.corpus.review import Review, check_used
 from storage.manifest import Manifest, ShardRecord
 from storage.table import Store
 
-INGEST_VERSION = 5
+INGEST_VERSION = 6
 REJECTED_ROWS = 20_000
 """In a shard of rejected rows, each of at most 2,000 characters."""
 

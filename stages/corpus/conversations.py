@@ -117,6 +117,25 @@ def read_conversation(
     return Conversation(text, text_of_tools, _nothing_to_learn(stored))
 
 
+def listed(cell: Any) -> list[Any] | None:
+    """The list in a cell, or in its JSON; None where it holds none."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None
+    return cell if isinstance(cell, list) else None
+
+
+def has_messages(cell: Any) -> bool:
+    """Whether there are messages in a cell, or in its JSON, whatever else is to be said of them."""
+    found = listed(cell)
+    return bool(found) and all(
+        isinstance(item, dict) and ("role" in item or {"from", "value"} <= set(item))
+        for item in found or ()
+    )
+
+
 def _nothing_to_learn(messages: list[dict[str, Any]]) -> str:
     """Why there is nothing to learn of a conversation; empty where there is."""
     learned = [message for message in messages if is_learned(message)]
@@ -139,7 +158,7 @@ def _messages(cell: Any) -> list[dict[str, Any]]:
     Raises:
         _Refused: the cell holds no messages, or one that cannot be read.
     """
-    found = _parsed(cell)
+    found = listed(cell)
     if not found:
         raise _Refused(MALFORMED)
     return [_message(message) for message in found]
@@ -188,20 +207,10 @@ def _check_marks(role: str, keys: Mapping[str, Any]) -> None:
 
 
 def _tools(cell: Any) -> list[Any]:
-    found = [] if cell is None or cell in ("", "null") else _parsed(cell)
+    found = [] if cell is None or cell in ("", "null") else listed(cell)
     if found is None or not all(isinstance(tool, dict) for tool in found):
         raise _Refused(NO_TOOLS)
     return found
-
-
-def _parsed(cell: Any) -> list[Any] | None:
-    """The list in a cell, or in its JSON; None where it holds none."""
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            return None
-    return cell if isinstance(cell, list) else None
 
 
 def _is_message(message: Any) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stages.corpus.cells import SourceRows, is_text
+from stages.corpus.conversations import has_messages
 from stages.corpus.source import LABELLED, Source
 from stages.stage import DataError
 
@@ -184,11 +185,11 @@ def _form_of(given: Source, source: Source, empty: SourceRows, first: Callable[[
         return "text"
     if given.prompt is None and source.prompt == INSTRUCTION:
         return "alpaca"
-    hold = [_holds_lists(name, empty, first) for name in (source.prompt, source.completion)]
-    if not any(hold):
-        return "prompt_completion"
-    if all(hold):
+    names = (source.prompt, source.completion)
+    if all(_holds_messages(name, empty, first) for name in names):
         return "prompt_and_messages"
+    if not any(_holds_lists(name, empty, first) for name in names):
+        return "prompt_completion"
     raise DataError(
         f"{source.path}: found lists in one of {source.prompt} and {source.completion} and texts "
         "in the other, expected texts in both, or lists of messages in both. Write the other as "
@@ -200,7 +201,9 @@ def _form_of_pairs(
     given: Source, source: Source, empty: SourceRows, first: Callable[[str], Any]
 ) -> Form:
     names = [name for name in (source.chosen, source.rejected, source.prompt) if name]
-    hold = [_holds_lists(name, empty, first) for name in names]
+    are_messages = all(_holds_messages(name, empty, first) for name in names[:2])
+    holds = _holds_messages if are_messages else _holds_lists
+    hold = [holds(name, empty, first) for name in names]
     has_prompt = len(hold) > 2 and (given.prompt is not None or hold[2])
     if hold[0] != hold[1] or (has_prompt and hold[2] != hold[0]):
         told = ", ".join(
@@ -218,6 +221,11 @@ def _form_of_pairs(
 def _holds_lists(name: str, empty: SourceRows, first: Callable[[str], Any]) -> bool:
     is_plain = is_text(empty.table[name].type) and name not in empty.mixed
     return not is_plain and isinstance(_example(name, empty, first), list)
+
+
+def _holds_messages(name: str, empty: SourceRows, first: Callable[[str], Any]) -> bool:
+    """Whether the cells of a column are lists, or JSON of messages, as CSV has them."""
+    return _holds_lists(name, empty, first) or has_messages(first(name))
 
 
 def _example(name: str, empty: SourceRows, first: Callable[[str], Any]) -> Any:

@@ -2,7 +2,8 @@
 
 Both answers are texts, or lists of messages as in TRL. The prompt is a column of the same kind, or
 implicit: what both answers begin with, a run of characters or of whole messages. Beside lists of
-messages a prompt that is a text is not read, as TRL does not.
+messages a prompt that is a text is not read, as TRL does not. All pairs of a corpus are of one
+kind; lists of messages may be JSON, as CSV has them.
 
 A row holds the prompt in `text`, of messages as JSON, and in `text_b` a JSON object with `chosen`
 and `rejected`, of messages also `tools` where there are some. A **side** is the prompt with one of
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from stages.corpus.cells import is_broken
-from stages.corpus.conversations import read_conversation
+from stages.corpus.conversations import listed, read_conversation
 
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
@@ -29,9 +30,10 @@ SAME = "chosen and rejected are the same"
 REASONS = (
     *("null chosen", "null rejected", "empty chosen", "empty rejected"),
     *("chosen and rejected are not of one kind", SAME),
+    "chosen and rejected are of another kind than in the first row",
 )
 """Why two answers are no pair to learn from, beside the reasons of their conversations."""
-_OTHER_KIND = REASONS[4]
+_OTHER_KIND, _OTHER_FORM = REASONS[4], REASONS[6]
 
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -53,19 +55,23 @@ class Row(NamedTuple):
     pair: str | None
 
 
-def read_pair(chosen: Any, rejected: Any, prompt: Any = None, tools: Any = None) -> Pair:
-    """The pair in the cells of a row.
+def read_pair(form: str, chosen: Any, rejected: Any, prompt: Any = None, tools: Any = None) -> Pair:
+    """The pair in the cells of a row, in a corpus of the form `form`, a key of `SIDE_FORMS`.
 
     An implicit prompt of texts leaves a space before the answers to these, as in TRL.
     """
     for name, cell in zip(SIDES, (chosen, rejected), strict=True):
         if cell is None:
             return Pair(None, reason=f"null {name}")
-    if isinstance(chosen, str) and isinstance(rejected, str):
+    if form == "preference_messages":
+        chosen, rejected, prompt = map(_as_list, (chosen, rejected, prompt))
+    if {type(chosen), type(rejected)} not in ({str}, {list}):
+        return Pair(None, reason=_OTHER_KIND)
+    if isinstance(chosen, str) != (form == "preference"):
+        return Pair(None, reason=_OTHER_FORM)
+    if isinstance(chosen, str):
         return _of_texts(chosen, rejected, prompt)
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        return _of_messages(chosen, rejected, prompt, tools)
-    return Pair(None, reason=_OTHER_KIND)
+    return _of_messages(chosen, rejected, prompt, tools)
 
 
 def sides(text: str, text_b: str | None, form: str) -> tuple[Row, Row]:
@@ -91,6 +97,12 @@ def swapped(text_b: str) -> str:
     """What is stored of a pair whose answers change places."""
     pair: dict[str, Any] = json.loads(text_b)
     return _dump({**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]})
+
+
+def _as_list(cell: Any) -> Any:
+    """The list in a cell that is its JSON; any other cell as it is."""
+    found = listed(cell)
+    return cell if found is None else found
 
 
 def _of_texts(chosen: str, rejected: str, prompt: Any) -> Pair:

@@ -41,7 +41,7 @@ def read_texts(source: Source, form: Form, loaded: SourceRows, reasons: np.ndarr
     n_rows = loaded.table.num_rows
     none = pa.chunked_array([pa.nulls(n_rows, pa.string())])
     if form == "preference" or form == "preference_messages":
-        return Texts(*_preferences(source, loaded, reasons), form)
+        return Texts(*_preferences(source, form, loaded, reasons), form)
     if form in CONVERSATIONS:
         return Texts(*_conversations(source, form, loaded, reasons), "messages")
     if source.prompt and source.completion:
@@ -119,7 +119,7 @@ def _conversations(
 
 
 def _preferences(
-    source: Source, loaded: SourceRows, reasons: np.ndarray
+    source: Source, form: Form, loaded: SourceRows, reasons: np.ndarray
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Prompts, and the chosen and the rejected answers; marks unusable rows."""
     nothing: list[Any] = [None] * loaded.table.num_rows
@@ -131,7 +131,7 @@ def _preferences(
         columns.append(_written(loaded, str(name)) if is_there else nothing)
     if source.prompt is not None and not loaded.is_typed:
         columns[2] = [cell or "" for cell in columns[2]]
-    read = [read_pair(*cells) for cells in zip(*columns, strict=True)]
+    read = [read_pair(form, *cells) for cells in zip(*columns, strict=True)]
     found = np.array([pair.reason for pair in read], dtype=object)
     for reason in sorted({pair.reason for pair in read} - {""}):
         mark(reasons, found == reason, reason)

@@ -149,6 +149,11 @@ def test_messages_that_have_different_keys_are_known_by_the_first_row(tmp_path: 
     ]
 
 
+def test_prompts_and_completions_of_messages_may_be_json_as_in_csv(tmp_path: Path) -> None:
+    rows = [{"prompt": json.dumps([USER]), "completion": json.dumps([FIRST])}]
+    assert stored(of_lines(tmp_path, rows)) == [[USER, FIRST]]
+
+
 def test_lists_beside_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found lists in one of prompt and completion and texts"):
         of_lines(tmp_path, [{"prompt": [USER], "completion": "one"}])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.corpus import ingest
-from stages.corpus.preferences import SAME, read_pair, side_columns, sides, swapped
+from stages.corpus.preferences import SAME, Pair, read_pair, side_columns, sides, swapped
 from stages.corpus.reasons import REASONS
 from stages.corpus.review import correct, read_review
 from stages.corpus.source import Source
@@ -20,6 +20,12 @@ from stages.stage import ConfigError, DataError
 ASK = {"role": "user", "content": "What colour?"}
 BLUE = {"role": "assistant", "content": "Blue."}
 GREEN = {"role": "assistant", "content": "Green."}
+TALKS = ([ASK, BLUE], [ASK, GREEN])
+
+
+def read_cells(*cells: Any) -> Pair:
+    """The pair of a row in a corpus of its own kind."""
+    return read_pair("preference_messages" if isinstance(cells[0], list) else "preference", *cells)
 
 
 def answers(text_b: str | None) -> tuple[Any, Any]:
@@ -39,7 +45,7 @@ def answers(text_b: str | None) -> tuple[Any, Any]:
     ],
 )
 def test_pairs_of_texts(cells: tuple[Any, ...], prompt: str, pair: tuple[str, str]) -> None:
-    read = read_pair(*cells)
+    read = read_cells(*cells)
     assert (read.text, answers(read.text_b), read.reason) == (prompt, pair, "")
     first, second = sides(str(read.text), read.text_b, "preference")
     assert (first, second) == ((prompt, pair[0]), (prompt, pair[1]))
@@ -50,7 +56,7 @@ def test_pairs_of_texts(cells: tuple[Any, ...], prompt: str, pair: tuple[str, st
 @pytest.mark.parametrize("prompt", [[ASK], None, "What colour?"])
 def test_pairs_of_messages(prompt: Any) -> None:
     before = [] if isinstance(prompt, list) else [ASK]
-    read = read_pair([*before, BLUE], [*before, GREEN], prompt)
+    read = read_cells([*before, BLUE], [*before, GREEN], prompt)
     assert read.reason == ""
     assert json.loads(str(read.text)) == [ASK]
     assert answers(read.text_b) == ([BLUE], [GREEN])
@@ -63,7 +69,7 @@ def test_pairs_of_messages(prompt: Any) -> None:
 def test_messages_of_a_prompt_are_not_learned_and_tools_go_with_both() -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
     talk = [ASK, BLUE, {"role": "user", "content": "And grass?"}]
-    read = read_pair([*talk, GREEN], [*talk, BLUE], None, tools)
+    read = read_cells([*talk, GREEN], [*talk, BLUE], None, tools)
     chosen, rejected = sides(str(read.text), read.text_b, "preference_messages")
     assert json.loads(chosen.text)[1] == {**BLUE, "train": False}
     assert json.loads(chosen.text)[3] == GREEN
@@ -91,8 +97,18 @@ def test_messages_of_a_prompt_are_not_learned_and_tools_go_with_both() -> None:
     ],
 )
 def test_what_is_no_pair_is_refused(cells: tuple[Any, ...], reason: str) -> None:
-    assert read_pair(*cells).reason == reason
+    assert read_cells(*cells).reason == reason
     assert reason in REASONS
+
+
+def test_messages_may_be_json_and_rows_of_another_kind_are_refused() -> None:
+    other = "chosen and rejected are of another kind than in the first row"
+    lists: tuple[Any, ...] = ([BLUE], [GREEN], [ASK], [{"type": "function"}])
+    written = tuple(map(json.dumps, lists))
+    assert read_pair("preference_messages", *written) == read_cells(*lists)
+    assert read_pair("preference_messages", "blue", "green").reason == other
+    assert read_pair("preference", *lists).reason == other
+    assert other in REASONS
 
 
 def survey(path: Path, rows: list[dict[str, Any]], **fields: Any) -> Any:
@@ -124,6 +140,10 @@ def test_columns_are_taken_by_name_and_carried_along(tmp_path: Path) -> None:
         survey(tmp_path, asked)
     talk = survey(tmp_path, [{"chosen": [ASK, BLUE], "rejected": [ASK, GREEN], "prompt": "p"}])
     assert talk.format == "preference_messages"
+    row = {name: json.dumps(cell) for name, cell in zip(("chosen", "rejected"), TALKS, strict=True)}
+    assert survey(tmp_path, [row | {"prompt": "p"}]).format == "preference_messages"
+    assert survey(tmp_path, [row | {"rejected": "b"}]).format == "preference"
+    assert survey(tmp_path, [{"chosen": "[1]", "rejected": "[2]"}]).format == "preference"
 
 
 def test_fields_of_other_tasks_are_refused() -> None:
@@ -166,7 +186,7 @@ def test_a_reviewed_pair_is_turned_around(tmp_path: Path) -> None:
 
 
 def test_as_plain_text_a_pair_is_its_chosen_side() -> None:
-    read = read_pair([ASK, BLUE], [ASK, GREEN])
+    read = read_cells([ASK, BLUE], [ASK, GREEN])
     texts = plain_texts([str(read.text)], [read.text_b], "preference_messages")
     assert texts == (["What colour?\nBlue."], [None])
     pair = json.dumps({"chosen": " blue.", "rejected": " green."})
