@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.explain.lacking import advice
 from pipeline.explain.new_query import NewQuery
 from pipeline.explain.prompt import answered
 from pipeline.explain.query import SAID, Query, Rows, said_of
@@ -76,11 +77,8 @@ def explain(
         )
     if text is None and text_b is not None:
         raise RunError("explain: found text_b without text, expected both. Give the text, too.")
-    if query is None and run.task() == "preference":
-        raise RunError(
-            "explain: found a text or prompt of one's own in a corpus of preferences, expected a "
-            "query of the run, which is a prompt with two answers. Use --query."
-        )
+    if query is None:
+        check_own(run, is_prompt=prompt is not None)
     kept = {} if kept is None else kept
     finished = Finished(run.folder)
     pairwise, replayed, of_tokens = _chosen_methods(run, finished, methods)
@@ -131,6 +129,24 @@ def explain(
     return found
 
 
+def check_own(run: Any, is_prompt: bool) -> None:
+    """Refuses texts or prompts of one's own where no run over such a corpus explains them.
+
+    Raises:
+        RunError: its rows are pairs of answers, or its models answer no prompts.
+    """
+    if run.task() == "preference":
+        raise RunError(
+            "explain: found a text or prompt of one's own in a corpus of preferences, expected a "
+            "query of the run, which is a prompt with two answers. Use --query."
+        )
+    if is_prompt and run.task() != "completion":
+        raise RunError(
+            f"--prompt: found a corpus with task: {run.task()}, expected completion, as a language "
+            "model answers prompts. Use --text or --query."
+        )
+
+
 def _with_probabilities(run: Any, predictions: Rows) -> Rows:
     """The predictions with the probability of every class, by its name; of numbers None."""
     classes = run.sql("SELECT label_name FROM provenance.class ORDER BY label").fetchall()
@@ -170,8 +186,7 @@ def _chosen_methods(run: Any, finished: Finished, wanted: Sequence[str]) -> tupl
     ):
         also = f" or name --method {sampled[0]}, for a single query." if sampled else ""
         raise RunError(
-            f"{run.folder.path}: found no pairwise method in the run, expected the results of a "
-            f"stage such as tracin. Add `tracin: {{}}` under `stages:` and run again{also or '.'}"
+            f"{run.folder.path}: found no pairwise method in the run, {advice(run)}{also or '.'}"
         )
     wanted = list(dict.fromkeys(wanted)) or [*pairwise, *of_tokens]
     drawn = [name for name in sampled if name not in (*pairwise, *others)]

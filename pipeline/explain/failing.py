@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.explain.lacking import advice
 from pipeline.explain.query import Rows, said_of
 from pipeline.explain.query_set import QuerySet, read_query_set
 from pipeline.explain.set_forecast import forecast, halves
@@ -144,8 +145,7 @@ def _entries(
         )
     if not known:
         raise RunError(
-            f"{run.folder.path}: found no scores of single queries in the run, expected the "
-            "results of a stage such as tracin. Add `tracin: {}` under `stages:` and run again."
+            f"{run.folder.path}: found no scores of single queries in the run, {advice(run)}."
         )
     taken = list(dict.fromkeys(wanted)) or known
     for method in (name for name in pairwise if name in taken):

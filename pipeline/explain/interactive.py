@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeline.errors import RunError
+from pipeline.explain.explanation import check_own
 from pipeline.progress import Screen
 from pipeline.terminal import LINES
 from stages.stage import StageError
@@ -21,6 +22,7 @@ def interactive(run: Any, methods: Sequence[str], top: int, new_tokens: int, is_
     wrong with one is said, and the next is waited for.
     """
     kind = "prompt" if run.task() == "completion" else "text"
+    check_own(run, is_prompt=kind == "prompt")
     kept: dict[str, Any] = {}
     if isinstance(sys.stdin, io.TextIOWrapper):
         # Bytes that are no text are then wrong with one line, and not the end of all.

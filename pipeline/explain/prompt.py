@@ -44,7 +44,8 @@ def answered(
     if not able:
         raise RunError(
             "--prompt: found no stage with a language model (head: completion), expected one that "
-            "answers it. Use --text, or add answer_loss: {} under `stages:` and run again."
+            "answers it. Use --text, or add text_length: {}, which runs no network, under "
+            "`stages:` and run again."
         )
     if is_broken(prompt):
         raise RunError(

@@ -105,6 +105,7 @@ def contents(
         "query_images": _pictures(run, "queries", _query_ids(explored)),
         "most_matrix": MATRIX,
         "has_evaluations": bool(found),
+        "is_of_classes": subject.task == "classification",
     }
 
 

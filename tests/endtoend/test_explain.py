@@ -269,7 +269,7 @@ def test_a_run_without_pairwise_methods_says_what_to_add(
     assay("run", tmp_path / "config.yaml")
     said = complaint("explain", tmp_path / "run", "--query", "1")
     assert "found no pairwise method in the run" in said
-    assert "Add `tracin: {}`" in said
+    assert "Add `similarity: {features: features}`" in said
     assert "--method freeshap" in said
     said = complaint("explain", tmp_path / "run", "--text", "x", "--method", "freeshap")
     assert "found a corpus of vectors without text" in said
