@@ -26,7 +26,7 @@ from pipeline.progress import Progress
 from pipeline.task import Job, StoredInputs, gathered
 from stages.capabilities import AnswersQueries, Merges
 from stages.corpus.cells import is_broken, show
-from stages.corpus.conversations import is_learned, read_conversation
+from stages.corpus.conversations import is_learned, read_conversation, said
 from stages.model.answers import answer_of
 from stages.model.threads import set_threads
 from stages.reading.vectors import matrix_of
@@ -338,8 +338,8 @@ def _said(finished: Finished, text: str, text_b: str | None) -> dict[str, str | 
         return {}
     messages = json.loads(text)
     before = messages[: max(at for at, turn in enumerate(messages) if is_learned(turn))]
-    said = [f"{turn['role']}: {turn.get('content') or ''}" for turn in before]
-    alone = before[0].get("content") if len(before) == 1 else "\n".join(said)
+    lines = [f"{turn['role']}: {said(turn)}" for turn in before]
+    alone = said(before[0]) if len(before) == 1 else "\n".join(lines)
     return {"prompt": alone, "answer": answer_of(text, text_b, form)}
 
 

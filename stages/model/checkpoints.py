@@ -1,5 +1,6 @@
 """The checkpoints that a Trainer of transformers or TRL saves, as stages of a run."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,10 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
             stages["query_relevance"] = {"features": "less"}
         elif names:
             stages["tracin"] = {"gradients": names, "rates": rates}
-        self._out.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+        # Whole or not at all: a training that is killed now is resumed by it.
+        begun = self._out.with_name(f".{self._out.name}.{os.getpid()}.tmp")
+        begun.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+        begun.replace(self._out)
 
 
 def _written(out: Path) -> Iterator[tuple[int, tuple[dict[str, Any], float]]]:

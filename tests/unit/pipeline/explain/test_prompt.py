@@ -8,6 +8,7 @@ import pytest
 
 import pipeline.explain.prompt
 from pipeline.errors import RunError
+from pipeline.explain.new_query import _said
 from pipeline.explain.prompt import WRITER, answered
 from pipeline.progress import Progress
 
@@ -25,6 +26,17 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(pipeline.explain.prompt, "written", lambda _, text, *__: text)
     kept = {WRITER: SimpleNamespace(form="messages")}
     return lambda prompt: answered(finished, prompt, 5, Progress(), kept)
+
+
+def test_calls_of_tools_are_part_of_what_a_new_text_asks() -> None:
+    call = {"function": {"name": "look", "arguments": {"q": 1}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    heard = {"role": "tool", "content": "2"}
+    finished: Any = SimpleNamespace(
+        corpus=lambda table: SimpleNamespace(details={"format": "messages"})
+    )
+    found = _said(finished, json.dumps([USER, called, heard, OWN]), None)
+    assert found == {"prompt": 'user: ask\nassistant: look {"q":1}\ntool: 2', "answer": "said"}
 
 
 @pytest.mark.parametrize(

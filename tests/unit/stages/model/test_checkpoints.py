@@ -53,6 +53,24 @@ def test_a_training_that_is_resumed_goes_on_with_its_checkpoints(
     assert stages["step_2"]["model"]["path"] == str(tmp_path / "out" / "checkpoint-2")
 
 
+def test_a_training_that_is_killed_as_it_writes_keeps_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "checkpoints.yaml"
+    Training(tmp_path, RecordCheckpoints(out)).go(0, 4)
+
+    def cut(path: Path, text: str) -> None:
+        path.write_bytes(b"")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "write_text", cut)
+        with pytest.raises(KeyboardInterrupt):
+            Training(tmp_path, RecordCheckpoints(out)).go(4, 6)
+    Training(tmp_path, RecordCheckpoints(out)).go(4, 6)
+    assert stages_of(out)["tracin"]["gradients"] == ["step_2", "step_4", "step_6"]
+
+
 def test_a_new_training_has_no_checkpoints_of_an_older_one(tmp_path: Path) -> None:
     out = tmp_path / "checkpoints.yaml"
     training = Training(tmp_path, RecordCheckpoints(out))
