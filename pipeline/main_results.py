@@ -66,6 +66,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "expected_precision": None,
         "pairs": [],
         "answers": [],
+        "judged": None,
         "bad_answers": None,
         "told_answers": {},
         "other_answers": n_other_answers(run),
@@ -151,9 +152,20 @@ def _answers(run: Any, method: str) -> dict[str, Any]:
             f"AND method = {quoted(method)} {undecided(run)} GROUP BY ALL ORDER BY n DESC, reason"
         )
     )
-    found = {"answers": [{name: row[name] for name in names} for row in rows]}
-    counts = {row["reason"]: row["n"] for row in reasons}
-    return found | {"bad_answers": counts, "told_answers": areas_of(run, method)}
+    return {
+        "answers": [{name: row[name] for name in names} for row in rows],
+        "judged": _n_judged(run, "answer_issues", method),
+        "bad_answers": {row["reason"]: row["n"] for row in reasons},
+        "told_answers": areas_of(run, method),
+    }
+
+
+def _n_judged(run: Any, view: str, method: str) -> int:
+    """How many rows an instance has judged: not those without a loss, cut by `max_length`."""
+    ((n,),) = _fetch(
+        run.sql(f"SELECT count(*) FROM {view} WHERE {KEPT} AND method = {quoted(method)}")
+    )
+    return int(n)
 
 
 def n_other_answers(run: Any) -> int | None:
@@ -179,8 +191,9 @@ def _orders(run: Any, method: str) -> dict[str, Any]:
         )
     )
     told = {"flagged": flagged, "share": json.loads(details)["share"]}
-    found = {"pairs_of_answers": [{name: row[name] for name in names} for row in rows]}
-    return {**found, "wrong_orders": told}
+    found = [{name: row[name] for name in names} for row in rows]
+    judged = _n_judged(run, "preference_issues", method)
+    return {"pairs_of_answers": found, "judged": judged, "wrong_orders": told}
 
 
 def _values(run: Any, method: str, utility: str) -> dict[str, Any]:

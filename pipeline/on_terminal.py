@@ -229,7 +229,7 @@ def print_summary(run: Any, is_json: bool) -> None:
         names = ["prompt", "answer"]
         _print_likely(here, "answers", "an answer is bad", names, summary["answers"])
     if summary["bad_answers"] is not None:
-        show(about_answers(here, summary["bad_answers"], summary["examples"]))
+        show(about_answers(here, summary["bad_answers"], summary["judged"]))
     if warning := distrust(summary["told_answers"]):
         show(warning)
     if summary["other_answers"]:
@@ -241,7 +241,7 @@ def print_summary(run: Any, is_json: bool) -> None:
         meaning = "rejected is the better answer"
         _print_likely(here, "pairs", meaning, names, summary["pairs_of_answers"])
     if summary["wrong_orders"] is not None:
-        show(about_orders(here, summary["wrong_orders"], summary["examples"]))
+        show(about_orders(here, summary["wrong_orders"], summary["judged"]))
     for key, effect in (("helpful", "above 0: improves"), ("harmful", "below 0: worsens")):
         if summary[key]:
             rows, utility = summary[key], summary["utility"]

@@ -2,9 +2,10 @@
 
 import functools
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.decided import decisions
 from pipeline.decisions import KEPT
 from pipeline.errors import RunError
 from pipeline.page.asked import Asked, Rows, ask
@@ -44,12 +45,28 @@ class Instance:
     method: str
     is_of_texts: bool = False
     """Whether rows that a review dropped are still in the table, as it is of the texts alone."""
+    flag: str = ""
+    """Of verdicts on texts, the column of flags."""
+    held: tuple[int, ...] = ()
+    """Rows whose texts a review holds for right, which the stage judges as before."""
 
     @property
     def rows(self) -> str:
         """The part of a statement that names these rows."""
         kept = f" AND {KEPT}" if self.is_of_texts else ""
-        return f"{self.view} WHERE method = {quoted(self.method)}{kept}"
+        return f"{self._judged} WHERE method = {quoted(self.method)}{kept}"
+
+    @property
+    def _judged(self) -> str:
+        """The view; rows that are held for right are neither flagged nor likely wrong."""
+        if not self.held:
+            return self.view
+        return (
+            f"(SELECT v.* REPLACE (v.{self.flag} AND h.example_id IS NULL AS {self.flag}, "
+            f"CASE WHEN h.example_id IS NULL THEN v.p_wrong ELSE 0 END AS p_wrong) "
+            f"FROM {self.view} AS v LEFT JOIN (SELECT unnest([{', '.join(map(str, self.held))}]) "
+            "AS example_id) AS h USING (example_id))"
+        )
 
 
 class Subject:
@@ -63,6 +80,8 @@ class Subject:
         self.config = read_yaml(run.record["config"], str(run.folder.config))
         self.has_texts = bool(run.facts("text")["has_text"])
         self.path = shlex.quote(str(run.folder.path))
+        self.review = "review.csv"
+        """The file of decisions, as a shell takes it."""
 
     def ask(self, statement: str) -> Asked:
         """The answer to a statement, which a page shows beside it."""
@@ -87,7 +106,17 @@ class Subject:
     @functools.cached_property
     def judged(self) -> Instance | None:
         """The instance that judged labels, answers or the order of answers."""
-        return self.instance(VERDICTS[self.task][0]) if self.task in VERDICTS else None
+        if self.task not in VERDICTS:
+            return None
+        view, flag, _ = VERDICTS[self.task]
+        found = self.instance(view)
+        reviewed = decisions(self.run) if found is not None and found.is_of_texts else None
+        if found is None or reviewed is None:
+            return found
+        rows = self.ask(
+            f"SELECT example_id FROM ({reviewed}) WHERE decision <> 'drop' ORDER BY example_id"
+        ).rows
+        return replace(found, flag=flag, held=tuple(row["example_id"] for row in rows))
 
     @functools.cached_property
     def features(self) -> Instance | None:

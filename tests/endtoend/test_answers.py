@@ -208,7 +208,9 @@ def test_a_reviewed_answer_is_dropped_or_held_for_right(ran: Any, tmp_path: Path
     # An answer that was accepted is no longer flagged, though the stage judges as before.
     assert "7" not in [row[1] for row in select(run, keep=N).fetchall()]
     assert "7" in [row[1] for row in select(tmp_path / "corrected", keep="100%").fetchall()]
-    assert not summarize(open_run(tmp_path / "corrected"))["bad_answers"]
+    corrected = open_run(tmp_path / "corrected")
+    assert not summarize(corrected)["bad_answers"]
+    assert overview(Subject(corrected)).headline == f"None of {N - len(dropped)} answers looks bad"
     # What is dropped takes no place among those that are listed.
     most = flag(tmp_path / "corrected", top=5).df()
     assert len(most) == 5

@@ -22,7 +22,9 @@ from pipeline.api import expected, flag, open_run, select
 from pipeline.errors import RunError
 from pipeline.handover.answered import review_of
 from pipeline.main_results import summarize
+from pipeline.page.overview import overview
 from pipeline.page.report import report_page
+from pipeline.page.subject import Subject
 from stages.ranking.middle import by_middle
 
 WORDS = "red blue green the house sky sea is of what colour and has a long road near town".split()
@@ -114,7 +116,9 @@ def test_wrong_orders_are_flagged(ran: Any) -> None:
     assert len(found & wrong) >= 7
     assert len(found - wrong) <= 1
     assert "Most suspicious pairs" in said.stdout
-    assert f"{len(rows)} of {N + 1} pairs are flagged" in said.stdout
+    # A pair without a margin is none of those that were judged.
+    assert f"{len(rows)} of {N} pairs are flagged" in said.stdout
+    assert overview(Subject(run)).headline.startswith(f"{len(rows)} of {N} orders")
     assert len(flag(run, top=100).df()) == N
     read = run.sql("SELECT prompt, chosen, rejected FROM preferences WHERE role = 'query'")
     queries = run.sql("SELECT prompt, chosen, rejected FROM queries").fetchall()
