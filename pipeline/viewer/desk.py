@@ -1,6 +1,5 @@
 """The review desk: which row a person decides about next, decisions, and taking them back."""
 
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,10 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.viewer.review_file import VERDICTS, Change, Decision, ReviewFile
 from pipeline.viewer.rows import Filter, Rows
+from stages.corpus.review import exact_id
 from stages.corpus.source import LABELLED
 from stages.corpus.targets import parse_number
 
-ID = re.compile(r"\s*-?[0-9]{1,19}\s*")
 HELD_S = 120.0
 """Seconds for which a row that one person looks at is not given to another."""
 ALLOWED = {
@@ -80,19 +79,22 @@ class Desk:
         """How many rows the file has a decision about."""
         return len(self._known)
 
-    def _find(self, names: Sequence[tuple[str, str]]) -> list[int | None]:
+    def _find(self, names: Sequence[tuple[str, str]]) -> list[tuple[int, str] | None]:
         """The rows that a file names by source_id and example_id, as `assay apply` takes them.
 
-        The source_id is what counts: spreadsheets round numbers as long as an example_id.
+        The source_id is what counts: spreadsheets round numbers as long as an example_id. Where
+        both name a row, and not the same, none is found.
         """
-        ids = [int(cell) if ID.fullmatch(cell) else None for _, cell in names]
+        ids = [exact_id(cell) for _, cell in names]
         known = self.rows.of_ids([row for row in ids if row is not None])
-        found = []
+        found: list[tuple[int, str] | None] = []
         for (source_id, _), row in zip(names, ids, strict=True):
-            if source_id and not (row in known and known[row]["source_id"] == source_id):
-                named = self.rows.find(source_id)
-                row = row if named is None else named
-            found.append(row)
+            own = known[row]["source_id"] if row in known else source_id
+            if source_id not in ("", own) or row not in known:
+                named = self.rows.find(source_id) if source_id else None
+                if named is not None:
+                    row, own = None if row in known else named, source_id
+            found.append(None if row is None else (row, own))
         return found
 
     def next(self, name: str, chosen: Filter) -> int | None:

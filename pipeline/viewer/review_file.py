@@ -21,8 +21,9 @@ from storage.files import write_whole
 from storage.spreadsheet import escaped
 
 VERDICTS = ("accept", "fix", "drop")
-Find = Callable[[Sequence[tuple[str, str]]], list[int | None]]
-"""The example_id of rows that cells name, by source_id and example_id; either may be empty."""
+Find = Callable[[Sequence[tuple[str, str]]], list[tuple[int, str] | None]]
+"""Rows that cells name by source_id and example_id, of which one may be empty or rewritten by a
+program: the example_id of each, and its source_id."""
 
 
 class Decision(NamedTuple):
@@ -163,12 +164,14 @@ class ReviewFile:
             given.append((where, cells))
         names = [(cells.get("source_id", ""), cells["example_id"]) for _, cells in given]
         rows: dict[int, dict[str, str]] = {}
-        for (where, cells), named, row in zip(given, names, self._find(names), strict=True):
-            if row is None:
+        for (where, cells), named, found in zip(given, names, self._find(names), strict=True):
+            if found is None:
                 raise self._no_review(f"in {where} the row {named[0] or named[1]!r:.60}")
+            row, source_id = found
             if row in rows:
                 raise self._no_review(f"in {where} a row that stands above, too")
-            rows[row] = cells | {"example_id": str(row)}
+            own = {"example_id": str(row), "source_id": source_id}
+            rows[row] = cells | {name: own[name] for name in own if name in cells}
         return rows
 
     def _no_review(self, found: str) -> RunError:

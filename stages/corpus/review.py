@@ -3,6 +3,7 @@
 The answers of a preference that is to be fixed change places.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ _SHOWN = 60
 """Characters of a cell that a message shows."""
 ALIKE = 0.85
 """How like an id must be to one that was meant: ids of one source are much alike."""
+_EXACT = re.compile(r"\s*-?(\d{1,15}|\d{13,16}(?!000)\d{3})\s*")
 
 
 class Review(NamedTuple):
@@ -42,6 +44,8 @@ class Review(NamedTuple):
     """The class index or target number to be put in; of other decisions than fix, NaN."""
     shown: Mapping[str, Sequence[Any]] = {}
     """Cells that show the row, by column of `stages.corpus.reviewed_texts.SHOWN`."""
+    example_ids: Sequence[Any] = ()
+    """Cells of the column example_id that stands beside source_id, where there is one."""
 
 
 def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review:
@@ -58,6 +62,8 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
     is_pair = task == "preference"
     if not is_pair and any(_verdict(d) == "fix" for d in decisions):
         names = _values(reviewed, _review_column(path, reviewed, "new_label", "suggested_label"))
+    beside = key == "source_id" and "example_id" in reviewed.table.column_names
+    example_ids = _values(reviewed, "example_id") if beside else []
     seen: dict[str, int] = {}
     verdicts = np.zeros(len(decisions), dtype=np.int8)
     values = np.full(len(decisions), np.nan)
@@ -74,7 +80,7 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
         if row_id in seen:
             raise DataError(
                 f"{where}: found the same {key} as in {_place(path, seen[row_id])}, expected each "
-                "once. Remove one of the two rows."
+                f"once. Remove one of the two rows.{_rewritten(example_ids[at : at + 1])}"
             )
         seen[row_id] = at
         if verdict not in _VERDICTS:
@@ -86,7 +92,8 @@ def read_review(path: str, task: CorpusTask, classes: tuple[str, ...]) -> Review
         if verdict == "fix" and not is_pair:
             values[at] = _new_label(where, name, task, classes)
     shown = {name: _values(reviewed, name) for name in SHOWN if name in reviewed.table.column_names}
-    return Review(path, key, pa.array(list(seen), pa.string()), verdicts, values, shown)
+    rows = pa.array(list(seen), pa.string())
+    return Review(path, key, rows, verdicts, values, shown, example_ids)
 
 
 def correct(
@@ -99,8 +106,8 @@ def correct(
     source. A dropped row stays, marked in `is_dropped`.
 
     Raises:
-        DataError: a decision was made about another text than its row has, or the answers are
-            columns of two types.
+        DataError: a decision names two rows, by source_id and by example_id, or was made about
+            another text than its row has; or the answers are columns of two types.
     """
     ids = rows["source_id"] if review.key == "source_id" else pc.cast(rows["id"], pa.string())
     found = pc.fill_null(pc.index_in(ids, value_set=review.rows), -1).to_numpy()
@@ -109,6 +116,7 @@ def correct(
         return rows, places
     decided = found[places]
     verdicts = review.verdicts[decided]
+    _check_ids(rows["id"].to_numpy()[places[verdicts > 0]], review, decided[verdicts > 0])
     other = first_other(rows, places[verdicts > 0], decided[verdicts > 0], review.shown)
     if other is not None:
         at, read, text = other
@@ -137,6 +145,25 @@ def correct(
             fixed[place] = value if task == "regression" else int(value)
     rows = _with(rows, column, pa.array(fixed, rows.schema.field(column).type))
     return _with_dropped(rows, places, verdicts), decided
+
+
+def _check_ids(ids: np.ndarray, review: Review, decided: np.ndarray) -> None:
+    """Raises where the example_id beside the source_id of a decision is not that of its row.
+
+    Raises:
+        DataError: it is another's.
+    """
+    if not review.example_ids:
+        return
+    for row_id, at in zip(ids.tolist(), decided.tolist(), strict=True):
+        beside = exact_id(review.example_ids[at])
+        if beside not in (None, row_id):
+            raise DataError(
+                f"{review.path}: {_place(review.path, at)} (source_id "
+                f"{short(review.rows[at].as_py())}): found example_id {beside} beside it, expected "
+                f"{row_id}, which the row with this source_id has. Correct the one that is wrong."
+                f"{_rewritten([beside])}"
+            )
 
 
 def _with_dropped(rows: pa.Table, places: np.ndarray, verdicts: np.ndarray) -> pa.Table:
@@ -206,7 +233,23 @@ def check_used(
         raise DataError(
             f"{where}: found a {review.key} that no row has{meant}, expected one of the "
             f"source{note}. Remove the row or correct its id."
+            f"{'' if note else _rewritten(review.example_ids[at : at + 1])}"
         )
+
+
+def _rewritten(example_ids: Sequence[Any]) -> str:
+    """What to do where a program rewrote ids, as 007 as 7; `example_ids` may have the row's."""
+    if not example_ids:
+        return ""
+    if exact_id(example_ids[0]) is not None:
+        return (
+            " Where a program rewrote ids, such as 007 as 7, remove the column source_id: rows go "
+            "by example_id then."
+        )
+    return (
+        " Where a spreadsheet rewrote ids, such as 007 as 7, open the review as it was written "
+        "with all columns as text, and fill it in there."
+    )
 
 
 def new_labels(path: str) -> set[str]:
@@ -266,6 +309,11 @@ def _loaded(path: str) -> SourceRows:
             break
         n_rows -= 1
     return reviewed._replace(table=reviewed.table.slice(0, n_rows))
+
+
+def exact_id(cell: Any) -> int | None:
+    """The example_id in a cell; None where it is none, or a spreadsheet rounded it to 15 digits."""
+    return int(str(cell)) if _EXACT.fullmatch(str(cell)) else None
 
 
 def short(value: Any) -> str:

@@ -211,6 +211,32 @@ def test_slips_in_a_review_are_told(tmp_path: Path, key: str, line: str, message
         read(source, "example")
 
 
+def test_ids_that_a_program_rewrote_lose_no_decision(tmp_path: Path) -> None:
+    rows = [{**row, "id": f"{n:03d}" if n else "1"} for n, row in enumerate(reviews())]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    ids = read(Source(path, id="id"), "example").rows["id"].to_pylist()
+    head = "source_id,decision,new_label,example_id\n"
+
+    def found(lines: str) -> list[str]:
+        review = csv(tmp_path / "r.csv", lines)
+        dropped = by_source_id(
+            read(Source(path, id="id", corrections=(review,)), "example"), "is_dropped"
+        )
+        return [row for row, is_dropped in dropped.items() if is_dropped]
+
+    # As pandas reads them: 001 is 1, which is another row's id, too.
+    twice = f"1,drop,,{ids[0]}\n1,drop,,{ids[1]}\n"
+    for lines in (twice, f"2,drop,,{ids[2]}\n", f"1,drop,,{ids[1]}\n"):
+        with pytest.raises(DataError, match="remove the column source_id: rows go by example_id"):
+            found(head + lines)
+    by_example_id = [line.split(",", 1)[1] for line in (head + twice).splitlines()]
+    assert found("\n".join(by_example_id) + "\n") == ["1", "001"]
+    # A spreadsheet rounds these, too.
+    for rounded in ("7.89845E+18", "7898449054825750000"):
+        with pytest.raises(DataError, match="open the review as it was written"):
+            found(f"{head}2,drop,,{rounded}\n")
+
+
 def test_corrections_need_their_columns(tmp_path: Path) -> None:
     review = csv(tmp_path / "r.csv", "decision\nfix\n")
     source = Source(jsonl(tmp_path / "a.jsonl", reviews()), corrections=(review,))
