@@ -21,7 +21,7 @@ import duckdb
 import pyarrow as pa
 
 from storage.catalog_files import serve
-from storage.manifest import HEALS, Manifest, digest
+from storage.manifest import HEALS, Manifest, ShardRecord, digest
 from storage.schema import FILE_COLUMN, CorruptError, StorageError
 from storage.sql import named, quoted
 from storage.table import Store
@@ -33,6 +33,8 @@ SUMS = "shapley_value"
 """The table that holds what these statements give (`storage.summed`)."""
 DIFFERING = ("extra",)
 """Tables that carry the user's own columns, which may differ between examples and queries."""
+NESTED = re.compile("(list|large_list|fixed_size_list|struct|map)<")
+"""Arrow's names of types that hold others."""
 OF_TASK = {
     "completions": "completion",
     "issues.answers": "completion",
@@ -244,15 +246,47 @@ def _base_view(table: str, writers: Sequence[Entry], store: Store, run_id: str) 
     differ = str(table in DIFFERING).lower()
     parts = []
     for writer in writers:
-        urls = [store.absolute_url(table, shard.key) for shard in writer.manifest.shards]
-        # DuckDB takes every path for a pattern, and reads columns from folders named key=value.
-        files = ", ".join(quoted(glob.escape(url)) for url in urls)
-        parts.append(
-            f"SELECT {quoted(writer.instance)} AS method, {quoted(run_id)} AS run_id, * "
-            f"FROM read_parquet([{files}], union_by_name = {differ}, hive_partitioning = false, "
-            f"filename = {quoted(FILE_COLUMN)})"
-        )
+        for shards, columns in _alike(writer.manifest):
+            urls = [store.absolute_url(table, shard.key) for shard in shards]
+            # DuckDB takes every path for a pattern, and reads columns from folders named key=value.
+            files = ", ".join(quoted(glob.escape(url)) for url in urls)
+            parts.append(
+                f"SELECT {quoted(writer.instance)} AS method, {quoted(run_id)} AS run_id, "
+                f"{columns} FROM read_parquet([{files}], union_by_name = {differ}, "
+                f"hive_partitioning = false, filename = {quoted(FILE_COLUMN)})"
+            )
     return f"CREATE VIEW tables.{named(table)} AS " + " UNION ALL BY NAME ".join(parts)
+
+
+def _alike(manifest: Manifest) -> list[tuple[Sequence[ShardRecord], str]]:
+    """Shards that are read together, and what is selected of them.
+
+    Columns of the user's own that hold lists or objects in one role and something else in the
+    other, such as JSON where types are mixed, are JSON in both: DuckDB would cast the texts of one
+    to the objects of the other, and lose keys.
+    """
+    types: dict[str, dict[str, str]] = {}
+    for role, columns in (manifest.details.get("columns") or {}).items():
+        for column in columns if manifest.table in DIFFERING else ():
+            types.setdefault(column["stored"], {})[role] = column["type"]
+    nested = {
+        name: [role for role, kind in of.items() if NESTED.match(kind)]
+        for name, of in types.items()
+    }
+    mixed = [name for name, roles in nested.items() if 0 < len(roles) < len(types[name])]
+    if not mixed:
+        return [(manifest.shards, "*")]
+    found: list[tuple[Sequence[ShardRecord], str]] = []
+    for role in sorted({shard.role for shard in manifest.shards}):
+        texts = [
+            f"{f'to_json({named(name)})' if role in nested[name] else named(name)}::VARCHAR "
+            f"AS {named(name)}"
+            for name in mixed
+            if role in types[name]
+        ]
+        shards = [shard for shard in manifest.shards if shard.role == role]
+        found.append((shards, f"* REPLACE ({', '.join(texts)})" if texts else "*"))
+    return found
 
 
 FILES = pa.schema(

@@ -1,5 +1,6 @@
 """Base views over tables that several instances write, and the views over them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages.corpus.ingest import EXTRA
 from stages.features.ntk import NTK
 from stages.tables import DIAGNOSTICS
 from storage.catalog import fetch, open_catalog
@@ -154,3 +156,28 @@ def test_a_table_that_lacks_a_column_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"diagnostics: found .* another version .* expected"):
         build_catalog(tmp_path / "c", [entry(store, spec, "old", table)], store, "r", {})
     assert not (tmp_path / "c").exists()
+
+
+def test_columns_of_two_kinds_of_cells_lose_nothing(tmp_path: Path, catalog: Any) -> None:
+    """Chats of the corpus call tools, so that their types are mixed; those of queries do not."""
+    store = Store(str(tmp_path / "store"))
+    talk = [{"role": "user", "content": "a"}]
+    called = '[{"role":"assistant","content":null,"tool_calls":[{"id":1}]}]'
+    listed = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    cells = {"example": pa.array([called]), "query": pa.array([talk], listed)}
+    records: list[Any] = []
+    columns: dict[str, Any] = {}
+    for at, (role, column) in enumerate(cells.items()):
+        kind = "json" if role == "example" else str(listed)
+        columns[role] = [{"name": "messages", "stored": "messages", "type": kind}]
+        fixed = {"id": pa.array([at]), "role": [role], "source_id": [str(at)], "row_number": [at]}
+        rows = pa.table({**fixed, "messages": column})
+        records.append(store.write_shard(EXTRA, role, role, at, rows))
+    manifest = Manifest("extra", "ingest", 1, {}, {}, tuple(records), details={"columns": columns})
+    store.write_manifest(manifest)
+    found = catalog(store, Entry("corpus", manifest))
+    rows = found.execute("SELECT role, messages FROM tables.extra ORDER BY role").fetchall()
+    assert {role: json.loads(cell) for role, cell in rows} == {
+        "example": json.loads(called),
+        "query": talk,
+    }
