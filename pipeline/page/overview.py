@@ -215,14 +215,14 @@ def _review_steps(subject: Subject, flagged: int, rows: str, order: str) -> list
     return [
         Step(
             f"{say} ({decide}), in the browser; or in a spreadsheet, for which `assay flag` with "
-            f"`--review review.csv{top}` begins the same file.",
-            f"assay view {subject.path} --review review.csv",
+            f"`--review {subject.review}{top}` begins the same file.",
+            f"assay view {subject.path} --review {subject.review}",
             "/review" if flagged else "/rows",
             f"{say} ({decide}):",
         ),
         Step(
             "Correct the corpus by your decisions; only what depends on them is computed again.",
-            f"assay apply {subject.path} review.csv --out corrected.parquet",
+            f"assay apply {subject.path} {subject.review} --out corrected.parquet",
         ),
     ]
 

@@ -19,7 +19,7 @@ SUPPORTED = 8
 TOLD = ("given_label", "suggested_label", "flagged", "reason")
 """Columns that are told in words, and not again among the numbers."""
 LONGEST = 20_000
-"""Characters of a text that are shown."""
+"""Characters of a text that are shown, as templates have it."""
 
 
 class OneRow:
@@ -109,7 +109,7 @@ class OneRow:
             "completions": ("prompt", "answer"),
             "preferences": ("prompt", "chosen", "rejected"),
         }.get(view, ("text", "text_b"))
-        listed = ", ".join(f"left({name}, {LONGEST}) AS {name}" for name in columns)
+        listed = ", ".join(f"left({name}, {LONGEST + 1}) AS {name}" for name in columns)
         found = self._questions.ask(
             f"SELECT {listed} FROM {view} WHERE role = '{role}' AND id = {row_id}"
         ).named()

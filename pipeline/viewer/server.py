@@ -6,6 +6,7 @@ are those of the report. Starlette over uvicorn is as small; it is for handlers 
 
 import functools
 import re
+import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ class Viewer:
         self.slow = threading.Lock()
         self.rows = Rows(self.questions, self.subject, by)
         self.desk = Desk(self.rows, review, self.subject.task, self.subject.classes)
+        self.subject.review = shlex.quote(str(review))
         self.one_row = OneRow(self.questions, self.subject, self.rows)
         self.queries = Queries(self.questions, self.subject, self.slow)
         self._by = by
@@ -129,6 +131,7 @@ class Viewer:
             run_id=self.subject.run.record["run_id"],
             run_path=self.subject.path,
             review=str(self.desk.file.path),
+            review_argument=self.subject.review,
             n_decided=self.desk.n_decided,
             verdicts=self.desk.verdicts,
             classes=self.subject.classes,

@@ -124,6 +124,8 @@ def test_the_overview_leads_to_its_own_pages(shared: Desk) -> None:
     assert 'and decide on each (accept, fix or drop): <a href="/review">Review</a>' in page
     steps = page.partition("What to do next")[2].partition("</ol>")[0]
     assert "<span>apply</span>" in steps
+    # Where the viewer keeps them, not a file of that name where somebody stands.
+    assert f"<span>{shared.review}</span>" in steps
     assert "<span>view</span>" not in steps
 
 
@@ -374,16 +376,35 @@ def test_a_review_is_taken_by_source_id_as_apply_takes_it(
     assay("flag", hostile, "--top", 6, "--review", review)
     rows = lines(review)
     right = [int(row["example_id"]) for row in rows]
-    # One row's id has become that of another.
-    ids = [*(spoiled(row["example_id"]) for row in rows[:-1]), rows[0]["example_id"]]
-    with review.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source_id", "decision", "example_id"])
-        for row, given in zip(rows, ids, strict=True):
-            writer.writerow([row["source_id"], "accept", given])
+
+    def save(ids: list[str]) -> None:
+        with review.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["source_id", "decision", "example_id"])
+            for row, given in zip(rows, ids, strict=True):
+                writer.writerow([row["source_id"], "accept", given])
+
+    ids = [spoiled(row["example_id"]) for row in rows]
+    save([*ids[:-1], rows[0]["example_id"]])
+    with pytest.raises(RunError, match=r"found in line 7 the row"):
+        Desk(hostile, review)
+    save(ids)
     desk = Desk(hostile, review)
     desk.person().decide(right[0], "drop", seen=("accept", ""))
     assert desk.file() == {right[0]: ("drop", ""), **{row: ("accept", "") for row in right[1:]}}
+
+
+def test_a_row_known_by_its_example_id_gets_its_source_id_back(
+    hostile: Path, tmp_path: Path
+) -> None:
+    """As pandas writes 7 for 007, which `assay apply` would not know."""
+    review = tmp_path / "review.csv"
+    assay("flag", hostile, "--top", 2, "--review", review)
+    rows = lines(review)
+    rewritten = [f"{at},accept,{row['example_id']}\n" for at, row in enumerate(rows)]
+    review.write_text("source_id,decision,example_id\n" + "".join(rewritten))
+    Desk(hostile, review).person().decide(int(rows[0]["example_id"]), "drop", seen=("accept", ""))
+    assert [line["source_id"] for line in lines(review)] == [row["source_id"] for row in rows]
 
 
 def test_a_file_that_is_no_review_stays_as_it_is(hostile: Path, tmp_path: Path) -> None:

@@ -329,6 +329,23 @@ def test_hostile_texts_run_nothing(
         assert not browser.driver.execute_script("return document.images.length")
 
 
+def test_what_was_decided_at_once_stays_told(
+    run: Path, start: Any, browsers: Callable[[], Browser], tmp_path: Path
+) -> None:
+    with served(start, run, tmp_path / "review.csv") as (_, address):
+        browser = browsers()
+        browser.open(address)
+        browser.go("/rows")
+        browser.until(browser.ids)
+        browser.click(browser.all("#rows-table tbody input")[0])
+        browser.click(browser.all("#bulk [data-verdict=accept]")[0])
+        browser.until(lambda: "accept" in browser.text("#rows-table tbody tr"))
+        assert browser.text("#n-chosen") == "1 decided"
+        browser.go("/review?words=nosuchword")
+        browser.until(lambda: "0 of 0" in browser.text("#progress"))
+        assert browser.text("#row") == "No row is of this kind; choose others above."
+
+
 def test_it_can_be_done_by_keyboard_alone(
     run: Path, start: Any, browsers: Callable[[], Browser], tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@
     now = found.id === null ? null : found;
     for (const button of document.querySelectorAll(".decide [data-verdict], #skip")) button.disabled = now === null;
     if (now === null) {
-      row.textContent = done < total ? "No more rows for you here: others were skipped, or somebody looks at them now. Reload to see them again." : "All of these rows are decided.";
+      row.textContent = !total ? "No row is of this kind; choose others above." : done < total ? "No more rows for you here: others were skipped, or somebody looks at them now. Reload to see them again." : "All of these rows are decided.";
       near.textContent = "";
       return;
     }

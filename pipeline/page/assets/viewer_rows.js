@@ -6,6 +6,7 @@
   const nChosen = document.getElementById("n-chosen");
   const chosen = new Map(); // id -> what was decided about it when it was chosen
   let found = 0;
+  let done = ""; // what the last button did, until rows are chosen or filtered anew
   for (const [name, value] of new URLSearchParams(location.search)) {
     const field = form.elements.namedItem(name);
     if (field) field.type === "checkbox" ? (field.checked = true) : (field.value = value);
@@ -13,7 +14,7 @@
   const filter = () => Object.fromEntries([...new FormData(form)].filter(([, value]) => value));
   const seen = (row) => [row.verdict ?? "", row.new_label ?? ""];
   const tell = () => {
-    nChosen.textContent = all.checked ? `${found.toLocaleString("en")} rows found` : chosen.size ? `${chosen.size} chosen` : "No row chosen";
+    nChosen.textContent = all.checked ? `${found.toLocaleString("en")} rows found` : chosen.size ? `${chosen.size} chosen` : done || "No row chosen";
     for (const button of document.querySelectorAll("#bulk [data-verdict]")) button.disabled = all.checked ? !found : !chosen.size;
     document.getElementById("desk").href = `/review?${new URLSearchParams(filter())}`;
   };
@@ -92,6 +93,7 @@
     waiting = setTimeout(() => {
       all.checked = false;
       chosen.clear();
+      done = "";
       history.replaceState(null, "", `?${new URLSearchParams(filter())}`);
       table.draw();
     }, 200);
@@ -105,11 +107,10 @@
   const act = async (work) => {
     say("");
     try {
-      const text = await work();
+      done = await work();
       chosen.clear();
       all.checked = false;
       table.draw(false);
-      nChosen.textContent = text;
     } catch (error) {
       say(error.message);
     }

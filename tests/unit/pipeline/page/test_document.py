@@ -13,6 +13,7 @@ from pipeline.page.document import (
     coded,
     document,
     embedded_json,
+    part,
     readable,
     shade,
     share,
@@ -47,6 +48,18 @@ def test_a_text_moves_no_other() -> None:
     assert readable("a\u202eb\x00c\n\td") == "a\\u202eb␀c\n\td"
     assert readable("x" * 20, 10) == "x" * 9 + "…"
     assert coded("set `<b>` now") == Markup("set <code>&lt;b&gt;</code> now")
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"prompt": "a" * 3000, "answer": "b" * 3000},
+        {"prompt": "a" * 3000, "chosen": "b" * 3000, "rejected": "c" * 3000},
+    ],
+)
+def test_whoever_decides_about_a_chat_reads_it_whole(shown: dict[str, str]) -> None:
+    page = part("viewer/texts.html", row={"text": None, "text_b": None, **shown})
+    assert all(text in page for text in shown.values())
 
 
 def test_a_page_without_scripts_lets_none_run() -> None:
