@@ -304,6 +304,7 @@ def _noise(run: Any, method: str) -> dict[str, Any]:
 def _statements(views: set[str], task: str = "classification", has_texts: bool = True) -> list[str]:
     """Up to three SQL statements to try, over views that the run has."""
     row = "text" if has_texts else "source_id"
+    kept = "example_id IN (SELECT example_id FROM examples)"  # not dropped in a review
     of_examples = {
         "classification": "SELECT label_name, count(*) FROM examples GROUP BY ALL",
         "regression": "SELECT count(*), avg(target), stddev(target) FROM examples",
@@ -316,9 +317,10 @@ def _statements(views: set[str], task: str = "classification", has_texts: bool =
         "label_issues": f"SELECT {row}, given_label, suggested_label, label_score FROM "
         "label_issues JOIN examples USING (example_id) ORDER BY label_score LIMIT 20",
         "answer_issues": "SELECT prompt, answer, reason, p_wrong FROM answer_issues JOIN "
-        "completions ON id = example_id AND role = 'example' ORDER BY p_wrong DESC LIMIT 20",
+        f"completions ON id = example_id AND role = 'example' WHERE {kept} "
+        "ORDER BY p_wrong DESC LIMIT 20",
         "preference_issues": "SELECT prompt, chosen, rejected, reason, p_wrong FROM "
-        "preference_issues JOIN preferences ON id = example_id AND role = 'example' "
+        f"preference_issues JOIN preferences ON id = example_id AND role = 'example' WHERE {kept} "
         "ORDER BY p_wrong DESC LIMIT 20",
         "answer_margins": "SELECT role, avg(margin), avg(loss) FROM answer_margins GROUP BY ALL",
         "shapley": "SELECT label_name, utility, sum(value) FROM shapley JOIN examples "

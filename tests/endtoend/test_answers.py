@@ -210,6 +210,8 @@ def test_a_reviewed_answer_is_dropped_or_held_for_right(ran: Any, tmp_path: Path
     assert "7" in [row[1] for row in select(tmp_path / "corrected", keep="100%").fetchall()]
     corrected = open_run(tmp_path / "corrected")
     assert not summarize(corrected)["bad_answers"]
+    listed = corrected.sql(summarize(corrected)["try"][0]).df()
+    assert sum(listed["p_wrong"] > 0.5) == 1
     assert overview(Subject(corrected)).headline == f"None of {N - len(dropped)} answers looks bad"
     # What is dropped takes no place among those that are listed.
     most = flag(tmp_path / "corrected", top=5).df()
