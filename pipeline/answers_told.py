@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.copied import command
-from pipeline.main_results import OTHER_ANSWER
+from pipeline.main_results import OTHER_ANSWER, OTHER_ORDER
 
 
 def about_answers(run: str, reasons: Mapping[str, int], n: int) -> str:
@@ -23,11 +23,23 @@ def about_answers(run: str, reasons: Mapping[str, int], n: int) -> str:
 
 def about_other_answers(run: str, count: int) -> str:
     """How many rows have a prompt that another row answers otherwise, and how to see them."""
-    listed = f"\"FROM issues WHERE issue = '{OTHER_ANSWER}'\""
     return (
         f"{count} rows have the prompt of another row and another answer: where a task has one "
-        f"right answer, a person must decide. {command('sql', run, listed)} lists them."
+        f"right answer, a person must decide. {_listed(run, OTHER_ANSWER)}"
     )
+
+
+def about_other_orders(run: str, count: int) -> str:
+    """How many pairs stand in the corpus the other way round, too, and how to see them."""
+    return (
+        f"{count} pairs stand there the other way round, too: one of both is wrong, or neither "
+        f"answer is better. {_listed(run, OTHER_ORDER)}"
+    )
+
+
+def _listed(run: str, issue: str) -> str:
+    statement = f"\"FROM issues WHERE issue = '{issue}'\""
+    return f"{command('sql', run, statement)} lists them."
 
 
 def about_orders(run: str, orders: Mapping[str, Any], n: int) -> str:

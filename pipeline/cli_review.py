@@ -8,9 +8,9 @@ import click
 from pipeline import api
 from pipeline import on_terminal as printed
 from pipeline.answer_trust import areas_of, distrust
-from pipeline.answers_told import about_other_answers
+from pipeline.answers_told import about_other_answers, about_other_orders
 from pipeline.cli_options import as_json, method, out, out_or_folder, wait
-from pipeline.main_results import n_other_answers
+from pipeline.main_results import n_other_answers, n_other_orders
 from pipeline.open_run import open_run
 from pipeline.progress import Screen
 from pipeline.terminal import show
@@ -75,6 +75,8 @@ def flag(
                 click.echo(warning, err=True)
         if not is_json and (count := n_other_answers(opened)):
             click.echo(about_other_answers(str(opened.folder.path), count), err=True)
+        if not is_json and (count := n_other_orders(opened)):
+            click.echo(about_other_orders(str(opened.folder.path), count), err=True)
 
 
 def _read(rows: Any, is_json: bool) -> Any:

@@ -24,6 +24,7 @@ WORTH_A_LOOK = 0.1
 TEXT_LENGTH = 2_000
 """Characters that are kept of a text: of a prompt the last, of others the first."""
 OTHER_ANSWER = "same prompt with another answer"
+OTHER_ORDER = "same pair the other way round"
 """The issue of rows whose prompt stands in a corpus of completions with other answers, too."""
 LIKELIER = 4
 """Labels are worth a look where another class is so many times as likely."""
@@ -70,6 +71,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "bad_answers": None,
         "told_answers": {},
         "other_answers": n_other_answers(run),
+        "other_orders": n_other_orders(run),
         "trials": trials(run) if "selection_trial" in views else [],
         "pairs_of_answers": [],
         "wrong_orders": None,
@@ -173,9 +175,18 @@ def n_other_answers(run: Any) -> int | None:
 
     None where no stage of the run looks for what may be wrong with answers or for duplicates.
     """
-    if run.task() != "completion" or not {"answer_issues", "near_duplicates"} & set(run.views()):
+    return _n_issues(run, "completion", OTHER_ANSWER, "answer_issues")
+
+
+def n_other_orders(run: Any) -> int | None:
+    """How many pairs stand in the corpus the other way round, too; None as of other answers."""
+    return _n_issues(run, "preference", OTHER_ORDER, "preference_issues")
+
+
+def _n_issues(run: Any, task: str, issue: str, view: str) -> int | None:
+    if run.task() != task or not {view, "near_duplicates"} & set(run.views()):
         return None
-    ((n,),) = _fetch(run.sql(f"SELECT count(*) FROM issues WHERE issue = {quoted(OTHER_ANSWER)}"))
+    ((n,),) = _fetch(run.sql(f"SELECT count(*) FROM issues WHERE issue = {quoted(issue)}"))
     return int(n)
 
 

@@ -9,7 +9,13 @@ import click
 
 from pipeline.agreement import barely_knows
 from pipeline.answer_trust import distrust
-from pipeline.answers_told import about_answers, about_orders, about_other_answers, of_all
+from pipeline.answers_told import (
+    about_answers,
+    about_orders,
+    about_other_answers,
+    about_other_orders,
+    of_all,
+)
 from pipeline.chosen_rows import how, is_worse_than_random
 from pipeline.copied import command, shell_path
 from pipeline.corpus_told import about_corpus
@@ -131,6 +137,11 @@ def print_expected(expected: Mapping[str, Any]) -> None:
         left.append(f"{count_text(n_repeated, 'near duplicate')} of others")
     if left:
         show(f"Not chosen among: {' and '.join(left)}. With --keep-flagged they are.")
+    if expected["n_unjudged"]:
+        show(
+            f"{count_text(expected['n_unjudged'], 'row')} cannot be chosen: {expected['by']} has "
+            "no number of them, as where an answer is cut off."
+        )
     for warning in expected["warnings"]:
         show(warning)
     classes = expected["classes"][:MOST_CLASSES]
@@ -234,6 +245,8 @@ def print_summary(run: Any, is_json: bool) -> None:
         show(warning)
     if summary["other_answers"]:
         show(about_other_answers(here, summary["other_answers"]))
+    if summary["other_orders"]:
+        show(about_other_orders(here, summary["other_orders"]))
     for trial in summary["trials"]:
         _print_trial(trial)
     if summary["pairs_of_answers"]:

@@ -7,7 +7,8 @@ places from 1/2, with a minus. The source takes ranges of influence that it tune
 tuned, and the nearest to the middle are best. [derived]
 
 A margin is that of DPO or, where the model is its own reference and all of these are 0, that of
-log-likelihoods per token.
+log-likelihoods per token. Pairs whose answers differ only behind `max_length` have none: nothing is
+learned of them.
 """
 
 from typing import Any
@@ -22,7 +23,8 @@ INFLUENCES = ("influence", "tracin")
 MARGIN = """
     SELECT id AS example_id, CASE WHEN max(abs(reward_margin)) OVER () > 1e-3 THEN reward_margin
                                   ELSE mean_margin END AS value
-    FROM answer_margins WHERE role = 'example' AND loss IS NOT NULL AND method = {}"""
+    FROM answer_margins WHERE role = 'example' AND loss IS NOT NULL AND method = {}
+      AND (chosen_tokens <> rejected_tokens OR abs(margin) > 1e-6 * abs(chosen_logp))"""
 INFLUENCE = (
     "SELECT example_id, avg(score) AS value FROM attributions WHERE method = {} GROUP BY ALL"
 )

@@ -64,6 +64,8 @@ class Chosen(NamedTuple):
     n_flagged: int = 0
     n_repeated: int = 0
     """As in `LeftOut`."""
+    n_unjudged: int = 0
+    """Others, for which the source has no number to choose them by."""
     per: str | None = None
     """The column of the source whose values stand for classes."""
 
@@ -99,7 +101,7 @@ def choose(
     chosen = _source(run, by, utility, method)
     is_of_texts = run.task() in ("completion", "preference")
     without = left_out(run) if is_of_texts and not keep_flagged else LeftOut()
-    counts = (without.n_flagged, without.n_repeated)
+    counts = (without.n_flagged, without.n_repeated, _n_unjudged(run, chosen, without))
     if per is not None:
         _check_column(run, per)
         per_class = True
@@ -119,12 +121,26 @@ def choose(
     if not run.sql(f"SELECT 1 FROM ({statement}) LIMIT 1").fetchall():
         told = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
         if left := sum(counts):
-            told += f" of rows of which {left} are flagged or near duplicates of others"
+            told += (
+                f" of rows of which {left} are flagged, near duplicates of others or not judged by "
+                f"{chosen.by}"
+            )
         raise RunError(
             f"select: found {told}, by which no row is kept, expected at least one. Say for "
             'example keep="20%".'
         )
     return Chosen(chosen, statement, per_class and not quota, bool(quota), *counts, per)
+
+
+def _n_unjudged(run: Any, source: Source, without: LeftOut) -> int:
+    """How many rows that are not left out the source has no number for."""
+    instance = quoted(source.instance)
+    judged = f"SELECT v.example_id FROM {source.view} AS v WHERE v.method = {instance}"
+    left = f"AND example_id NOT IN ({without.rows})" if without.rows else ""
+    ((n,),) = run.sql(
+        f"SELECT count(*) FROM examples WHERE example_id NOT IN ({judged}) {left}"
+    ).fetchall()
+    return int(n)
 
 
 def _check_column(run: Any, column: str) -> None:
@@ -272,6 +288,7 @@ def expected(
         trials: As `trials.trials_of` has them, those that chose by the same.
         n_flagged, n_repeated: Rows of a corpus of completions that are not chosen among: answers
             that are flagged, and near duplicates of others.
+        n_unjudged: Others that have no number to choose by, such as those whose answer is cut off.
         warnings: As `chosen_rows.warnings_about` gives them.
     """
     from pipeline.evaluate import evaluate
@@ -294,6 +311,7 @@ def expected(
         "trials": trials_of(run, chosen.source.by, chosen.source.instance),
         "n_flagged": chosen.n_flagged,
         "n_repeated": chosen.n_repeated,
+        "n_unjudged": chosen.n_unjudged,
         "warnings": warnings_about(run, chosen.statement),
     }
     try:

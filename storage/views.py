@@ -38,6 +38,7 @@ NESTED = re.compile("(list|large_list|fixed_size_list|struct|map)<")
 OF_TASK = {
     "completions": "completion",
     "issues.answers": "completion",
+    "issues.preferences": "preference",
     "preferences": "preference",
 }
 """Files of `sql` that are for corpora of one task alone."""
@@ -146,6 +147,8 @@ def over_tables(
     for table, writers in by_table.items():
         try:
             connection.execute(_base_view(table, writers, store, run_id))
+        except (duckdb.TransactionException, duckdb.FatalException):
+            raise  # of the catalog's own file, such as on a full disk
         except duckdb.Error as error:
             raise CorruptError(
                 f"{table}: found files that DuckDB cannot read ({str(error).splitlines()[0]}), "

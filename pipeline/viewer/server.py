@@ -31,6 +31,7 @@ from pipeline.viewer.review_file import Change, Decision
 from pipeline.viewer.rows import DECIDED, Filter, Rows
 from stages.stage import StageError
 from storage.schema import StorageError
+from storage.views import SUMS
 
 MOST_ROWS = 1000
 """Rows of a statement that are shown."""
@@ -132,6 +133,7 @@ class Viewer:
             run_path=self.subject.path,
             review=str(self.desk.file.path),
             review_argument=self.subject.review,
+            is_outdated=self._is_outdated(),
             n_decided=self.desk.n_decided,
             verdicts=self.desk.verdicts,
             classes=self.subject.classes,
@@ -139,6 +141,14 @@ class Viewer:
             has_suggestions=self.rows.has_suggestions,
             **values,
         )
+
+    def _is_outdated(self) -> bool:
+        """Whether the run has other results by now, or is on the way to them."""
+        run = self.subject.run
+        try:
+            return _results(run.record) != _results(run.folder.read_record())
+        except RunError:  # it is being written, or gone
+            return True
 
     def _overview(self) -> str:
         with self.slow:
@@ -352,3 +362,13 @@ def _asset(name: str) -> AnyResponse:
     answer.headers["Cache-Control"] = "private, no-cache"
     answer.add_etag()
     return answer.make_conditional(request)
+
+
+def _results(record: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """The manifest of every table, by instance and name; sums are made when somebody asks."""
+    return {
+        (instance, table): state["manifest"]
+        for instance, tables in record["tables"].items()
+        for table, state in tables.items()
+        if table != SUMS
+    }

@@ -124,7 +124,10 @@ def _preferences(
     """Prompts, and the chosen and the rejected answers; marks unusable rows."""
     nothing: list[Any] = [None] * loaded.table.num_rows
     if source.prompt is not None and loaded.is_typed:  # An empty cell of CSV is an empty prompt.
-        mark(reasons, loaded.table[source.prompt].is_null(), "null prompt")
+        cells = loaded.table[source.prompt]
+        # Beside messages a prompt that is a text is not read.
+        if form == "preference" or not is_text(cells.type) or source.prompt in loaded.mixed:
+            mark(reasons, cells.is_null(), "null prompt")
     columns = []
     for name in (source.chosen, source.rejected, source.prompt, TOOLS):
         is_there = name is not None and name in loaded.table.column_names

@@ -148,6 +148,7 @@ def test_the_choice_leaves_out_flagged_answers_and_near_duplicates(ran: Any) -> 
     told = expected(run, keep=N)
     assert told["n_flagged"] == len(flagged)
     assert told["n_rows"] == N - len(flagged) - told["n_repeated"]
+    assert told["n_unjudged"] == 0
     assert len(select(run, keep=N, keep_flagged=True).fetchall()) == N
     relevance = dict(run.sql("SELECT example_id, rank FROM query_relevance").fetchall())
     ranks = [relevance[i] for i in ids]

@@ -348,6 +348,8 @@ def test_a_folder_of_pairs_says_why_others_are_left_out(ran: Any, tmp_path: Path
         "near duplicate of another row",
     }
     assert len(reasons) == N + 1 - 20
+    n_unjudged = list(reasons.values()).count("not judged by middle")
+    assert expected(run, keep=20)["n_unjudged"] == n_unjudged > 0
 
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pipeline.errors import RunError
 from pipeline.open_run import open_run
 from pipeline.viewer.questions import Questions
 from stages.stage import DataError
+from storage.manifest import sealed_json
 from storage.schema import StorageError
 
 
@@ -351,6 +352,11 @@ def test_apply_takes_what_was_decided(desk: Desk, hostile: Path, tmp_path: Path)
     after = Desk(tmp_path / "corrected", tmp_path / "second.csv").person()
     assert after.rows("decided=accept")["data"][0]["example_id"] == kept
     assert after.rows("decided=undecided")["recordsFiltered"] == 45
+    assert b"was executed again" not in after.get("/rows").data
+    record = corrected.folder.read_record()
+    record["tables"]["corpus"]["label"]["manifest"] = "0" * 16
+    corrected.folder.record.write_text(sealed_json(record))
+    assert b"was executed again" in after.get("/rows").data
 
 
 def test_a_review_for_a_spreadsheet_is_gone_on_with(hostile: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ SUMMARY = {
     "told_answers": {},
     "corpus": None,
     "other_answers": None,
+    "other_orders": None,
     "pairs_of_answers": (),
     "wrong_orders": None,
     "trials": [],
@@ -177,7 +178,7 @@ def test_a_class_that_loses_more_than_half_of_its_share_is_told(
     for row in shares:
         row["kept"] = row["before"] * (0.6 if is_fair else 0.4)
     shares[0]["kept"] = 1 - sum(row["kept"] for row in shares[1:])
-    expected = dict.fromkeys(("n_flagged", "n_repeated", "n_rows", "n_examples"), 0)
+    expected = dict.fromkeys(("n_flagged", "n_repeated", "n_unjudged", "n_rows", "n_examples"), 0)
     expected |= {"by": "coreset", "per": None, "warnings": [], "trials": [], "rows": []}
     report.print_expected({**expected, "classes": shares, "why_not": "all rows are kept"})
     said = capsys.readouterr().out
@@ -205,7 +206,7 @@ def test_a_choice_that_is_worse_than_chance_is_advised_against(
         name = f"{name}_over_random"
         over |= {name: gain, f"{name}_low": gain - 0.05, f"{name}_high": gain + 0.05}
     expected = {
-        **dict.fromkeys(("n_flagged", "n_repeated"), 0),
+        **dict.fromkeys(("n_flagged", "n_repeated", "n_unjudged"), 0),
         **dict.fromkeys(("warnings", "classes", "trials"), ()),
         "n_rows": 20,
         "n_examples": 100,

@@ -127,6 +127,9 @@ def test_columns_are_taken_by_name_and_carried_along(tmp_path: Path) -> None:
     assert [REASONS[at] for at in found.reasons] == ["", SAME, "null prompt"]
     assert found.format == "preference"
     assert [column["stored"] for column in found.stored] == [*rows[0]]
+    talks = [{"prompt": prompt, "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]} for prompt in "a "]
+    found = survey(tmp_path, [*talks, {**talks[0], "prompt": None}])
+    assert [REASONS[at] for at in found.reasons] == ["", "", ""]
     named = [{"q": "p", "good": [BLUE], "bad": [GREEN]}]
     with pytest.raises(DataError, match="found no column 'chosen' for chosen"):
         survey(tmp_path, named)

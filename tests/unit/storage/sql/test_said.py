@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from storage.views import SQL
@@ -51,6 +52,29 @@ def test_calls_and_reasoning_are_read_in_chats(connection: Any) -> None:
     prompt, answer = read(connection, "completions", "messages", [ASKED, CALLED, heard, REASONED])
     assert prompt == f"user: How warm is it?\nassistant: {SAID}\ntool: 30"
     assert answer == "<think>2 and 2</think>\n4"
+
+
+def test_pairs_that_stand_both_ways_round(connection: Any) -> None:
+    def pair(chosen: str, rejected: str) -> str:
+        return json.dumps({"chosen": chosen, "rejected": rejected})
+
+    asked = ["How far?", "how  FAR?", "How far?", "How near?", "How far?"]
+    pairs = [pair("a", "b"), pair("B", "a "), pair("a", "c"), pair("b", "a"), pair("a", "b")]
+    rows = [
+        {"id": at, "role": "example", "run_id": "r", "text": text, "text_b": text_b}
+        for at, (text, text_b) in enumerate(zip(asked, pairs, strict=True))
+    ]
+    rows.append({**rows[1], "id": 9, "role": "query"})
+    text = pa.Table.from_pylist(rows)
+    with connection.cursor() as own:
+        own.register("given", text)
+        own.execute("CREATE OR REPLACE TABLE tables.text AS FROM given")
+        own.execute("CREATE OR REPLACE TABLE tables.label AS SELECT id, role FROM given")
+        statement = (SQL / "issues.preferences.sql").read_text(encoding="utf-8")
+        found = own.execute(
+            f"SELECT example_id, other_id FROM ({statement}) ORDER BY ALL"
+        ).fetchall()
+    assert found == [(0, 1), (1, 0), (4, 1)]
 
 
 def test_calls_and_reasoning_are_read_in_preferences(connection: Any) -> None:
