@@ -24,8 +24,9 @@ WORTH_A_LOOK = 0.1
 TEXT_LENGTH = 2_000
 """Characters that are kept of a text: of a prompt the last, of others the first."""
 OTHER_ANSWER = "same prompt with another answer"
-OTHER_ORDER = "same pair the other way round"
 """The issue of rows whose prompt stands in a corpus of completions with other answers, too."""
+OTHER_ORDER = "same pair the other way round"
+"""The issue of pairs that stand in a corpus of preferences both ways round."""
 LIKELIER = 4
 """Labels are worth a look where another class is so many times as likely."""
 

@@ -65,7 +65,7 @@ class Chosen(NamedTuple):
     n_repeated: int = 0
     """As in `LeftOut`."""
     n_unjudged: int = 0
-    """Others, for which the source has no number to choose them by."""
+    """Others of completions or preferences that the source has no number to choose by."""
     per: str | None = None
     """The column of the source whose values stand for classes."""
 
@@ -101,7 +101,9 @@ def choose(
     chosen = _source(run, by, utility, method)
     is_of_texts = run.task() in ("completion", "preference")
     without = left_out(run) if is_of_texts and not keep_flagged else LeftOut()
-    counts = (without.n_flagged, without.n_repeated, _n_unjudged(run, chosen, without))
+    # Of classes a coreset ranks a share of the rows, and that is no loss.
+    n_unjudged = _n_unjudged(run, chosen, without) if is_of_texts else 0
+    counts = (without.n_flagged, without.n_repeated, n_unjudged)
     if per is not None:
         _check_column(run, per)
         per_class = True
@@ -288,7 +290,8 @@ def expected(
         trials: As `trials.trials_of` has them, those that chose by the same.
         n_flagged, n_repeated: Rows of a corpus of completions that are not chosen among: answers
             that are flagged, and near duplicates of others.
-        n_unjudged: Others that have no number to choose by, such as those whose answer is cut off.
+        n_unjudged: Others of completions or preferences that have no number to choose by, such as
+            those whose answer is cut off.
         warnings: As `chosen_rows.warnings_about` gives them.
     """
     from pipeline.evaluate import evaluate

@@ -268,9 +268,11 @@ def _alike(manifest: Manifest) -> list[tuple[Sequence[ShardRecord], str]]:
     other, such as JSON where types are mixed, are JSON in both: DuckDB would cast the texts of one
     to the objects of the other, and lose keys.
     """
+    if manifest.table not in DIFFERING:
+        return [(manifest.shards, "*")]
     types: dict[str, dict[str, str]] = {}
     for role, columns in (manifest.details.get("columns") or {}).items():
-        for column in columns if manifest.table in DIFFERING else ():
+        for column in columns:
             types.setdefault(column["stored"], {})[role] = column["type"]
     nested = {
         name: [role for role, kind in of.items() if NESTED.match(kind)]

@@ -72,16 +72,15 @@ class Instance:
 class Subject:
     """A run whose report is written; questions to it are asked once."""
 
-    def __init__(self, run: Any):
-        """Holds `run`, a `pipeline.open_run.OpenedRun`."""
+    def __init__(self, run: Any, review: str = "review.csv"):
+        """Holds `run`, a `pipeline.open_run.OpenedRun`, and the path of its file of decisions."""
         self.run = run
         self.task = run.task()
         self.views = frozenset(run.views())
         self.config = read_yaml(run.record["config"], str(run.folder.config))
         self.has_texts = bool(run.facts("text")["has_text"])
         self.path = shlex.quote(str(run.folder.path))
-        self.review = "review.csv"
-        """The file of decisions, as a shell takes it."""
+        self.review = shlex.quote(review)
 
     def ask(self, statement: str) -> Asked:
         """The answer to a statement, which a page shows beside it."""

@@ -6,7 +6,6 @@ are those of the report. Starlette over uvicorn is as small; it is for handlers 
 
 import functools
 import re
-import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,11 +54,10 @@ class Viewer:
         """
         self.questions = Questions(run)
         # For what takes long, on a connection of its own: nobody who decides waits for it.
-        self.subject = Subject(open_run(run.folder.path, is_shut_in=True))
+        self.subject = Subject(open_run(run.folder.path, is_shut_in=True), str(review))
         self.slow = threading.Lock()
         self.rows = Rows(self.questions, self.subject, by)
         self.desk = Desk(self.rows, review, self.subject.task, self.subject.classes)
-        self.subject.review = shlex.quote(str(review))
         self.one_row = OneRow(self.questions, self.subject, self.rows)
         self.queries = Queries(self.questions, self.subject, self.slow)
         self._by = by

@@ -241,7 +241,7 @@ def answer_of(text: str, pair: str | None, form: str) -> str:
     if form in SIDE_FORMS:
         return "\n".join(answer_of(*side, SIDE_FORMS[form]) for side in sides(text, pair, form))
     if form == "messages":
-        return said([turn for turn in json.loads(text) if is_learned(turn)][-1])
+        return said(_last_learned(text))
     return text if form == "text" else str(pair)
 
 
@@ -250,8 +250,7 @@ def with_answer_of(
 ) -> tuple[str, str | None]:
     """The text columns of a row with the last answer of another, calls and reasoning with it."""
     if form == "messages":
-        turns = json.loads(donor[0])
-        return _with_turn(text, [turn for turn in turns if is_learned(turn)][-1]), pair
+        return _with_turn(text, _last_learned(donor[0])), pair
     return (text, donor[1]) if form == "prompt_completion" else donor
 
 
@@ -260,10 +259,13 @@ def with_changed_answer(
 ) -> tuple[str, str | None]:
     """The text columns of a row with all that its last answer says changed."""
     if form == "messages":
-        turn = [turn for turn in json.loads(text) if is_learned(turn)][-1]
         named = ("role", "name", "id", "type", *MARKS)
-        return _with_turn(text, mapped(turn, change, named)), pair
+        return _with_turn(text, mapped(_last_learned(text), change, named)), pair
     return (text, change(str(pair))) if form == "prompt_completion" else (change(text), pair)
+
+
+def _last_learned(text: str) -> dict[str, Any]:
+    return next(turn for turn in reversed(json.loads(text)) if is_learned(turn))
 
 
 def _with_turn(text: str, turn: dict[str, Any]) -> str:
