@@ -80,7 +80,8 @@ def contest(name: str, path: Path) -> dict[str, Any]:
     is_ours = name == "assay"
     python = Path(sys.executable) if is_ours else environment("peers-near", PEERS)
     script = ROOT / "scripts" / "benchmarks" / "duplicates_contestant.py"
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT) if is_ours else ""}
+    ours = f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ours if is_ours else ""}
     # -P: beside the script lie files with the names of our rooms.
     done = subprocess.run(
         [python, "-P", script, name, path],
@@ -239,23 +240,16 @@ def embedded(texts: list[str], most: int) -> np.ndarray:
 
 def flagged(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The decisions and distances of the stage."""
+    from benchmarks.memory import MemoryInputs
+
     from stages.predictions.outliers import Outliers
     from stages.reading.vectors import vector_rows
 
     ids = pa.table({"id": np.arange(len(vectors)), "role": ["example"] * len(vectors)})
     table = pa.Table.from_batches([vector_rows(ids, np.arange(len(vectors)), vectors)])
 
-    class Rows:
-        """What the stage reads: one shard of vectors."""
-
-        opened: Any = None
-
-        def by_shard(self, name: str, role: str) -> Any:
-            """The shard."""
-            yield table
-
-    inputs: Any = Rows()
     stage = Outliers()
+    inputs = MemoryInputs(**{stage.features: table})
     inputs.opened = stage.open(inputs)
     ((_, rows),) = stage.compute(inputs)
     is_outlier = rows["is_outlier"].to_numpy(zero_copy_only=False)

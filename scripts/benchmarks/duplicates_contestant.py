@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +53,36 @@ def by_rensa(texts: list[str]) -> int:
 def by_assay(path: str) -> tuple[int, dict[int, int]]:
     """Rows of the stage, and the cluster of each; the texts are read 1,000 at a time."""
     import pyarrow as pa
+    from benchmarks.memory import MemoryInputs
 
     from stages.predictions.near_duplicates import NearDuplicates
+    from stages.reading.vectors import evenly
+    from stages.stage import Role, Tell
 
-    class File:
-        """What the stage reads: the texts of a file, 1,000 a shard, and no query."""
+    file = pq.ParquetFile(path)
 
-        opened = None
+    class File(MemoryInputs):
+        """The texts of a file, 1,000 a shard, and no query."""
 
-        def by_shard(self, name: str, role: str) -> Any:
-            """Shards of 1,000 examples."""
-            if role == "example":
-                for batch in pq.ParquetFile(path).iter_batches(1000, columns=["id", "text"]):
+        def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
+            """Shards of examples."""
+            n_shards = -(-file.metadata.num_rows // 1000) if role == "example" else 0
+            wanted = set(evenly(n_shards, most or n_shards).tolist())
+            for at, batch in enumerate(file.iter_batches(1000, columns=["id", "text"])):
+                if at in wanted:
                     table = pa.Table.from_batches([batch])
                     yield table.append_column("text_b", pa.nulls(len(table), pa.string()))
 
-        def details(self, name: str) -> dict[str, Any]:
-            """Plain texts."""
-            return {"format": "text"}
-
-        def tell(self, notice: str) -> None:
+        @property
+        def tell(self) -> Tell:
             """Shows it."""
-            print(notice, file=sys.stderr)
+            return shown
 
-    inputs: Any = File()
+    def shown(notice: str | None = None, **facts: Any) -> None:
+        """What the stage tells."""
+        print(notice, file=sys.stderr)
+
+    inputs = File()
     ((_, rows),) = NearDuplicates(similarity=THRESHOLD).compute(inputs)
     clusters = zip(rows["example_id"].to_pylist(), rows["cluster"].to_pylist(), strict=True)
     return rows.num_rows, dict(clusters)

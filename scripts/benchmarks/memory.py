@@ -1,6 +1,6 @@
 """Tables that a stage reads and writes, in memory instead of Parquet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,22 +8,30 @@ import pyarrow as pa
 
 from stages.model.batches import Tokens
 from stages.reading.vectors import matrix_of
-from stages.stage import Part, Vectors
+from stages.stage import Inputs, Part, Role, Steps, Tell, Vectors
 
 
-class MemoryInputs:
-    """What `stages.stage.Inputs` promises, for one shard of examples and tables in memory."""
+class MemoryInputs(Inputs):
+    """Inputs of a stage: one shard of examples, and tables in memory.
+
+    All inputs that benchmarks make are of this class, so that mypy compares them with the protocol.
+    """
 
     def __init__(self, **tables: pa.Table) -> None:
         self.part = Part("example", 0)
         self.opened: Any = None
         self._tables = tables
 
-    def table(self, name: str, role: str | None = None) -> pa.Table:
+    def table(self, name: str, role: Role | None = None) -> pa.Table:
         """The table of that name, whatever the role."""
         return self._tables[name]
 
-    def vectors(self, name: str, role: str) -> Vectors:
+    def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
+        """The table of that name as one shard of examples, and no query."""
+        if role == "example":
+            yield self._tables[name]
+
+    def vectors(self, name: str, role: Role) -> Vectors:
         """Ids and vectors of the table of that name, whatever the role."""
         table = self._tables[name]
         return Vectors(table["id"].to_numpy(), matrix_of(table["vector"]))
@@ -31,6 +39,20 @@ class MemoryInputs:
     def details(self, name: str) -> Mapping[str, Any]:
         """Two classes for the table `label`, nothing for others."""
         return {"classes": ["negative", "positive"]} if name == "label" else {}
+
+    @property
+    def tell(self) -> Tell:
+        """Hears what a stage has to say, and keeps nothing of it."""
+        return unheard
+
+    @property
+    def stepped(self) -> Steps:
+        """Hears how far a part is."""
+        return lambda done, steps: None
+
+
+def unheard(notice: str | None = None, **facts: Any) -> None:
+    """What a stage tells to nobody."""
 
 
 def run(stage: Any, inputs: MemoryInputs) -> pa.Table:

@@ -28,9 +28,6 @@ class Chats(MemoryInputs):
         """The form of the text, and the task."""
         return {"format": "prompt_completion", "task": "completion", "classes": []}
 
-    def tell(self, *notices: str, **facts: int) -> None:
-        """Takes what a stage has to say."""
-
 
 def against_plain(
     model: Path, rows: Sequence[tuple[str, str]], n_rounds: int
