@@ -29,9 +29,11 @@ from stages.model.answers import answer_of
 from stages.model.templates import plain_texts
 from stages.ranking.near_texts import (
     BANDS,
+    ROWS,
     SHINGLES,
     WINDOW,
     Pairs,
+    Sketches,
     candidates,
     components,
     similarities,
@@ -71,13 +73,12 @@ BEGIN = 4000
 """Characters of these texts that are looked at."""
 
 
-class Sketches(NamedTuple):
+class Sketched(NamedTuple):
     """Rows with a letter or digit: the examples by ascending id, and then the queries."""
 
     ids: Int64[np.ndarray, " rows"]
     is_query: Bool[np.ndarray, " rows"]
-    contents: UInt64[np.ndarray, " rows"]
-    bands: UInt64[np.ndarray, "rows bands"]
+    sketches: Sketches
 
 
 class Nearest(NamedTuple):
@@ -101,13 +102,13 @@ def nearest_of(pairs: Pairs, alike: Float64[np.ndarray, " pairs"]) -> Nearest:
 class NearDuplicates(Stage):
     """Clusters of nearly the same texts. One task, which reads every text twice.
 
-    It holds 280 bytes a row, and the texts that share a band with another one.
+    It holds 380 bytes a row, and the texts that are nearly another's.
     """
 
     similarity: float = 0.7
     """Least Jaccard similarity of near duplicates, from 0.6 to 1."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     split: ClassVar[Split] = "whole"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "completion", "preference")
 
@@ -138,12 +139,14 @@ class NearDuplicates(Stage):
         shared = _shared(inputs)
         rows = _sketches(inputs, shared)
         # Rows with the same shingles are one text: the first row stands for all, in each role.
-        content = np.where(rows.is_query, ~rows.contents, rows.contents)
+        contents, bands, marks = rows.sketches
+        content = np.where(rows.is_query, ~contents, contents)
         _, first, text_of = np.unique(content, return_index=True, return_inverse=True)
         order = np.argsort(first)
         first, text_of = first[order], np.argsort(order)[text_of]
-        is_query = rows.is_query[first]
-        pairs, n_crowded = candidates(rows.bands[first], is_query)
+        pairs, n_crowded = candidates(
+            bands[first], marks[first], rows.is_query[first], self.similarity
+        )
         if n_crowded:
             inputs.tell(
                 f"near_duplicates: {n_crowded} texts have parts in common with more than {WINDOW} "
@@ -156,7 +159,7 @@ class NearDuplicates(Stage):
         self,
         inputs: Inputs,
         shared: UInt64[np.ndarray, " windows"],
-        rows: Sketches,
+        rows: Sketched,
         first: Int64[np.ndarray, " texts"],
         pairs: Pairs,
     ) -> tuple[Pairs, Float64[np.ndarray, " pairs"]]:
@@ -180,7 +183,7 @@ class NearDuplicates(Stage):
         return Cost(
             flops=400.0 * characters + 4000.0 * n,
             written_bytes=5 * work.n_examples,
-            memory_bytes=(8 * BANDS + 88) * n + characters + 100 * SHINGLES,
+            memory_bytes=((8 + ROWS) * BANDS + 88) * n + characters + 100 * SHINGLES,
         )
 
 
@@ -223,8 +226,8 @@ def _letters_of_rows(table: pa.Table, form: str, answers_alone: bool) -> pa.Arra
     return letters_of([a if b is None else f"{a} {b}" for a, b in zip(texts, seconds, strict=True)])
 
 
-def _sketches(inputs: Inputs, shared: UInt64[np.ndarray, " windows"]) -> Sketches:
-    """The bands of all rows with a letter or digit."""
+def _sketches(inputs: Inputs, shared: UInt64[np.ndarray, " windows"]) -> Sketched:
+    """The sketches of all rows with a letter or digit."""
     found = []
     roles: tuple[Role, ...] = ("example", "query")
     for role in roles:
@@ -236,12 +239,12 @@ def _sketches(inputs: Inputs, shared: UInt64[np.ndarray, " windows"]) -> Sketche
             for start in range(0, len(ids), TEXTS):
                 bare = without_shared(letters.slice(start, TEXTS), shared)
                 of_role.append((ids[start : start + TEXTS], *sketches_of(bare)))
-        none = (np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros((0, BANDS), np.uint64))
-        ids, contents, bands = map(np.concatenate, zip(*of_role or [none], strict=True))
-        order = np.argsort(ids, kind="stable")
-        is_query = np.full(len(ids), role == "query")
-        found.append((ids[order], is_query, contents[order], bands[order]))
-    return Sketches(*map(np.concatenate, zip(*found, strict=True)))
+        none = (np.zeros(0, np.int64), *sketches_of(pa.array([], pa.large_string())))
+        columns = [*map(np.concatenate, zip(*of_role or [none], strict=True))]
+        order = np.argsort(columns[0], kind="stable")
+        found.append([np.full(len(order), role == "query"), *(of[order] for of in columns)])
+    is_query, ids, *sketches = map(np.concatenate, zip(*found, strict=True))
+    return Sketched(ids, is_query, Sketches(*sketches))
 
 
 def _letters(
@@ -271,7 +274,7 @@ def _letters(
 
 
 def _rows(
-    rows: Sketches,
+    rows: Sketched,
     first: Int64[np.ndarray, " texts"],
     text_of: Int64[np.ndarray, " rows"],
     pairs: Pairs,

@@ -2,15 +2,20 @@
 
 The likeness of two texts is the Jaccard similarity J of their sets of shingles, those in both by
 those in either. A random order of all shingles has the same first one in both sets with probability
-J; four of such orders are a band, and two texts are a candidate when one of 24 bands is the same:
-with probability 1 - (1 - J^4)^24, which is 0.96 for J = 0.6, 0.999 for 0.7 and 0.0002 for 0.05.
+J; four of such orders are a band, and two texts meet when one of 24 bands is the same: with
+probability 1 - (1 - J^4)^24, which is 0.96 for J = 0.6, 0.999 for 0.7 and 0.0002 for 0.05. Long
+texts have that much in common by chance, so that each of a million meets hundreds. Where more than
+17 meet by one band, two bands must be the same: 0.988 for J = 0.7, 0.9987 for 0.75, and one chance
+meeting in 10^8. Of each order eight bits of the first shingle are kept, and texts that meet are a
+candidate where as many of the 96 are the same as J = the threshold has, less four standard errors.
 For each candidate J is counted. It is exact but for shingles of one pair with the same 44 bits of
 hash: one pair in 10^9, for texts of 100 characters. Of two texts that have more than 2^20 shingles
 together those count whose hash is in the lower half of all, or in the lower half of these, and so
 on, until there are no more than 2^20: a sample of shingles, with a standard error below 0.001.
 
 Source: Broder 1997, doi:10.1109/SEQUEN.1997.666900 (shingles, MinHash); Indyk and Motwani 1998,
-doi:10.1145/276698.276876 (bands). The roads not taken, as measured in
+doi:10.1145/276698.276876 (bands); Li and Koenig 2010, doi:10.1145/1772690.1772759 (eight bits
+instead of a hash). The roads not taken, as measured in
 `scripts/benchmarks/duplicates.md`: datasketch and rensa take shingles as Python objects and hold
 their tables of buckets in memory, and neither counts J.
 """
@@ -21,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float64, Int64, UInt64
+from jaxtyping import Bool, Float64, Int64, Integer, UInt8, UInt64
 
 from stages.reading.drawn import STEP, mixed
 from stages.reading.shingles import shingles_of
@@ -29,8 +34,10 @@ from stages.reading.shingles import shingles_of
 BANDS, ROWS = 24, 4
 """Bands, and orders of shingles in each."""
 WINDOW = 16
-"""Texts of a bucket that each is compared with; of larger buckets those with the most like bands.
-"""
+"""Others of a bucket that a text is compared with, before it and after it. In a larger bucket the
+texts that have another band in common meet alone."""
+MARKS = 2**17
+"""Pairs whose marks are compared at a time."""
 BITS = 44
 """Bits of a shingle's hash that are compared within a pair."""
 SHINGLES = 2**20
@@ -44,13 +51,20 @@ class Pairs(NamedTuple):
     second: Int64[np.ndarray, " pairs"]
 
 
-def sketches_of(
-    letters: pa.Array,
-) -> tuple[UInt64[np.ndarray, " texts"], UInt64[np.ndarray, "texts bands"]]:
-    """Of texts with a letter each, a hash of all shingles, and the bands.
+class Sketches(NamedTuple):
+    """What is kept of each text: equal sets of shingles have equal bands and marks."""
 
-    The hash is of the shingles with how often each is there; bands are equal for equal sets. Cost
-    96 a shingle. Memory: as `shingles_of`, and 500 bytes a text.
+    contents: UInt64[np.ndarray, " texts"]
+    """A hash of all shingles, with how often each is there."""
+    bands: UInt64[np.ndarray, "texts bands"]
+    marks: UInt8[np.ndarray, "texts orders"]
+    """Eight bits of the first shingle in each order."""
+
+
+def sketches_of(letters: pa.Array) -> Sketches:
+    """The sketches of texts with a letter each.
+
+    Cost 96 a shingle. Memory: as `shingles_of`, and 600 bytes a text.
     """
     drawn = mixed(np.arange(1, 2 * BANDS * ROWS + 1, dtype=np.uint64) * STEP)
     factors, shifts = (drawn >> np.uint64(32)).astype(np.uint32).reshape(2, BANDS, ROWS)
@@ -70,41 +84,108 @@ def sketches_of(
     bands = np.zeros((len(letters), BANDS), np.uint64)
     for band, row in np.ndindex(BANDS, ROWS):
         bands[:, band] = mixed(bands[:, band] + lowest[band, row].astype(np.uint64) + STEP)
-    return contents, bands
+    marks = np.ascontiguousarray(lowest.reshape(BANDS * ROWS, -1).T.astype(np.uint8))
+    return Sketches(contents, bands, marks)
 
 
 def candidates(
-    bands: UInt64[np.ndarray, "texts bands"], is_query: Bool[np.ndarray, " texts"]
+    bands: UInt64[np.ndarray, "texts bands"],
+    marks: UInt8[np.ndarray, "texts orders"],
+    is_query: Bool[np.ndarray, " texts"],
+    similarity: float,
 ) -> tuple[Pairs, int]:
-    """Pairs with a band in common, each once, none of two queries; and texts of larger buckets.
+    """Pairs that may reach a similarity, each once, none of two queries.
 
-    A text meets at most `WINDOW` others of a bucket before it and after it, in the order of the
-    next band: those that share two bands stand side by side. Cost 24 sorts. Memory: 16 bytes a
-    pair, at most 24 * 16 pairs a text and a few where no large bucket is.
+    Also how many texts have two bands in common with more than `WINDOW` others: they meet those
+    alone that stand beside them in the order of the next band. Cost 24 sorts, 12 more of the texts
+    in large buckets for each, and 96 for two texts that meet. Memory: 24 bytes a candidate, and
+    200 bytes for each of `MARKS`.
     """
-    n = len(bands)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    is_crowded = np.zeros(n, dtype=bool)
+    found = _Candidates(marks, is_query, similarity)
+    is_crowded = np.zeros(len(bands), dtype=bool)
     for band in range(BANDS):
-        order = np.lexsort((bands[:, (band + 1) % BANDS], bands[:, band]))
-        key = bands[order, band]
-        for step in range(1, WINDOW + 2):
-            same = np.flatnonzero(key[step:] == key[:-step])
+        order = np.argsort(bands[:, band], kind="stable")
+        is_large = _is_large(bands[order, band])
+        small, large = order[~is_large], order[is_large]
+        found.meet(small, bands[small, band])
+        for step in range(1, BANDS // 2 + 1) if len(large) else ():
+            second, third = ((band + more) % BANDS for more in (step, step + 1))
+            both = mixed(bands[large, band] + mixed(bands[large, second] + STEP))
+            order = np.lexsort((bands[large, third], both))
+            is_crowded[large[order[_is_large(both[order])]]] = True
+            found.meet(large[order], both[order], most=WINDOW)
+    return found.pairs(), int(is_crowded.sum())
+
+
+def _is_large(keys: UInt64[np.ndarray, " texts"]) -> Bool[np.ndarray, " texts"]:
+    """Which of the keys, of which equal ones stand together, more than `WINDOW` others equal."""
+    ends = np.flatnonzero(np.append(keys[1:] != keys[:-1], len(keys) > 0)) + 1
+    sizes = np.diff(ends, prepend=0)
+    return np.repeat(sizes > WINDOW + 1, sizes)
+
+
+class _Candidates:
+    """Pairs that have met and whose marks are enough alike."""
+
+    def __init__(
+        self,
+        marks: UInt8[np.ndarray, "texts orders"],
+        is_query: Bool[np.ndarray, " texts"],
+        similarity: float,
+    ) -> None:
+        self._marks, self._is_query = marks, is_query
+        expected = marks.shape[1] * similarity
+        self._least = expected - 4 * (expected * (1 - similarity)) ** 0.5
+        # A pair is one number; those of the last buckets may be there more than once.
+        self._known = np.zeros(0, np.int64)
+        self._new: list[np.ndarray] = []
+        self._n_partners = np.zeros(len(marks), np.int64)
+
+    def meet(
+        self,
+        texts: Int64[np.ndarray, " texts"],
+        keys: UInt64[np.ndarray, " texts"],
+        most: int | None = None,
+    ) -> None:
+        """Compares texts with one key, which stand together, at most `WINDOW` places apart.
+
+        With `most`, no two texts that have as many partners already.
+        """
+        for step in range(1, WINDOW + 1):
+            same = np.flatnonzero(keys[step:] == keys[:-step])
             if not len(same):
-                break
-            one, other = order[same], order[same + step]
-            if step > WINDOW:
-                is_crowded[one] = is_crowded[other] = True
-                break
-            is_new = ~(is_query[one] & is_query[other])
-            for earlier in range(band):
-                is_new &= bands[one, earlier] != bands[other, earlier]
-            one, other = one[is_new], other[is_new]
-            found.append((np.minimum(one, other), np.maximum(one, other)))
-    first, second = (
-        np.concatenate([pair[side] for pair in found] or [np.zeros(0, np.int64)]) for side in (0, 1)
-    )
-    return Pairs(first, second), int(is_crowded.sum())
+                return
+            for start in range(0, len(same), MARKS):
+                at = same[start : start + MARKS]
+                self._compare(texts[at], texts[at + step], most)
+
+    def pairs(self) -> Pairs:
+        """Each pair once, in order."""
+        self._merge()
+        return Pairs(*np.divmod(self._known, max(1, len(self._marks))))
+
+    def _compare(
+        self,
+        one: Int64[np.ndarray, " pairs"],
+        other: Int64[np.ndarray, " pairs"],
+        most: int | None,
+    ) -> None:
+        is_open = ~(self._is_query[one] & self._is_query[other])
+        if most is not None:
+            is_open &= np.minimum(self._n_partners[one], self._n_partners[other]) < most
+        one, other = one[is_open], other[is_open]
+        n_alike = (self._marks[one] == self._marks[other]).sum(1)
+        one, other = one[n_alike >= self._least], other[n_alike >= self._least]
+        self._new.append(np.minimum(one, other) * len(self._marks) + np.maximum(one, other))
+        if sum(map(len, self._new)) > max(MARKS, len(self._known)):
+            self._merge()
+
+    def _merge(self) -> None:
+        self._known = _different(np.concatenate([self._known, *self._new]))
+        self._new = []
+        n = len(self._marks)
+        sides = np.concatenate(np.divmod(self._known, max(1, n)))
+        self._n_partners = np.bincount(sides, minlength=n)
 
 
 def similarities(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:
@@ -139,7 +220,8 @@ def _compared(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:
     for piece in shingles_of(letters.take(pa.array(texts))):
         numbers = np.arange(piece.first, piece.first + len(piece.counts), dtype=np.uint64)
         owners = np.repeat(numbers, piece.counts) << np.uint64(BITS)
-        shingles = _different(shingles, owners | (piece.hashes >> np.uint64(64 - BITS)))
+        own = owners | (piece.hashes >> np.uint64(64 - BITS))
+        shingles = _different(np.concatenate([shingles, own]))
         while True:
             shingles = shingles[(shingles & low) <= most]
             if len(shingles) <= SHINGLES:
@@ -162,13 +244,11 @@ def _compared(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:
     return found
 
 
-def _different(
-    known: UInt64[np.ndarray, " known"], more: UInt64[np.ndarray, " more"]
-) -> UInt64[np.ndarray, " different"]:
-    """The different numbers of two arrays, ascending."""
+def _different(numbers: Integer[np.ndarray, " numbers"]) -> Integer[np.ndarray, " different"]:
+    """The different ones of some numbers, ascending."""
     # numpy's own `unique` hashes integers, which takes ten times as long for these.
-    both = np.sort(np.concatenate([known, more]))
-    different: np.ndarray = both[np.diff(both, prepend=~both[:1]) != 0]
+    numbers = np.sort(numbers)
+    different: np.ndarray = numbers[np.diff(numbers, prepend=~numbers[:1]) != 0]
     return different
 
 

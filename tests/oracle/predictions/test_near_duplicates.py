@@ -167,10 +167,31 @@ def test_many_texts_of_a_bucket_meet_their_neighbours_alone(
     assert "60 texts" in inputs.told.details()["notices"][0]
 
 
+def test_texts_that_meet_by_chance_are_no_candidates_and_hide_none() -> None:
+    """All have one band in common, as long texts have by chance; two and two have another one."""
+    g = np.random.default_rng(0)
+    bands = g.integers(0, 2**63, (200, near_texts.BANDS)).astype(np.uint64)
+    marks = g.integers(0, 256, (200, near_texts.BANDS * near_texts.ROWS)).astype(np.uint8)
+    bands[:, 3] = 7
+    alike = g.permutation(200).reshape(100, 2)
+    for one, other in alike:
+        second = g.choice(np.delete(np.arange(near_texts.BANDS), 3))
+        bands[other, second], marks[other, :50] = bands[one, second], marks[one, :50]
+    pairs, n_crowded = near_texts.candidates(bands, marks, np.zeros(200, bool), 0.7)
+    assert sorted(zip(*pairs, strict=True)) == sorted(map(tuple, np.sort(alike).tolist()))
+    assert n_crowded == 0
+    # Fewer equal marks than four standard errors below what is expected.
+    pairs, _ = near_texts.candidates(bands, marks, np.zeros(200, bool), 0.72)
+    assert not len(pairs.first)
+    pairs, _ = near_texts.candidates(bands, marks, np.ones(200, bool), 0.7)
+    assert not len(pairs.first)
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sentences(80, 3)
     expected = found(texts)
     monkeypatch.setattr(near_texts, "SHINGLES", 250)
+    monkeypatch.setattr(near_texts, "MARKS", 3)
     monkeypatch.setattr("stages.predictions.near_duplicates.TEXTS", 7)
     assert found(texts, n_shards=5) == expected
 
