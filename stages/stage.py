@@ -20,7 +20,7 @@ Errors of this room:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -363,20 +363,27 @@ class Stage(ABC):
         return None
 
 
-def check_alike(instance: str, writer: Stage, wanted: Mapping[str, Any]) -> None:
+def check_alike(instance: str, writer: Stage, wanted: Mapping[str, Any], other: str = "") -> None:
     """Refuses a stage whose fields are others than its reader's, of which `wanted` holds some.
 
     Raises:
-        ConfigError: one differs; `instance` is the name of the stage `writer`.
+        ConfigError: one differs; `instance` is the name of the stage `writer`, `other` what may be
+            done instead of setting it.
     """
     for name, value in wanted.items():
         found = getattr(writer, name)
         if found != value:
+            here, there = _apart(found, value), _apart(value, found)
             raise ConfigError(
-                f"{instance}: found {name}: {_plain(found)}, expected {_plain(value)}, as in the "
-                f"stage that reads it. Set {name} alike in both."
+                f"{instance}: found {name}: {here}, expected {there}, as in the stage that reads "
+                f"it. Set {name} alike in both{other}."
             )
 
 
-def _plain(value: Any) -> Any:
+def _apart(value: Any, other: Any) -> Any:
+    """A value for people to read; of several fields those that the other one has otherwise."""
+    if is_dataclass(value) and type(value) is type(other):
+        names = [field.name for field in fields(value)]
+        differ = [name for name in names if getattr(value, name) != getattr(other, name)]
+        return ", ".join(f"{name}: {getattr(value, name)}" for name in differ)
     return list(value) if isinstance(value, tuple) else value

@@ -202,7 +202,12 @@ class Gradient(RunsModel, Stage):
         if self.margins is not None:
             own = replace(self.model, train=Trained(), reduction="sum")
             other = replace(writers[self.margins].model, train=Trained(), reduction="sum")
-            check_alike(self.margins, replace(writers[self.margins], model=other), {"model": own})
+            check_alike(
+                self.margins,
+                replace(writers[self.margins], model=other),
+                {"model": own},
+                ", or name another instance of answer_margin in margins",
+            )
         if self.ntk is None:
             return
         gradients = writers[self.ntk]

@@ -1,5 +1,6 @@
 """The checkpoints that a Trainer of transformers or TRL saves, as stages of a run."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
     then saved with them (`processing_class=tokenizer`). Written anew with every checkpoint: a
     training that is killed leaves those it had, and one that is resumed goes on with them.
 
+    Of TRL's DPO each checkpoint has an `answer_margin`, with the beta of the training; the
+    reference is the model that adapters are of, or else the one that the training began with.
+
     Source: TracInCP, Pruthi et al. 2020, arXiv:2002.08484, eq. 3: each checkpoint counts by the
     learning rate at which it was left.
     """
@@ -38,7 +42,8 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
 
         Args:
             out: The YAML file.
-            path: The model that adapters are of; by default the one that is trained.
+            path: The model that adapters are of, or the reference of DPO; by default the one that
+                is trained.
             method: What the checkpoints are for.
             model: Fields of `model:`, such as `head` and `max_length`.
         """
@@ -61,11 +66,7 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir).resolve() / f"checkpoint-{state.global_step}"
         model = {**self._model, "path": str(folder)}
         if (folder / ADAPTER).is_file():
-            base = self._path or given["model"].get_base_model().config.name_or_path
-            # In a YAML a path would be that of a folder beside it.
-            local = Path(base).expanduser()
-            base = str(local.resolve()) if local.is_dir() else base
-            model |= {"path": base, "adapter": str(folder)}
+            model |= {"path": self._begun(given["model"].get_base_model()), "adapter": str(folder)}
         found = {**self._found, f"step_{state.global_step}": (model, self._rate)}
         # In the first step of a warm-up the rate is 0: nothing has been learned.
         self._found = {n: (m, r) for n, (m, r) in found.items() if _is_there(m) and r > 0}
@@ -73,6 +74,8 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         stages: dict[str, Any] = {
             name: {"stage": stage, "model": model} for name, (model, _) in self._found.items()
         }
+        if not self._is_less and any(cls.__name__ == "DPOConfig" for cls in type(args).__mro__):
+            stages = self._with_margins(stages, args.beta, given["model"])
         names, rates = list(self._found), [rate for _, rate in self._found.values()]
         if names and self._is_less:
             stages["less"] = {"steps": names, "rates": rates}
@@ -81,8 +84,27 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
             stages["tracin"] = {"gradients": names, "rates": rates}
         # Whole or not at all: a training that is killed now is resumed by it.
         begun = self._out.with_name(f".{self._out.name}.{os.getpid()}.tmp")
-        begun.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+        # By way of JSON: what two stages share is written out in both.
+        written = json.loads(json.dumps({"stages": stages}))
+        begun.write_text(yaml.safe_dump(written, sort_keys=False))
         begun.replace(self._out)
+
+    def _with_margins(self, stages: Mapping[str, Any], beta: float, trained: Any) -> dict[str, Any]:
+        """Each gradient behind the margins that its loss is of."""
+        found: dict[str, Any] = {}
+        for name, stage in stages.items():
+            margins = {"stage": "answer_margin", "model": stage["model"], "beta": float(beta)}
+            if "adapter" not in stage["model"]:
+                margins["reference"] = {**self._model, "path": self._begun(trained)}
+            found |= {f"margins_{name}": margins, name: {**stage, "margins": f"margins_{name}"}}
+        return found
+
+    def _begun(self, model: Any) -> str:
+        """Where the model lies that the training began with."""
+        path = str(self._path or model.config.name_or_path)
+        # In a YAML a path would be that of a folder beside it.
+        local = Path(path).expanduser()
+        return str(local.resolve()) if local.is_dir() else path
 
 
 def _written(out: Path) -> Iterator[tuple[int, tuple[dict[str, Any], float]]]:

@@ -13,9 +13,17 @@ from stages.model.checkpoints import RecordCheckpoints
 class Training:
     """Saves a checkpoint every other step, as a Trainer does."""
 
-    def __init__(self, folder: Path, callback: RecordCheckpoints, model: Any = None) -> None:
-        self.args = SimpleNamespace(output_dir=str(folder / "out"))
+    def __init__(
+        self,
+        folder: Path,
+        callback: RecordCheckpoints,
+        model: Any = None,
+        arguments: type = SimpleNamespace,
+        is_adapter: bool = True,
+    ) -> None:
+        self.args = arguments(output_dir=str(folder / "out"))
         self.callback, self.model = callback, model
+        self.has_adapters = model is not None and is_adapter
 
     def go(self, start: int, stop: int) -> None:
         """Goes on from a step to another."""
@@ -28,7 +36,7 @@ class Training:
             if state.global_step % 2 == 0:
                 folder = Path(self.args.output_dir) / f"checkpoint-{state.global_step}"
                 folder.mkdir(parents=True, exist_ok=True)
-                if self.model is not None:
+                if self.has_adapters:
                     (folder / "adapter_config.json").touch()
                 self.callback.on_save(self.args, state, None, model=self.model)
 
@@ -91,3 +99,29 @@ def test_a_model_beside_the_training_is_found_from_the_file(
         callback = RecordCheckpoints(tmp_path / "c.yaml", name if is_named else None)
         Training(tmp_path, callback, model).go(0, 2)
         assert stages_of(tmp_path / "c.yaml")["step_2"]["model"]["path"] == path
+
+
+class DPOConfig(SimpleNamespace):
+    """The arguments of TRL's DPO, by their class's name."""
+
+    beta = 0.3
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_checkpoints_of_dpo_have_its_beta_and_reference(tmp_path: Path, is_adapter: bool) -> None:
+    config = SimpleNamespace(config=SimpleNamespace(name_or_path="owner/begun"))
+    model = SimpleNamespace(get_base_model=lambda: config, **vars(config))
+    callback = RecordCheckpoints(tmp_path / "c.yaml", head="completion")
+    Training(tmp_path, callback, model, DPOConfig, is_adapter).go(0, 4)
+    stages = stages_of(tmp_path / "c.yaml")
+    assert stages["tracin"]["gradients"] == ["step_2", "step_4"]
+    for step in stages["tracin"]["gradients"]:
+        margins = stages[stages[step]["margins"]]
+        assert (margins["stage"], margins["beta"]) == ("answer_margin", 0.3)
+        assert margins["model"] == stages[step]["model"]
+        begun = None if is_adapter else {"path": "owner/begun", "head": "completion"}
+        assert margins.get("reference") == begun
+    assert "&id" not in (tmp_path / "c.yaml").read_text()
+    # Another process: margins are written anew.
+    Training(tmp_path, callback, model, DPOConfig, is_adapter).go(4, 6)
+    assert len(stages_of(tmp_path / "c.yaml")) == 7
