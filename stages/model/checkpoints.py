@@ -9,6 +9,8 @@ from typing import Any, Literal
 import yaml
 from transformers import TrainerCallback
 
+from stages.stage import ConfigError
+
 ADAPTER = "adapter_config.json"
 
 
@@ -53,7 +55,13 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         self._rate = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Takes up the checkpoints of the training that is resumed; of a new one there are none."""
+        """Takes up the checkpoints of the training that is resumed; of a new one there are none.
+
+        Raises:
+            ConfigError: it is of DPO with another loss than stages have.
+        """
+        if _is_dpo(args):
+            _check_loss(args)
         before = _written(self._out) if state.global_step else ()
         self._found = {f"step_{n}": found for n, found in before if n <= state.global_step}
 
@@ -74,7 +82,7 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         stages: dict[str, Any] = {
             name: {"stage": stage, "model": model} for name, (model, _) in self._found.items()
         }
-        if not self._is_less and any(cls.__name__ == "DPOConfig" for cls in type(args).__mro__):
+        if _is_dpo(args) and not self._is_less:
             stages = self._with_margins(stages, args.beta, given["model"])
         names, rates = list(self._found), [rate for _, rate in self._found.values()]
         if names and self._is_less:
@@ -105,6 +113,22 @@ class RecordCheckpoints(TrainerCallback):  # type: ignore[misc]
         # In a YAML a path would be that of a folder beside it.
         local = Path(path).expanduser()
         return str(local.resolve()) if local.is_dir() else path
+
+
+def _is_dpo(args: Any) -> bool:
+    """Whether these are the arguments of TRL's DPO, which need not be installed."""
+    return any(cls.__name__ == "DPOConfig" for cls in type(args).__mro__)
+
+
+def _check_loss(args: Any) -> None:
+    kinds = getattr(args, "loss_type", "sigmoid")
+    smoothing = getattr(args, "label_smoothing", 0.0)
+    if kinds not in ("sigmoid", ["sigmoid"]) or smoothing:
+        raise ConfigError(
+            f"record_checkpoints: found a DPO training with loss_type: {kinds}, label_smoothing: "
+            f"{smoothing}, expected sigmoid and 0, the loss whose gradients a run takes. Train "
+            "with it, or leave the callback out."
+        )
 
 
 def _written(out: Path) -> Iterator[tuple[int, tuple[dict[str, Any], float]]]:

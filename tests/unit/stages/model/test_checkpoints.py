@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from stages.model.checkpoints import RecordCheckpoints
+from stages.stage import ConfigError
 
 
 class Training:
@@ -125,3 +126,13 @@ def test_checkpoints_of_dpo_have_its_beta_and_reference(tmp_path: Path, is_adapt
     # Another process: margins are written anew.
     Training(tmp_path, callback, model, DPOConfig, is_adapter).go(4, 6)
     assert len(stages_of(tmp_path / "c.yaml")) == 7
+
+
+@pytest.mark.parametrize("other", [{"loss_type": ["ipo"]}, {"label_smoothing": 0.1}])
+def test_another_loss_than_that_of_the_stages_is_refused(tmp_path: Path, other: Any) -> None:
+    training = Training(tmp_path, RecordCheckpoints(tmp_path / "c.yaml"), None, DPOConfig)
+    vars(training.args).update(other)
+    with pytest.raises(ConfigError, match=r"loss_type.*expected sigmoid and 0"):
+        training.go(0, 2)
+    vars(training.args).update(loss_type=["sigmoid"], label_smoothing=0.0)
+    training.go(0, 1)
