@@ -33,17 +33,19 @@ class Data(NamedTuple):
 def assay(data: Data, neighbours: int) -> np.ndarray:
     """The stage `knn_shapley`, which takes its vectors as if they had any length."""
     import pyarrow as pa
+    from benchmarks.memory import MemoryInputs
 
-    from stages.stage import Part, Vectors
+    from stages.stage import Part, Role, Vectors
     from stages.values.knn_shapley import KnnShapley
 
     matrices = {"example": data.examples, "query": data.queries}
     labels = {"example": data.labels, "query": data.query_labels}
 
-    class Inputs:
-        part, opened = Part("query", 0), None
+    class Block(MemoryInputs):
+        """All queries as one block."""
 
-        def table(self, name: str, role: str | None = None) -> pa.Table:
+        def table(self, name: str, role: Role | None = None) -> pa.Table:
+            """The labels."""
             tables = [
                 pa.table({"id": np.arange(len(y)), "role": [key] * len(y), "label": y})
                 for key, y in labels.items()
@@ -51,13 +53,12 @@ def assay(data: Data, neighbours: int) -> np.ndarray:
             ]
             return pa.concat_tables(tables)
 
-        def vectors(self, name: str, role: str) -> Vectors:
+        def vectors(self, name: str, role: Role) -> Vectors:
+            """Ids from 0, and the vectors."""
             return Vectors(np.arange(len(matrices[role])), matrices[role])
 
-        def details(self, name: str) -> dict[str, Any]:
-            return {"classes": ["negative", "positive"]}
-
-    inputs, stage = Inputs(), KnnShapley(neighbours=neighbours)
+    inputs, stage = Block(), KnnShapley(neighbours=neighbours)
+    inputs.part = Part("query", 0)
     inputs.opened = stage.open(inputs)
     ((_, rows),) = stage.compute(inputs)
     return rows["total"].to_numpy() / len(data.queries)

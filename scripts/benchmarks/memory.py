@@ -29,7 +29,7 @@ class MemoryInputs(Inputs):
     def by_shard(self, name: str, role: Role, most: int | None = None) -> Iterator[pa.Table]:
         """The table of that name as one shard of examples, and no query."""
         if role == "example":
-            yield self._tables[name]
+            yield self.table(name, role)
 
     def vectors(self, name: str, role: Role) -> Vectors:
         """Ids and vectors of the table of that name, whatever the role."""

@@ -18,24 +18,29 @@ def stage_pairs(work: Path, stage: Any, name: str) -> Iterator[None]:
     """A stage on every shard, and merges; the first step is the opening."""
     import pyarrow as pa
     import torch
+    from benchmarks.memory import MemoryInputs
 
     from pipeline.merge_tree import FAN_IN
-    from stages.stage import Part, Vectors
+    from stages.stage import Role, Vectors
     from storage.table import Store
 
     torch.set_num_threads(1)
     store, queries = Store(str(work / "store")), np.load(work / "queries.npy")
 
-    class Inputs:
-        part, opened, key = Part("example", 0), None, ""
+    class Shard(MemoryInputs):
+        """A shard of the store, and all queries."""
 
-        def table(self, name: str, role: str | None = None) -> pa.Table:
+        key = ""
+
+        def table(self, name: str, role: Role | None = None) -> pa.Table:
+            """The shard."""
             return store.read_shard(name, self.key)
 
-        def vectors(self, name: str, role: str) -> Vectors:
+        def vectors(self, name: str, role: Role) -> Vectors:
+            """The queries."""
             return Vectors(np.arange(len(queries)), queries)
 
-    inputs = Inputs()
+    inputs = Shard()
     yield
     inputs.opened = stage.open(inputs)
     parts = []

