@@ -38,10 +38,10 @@ class Clock(Progress):
         """See `pipeline.progress.Progress`."""
         self.cpu_s[node.instance] = time.process_time() - self._start
 
-    def rows_per_cpu_s(self, instance: str) -> float:
-        """Of all tasks but the first."""
+    def rows_per_cpu_s(self, instance: str) -> float | None:
+        """Of all tasks but the first; None where there is no other."""
         rows, cpu_s = self.steady[instance]
-        return rows / cpu_s
+        return rows / cpu_s if rows else None
 
 
 def run_config(raw: Mapping[str, Any], clock: Clock | None = None) -> Any:

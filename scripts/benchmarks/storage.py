@@ -211,10 +211,10 @@ def write_run(work: Path, n: int, n_shards: int, n_rounds: int) -> None:
             " ".join(row) for row in words[np.minimum(drawn.zipf(1.3, (size, 11)), 20_000) - 1]
         ]
         label, score = drawn.integers(0, 2, size), drawn.random(size)
-        none = pa.nulls(size)
-        add(TEXT, "example", at, id=ids, role=role, text=texts, text_b=none.cast(pa.string()))
-        unknown = {"true_label": none.cast(pa.int64()), "target": none.cast(pa.float64())}
-        add(LABEL, "example", at, id=ids, role=role, label=label, **unknown)
+        text_b = pa.nulls(size, pa.string())
+        add(TEXT, "example", at, id=ids, role=role, text=texts, text_b=text_b)
+        none = {field.name: pa.nulls(size, field.type) for field in LABEL.schema}
+        add(LABEL, "example", at, **none | {"id": ids, "role": role, "label": label})
         origin = [f"site {site}" for site in drawn.integers(0, 20, size)]
         source = {"source_id": list(map(str, ids)), "row_number": ids, "origin": origin}
         add(EXTRA, "example", at, id=ids, role=role, **source)
