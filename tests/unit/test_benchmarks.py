@@ -62,3 +62,13 @@ def test_a_stage_of_one_task_has_no_steady_rate() -> None:
     clock.steady = {"one": (0, 0.0), "more": (6, 2.0)}
     assert clock.rows_per_cpu_s("one") is None
     assert clock.rows_per_cpu_s("more") == 3
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_mixed_precision_contests_where_it_is_not_emulated(
+    monkeypatch: pytest.MonkeyPatch, is_native: bool
+) -> None:
+    from benchmarks.features import computable
+
+    monkeypatch.setattr("stages.model.precision.has_bfloat16", lambda device: is_native)
+    assert computable(["plain", "assay_bfloat16"]) == ["plain", "assay_bfloat16"][: 1 + is_native]
