@@ -36,6 +36,8 @@ BANDS, ROWS = 24, 4
 WINDOW = 16
 """Others of a bucket that a text is compared with, before it and after it. In a larger bucket the
 texts that have another band in common meet alone."""
+KEPT = 64
+"""Candidates of a text."""
 MARKS = 2**17
 """Pairs whose marks are compared at a time."""
 BITS = 44
@@ -96,10 +98,11 @@ def candidates(
 ) -> tuple[Pairs, int]:
     """Pairs that may reach a similarity, each once, none of two queries.
 
-    Also how many texts have two bands in common with more than `WINDOW` others: they meet those
-    alone that stand beside them in the order of the next band. Cost 24 sorts, 12 more of the texts
-    in large buckets for each, and 96 for two texts that meet. Memory: 24 bytes a candidate, and
-    200 bytes for each of `MARKS`.
+    Also how many texts have two bands in common with more than `WINDOW` others, and meet those
+    alone that stand beside them in the order of the next band; or are a candidate with more than
+    `KEPT` others, of which those count that have the most marks in common with either. Cost 24
+    sorts, 12 more of the texts in large buckets for each, and 96 for two texts that meet. Memory:
+    50 bytes a candidate, and 300 for each of `MARKS`.
     """
     found = _Candidates(marks, is_query, similarity)
     is_crowded = np.zeros(len(bands), dtype=bool)
@@ -113,8 +116,9 @@ def candidates(
             both = mixed(bands[large, band] + mixed(bands[large, second] + STEP))
             order = np.lexsort((bands[large, third], both))
             is_crowded[large[order[_is_large(both[order])]]] = True
-            found.meet(large[order], both[order], most=WINDOW)
-    return found.pairs(), int(is_crowded.sum())
+            found.meet(large[order], both[order])
+    pairs = found.pairs()
+    return pairs, int((is_crowded | found.has_more).sum())
 
 
 def _is_large(keys: UInt64[np.ndarray, " texts"]) -> Bool[np.ndarray, " texts"]:
@@ -125,7 +129,7 @@ def _is_large(keys: UInt64[np.ndarray, " texts"]) -> Bool[np.ndarray, " texts"]:
 
 
 class _Candidates:
-    """Pairs that have met and whose marks are enough alike."""
+    """Pairs that have met and whose marks are enough alike; of each text the `KEPT` most alike."""
 
     def __init__(
         self,
@@ -136,56 +140,58 @@ class _Candidates:
         self._marks, self._is_query = marks, is_query
         expected = marks.shape[1] * similarity
         self._least = expected - 4 * (expected * (1 - similarity)) ** 0.5
-        # A pair is one number; those of the last buckets may be there more than once.
-        self._known = np.zeros(0, np.int64)
-        self._new: list[np.ndarray] = []
-        self._n_partners = np.zeros(len(marks), np.int64)
+        # A pair is one number, and how many of its marks are alike; new ones may be there twice.
+        self._known, self._alike = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self.has_more = np.zeros(len(marks), dtype=bool)
+        """Texts of which some pairs were left out."""
 
-    def meet(
-        self,
-        texts: Int64[np.ndarray, " texts"],
-        keys: UInt64[np.ndarray, " texts"],
-        most: int | None = None,
-    ) -> None:
-        """Compares texts with one key, which stand together, at most `WINDOW` places apart.
-
-        With `most`, no two texts that have as many partners already.
-        """
+    def meet(self, texts: Int64[np.ndarray, " texts"], keys: UInt64[np.ndarray, " texts"]) -> None:
+        """Compares texts with one key, which stand together, at most `WINDOW` places apart."""
         for step in range(1, WINDOW + 1):
             same = np.flatnonzero(keys[step:] == keys[:-step])
             if not len(same):
                 return
             for start in range(0, len(same), MARKS):
                 at = same[start : start + MARKS]
-                self._compare(texts[at], texts[at + step], most)
+                self._compare(texts[at], texts[at + step])
 
     def pairs(self) -> Pairs:
         """Each pair once, in order."""
         self._merge()
+        return self._sides()
+
+    def _sides(self) -> Pairs:
         return Pairs(*np.divmod(self._known, max(1, len(self._marks))))
 
     def _compare(
-        self,
-        one: Int64[np.ndarray, " pairs"],
-        other: Int64[np.ndarray, " pairs"],
-        most: int | None,
+        self, one: Int64[np.ndarray, " pairs"], other: Int64[np.ndarray, " pairs"]
     ) -> None:
         is_open = ~(self._is_query[one] & self._is_query[other])
-        if most is not None:
-            is_open &= np.minimum(self._n_partners[one], self._n_partners[other]) < most
         one, other = one[is_open], other[is_open]
-        n_alike = (self._marks[one] == self._marks[other]).sum(1)
-        one, other = one[n_alike >= self._least], other[n_alike >= self._least]
-        self._new.append(np.minimum(one, other) * len(self._marks) + np.maximum(one, other))
-        if sum(map(len, self._new)) > max(MARKS, len(self._known)):
+        alike = (self._marks[one] == self._marks[other]).sum(1)
+        one, other = one[alike >= self._least], other[alike >= self._least]
+        pair = np.minimum(one, other) * len(self._marks) + np.maximum(one, other)
+        self._new.append((pair, alike[alike >= self._least]))
+        if sum(len(pair) for pair, _ in self._new) > max(MARKS, len(self._known)):
             self._merge()
 
     def _merge(self) -> None:
-        self._known = _different(np.concatenate([self._known, *self._new]))
-        self._new = []
-        n = len(self._marks)
-        sides = np.concatenate(np.divmod(self._known, max(1, n)))
-        self._n_partners = np.bincount(sides, minlength=n)
+        both = zip((self._known, self._alike), *self._new, strict=True)
+        known, alike = (np.concatenate(of) for of in both)
+        order = np.argsort(known, kind="stable")
+        order = order[np.diff(known[order], prepend=-1) != 0]
+        self._known, self._alike, self._new = known[order], alike[order], []
+        n, sides = len(self._marks), np.concatenate(self._sides())
+        counts = np.bincount(sides, minlength=n)
+        if not len(sides) or counts.max() <= KEPT:
+            return
+        order = np.lexsort((np.tile(-self._alike, 2), sides))
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        is_kept = rank.reshape(2, -1).min(0) < KEPT
+        self.has_more |= counts > KEPT
+        self._known, self._alike = self._known[is_kept], self._alike[is_kept]
 
 
 def similarities(letters: pa.Array, pairs: Pairs) -> Float64[np.ndarray, " pairs"]:

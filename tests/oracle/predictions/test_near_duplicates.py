@@ -187,6 +187,24 @@ def test_texts_that_meet_by_chance_are_no_candidates_and_hide_none() -> None:
     assert not len(pairs.first)
 
 
+def test_of_many_candidates_the_most_alike_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All texts are half alike, and share several bands; two and two are nearly the same."""
+    monkeypatch.setattr(near_texts, "MARKS", 40)
+    monkeypatch.setattr(near_texts, "KEPT", 3)
+    g = np.random.default_rng(1)
+    bands = g.integers(0, 2**63, (80, near_texts.BANDS)).astype(np.uint64)
+    marks = g.integers(0, 256, (80, near_texts.BANDS * near_texts.ROWS)).astype(np.uint8)
+    bands[:, :4], marks[:, :52] = 7, 7
+    alike = g.permutation(80).reshape(40, 2)
+    one, other = alike.T
+    bands[other, 10:20], marks[other, :90] = bands[one, 10:20], marks[one, :90]
+    pairs, n_crowded = near_texts.candidates(bands, marks, np.zeros(80, bool), 0.7)
+    found = set(zip(*pairs, strict=True))
+    assert found >= set(map(tuple, np.sort(alike).tolist()))
+    assert len(found) <= 3 * 80
+    assert n_crowded == 80
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sentences(80, 3)
     expected = found(texts)
