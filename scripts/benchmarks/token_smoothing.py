@@ -110,7 +110,7 @@ def methods(is_regression: bool, layer: int) -> dict[str, dict[str, Any]]:
         for way, fields in ways.items():
             if base == "simple" or way in DEAR[base]:
                 weight = 0.44 if base == "smooth" else 1.0
-                found[f"{base}+{way}"] = {
+                found[f"{base}-{way}"] = {
                     **{"stage": "lafa", "scores": scores, "weight": weight, "source": None},
                     **fields,
                 }
@@ -161,7 +161,7 @@ def rows_of(values: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
         mean = mean_of(list(own.values()), 1000, 0)
         row: dict[str, Any] = {"method": method, "texts": len(own)}
         row["mean"] = [round(v or 0.0, 4) for v in mean]
-        base = method.split("+")[0]
+        base = method.split("-")[0]
         if base != method:
             both = own.keys() & values[base].keys()
             gain = mean_of([own[q] - values[base][q] for q in sorted(both)], 1000, 0)

@@ -72,3 +72,14 @@ def test_mixed_precision_contests_where_it_is_not_emulated(
 
     monkeypatch.setattr("stages.model.precision.has_bfloat16", lambda device: is_native)
     assert computable(["plain", "assay_bfloat16"]) == ["plain", "assay_bfloat16"][: 1 + is_native]
+
+
+@pytest.mark.parametrize("is_regression", [True, False])
+def test_ways_of_smoothing_are_stages_of_a_run(is_regression: bool) -> None:
+    from benchmarks.token_smoothing import methods
+
+    from pipeline.config import parse_stage
+    from stages.model.spec import ModelSpec
+
+    for name, fields in methods(is_regression, 2).items():
+        assert parse_stage(name, fields, ModelSpec("owner/name"), "bench")
