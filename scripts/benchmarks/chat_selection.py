@@ -33,6 +33,7 @@ import torch
 from benchmarks.answers import pool, read
 from benchmarks.environment import MODEL, language_model
 from benchmarks.finished import Clock, run_config
+from benchmarks.memory import MemoryInputs
 from benchmarks.warm_up import warmed
 
 from stages.model.batches import batches
@@ -236,7 +237,7 @@ def chat(prompt: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-class Messages:
+class Messages(MemoryInputs):
     """What the model is told of the corpus: that its rows are conversations."""
 
     def details(self, name: str) -> dict[str, str]:
@@ -251,8 +252,7 @@ class Bench:
         self, rows: list[tuple[str, str]], judges: dict[str, list[tuple[str, str]]]
     ) -> None:
         spec = ModelSpec(str(language_model()), head="completion", max_length=LONGEST)
-        inputs: Any = Messages()
-        measurement = load_untuned(inputs, spec, Trained(lora=Lora()))
+        measurement = load_untuned(Messages(), spec, Trained(lora=Lora()))
         every = [*rows, *(row for of in judges.values() for row in of)]
         texts = [json.dumps(chat(*row)) for row in every]
         table = pa.table({"text": texts, "text_b": pa.nulls(len(texts), pa.string())})
