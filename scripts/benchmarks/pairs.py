@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from benchmarks.environment import ROOT, environment
+from benchmarks.environment import OURS, ROOT, environment
 
 DIM = 512
 SHARD = 50_000
@@ -81,12 +81,11 @@ def spread(numbers: list[float]) -> dict[str, float]:
 def timed(name: str, python: Path, work: Path) -> dict[str, Any]:
     """What one contestant took."""
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    ours = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
     script = Path(__file__).with_name("pairs_contestant.py")
     # -P: beside the script lie files with the names of our rooms.
     done = subprocess.run(
         [python, "-P", script, name, work, str(TOP_K)],
-        env={**os.environ, **dict.fromkeys(threads, "1"), "PYTHONPATH": ours},
+        env={**os.environ, **dict.fromkeys(threads, "1"), "PYTHONPATH": OURS},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

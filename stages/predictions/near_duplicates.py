@@ -150,7 +150,7 @@ class NearDuplicates(Stage):
         if n_crowded:
             inputs.tell(
                 f"near_duplicates: {n_crowded} texts have parts in common with more than {WINDOW} "
-                f"others; of these the most alike are compared"
+                "others; of these the most alike are compared"
             )
         pairs, alike = self._alike(inputs, shared, rows, first, pairs)
         yield NEAR_DUPLICATE.name, _rows(rows, first, text_of, pairs, alike)
