@@ -10,6 +10,7 @@ from pipeline.node import Node
 from pipeline.settings import Run
 from pipeline.table_kinds import check_kinds, columns_of
 from stages.catalogue import load
+from stages.corpus.columns import OWN
 from stages.corpus.yaml_value import in_yaml
 from stages.model.class_names import (
     CorpusClasses,
@@ -21,6 +22,7 @@ from stages.model.class_names import (
 from stages.model.hub import is_encoder_decoder
 from stages.model.spec import ModelSpec
 from stages.stage import ConfigError, Stage
+from storage.names import near
 
 
 def check_model(read: str, reader: str, root: str, run: Run, name: str) -> None:
@@ -220,6 +222,8 @@ def _check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             f"stages.{instance}: found no queries, expected some: they are what it explains, or "
             "what it measures the examples on. Add `queries:`, or leave the stage out."
         )
+    if stage.query_column is not None:
+        _check_query_column(instance, stage.query_column, corpus)
     if "text" in stage.reads and not corpus.has_text:
         raise ConfigFileError(
             f"stages.{instance}: found that it reads the text, expected a corpus with text, and "
@@ -231,7 +235,19 @@ def _check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
 def needs_queries(stage: Stage) -> bool:
     """Whether a stage has nothing to do without queries: it scores pairs, or values examples."""
     is_of_queries = any({"query_id", "utility"} & set(spec.key) for spec in stage.writes)
-    return stage.split == "query" or is_of_queries
+    return stage.for_queries or stage.split == "query" or is_of_queries
+
+
+def _check_query_column(instance: str, column: str, corpus: Corpus) -> None:
+    """Raises unless the queries have the column, beside what is read as text, label or id."""
+    columns = corpus.tables["extra"].details["columns"]["query"]
+    names = [of["name"] for of in columns if of["stored"] not in OWN]
+    if column not in names:
+        raise ConfigFileError(
+            f"stages.{instance}: found per: {column}, expected a column of the queries beside "
+            f"their text, label and id{near(column, names)}: "
+            f"{', '.join(names) or 'there is none'}. Correct the name, or leave `per` out."
+        )
 
 
 def check_rounds(

@@ -41,7 +41,7 @@ def trials(run: Any) -> list[dict[str, Any]]:
     """For each instance of `selection_trial` in a run, what it gave.
 
     Keys:
-        method, by, features, keep, steps, batch_size: The instance and its fields.
+        method, by, features, keep, steps, batch_size, per: The instance and its fields.
         unit: What losses are in: nats a token, or the loss of DPO.
         rows: For each of `SAID` its name `trained_on`, n_rows and n_tokens (means over sets), the
             mean loss of the queries, the standard error over queries, and `spread`, the standard
@@ -81,6 +81,7 @@ def trials(run: Any) -> list[dict[str, Any]]:
             {
                 "method": method,
                 **{name: named[name] for name in ("by", "features", "keep", "steps", "batch_size")},
+                "per": named.get("per"),
                 "unit": "of the loss of DPO" if accuracies else "nats a token",
                 "rows": [by_name[name] for name in SAID if name in by_name],
                 "gain": gain,
@@ -92,15 +93,16 @@ def trials(run: Any) -> list[dict[str, Any]]:
 
 
 def trials_of(run: Any, by: str, instance: str) -> list[dict[str, Any]]:
-    """The trials that chose as `select` does: `by` the same, of relevance by the same features."""
+    """The trials that chose as `select` does: `by` the same, of relevance also what it reads."""
     if "selection_trial" not in run.views():
         return []
     found = [trial for trial in trials(run) if trial["by"] == by]
     if by != "query_relevance":
         return found
     rows = run.sql(f"SELECT fields FROM runs WHERE instance = {quoted(instance)} LIMIT 1")
-    features = json.loads(rows.fetchall()[0][0])["features"]
-    return [trial for trial in found if trial["features"] == features]
+    fields = json.loads(rows.fetchall()[0][0])
+    as_here = fields["features"], fields.get("per")
+    return [trial for trial in found if (trial["features"], trial["per"]) == as_here]
 
 
 def _accuracies(run: Any, method: str) -> dict[str, float]:

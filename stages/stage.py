@@ -230,6 +230,8 @@ class Stage(ABC):
     """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False
     """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
+    for_queries: ClassVar[bool] = False
+    """Whether it has nothing to do without queries, though its rows are of examples."""
     is_one_map: ClassVar[bool] = True
     """Whether vectors of examples and of queries are made alike, so that they have a kernel."""
     is_kept: ClassVar[bool] = False
@@ -341,6 +343,11 @@ class Stage(ABC):
     @property
     def model_ref(self) -> Any:
         """The `stages.model.spec.ModelSpec` of the model that is run; None where none is."""
+        return None
+
+    @property
+    def query_column(self) -> str | None:
+        """The column of the queries that it reads in `extra`, by the name in their source."""
         return None
 
     @property

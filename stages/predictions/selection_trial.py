@@ -40,6 +40,7 @@ from stages.ranking.middle import by_middle
 from stages.ranking.turns import relevance
 from stages.reading.drawn import is_drawn
 from stages.reading.left_out import left_out
+from stages.reading.query_groups import query_groups
 from stages.reading.trial_rows import SELECTION_TRIAL, trial_rows
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Size, Split, Stage, Work
 from stages.tables import TRIAL_MARGIN
@@ -88,6 +89,8 @@ class SelectionTrial(RunsModel, Stage):
     """Examples that are chosen among at most; of more a part, drawn by a hash of their ids."""
     features: str = "position_weighted"
     """The feature table behind `query_relevance`."""
+    per: str | None = None
+    """A column of the queries whose values take turns, as in `query_relevance`."""
     issues: str | None = "answer_issues"
     """Instance of `answer_issues` whose flagged answers are left out, of preferences by default
     `preference_issues` with its flagged orders; null leaves out none."""
@@ -138,6 +141,11 @@ class SelectionTrial(RunsModel, Stage):
                 f"selection_trial: found by: {self.by} with issues: null, expected the instance "
                 "whose probabilities rows are chosen by. Name it."
             )
+        if self.per and self.by not in (None, "query_relevance"):
+            raise ConfigError(
+                f"selection_trial: found per: {self.per} with by: {self.by}, expected it with by: "
+                "query_relevance, whose queries take turns. Leave one of them out."
+            )
         if (self.by in ("middle", "influence")) != (self.influence is not None):
             raise ConfigError(
                 f"selection_trial: found by: {self.by} with influence: {self.influence}, expected "
@@ -181,8 +189,10 @@ class SelectionTrial(RunsModel, Stage):
         And what is about pairs, of completions.
         """
         of_pairs = set() if self._is_of_pairs else {"margins", "influence", "beta"}
-        usual = {"precision"} if self.precision == "float32" else set()  # trials without the field
+        # Trials of before have none of these fields.
+        usual = {"precision"} if self.precision == "float32" else set()
         always = {"draws", "model.train", "model.reduction", "model.dtype"}
+        usual |= set() if self.per else {"per"}
         return frozenset(always | of_pairs | usual)
 
     @property
@@ -208,7 +218,13 @@ class SelectionTrial(RunsModel, Stage):
         chosen = {"query_relevance": (self.features,), "margin": (self.margins,)}.get(by, ())
         chosen = (self.margins,) if by == "middle" else chosen
         others = (self.influence, self.issues, self.duplicates)
-        return ("text", *chosen, *(name for name in others if name))
+        columns = ("extra",) if self.per else ()
+        return ("text", *chosen, *columns, *(name for name in others if name))
+
+    @property
+    def query_column(self) -> str | None:
+        """The one that names groups."""
+        return self.per
 
     def check_reads(self, writers: Mapping[str, Any]) -> None:
         """Refuses influences of some pairs alone.
@@ -302,7 +318,8 @@ class SelectionTrial(RunsModel, Stage):
             every, drawn = inputs.by_shard(self.features, "example"), pa.array(opened.example_ids)
             shards = (table.filter(pc.is_in(table["id"], drawn)) for table in every)
             share, n = min(1.0, 2 * self.keep), len(opened.example_ids)
-            found = relevance(vectors[others], shards, share, n)
+            groups = query_groups(inputs, self.per, ids[others])
+            found = relevance(vectors[others], shards, share, n, groups)
             ranked, rank = (found.ids, found.rank) if found else (np.zeros(0, np.int64),) * 2
             order = ranked[np.argsort(rank)]
         elif self.by in ("answer_issues", "preference_issues"):

@@ -1,9 +1,11 @@
 """An order of examples by relevance to queries that take turns to choose the most similar one.
 
-Source: the round robin of RDS+, arXiv:2503.01807, section 3, here by query and not by task.
+Source: the round robin of RDS+, arXiv:2503.01807, section 3. There tasks take turns; here groups of
+queries do, and in the turns of a group its queries.
 """
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +29,24 @@ class Choices:
     Of equally similar ones those of the smallest ids, however the examples are cut.
     """
 
-    def __init__(self, n_queries: int, share: float, n_examples: int) -> None:
-        """Empty. At most `n_examples` are added, a `share` of which is chosen."""
-        self._most = max(FIRST, -(-round(SPARE * share * n_examples) // max(1, n_queries)))
+    def __init__(
+        self,
+        n_queries: int,
+        share: float,
+        n_examples: int,
+        groups: Int64[np.ndarray, " queries"] | None = None,
+    ) -> None:
+        """Empty. At most `n_examples` are added, a `share` of which is chosen.
+
+        `groups` has the number of each query's group, from 0; without, all are one.
+        """
+        numbers = np.zeros(n_queries, np.int64) if groups is None else groups
+        self._groups = [np.flatnonzero(numbers == at) for at in range(numbers.max(initial=-1) + 1)]
+        wanted = round(SPARE * share * n_examples / max(1, len(self._groups)))
+        self._most = [max(FIRST, -(-wanted // len(queries))) for queries in self._groups]
         self._ids = np.zeros(0, np.int64)
-        self._places = np.zeros((n_queries, 0), np.int64)
-        self._cosines = np.zeros((n_queries, 0), np.float32)
+        self._places = [np.zeros((len(queries), 0), np.int64) for queries in self._groups]
+        self._cosines = [np.zeros((len(queries), 0), np.float32) for queries in self._groups]
 
     def add(
         self, ids: Int64[np.ndarray, " rows"], cosines: Float32[np.ndarray, "rows queries"]
@@ -40,42 +54,49 @@ class Choices:
         """Offers more examples. Cost: a few passes over the cosines."""
         places = len(self._ids) + np.arange(len(ids))
         self._ids = np.concatenate([self._ids, ids])
-        every = np.concatenate([self._cosines, cosines.T], axis=1)
-        of = np.concatenate([self._places, np.tile(places, (len(every), 1))], axis=1)
-        n_queries, width = every.shape
-        if width > self._most:
-            asking = np.repeat(np.arange(n_queries), width)
-            kept = best(Pairs(asking, self._ids[of.ravel()], every.ravel()), self._most)
-            every = every.ravel()[kept].reshape(n_queries, -1)
-            of = of.ravel()[kept].reshape(n_queries, -1)
-        self._cosines, self._places = every, of
+        for at, (queries, most) in enumerate(zip(self._groups, self._most, strict=True)):
+            every = np.concatenate([self._cosines[at], cosines[:, queries].T], axis=1)
+            of = np.concatenate([self._places[at], np.tile(places, (len(queries), 1))], axis=1)
+            n_queries, width = every.shape
+            if width > most:
+                asking = np.repeat(np.arange(n_queries), width)
+                kept = best(Pairs(asking, self._ids[of.ravel()], every.ravel()), most)
+                every = every.ravel()[kept].reshape(n_queries, -1)
+                of = of.ravel()[kept].reshape(n_queries, -1)
+            self._cosines[at], self._places[at] = every, of
 
     def turns(self, count: int) -> tuple[Int64[np.ndarray, " taken"], Int64[np.ndarray, " taken"]]:
         """The first `count` examples, by place, that queries take in turns, and who took them.
 
-        Fewer where every query has run out of choices.
+        Groups take turns, and in the turns of each its queries. Fewer examples where every query
+        has run out of choices.
         """
-        order = np.lexsort((self._ids[self._places], -self._cosines), axis=1)
-        lists = np.take_along_axis(self._places, order, 1).tolist()
+        left = {query: iter(row) for query, row in self._lists()}
         is_free = np.ones(len(self._ids), bool)
-        reached = [0] * len(lists)
         taken: list[int] = []
         by: list[int] = []
-        going = list(range(len(lists)))
+        going = [deque(queries.tolist()) for queries in self._groups]
         while going and len(taken) < count:
-            left = []
-            for query in going:
-                row, at = lists[query], reached[query]
-                while at < len(row) and not is_free[row[at]]:
-                    at += 1
-                reached[query] = at + 1
-                if at < len(row) and len(taken) < count:
-                    is_free[row[at]] = False
-                    taken.append(row[at])
-                    by.append(query)
-                    left.append(query)
-            going = left
+            for queries in going:
+                while queries and len(taken) < count:
+                    query = queries.popleft()
+                    row = next((row for row in left[query] if is_free[row]), None)
+                    if row is not None:
+                        is_free[row] = False
+                        taken.append(row)
+                        by.append(query)
+                        queries.append(query)
+                        break
+            going = [queries for queries in going if queries]
         return np.array(taken, np.int64), np.array(by, np.int64)
+
+    def _lists(self) -> Iterator[tuple[int, list[int]]]:
+        """Each query, and its choices from the most similar on, by place."""
+        for queries, places, cosines in zip(self._groups, self._places, self._cosines, strict=True):
+            order = np.lexsort((self._ids[places], -cosines), axis=1)
+            yield from zip(
+                queries.tolist(), np.take_along_axis(places, order, 1).tolist(), strict=True
+            )
 
 
 class Relevance(NamedTuple):
@@ -96,16 +117,17 @@ def relevance(
     shards: Iterable[pa.Table],
     share: float,
     n_examples: int,
+    groups: Int64[np.ndarray, " queries"] | None = None,
 ) -> Relevance | None:
     """The order: a `share` of the examples by turns, and then the rest by their largest cosine.
 
     Equal ones stand by id. `shards` are tables with the columns id and vector, of `n_examples` rows
-    together at most; without a row there is no order. Cost: an inner product for each example and
-    query.
+    together at most; without a row there is no order. `groups` as in `Choices`. Cost: an inner
+    product for each example and query.
     """
     unit = unit_rows(queries).astype(np.float32)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    choices = Choices(len(unit), share, n_examples)
+    choices = Choices(len(unit), share, n_examples, groups)
     for table in shards:
         if table.num_rows:
             cosines = unit_rows(matrix_of(table["vector"])).astype(np.float32) @ unit.T

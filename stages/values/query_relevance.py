@@ -1,9 +1,10 @@
 """How relevant every example is to the queries, in an order that serves all of them.
 
 The queries take turns: each takes the example of the largest cosine that nobody has taken. So no
-query, and no group of them, is left out for another whose examples are more alike. What is not
-taken follows by its largest cosine. With `position_weighted` this is RDS+, arXiv:2503.01807; the
-turns are its round robin, here by query and not by task.
+query, and no group of them, is left out for another whose examples are more alike. With `per` the
+groups that a column of the queries names take turns, and in the turns of each its queries: every
+group gets as many examples, however many queries it has. What is not taken follows by its largest
+cosine. With `position_weighted` this is RDS+, arXiv:2503.01807; the turns are its round robin.
 
 Relevance is not quality: a bad row may be as relevant as a good one (`answer_issues`).
 """
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.ranking.turns import relevance
+from stages.reading.query_groups import query_groups
 from stages.stage import ConfigError, Cost, DataError, Inputs, Rows, Split, Stage, Work
 from storage.schema import TableSpec
 
@@ -46,9 +48,13 @@ class QueryRelevance(Stage):
     """The feature table whose vectors are compared."""
     share: float = 0.5
     """Share of the examples that the queries take in turns."""
+    per: str | None = None
+    """A column of the queries, such as the task of each: its values take turns, an empty cell being
+    one of them; null lets all queries take turns alike."""
 
     version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
+    for_queries: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses a share out of range.
@@ -64,8 +70,18 @@ class QueryRelevance(Stage):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The feature table."""
-        return (self.features,)
+        """The feature table, and the column of the queries."""
+        return (self.features, "extra") if self.per else (self.features,)
+
+    @property
+    def outside_key(self) -> frozenset[str]:
+        """The column where there is none: orders of before had no such field."""
+        return frozenset() if self.per else frozenset({"per"})
+
+    @property
+    def query_column(self) -> str | None:
+        """The one that names groups."""
+        return self.per
 
     @property
     def writes(self) -> tuple[TableSpec, ...]:
@@ -87,10 +103,12 @@ class QueryRelevance(Stage):
         by_id = np.argsort(query_ids)
         shards = inputs.by_shard(self.features, "example")
         n = len(inputs.vectors(self.features, "example").ids)
-        found = relevance(queries[by_id], shards, self.share, n)
+        asking = np.asarray(query_ids)[by_id]
+        groups = query_groups(inputs, self.per, asking)
+        found = relevance(queries[by_id], shards, self.share, n, groups)
         if found is None:
             return
-        of_query = np.asarray(query_ids)[by_id][found.query]
+        of_query = asking[found.query]
         columns = [found.ids, found.rank, found.similarity, of_query, found.is_taken]
         order = np.argsort(found.ids)
         rows = pa.RecordBatch.from_arrays(

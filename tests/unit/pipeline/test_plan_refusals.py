@@ -20,7 +20,9 @@ def test_stages_that_do_not_fit(raw: Raw) -> None:
     assert len(stages_in_order(parse_config(raw, "test"))[0]) == 5
 
 
-@pytest.mark.parametrize("stage", ["freeshap", "tracin", "similarity", "retrain", "knn_shapley"])
+@pytest.mark.parametrize(
+    "stage", ["freeshap", "tracin", "similarity", "retrain", "knn_shapley", "query_relevance"]
+)
 def test_what_explains_queries_or_measures_on_them_is_refused_without_any(
     raw: Raw, stage: str
 ) -> None:
