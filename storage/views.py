@@ -71,7 +71,10 @@ def build_catalog(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with duckdb.connect(str(temporary)) as connection:
+            # At once: else DuckDB writes and flushes its log after every statement.
+            connection.begin()
             _fill(connection, entries, store, run_id, splits)
+            connection.commit()
             connection.execute("CHECKPOINT")
         os.replace(temporary, path)
     except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException) as error:
