@@ -222,6 +222,11 @@ def _check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
             f"stages.{instance}: found no queries, expected some: they are what it explains, or "
             "what it measures the examples on. Add `queries:`, or leave the stage out."
         )
+    if 0 < (n_queries := corpus.rows("text", "query")) < stage.least_queries:
+        raise ConfigFileError(
+            f"stages.{instance}: found {n_queries} {'query' if n_queries == 1 else 'queries'}, "
+            f"expected at least {stage.least_queries}. Name more, or leave the stage out."
+        )
     if stage.query_column is not None:
         _check_query_column(instance, stage.query_column, corpus)
     if "text" in stage.reads and not corpus.has_text:
@@ -235,7 +240,7 @@ def _check_fit(instance: str, stage: Stage, corpus: Corpus) -> None:
 def needs_queries(stage: Stage) -> bool:
     """Whether a stage has nothing to do without queries: it scores pairs, or values examples."""
     is_of_queries = any({"query_id", "utility"} & set(spec.key) for spec in stage.writes)
-    return stage.for_queries or stage.split == "query" or is_of_queries
+    return bool(stage.least_queries) or stage.split == "query" or is_of_queries
 
 
 def _check_query_column(instance: str, column: str, corpus: Corpus) -> None:

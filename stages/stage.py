@@ -230,8 +230,6 @@ class Stage(ABC):
     """For tasks of corpora that it cannot work on, the stage that does there what it is for."""
     judges_rows: ClassVar[bool] = False
     """Whether each row is judged by a fit on all, so that rows by an older fit may stand beside."""
-    for_queries: ClassVar[bool] = False
-    """Whether it has nothing to do without queries, though its rows are of examples."""
     is_one_map: ClassVar[bool] = True
     """Whether vectors of examples and of queries are made alike, so that they have a kernel."""
     is_kept: ClassVar[bool] = False
@@ -344,6 +342,11 @@ class Stage(ABC):
     def model_ref(self) -> Any:
         """The `stages.model.spec.ModelSpec` of the model that is run; None where none is."""
         return None
+
+    @property
+    def least_queries(self) -> int:
+        """Queries without which it has nothing to do, where its rows do not tell that by a key."""
+        return 0
 
     @property
     def query_column(self) -> str | None:

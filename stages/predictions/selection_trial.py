@@ -189,10 +189,10 @@ class SelectionTrial(RunsModel, Stage):
         And what is about pairs, of completions.
         """
         of_pairs = set() if self._is_of_pairs else {"margins", "influence", "beta"}
-        # Trials of before have none of these fields.
+        # Trials of before have neither field.
         usual = {"precision"} if self.precision == "float32" else set()
-        always = {"draws", "model.train", "model.reduction", "model.dtype"}
         usual |= set() if self.per else {"per"}
+        always = {"draws", "model.train", "model.reduction", "model.dtype"}
         return frozenset(always | of_pairs | usual)
 
     @property
@@ -220,6 +220,11 @@ class SelectionTrial(RunsModel, Stage):
         others = (self.influence, self.issues, self.duplicates)
         columns = ("extra",) if self.per else ()
         return ("text", *chosen, *columns, *(name for name in others if name))
+
+    @property
+    def least_queries(self) -> int:
+        """One for each part."""
+        return self.parts
 
     @property
     def query_column(self) -> str | None:

@@ -54,7 +54,6 @@ class QueryRelevance(Stage):
 
     version: ClassVar[int] = 2
     split: ClassVar[Split] = "whole"
-    for_queries: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses a share out of range.
@@ -77,6 +76,11 @@ class QueryRelevance(Stage):
     def outside_key(self) -> frozenset[str]:
         """The column where there is none: orders of before had no such field."""
         return frozenset() if self.per else frozenset({"per"})
+
+    @property
+    def least_queries(self) -> int:
+        """One, to be relevant to."""
+        return 1
 
     @property
     def query_column(self) -> str | None:

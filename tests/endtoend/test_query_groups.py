@@ -57,13 +57,16 @@ def test_each_task_takes_as_many_rows(raw: dict[str, Any]) -> None:
     assert expected(done, keep="20%", method="alike")["trials"] == []
 
 
-def test_a_column_that_the_queries_lack_is_refused_before_anything_is_computed(
+def test_what_the_queries_lack_is_refused_before_anything_is_computed(
     raw: dict[str, Any],
 ) -> None:
     for name, column in (("query_relevance", "Task"), ("selection_trial", "prompt")):
         stages = {"a": {"stage": name, "per": column}}
         with pytest.raises(ConfigFileError, match=r"stages.a: found per: .*: task\. Correct"):
             plan({**raw, "stages": stages})
+    one = {"queries": {**raw["queries"], "split": "train[:1]"}, "stages": {"selection_trial": {}}}
+    with pytest.raises(ConfigFileError, match="selection_trial: found 1 query, expected at least"):
+        plan({**raw, **one})
     stages = {"selection_trial": {"by": "answer_issues", "per": "task"}}
     with pytest.raises(ConfigFileError, match=r"found per: task with by: answer_issues"):
         plan({**raw, "stages": stages})
