@@ -115,7 +115,7 @@ class SelectionTrial(RunsModel, Stage):
     """Random sets of rows; more can be added later."""
     random_seed: int = 0
     """Seed of the parts, the random rows and the batches."""
-    token_budget: int = 2048
+    token_budget: int = 1024
     """Padded tokens per pass; changes the last bits of a loss, hence part of the key."""
     precision: Precision = "float32"
     """`bfloat16` trains in mixed precision, where the device has it; losses are read in float32."""
