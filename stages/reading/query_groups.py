@@ -35,6 +35,6 @@ def _numbers(cells: Sequence[str]) -> Int64[np.ndarray, " queries"]:
 
 
 def _cell(cell: Any) -> str:
-    """A cell as text; what pandas writes for nothing is empty as nothing is."""
-    is_empty = cell is None or (isinstance(cell, float) and math.isnan(cell))
+    """A cell as text; no text, and what pandas writes for nothing, are empty as nothing is."""
+    is_empty = cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
     return "" if is_empty else repr(cell)
