@@ -10,11 +10,17 @@ from pipeline import trials
 from pipeline.trials import interval, trials_of
 
 FOUND = [
-    {"method": "one", "by": "query_relevance", "features": "position_weighted"},
-    {"method": "two", "by": "query_relevance", "features": "less"},
-    {"method": "three", "by": "answer_issues", "features": "position_weighted"},
+    {"method": "one", "by": "query_relevance", "features": "position_weighted", "per": None},
+    {"method": "two", "by": "query_relevance", "features": "less", "per": None},
+    {"method": "three", "by": "answer_issues", "features": "position_weighted", "per": None},
+    {"method": "four", "by": "query_relevance", "features": "less", "per": "task"},
 ]
-FEATURES = {"query_relevance": "position_weighted", "by_less": "less", "by_words": "embedding"}
+FIELDS: dict[str, dict[str, str | None]] = {
+    "query_relevance": {"features": "position_weighted"},  # of a run before there was `per`
+    "by_less": {"features": "less", "per": None},
+    "by_words": {"features": "embedding", "per": None},
+    "by_task": {"features": "less", "per": "task"},
+}
 
 
 @pytest.mark.parametrize(
@@ -23,15 +29,16 @@ FEATURES = {"query_relevance": "position_weighted", "by_less": "less", "by_words
         ("query_relevance", "query_relevance", ["one"]),
         ("query_relevance", "by_less", ["two"]),
         ("query_relevance", "by_words", []),
+        ("query_relevance", "by_task", ["four"]),
         ("answer_issues", "answer_issues", ["three"]),
         ("random", "random", []),
     ],
 )
-def test_a_trial_by_other_features_says_nothing(
+def test_a_trial_that_chose_otherwise_says_nothing(
     by: str, instance: str, methods: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sql(statement: str) -> Any:
-        (fields,) = ({"features": f} for name, f in FEATURES.items() if f"'{name}'" in statement)
+        (fields,) = (fields for name, fields in FIELDS.items() if f"'{name}'" in statement)
         return SimpleNamespace(fetchall=lambda: [(json.dumps(fields),)])
 
     monkeypatch.setattr(trials, "trials", lambda run: FOUND)
