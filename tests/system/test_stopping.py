@@ -72,10 +72,11 @@ def test_a_run_on_ray_leaves_no_process(
     ray_folder.mkdir(exist_ok=True)
     current = ray_folder / "ray_current_cluster"
     current.write_text("127.0.0.1:1")
+    others = ray_workers()
     try:
         with start("run", write_config(tmp_path, ray={"engine": "ray"})) as process:
             wait_for((tmp_path / "run/store/embedding").exists, process)
-            at_work = workers_of(processes)
+            at_work = ray_workers() - others
             said = stop(process, number, times)
     finally:
         current.unlink(missing_ok=True)
@@ -88,20 +89,20 @@ def test_a_run_on_ray_leaves_no_process(
     assert not alive(at_work)
 
 
-def workers_of(processes: Any) -> list[int]:
-    """Ray's workers, which are sessions of their own, with a task of ours."""
-    found = []
+def ray_workers() -> set[int]:
+    """Ray's workers with a task of ours, which are sessions of their own."""
+    found = set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
             command = (place / "cmdline").read_bytes()
         except OSError:
             continue
         if command.startswith(b"ray::Worker"):
-            found.append(int(place.name))
+            found.add(int(place.name))
     return found
 
 
-def alive(pids: list[int]) -> list[int]:
+def alive(pids: set[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and is_worker(pid)]
 
 
